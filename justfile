@@ -1,0 +1,48 @@
+# The verbs of this project. Nothing has to be there before: each makes what it needs.
+
+set shell := ["sh", "-eu", "-c"]
+
+venv := ".venv"
+python := venv / "bin/python"
+
+# List the verbs.
+default:
+    @just --list
+
+# Run the example agent and show the tree that was stored.
+demo *options: (_install venv "local" "trio")
+    @{{ python }} -m prefactor_core demo {{ options }}
+
+# Run the tests, on asyncio and trio.
+test *options: (_install venv "dev")
+    {{ python }} -m pytest {{ options }}
+
+# Run the tests on uvloop.
+test-uvloop *options: (_install venv "dev")
+    {{ python }} -m pytest --uvloop {{ options }}
+
+# Run the tests on exactly the lowest versions of the run-time dependencies.
+test-lowest *options: (_install ".venv-lowest" "dev")
+    .venv-lowest/bin/python -m pip install -q $({{ python }} tests/lowest_versions.py)
+    .venv-lowest/bin/python -m pytest {{ options }}
+
+# Check style, types and floors.
+check: (_install venv "dev")
+    {{ venv }}/bin/ruff check .
+    {{ venv }}/bin/ruff format --check .
+    {{ venv }}/bin/flake8 --select ASYNC1,ASYNC2,ASYNC3 --extend-ignore ASYNC124,ASYNC127 prefactor_core tests examples
+    {{ venv }}/bin/mypy
+    {{ venv }}/bin/basedpyright
+    {{ venv }}/bin/lint-imports
+
+# Format the code and repair what can be repaired.
+fmt: (_install venv "dev")
+    {{ venv }}/bin/ruff format .
+    {{ venv }}/bin/ruff check --fix .
+
+# Make a virtual environment with an extra (and more) in it, unless it is up to date.
+_install folder extra *more:
+    @[ -x {{ folder }}/bin/python ] || python3 -m venv {{ folder }}
+    @[ {{ folder }}/.installed-{{ extra }} -nt pyproject.toml ] || { \
+        {{ folder }}/bin/python -m pip install -q --disable-pip-version-check -e '.[{{ extra }}]' {{ more }} \
+        && touch {{ folder }}/.installed-{{ extra }}; }
