@@ -1,0 +1,89 @@
+"""Which spans are open around the running code: one context variable.
+
+The variable holds an immutable tuple, so that a task that inherits it can never change what
+its creator sees. Entries are removed by identity and never with ``Token.reset``, which
+fails when a block is left in another context than it was entered in (async generators,
+other tasks). A span may end in a context that cannot reach this one's tuple: ended spans
+are therefore passed over on every look, and dropped with the next change.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+
+from prefactor_core.models import Span
+
+_entries: ContextVar[tuple[Span | str, ...]] = ContextVar("prefactor_core_spans", default=())
+
+
+def _open_entries() -> tuple[Span | str, ...]:
+    entries = _entries.get()
+    for entry in entries:
+        if isinstance(entry, Span) and entry.ended:
+            return tuple(e for e in entries if isinstance(e, str) or not e.ended)
+    return entries
+
+
+def _id(entry: Span | str) -> str:
+    return entry if isinstance(entry, str) else entry.id
+
+
+class SpanContextStack:
+    """The open spans of the current context, outermost first.
+
+    An id pushed by hand (``push("…")``) stands for a span that somebody else opened; it
+    stays until it is popped.
+    """
+
+    @classmethod
+    def get_stack(cls) -> list[str]:
+        """The ids of the open spans, outermost first; a new list each time."""
+        return [_id(entry) for entry in _open_entries()]
+
+    @classmethod
+    def push(cls, span_id: Span | str) -> None:
+        """Make a span, or an id, the innermost one of this context."""
+        _entries.set((*_open_entries(), span_id))
+
+    @classmethod
+    def pop(cls) -> str | None:
+        """Remove the innermost open span and return its id; None if there is none."""
+        entries = _open_entries()
+        if not entries:
+            return None
+        _entries.set(entries[:-1])
+        return _id(entries[-1])
+
+    @classmethod
+    def peek(cls) -> str | None:
+        """The id of the innermost open span; None if there is none."""
+        entries = _open_entries()
+        return _id(entries[-1]) if entries else None
+
+    @classmethod
+    def depth(cls) -> int:
+        """How many spans are open."""
+        return len(_open_entries())
+
+    @classmethod
+    def is_empty(cls) -> bool:
+        """Whether no span is open."""
+        return not _open_entries()
+
+    @classmethod
+    def remove(cls, span: Span) -> None:
+        """Remove this span, wherever it stands; nothing if it is not there."""
+        entries = _entries.get()
+        if any(entry is span for entry in entries):
+            _entries.set(tuple(entry for entry in entries if entry is not span))
+
+    @classmethod
+    def innermost(cls, instance_id: str) -> Span | str | None:
+        """The innermost open span of one agent instance, or an id pushed by hand inside it.
+
+        Spans of other instances are passed over: a parent belongs to the same run.
+        """
+        for entry in reversed(_entries.get()):
+            if isinstance(entry, str) or (entry.instance_id == instance_id and not entry.ended):
+                return entry
+        return None

@@ -1,0 +1,135 @@
+"""Every error that this library raises, under one base.
+
+Nothing of httpx, sqlite3 or msgspec leaves a public function: what the transport
+raises is mapped to a :class:`PrefactorApiError` at the edge (``api/``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prefactor_core.operations import OperationType
+
+
+class PrefactorCoreError(Exception):
+    """The base of every error of this library."""
+
+
+class PrefactorValueError(PrefactorCoreError, ValueError):
+    """A value that cannot be right; the message names the field, the value and the bound."""
+
+
+class ClientNotInitializedError(PrefactorCoreError):
+    """The client is used before its scope was opened, or after it was closed."""
+
+
+class ClientAlreadyInitializedError(PrefactorCoreError):
+    """The client's scope is opened a second time while it is open."""
+
+
+class ClientScopeError(PrefactorCoreError):
+    """The client's scope is left in another task than the one that entered it."""
+
+
+class OperationError(PrefactorCoreError):
+    """Something is asked for that the API has no operation for.
+
+    ``operation_type`` is the kind of operation, where one is concerned.
+    """
+
+    def __init__(self, message: str, operation_type: OperationType | None = None) -> None:
+        super().__init__(message)
+        self.operation_type = operation_type
+
+
+class InstanceNotFoundError(PrefactorCoreError):
+    """An agent instance id that this client does not know, or that is no PFID."""
+
+
+class SpanNotFoundError(PrefactorCoreError):
+    """A span id that belongs to no open span of this client."""
+
+
+class PrefactorApiError(PrefactorCoreError):
+    """The API refused a call, or could not be asked.
+
+    ``code`` is the API's own word (``"unknown"`` where it gave none), ``status_code``
+    the HTTP status (None where no answer came).
+    """
+
+    def __init__(
+        self, message: str, *, code: str = "unknown", status_code: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status_code = status_code
+
+
+class PrefactorAuthError(PrefactorApiError):
+    """The token is wrong, expired, or not for this call (401, 403)."""
+
+
+class PrefactorNotFoundError(PrefactorApiError):
+    """The API does not know an id of the call (404)."""
+
+
+class PrefactorValidationError(PrefactorApiError):
+    """Fields are missing or wrong (400, 422); ``errors`` maps a field to its message."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str = "unknown",
+        status_code: int | None = None,
+        errors: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, code=code, status_code=status_code)
+        self.errors: dict[str, str] = dict(errors or {})
+
+
+class PrefactorConflictError(PrefactorApiError):
+    """The state of the instance or span does not allow the call (409)."""
+
+
+class PrefactorRateLimitError(PrefactorApiError):
+    """Too many requests (429); ``retry_after`` is the wait asked for, in seconds, or None."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str = "unknown",
+        status_code: int | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, code=code, status_code=status_code)
+        self.retry_after = retry_after
+
+
+class PrefactorServerError(PrefactorApiError):
+    """The API failed to do what it was asked (5xx, or a status configured as passing).
+
+    ``retry_after`` is the wait that the API asked for, in seconds, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str = "unknown",
+        status_code: int | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, code=code, status_code=status_code)
+        self.retry_after = retry_after
+
+
+class PrefactorUnreachableError(PrefactorApiError):
+    """No answer came: no connection, a broken one, or a time-out."""
+
+
+class PrefactorContractError(PrefactorApiError):
+    """The answer is not what the API is known to answer (not JSON, or a part is missing)."""

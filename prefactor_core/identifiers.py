@@ -1,0 +1,77 @@
+"""PFIDs, and the idempotency keys that follow from them. Pure.
+
+A PFID (API.md section 3) is 160 bits as 32 characters of Crockford's base32 in lower
+case: 48 bits of milliseconds since 1970 in 10 characters, 30 bits of partition (the
+account's) in 6, and 80 random bits in 16. The order of the text is the order of time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+
+from prefactor_core.exceptions import PrefactorValueError
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
+_PFID = re.compile(r"[0-7][0-9abcdefghjkmnpqrstvwxyz]{31}")
+_PARTITION = slice(10, 16)
+
+PARTITION_BITS = 30
+MAX_PARTITION = (1 << PARTITION_BITS) - 1
+
+
+def _encode(number: int, characters: int) -> str:
+    # Ten bits, that is two characters, at a time: a table of pairs halves the work.
+    return "".join(
+        [_PAIRS[number >> shift & 1023] for shift in range(characters * 5 - 10, -1, -10)]
+    )
+
+
+def _generate(partition: str, milliseconds: int | None) -> str:
+    if milliseconds is None:
+        milliseconds = time.time_ns() // 1_000_000
+    # os.urandom and not random: a forked child must not repeat its parent's ids.
+    return (
+        _encode(milliseconds, 10) + partition + _encode(int.from_bytes(os.urandom(10), "big"), 16)
+    )
+
+
+def generate(partition: int, milliseconds: int | None = None) -> str:
+    """A new PFID of the given partition (0 to 2**30 - 1).
+
+    ``milliseconds`` since 1970 defaults to now.
+    """
+    if not 0 <= partition <= MAX_PARTITION:
+        raise PrefactorValueError(
+            f"partition must be between 0 and {MAX_PARTITION}, got {partition}"
+        )
+    return _generate(_encode(partition, 6), milliseconds)
+
+
+def generate_related(pfid: str) -> str:
+    """A new PFID of the partition of ``pfid``, which must be one (:func:`is_pfid`)."""
+    return _generate(pfid[_PARTITION], None)
+
+
+def is_pfid(text: object) -> bool:
+    """Whether ``text`` has the form of a PFID."""
+    return isinstance(text, str) and _PFID.fullmatch(text) is not None
+
+
+def partition_of(pfid: str) -> int:
+    """The partition in a PFID."""
+    number = 0
+    for character in pfid[_PARTITION]:
+        number = number << 5 | _ALPHABET.index(character)
+    return number
+
+
+def idempotency_key(pfid: str, step: str) -> str:
+    """The key of one step (``create``, ``start``, ``finish``) in the life of ``pfid``.
+
+    It follows from both, so that every attempt, also by another process, sends the same
+    (API.md section 5: 8 to 64 characters).
+    """
+    return f"{pfid}-{step}"

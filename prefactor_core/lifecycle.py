@@ -1,0 +1,125 @@
+"""Which state may follow which, for agent instances and spans. Pure.
+
+The transitions are the API's (API.md sections 7 and 8). The *steps* are what has to be
+told to the API so that a run or a span gets from where it is to where it shall be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Final, Literal, NamedTuple
+
+
+class SpanStatus(StrEnum):
+    """The states of a span; on our side ``pending`` is: entered, not yet told."""
+
+    PENDING = "pending"
+    ACTIVE = "active"
+    COMPLETE = "complete"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class InstanceStatus(StrEnum):
+    """The states of an agent instance."""
+
+    PENDING = "pending"
+    ACTIVE = "active"
+    COMPLETE = "complete"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TERMINATED = "terminated"
+
+
+Outcome = Literal["complete", "failed", "cancelled"]
+"""How a body, a span or a run can end."""
+
+OUTCOMES: Final = frozenset({"complete", "failed", "cancelled"})
+
+SPAN_TRANSITIONS: Final[Mapping[SpanStatus, frozenset[SpanStatus]]] = {
+    SpanStatus.PENDING: frozenset({SpanStatus.CANCELLED}),
+    SpanStatus.ACTIVE: frozenset({SpanStatus.COMPLETE, SpanStatus.FAILED, SpanStatus.CANCELLED}),
+    SpanStatus.COMPLETE: frozenset(),
+    SpanStatus.FAILED: frozenset(),
+    SpanStatus.CANCELLED: frozenset(),
+}
+"""What a finish may make of a stored span. No call leads from pending to active."""
+
+INSTANCE_TRANSITIONS: Final[Mapping[InstanceStatus, frozenset[InstanceStatus]]] = {
+    InstanceStatus.PENDING: frozenset({InstanceStatus.ACTIVE, InstanceStatus.CANCELLED}),
+    InstanceStatus.ACTIVE: frozenset(
+        {
+            InstanceStatus.COMPLETE,
+            InstanceStatus.FAILED,
+            InstanceStatus.CANCELLED,
+            InstanceStatus.TERMINATED,
+        }
+    ),
+    InstanceStatus.COMPLETE: frozenset(),
+    InstanceStatus.FAILED: frozenset(),
+    InstanceStatus.CANCELLED: frozenset(),
+    InstanceStatus.TERMINATED: frozenset(),
+}
+
+
+class SpanStep(NamedTuple):
+    """One call about a span: create it in a status, or finish it with one."""
+
+    call: Literal["create", "finish"]
+    status: SpanStatus
+
+
+class InstanceStep(NamedTuple):
+    """One call about an agent instance: start it, or finish it with a status."""
+
+    call: Literal["start", "finish"]
+    status: InstanceStatus
+
+
+def is_terminal(status: SpanStatus | InstanceStatus) -> bool:
+    """Whether nothing can follow this state."""
+    return status in OUTCOMES or status == InstanceStatus.TERMINATED
+
+
+def span_steps(current: SpanStatus, goal: SpanStatus) -> tuple[SpanStep, ...]:
+    """The calls that bring a span from ``current`` to ``goal``; none if it has ended.
+
+    The first end counts: whatever is asked of an ended span leads to no call. A span that
+    is cancelled before it started is created pending and finished at once, the only way
+    that the API has for it.
+    """
+    match current, goal:
+        case SpanStatus.PENDING, SpanStatus.ACTIVE:
+            return (SpanStep("create", goal),)
+        case SpanStatus.PENDING, SpanStatus.CANCELLED:
+            return SpanStep("create", SpanStatus.PENDING), SpanStep("finish", goal)
+        case SpanStatus.PENDING, SpanStatus.COMPLETE | SpanStatus.FAILED:
+            return SpanStep("create", SpanStatus.ACTIVE), SpanStep("finish", goal)
+        case SpanStatus.ACTIVE, SpanStatus.COMPLETE | SpanStatus.FAILED | SpanStatus.CANCELLED:
+            return (SpanStep("finish", goal),)
+        case _:
+            return ()
+
+
+def instance_steps(current: InstanceStatus, goal: InstanceStatus) -> tuple[InstanceStep, ...]:
+    """The calls that bring a run from ``current`` to ``goal``; none if it has ended.
+
+    A run that ends before it was started is started first: a finish of a pending run is
+    refused (API.md section 7).
+    """
+    match current, goal:
+        case InstanceStatus.PENDING, InstanceStatus.ACTIVE:
+            return (InstanceStep("start", goal),)
+        case (
+            InstanceStatus.PENDING,
+            InstanceStatus.COMPLETE | InstanceStatus.FAILED | InstanceStatus.CANCELLED,
+        ):
+            return InstanceStep("start", InstanceStatus.ACTIVE), InstanceStep("finish", goal)
+        case (
+            InstanceStatus.ACTIVE,
+            InstanceStatus.COMPLETE | InstanceStatus.FAILED | InstanceStatus.CANCELLED,
+        ):
+            return (InstanceStep("finish", goal),)
+        case _:
+            return ()

@@ -1,0 +1,131 @@
+"""SchemaRegistry: the span types of an agent, put together before it runs. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import msgspec
+
+from prefactor_core.exceptions import PrefactorValueError
+
+Schema = Mapping[str, Any]
+"""A JSON Schema, as the API takes it."""
+
+
+def content_hash(schema_version: Schema) -> str:
+    """Twelve hexadecimal digits that follow from the content, whatever the order of keys."""
+    content = msgspec.json.encode(schema_version, order="deterministic")
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+class SchemaRegistry:
+    """Collects span schemas and gives the ``agent_schema_version`` to register with a run.
+
+    What is put in and what is given out are copies: no later change of a caller's dict
+    reaches the registry, and none of the registry's a caller.
+    """
+
+    def __init__(self) -> None:
+        # Each map by name, in the order of registration.
+        self._span_schemas: dict[str, dict[str, Any]] = {}
+        self._span_result_schemas: dict[str, dict[str, Any]] = {}
+        self._span_type_schemas: dict[str, dict[str, Any]] = {}
+
+    def register(self, name: str, schema: Schema) -> None:
+        """Add the schema of a span type's payload.
+
+        Raises :class:`PrefactorValueError` if the name was registered this way before.
+        """
+        if name in self._span_schemas:
+            raise PrefactorValueError(f"Schema '{name}' is already registered")
+        self.register_unsafe(name, schema)
+
+    def register_unsafe(self, name: str, schema: Schema) -> None:
+        """Add the schema of a span type's payload, in place of one of the same name."""
+        self._span_schemas[name] = deepcopy(dict(schema))
+
+    def register_result(self, name: str, schema: Schema) -> None:
+        """Add the schema of a span type's result.
+
+        Raises :class:`PrefactorValueError` if the name was registered this way before.
+        """
+        if name in self._span_result_schemas:
+            raise PrefactorValueError(f"Result schema '{name}' is already registered")
+        self._span_result_schemas[name] = deepcopy(dict(schema))
+
+    def register_type(
+        self,
+        name: str,
+        params_schema: Schema,
+        result_schema: Schema | None = None,
+        title: str | None = None,
+        description: str | None = None,
+        template: str | None = None,
+    ) -> None:
+        """Add a whole span type: both schemas, and how it is shown.
+
+        ``template`` is Liquid over payload and result, ``{{field}}`` (API.md section 9).
+        Raises :class:`PrefactorValueError` if the name was registered this way before.
+        """
+        if name in self._span_type_schemas:
+            raise PrefactorValueError(f"Span type schema '{name}' is already registered")
+        parts = {
+            "name": name,
+            "params_schema": params_schema,
+            "result_schema": result_schema,
+            "title": title,
+            "description": description,
+            "template": template,
+        }
+        self._span_type_schemas[name] = deepcopy({k: v for k, v in parts.items() if v is not None})
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """A copy of the payload's schema of a span type; None if there is no such type."""
+        if name in self._span_schemas:
+            return deepcopy(self._span_schemas[name])
+        if name in self._span_type_schemas:
+            return deepcopy(dict(self._span_type_schemas[name]["params_schema"]))
+        return None
+
+    def list_schemas(self) -> list[str]:
+        """The names of all span types, in order of registration, each once."""
+        return list({**self._span_schemas, **self._span_type_schemas})
+
+    def has_schema(self, name: str) -> bool:
+        """Whether there is a span type of this name."""
+        return name in self._span_schemas or name in self._span_type_schemas
+
+    def to_agent_schema_version(self, external_id: str) -> dict[str, Any]:
+        """All that was registered, as the API takes it (API.md section 9), as a copy.
+
+        ``external_id`` becomes the ``external_identifier``. Empty parts are left out.
+        """
+        version: dict[str, Any] = {"external_identifier": external_id}
+        if self._span_schemas:
+            version["span_schemas"] = self._span_schemas
+        if self._span_result_schemas:
+            version["span_result_schemas"] = self._span_result_schemas
+        if self._span_type_schemas:
+            version["span_type_schemas"] = list(self._span_type_schemas.values())
+        return deepcopy(version)
+
+    def merge(self, other: SchemaRegistry) -> None:
+        """Add everything of ``other``, or nothing.
+
+        Raises :class:`PrefactorValueError` that names every conflict, if a name is in both.
+        """
+        pairs = [
+            ("span_schemas", self._span_schemas, other._span_schemas),
+            ("span_result_schemas", self._span_result_schemas, other._span_result_schemas),
+            ("span_type_schemas", self._span_type_schemas, other._span_type_schemas),
+        ]
+        conflicts = [
+            f"{kind}/{name}" for kind, mine, theirs in pairs for name in theirs if name in mine
+        ]
+        if conflicts:
+            raise PrefactorValueError(f"Cannot merge registries - conflicting schemas: {conflicts}")
+        for _, mine, theirs in pairs:
+            mine.update(deepcopy(theirs))
