@@ -1,0 +1,50 @@
+"""InMemoryQueue: a queue in a memory object stream."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import anyio
+
+from prefactor_core.queue.base import Queue, QueueClosedError
+
+T = TypeVar("T")
+
+
+class InMemoryQueue(Queue[T]):
+    """First in, first out, without a bound, gone with the process."""
+
+    def __init__(self) -> None:
+        self._closed = False
+        self._send, self._receive = anyio.create_memory_object_stream[T](math.inf)
+
+    def put_nowait(self, item: T) -> None:
+        if self._closed:
+            raise QueueClosedError("Cannot put to closed queue")
+        self._send.send_nowait(item)
+
+    async def get(self) -> T:
+        try:
+            return await self._receive.receive()
+        except anyio.EndOfStream:
+            raise QueueClosedError("Queue is closed and empty") from None
+
+    def size(self) -> int:
+        return self._receive.statistics().current_buffer_used
+
+    async def close(self, num_waiters: int = 1) -> None:
+        # Closing the sending side is the end-of-stream signal: it wakes all who wait, now
+        # and later, and leaves the items that are there to be taken.
+        self._closed = True
+        self._send.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def __del__(self) -> None:
+        # A stream that is dropped open complains. This one holds no resource, and nobody
+        # can wait on a queue that nobody refers to.
+        self._send.close()
+        self._receive.close()
