@@ -1,0 +1,81 @@
+"""What the API answers, as far as this library reads it (API.md sections 2, 7 and 8).
+
+Unknown fields are passed over and most known ones may be missing, so that one library reads
+what every version of the service says.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from msgspec import Raw, Struct, field
+
+T = TypeVar("T")
+
+
+class Control(Struct):
+    """What the API wants of a run: ``terminate`` stops it."""
+
+    terminate: bool = False
+    reason: str | None = None
+
+
+class Details(Struct, Generic[T]):
+    """The envelope of one object."""
+
+    details: T
+    control: Control | None = None
+
+
+class Pagination(Struct):
+    """Where a page of a list stands; ``next_page_offset`` is None on the last one."""
+
+    next_page_offset: int | None = None
+
+
+class Summaries(Struct, Generic[T]):
+    """The envelope of a list."""
+
+    summaries: list[T]
+    pagination: Pagination | None = None
+
+
+class AgentInstanceAnswer(Struct):
+    """A stored agent instance. Times are ISO 8601 texts."""
+
+    id: str
+    status: str
+    agent_id: str | None = None
+    started_at: str | None = None
+    finished_at: str | None = None
+    termination_reason: str | None = None
+
+
+class AgentSpanAnswer(Struct):
+    """A stored span. Times are ISO 8601 texts, payloads JSON as it came."""
+
+    id: str
+    status: str
+    agent_instance_id: str
+    schema_name: str
+    parent_span_id: str | None = None
+    payload: Raw = field(default_factory=lambda: Raw(b"null"))
+    result_payload: Raw = field(default_factory=lambda: Raw(b"null"))
+    started_at: str | None = None
+    finished_at: str | None = None
+
+
+class FieldError(Struct):
+    """What is wrong with one field."""
+
+    message: str = ""
+    code: str = ""
+
+
+class ErrorAnswer(Struct):
+    """An error's body; all of it may be missing."""
+
+    code: str = "unknown"
+    message: str = ""
+    errors: dict[str, Raw] | None = None
+    retry_after_ms: float | None = None

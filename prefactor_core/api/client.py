@@ -1,0 +1,238 @@
+"""ApiClient: the calls of the Prefactor API, typed, one attempt each."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from types import TracebackType
+from typing import Any, Self, TypeAlias, TypeVar
+
+import anyio
+import httpx
+import msgspec
+
+from prefactor_core.api.answers import AgentInstanceAnswer, AgentSpanAnswer, Details, Summaries
+from prefactor_core.api.errors import error_from_answer
+from prefactor_core.config import HttpClientConfig
+from prefactor_core.exceptions import (
+    PrefactorContractError,
+    PrefactorUnreachableError,
+)
+from prefactor_core.operations import (
+    CreateSpan,
+    FinishAgentInstance,
+    FinishSpan,
+    RegisterAgentInstance,
+    StartAgentInstance,
+)
+
+T = TypeVar("T")
+
+AsgiMessage: TypeAlias = MutableMapping[str, Any]
+AsgiApp: TypeAlias = Callable[
+    [AsgiMessage, Callable[[], Awaitable[AsgiMessage]], Callable[[AsgiMessage], Awaitable[None]]],
+    Awaitable[None],
+]
+"""An ASGI application, as its specification types it."""
+
+_PAGE_SIZE = 100
+
+
+class ApiClient:
+    """The Prefactor API; ``async with ApiClient(config, sdk_header) as api``.
+
+    Every method makes one attempt and raises a
+    :class:`~prefactor_core.exceptions.PrefactorApiError` if that fails. With ``asgi_app``
+    the calls go to that application inside this process, and no socket is opened.
+    """
+
+    def __init__(
+        self, config: HttpClientConfig, sdk_header: str, asgi_app: AsgiApp | None = None
+    ) -> None:
+        self._config = config
+        base = "http://in-process" if asgi_app is not None else config.api_url.rstrip("/")
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            "X-Prefactor-SDK": sdk_header,
+        }
+        if config.api_token:
+            headers["Authorization"] = f"Bearer {config.api_token}"
+        try:
+            self._http = httpx.AsyncClient(
+                base_url=f"{base}/api/v1/",
+                headers=headers,
+                timeout=httpx.Timeout(config.request_timeout, connect=config.connect_timeout),
+                transport=None if asgi_app is None else httpx.ASGITransport(asgi_app),
+            )
+        except httpx.InvalidURL as error:
+            raise PrefactorUnreachableError(
+                f"api_url {config.api_url!r} is not a URL: {error}"
+            ) from None
+        # For messages: a URL may hold a password of its own.
+        self._shown_url = (
+            config.api_url
+            if config.is_local
+            else str(httpx.URL(config.api_url).copy_with(userinfo=b""))
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._http.aclose()
+
+    async def ping(self) -> None:
+        """Ask whether the API is there and takes the token."""
+        await self._call("GET", "ping", dict[str, msgspec.Raw])
+
+    async def register_agent_instance(self, operation: RegisterAgentInstance) -> str:
+        """Make a run known; its id."""
+        body: dict[str, object] = {
+            "agent_id": operation.agent_id,
+            "agent_version": operation.agent_version,
+            "agent_schema_version": operation.agent_schema_version,
+            "update_current_version": True,
+            "idempotency_key": operation.idempotency_key,
+        }
+        if operation.instance_id is not None:
+            body["id"] = operation.instance_id
+        answer = await self._call(
+            "POST", "agent_instance/register", Details[AgentInstanceAnswer], body
+        )
+        return answer.details.id
+
+    async def start_agent_instance(
+        self, operation: StartAgentInstance
+    ) -> Details[AgentInstanceAnswer]:
+        """A run begins."""
+        return await self._call(
+            "POST",
+            f"agent_instance/{operation.instance_id}/start",
+            Details[AgentInstanceAnswer],
+            {"timestamp": operation.timestamp, "idempotency_key": operation.idempotency_key},
+        )
+
+    async def finish_agent_instance(
+        self, operation: FinishAgentInstance
+    ) -> Details[AgentInstanceAnswer]:
+        """A run ends."""
+        return await self._call(
+            "POST",
+            f"agent_instance/{operation.instance_id}/finish",
+            Details[AgentInstanceAnswer],
+            {
+                "status": operation.status,
+                "timestamp": operation.timestamp,
+                "idempotency_key": operation.idempotency_key,
+            },
+        )
+
+    async def create_span(self, operation: CreateSpan) -> Details[AgentSpanAnswer]:
+        """A span begins."""
+        pending = operation.status == "pending"
+        details = {
+            "id": operation.span_id,
+            "agent_instance_id": operation.instance_id,
+            "parent_span_id": operation.parent_span_id,
+            "schema_name": operation.schema_name,
+            "status": operation.status,
+            "payload": operation.payload,
+            "started_at": None if pending else operation.timestamp,
+            # Some versions of the API read the key here, others beside the details.
+            "idempotency_key": operation.idempotency_key,
+        }
+        return await self._call(
+            "POST",
+            "agent_spans",
+            Details[AgentSpanAnswer],
+            {"details": details, "idempotency_key": operation.idempotency_key},
+        )
+
+    async def finish_span(self, operation: FinishSpan) -> Details[AgentSpanAnswer]:
+        """A span ends."""
+        body: dict[str, object] = {
+            "status": operation.status,
+            "timestamp": operation.timestamp,
+            "idempotency_key": operation.idempotency_key,
+        }
+        if operation.result_payload is not None:
+            body["result_payload"] = operation.result_payload
+        return await self._call(
+            "POST", f"agent_spans/{operation.span_id}/finish", Details[AgentSpanAnswer], body
+        )
+
+    async def get_agent_instance(self, instance_id: str) -> AgentInstanceAnswer:
+        """One stored run."""
+        path = f"agent_instance/{instance_id}"
+        return (await self._call("GET", path, Details[AgentInstanceAnswer])).details
+
+    def list_agent_instances(self, agent_id: str) -> AsyncIterator[AgentInstanceAnswer]:
+        """The stored runs of an agent, oldest first, page by page."""
+        query = {"agent_id": agent_id}
+        return self._list("agent_instance", query, Summaries[AgentInstanceAnswer])
+
+    def list_agent_spans(self, instance_id: str) -> AsyncIterator[AgentSpanAnswer]:
+        """The stored spans of a run, oldest first, page by page."""
+        query = {"agent_instance_id": instance_id}
+        return self._list("agent_spans", query, Summaries[AgentSpanAnswer])
+
+    async def _list(
+        self, path: str, query: Mapping[str, str], page_type: type[Summaries[T]]
+    ) -> AsyncIterator[T]:
+        offset: int | None = 0
+        while offset is not None:
+            paging = {
+                "pagination[offset]": str(offset),
+                "pagination[page_size]": str(_PAGE_SIZE),
+                "sorting[field]": "id",
+                "sorting[direction]": "asc",
+            }
+            page = await self._call("GET", path, page_type, query={**query, **paging})
+            for summary in page.summaries:
+                yield summary
+            offset = page.pagination.next_page_offset if page.pagination else None
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        answer_type: type[T],
+        body: Mapping[str, object] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> T:
+        content = None if body is None else msgspec.json.encode(body)
+        call = f"{method} {path} at {self._shown_url}"
+        try:
+            with anyio.fail_after(self._config.request_timeout):
+                answer = await self._http.request(method, path, params=query, content=content)
+        except (TimeoutError, httpx.TimeoutException):
+            raise PrefactorUnreachableError(
+                f"{call}: no answer within {self._config.request_timeout:g} s "
+                f"(no connection within {self._config.connect_timeout:g} s)"
+            ) from None
+        except (httpx.TransportError, OSError) as error:
+            raise PrefactorUnreachableError(f"{call}: {error or type(error).__name__}") from None
+        # A proxy or a server may repeat the token that it was sent.
+        token = self._config.api_token.encode()
+        text = answer.content.replace(token, b"***") if token else answer.content
+        if answer.status_code >= 400:
+            raise error_from_answer(
+                call,
+                answer.status_code,
+                text,
+                answer.headers.get("Retry-After"),
+                self._config.retry_on_status_codes,
+            )
+        try:
+            return msgspec.json.decode(text, type=answer_type)
+        except msgspec.DecodeError as error:
+            raise PrefactorContractError(
+                f"{call} was answered {answer.status_code}, not in the form of the "
+                f"Prefactor API ({error}); is api_url right?",
+                status_code=answer.status_code,
+            ) from None

@@ -1,0 +1,101 @@
+"""From an answer that is an error to the exception it is. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+import msgspec
+
+from prefactor_core.api.answers import ErrorAnswer, FieldError
+from prefactor_core.exceptions import (
+    PrefactorApiError,
+    PrefactorAuthError,
+    PrefactorConflictError,
+    PrefactorContractError,
+    PrefactorNotFoundError,
+    PrefactorRateLimitError,
+    PrefactorServerError,
+    PrefactorValidationError,
+)
+
+
+def error_from_answer(
+    call: str,
+    status: int,
+    body: bytes,
+    retry_after: str | None,
+    passing: Collection[int] = (),
+) -> PrefactorApiError:
+    """The exception for an answer of status 400 or more.
+
+    ``call`` is the method and path; ``retry_after`` the header of that name; ``passing``
+    the statuses below 500 that are configured to mean "try again".
+    """
+    try:
+        answer = msgspec.json.decode(body, type=ErrorAnswer)
+    except msgspec.DecodeError:
+        answer = None
+    code = answer.code if answer else "unknown"
+    fields = _field_messages(answer)
+    message = f"{call} was answered {status}"
+    if answer and (answer.code != "unknown" or answer.message):
+        message += f" {answer.code}: {answer.message}".rstrip(": ")
+    if fields:
+        message += " (" + ", ".join(f"{name}: {text}" for name, text in fields.items()) + ")"
+
+    if status == 429:
+        return PrefactorRateLimitError(
+            message, code=code, status_code=status, retry_after=_wait(answer, retry_after)
+        )
+    if status >= 500 or status in passing:
+        return PrefactorServerError(
+            message, code=code, status_code=status, retry_after=_wait(answer, retry_after)
+        )
+    if answer is None:
+        return PrefactorContractError(
+            f"{message}, not in the form of the Prefactor API; is api_url right?",
+            status_code=status,
+        )
+    if status in (400, 422):
+        return PrefactorValidationError(message, code=code, status_code=status, errors=fields)
+    if status in (401, 403):
+        return PrefactorAuthError(
+            f"{message}; is the API token right, and meant for this?", code=code, status_code=status
+        )
+    if status == 404:
+        return PrefactorNotFoundError(message, code=code, status_code=status)
+    if status == 409:
+        return PrefactorConflictError(message, code=code, status_code=status)
+    return PrefactorApiError(message, code=code, status_code=status)
+
+
+def _field_messages(answer: ErrorAnswer | None) -> dict[str, str]:
+    messages: dict[str, str] = {}
+    for name, raw in ((answer.errors if answer else None) or {}).items():
+        try:
+            error = msgspec.json.decode(raw, type=FieldError)
+            messages[name] = error.message or error.code
+        except msgspec.DecodeError:
+            messages[name] = bytes(raw).decode("utf-8", "replace")
+    return messages
+
+
+def _wait(answer: ErrorAnswer | None, retry_after: str | None) -> float | None:
+    """The wait asked for, in seconds: ``retry_after_ms`` of the body, or the header."""
+    if answer and answer.retry_after_ms is not None:
+        return max(0.0, answer.retry_after_ms / 1000)
+    if retry_after is None:
+        return None
+    try:
+        return max(0.0, float(retry_after))
+    except ValueError:
+        pass
+    try:
+        until = parsedate_to_datetime(retry_after)
+    except ValueError:
+        return None
+    if until.tzinfo is None:
+        until = until.replace(tzinfo=UTC)
+    return max(0.0, (until - datetime.now(UTC)).total_seconds())
