@@ -1,0 +1,43 @@
+"""open_api: the API that a configuration names, wherever it is."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from prefactor_core._version import __version__
+from prefactor_core.api.client import ApiClient, AsgiApp
+from prefactor_core.config import LOCAL_PREFIX, HttpClientConfig
+from prefactor_core.exceptions import PrefactorValueError
+
+
+@asynccontextmanager
+async def open_api(
+    config: HttpClientConfig, asgi_app: AsgiApp | None = None
+) -> AsyncGenerator[ApiClient]:
+    """The calls of the service at ``config.api_url``, of the local Prefactor on a file
+    (``local:PATH``), or of ``asgi_app`` in place of either. No request is sent.
+
+    Raises :class:`PrefactorValueError` if a local one cannot be opened.
+    """
+    sdk_header = f"prefactor-core@{__version__}"
+    if asgi_app is None and config.is_local:
+        async with (
+            _local_app(config.api_url.removeprefix(LOCAL_PREFIX)) as local_app,
+            ApiClient(config, sdk_header, local_app) as api,
+        ):
+            yield api
+    else:
+        async with ApiClient(config, sdk_header, asgi_app) as api:
+            yield api
+
+
+def _local_app(path: str) -> AbstractAsyncContextManager[AsgiApp]:
+    try:
+        from prefactor_core.local import open_local_prefactor
+    except ImportError as error:
+        raise PrefactorValueError(
+            f"api_url 'local:{path}' needs the extra 'local' ({error}): "
+            "pip install 'prefactor-core[local]'"
+        ) from None
+    return open_local_prefactor(path)

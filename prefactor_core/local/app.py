@@ -1,0 +1,178 @@
+"""LocalPrefactor: the service as an ASGI application."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import sqlite3
+from collections.abc import AsyncGenerator, Callable, Collection
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+from msgspec import Struct
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.local.refusal import Refusal
+from prefactor_core.local.requests import (
+    CreateSpanBody,
+    FinishInstanceBody,
+    FinishSpanBody,
+    RegisterBody,
+    StartBody,
+    parse_body,
+)
+from prefactor_core.local.service import Service
+from prefactor_core.local.store import Store
+
+logger = logging.getLogger("prefactor_core.local")
+
+Body = TypeVar("Body", bound=Struct)
+
+MEMORY = ":memory:"
+
+
+@asynccontextmanager
+async def open_local_prefactor(
+    path: str, *, api_token: str | None = None, agents: Collection[str] | None = None
+) -> AsyncGenerator[LocalPrefactor]:
+    """The API on the database file ``path``, made if it is not there, as an ASGI application.
+
+    ``:memory:`` is a database that is gone when the block is left. ``api_token`` is the one
+    token that is taken, ``agents`` are the agents that exist; by default every token is taken,
+    also none, and every agent id exists.
+
+    Raises :class:`PrefactorValueError` if ``path`` can be no database.
+    """
+    try:
+        store = Store(path)
+    except sqlite3.Error as error:
+        raise PrefactorValueError(f"cannot open the database {path!r}: {error}") from None
+    try:
+        yield LocalPrefactor(store, api_token=api_token, agents=agents)
+    finally:
+        store.close()
+
+
+class LocalPrefactor:
+    """The API over ``store``; see :func:`open_local_prefactor`."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        api_token: str | None = None,
+        agents: Collection[str] | None = None,
+    ) -> None:
+        self._service = Service(store, agents)
+        self._api_token = api_token
+        # A file is read and written in a thread, one call at a time. Memory has nothing to
+        # wait for; without threads, tests on virtual time can use it.
+        self._limiter = None if store.path == MEMORY else anyio.CapacityLimiter(1)
+        self._app = Starlette(
+            routes=[
+                Route("/api/v1/ping", self._ping),
+                Route("/api/v1/agent_instance", self._list_instances),
+                Route("/api/v1/agent_instance/register", self._register, methods=["POST"]),
+                Route("/api/v1/agent_instance/{id}", self._get_instance),
+                Route("/api/v1/agent_instance/{id}/start", self._start, methods=["POST"]),
+                Route("/api/v1/agent_instance/{id}/finish", self._finish, methods=["POST"]),
+                Route("/api/v1/agent_spans", self._list_spans),
+                Route("/api/v1/agent_spans", self._create_span, methods=["POST"]),
+                Route("/api/v1/agent_spans/{id}/finish", self._finish_span, methods=["POST"]),
+            ],
+            exception_handlers={
+                Refusal: _refused,
+                HTTPException: _no_such_call,
+                sqlite3.Error: _no_storage,
+            },
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+    async def _ping(self, request: Request) -> Response:
+        self._authorize(request)
+        return JSONResponse({"status": "success"})
+
+    async def _register(self, request: Request) -> Response:
+        return await self._post(request, RegisterBody, self._service.register)
+
+    async def _start(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        return await self._post(request, StartBody, lambda body: self._service.start(id, body))
+
+    async def _finish(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        return await self._post(
+            request, FinishInstanceBody, lambda body: self._service.finish_instance(id, body)
+        )
+
+    async def _create_span(self, request: Request) -> Response:
+        return await self._post(request, CreateSpanBody, self._service.create_span)
+
+    async def _finish_span(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        return await self._post(
+            request, FinishSpanBody, lambda body: self._service.finish_span(id, body)
+        )
+
+    async def _get_instance(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        return await self._get(request, lambda: self._service.get_instance(id))
+
+    async def _list_instances(self, request: Request) -> Response:
+        return await self._get(request, lambda: self._service.list_instances(request.query_params))
+
+    async def _list_spans(self, request: Request) -> Response:
+        return await self._get(request, lambda: self._service.list_spans(request.query_params))
+
+    async def _post(
+        self, request: Request, body_type: type[Body], call: Callable[[Body], bytes]
+    ) -> Response:
+        self._authorize(request)
+        body = parse_body(await request.body(), body_type)
+        return await self._answer(lambda: call(body))
+
+    async def _get(self, request: Request, call: Callable[[], bytes]) -> Response:
+        self._authorize(request)
+        return await self._answer(call)
+
+    async def _answer(self, call: Callable[[], bytes]) -> Response:
+        if self._limiter is None:
+            answer = call()
+        else:
+            answer = await anyio.to_thread.run_sync(call, limiter=self._limiter)
+        return Response(answer, media_type="application/json")
+
+    def _authorize(self, request: Request) -> None:
+        if self._api_token is None:
+            return
+        given = request.headers.get("Authorization", "").encode()
+        if not hmac.compare_digest(given, f"Bearer {self._api_token}".encode()):
+            raise Refusal(401, "bad_authtoken", "the token is wrong or has expired")
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    return JSONResponse(error.body(), error.status)
+
+
+async def _no_such_call(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = "not_found" if error.status_code == 404 else "bad_request"
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return JSONResponse(Refusal(error.status_code, code, message).body(), error.status_code)
+
+
+async def _no_storage(request: Request, error: Exception) -> Response:
+    # A full disk or a locked file passes: the client keeps its operations and tries again.
+    logger.warning("the local database failed: %s", error)
+    return JSONResponse(Refusal(503, "storage_unavailable", str(error)).body(), 503)

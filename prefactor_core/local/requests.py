@@ -1,0 +1,167 @@
+"""The bodies of the calls, and how they are checked. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from prefactor_core.identifiers import is_pfid, partition_of
+from prefactor_core.lifecycle import OUTCOMES
+from prefactor_core.local.refusal import Refusal, invalid
+
+T = TypeVar("T", bound=Struct)
+
+_PATH = re.compile(r" - at `\$\.?(?:\.details\.)?([^`]*)`$")
+_MISSING = re.compile(r"missing required field `([^`]*)`")
+
+
+class RegisterBody(Struct, kw_only=True):
+    """POST agent_instance/register."""
+
+    agent_id: str
+    agent_version: dict[str, Any]
+    agent_schema_version: dict[str, Any]
+    id: str | None = None
+    environment_id: str | None = None
+    external_identifier: str | None = None
+    purpose: str | None = None
+    update_current_version: bool = True
+    idempotency_key: str | None = None
+
+
+class StartBody(Struct, kw_only=True):
+    """POST agent_instance/{id}/start."""
+
+    timestamp: str | None = None
+    idempotency_key: str | None = None
+
+
+class FinishInstanceBody(Struct, kw_only=True):
+    """POST agent_instance/{id}/finish."""
+
+    status: str | None = None
+    timestamp: str | None = None
+    idempotency_key: str | None = None
+
+
+class SpanDetails(Struct, kw_only=True):
+    """What is inside ``details`` of POST agent_spans."""
+
+    agent_instance_id: str
+    schema_name: str
+    status: str
+    payload: dict[str, Any]
+    id: str | None = None
+    parent_span_id: str | None = None
+    result_payload: dict[str, Any] | None = None
+    started_at: str | None = None
+    finished_at: str | None = None
+    sensitive_encoding: bool | None = None
+    idempotency_key: str | None = None
+
+
+class CreateSpanBody(Struct, kw_only=True):
+    """POST agent_spans; the key stands beside the details or inside (API.md section 5)."""
+
+    details: SpanDetails
+    idempotency_key: str | None = None
+
+
+class FinishSpanBody(Struct, kw_only=True):
+    """POST agent_spans/{id}/finish."""
+
+    status: str | None = None
+    timestamp: str | None = None
+    result_payload: dict[str, Any] | None = None
+    sensitive_encoding: bool | None = None
+    idempotency_key: str | None = None
+
+
+class _SpanType(Struct):
+    """What an entry of span_type_schemas has at least."""
+
+    name: str
+
+
+def parse_body(content: bytes, body_type: type[T]) -> T:
+    """The body as ``body_type``, or the :class:`Refusal` that the API gives."""
+    try:
+        return msgspec.json.decode(content or b"{}", type=body_type)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        path = _PATH.search(text)
+        missing = _MISSING.search(text)
+        if missing:
+            raise invalid(missing[1], "is required", "required") from None
+        if path is None:
+            raise Refusal(400, "bad_request", text) from None
+        raise invalid(path[1], text[: path.start()]) from None
+    except msgspec.DecodeError as error:
+        raise Refusal(400, "bad_request", f"the body is not JSON: {error}") from None
+
+
+def parse_time(field: str, text: str | None, default: str) -> str:
+    """A time as stored: UTC with microseconds, so that the order of text is that of time.
+
+    None is ``default``. A time without offset is refused (API.md section 4).
+    """
+    if text is None:
+        return default
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise invalid(field, f"{text!r} is not an ISO 8601 time") from None
+    if time.tzinfo is None:
+        raise invalid(field, f"{text!r} has no offset from UTC")
+    return stored_time(time)
+
+
+def stored_time(time: datetime) -> str:
+    """An aware time, as stored."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def check_outcome(status: str | None) -> str:
+    """How something ended; None is ``complete``."""
+    status = status or "complete"
+    if status not in OUTCOMES:
+        raise invalid("status", f"must be one of {', '.join(sorted(OUTCOMES))}, got {status!r}")
+    return status
+
+
+def check_id(id: str, partition: int) -> str:
+    """An id that the caller chose: a PFID of the account's partition (API.md section 3)."""
+    if not is_pfid(id):
+        raise invalid("id", f"{id!r} is not a PFID")
+    if partition_of(id) != partition:
+        raise invalid("id", f"{id!r} is not of this account's partition")
+    return id
+
+
+def check_key(key: str | None) -> str | None:
+    """An idempotency key: 1 to 128 characters."""
+    if key is not None and not 1 <= len(key) <= 128:
+        raise invalid("idempotency_key", f"must have 1 to 128 characters, has {len(key)}")
+    return key
+
+
+def check_schema_version(version: Mapping[str, Any]) -> None:
+    """The parts that an agent_schema_version needs (API.md section 9)."""
+    types = version.get("span_type_schemas")
+    if types is not None:
+        try:
+            msgspec.convert(types, list[_SpanType])
+        except msgspec.ValidationError as error:
+            raise invalid("agent_schema_version", f"span_type_schemas: {error}") from None
+    for name in ("span_schemas", "span_result_schemas"):
+        if not isinstance(version.get(name, {}), dict):
+            raise invalid("agent_schema_version", f"{name} must map names to schemas")
+    if "span_result_schemas" in version and not ("span_schemas" in version or types is not None):
+        raise invalid(
+            "agent_schema_version", "span_result_schemas goes only together with span_schemas"
+        )

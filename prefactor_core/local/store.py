@@ -1,0 +1,136 @@
+"""Store: the SQLite file of a local Prefactor. Synchronous; knows tables, not rules."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+
+from prefactor_core import identifiers
+
+Row = sqlite3.Row
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS account (
+    id TEXT PRIMARY KEY
+);
+CREATE TABLE IF NOT EXISTS agent_versions (
+    id TEXT PRIMARY KEY,
+    agent_id TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    external_identifier TEXT,
+    content TEXT NOT NULL,
+    inserted_at TEXT NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS agent_versions_by_name
+    ON agent_versions (agent_id, kind, external_identifier);
+CREATE TABLE IF NOT EXISTS agent_instances (
+    id TEXT PRIMARY KEY,
+    agent_id TEXT NOT NULL,
+    agent_version_id TEXT NOT NULL,
+    agent_schema_version_id TEXT NOT NULL,
+    environment_id TEXT NOT NULL,
+    external_identifier TEXT,
+    purpose TEXT NOT NULL,
+    status TEXT NOT NULL,
+    termination_reason TEXT,
+    inserted_at TEXT NOT NULL,
+    updated_at TEXT NOT NULL,
+    started_at TEXT,
+    finished_at TEXT
+);
+CREATE INDEX IF NOT EXISTS agent_instances_by_agent ON agent_instances (agent_id, id);
+CREATE UNIQUE INDEX IF NOT EXISTS agent_instances_by_name
+    ON agent_instances (agent_id, external_identifier);
+CREATE TABLE IF NOT EXISTS agent_spans (
+    id TEXT PRIMARY KEY,
+    agent_instance_id TEXT NOT NULL REFERENCES agent_instances (id),
+    parent_span_id TEXT REFERENCES agent_spans (id),
+    schema_name TEXT NOT NULL,
+    status TEXT NOT NULL,
+    payload TEXT NOT NULL,
+    result_payload TEXT,
+    sensitive_encoding INTEGER,
+    inserted_at TEXT NOT NULL,
+    updated_at TEXT NOT NULL,
+    started_at TEXT,
+    finished_at TEXT
+);
+CREATE INDEX IF NOT EXISTS agent_spans_by_instance ON agent_spans (agent_instance_id, id);
+CREATE TABLE IF NOT EXISTS idempotency_keys (
+    key TEXT PRIMARY KEY,
+    request TEXT NOT NULL,
+    answer TEXT NOT NULL
+);
+"""
+
+
+class Store:
+    """One open database. Used by one thread at a time, whichever that is.
+
+    ``path`` is a file name, or ``:memory:`` for a database that is gone after
+    :meth:`close`. Several processes may have the same file open.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        # autocommit: the only transactions are those of transaction().
+        self._connection = sqlite3.connect(
+            path, timeout=5.0, isolation_level=None, check_same_thread=False
+        )
+        try:
+            self._connection.row_factory = sqlite3.Row
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+            self._connection.execute("PRAGMA foreign_keys = ON")
+            self._connection.executescript(_SCHEMA)
+            with self.transaction():
+                account = self.one("SELECT id FROM account")
+                if account is None:
+                    partition = random.randrange(1, identifiers.MAX_PARTITION)
+                    self.account_id = identifiers.generate(partition)
+                    self.insert("account", {"id": self.account_id})
+                else:
+                    self.account_id = str(account["id"])
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    @contextmanager
+    def transaction(self) -> Generator[None]:
+        """All that is written inside, or nothing if it raises."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+    def one(self, query: str, *values: object) -> Row | None:
+        """The first row, or None."""
+        row: Row | None = self._connection.execute(query, values).fetchone()
+        return row
+
+    def all(self, query: str, *values: object) -> list[Row]:
+        """All rows."""
+        return self._connection.execute(query, values).fetchall()
+
+    def insert(self, table: str, row: Mapping[str, object]) -> None:
+        """Add a row. ``table`` and the keys are names from the code, never from a caller."""
+        columns, marks = ", ".join(row), ", ".join("?" * len(row))
+        self._connection.execute(
+            f"INSERT INTO {table} ({columns}) VALUES ({marks})", tuple(row.values())
+        )
+
+    def update(self, table: str, id: str, changes: Mapping[str, object]) -> None:
+        """Change a row; names as for :meth:`insert`."""
+        columns = ", ".join(f"{column} = ?" for column in changes)
+        self._connection.execute(
+            f"UPDATE {table} SET {columns} WHERE id = ?", (*changes.values(), id)
+        )
