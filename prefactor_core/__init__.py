@@ -1,0 +1,78 @@
+"""prefactor_core: record what an AI agent does, and ship it to Prefactor."""
+
+from prefactor_core._version import __version__ as __version__
+from prefactor_core.agent_instance import AgentInstanceHandle, AgentInstanceScope
+from prefactor_core.client import PrefactorCoreClient, open_prefactor
+from prefactor_core.config import HttpClientConfig, PrefactorCoreConfig, QueueConfig
+from prefactor_core.context_stack import SpanContextStack
+from prefactor_core.delivery.ledger import Statistics
+from prefactor_core.exceptions import (
+    ClientAlreadyInitializedError,
+    ClientNotInitializedError,
+    ClientScopeError,
+    InstanceNotFoundError,
+    OperationError,
+    PrefactorApiError,
+    PrefactorAuthError,
+    PrefactorConflictError,
+    PrefactorContractError,
+    PrefactorCoreError,
+    PrefactorNotFoundError,
+    PrefactorRateLimitError,
+    PrefactorServerError,
+    PrefactorUnreachableError,
+    PrefactorValidationError,
+    PrefactorValueError,
+    SpanNotFoundError,
+)
+from prefactor_core.models import AgentInstance, Span
+from prefactor_core.operations import Operation, OperationType
+from prefactor_core.queue.base import Queue, QueueClosedError
+from prefactor_core.queue.executor import TaskExecutor
+from prefactor_core.queue.memory import InMemoryQueue
+from prefactor_core.schema_registry import SchemaRegistry
+from prefactor_core.span_context import SpanContext
+
+__all__ = [
+    "AgentInstance",
+    "AgentInstanceHandle",
+    "AgentInstanceScope",
+    "ClientAlreadyInitializedError",
+    "ClientNotInitializedError",
+    "ClientScopeError",
+    "HttpClientConfig",
+    "InMemoryQueue",
+    "InstanceNotFoundError",
+    "Operation",
+    "OperationError",
+    "OperationType",
+    "PrefactorApiError",
+    "PrefactorAuthError",
+    "PrefactorConflictError",
+    "PrefactorContractError",
+    "PrefactorCoreClient",
+    "PrefactorCoreConfig",
+    "PrefactorCoreError",
+    "PrefactorNotFoundError",
+    "PrefactorRateLimitError",
+    "PrefactorServerError",
+    "PrefactorUnreachableError",
+    "PrefactorValidationError",
+    "PrefactorValueError",
+    "Queue",
+    "QueueClosedError",
+    "QueueConfig",
+    "SchemaRegistry",
+    "Span",
+    "SpanContext",
+    "SpanContextStack",
+    "SpanNotFoundError",
+    "Statistics",
+    "TaskExecutor",
+    "open_prefactor",
+]
+
+# A traceback names an error as its users import it.
+for _exported in [globals()[_name] for _name in __all__]:
+    if isinstance(_exported, type) and issubclass(_exported, PrefactorCoreError):
+        _exported.__module__ = __name__

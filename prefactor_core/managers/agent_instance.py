@@ -1,0 +1,170 @@
+"""AgentInstanceManager: the runs of a client, and the operations that tell about them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import anyio
+
+from prefactor_core import identifiers
+from prefactor_core.agent_instance import AgentInstanceHandle as AgentInstanceHandle
+from prefactor_core.backoff import Backoff
+from prefactor_core.clock import Clock
+from prefactor_core.exceptions import (
+    InstanceNotFoundError,
+    PrefactorContractError,
+    PrefactorRateLimitError,
+    PrefactorServerError,
+    PrefactorUnreachableError,
+    PrefactorValueError,
+)
+from prefactor_core.lifecycle import OUTCOMES, InstanceStatus, Outcome, instance_steps
+from prefactor_core.models import AgentInstance
+from prefactor_core.operations import (
+    FinishAgentInstance,
+    Operation,
+    RegisterAgentInstance,
+    StartAgentInstance,
+)
+
+if TYPE_CHECKING:
+    from prefactor_core.api.client import ApiClient
+
+_PASSING = (PrefactorUnreachableError, PrefactorRateLimitError, PrefactorServerError)
+
+
+class _OpenInstance(AgentInstance, kw_only=True):
+    """A run with what is needed only while it is open."""
+
+    clock: Clock
+
+
+class AgentInstanceManager:
+    """Knows every run of this client that has not ended.
+
+    Registering waits for the API: ``timeout`` seconds at most, with up to ``max_retries``
+    more attempts while the API is away. Start and finish are plain functions that give
+    their operations to ``enqueue``.
+    """
+
+    def __init__(
+        self,
+        http_client: ApiClient,
+        enqueue: Callable[[Operation], None],
+        *,
+        backoff: Backoff | None = None,
+        max_retries: int = 3,
+        timeout: float = 10.0,
+    ) -> None:
+        self._api = http_client
+        self._enqueue = enqueue
+        self._backoff = backoff or Backoff()
+        self._max_retries = max_retries
+        self._timeout = timeout
+        self._instances: dict[str, _OpenInstance] = {}
+
+    async def register(
+        self,
+        agent_id: str,
+        agent_version: Mapping[str, object],
+        agent_schema_version: Mapping[str, object],
+        instance_id: str | None = None,
+    ) -> str:
+        """Make a run known to the API; the id that it is known by.
+
+        ``instance_id`` asks for that id, which must be a PFID of the account's partition.
+        Raises a :class:`PrefactorApiError`: at once if the API refuses, and after the
+        attempts and the time that there are if it is away.
+        """
+        operation = RegisterAgentInstance(
+            timestamp=datetime.now(UTC),
+            idempotency_key=uuid.uuid4().hex,
+            agent_id=agent_id,
+            agent_version=agent_version,
+            agent_schema_version=agent_schema_version,
+            instance_id=instance_id,
+        )
+        registered = await self._register(operation)
+        if not identifiers.is_pfid(registered):
+            raise PrefactorContractError(
+                f"the API registered an agent instance as {registered!r}, which is no PFID"
+            )
+        clock = Clock()
+        self._instances[registered] = _OpenInstance(
+            id=registered, agent_id=agent_id, created_at=clock.now(), clock=clock
+        )
+        return registered
+
+    def start(self, instance_id: str) -> None:
+        """The run begins now; nothing if it has begun already."""
+        self._advance(self._find(instance_id), InstanceStatus.ACTIVE)
+
+    def finish(self, instance_id: str, status: Outcome = "complete") -> None:
+        """The run ends now. One that was not started is started first."""
+        if status not in OUTCOMES:
+            raise PrefactorValueError(
+                f"status must be one of {', '.join(sorted(OUTCOMES))}, got {status!r}"
+            )
+        self._advance(self._find(instance_id), InstanceStatus(status))
+
+    def get(self, instance_id: str) -> AgentInstance:
+        """The run of this id. Raises :class:`InstanceNotFoundError` if there is none."""
+        return self._find(instance_id)
+
+    def open_instances(self) -> Sequence[AgentInstance]:
+        """The runs that have not ended, in order of registration."""
+        return list(self._instances.values())
+
+    def _find(self, instance_id: str) -> _OpenInstance:
+        try:
+            return self._instances[instance_id]
+        except KeyError:
+            raise InstanceNotFoundError(
+                f"no open agent instance has the id {instance_id!r}: it has ended, or was not "
+                "registered by this client"
+            ) from None
+
+    async def _register(self, operation: RegisterAgentInstance) -> str:
+        attempt = 0
+        error: PrefactorUnreachableError | PrefactorRateLimitError | PrefactorServerError | None
+        error = None
+        with anyio.move_on_after(self._timeout):
+            while True:
+                try:
+                    return await self._api.register_agent_instance(operation)
+                except _PASSING as failure:
+                    error = failure
+                attempt += 1
+                if attempt > self._max_retries:
+                    raise error
+                asked = None if isinstance(error, PrefactorUnreachableError) else error.retry_after
+                await anyio.sleep(self._backoff.delay(attempt, at_least=asked))
+        raise error or PrefactorUnreachableError(
+            f"the API did not register the run within {self._timeout:g} s"
+        )
+
+    def _advance(self, instance: _OpenInstance, goal: InstanceStatus) -> None:
+        for call, status in instance_steps(instance.status, goal):
+            now = instance.clock.now()
+            key = identifiers.idempotency_key(instance.id, call)
+            if call == "start":
+                instance.started_at = now
+                self._enqueue(
+                    StartAgentInstance(timestamp=now, idempotency_key=key, instance_id=instance.id)
+                )
+            else:
+                instance.finished_at = now
+                self._enqueue(
+                    FinishAgentInstance(
+                        timestamp=now,
+                        idempotency_key=key,
+                        instance_id=instance.id,
+                        status=status,
+                    )
+                )
+            instance.status = status
+        if instance.ended:
+            self._instances.pop(instance.id, None)

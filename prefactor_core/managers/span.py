@@ -1,0 +1,275 @@
+"""SpanManager: the open spans of a client, and the operations that tell about them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from datetime import datetime
+
+from prefactor_core import identifiers
+from prefactor_core.capture import capture
+from prefactor_core.clock import Clock
+from prefactor_core.context_stack import SpanContextStack
+from prefactor_core.exceptions import (
+    InstanceNotFoundError,
+    OperationError,
+    PrefactorValueError,
+    SpanNotFoundError,
+)
+from prefactor_core.lifecycle import OUTCOMES, Outcome, SpanStatus, span_steps
+from prefactor_core.models import Span
+from prefactor_core.operations import CreateSpan, FinishSpan, Operation, OperationType
+
+logger = logging.getLogger("prefactor_core.managers.span")
+
+
+class _OpenSpan(Span, kw_only=True):
+    """A span with what is needed only while it is open."""
+
+    clock: Clock
+    parent: _OpenSpan | None = None
+
+
+class SpanManager:
+    """Knows every open span by its id, and nothing of those that have ended.
+
+    ``enqueue`` takes each operation, in the order in which things happened. Everything here
+    is a plain function: recording waits for nothing.
+    """
+
+    def __init__(self, enqueue: Callable[[Operation], None]) -> None:
+        self._enqueue = enqueue
+        # In the order of entering, so parents stand before their children.
+        self._spans: dict[str, _OpenSpan] = {}
+        self._warned_of_late_payload: set[str] = set()
+
+    def new_id(self, instance_id: str, schema_name: str, span_id: str | None = None) -> str:
+        """The id of a span to be: ``span_id`` if it can be one, else a new one.
+
+        Raises :class:`InstanceNotFoundError` or :class:`PrefactorValueError` for names and
+        ids that no span can have.
+        """
+        if not isinstance(schema_name, str) or not schema_name:
+            raise PrefactorValueError(
+                f"schema_name must be the name of a span type, got {schema_name!r}"
+            )
+        if not identifiers.is_pfid(instance_id):
+            raise InstanceNotFoundError(
+                f"instance_id {instance_id!r} is not the id of an agent instance (32 characters); "
+                "use the id of what create_agent_instance() gave"
+            )
+        if span_id is None:
+            return identifiers.generate_related(instance_id)
+        if not identifiers.is_pfid(span_id):
+            raise PrefactorValueError(f"span_id must be a PFID, got {span_id!r}")
+        if identifiers.partition_of(span_id) != identifiers.partition_of(instance_id):
+            raise PrefactorValueError(
+                f"span_id {span_id!r} is not of the partition of instance {instance_id!r}"
+            )
+        return span_id
+
+    def prepare(
+        self,
+        instance_id: str,
+        schema_name: str,
+        parent_span_id: str | None = None,
+        payload: Mapping[str, object] | None = None,
+        span_id: str | None = None,
+    ) -> str:
+        """Open a span here, as the innermost of this context; nothing is told yet. Its id.
+
+        Without ``parent_span_id`` the parent is the innermost open span of the same
+        instance in this context.
+        """
+        span_id = self.new_id(instance_id, schema_name, span_id)
+        if span_id in self._spans:
+            raise PrefactorValueError(f"span_id {span_id!r} belongs to a span that is open")
+        parent = None
+        if parent_span_id is not None:
+            if not identifiers.is_pfid(parent_span_id):
+                raise PrefactorValueError(
+                    f"parent_span_id must be the id of a span, got {parent_span_id!r}"
+                )
+            parent = self._spans.get(parent_span_id)
+            if parent is not None and parent.instance_id != instance_id:
+                raise PrefactorValueError(
+                    f"parent_span_id {parent_span_id!r} is a span of another agent instance, "
+                    f"{parent.instance_id!r}"
+                )
+        else:
+            innermost = SpanContextStack.innermost(instance_id)
+            if isinstance(innermost, _OpenSpan):
+                parent, parent_span_id = innermost, innermost.id
+            elif isinstance(innermost, str):
+                parent_span_id = innermost
+        # A child runs on its parent's clock, so that it cannot lie outside of it.
+        clock = parent.clock if parent else Clock()
+        span = _OpenSpan(
+            id=span_id,
+            instance_id=instance_id,
+            schema_name=schema_name,
+            parent_span_id=parent_span_id,
+            payload=payload or {},
+            created_at=clock.now(),
+            clock=clock,
+            parent=parent,
+        )
+        self._spans[span_id] = span
+        SpanContextStack.push(span)
+        return span_id
+
+    def start(self, span_id: str, payload: Mapping[str, object] | None = None) -> str:
+        """The span starts now, with ``payload`` or what it was prepared with. Its id.
+
+        A span that was started already keeps its payload: the API takes none later.
+        """
+        span = self._find(span_id)
+        if payload is not None:
+            if span.status is SpanStatus.PENDING:
+                span.payload = payload
+            elif payload and span.schema_name not in self._warned_of_late_payload:
+                self._warned_of_late_payload.add(span.schema_name)
+                logger.warning(
+                    "a %r span was already started, by its start() or by that of a child: its "
+                    "later payload is not recorded. Give it to span(payload=...) instead",
+                    span.schema_name,
+                )
+        self._advance(span, SpanStatus.ACTIVE, span.clock.now(), None)
+        return span_id
+
+    def create(
+        self,
+        instance_id: str,
+        schema_name: str,
+        parent_span_id: str | None = None,
+        payload: Mapping[str, object] | None = None,
+    ) -> str:
+        """Open and start a span; it stays the innermost of this context until it ends."""
+        return self.start(self.prepare(instance_id, schema_name, parent_span_id, payload))
+
+    def cancel_unstarted(self, span_id: str) -> None:
+        """The span is cancelled; if it had not started, as one that never did."""
+        span = self._find(span_id)
+        self._advance(span, SpanStatus.CANCELLED, span.clock.now(), None)
+
+    def finish(
+        self,
+        span_id: str,
+        result_payload: Mapping[str, object] | None = None,
+        status: Outcome = "complete",
+    ) -> None:
+        """The span ends now. One that was not started is started as of its entering."""
+        if status not in OUTCOMES:
+            raise PrefactorValueError(
+                f"status must be one of {', '.join(sorted(OUTCOMES))}, got {status!r}"
+            )
+        span = self._find(span_id)
+        if span.status is SpanStatus.PENDING:
+            self._advance(span, SpanStatus.ACTIVE, span.created_at, None)
+        self._advance(span, SpanStatus(status), span.clock.now(), result_payload)
+
+    def finish_open(
+        self,
+        instance_id: str | None,
+        result_payload: Mapping[str, object] | None,
+        status: Outcome,
+    ) -> None:
+        """End what is still open of an instance (None: of all), children before parents."""
+        for span in reversed(list(self._spans.values())):
+            if instance_id in (None, span.instance_id):
+                self.finish(span.id, result_payload, status)
+
+    def update_payload(self, span_id: str, payload: Mapping[str, object]) -> None:
+        """Merge into the payload that the span will start with.
+
+        Raises :class:`OperationError` once it has started: the API has no call for that.
+        """
+        span = self._find(span_id)
+        if span.status is not SpanStatus.PENDING:
+            raise OperationError(
+                f"span {span_id!r} has started, and the API changes no payload after that; "
+                "put what came later into the result",
+                OperationType.UPDATE_SPAN_PAYLOAD,
+            )
+        span.payload = {**span.payload, **payload}
+
+    def get_span(self, span_id: str) -> Span:
+        """The open span of this id. Raises :class:`SpanNotFoundError` if there is none."""
+        return self._find(span_id)
+
+    def _find(self, span_id: str) -> _OpenSpan:
+        try:
+            return self._spans[span_id]
+        except KeyError:
+            raise SpanNotFoundError(
+                f"no open span has the id {span_id!r}: it has ended, or is not of this client"
+            ) from None
+
+    def _advance(
+        self,
+        span: _OpenSpan,
+        goal: SpanStatus,
+        at: datetime,
+        result_payload: Mapping[str, object] | None,
+    ) -> None:
+        """Tell what brings the span to ``goal``, and be there."""
+        steps = span_steps(span.status, goal)
+        if steps and steps[0].call == "create":
+            self._start_ancestors(span)
+        for call, status in steps:
+            if call == "create":
+                self._tell_create(span, status, at)
+            else:
+                self._tell_finish(span, status, at, result_payload)
+
+    def _start_ancestors(self, span: _OpenSpan) -> None:
+        # The API knows a parent before its children, or refuses them. Outermost first, each
+        # as of its own entering. A loop, not recursion: trees may be deep.
+        waiting: list[_OpenSpan] = []
+        parent = span.parent
+        while parent is not None and parent.status is SpanStatus.PENDING:
+            waiting.append(parent)
+            parent = parent.parent
+        for ancestor in reversed(waiting):
+            self._tell_create(ancestor, SpanStatus.ACTIVE, ancestor.created_at)
+
+    def _tell_create(self, span: _OpenSpan, status: SpanStatus, at: datetime) -> None:
+        span.status = status
+        span.started_at = at if status is SpanStatus.ACTIVE else None
+        self._enqueue(
+            CreateSpan(
+                timestamp=at,
+                idempotency_key=identifiers.idempotency_key(span.id, "create"),
+                instance_id=span.instance_id,
+                span_id=span.id,
+                schema_name=span.schema_name,
+                status=status,
+                payload=capture(span.payload),
+                parent_span_id=span.parent_span_id,
+            )
+        )
+
+    def _tell_finish(
+        self,
+        span: _OpenSpan,
+        status: SpanStatus,
+        at: datetime,
+        result_payload: Mapping[str, object] | None,
+    ) -> None:
+        self._enqueue(
+            FinishSpan(
+                timestamp=at,
+                idempotency_key=identifiers.idempotency_key(span.id, "finish"),
+                instance_id=span.instance_id,
+                span_id=span.id,
+                status=status,
+                result_payload=capture(result_payload) if result_payload else None,
+            )
+        )
+        # What an inherited context may still refer to is from now on only a small shell.
+        span.status = status
+        span.finished_at = at
+        span.payload = {}
+        span.parent = None
+        del self._spans[span.id]
+        SpanContextStack.remove(span)

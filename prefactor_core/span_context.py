@@ -1,0 +1,154 @@
+"""SpanContext: one span, in the agent's hands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import anyio.lowlevel
+
+from prefactor_core.capture import describe_error
+from prefactor_core.lifecycle import Outcome, SpanStatus
+from prefactor_core.models import Span
+from prefactor_core.outcome import outcome_of
+
+if TYPE_CHECKING:
+    from prefactor_core.managers.span import SpanManager
+
+
+class SpanContext:
+    """One step of a run: an LLM call, a tool call, a retrieval.
+
+    ``async with instance.span("agent:llm") as span:`` or, in synchronous code, ``with``. The
+    span is open from the entering of the block; spans that are opened inside it become its
+    children. It ends with the block: ``complete``, ``failed`` with the error as result if the
+    block raises, ``cancelled`` if it is cancelled. Whatever the block raises goes on as it is.
+
+    In between, :meth:`start` tells when the work begins and with which payload (without it,
+    the payload given to ``span()`` and the time of entering count), and :meth:`complete`,
+    :meth:`fail` and :meth:`cancel` end the span early. The first end counts; what comes later
+    changes nothing. No method waits for the API or raises because of it: the ``async`` ones
+    record and then give other tasks a turn.
+    """
+
+    __slots__ = ("_id", "_instance_id", "_parent_span_id", "_payload", "_result", "_schema_name",
+                 "_span", "_spans")  # fmt: skip
+
+    def __init__(
+        self,
+        spans: SpanManager,
+        instance_id: str,
+        schema_name: str,
+        parent_span_id: str | None = None,
+        span_id: str | None = None,
+        payload: Mapping[str, object] | None = None,
+    ) -> None:
+        self._spans = spans
+        self._id = spans.new_id(instance_id, schema_name, span_id)
+        self._instance_id = instance_id
+        self._schema_name = schema_name
+        self._parent_span_id = parent_span_id
+        self._payload = payload
+        self._result: dict[str, object] = {}
+        self._span: Span | None = None
+
+    @property
+    def id(self) -> str:
+        """The span's id, a PFID."""
+        return self._id
+
+    async def start(self, payload: Mapping[str, object] | None = None) -> None:
+        """The work begins now, with ``payload`` as its parameters.
+
+        Ancestors that have not started are started first, as of their entering. A second
+        call does nothing.
+        """
+        self._start(payload)
+        await anyio.lowlevel.checkpoint()
+
+    def set_result(self, data: Mapping[str, object]) -> None:
+        """Merge into the result that the span will end with; later keys win."""
+        self._result.update(data)
+
+    async def complete(self, result: Mapping[str, object] | None = None) -> None:
+        """The span ends now, complete; ``result`` is merged into its result."""
+        self._finish("complete", result)
+        await anyio.lowlevel.checkpoint()
+
+    async def fail(self, result: Mapping[str, object] | None = None) -> None:
+        """The span ends now, failed; ``result`` is merged into its result."""
+        self._finish("failed", result)
+        await anyio.lowlevel.checkpoint()
+
+    async def cancel(self) -> None:
+        """The span ends now, cancelled.
+
+        Before :meth:`start` this records a step that was skipped: it never began (API.md
+        section 8, pending to cancelled).
+        """
+        span = self._open()
+        if not span.ended:
+            if span.status is SpanStatus.PENDING:
+                self._spans.cancel_unstarted(span.id)
+            else:
+                self._finish("cancelled", None)
+        await anyio.lowlevel.checkpoint()
+
+    async def finish(self) -> None:
+        """The span ends now, complete unless it has ended otherwise."""
+        self._finish("complete", None)
+        await anyio.lowlevel.checkpoint()
+
+    def __enter__(self) -> Self:
+        self._open()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        outcome = outcome_of(error)
+        failure = {"error": describe_error(error)} if error and outcome == "failed" else None
+        self._finish(outcome, failure)
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.__exit__(exc_type, error, traceback)
+        # No checkpoint on the way out of an error: a cancellation that waits there would
+        # take the place of the agent's own exception.
+        if error is None:
+            await anyio.lowlevel.checkpoint()  # noqa: ASYNC102
+
+    def __repr__(self) -> str:
+        status = self._span.status if self._span else "not entered"
+        return f"<SpanContext {self._schema_name!r} {self._id} {status}>"
+
+    def _open(self) -> Span:
+        if self._span is None:
+            self._spans.prepare(
+                self._instance_id, self._schema_name, self._parent_span_id, self._payload, self._id
+            )
+            self._span = self._spans.get_span(self._id)
+            self._payload = None
+        return self._span
+
+    def _start(self, payload: Mapping[str, object] | None) -> None:
+        if not self._open().ended:
+            self._spans.start(self._id, payload)
+
+    def _finish(self, outcome: Outcome, result: Mapping[str, object] | None) -> None:
+        if result:
+            self._result.update(result)
+        if not self._open().ended:
+            self._spans.finish(self._id, self._result, outcome)
+            self._result = {}
