@@ -1,0 +1,150 @@
+"""A research agent, recorded from end to end.
+
+It has three levels of spans: siblings that run at the same time, a tool that fails and is
+replaced, a step that is skipped, one that takes too long, and a check that names its parent.
+
+    python examples/agent_e2e.py --backend trio
+
+records into the database file prefactor.db, without an account; with PREFACTOR_API_URL and
+PREFACTOR_API_TOKEN in the environment it records to that API. PREFACTOR_AGENT_ID names the
+agent. ``python -m prefactor_core demo`` runs the same and shows what was stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+import anyio
+
+from prefactor_core import (
+    AgentInstanceHandle,
+    PrefactorCoreError,
+    SchemaRegistry,
+    SpanContext,
+    open_prefactor,
+)
+
+TEXT = {"type": "string"}
+
+registry = SchemaRegistry()
+registry.register_type(
+    name="agent:run",
+    params_schema={"type": "object", "properties": {"question": TEXT}},
+    result_schema={"type": "object", "properties": {"answer": TEXT}},
+    title="Run",
+    template="{{question}} → {{answer}}",
+)
+registry.register_type(
+    name="agent:llm",
+    params_schema={"type": "object", "properties": {"model": TEXT, "prompt": TEXT}},
+    result_schema={"type": "object", "properties": {"response": TEXT}},
+    title="LLM call",
+    template="{{model}}: {{prompt}} → {{response}}",
+)
+registry.register_type(
+    name="agent:retrieval",
+    params_schema={"type": "object", "properties": {"query": TEXT}},
+    result_schema={"type": "object", "properties": {"documents": {"type": "array"}}},
+    title="Retrieval",
+    template="{{query}}",
+)
+registry.register_type(
+    name="agent:tool",
+    params_schema={"type": "object", "properties": {"tool": TEXT}},
+    title="Tool call",
+    template="{{tool}}",
+)
+
+
+async def call_llm(instance: AgentInstanceHandle, prompt: str, response: str) -> str:
+    """A span by its three steps: enter, start, complete."""
+    async with instance.span("agent:llm") as span:
+        await span.start({"model": "small-1", "prompt": prompt})
+        await anyio.sleep(0.02)  # the model thinks
+        await span.complete({"response": response})
+    return response
+
+
+async def retrieve(instance: AgentInstanceHandle, query: str) -> None:
+    """A span that starts and ends with its block."""
+    async with instance.span("agent:retrieval", payload={"query": query}) as span:
+        await anyio.sleep(0.01)
+        span.set_result({"documents": [f"{query}, part {n}" for n in (1, 2)]})
+
+
+def convert_units(instance: AgentInstanceHandle, value: str) -> float:
+    """A tool in synchronous code: plain ``with``. It fails on what is no number."""
+    with instance.span("agent:tool", payload={"tool": "convert_units", "value": value}) as span:
+        metres = float(value) * 1000
+        span.set_result({"metres": metres})
+        return metres
+
+
+async def research(instance: AgentInstanceHandle) -> SpanContext:
+    async with instance.span("agent:tool", payload={"tool": "research"}) as span:
+        # Tasks that are started inside a span open theirs below it.
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(retrieve, instance, "height of Olympus Mons")
+            tasks.start_soon(retrieve, instance, "height of Mount Everest")
+        try:
+            convert_units(instance, "twenty-two")  # recorded as failed, with its error
+        except ValueError:
+            convert_units(instance, "22")
+    return span
+
+
+async def answer(instance: AgentInstanceHandle, question: str) -> None:
+    async with instance.span("agent:run", payload={"question": question}) as run:
+        await call_llm(instance, f"Plan: {question}", "look both up, compare")
+        researched = await research(instance)
+
+        with anyio.move_on_after(0.05):  # too slow: recorded as cancelled
+            async with instance.span("agent:tool", payload={"tool": "slow_archive"}):
+                await anyio.sleep_forever()
+
+        async with instance.span("agent:retrieval", payload={"query": "a second opinion"}) as step:
+            await step.cancel()  # not needed: recorded as a step that never began
+
+        # By hand, for a parent that is not the innermost open span.
+        async with instance.span("agent:tool", researched.id, {"tool": "check_sources"}) as check:
+            check.set_result({"sources": 4})
+
+        text = await call_llm(instance, "Write the answer", "Olympus Mons, by 13 km")
+        run.set_result({"answer": text})
+
+
+async def run_agent(api_url: str | None, agent_id: str) -> str:
+    """Run the agent once; the id of the recorded agent instance."""
+    async with open_prefactor(api_url=api_url, schema_registry=registry) as client:
+        async with client.agent_instance(
+            agent_id=agent_id,
+            agent_version={"name": "Research agent", "external_identifier": "v1.0.0"},
+        ) as instance:
+            await answer(instance, "Which mountain is higher?")
+    return instance.id
+
+
+def default_api_url() -> str:
+    """The API of the environment, or else a database file here."""
+    return os.environ.get("PREFACTOR_API_URL") or "local:prefactor.db"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A research agent, recorded from end to end.")
+    parser.add_argument("--backend", choices=["asyncio", "trio"], default="asyncio")
+    parser.add_argument("--api-url", default=default_api_url())
+    parser.add_argument("--agent-id", default=os.environ.get("PREFACTOR_AGENT_ID", "research"))
+    options = parser.parse_args()
+    try:
+        instance_id = anyio.run(
+            run_agent, options.api_url, options.agent_id, backend=options.backend
+        )
+    except PrefactorCoreError as error:
+        sys.exit(f"error: {error}")
+    print(f"recorded agent instance {instance_id} at {options.api_url}")
+
+
+if __name__ == "__main__":
+    main()

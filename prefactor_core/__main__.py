@@ -1,0 +1,82 @@
+"""The command line: ``python -m prefactor_core``."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import cast
+
+import anyio
+
+from prefactor_core._version import __version__
+from prefactor_core.config import PrefactorCoreConfig
+from prefactor_core.connection import open_api
+from prefactor_core.exceptions import PrefactorAuthError, PrefactorCoreError
+
+try:
+    import click
+    from rich.console import Console
+
+    from prefactor_core.tree import run_tree
+except ImportError as error:
+    sys.exit(
+        f"the command line needs the extra 'local' ({error}): pip install 'prefactor-core[local]'"
+    )
+
+_PACKAGE = Path(__file__).parent
+
+
+@click.group()
+@click.version_option(__version__, prog_name="prefactor-core")
+def main() -> None:
+    """Prefactor for agents: record runs, and look at what was recorded."""
+
+
+@main.command()
+@click.option("--backend", type=click.Choice(["asyncio", "trio"]), default="asyncio")
+@click.option(
+    "--api-url",
+    envvar="PREFACTOR_API_URL",
+    default="local:prefactor.db",
+    show_default=True,
+    help="Where to record to: a URL, or local:PATH for a database file.",
+)
+@click.option("--agent-id", envvar="PREFACTOR_AGENT_ID", default="research", show_default=True)
+def demo(backend: str, api_url: str, agent_id: str) -> None:
+    """Run the example agent and show the tree that was stored."""
+    try:
+        anyio.run(_demo, api_url, agent_id, backend=backend)
+    except PrefactorCoreError as error:
+        raise click.ClickException(str(error)) from None
+
+
+async def _demo(api_url: str, agent_id: str) -> None:
+    instance_id = await _example()(api_url, agent_id)
+    console = Console()
+    console.print(f"recorded at {api_url}:")
+    async with open_api(PrefactorCoreConfig.from_env(api_url=api_url).http_config) as api:
+        try:
+            instance = await api.get_agent_instance(instance_id)
+            spans = [span async for span in api.list_agent_spans(instance_id)]
+        except PrefactorAuthError:
+            # A deployment token may write and not read (API.md section 1).
+            console.print(f"agent instance {instance_id}; this token may not read it back")
+            return
+    console.print(run_tree(instance, spans))
+
+
+def _example() -> Callable[[str, str], Awaitable[str]]:
+    """``run_agent`` of examples/agent_e2e.py: inside a wheel, or beside the package."""
+    for folder in (_PACKAGE, _PACKAGE.parent):
+        path = folder / "examples" / "agent_e2e.py"
+        if path.exists():
+            return cast(
+                Callable[[str, str], Awaitable[str]], runpy.run_path(str(path))["run_agent"]
+            )
+    raise click.ClickException("examples/agent_e2e.py is not part of this installation")
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m prefactor_core")

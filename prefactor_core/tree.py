@@ -1,0 +1,63 @@
+"""The stored spans of a run as a tree for the terminal."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import datetime
+
+from rich.text import Text
+from rich.tree import Tree
+
+from prefactor_core.api.answers import AgentInstanceAnswer, AgentSpanAnswer
+
+_STYLES = {
+    "pending": "dim",
+    "active": "cyan",
+    "complete": "green",
+    "failed": "bold red",
+    "cancelled": "yellow",
+    "terminated": "bold magenta",
+}
+
+
+def run_tree(instance: AgentInstanceAnswer, spans: Iterable[AgentSpanAnswer]) -> Tree:
+    """A line for the run and one for each span: name, status, duration, payload → result."""
+    children: dict[str | None, list[AgentSpanAnswer]] = defaultdict(list)
+    # By time: ids made within one millisecond are in no order.
+    for span in sorted(spans, key=lambda span: span.started_at or span.finished_at or ""):
+        children[span.parent_span_id].append(span)
+    head = Text.assemble(("agent instance ", "bold"), instance.id)
+    _append_status(head, instance.status, instance.started_at, instance.finished_at)
+    tree = Tree(head)
+    # A list and no recursion: a run may be nested deeper than Python is.
+    waiting = [(tree, span) for span in reversed(children[None])]
+    while waiting:
+        branch, span = waiting.pop()
+        node = branch.add(_span_line(span))
+        waiting.extend((node, child) for child in reversed(children[span.id]))
+    return tree
+
+
+def _span_line(span: AgentSpanAnswer) -> Text:
+    line = Text(span.schema_name, style="bold", no_wrap=True, overflow="ellipsis", end="")
+    line.stylize("bold")
+    _append_status(line, span.status, span.started_at, span.finished_at)
+    for mark, payload in (("  ", span.payload), (" → ", span.result_payload)):
+        text = bytes(payload).decode()
+        if text not in ("null", "{}"):
+            line.append(mark + text, style="not bold dim")
+    return line
+
+
+def _append_status(
+    line: Text, status: str, started_at: str | None, finished_at: str | None
+) -> None:
+    line.append(f"  {status}", style=f"not bold {_STYLES.get(status, '')}")
+    if started_at and finished_at:
+        seconds = _time(finished_at) - _time(started_at)
+        line.append(f"  {seconds * 1000:.1f} ms", style="not bold")
+
+
+def _time(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
