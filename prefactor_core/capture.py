@@ -25,8 +25,6 @@ def capture(payload: object) -> Raw:
     NaN and infinity become null; what has no JSON form becomes its ``repr``, cut at 1,000
     characters; a circular or too deep value (more than 32 levels) becomes a marker.
     """
-    if not payload and isinstance(payload, Mapping):
-        return EMPTY
     try:
         captured = _encoder.encode(payload)
     except Exception:
@@ -34,6 +32,16 @@ def capture(payload: object) -> Raw:
         # walk the value and keep all of it that can be kept.
         captured = _encoder.encode(_plain(payload, ()))
     return Raw(captured if captured.startswith(b"{") else b'{"value":' + captured + b"}")
+
+
+def fields_of(data: object) -> dict[str, object]:
+    """``data`` as the fields of an object: a mapping's own, else one called ``value``."""
+    if not isinstance(data, Mapping):
+        return {"value": data}
+    try:
+        return dict(cast("Mapping[str, object]", data))
+    except Exception:
+        return {"value": _describe(cast("object", data))}
 
 
 def describe_error(error: BaseException) -> dict[str, object]:

@@ -36,7 +36,8 @@ class Span(Struct, kw_only=True):
     """One step of a run. Times are aware, in UTC, and None until the thing happened.
 
     ``status`` is ``pending`` from the entering of the block to the start; ``created_at`` is
-    the time of entering. ``payload`` is what the span starts with, and empty once it ended.
+    the time of entering. ``payload`` is what the span starts with, ``result`` what it will
+    end with as far as that is known; both are empty once it ended.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Span(Struct, kw_only=True):
     parent_span_id: str | None = None
     status: SpanStatus = SpanStatus.PENDING
     payload: Mapping[str, object] = field(default_factory=dict[str, object])
+    result: dict[str, object] = field(default_factory=dict[str, object])
     created_at: datetime = field(default_factory=_now)
     started_at: datetime | None = None
     finished_at: datetime | None = None

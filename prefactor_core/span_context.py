@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Self
 
 import anyio.lowlevel
 
-from prefactor_core.capture import describe_error
-from prefactor_core.lifecycle import Outcome, SpanStatus
+from prefactor_core.capture import describe_error, fields_of
+from prefactor_core.lifecycle import Outcome
 from prefactor_core.models import Span
 from prefactor_core.outcome import outcome_of
 
@@ -69,7 +69,7 @@ class SpanContext:
 
     def set_result(self, data: Mapping[str, object]) -> None:
         """Merge into the result that the span will end with; later keys win."""
-        self._result.update(data)
+        self._result.update(fields_of(data))
 
     async def complete(self, result: Mapping[str, object] | None = None) -> None:
         """The span ends now, complete; ``result`` is merged into its result."""
@@ -87,12 +87,8 @@ class SpanContext:
         Before :meth:`start` this records a step that was skipped: it never began (API.md
         section 8, pending to cancelled).
         """
-        span = self._open()
-        if not span.ended:
-            if span.status is SpanStatus.PENDING:
-                self._spans.cancel_unstarted(span.id)
-            else:
-                self._finish("cancelled", None)
+        if not self._open().ended:
+            self._spans.cancel_unstarted(self._id)
         await anyio.lowlevel.checkpoint()
 
     async def finish(self) -> None:
@@ -139,7 +135,9 @@ class SpanContext:
                 self._instance_id, self._schema_name, self._parent_span_id, self._payload, self._id
             )
             self._span = self._spans.get_span(self._id)
-            self._payload = None
+            # From here on the run has them too, and ends the span with them if it must.
+            self._span.result.update(self._result)
+            self._payload, self._result = None, self._span.result
         return self._span
 
     def _start(self, payload: Mapping[str, object] | None) -> None:
@@ -147,8 +145,5 @@ class SpanContext:
             self._spans.start(self._id, payload)
 
     def _finish(self, outcome: Outcome, result: Mapping[str, object] | None) -> None:
-        if result:
-            self._result.update(result)
         if not self._open().ended:
-            self._spans.finish(self._id, self._result, outcome)
-            self._result = {}
+            self._spans.finish(self._id, result, outcome)

@@ -6,8 +6,10 @@ import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
+from msgspec import Raw
+
 from prefactor_core import identifiers
-from prefactor_core.capture import capture
+from prefactor_core.capture import EMPTY, capture, fields_of
 from prefactor_core.clock import Clock
 from prefactor_core.context_stack import SpanContextStack
 from prefactor_core.exceptions import (
@@ -27,6 +29,7 @@ class _OpenSpan(Span, kw_only=True):
     """A span with what is needed only while it is open."""
 
     clock: Clock
+    captured: Raw
     parent: _OpenSpan | None = None
 
 
@@ -78,6 +81,7 @@ class SpanManager:
     ) -> str:
         """Open a span here, as the innermost of this context; nothing is told yet. Its id.
 
+        ``payload`` is captured now: what changes in it later does not matter.
         Without ``parent_span_id`` the parent is the innermost open span of the same
         instance in this context.
         """
@@ -109,9 +113,10 @@ class SpanManager:
             instance_id=instance_id,
             schema_name=schema_name,
             parent_span_id=parent_span_id,
-            payload=payload or {},
+            payload={} if payload is None else payload,
             created_at=clock.now(),
             clock=clock,
+            captured=EMPTY if payload is None else capture(payload),
             parent=parent,
         )
         self._spans[span_id] = span
@@ -126,15 +131,15 @@ class SpanManager:
         span = self._find(span_id)
         if payload is not None:
             if span.status is SpanStatus.PENDING:
-                span.payload = payload
-            elif payload and span.schema_name not in self._warned_of_late_payload:
+                span.payload, span.captured = payload, capture(payload)
+            elif fields_of(payload) and span.schema_name not in self._warned_of_late_payload:
                 self._warned_of_late_payload.add(span.schema_name)
                 logger.warning(
                     "a %r span was already started, by its start() or by that of a child: its "
                     "later payload is not recorded. Give it to span(payload=...) instead",
                     span.schema_name,
                 )
-        self._advance(span, SpanStatus.ACTIVE, span.clock.now(), None)
+        self._advance(span, SpanStatus.ACTIVE, span.clock.now())
         return span_id
 
     def create(
@@ -150,7 +155,7 @@ class SpanManager:
     def cancel_unstarted(self, span_id: str) -> None:
         """The span is cancelled; if it had not started, as one that never did."""
         span = self._find(span_id)
-        self._advance(span, SpanStatus.CANCELLED, span.clock.now(), None)
+        self._advance(span, SpanStatus.CANCELLED, span.clock.now())
 
     def finish(
         self,
@@ -158,15 +163,20 @@ class SpanManager:
         result_payload: Mapping[str, object] | None = None,
         status: Outcome = "complete",
     ) -> None:
-        """The span ends now. One that was not started is started as of its entering."""
+        """The span ends now, with ``result_payload`` merged into its result.
+
+        One that was not started is started as of its entering.
+        """
         if status not in OUTCOMES:
             raise PrefactorValueError(
                 f"status must be one of {', '.join(sorted(OUTCOMES))}, got {status!r}"
             )
         span = self._find(span_id)
+        if result_payload is not None:
+            span.result.update(fields_of(result_payload))
         if span.status is SpanStatus.PENDING:
-            self._advance(span, SpanStatus.ACTIVE, span.created_at, None)
-        self._advance(span, SpanStatus(status), span.clock.now(), result_payload)
+            self._advance(span, SpanStatus.ACTIVE, span.created_at)
+        self._advance(span, SpanStatus(status), span.clock.now())
 
     def finish_open(
         self,
@@ -191,7 +201,8 @@ class SpanManager:
                 "put what came later into the result",
                 OperationType.UPDATE_SPAN_PAYLOAD,
             )
-        span.payload = {**span.payload, **payload}
+        span.payload = {**fields_of(span.payload), **fields_of(payload)}
+        span.captured = capture(span.payload)
 
     def get_span(self, span_id: str) -> Span:
         """The open span of this id. Raises :class:`SpanNotFoundError` if there is none."""
@@ -205,13 +216,7 @@ class SpanManager:
                 f"no open span has the id {span_id!r}: it has ended, or is not of this client"
             ) from None
 
-    def _advance(
-        self,
-        span: _OpenSpan,
-        goal: SpanStatus,
-        at: datetime,
-        result_payload: Mapping[str, object] | None,
-    ) -> None:
+    def _advance(self, span: _OpenSpan, goal: SpanStatus, at: datetime) -> None:
         """Tell what brings the span to ``goal``, and be there."""
         steps = span_steps(span.status, goal)
         if steps and steps[0].call == "create":
@@ -220,7 +225,7 @@ class SpanManager:
             if call == "create":
                 self._tell_create(span, status, at)
             else:
-                self._tell_finish(span, status, at, result_payload)
+                self._tell_finish(span, status, at)
 
     def _start_ancestors(self, span: _OpenSpan) -> None:
         # The API knows a parent before its children, or refuses them. Outermost first, each
@@ -244,18 +249,13 @@ class SpanManager:
                 span_id=span.id,
                 schema_name=span.schema_name,
                 status=status,
-                payload=capture(span.payload),
+                payload=span.captured,
                 parent_span_id=span.parent_span_id,
             )
         )
+        span.captured = EMPTY
 
-    def _tell_finish(
-        self,
-        span: _OpenSpan,
-        status: SpanStatus,
-        at: datetime,
-        result_payload: Mapping[str, object] | None,
-    ) -> None:
+    def _tell_finish(self, span: _OpenSpan, status: SpanStatus, at: datetime) -> None:
         self._enqueue(
             FinishSpan(
                 timestamp=at,
@@ -263,13 +263,13 @@ class SpanManager:
                 instance_id=span.instance_id,
                 span_id=span.id,
                 status=status,
-                result_payload=capture(result_payload) if result_payload else None,
+                result_payload=capture(span.result) if span.result else None,
             )
         )
         # What an inherited context may still refer to is from now on only a small shell.
         span.status = status
         span.finished_at = at
-        span.payload = {}
+        span.payload, span.result = {}, {}
         span.parent = None
         del self._spans[span.id]
         SpanContextStack.remove(span)
