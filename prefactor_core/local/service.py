@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Struct
 
 from prefactor_core import identifiers
 from prefactor_core.lifecycle import (
@@ -39,10 +39,7 @@ from prefactor_core.local.requests import (
     stored_time,
 )
 from prefactor_core.local.store import Row, Store
-
-Answer = dict[str, object]
-
-_COUNTED = ("pending", "active", "complete", "failed", "cancelled")
+from prefactor_core.local.views import Answer, Views
 
 
 class Service:
@@ -51,6 +48,7 @@ class Service:
     def __init__(self, store: Store, agents: Collection[str] | None = None) -> None:
         self._store = store
         self._agents = agents
+        self._views = Views(store)
         self._partition = identifiers.partition_of(store.account_id)
 
     def register(self, body: RegisterBody) -> bytes:
@@ -83,7 +81,7 @@ class Service:
 
     def get_instance(self, instance_id: str) -> bytes:
         """GET agent_instance/{id}."""
-        return _encode(_success(self._instance_details(self._instance(instance_id))))
+        return _encode(_success(self._views.instance(self._instance(instance_id))))
 
     def create_span(self, body: CreateSpanBody) -> bytes:
         """POST agent_spans."""
@@ -104,23 +102,13 @@ class Service:
 
     def list_instances(self, query: Mapping[str, str]) -> bytes:
         """GET agent_instance?agent_id=…"""
-        if "agent_id" not in query:
-            raise invalid("agent_id", "is required", "required")
-        return self._list(
-            "agent_instances", {"agent_id": query["agent_id"]}, query, self._instance_details
-        )
+        return _encode(self._views.instances(query))
 
     def list_spans(self, query: Mapping[str, str]) -> bytes:
         """GET agent_spans?agent_instance_id=…"""
         if "agent_instance_id" not in query:
             raise invalid("agent_instance_id", "is required", "required")
-        instance = self._instance(query["agent_instance_id"])
-        return self._list(
-            "agent_spans",
-            {"agent_instance_id": instance["id"]},
-            query,
-            lambda span: self._span_details(span, instance),
-        )
+        return _encode(self._views.spans(self._instance(query["agent_instance_id"]), query))
 
     def _once(self, call: str, body: Struct, key: str | None, act: Callable[[], Answer]) -> bytes:
         """Do it, or give the first answer again if the key was used for the same before."""
@@ -175,7 +163,7 @@ class Service:
             "updated_at": now,
         }
         self._store.insert("agent_instances", row)
-        answer = _success(self._instance_details(self._instance(instance_id)))
+        answer = _success(self._views.instance(self._instance(instance_id)))
         answer["agent_version"] = version
         types: list[dict[str, Any]] = schema.get("span_type_schemas") or []
         schema["span_type_schemas"] = {span_type["name"]: span_type for span_type in types}
@@ -309,7 +297,7 @@ class Service:
             raise invalid_action(f"an agent instance that is {current} cannot become {status}")
         changes = {**changes, "status": status, "updated_at": now}
         self._store.update("agent_instances", instance_id, changes)
-        return _success(self._instance_details(self._instance(instance_id)))
+        return _success(self._views.instance(self._instance(instance_id)))
 
     def _instance(self, instance_id: str) -> Row:
         row = self._store.one("SELECT * FROM agent_instances WHERE id = ?", instance_id)
@@ -320,94 +308,10 @@ class Service:
     def _span_answer(self, span_id: str, instance: Row) -> Answer:
         span = self._store.one("SELECT * FROM agent_spans WHERE id = ?", span_id)
         assert span is not None
-        answer = _success(self._span_details(span, instance))
+        answer = _success(self._views.span(span, instance))
         if instance["status"] == InstanceStatus.TERMINATED:
             answer["control"] = {"terminate": True, "reason": instance["termination_reason"]}
         return answer
-
-    def _instance_details(self, row: Row) -> Answer:
-        counts = dict.fromkeys(_COUNTED, 0)
-        for count in self._store.all(
-            "SELECT status, count(*) AS spans FROM agent_spans "
-            "WHERE agent_instance_id = ? GROUP BY status",
-            row["id"],
-        ):
-            counts[count["status"]] = count["spans"]
-        finished = counts["complete"] + counts["failed"] + counts["cancelled"]
-        return {
-            "type": "agent_instance",
-            "account_id": self._store.account_id,
-            # One deployment for each environment; accounts here have one environment.
-            "agent_deployment_id": row["environment_id"],
-            **dict(row),
-            "span_counts": {"total": sum(counts.values()), **counts, "finished": finished},
-            "quality_payloads": {},
-            "quality_summaries": {},
-        }
-
-    def _span_details(self, row: Row, instance: Row) -> Answer:
-        result = row["result_payload"]
-        return {
-            "type": "agent_span",
-            "account_id": self._store.account_id,
-            "agent_id": instance["agent_id"],
-            **dict(row),
-            "schema_title": row["schema_name"],
-            "payload": Raw(row["payload"].encode()),
-            "result_payload": None if result is None else Raw(result.encode()),
-            "sensitive_encoding": bool(row["sensitive_encoding"]),
-            "purpose": "activity",
-        }
-
-    def _list(
-        self,
-        table: str,
-        where: Mapping[str, str],
-        query: Mapping[str, str],
-        details: Callable[[Row], Answer],
-    ) -> bytes:
-        offset = _whole(query, "pagination[offset]", 0, 0, 2**31)
-        size = _whole(query, "pagination[page_size]", 50, 1, 100)
-        field, direction = query.get("sorting[field]", "id"), query.get("sorting[direction]", "asc")
-        if "sorting" in query:
-            field = query["sorting"].removeprefix("-")
-            direction = "desc" if query["sorting"].startswith("-") else "asc"
-        if field != "id" or direction not in ("asc", "desc"):
-            raise invalid("sorting", "only by id, asc or desc")
-        (column, value), *_ = where.items()
-        counted = self._store.one(f"SELECT count(*) AS n FROM {table} WHERE {column} = ?", value)
-        total = counted["n"] if counted else 0
-        rows = self._store.all(
-            f"SELECT * FROM {table} WHERE {column} = ? ORDER BY id {direction} LIMIT ? OFFSET ?",
-            value,
-            size,
-            offset,
-        )
-        return _encode(
-            {
-                "status": "success",
-                "summaries": [details(row) for row in rows],
-                "pagination": {
-                    "item_count": total,
-                    "item_start": offset + 1 if rows else 0,
-                    "item_end": offset + len(rows),
-                    "next_page_offset": offset + size if offset + size < total else None,
-                    "previous_page_offset": max(0, offset - size) if offset else None,
-                    "page_count": -(-total // size),
-                    "page_index": offset // size + 1,
-                    "page_offset": offset,
-                    "page_size": size,
-                },
-                "sorting": {"field": field, "direction": direction, "nulls": "last"},
-            }
-        )
-
-
-def _whole(query: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
-    text = query.get(name, str(default))
-    if not text.isdecimal() or not least <= int(text) <= most:
-        raise invalid(name, f"must be a whole number from {least} to {most}, got {text!r}")
-    return int(text)
 
 
 def _check_order(field: str, started_at: str | None, finished_at: str) -> None:
