@@ -1,0 +1,39 @@
+"""Backends: every async test runs on asyncio and trio; with ``--uvloop``, on uvloop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+# Continuous integration and developers see the same examples, and no machine's speed counts.
+settings.register_profile("prefactor", deadline=None, derandomize=True)
+settings.load_profile("prefactor")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--uvloop", action="store_true", help="run async tests on uvloop")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "anyio_backend" in metafunc.fixturenames:
+        uvloop = metafunc.config.getoption("--uvloop")
+        backends = ["uvloop"] if uvloop else ["asyncio", "trio"]
+        metafunc.parametrize("anyio_backend", backends, indirect=True)
+
+
+@pytest.fixture
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """The backend's name and options; on virtual time for tests marked ``virtual_time``."""
+    if request.node.get_closest_marker("virtual_time") is None:
+        if request.param == "uvloop":
+            return "asyncio", {"use_uvloop": True}
+        return request.param, {}
+    if request.param == "trio":
+        from trio.testing import MockClock
+
+        return "trio", {"clock": MockClock(autojump_threshold=0)}
+    from virtual_time import VirtualTimeLoop
+
+    return "asyncio", {"loop_factory": VirtualTimeLoop}

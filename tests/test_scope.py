@@ -1,0 +1,474 @@
+"""The client's scope: what leaves it, in which order it ends, and within which time."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import nullcontext
+from itertools import pairwise
+
+import anyio
+import anyio.lowlevel
+import pytest
+from harness import (
+    AGENT,
+    FaultyApi,
+    make_config,
+    make_registry,
+    open_faulty_api,
+    stored_run,
+    stored_runs,
+)
+
+from prefactor_core import (
+    AgentInstanceHandle,
+    ClientAlreadyInitializedError,
+    ClientNotInitializedError,
+    ClientScopeError,
+    InMemoryQueue,
+    InstanceNotFoundError,
+    Operation,
+    PrefactorCoreClient,
+    PrefactorUnreachableError,
+    PrefactorValueError,
+    QueueClosedError,
+    identifiers,
+    open_prefactor,
+)
+
+PFID = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture
+async def api() -> AsyncGenerator[FaultyApi]:
+    async with open_faulty_api() as api:
+        yield api
+
+
+@pytest.mark.parametrize("cancelled", [False, True], ids=["alone", "under a cancellation"])
+async def test_the_bodys_exception_leaves_every_scope_as_the_same_object(
+    api: FaultyApi, cancelled: bool
+) -> None:
+    cause, context = KeyError("cause"), OSError("context")
+    error = ValueError("mine")
+    error.__cause__, error.__context__ = cause, context
+    with anyio.fail_after(5), pytest.raises(ValueError, match="mine") as caught:
+        with anyio.CancelScope() as outer:
+            async with open_prefactor(make_config(), asgi_app=api) as client:
+                async with client.agent_instance(**AGENT) as instance:
+                    async with instance.span("agent:run"):
+                        async with instance.span("agent:tool") as tool:
+                            await tool.start()
+                            if cancelled:
+                                outer.cancel()
+                            raise error
+    assert caught.value is error
+    assert (error.__cause__, error.__context__) == (cause, context)
+    assert (await stored_run(api)).shape == (
+        "failed",
+        [("agent:run", "failed", [("agent:tool", "failed", [])])],
+    )
+
+
+async def test_a_cancelled_body_is_recorded_and_its_cancellation_reaches_its_scope(
+    api: FaultyApi,
+) -> None:
+    with anyio.fail_after(5), anyio.CancelScope() as outer:
+        async with open_prefactor(make_config(), asgi_app=api) as client:
+            async with client.agent_instance(**AGENT) as instance:
+                async with instance.span("agent:run"):
+                    outer.cancel()
+                    try:
+                        await anyio.sleep_forever()
+                    finally:
+                        # What happens while the body unwinds is delivered too.
+                        with instance.span("agent:tool"):
+                            pass
+    assert outer.cancelled_caught
+    assert client.statistics().lost == 0
+    assert (await stored_run(api)).shape == (
+        "cancelled",
+        [("agent:run", "cancelled", [("agent:tool", "complete", [])])],
+    )
+
+
+async def test_a_time_out_around_the_client_is_recorded_as_cancelled(api: FaultyApi) -> None:
+    with anyio.fail_after(5), anyio.move_on_after(0.01) as scope:
+        async with (
+            open_prefactor(make_config(), asgi_app=api) as client,
+            client.agent_instance(**AGENT),
+        ):
+            await anyio.sleep_forever()
+    assert scope.cancelled_caught
+    assert (await stored_run(api)).status == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("error", "run_status", "span_status"),
+    [
+        (None, "complete", "cancelled"),
+        (ValueError("mine"), "failed", "failed"),
+        (KeyboardInterrupt(), "cancelled", "cancelled"),
+    ],
+    ids=["returned", "raised", "interrupted"],
+)
+async def test_what_is_still_open_ends_with_the_scope_children_first(
+    api: FaultyApi, error: BaseException | None, run_status: str, span_status: str
+) -> None:
+    with pytest.raises(type(error)) if error else nullcontext():
+        async with open_prefactor(make_config(), asgi_app=api) as client:
+            instance = await client.create_agent_instance(**AGENT)
+            await instance.start()
+            await instance.create_span("agent:run")
+            await instance.create_span("agent:tool")
+            if error is not None:
+                raise error
+    assert (await stored_run(api)).shape == (
+        run_status,
+        [("agent:run", span_status, [("agent:tool", span_status, [])])],
+    )
+    order = [
+        call.body.get("details", {}).get("schema_name") or call.path.split("/")[-2:]
+        for call in api.calls[-3:]
+    ]
+    run = await stored_run(api)
+    assert order == [
+        [run.named("agent:tool").id, "finish"],
+        [run.named("agent:run").id, "finish"],
+        [run.id, "finish"],
+    ]
+    assert instance.id == run.id
+
+
+async def test_a_run_that_was_registered_and_never_started_ends_as_cancelled(
+    api: FaultyApi,
+) -> None:
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        await client.create_agent_instance(**AGENT)
+    assert (await stored_run(api)).status == "cancelled"
+
+
+async def test_start_and_finish_of_a_run_take_effect_once(api: FaultyApi) -> None:
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        instance = await client.create_agent_instance(**AGENT)
+        await instance.start()
+        await instance.start()
+        await instance.finish("failed")
+        await instance.finish()
+        await instance.start()
+    assert api.names() == ["register", "start", "finish"]
+    assert (await stored_run(api)).status == "failed"
+
+
+async def test_the_scope_of_a_run_can_be_entered_once(api: FaultyApi) -> None:
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        scope = client.agent_instance(**AGENT)
+        async with scope as instance:
+            assert repr(instance) == f"<AgentInstanceHandle {instance.id} active>"
+        with pytest.raises(Exception, match="once only"):
+            await scope.__aenter__()
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("cancelled", [False, True], ids=["in peace", "under a cancellation"])
+@pytest.mark.parametrize("trouble", ["away", "hanging"])
+async def test_leaving_takes_no_longer_than_the_drain_timeout_and_reports_what_is_lost(
+    api: FaultyApi, caplog: pytest.LogCaptureFixture, trouble: str, cancelled: bool
+) -> None:
+    config = make_config(drain_timeout=7.0, http={"request_timeout": 60.0})
+    with anyio.CancelScope() as outer:
+        async with open_prefactor(config, asgi_app=api) as client:
+            async with client.agent_instance(**AGENT) as instance:
+                setattr(api, trouble, True)
+                before = anyio.current_time()
+                for _ in range(10):
+                    async with instance.span("agent:tool"):
+                        pass
+                assert anyio.current_time() == before
+                if cancelled:
+                    outer.cancel()
+                before = anyio.current_time()
+    assert anyio.current_time() - before == pytest.approx(7.0, abs=0.01)
+    statistics = client.statistics()
+    assert statistics.accepted == statistics.delivered + statistics.lost
+    assert statistics.pending == 0
+    assert statistics.dropped == {"drain_timeout": statistics.lost}
+    assert statistics.lost >= 20
+    last = [record for record in caplog.records if record.name == "prefactor_core.client"]
+    assert [record.levelno for record in last] == [logging.WARNING]
+    assert f"{statistics.lost} of {statistics.accepted} operations" in last[0].getMessage()
+
+
+async def test_a_drain_timeout_of_zero_skips_the_drain(api: FaultyApi) -> None:
+    api.hanging = True
+    with anyio.fail_after(2):
+        async with open_prefactor(make_config(drain_timeout=0), asgi_app=api) as client:
+            client.span_manager.create(PFID, "agent:run")
+    assert client.statistics().dropped == {"drain_timeout": 2}
+
+
+async def test_an_agent_at_work_is_not_held_up_by_an_api_that_hangs(api: FaultyApi) -> None:
+    async with open_prefactor(make_config(drain_timeout=0), asgi_app=api) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            api.hanging = True
+            turns = 0
+
+            async def count_turns() -> None:
+                nonlocal turns
+                while True:
+                    await anyio.lowlevel.checkpoint()
+                    turns += 1
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(count_turns)
+                for _ in range(100):
+                    async with instance.span("agent:tool"):
+                        pass
+                tasks.cancel_scope.cancel()
+            # One turn of the loop for each span, and not one more for its delivery.
+            assert turns <= 110
+
+
+async def test_workers_take_turns_while_an_agent_records_in_a_tight_loop(api: FaultyApi) -> None:
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            for _ in range(300):
+                async with instance.span("agent:tool"):
+                    pass
+            assert client.statistics().delivered > 0
+
+
+async def test_a_client_is_initialized_once_at_a_time_and_can_be_opened_again(
+    api: FaultyApi,
+) -> None:
+    client = PrefactorCoreClient(make_config(), asgi_app=api)
+    for _ in range(2):
+        with pytest.raises(ClientNotInitializedError, match="not open"):
+            client.span(PFID, "agent:run")
+        await client.close()
+        await client.initialize()
+        with pytest.raises(ClientAlreadyInitializedError, match="Client is already initialized"):
+            await client.initialize()
+        async with client.agent_instance(**AGENT):
+            pass
+        await client.close()
+        await client.close()
+        assert client.statistics().delivered == 2
+    assert [run.status for run in await stored_runs(api)] == ["complete"] * 2
+
+
+@pytest.mark.parametrize("call", ["create_agent_instance", "create_span", "finish_span", "span"])
+async def test_use_outside_of_the_scope_is_a_clear_error(api: FaultyApi, call: str) -> None:
+    arguments = {
+        "create_agent_instance": ("agent", {}),
+        "create_span": (PFID, "agent:run"),
+        "finish_span": (PFID,),
+        "span": (PFID, "agent:run"),
+    }[call]
+    client = open_prefactor(make_config(), asgi_app=api)
+    for _ in range(2):
+        with pytest.raises(ClientNotInitializedError, match="open_prefactor"):
+            result = getattr(client, call)(*arguments)
+            if call != "span":
+                await result
+        async with client:
+            pass
+
+
+async def test_a_span_that_outlives_its_client_changes_nothing(api: FaultyApi) -> None:
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            span = instance.span("agent:run")
+            await span.start()
+    await span.complete({"too": "late"})
+    await instance.finish()
+    with pytest.raises(ClientNotInitializedError):
+        instance.span("agent:tool")
+    assert (await stored_run(api)).shape == ("complete", [("agent:run", "cancelled", [])])
+
+
+async def test_leaving_in_another_task_is_a_readable_error(api: FaultyApi) -> None:
+    client = open_prefactor(make_config(), asgi_app=api)
+    await client.initialize()
+
+    async def leave() -> None:
+        with pytest.raises(ClientScopeError, match="must be left by the task that entered it"):
+            await client.close()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(leave)
+    await client.close()
+
+
+async def test_any_task_may_use_the_client(api: FaultyApi) -> None:
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+
+        async def run() -> None:
+            async with client.agent_instance(**AGENT) as instance:
+                async with instance.span("agent:run"):
+                    await anyio.lowlevel.checkpoint()
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(run)
+    shape = ("complete", [("agent:run", "complete", [])])
+    assert [run.shape for run in await stored_runs(api)] == [shape] * 4
+
+
+async def test_two_clients_nest_and_each_keeps_its_own_tree(api: FaultyApi) -> None:
+    async with open_faulty_api() as other_api:
+        async with (
+            open_prefactor(make_config(), asgi_app=api) as outer,
+            open_prefactor(make_config(), asgi_app=other_api) as inner,
+            outer.agent_instance(**AGENT) as one,
+            inner.agent_instance(**AGENT) as two,
+        ):
+            with one.span("agent:run"), two.span("agent:run"):
+                with one.span("agent:tool"), two.span("agent:llm"):
+                    pass
+                with one.span("agent:tool"):
+                    pass
+        tool = ("agent:tool", "complete", [])
+        llm = ("agent:llm", "complete", [])
+        assert (await stored_run(api)).shape == (
+            "complete",
+            [("agent:run", "complete", [tool, tool])],
+        )
+        assert (await stored_run(other_api)).shape == (
+            "complete",
+            [("agent:run", "complete", [llm])],
+        )
+
+
+async def test_a_queue_of_ones_own_carries_everything_in_order(api: FaultyApi) -> None:
+    class CountingQueue(InMemoryQueue[Operation]):
+        count = 0
+
+        def put_nowait(self, item: Operation) -> None:
+            self.count += 1
+            super().put_nowait(item)
+
+        def __len__(self) -> int:
+            return self.size()
+
+    queue = CountingQueue()
+    async with open_prefactor(make_config(), queue=queue, asgi_app=api) as client:
+        async with client.agent_instance(**AGENT) as instance, instance.span("agent:run"):
+            pass
+    assert queue.count == 4
+    assert api.names() == ["register", "start", "agent_spans", "finish", "finish"]
+    with pytest.raises(QueueClosedError, match="make a client with a new one"):
+        await client.initialize()
+
+
+async def test_a_queue_that_takes_nothing_costs_the_agent_nothing(
+    api: FaultyApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    class FullQueue(InMemoryQueue[Operation]):
+        def put_nowait(self, item: Operation) -> None:
+            raise BufferError("full")
+
+    async with open_prefactor(make_config(), queue=FullQueue(), asgi_app=api) as client:
+        async with client.agent_instance(**AGENT) as instance, instance.span("agent:run"):
+            pass
+    assert client.statistics().dropped == {"queue": 4}
+    warnings = [r for r in caplog.records if r.name == "prefactor_core.delivery.outbox"]
+    assert len(warnings) == 1
+
+
+async def test_the_span_types_come_from_the_registry_under_a_name_that_follows_from_them(
+    api: FaultyApi,
+) -> None:
+    for _ in range(2):
+        async with open_prefactor(make_config(), asgi_app=api) as client:
+            for external_id in (None, "schema-7"):
+                await client.create_agent_instance(**AGENT, external_schema_version_id=external_id)
+    versions = [c.body["agent_schema_version"] for c in api.calls if c.name == "register"]
+    names = [version["external_identifier"] for version in versions]
+    assert names[0] == names[2]
+    assert names[0].startswith("auto-tested-agent-")
+    assert names[1] == names[3] == "schema-7"
+    assert [t["name"] for t in versions[0]["span_type_schemas"]] == make_registry().list_schemas()
+
+
+async def test_given_span_types_go_before_the_registry(api: FaultyApi) -> None:
+    given = {"span_schemas": {"agent:own": {"type": "object"}}}
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        await client.create_agent_instance(
+            **AGENT, agent_schema_version=given, external_schema_version_id="own"
+        )
+    assert api.calls[0].body["agent_schema_version"] == {**given, "external_identifier": "own"}
+    assert "external_identifier" not in given
+
+
+async def test_without_span_types_registering_is_a_clear_error(api: FaultyApi) -> None:
+    async with open_prefactor(make_config(schema_registry=None), asgi_app=api) as client:
+        with pytest.raises(PrefactorValueError) as caught:
+            await client.create_agent_instance(**AGENT)
+    assert str(caught.value) == (
+        "agent_schema_version required when no schema_registry configured. Either provide "
+        "agent_schema_version or configure a SchemaRegistry."
+    )
+    assert api.calls == []
+
+
+async def test_a_handle_for_an_unknown_run_is_a_clear_error(api: FaultyApi) -> None:
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        with pytest.raises(InstanceNotFoundError, match=PFID):
+            AgentInstanceHandle(PFID, client)
+        with pytest.raises(PrefactorValueError, match="agent_id"):
+            await client.create_agent_instance("", {})
+
+
+@pytest.mark.virtual_time
+async def test_registering_is_tried_again_while_the_api_is_away(api: FaultyApi) -> None:
+    api.faults["register"] = [ConnectionRefusedError(), (503, {"Retry-After": "3"}, None), 429]
+    async with open_prefactor(make_config(registration_timeout=60), asgi_app=api) as client:
+        async with client.agent_instance(**AGENT):
+            pass
+    registers = [call for call in api.calls if call.name == "register"]
+    assert len({call.body["idempotency_key"] for call in registers}) == 1
+    waits = [b.time - a.time for a, b in pairwise(registers)]
+    assert 0.75 <= waits[0] <= 1.25
+    assert 3.0 <= waits[1] <= 3.01
+    assert 3.0 <= waits[2] <= 5.0
+    assert [run.status for run in await stored_runs(api)] == ["complete"]
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("trouble", ["away", "hanging"])
+async def test_registering_fails_clearly_when_its_time_is_over(
+    api: FaultyApi, trouble: str
+) -> None:
+    setattr(api, trouble, True)
+    config = make_config(registration_timeout=5.0, http={"max_retries": 100})
+    async with open_prefactor(config, asgi_app=api) as client:
+        before = anyio.current_time()
+        with pytest.raises(PrefactorUnreachableError):
+            await client.create_agent_instance(**AGENT)
+        assert anyio.current_time() - before == pytest.approx(5.0, abs=0.01)
+
+
+async def test_an_outer_cancellation_ends_a_registration(api: FaultyApi) -> None:
+    api.hanging = True
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        with anyio.fail_after(5), anyio.move_on_after(0.01) as scope:
+            await client.create_agent_instance(**AGENT)
+        assert scope.cancelled_caught
+
+
+async def test_an_instance_id_of_ones_own_is_honoured(api: FaultyApi) -> None:
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        first = await client.create_agent_instance(**AGENT)
+        own = identifiers.generate_related(first.id)
+        second = await client.create_agent_instance(**AGENT, instance_id=own)
+        assert second.id == own
+
+
+async def test_no_task_stream_or_connection_is_left_behind(api: FaultyApi) -> None:
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        async with client.agent_instance(**AGENT):
+            pass
+    del client
+    gc.collect()  # an unclosed stream would warn here, and a warning is an error
