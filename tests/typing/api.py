@@ -1,1 +1,97 @@
+"""The public API as type checkers see it: checked, never run."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import assert_type
+
+from prefactor_core import (
+    AgentInstanceHandle,
+    HttpClientConfig,
+    InMemoryQueue,
+    Operation,
+    OperationType,
+    PrefactorCoreClient,
+    PrefactorCoreConfig,
+    PrefactorRateLimitError,
+    PrefactorValidationError,
+    Queue,
+    QueueConfig,
+    SchemaRegistry,
+    Span,
+    SpanContext,
+    SpanContextStack,
+    Statistics,
+    TaskExecutor,
+    open_prefactor,
+)
+
+
+@dataclass
+class OfficialConfig:
+    """Has the attributes of the official package's HttpClientConfig."""
+
+    api_url: str
+    api_token: str
+    request_timeout: float = 30.0
+    connect_timeout: float = 10.0
+    max_retries: int = 3
+    initial_retry_delay: float = 1.0
+    max_retry_delay: float = 60.0
+    retry_multiplier: float = 2.0
+    retry_on_status_codes: tuple[int, ...] = (429,)
+
+
+def configurations() -> None:
+    http = HttpClientConfig(api_url="local:x.db")
+    config = PrefactorCoreConfig(http_config=http)
+    PrefactorCoreConfig(http_config={"api_url": "local:x.db"}, queue_config={"num_workers": 2})
+    PrefactorCoreConfig(http_config=OfficialConfig("https://x.test", "token"))
+    assert_type(config.http_config, HttpClientConfig)
+    assert_type(config.queue_config, QueueConfig)
+    assert_type(PrefactorCoreConfig.from_env(), PrefactorCoreConfig)
+    PrefactorCoreConfig(http_config=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def scopes(queue: Queue[Operation], registry: SchemaRegistry) -> None:
+    async with open_prefactor(schema_registry=registry, queue=queue) as client:
+        assert_type(client, PrefactorCoreClient)
+        assert_type(client.statistics(), Statistics)
+        async with client.agent_instance("agent", {"name": "Agent"}) as instance:
+            assert_type(instance, AgentInstanceHandle)
+            assert_type(instance.id, str)
+            async with instance.span("agent:llm", payload={"n": 1}) as span:
+                assert_type(span, SpanContext)
+                await span.start({"n": 1})
+                span.set_result({"n": [1, 2]})
+                await span.complete({"n": 1})
+            with instance.span("agent:tool") as same:
+                assert_type(same, SpanContext)
+            assert_type(await instance.create_span("agent:tool"), str)
+            await instance.finish("failed")
+            await instance.finish("done")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        handle = await client.create_agent_instance("agent", {"name": "Agent"})
+        assert_type(handle, AgentInstanceHandle)
+        assert_type(client.span_manager.get_span("…"), Span)
+
+
+def operations(operation: Operation) -> None:
+    assert_type(operation.type, OperationType)
+    assert_type(SpanContextStack.peek(), str | None)
+
+
+async def executors() -> None:
+    async def handle(item: int) -> None: ...
+
+    async def wrong(item: str) -> None: ...
+
+    queue = InMemoryQueue[int]()
+    async with TaskExecutor(queue, handle) as executor:
+        assert_type(executor, TaskExecutor[int])
+    TaskExecutor(queue, wrong)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def errors(refused: PrefactorValidationError, limited: PrefactorRateLimitError) -> None:
+    assert_type(refused.errors, dict[str, str])
+    assert_type(limited.retry_after, float | None)
+    assert_type(limited.status_code, int | None)

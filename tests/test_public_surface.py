@@ -1,0 +1,145 @@
+"""The names, paths and signatures that the seed promised, and no accident beside them."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import prefactor_core
+from prefactor_core import PrefactorCoreError
+
+SEED_EXPORTS = {
+    "prefactor_core": (
+        "PrefactorCoreClient PrefactorCoreConfig QueueConfig SpanContext SpanContextStack "
+        "PrefactorCoreError ClientNotInitializedError ClientAlreadyInitializedError "
+        "OperationError InstanceNotFoundError SpanNotFoundError AgentInstance Span Operation "
+        "OperationType Queue QueueClosedError InMemoryQueue TaskExecutor AgentInstanceHandle "
+        "SchemaRegistry __version__"
+    ),
+    "prefactor_core.client": "PrefactorCoreClient",
+    "prefactor_core.config": "HttpClientConfig PrefactorCoreConfig QueueConfig",
+    "prefactor_core.context_stack": "SpanContextStack",
+    "prefactor_core.exceptions": (
+        "PrefactorCoreError ClientNotInitializedError ClientAlreadyInitializedError "
+        "OperationError InstanceNotFoundError SpanNotFoundError"
+    ),
+    "prefactor_core.managers": "AgentInstanceHandle AgentInstanceManager SpanManager",
+    "prefactor_core.managers.agent_instance": "AgentInstanceHandle AgentInstanceManager",
+    "prefactor_core.managers.span": "SpanManager",
+    "prefactor_core.models": "AgentInstance Span",
+    "prefactor_core.operations": "Operation OperationType",
+    "prefactor_core.queue": "Queue QueueClosedError InMemoryQueue TaskExecutor",
+    "prefactor_core.queue.base": "Queue QueueClosedError",
+    "prefactor_core.queue.executor": "TaskExecutor",
+    "prefactor_core.queue.memory": "InMemoryQueue",
+    "prefactor_core.schema_registry": "SchemaRegistry",
+    "prefactor_core.span_context": "SpanContext",
+}
+
+
+@pytest.mark.parametrize("module", SEED_EXPORTS)
+def test_every_name_of_the_seed_is_at_its_path(module: str) -> None:
+    imported = importlib.import_module(module)
+    for name in SEED_EXPORTS[module].split():
+        assert hasattr(imported, name), name
+
+
+def test_every_module_can_be_imported_first() -> None:
+    for module in SEED_EXPORTS:
+        subprocess.run([sys.executable, "-W", "error", "-c", f"import {module}"], check=True)
+
+
+def test_all_is_sorted_and_is_what_there_is() -> None:
+    assert prefactor_core.__all__ == sorted(prefactor_core.__all__)
+    public = {
+        name
+        for name, value in vars(prefactor_core).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert public == set(prefactor_core.__all__)
+
+
+def test_every_error_is_ours_and_shows_the_name_it_is_imported_by() -> None:
+    errors = [
+        value
+        for value in vars(prefactor_core).values()
+        if isinstance(value, type) and issubclass(value, BaseException)
+    ]
+    assert len(errors) > 15
+    for error in errors:
+        assert issubclass(error, PrefactorCoreError)
+        assert error.__module__ == "prefactor_core"
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters"),
+    [
+        ("client.PrefactorCoreClient", "config queue=None"),
+        (
+            "client.PrefactorCoreClient.create_agent_instance",
+            (
+                "self agent_id agent_version agent_schema_version=None instance_id=None"
+                " external_schema_version_id=None"
+            ),
+        ),
+        (
+            "client.PrefactorCoreClient.create_span",
+            "self instance_id schema_name parent_span_id=None payload=None",
+        ),
+        ("client.PrefactorCoreClient.finish_span", "self span_id result_payload=None"),
+        (
+            "client.PrefactorCoreClient.span",
+            "self instance_id schema_name parent_span_id=None span_id=None payload=None",
+        ),
+        ("agent_instance.AgentInstanceHandle", "instance_id client"),
+        (
+            "agent_instance.AgentInstanceHandle.span",
+            "self schema_name parent_span_id=None payload=None",
+        ),
+        ("managers.agent_instance.AgentInstanceManager", "http_client enqueue"),
+        (
+            "managers.agent_instance.AgentInstanceManager.register",
+            "self agent_id agent_version agent_schema_version instance_id=None",
+        ),
+        ("managers.span.SpanManager.finish", "self span_id result_payload=None status='complete'"),
+        ("span_context.SpanContext.start", "self payload=None"),
+        ("span_context.SpanContext.set_result", "self data"),
+        ("span_context.SpanContext.complete", "self result=None"),
+        ("span_context.SpanContext.fail", "self result=None"),
+        ("span_context.SpanContext.cancel", "self"),
+        ("span_context.SpanContext.finish", "self"),
+        ("queue.base.Queue.close", "self num_waiters=1"),
+        ("queue.executor.TaskExecutor", "queue handler num_workers=3 max_retries=3"),
+        (
+            "schema_registry.SchemaRegistry.register_type",
+            "self name params_schema result_schema=None title=None description=None template=None",
+        ),
+        ("exceptions.OperationError", "message operation_type=None"),
+    ],
+)
+def test_the_positional_parameters_are_the_seeds(path: str, parameters: str) -> None:
+    module, *names = path.split(".")
+    while names[0].islower():
+        module += "." + names.pop(0)
+    value = importlib.import_module(f"prefactor_core.{module}")
+    for name in names:
+        value = getattr(value, name)
+    positional = [
+        p.name if p.default is p.empty else f"{p.name}={p.default!r}"
+        for p in inspect.signature(value).parameters.values()
+        if p.kind is p.POSITIONAL_OR_KEYWORD
+    ]
+    assert " ".join(positional) == parameters
+
+
+def test_importing_the_package_imports_neither_httpx_nor_any_extra() -> None:
+    heavy = ["httpx", "starlette", "rich", "click", "sqlite3", "trio"]
+    code = f"import prefactor_core, sys; print([m for m in {heavy} if m in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    assert result.stdout.strip() == "[]"
