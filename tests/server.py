@@ -1,0 +1,40 @@
+"""The local Prefactor on a port of the loopback interface, in a thread of its own."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import uvicorn
+
+from prefactor_core.local import open_local_prefactor
+
+
+@contextmanager
+def serve_local_prefactor(path: Path, *, api_token: str, agents: tuple[str, ...]) -> Generator[str]:
+    """Serves the database ``path`` until the block is left; gives the URL."""
+    options = uvicorn.Config(_not_yet, lifespan="off", log_level="error", ws="none")
+    server = uvicorn.Server(options)
+
+    async def serve() -> None:
+        async with open_local_prefactor(str(path), api_token=api_token, agents=agents) as app:
+            options.app = app
+            await server.serve(sockets=[listener])
+
+    # The kernel takes connections from here on: nobody has to wait until the server is up.
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=anyio.run, args=(serve,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(10)
+
+
+async def _not_yet(scope: object, receive: object, send: object) -> None:
+    raise NotImplementedError

@@ -1,0 +1,135 @@
+"""The main job as a user runs it: the example agent, and the command that shows its tree."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Generator
+from pathlib import Path
+
+import anyio
+import pytest
+from harness import StoredRun, stored_runs
+from server import serve_local_prefactor
+
+from prefactor_core.local import open_local_prefactor
+
+REPOSITORY = Path(__file__).parent.parent
+EXAMPLE = REPOSITORY / "examples" / "agent_e2e.py"
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PREFACTOR_")}
+    return subprocess.run(
+        [sys.executable, "-W", "error", *command],
+        cwd=cwd,
+        env={**inherited, **environment, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def api_url(tmp_path: Path) -> Generator[str]:
+    with serve_local_prefactor(
+        tmp_path / "served.db", api_token="right", agents=("research",)
+    ) as url:
+        yield url
+
+
+def runs_in(path: Path) -> list[StoredRun]:
+    async def read() -> list[StoredRun]:
+        async with open_local_prefactor(str(path)) as app:
+            return await stored_runs(app, "research")
+
+    return anyio.run(read)
+
+
+def unordered(shape: tuple[object, ...]) -> object:
+    """A shape without the order of siblings: some of them run at the same time."""
+    name, status, children = shape
+    assert isinstance(children, list)
+    return name, status, sorted(map(unordered, children), key=repr)
+
+
+def test_the_example_stores_the_same_tree_on_both_backends(tmp_path: Path) -> None:
+    for backend in ("asyncio", "trio"):
+        result = run(EXAMPLE, "--backend", backend, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert "recorded agent instance" in result.stdout
+        assert result.stderr == ""
+    on_asyncio, on_trio = runs_in(tmp_path / "prefactor.db")
+    assert on_asyncio.status == on_trio.status == "complete"
+    (one,), (other,) = on_asyncio.roots, on_trio.roots
+    assert unordered(one.shape) == unordered(other.shape)
+    statuses = [span.status for span in on_asyncio.spans.values()]
+    assert (statuses.count("failed"), statuses.count("cancelled")) == (1, 2)
+    research = next(s for s in on_trio.spans.values() if s.payload == {"tool": "research"})
+    assert {"tool": "check_sources"} in [child.payload for child in research.children]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_demo_prints_the_tree_that_was_stored(tmp_path: Path, backend: str) -> None:
+    result = run("-m", "prefactor_core", "demo", "--backend", backend, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    for line in (
+        "recorded at local:prefactor.db",
+        "agent:run  complete  ",
+        '{"tool":"convert_units","value":"twenty-two"} → {"error":{"type":"ValueError"',
+        'agent:retrieval  cancelled  {"query":"a second opinion"}',
+    ):
+        assert line in result.stdout
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_environments_api_is_used_over_http(tmp_path: Path, api_url: str, backend: str) -> None:
+    environment = {"PREFACTOR_API_URL": api_url + "/", "PREFACTOR_API_TOKEN": "right"}
+    result = run("-m", "prefactor_core", "demo", "--backend", backend, cwd=tmp_path, **environment)
+    assert result.returncode == 0, result.stderr
+    assert "agent:run  complete" in result.stdout
+    assert not (tmp_path / "prefactor.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"PREFACTOR_API_TOKEN": "wr0ng"}, "401 bad_authtoken"),
+        ({"PREFACTOR_API_TOKEN": ""}, "api_token is required"),
+        ({"PREFACTOR_AGENT_ID": "stranger"}, "agent 'stranger' not found"),
+        ({"PREFACTOR_API_URL": "prefactor.db"}, "must begin with https://, http:// or local:"),
+        ({"PREFACTOR_API_URL": "local:no/such/folder/x.db"}, "cannot open the database"),
+    ],
+    ids=["token", "no token", "agent", "url", "path"],
+)
+@pytest.mark.parametrize("command", [[str(EXAMPLE)], ["-m", "prefactor_core", "demo"]])
+def test_what_is_configured_wrongly_is_one_clear_line(
+    tmp_path: Path, api_url: str, wrong: dict[str, str], said: str, command: list[str]
+) -> None:
+    environment = {"PREFACTOR_API_URL": api_url, "PREFACTOR_API_TOKEN": "right", **wrong}
+    result = run(*command, cwd=tmp_path, **environment)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert said in line
+    assert "wr0ng" not in line
+
+
+def test_without_the_extra_the_way_to_it_is_named(tmp_path: Path) -> None:
+    # Where the packages of the extra are not to be found: only the bare dependencies are.
+    code = (
+        "import sys; sys.modules['starlette'] = sys.modules['rich'] = None\n"
+        "import anyio, prefactor_core\n"
+        "async def main():\n"
+        "    async with prefactor_core.open_prefactor(api_url='local:x.db'): pass\n"
+        "try: anyio.run(main)\n"
+        "except prefactor_core.PrefactorCoreError as error: print(error)\n"
+        "import prefactor_core.__main__"
+    )
+    result = run("-c", code, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "pip install 'prefactor-core[local]'" in result.stdout
+    assert "pip install 'prefactor-core[local]'" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,49 @@
+"""Every Python block of the README runs, as it stands, in an empty folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+from harness import stored_runs
+
+from prefactor_core.local import open_local_prefactor
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_a_block_of_the_readme_runs_and_records_without_a_word(block: str, tmp_path: Path) -> None:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PREFACTOR_")}
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", block],
+        cwd=tmp_path,
+        env=inherited,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    if "local:runs.db" in block:
+        anyio.run(check_stored, tmp_path / "runs.db")
+
+
+async def check_stored(path: Path) -> None:
+    async with open_local_prefactor(str(path)) as app:
+        (run,) = await stored_runs(app, "my-agent")
+    assert run.status == "complete"
+    assert run.spans
+
+
+def test_the_commands_of_the_readme_are_those_that_continuous_integration_runs() -> None:
+    commands = re.findall(r"```sh\n(.*?)\n```", README.read_text("utf-8"), re.DOTALL)
+    script = (README.parent / ".ci" / "run").read_text("utf-8")
+    assert commands[0] in script.replace("pip install -q", "pip install")
+    assert f"\n{commands[1]}\n" in script
