@@ -6,8 +6,10 @@ The classes are plain mutable structs: an assignment after construction is not c
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
+from urllib.parse import urlsplit
 
 from msgspec import Struct, field
 from msgspec.structs import fields
@@ -17,6 +19,8 @@ from prefactor_core.schema_registry import SchemaRegistry
 
 LOCAL_PREFIX = "local:"
 """What an ``api_url`` begins with that names a database file and no server."""
+
+_ADDRESS = re.compile(r"(\w+://.*|[\w./-]+\.[a-z]{2,}(:\d+)?(/.*)?)")
 
 _NOTHING_CONFIGURED = (
     "nothing says which Prefactor to record to. Either set PREFACTOR_API_URL and "
@@ -88,12 +92,27 @@ class HttpClientConfig(Struct):
                     "api_url 'local:' names no file: write 'local:PATH', or 'local::memory:' "
                     "for a database that is gone afterwards"
                 )
-        elif not self.api_url.startswith(("https://", "http://")):
+        elif "@" in self.api_url:
+            # Not shown: what stands before the @ is a secret.
             raise PrefactorValueError(
-                f"api_url must begin with https://, http:// or local:, got {self.api_url!r}"
+                "api_url must not hold a user name or password (it has an '@'): the API knows "
+                "its callers by api_token"
+            )
+        elif not self.api_url.startswith(("https://", "http://")):
+            # What looks like no address is not shown: it may be a token in the wrong place.
+            shown = repr(self.api_url) if _ADDRESS.fullmatch(self.api_url) else "something else"
+            raise PrefactorValueError(
+                f"api_url must begin with https://, http:// or local:, got {shown}"
+            )
+        elif not _has_host(self.api_url):
+            raise PrefactorValueError(
+                f"api_url must have a host, and a port up to 65535 if any, got {self.api_url!r}"
             )
         elif not self.api_token:
-            raise PrefactorValueError("api_token is required")
+            raise PrefactorValueError(
+                f"api_token is required for {self.api_url!r}: pass api_token=, or set "
+                "PREFACTOR_API_TOKEN in the environment; only local:PATH needs none"
+            )
         # The value is a secret: the message says where the fault is, not what is there.
         if not self.api_token.isascii() or not self.api_token.isprintable():
             raise PrefactorValueError(
@@ -110,21 +129,20 @@ class HttpClientConfig(Struct):
             raise PrefactorValueError(
                 f"retry_multiplier must be >= 1, got {self.retry_multiplier!r}"
             )
-        self.retry_on_status_codes = tuple(
-            _whole("retry_on_status_codes", status) for status in self.retry_on_status_codes
-        )
+        self.retry_on_status_codes = _statuses(self.retry_on_status_codes)
 
     @property
     def is_local(self) -> bool:
         """Whether the API is the one inside this process (``local:PATH``)."""
         return self.api_url.startswith(LOCAL_PREFIX)
 
-    def __repr__(self) -> str:
+    def __rich_repr__(self) -> list[tuple[str, object]]:
         # The token is in no repr; neither is its length or its first characters.
-        shown = ", ".join(
-            f"{f.name}={'***' if f.name == 'api_token' else repr(getattr(self, f.name))}"
-            for f in fields(self)
-        )
+        names = [f.name for f in fields(self)]
+        return [(n, "***" if n == "api_token" else getattr(self, n)) for n in names]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
         return f"{type(self).__name__}({shown})"
 
 
@@ -210,17 +228,13 @@ class PrefactorCoreConfig(Struct, kw_only=True):
         with a ``local:`` URL. Raises :class:`PrefactorValueError` if there is no URL, or no
         token where one is needed.
         """
-        url = api_url or os.environ.get("PREFACTOR_API_URL", "")
-        token = api_token or os.environ.get("PREFACTOR_API_TOKEN", "")
-        if not url.strip():
+        url = (api_url or "").strip() or os.environ.get("PREFACTOR_API_URL", "").strip()
+        if not url:
             raise PrefactorValueError(_NOTHING_CONFIGURED)
-        if not token.strip() and not url.strip().startswith(LOCAL_PREFIX):
-            raise PrefactorValueError(
-                f"api_token is required for {url.strip()!r}: set PREFACTOR_API_TOKEN in the "
-                'environment or pass api_token=; only api_url="local:PATH" needs none.'
-            )
+        if not api_token and not url.startswith(LOCAL_PREFIX):
+            api_token = os.environ.get("PREFACTOR_API_TOKEN")
         return cls(
-            http_config=HttpClientConfig(api_url=url, api_token=token),
+            http_config=HttpClientConfig(api_url=url, api_token=api_token or ""),
             schema_registry=schema_registry,
         )
 
@@ -256,6 +270,14 @@ def _struct(name: str, value: object, cls: type[_Config]) -> _Config:
     return cls(**given)
 
 
+def _has_host(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.hostname is not None and (parts.port is None or parts.port > 0)
+    except ValueError:  # the port is no number, or too large
+        return False
+
+
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise PrefactorValueError(f"{name} must be a string, got {type(value).__qualname__}")
@@ -284,6 +306,17 @@ def _positive(name: str, value: object) -> float:
     if not number > 0:
         raise PrefactorValueError(f"{name} must be positive, got {value!r}")
     return number
+
+
+def _statuses(value: object) -> tuple[int, ...]:
+    name = "retry_on_status_codes"
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
+        raise PrefactorValueError(f"{name} must be a collection of HTTP statuses, got {value!r}")
+    statuses = tuple(_whole(name, status) for status in cast("Iterable[object]", value))
+    for status in statuses:
+        if not 400 <= status <= 599:
+            raise PrefactorValueError(f"{name} must be between 400 and 599, got {status!r}")
+    return statuses
 
 
 def _count(name: str, value: object) -> int:

@@ -8,9 +8,18 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
+import msgspec
 from msgspec import Raw, Struct, field
 
 T = TypeVar("T")
+
+
+def decode(content: bytes | Raw, answer_type: type[T]) -> T:
+    """``content`` as ``answer_type``. Raises ``msgspec.DecodeError``, whatever is wrong."""
+    try:
+        return msgspec.json.decode(content, type=answer_type)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from None
 
 
 class Control(Struct):
@@ -75,7 +84,7 @@ class FieldError(Struct):
 class ErrorAnswer(Struct):
     """An error's body; all of it may be missing."""
 
-    code: str = "unknown"
-    message: str = ""
-    errors: dict[str, Raw] | None = None
+    code: str | None = None
+    message: str | None = None
+    errors: dict[str, Raw] | list[Raw] | None = None
     retry_after_ms: float | None = None

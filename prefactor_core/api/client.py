@@ -10,7 +10,13 @@ import anyio
 import httpx
 import msgspec
 
-from prefactor_core.api.answers import AgentInstanceAnswer, AgentSpanAnswer, Details, Summaries
+from prefactor_core.api.answers import (
+    AgentInstanceAnswer,
+    AgentSpanAnswer,
+    Details,
+    Summaries,
+    decode,
+)
 from prefactor_core.api.errors import error_from_answer
 from prefactor_core.config import HttpClientConfig
 from prefactor_core.exceptions import (
@@ -68,12 +74,6 @@ class ApiClient:
             raise PrefactorUnreachableError(
                 f"api_url {config.api_url!r} is not a URL: {error}"
             ) from None
-        # For messages: a URL may hold a password of its own.
-        self._shown_url = (
-            config.api_url
-            if config.is_local
-            else str(httpx.URL(config.api_url).copy_with(userinfo=b""))
-        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -160,7 +160,7 @@ class ApiClient:
             "timestamp": operation.timestamp,
             "idempotency_key": operation.idempotency_key,
         }
-        if operation.result_payload is not None:
+        if operation.result_payload is not msgspec.UNSET:
             body["result_payload"] = operation.result_payload
         return await self._call(
             "POST", f"agent_spans/{operation.span_id}/finish", Details[AgentSpanAnswer], body
@@ -206,7 +206,7 @@ class ApiClient:
         query: Mapping[str, str] | None = None,
     ) -> T:
         content = None if body is None else msgspec.json.encode(body)
-        call = f"{method} {path} at {self._shown_url}"
+        call = f"{method} {path} at {self._config.api_url}"
         try:
             with anyio.fail_after(self._config.request_timeout):
                 answer = await self._http.request(method, path, params=query, content=content)
@@ -215,21 +215,21 @@ class ApiClient:
                 f"{call}: no answer within {self._config.request_timeout:g} s "
                 f"(no connection within {self._config.connect_timeout:g} s)"
             ) from None
-        except (httpx.TransportError, OSError) as error:
+        except httpx.DecodingError as error:
+            raise PrefactorContractError(f"{call}: the answer cannot be read: {error}") from None
+        except (httpx.TransportError, OSError, UnicodeError, OverflowError) as error:
             raise PrefactorUnreachableError(f"{call}: {error or type(error).__name__}") from None
-        # A proxy or a server may repeat the token that it was sent.
-        token = self._config.api_token.encode()
-        text = answer.content.replace(token, b"***") if token else answer.content
         if answer.status_code >= 400:
             raise error_from_answer(
                 call,
                 answer.status_code,
-                text,
+                answer.content,
                 answer.headers.get("Retry-After"),
                 self._config.retry_on_status_codes,
+                self._config.api_token,
             )
         try:
-            return msgspec.json.decode(text, type=answer_type)
+            return decode(answer.content, answer_type)
         except msgspec.DecodeError as error:
             raise PrefactorContractError(
                 f"{call} was answered {answer.status_code}, not in the form of the "

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 import msgspec
 
-from prefactor_core.api.answers import ErrorAnswer, FieldError
+from prefactor_core.api.answers import ErrorAnswer, FieldError, decode
 from prefactor_core.exceptions import (
     PrefactorApiError,
     PrefactorAuthError,
@@ -27,21 +28,29 @@ def error_from_answer(
     body: bytes,
     retry_after: str | None,
     passing: Collection[int] = (),
+    token: str = "",
 ) -> PrefactorApiError:
     """The exception for an answer of status 400 or more.
 
     ``call`` is the method and path; ``retry_after`` the header of that name; ``passing``
-    the statuses below 500 that are configured to mean "try again".
+    the statuses below 500 that are configured to mean "try again". A server or a proxy may
+    repeat the ``token`` that it was sent; the exception does not.
     """
+
+    def without_token(text: str) -> str:
+        return text.replace(token, "***") if token else text
+
     try:
-        answer = msgspec.json.decode(body, type=ErrorAnswer)
+        answer = decode(body, ErrorAnswer)
     except msgspec.DecodeError:
         answer = None
-    code = answer.code if answer else "unknown"
-    fields = _field_messages(answer)
+    code = without_token(answer.code or "unknown") if answer else "unknown"
+    fields = {
+        without_token(name): without_token(text) for name, text in _field_messages(answer).items()
+    }
     message = f"{call} was answered {status}"
-    if answer and (answer.code != "unknown" or answer.message):
-        message += f" {answer.code}: {answer.message}".rstrip(": ")
+    if answer and (answer.code or answer.message):
+        message += f" {code}: {without_token(answer.message or '')}".rstrip(": ")
     if fields:
         message += " (" + ", ".join(f"{name}: {text}" for name, text in fields.items()) + ")"
 
@@ -53,6 +62,10 @@ def error_from_answer(
         return PrefactorServerError(
             message, code=code, status_code=status, retry_after=_wait(answer, retry_after)
         )
+    if status in (401, 403):
+        return PrefactorAuthError(
+            f"{message}; is the API token right, and meant for this?", code=code, status_code=status
+        )
     if answer is None:
         return PrefactorContractError(
             f"{message}, not in the form of the Prefactor API; is api_url right?",
@@ -60,10 +73,6 @@ def error_from_answer(
         )
     if status in (400, 422):
         return PrefactorValidationError(message, code=code, status_code=status, errors=fields)
-    if status in (401, 403):
-        return PrefactorAuthError(
-            f"{message}; is the API token right, and meant for this?", code=code, status_code=status
-        )
     if status == 404:
         return PrefactorNotFoundError(message, code=code, status_code=status)
     if status == 409:
@@ -73,13 +82,21 @@ def error_from_answer(
 
 def _field_messages(answer: ErrorAnswer | None) -> dict[str, str]:
     messages: dict[str, str] = {}
-    for name, raw in ((answer.errors if answer else None) or {}).items():
+    errors = answer.errors if answer else None
+    for name, raw in (errors if isinstance(errors, dict) else {}).items():
         try:
-            error = msgspec.json.decode(raw, type=FieldError)
+            error = decode(raw, FieldError)
             messages[name] = error.message or error.code
         except msgspec.DecodeError:
-            messages[name] = bytes(raw).decode("utf-8", "replace")
+            messages[name] = _text(raw)
     return messages
+
+
+def _text(raw: msgspec.Raw) -> str:
+    try:
+        return msgspec.json.encode(decode(raw, object)).decode()
+    except msgspec.DecodeError:
+        return bytes(raw).decode("utf-8", "replace")
 
 
 def _wait(answer: ErrorAnswer | None, retry_after: str | None) -> float | None:
@@ -89,7 +106,8 @@ def _wait(answer: ErrorAnswer | None, retry_after: str | None) -> float | None:
     if retry_after is None:
         return None
     try:
-        return max(0.0, float(retry_after))
+        seconds = float(retry_after)
+        return max(0.0, seconds) if math.isfinite(seconds) else None
     except ValueError:
         pass
     try:
