@@ -12,7 +12,7 @@ from datetime import datetime
 from enum import Enum, auto
 from typing import ClassVar, TypeAlias
 
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from prefactor_core.lifecycle import InstanceStatus, SpanStatus
 
@@ -87,7 +87,7 @@ class FinishSpan(_Operation, frozen=True, kw_only=True, tag="FINISH_SPAN"):
     instance_id: str
     span_id: str
     status: SpanStatus
-    result_payload: Raw | None = None
+    result_payload: Raw | UnsetType = UNSET
 
 
 class UpdateSpanPayload(_Operation, frozen=True, kw_only=True, tag="UPDATE_SPAN_PAYLOAD"):

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
-from msgspec import Raw
+from msgspec import UNSET, Raw
 
 from prefactor_core import identifiers
 from prefactor_core.capture import EMPTY, capture, fields_of
@@ -263,7 +263,7 @@ class SpanManager:
                 instance_id=span.instance_id,
                 span_id=span.id,
                 status=status,
-                result_payload=capture(span.result) if span.result else None,
+                result_payload=capture(span.result) if span.result else UNSET,
             )
         )
         # What an inherited context may still refer to is from now on only a small shell.
