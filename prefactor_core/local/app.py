@@ -52,8 +52,8 @@ async def open_local_prefactor(
     Raises :class:`PrefactorValueError` if ``path`` can be no database.
     """
     try:
-        store = Store(path)
-    except sqlite3.Error as error:
+        store = Store(path) if path == MEMORY else await anyio.to_thread.run_sync(Store, path)
+    except (sqlite3.Error, ValueError) as error:
         raise PrefactorValueError(f"cannot open the database {path!r}: {error}") from None
     try:
         yield LocalPrefactor(store, api_token=api_token, agents=agents)
@@ -94,6 +94,8 @@ class LocalPrefactor:
                 sqlite3.Error: _no_storage,
             },
         )
+
+        self._app.router.redirect_slashes = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)

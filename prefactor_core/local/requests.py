@@ -16,7 +16,7 @@ from prefactor_core.local.refusal import Refusal, invalid
 
 T = TypeVar("T", bound=Struct)
 
-_PATH = re.compile(r" - at `\$\.?(?:\.details\.)?([^`]*)`$")
+_PATH = re.compile(r" - at `\$\.?(?:details\.)?([^`]*)`$")
 _MISSING = re.compile(r"missing required field `([^`]*)`")
 
 
@@ -101,7 +101,7 @@ def parse_body(content: bytes, body_type: type[T]) -> T:
         if path is None:
             raise Refusal(400, "bad_request", text) from None
         raise invalid(path[1], text[: path.start()]) from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refusal(400, "bad_request", f"the body is not JSON: {error}") from None
 
 
@@ -114,21 +114,22 @@ def parse_time(field: str, text: str | None, default: str) -> str:
         return default
     try:
         time = datetime.fromisoformat(text)
-    except ValueError:
+        if time.tzinfo is None:
+            raise invalid(field, f"{text!r} has no offset from UTC")
+        return stored_time(time)
+    except (ValueError, OverflowError):
         raise invalid(field, f"{text!r} is not an ISO 8601 time") from None
-    if time.tzinfo is None:
-        raise invalid(field, f"{text!r} has no offset from UTC")
-    return stored_time(time)
 
 
 def stored_time(time: datetime) -> str:
     """An aware time, as stored."""
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def check_outcome(status: str | None) -> str:
     """How something ended; None is ``complete``."""
-    status = status or "complete"
+    if status is None:
+        return "complete"
     if status not in OUTCOMES:
         raise invalid("status", f"must be one of {', '.join(sorted(OUTCOMES))}, got {status!r}")
     return status
@@ -148,6 +149,14 @@ def check_key(key: str | None) -> str | None:
     if key is not None and not 1 <= len(key) <= 128:
         raise invalid("idempotency_key", f"must have 1 to 128 characters, has {len(key)}")
     return key
+
+
+def external_identifier_of(kind: str, version: Mapping[str, Any]) -> str | None:
+    """The name of an agent_version or agent_schema_version; it may have none."""
+    name = version.get("external_identifier")
+    if name is not None and not isinstance(name, str):
+        raise invalid(kind, f"external_identifier must be a string, got {name!r}")
+    return name
 
 
 def check_schema_version(version: Mapping[str, Any]) -> None:

@@ -35,6 +35,7 @@ from prefactor_core.local.requests import (
     check_key,
     check_outcome,
     check_schema_version,
+    external_identifier_of,
     parse_time,
     stored_time,
 )
@@ -89,7 +90,9 @@ class Service:
         key, inner = body.idempotency_key, details.idempotency_key
         if None not in (key, inner) and key != inner:
             raise invalid("idempotency_key", "the key inside details is another one")
-        return self._once("create_span", body, key or inner, lambda: self._create_span(details))
+        return self._once(
+            "create_span", body, inner if key is None else key, lambda: self._create_span(details)
+        )
 
     def finish_span(self, span_id: str, body: FinishSpanBody) -> bytes:
         """POST agent_spans/{id}/finish."""
@@ -175,7 +178,7 @@ class Service:
     ) -> dict[str, Any]:
         """The stored version of this name; the same name with another content is refused."""
         content = msgspec.json.encode(version, order="sorted").decode()
-        external_id = version.get("external_identifier")
+        external_id = external_identifier_of(kind, version)
         if external_id is None:
             row = self._store.one(
                 "SELECT * FROM agent_versions WHERE agent_id = ? AND kind = ? "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
@@ -81,7 +82,7 @@ class Store:
         )
         try:
             self._connection.row_factory = sqlite3.Row
-            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._use_wal()
             self._connection.execute("PRAGMA synchronous = NORMAL")
             self._connection.execute("PRAGMA foreign_keys = ON")
             self._connection.executescript(_SCHEMA)
@@ -96,6 +97,18 @@ class Store:
         except BaseException:
             self._connection.close()
             raise
+
+    def _use_wal(self) -> None:
+        # While another process is just making the file, this is refused at once and not, as
+        # everything else, after the time-out of the connection.
+        for attempts_left in reversed(range(500)):
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError:
+                if not attempts_left:
+                    raise
+                time.sleep(0.01)
 
     def close(self) -> None:
         """Close the file."""

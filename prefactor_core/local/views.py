@@ -102,7 +102,7 @@ class Views:
             "pagination": {
                 "item_count": total,
                 "item_start": offset + 1 if rows else 0,
-                "item_end": offset + len(rows),
+                "item_end": offset + len(rows) if rows else 0,
                 "next_page_offset": offset + size if offset + size < total else None,
                 "previous_page_offset": max(0, offset - size) if offset else None,
                 "page_count": -(-total // size),
@@ -116,6 +116,6 @@ class Views:
 
 def _whole(query: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
     text = query.get(name, str(default))
-    if not text.isdecimal() or not least <= int(text) <= most:
+    if not text.isdecimal() or len(text) > 10 or not least <= int(text) <= most:
         raise invalid(name, f"must be a whole number from {least} to {most}, got {text!r}")
     return int(text)

@@ -1,0 +1,1217 @@
+"""The local Prefactor is as strict as the API: states, ids, parents, times, keys, errors."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+
+from prefactor_core import PrefactorValueError
+from prefactor_core.identifiers import generate, generate_related, partition_of
+from prefactor_core.local import LocalPrefactor, open_local_prefactor
+from prefactor_core.local.refusal import Refusal
+from prefactor_core.local.requests import (
+    CreateSpanBody,
+    FinishInstanceBody,
+    FinishSpanBody,
+    RegisterBody,
+    StartBody,
+    parse_body,
+)
+from prefactor_core.local.service import Service
+from prefactor_core.local.store import Store
+
+VERSION = {"name": "An agent", "external_identifier": "v1"}
+SCHEMA = {
+    "external_identifier": "s1",
+    "span_type_schemas": [{"name": "agent:llm", "params_schema": {"type": "object"}}],
+}
+REGISTRATION: dict[str, Any] = {
+    "agent_id": "a1",
+    "agent_version": VERSION,
+    "agent_schema_version": SCHEMA,
+}
+OUTCOMES = ["complete", "failed", "cancelled"]
+NOON = "2026-01-01T12:00:00.000000Z"
+ONE = "2026-01-01T13:00:00.000000Z"
+
+
+@dataclass
+class Api:
+    """The calls of the API, as any HTTP client makes them."""
+
+    http: httpx.AsyncClient
+
+    async def get(self, path: str, **query: str) -> httpx.Response:
+        return await self.http.get(path, params=query)
+
+    async def post(self, path: str, body: object) -> httpx.Response:
+        content = body if isinstance(body, bytes) else msgspec.json.encode(body)
+        return await self.http.post(path, content=content)
+
+    async def done(self, path: str, body: object) -> Any:
+        """The details of what was done."""
+        answer = await self.post(path, body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["details"]
+
+    async def register(self, **changes: object) -> str:
+        return str((await self.done("agent_instance/register", {**REGISTRATION, **changes}))["id"])
+
+    async def start(self) -> str:
+        """The id of a run that is active."""
+        instance_id = await self.register()
+        await self.done(f"agent_instance/{instance_id}/start", {})
+        return instance_id
+
+    async def create(self, instance_id: str, **changes: object) -> httpx.Response:
+        details = {
+            "agent_instance_id": instance_id,
+            "schema_name": "agent:llm",
+            "status": "active",
+            "payload": {},
+        }
+        return await self.post("agent_spans", {"details": {**details, **changes}})
+
+    async def created(self, instance_id: str, **changes: object) -> Any:
+        answer = await self.create(instance_id, **changes)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["details"]
+
+    async def instance(self, instance_id: str) -> Any:
+        return (await self.get(f"agent_instance/{instance_id}")).json()["details"]
+
+    async def spans(self, instance_id: str) -> list[Any]:
+        answer = await self.get("agent_spans", agent_instance_id=instance_id)
+        return list(answer.json()["summaries"])
+
+
+@asynccontextmanager
+async def calling(app: LocalPrefactor, **headers: str) -> AsyncGenerator[Api]:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://local/api/v1/", headers=headers
+    ) as http:
+        yield Api(http)
+
+
+@asynccontextmanager
+async def opened(path: str, **options: Any) -> AsyncGenerator[Api]:
+    async with open_local_prefactor(path, **options) as app, calling(app) as api:
+        yield api
+
+
+@pytest.fixture
+async def store() -> AsyncGenerator[Store]:
+    store = Store(":memory:")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+async def api(store: Store) -> AsyncGenerator[Api]:
+    async with calling(LocalPrefactor(store)) as api:
+        yield api
+
+
+def refused(answer: httpx.Response, status: int, code: str) -> None:
+    assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
+
+
+def invalid(answer: httpx.Response, field: str, code: str = "invalid_value") -> None:
+    refused(answer, 422, "validation_errors")
+    assert {name: error["code"] for name, error in answer.json()["errors"].items()} == {field: code}
+
+
+# --- states
+
+
+async def instance_in(api: Api, store: Store, state: str) -> str:
+    instance_id = await (api.register() if state == "pending" else api.start())
+    if state in OUTCOMES:
+        await api.done(f"agent_instance/{instance_id}/finish", {"status": state})
+    if state == "terminated":
+        store.update("agent_instances", instance_id, {"status": state, "termination_reason": "r"})
+    return instance_id
+
+
+@pytest.mark.parametrize(
+    ("state", "allowed"),
+    [
+        ("pending", {"start", "cancelled"}),
+        ("active", {"complete", "failed", "cancelled"}),
+        *((state, set[str]()) for state in (*OUTCOMES, "terminated")),
+    ],
+)
+@pytest.mark.parametrize("action", ["start", *OUTCOMES])
+async def test_an_instance_moves_only_as_its_state_allows(
+    api: Api, store: Store, state: str, allowed: set[str], action: str
+) -> None:
+    instance_id = await instance_in(api, store, state)
+    before = await api.instance(instance_id)
+    call, body = ("start", {}) if action == "start" else ("finish", {"status": action})
+    answer = await api.post(f"agent_instance/{instance_id}/{call}", body)
+    after = await api.instance(instance_id)
+    if action in allowed:
+        assert answer.status_code == 200
+        assert after == answer.json()["details"]
+        assert after["status"] == ("active" if action == "start" else action)
+    else:
+        refused(answer, 409, "invalid_action")
+        assert after == before
+
+
+@pytest.mark.parametrize(
+    ("state", "allowed"),
+    [
+        ("pending", {"cancelled"}),
+        ("active", {"complete", "failed", "cancelled"}),
+        *((state, set[str]()) for state in OUTCOMES),
+    ],
+)
+@pytest.mark.parametrize("outcome", OUTCOMES)
+async def test_a_span_ends_only_as_its_state_allows(
+    api: Api, state: str, allowed: set[str], outcome: str
+) -> None:
+    instance_id = await api.start()
+    before = await api.created(instance_id, status=state)
+    answer = await api.post(f"agent_spans/{before['id']}/finish", {"status": outcome})
+    (after,) = await api.spans(instance_id)
+    if outcome in allowed:
+        assert answer.status_code == 200
+        assert after == answer.json()["details"]
+        assert (after["status"], after["started_at"]) == (outcome, before["started_at"])
+        assert after["finished_at"] is not None
+    else:
+        refused(answer, 409, "invalid_action")
+        assert after == before
+
+
+async def test_a_finish_without_status_is_complete(api: Api) -> None:
+    instance_id = await api.start()
+    span = await api.created(instance_id)
+    assert (await api.done(f"agent_spans/{span['id']}/finish", {}))["status"] == "complete"
+    finished = await api.done(f"agent_instance/{instance_id}/finish", {})
+    assert finished["status"] == "complete"
+
+
+@pytest.mark.parametrize("status", ["", "active", "pending", "terminated", "done"])
+async def test_a_finish_with_another_status_is_refused(api: Api, status: str) -> None:
+    instance_id = await api.start()
+    span = await api.created(instance_id)
+    invalid(await api.post(f"agent_spans/{span['id']}/finish", {"status": status}), "status")
+    invalid(await api.post(f"agent_instance/{instance_id}/finish", {"status": status}), "status")
+
+
+async def test_a_run_that_is_cancelled_before_it_started_has_both_times(api: Api) -> None:
+    instance_id = await api.register()
+    body = {"status": "cancelled", "timestamp": NOON}
+    cancelled = await api.done(f"agent_instance/{instance_id}/finish", body)
+    assert (cancelled["started_at"], cancelled["finished_at"]) == (NOON, NOON)
+
+
+@pytest.mark.parametrize("state", ["pending", "active"])
+async def test_an_open_run_takes_spans(api: Api, store: Store, state: str) -> None:
+    answer = await api.create(await instance_in(api, store, state))
+    assert answer.status_code == 200
+    assert "control" not in answer.json()
+
+
+@pytest.mark.parametrize("state", OUTCOMES)
+async def test_a_finished_run_takes_no_spans(api: Api, store: Store, state: str) -> None:
+    refused(await api.create(await instance_in(api, store, state)), 409, "invalid_action")
+
+
+async def test_a_terminated_run_says_so_in_every_answer_about_its_spans(
+    api: Api, store: Store
+) -> None:
+    instance_id = await instance_in(api, store, "terminated")
+    control = {"terminate": True, "reason": "r"}
+    created = (await api.create(instance_id)).json()
+    assert created["control"] == control
+    finished = await api.post(f"agent_spans/{created['details']['id']}/finish", {})
+    assert finished.json()["control"] == control
+
+
+@pytest.mark.parametrize("status", ["", "terminated", "running"])
+async def test_a_span_has_one_of_the_five_states(api: Api, status: str) -> None:
+    invalid(await api.create(await api.start(), status=status), "status")
+
+
+async def test_a_pending_span_has_no_times(api: Api) -> None:
+    span = await api.created(await api.start(), status="pending")
+    assert (span["started_at"], span["finished_at"]) == (None, None)
+
+
+async def test_a_span_can_be_created_as_it_ended(api: Api) -> None:
+    given = {
+        "status": "failed",
+        "payload": {"in": 1},
+        "result_payload": {"out": 2},
+        "started_at": NOON,
+        "finished_at": ONE,
+    }
+    span = await api.created(await api.start(), **given)
+    assert {name: span[name] for name in given} == given
+
+
+@pytest.mark.parametrize("status", ["pending", "active"])
+async def test_only_a_span_that_ended_has_a_result(api: Api, status: str) -> None:
+    answer = await api.create(await api.start(), status=status, result_payload={"out": 2})
+    invalid(answer, "result_payload")
+
+
+async def test_a_finish_gives_the_result(api: Api) -> None:
+    instance_id = await api.start()
+    span = await api.created(instance_id, payload={"in": 1})
+    assert span["result_payload"] is None
+    await api.done(f"agent_spans/{span['id']}/finish", {"result_payload": {"out": [2]}})
+    (stored,) = await api.spans(instance_id)
+    assert (stored["payload"], stored["result_payload"]) == ({"in": 1}, {"out": [2]})
+
+
+async def test_null_is_the_same_as_left_out(api: Api) -> None:
+    nulls = dict.fromkeys(
+        ["id", "parent_span_id", "started_at", "finished_at", "result_payload", "idempotency_key"]
+    )
+    span = await api.created(await api.start(), **nulls)
+    assert span["started_at"] is not None
+    assert (span["parent_span_id"], span["finished_at"]) == (None, None)
+
+
+async def test_fields_that_are_not_known_are_passed_over(api: Api) -> None:
+    instance_id = await api.register(mood="good", agent_version={**VERSION, "mood": "good"})
+    assert (await api.create(instance_id, mood="good")).status_code == 200
+
+
+async def test_the_spans_of_a_run_are_counted_by_state(api: Api) -> None:
+    instance_id = await api.start()
+    await api.created(await api.start())
+    for status, count in {"pending": 1, "active": 2, "complete": 3, "failed": 4}.items():
+        for _ in range(count):
+            await api.created(instance_id, status=status)
+    assert (await api.instance(instance_id))["span_counts"] == {
+        "total": 10,
+        "pending": 1,
+        "active": 2,
+        "complete": 3,
+        "failed": 4,
+        "cancelled": 0,
+        "finished": 7,
+    }
+
+
+# --- ids and parents
+
+
+async def test_a_parent_is_a_span_of_the_same_run_ended_or_not(api: Api) -> None:
+    instance_id = await api.start()
+    for status in ("pending", "active", "complete"):
+        parent = await api.created(instance_id, status=status)
+        child = await api.created(instance_id, parent_span_id=parent["id"])
+        assert child["parent_span_id"] == parent["id"]
+
+
+async def test_a_parent_of_another_run_or_of_none_is_refused(api: Api) -> None:
+    instance_id, other_id = await api.start(), await api.start()
+    elsewhere = await api.created(other_id)
+    for parent_id in (elsewhere["id"], generate_related(instance_id), other_id, "", "no-pfid"):
+        invalid(await api.create(instance_id, parent_span_id=parent_id), "parent_span_id")
+    assert await api.spans(instance_id) == []
+
+
+async def test_ids_that_a_caller_chose_are_taken_once(api: Api) -> None:
+    instance_id = generate_related(await api.register())
+    assert await api.register(id=instance_id) == instance_id
+    again = {**REGISTRATION, "id": instance_id}
+    refused(await api.post("agent_instance/register", again), 409, "already_exists")
+    span_id = generate_related(instance_id)
+    assert (await api.created(instance_id, id=span_id))["id"] == span_id
+    refused(await api.create(instance_id, id=span_id), 409, "already_exists")
+    refused(await api.create(await api.start(), id=span_id), 409, "already_exists")
+
+
+async def test_an_id_must_be_a_pfid_of_the_accounts_partition(api: Api) -> None:
+    instance_id = await api.register()
+    strange = generate(partition_of(instance_id) - 1)
+    for id in ("", "my-id", instance_id.upper(), instance_id + "0", f"8{instance_id[1:]}", strange):
+        invalid(await api.post("agent_instance/register", {**REGISTRATION, "id": id}), "id")
+        invalid(await api.create(instance_id, id=id), "id")
+
+
+async def test_all_ids_of_an_account_share_its_partition(api: Api) -> None:
+    answer = (await api.post("agent_instance/register", REGISTRATION)).json()
+    span = await api.created(answer["details"]["id"])
+    ids = [
+        answer["details"]["id"],
+        answer["details"]["account_id"],
+        answer["agent_version"]["id"],
+        answer["agent_schema_version"]["id"],
+        span["id"],
+    ]
+    assert len(set(ids)) == 5
+    assert len({partition_of(id) for id in ids}) == 1
+
+
+async def test_an_external_identifier_names_one_run_of_an_agent(api: Api) -> None:
+    await api.register(external_identifier="order-7")
+    again = {**REGISTRATION, "external_identifier": "order-7"}
+    invalid(await api.post("agent_instance/register", again), "external_identifier")
+    await api.register(external_identifier="order-7", agent_id="a2")
+
+
+# --- times
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ("2026-01-01T12:00:00Z", NOON),
+        ("2026-01-01T12:00:00.000Z", NOON),
+        ("2026-01-01T14:30:00.5+02:30", "2026-01-01T12:00:00.500000Z"),
+        ("2025-12-31T22:00:00-14:00", NOON),
+        ("0999-01-01T00:00:00Z", "0999-01-01T00:00:00.000000Z"),
+    ],
+)
+async def test_a_time_is_stored_in_utc_with_microseconds(api: Api, given: str, stored: str) -> None:
+    instance_id = await api.register()
+    started = await api.done(f"agent_instance/{instance_id}/start", {"timestamp": given})
+    assert started["started_at"] == stored
+    span = await api.created(instance_id, status="complete", started_at=given, finished_at=given)
+    assert (span["started_at"], span["finished_at"]) == (stored, stored)
+
+
+async def test_a_time_that_is_not_given_is_now(api: Api) -> None:
+    before = datetime.now(UTC)
+    instance_id = await api.register()
+    started = await api.done(f"agent_instance/{instance_id}/start", {"timestamp": None})
+    span = await api.created(instance_id, status="complete")
+    finished = await api.done(f"agent_instance/{instance_id}/finish", {})
+    stored = [started["started_at"], span["started_at"], span["finished_at"]]
+    times = [before, *map(datetime.fromisoformat, stored)]
+    times += [datetime.fromisoformat(finished["finished_at"]), datetime.now(UTC)]
+    assert times == sorted(times)
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        "2026-01-01T12:00:00",
+        "2026-01-01T12:00:00.000000",
+        "2026-01-01",
+        "12:00:00Z",
+        "yesterday",
+        "",
+        "0001-01-01T00:00:00+01:00",
+        "9999-12-31T23:59:59-01:00",
+    ],
+)
+async def test_a_time_without_offset_or_sense_is_refused(api: Api, time: str) -> None:
+    pending, active = await api.register(), await api.start()
+    span = await api.created(active)
+    at = {"timestamp": time}
+    invalid(await api.post(f"agent_instance/{pending}/start", at), "timestamp")
+    invalid(await api.post(f"agent_instance/{active}/finish", at), "timestamp")
+    invalid(await api.post(f"agent_spans/{span['id']}/finish", at), "timestamp")
+    invalid(await api.create(active, started_at=time), "started_at")
+    invalid(await api.create(active, status="failed", finished_at=time), "finished_at")
+    assert (await api.instance(active))["status"] == "active"
+    assert await api.spans(active) == [span]
+
+
+async def test_nothing_ends_before_it_started(api: Api) -> None:
+    instance_id = await api.register()
+    await api.done(f"agent_instance/{instance_id}/start", {"timestamp": ONE})
+    span = await api.created(instance_id, started_at=ONE)
+    early = {"timestamp": NOON}
+    invalid(await api.post(f"agent_instance/{instance_id}/finish", early), "timestamp")
+    invalid(await api.post(f"agent_spans/{span['id']}/finish", early), "timestamp")
+    answer = await api.create(instance_id, status="complete", started_at=ONE, finished_at=NOON)
+    invalid(answer, "finished_at")
+    at_once = {"timestamp": ONE}
+    assert (await api.done(f"agent_spans/{span['id']}/finish", at_once))["finished_at"] == ONE
+    await api.done(f"agent_instance/{instance_id}/finish", at_once)
+
+
+# --- idempotency
+
+WRITES = ["register", "start", "finish", "create span", "finish span"]
+
+
+async def write(api: Api, name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """The path and body of a call that will do something, and a change that makes it another."""
+    if name == "register":
+        return "agent_instance/register", dict(REGISTRATION), {"agent_id": "a2"}
+    instance_id = await (api.register() if name == "start" else api.start())
+    if name == "start":
+        return f"agent_instance/{instance_id}/start", {"timestamp": ONE}, {"timestamp": NOON}
+    if name == "finish":
+        path = f"agent_instance/{instance_id}/finish"
+        return path, {"status": "failed"}, {"status": "complete"}
+    if name == "finish span":
+        span = await api.created(instance_id)
+        return f"agent_spans/{span['id']}/finish", {"status": "failed"}, {"status": "complete"}
+    details = {
+        "agent_instance_id": instance_id,
+        "schema_name": "agent:llm",
+        "status": "active",
+        "payload": {},
+    }
+    return "agent_spans", {"details": details}, {"details": {**details, "payload": {"n": 1}}}
+
+
+async def everything(api: Api) -> list[Any]:
+    runs = (await api.get("agent_instance", agent_id="a1")).json()["summaries"]
+    return [(run, await api.spans(run["id"])) for run in runs]
+
+
+@pytest.mark.parametrize("name", WRITES)
+async def test_the_same_call_with_the_same_key_gets_the_first_answer_and_no_second_effect(
+    api: Api, name: str
+) -> None:
+    path, body, _ = await write(api, name)
+    first = await api.post(path, {**body, "idempotency_key": "k"})
+    state = await everything(api)
+    again = await api.post(path, {**body, "idempotency_key": "k"})
+    assert first.status_code == again.status_code == 200
+    assert again.content == first.content
+    assert await everything(api) == state
+
+
+@pytest.mark.parametrize("name", WRITES)
+async def test_another_call_with_the_same_key_is_refused(api: Api, name: str) -> None:
+    path, body, change = await write(api, name)
+    await api.done(path, {**body, "idempotency_key": "k"})
+    state = await everything(api)
+    other = await api.post(path, {**body, **change, "idempotency_key": "k"})
+    refused(other, 409, "idempotency_key_reused")
+    assert await everything(api) == state
+
+
+@pytest.mark.parametrize("name", ["start", "finish", "finish span"])
+async def test_a_key_belongs_to_one_run_or_span(api: Api, name: str) -> None:
+    (path, body, _), (other_path, _, _) = await write(api, name), await write(api, name)
+    await api.done(path, {**body, "idempotency_key": "k"})
+    other = await api.post(other_path, {**body, "idempotency_key": "k"})
+    refused(other, 409, "idempotency_key_reused")
+
+
+async def test_start_and_finish_do_not_share_a_key(api: Api) -> None:
+    instance_id = await api.register()
+    await api.done(f"agent_instance/{instance_id}/start", {"idempotency_key": "k"})
+    finish = await api.post(f"agent_instance/{instance_id}/finish", {"idempotency_key": "k"})
+    refused(finish, 409, "idempotency_key_reused")
+
+
+@pytest.mark.parametrize("name", WRITES)
+async def test_without_a_key_a_repeated_call_is_a_second_one(api: Api, name: str) -> None:
+    path, body, _ = await write(api, name)
+    first, again = await api.post(path, body), await api.post(path, body)
+    if name in ("register", "create span"):
+        assert again.json()["details"]["id"] != first.json()["details"]["id"]
+    else:
+        refused(again, 409, "invalid_action")
+
+
+@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize("length", [0, 1, 128, 129])
+async def test_a_key_has_1_to_128_characters(api: Api, name: str, length: int) -> None:
+    path, body, _ = await write(api, name)
+    answer = await api.post(path, {**body, "idempotency_key": "k" * length})
+    if length in (1, 128):
+        assert answer.status_code == 200
+    else:
+        invalid(answer, "idempotency_key")
+
+
+@pytest.mark.parametrize(
+    ("inside", "beside"), [("k", None), (None, "k"), ("k", "k")], ids=["inside", "beside", "both"]
+)
+async def test_the_key_of_a_span_stands_inside_its_details_or_beside_them(
+    api: Api, inside: str | None, beside: str | None
+) -> None:
+    path, body, _ = await write(api, "create span")
+    body["details"]["idempotency_key"] = inside
+    first, again = [await api.post(path, {**body, "idempotency_key": beside}) for _ in range(2)]
+    assert again.content == first.content
+    assert len(await api.spans(body["details"]["agent_instance_id"])) == 1
+
+
+async def test_two_keys_for_one_span_are_refused(api: Api) -> None:
+    path, body, _ = await write(api, "create span")
+    body["details"]["idempotency_key"] = "k1"
+    invalid(await api.post(path, {**body, "idempotency_key": "k2"}), "idempotency_key")
+
+
+@pytest.mark.parametrize("length", [0, 129])
+async def test_a_key_inside_the_details_has_the_same_bounds(api: Api, length: int) -> None:
+    answer = await api.create(await api.start(), idempotency_key="k" * length)
+    invalid(answer, "idempotency_key")
+
+
+async def test_an_error_is_not_kept_under_its_key(api: Api) -> None:
+    instance_id = await api.start()
+    parent_id = generate_related(instance_id)
+    child = {"parent_span_id": parent_id, "idempotency_key": "k"}
+    invalid(await api.create(instance_id, **child), "parent_span_id")
+    await api.created(instance_id, id=parent_id)
+    assert (await api.created(instance_id, **child))["parent_span_id"] == parent_id
+
+
+# --- errors
+
+
+async def test_errors_have_the_form_of_the_api(api: Api) -> None:
+    instance_id = await api.start()
+    unknown = await api.get("agent_instance/i0")
+    assert unknown.json() == {
+        "status": "error",
+        "code": "not_found",
+        "message": "agent instance 'i0' not found",
+    }
+    started = await api.post(f"agent_instance/{instance_id}/start", {})
+    assert started.json() == {
+        "status": "error",
+        "code": "invalid_action",
+        "message": "an agent instance that is active cannot become active",
+    }
+    naive = await api.create(instance_id, started_at="2026-01-01T12:00:00")
+    assert naive.json() == {
+        "status": "error",
+        "code": "validation_errors",
+        "message": "validation failed",
+        "errors": {
+            "started_at": {
+                "status": "error",
+                "code": "invalid_value",
+                "message": "'2026-01-01T12:00:00' has no offset from UTC",
+            }
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("register", "agent_id"),
+        ("register", "agent_version"),
+        ("create span", "details"),
+        ("create span", "agent_instance_id"),
+        ("create span", "schema_name"),
+        ("create span", "status"),
+        ("create span", "payload"),
+    ],
+)
+async def test_a_missing_field_is_required(api: Api, name: str, field: str) -> None:
+    path, body, _ = await write(api, name)
+    (body if field in body else body["details"]).pop(field)
+    invalid(await api.post(path, body), field, "required")
+
+
+@pytest.mark.parametrize("path", ["agent_instance", "agent_spans"])
+async def test_a_list_needs_to_know_of_what(api: Api, path: str) -> None:
+    refused(await api.get(path), 422, "validation_errors")
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("register", "agent_id", 7),
+        ("register", "agent_version", "v1"),
+        ("register", "agent_version", {"external_identifier": {"v": 1}}),
+        ("register", "agent_version", {"external_identifier": 2**70}),
+        ("register", "agent_schema_version", []),
+        ("register", "agent_schema_version", {"span_type_schemas": {}}),
+        ("register", "agent_schema_version", {"span_type_schemas": [{"title": "nameless"}]}),
+        ("register", "agent_schema_version", {"span_schemas": ["agent:llm"]}),
+        ("register", "agent_schema_version", {"span_result_schemas": {"agent:llm": {}}}),
+        ("start", "timestamp", 7),
+        ("finish", "status", 7),
+        ("finish span", "result_payload", ["no object"]),
+        ("create span", "details", []),
+        ("create span", "payload", ["no object"]),
+        ("create span", "status", 7),
+        ("create span", "sensitive_encoding", "yes"),
+    ],
+)
+async def test_a_value_of_the_wrong_type_is_invalid(
+    api: Api, name: str, field: str, value: object
+) -> None:
+    path, body, _ = await write(api, name)
+    if name == "create span" and field != "details":
+        body["details"][field] = value
+    else:
+        body[field] = value
+    invalid(await api.post(path, body), field)
+
+
+@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"agent_id=a1", b"\xff\xfe", b"null", b"[]", b'"text"', b"7"],
+)
+async def test_a_body_that_is_no_json_object_is_a_bad_request(
+    api: Api, name: str, content: bytes
+) -> None:
+    path, _, _ = await write(api, name)
+    refused(await api.post(path, content), 400, "bad_request")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"agent_id": "\xff", "agent_version": {}, "agent_schema_version": {}}',
+        b'{"agent_id": "a1", "agent_version": ' + b'{"v": ' * 100_000,
+    ],
+    ids=["not utf-8", "nested too deep"],
+)
+async def test_a_body_that_cannot_be_read_is_a_bad_request(api: Api, content: bytes) -> None:
+    refused(await api.post("agent_instance/register", content), 400, "bad_request")
+
+
+async def test_an_empty_body_is_an_empty_object(api: Api) -> None:
+    instance_id = await api.register()
+    assert (await api.post(f"agent_instance/{instance_id}/start", b"")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "agent_instance/i0"),
+        ("POST", "agent_instance/i0/start"),
+        ("POST", "agent_instance/i0/finish"),
+        ("POST", "agent_spans/s0/finish"),
+        ("GET", "agent_spans?agent_instance_id=i0"),
+        ("GET", "nowhere"),
+        ("GET", "ping/"),
+        ("GET", "/"),
+    ],
+)
+async def test_what_is_not_there_is_not_found_in_json(api: Api, method: str, path: str) -> None:
+    answer = await api.http.request(method, path)
+    assert answer.headers["Content-Type"] == "application/json"
+    refused(answer, 404, "not_found")
+
+
+async def test_a_span_of_an_unknown_run_is_not_found(api: Api) -> None:
+    refused(await api.create("i0"), 404, "not_found")
+
+
+async def test_a_method_that_is_not_there_is_answered_in_json(api: Api) -> None:
+    answer = await api.http.delete("agent_spans")
+    assert (answer.status_code, answer.json()["status"]) == (405, "error")
+
+
+async def test_only_the_configured_agents_are_known() -> None:
+    async with opened(":memory:", agents=["a1"]) as api:
+        await api.register(agent_id="a1")
+        unknown = {**REGISTRATION, "agent_id": "a2"}
+        refused(await api.post("agent_instance/register", unknown), 404, "not_found")
+
+
+@pytest.mark.parametrize(
+    "authorization", [None, "", "Bearer", "Bearer wrong", "Bearer rights", "Basic right", "right"]
+)
+@pytest.mark.parametrize("path", ["ping", "agent_instance?agent_id=a1", "agent_instance/register"])
+async def test_a_configured_token_is_asked_for(authorization: str | None, path: str) -> None:
+    headers = {} if authorization is None else {"Authorization": authorization}
+    async with (
+        open_local_prefactor(":memory:", api_token="right") as app,
+        calling(app, **headers) as api,
+    ):
+        if path.endswith("register"):
+            answer = await api.post(path, REGISTRATION)
+        else:
+            answer = await api.http.get(path)
+    refused(answer, 401, "bad_authtoken")
+
+
+async def test_the_configured_token_is_taken() -> None:
+    async with (
+        open_local_prefactor(":memory:", api_token="right") as app,
+        calling(app, Authorization="Bearer right") as api,
+    ):
+        assert (await api.get("ping")).json() == {"status": "success"}
+        await api.register()
+
+
+async def test_a_database_that_fails_is_answered_503_and_the_call_can_be_repeated(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "prefactor.db"
+    async with opened(str(path)) as api:
+        instance_id = await api.start()
+        with sqlite3.connect(path) as other:
+            other.execute("ALTER TABLE agent_spans RENAME TO moved")
+        refused(await api.create(instance_id, idempotency_key="k"), 503, "storage_unavailable")
+        with other:
+            other.execute("ALTER TABLE moved RENAME TO agent_spans")
+        other.close()
+        span = await api.created(instance_id, idempotency_key="k")
+        assert await api.spans(instance_id) == [span]
+
+
+# --- versions
+
+
+async def test_a_version_is_registered_once(api: Api) -> None:
+    first = (await api.post("agent_instance/register", REGISTRATION)).json()
+    again = (await api.post("agent_instance/register", REGISTRATION)).json()
+    for part in ("agent_version", "agent_schema_version"):
+        assert again[part] == first[part]
+        assert again["details"][f"{part}_id"] == first[part]["id"]
+    assert again["details"]["id"] != first["details"]["id"]
+
+
+async def test_schemas_are_answered_by_name(api: Api) -> None:
+    answer = (await api.post("agent_instance/register", REGISTRATION)).json()
+    assert answer["agent_schema_version"]["span_type_schemas"] == {
+        "agent:llm": {"name": "agent:llm", "params_schema": {"type": "object"}}
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "changed"),
+    [
+        ("agent_version", {**VERSION, "name": "Another"}),
+        ("agent_schema_version", {**SCHEMA, "span_type_schemas": []}),
+    ],
+)
+async def test_a_version_cannot_change_under_its_name(
+    api: Api, field: str, changed: dict[str, object]
+) -> None:
+    await api.register()
+    body = {**REGISTRATION, field: changed}
+    answer = await api.post("agent_instance/register", body)
+    invalid(answer, field)
+    assert "already exists with different details" in answer.text
+    await api.register(**{field: {**changed, "external_identifier": "v2"}})
+    await api.register(**{field: changed}, agent_id="a2")
+    assert len((await api.get("agent_instance", agent_id="a1")).json()["summaries"]) == 2
+
+
+async def test_a_refused_registration_leaves_no_version_behind(api: Api) -> None:
+    await api.register()
+    first = {"name": "First", "external_identifier": "v2"}
+    conflict = {**REGISTRATION, "agent_version": first, "agent_schema_version": {**SCHEMA, "n": 1}}
+    invalid(await api.post("agent_instance/register", conflict), "agent_schema_version")
+    await api.register(agent_version={**first, "name": "Second"})
+
+
+async def test_the_order_of_keys_makes_no_other_version(api: Api) -> None:
+    await api.register()
+    await api.register(agent_version=dict(reversed(VERSION.items())))
+
+
+# --- lists
+
+
+# The fields of a page's pagination, in the order of the rows below.
+PAGINATION = [
+    "page_offset",
+    "page_size",
+    "item_start",
+    "item_end",
+    "previous_page_offset",
+    "next_page_offset",
+    "page_index",
+    "page_count",
+]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        (0, 2, 1, 2, None, 2, 1, 3),
+        (2, 2, 3, 4, 0, 4, 2, 3),
+        (4, 2, 5, 5, 2, None, 3, 3),
+        (0, 5, 1, 5, None, None, 1, 1),
+        (0, 100, 1, 5, None, None, 1, 1),
+    ],
+    ids=["first", "middle", "last", "all", "more than all"],
+)
+async def test_a_list_comes_in_pages_that_say_where_they_stand(
+    api: Api, row: tuple[int | None, ...]
+) -> None:
+    expected = dict(zip(PAGINATION, row, strict=True))
+    instance_id = await api.start()
+    spans = [await api.created(instance_id) for _ in range(5)]
+    spans.sort(key=lambda span: str(span["id"]))
+    query = {
+        "agent_instance_id": instance_id,
+        "pagination[offset]": str(expected["page_offset"]),
+        "pagination[page_size]": str(expected["page_size"]),
+    }
+    page = (await api.get("agent_spans", **query)).json()
+    assert page["status"] == "success"
+    assert page["summaries"] == spans[expected["item_start"] - 1 : expected["item_end"]]
+    assert page["pagination"] == {"item_count": 5, **expected}
+
+
+@pytest.mark.parametrize(
+    ("query", "direction"),
+    [
+        ({}, "asc"),
+        ({"sorting": "id"}, "asc"),
+        ({"sorting": "-id"}, "desc"),
+        ({"sorting[field]": "id"}, "asc"),
+        ({"sorting[field]": "id", "sorting[direction]": "asc"}, "asc"),
+        ({"sorting[field]": "id", "sorting[direction]": "desc"}, "desc"),
+    ],
+)
+async def test_a_list_is_sorted_by_id_in_either_form(
+    api: Api, query: dict[str, str], direction: str
+) -> None:
+    ids = sorted([await api.register() for _ in range(3)], reverse=direction == "desc")
+    page = (await api.get("agent_instance", agent_id="a1", **query)).json()
+    assert [instance["id"] for instance in page["summaries"]] == ids
+    assert (page["sorting"]["field"], page["sorting"]["direction"]) == ("id", direction)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"pagination[offset]": "-1"},
+        {"pagination[offset]": "first"},
+        {"pagination[offset]": "9" * 5000},
+        {"pagination[page_size]": "0"},
+        {"pagination[page_size]": "101"},
+        {"pagination[page_size]": ""},
+        {"sorting": "name"},
+        {"sorting[field]": "status"},
+        {"sorting[direction]": "sideways"},
+    ],
+    ids=lambda query: next(f"{name}={value[:10]}" for name, value in query.items()),
+)
+async def test_a_page_that_cannot_be_is_refused(api: Api, query: dict[str, str]) -> None:
+    answer = await api.get("agent_instance", agent_id="a1", **query)
+    refused(answer, 422, "validation_errors")
+
+
+async def test_a_list_of_an_agent_without_runs_is_empty(api: Api) -> None:
+    page = (await api.get("agent_instance", agent_id="a1")).json()
+    assert page["summaries"] == []
+    assert page["pagination"]["item_count"] == 0
+    assert page["pagination"]["next_page_offset"] is None
+
+
+# --- files
+
+
+async def test_what_was_stored_is_there_when_the_file_is_opened_again(tmp_path: Path) -> None:
+    path = str(tmp_path / "prefactor.db")
+    async with opened(path) as api:
+        instance_id = await api.start()
+        body = {"idempotency_key": "k", "payload": {"text": "Größe \U0001f680", "n": [1.5, None]}}
+        span = await api.created(instance_id, **body)
+        stored = await everything(api)
+    async with opened(path) as api:
+        assert await everything(api) == stored
+        assert await api.created(instance_id, **body) == span
+        assert partition_of(await api.register()) == partition_of(instance_id)
+
+
+async def test_one_file_can_be_opened_twice(tmp_path: Path) -> None:
+    path = str(tmp_path / "prefactor.db")
+    async with opened(path) as one, opened(path) as other:
+        instance_id = await one.start()
+        parent = await other.created(instance_id, idempotency_key="k")
+        assert await one.created(instance_id, idempotency_key="k") == parent
+        child = await one.created(instance_id, parent_span_id=parent["id"])
+        spans = sorted([parent, child], key=lambda span: str(span["id"]))
+        assert await other.spans(instance_id) == await one.spans(instance_id) == spans
+
+
+async def test_memory_is_not_shared() -> None:
+    async with opened(":memory:") as one, opened(":memory:") as other:
+        instance_id = await one.register()
+        refused(await other.get(f"agent_instance/{instance_id}"), 404, "not_found")
+
+
+_RECORD = """
+import sys
+from prefactor_core.local.requests import CreateSpanBody, RegisterBody, SpanDetails
+from prefactor_core.local.service import Service
+from prefactor_core.local.store import Store
+
+path, instance_id = sys.argv[1:]
+store = Store(path)
+service = Service(store)
+for _ in range(50):
+    service.create_span(CreateSpanBody(details=SpanDetails(
+        agent_instance_id=instance_id, schema_name="agent:llm", status="active", payload={})))
+store.close()
+"""
+
+
+@pytest.fixture
+def file_store(tmp_path: Path) -> Generator[Store]:
+    store = Store(str(tmp_path / "prefactor.db"))
+    yield store
+    store.close()
+
+
+@contextmanager
+def another_process_at(path: str) -> Generator[sqlite3.Connection]:
+    """A connection that this thread shares with a timer's."""
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    yield other
+    other.close()
+
+
+def registered(service: Service) -> str:
+    body = parse_body(msgspec.json.encode(REGISTRATION), RegisterBody)
+    return str(msgspec.json.decode(service.register(body))["details"]["id"])
+
+
+def test_processes_record_into_one_file_at_once(file_store: Store) -> None:
+    service = Service(file_store)
+    instance_id = registered(service)
+    command = [sys.executable, "-c", _RECORD, file_store.path, instance_id]
+    processes = [subprocess.Popen(command) for _ in range(3)]
+    assert [process.wait(20) for process in processes] == [0, 0, 0]
+    stored = msgspec.json.decode(service.get_instance(instance_id))["details"]
+    assert stored["span_counts"]["total"] == 150
+
+
+def test_a_call_waits_for_what_another_process_writes(file_store: Store) -> None:
+    service = Service(file_store)
+    instance_id = registered(service)
+    with another_process_at(file_store.path) as other:
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("UPDATE agent_instances SET status = 'active'")
+        written = threading.Timer(0.2, other.execute, ["COMMIT"])
+        written.start()
+        finished = service.finish_instance(instance_id, FinishInstanceBody(status="failed"))
+        written.join()
+    assert msgspec.json.decode(finished)["details"]["status"] == "failed"
+
+
+def test_what_is_stored_can_be_read_while_another_process_writes(file_store: Store) -> None:
+    service = Service(file_store)
+    instance_id = registered(service)
+    with another_process_at(file_store.path) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        other.execute("UPDATE agent_instances SET status = 'active'")
+        stored = msgspec.json.decode(service.get_instance(instance_id))["details"]
+        other.execute("COMMIT")
+    assert stored["status"] == "pending"
+
+
+def test_a_file_that_another_process_is_just_making_is_waited_for(tmp_path: Path) -> None:
+    path = str(tmp_path / "prefactor.db")
+    with another_process_at(path) as other:
+        other.execute("BEGIN IMMEDIATE")
+        made = threading.Timer(0.2, other.execute, ["COMMIT"])
+        made.start()
+        try:
+            Store(path).close()
+        finally:
+            made.join()
+
+
+@pytest.mark.parametrize(
+    "name", [".", "missing/prefactor.db", "notes.txt", "other.db", "nul\0.db", "long" * 100]
+)
+async def test_a_path_that_can_be_no_database_is_a_value_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / "notes.txt").write_text("Dear diary, today I was taken for a database. " * 50)
+    other = sqlite3.connect(tmp_path / "other.db")
+    other.execute("CREATE TABLE account (name TEXT)")
+    other.close()
+    with pytest.raises(PrefactorValueError, match="cannot open the database"):
+        async with open_local_prefactor(f"{tmp_path}/{name}"):
+            pass
+
+
+# --- the model
+
+INSTANCE_STATES = {
+    ("pending", "start"): "active",
+    ("pending", "cancelled"): "cancelled",
+    ("active", "complete"): "complete",
+    ("active", "failed"): "failed",
+    ("active", "cancelled"): "cancelled",
+}
+SPAN_STATES = {("pending", "cancelled"), *(("active", outcome) for outcome in OUTCOMES)}
+outcomes = st.sampled_from(OUTCOMES)
+payloads = st.dictionaries(
+    st.text(max_size=3), st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=3)
+)
+
+
+@dataclass
+class ModelSpan:
+    """What the API has to have stored of a span."""
+
+    instance: str
+    parent: str | None
+    status: str
+    payload: dict[str, Any]
+    result: dict[str, Any] | None = None
+
+
+class RandomCalls(RuleBasedStateMachine):
+    """Makes every call twice, with the same key, and knows what each should do."""
+
+    instances = Bundle("instances")
+    spans = Bundle("spans")
+
+    @initialize(target=instances)
+    def open(self) -> str:
+        self.store = Store(":memory:")
+        self.service = Service(self.store)
+        self.calls = 0
+        self.instance_status: dict[str, str] = {}
+        self.model: dict[str, ModelSpan] = {}
+        return self.register()
+
+    def call(self, method: Any, body_type: Any, body: object, *ids: str) -> tuple[int, Any]:
+        """The status and the details, or the error's code."""
+        self.calls += 1
+        keyed = {**msgspec.to_builtins(body), "idempotency_key": f"key-{self.calls}"}
+        content = msgspec.json.encode(keyed)
+
+        def attempt() -> tuple[int, Any]:
+            try:
+                answer = method(*ids, parse_body(content, body_type))
+            except Refusal as refusal:
+                return refusal.status, refusal.code
+            return 200, msgspec.json.decode(answer)["details"]
+
+        first = attempt()
+        assert attempt() == first
+        return first
+
+    @rule(target=instances)
+    def register(self) -> str:
+        status, details = self.call(self.service.register, RegisterBody, REGISTRATION)
+        assert (status, details["status"]) == (200, "pending")
+        self.instance_status[details["id"]] = "pending"
+        return str(details["id"])
+
+    @rule(id=instances)
+    def start(self, id: str) -> None:
+        self.moved(id, "start", self.call(self.service.start, StartBody, {}, id))
+
+    @rule(id=instances, outcome=outcomes)
+    def finish(self, id: str, outcome: str) -> None:
+        body = {"status": outcome}
+        called = self.call(self.service.finish_instance, FinishInstanceBody, body, id)
+        self.moved(id, outcome, called)
+
+    def moved(self, id: str, action: str, called: tuple[int, Any]) -> None:
+        expected = INSTANCE_STATES.get((self.instance_status[id], action))
+        if expected is None:
+            assert called == (409, "invalid_action")
+        else:
+            assert (called[0], called[1]["status"]) == (200, expected)
+            self.instance_status[id] = expected
+
+    @rule(id=instances)
+    def terminate(self, id: str) -> None:
+        if self.instance_status[id] == "active":
+            self.store.update("agent_instances", id, {"status": "terminated"})
+            self.instance_status[id] = "terminated"
+
+    @rule(
+        target=spans,
+        instance=instances,
+        parent=st.none() | spans,
+        status=st.sampled_from(["pending", "active", *OUTCOMES]),
+        payload=payloads,
+        result=st.none() | payloads,
+    )
+    def create_span(
+        self,
+        instance: str,
+        parent: str | None,
+        status: str,
+        payload: dict[str, Any],
+        result: dict[str, Any] | None,
+    ) -> Any:
+        details = {
+            "agent_instance_id": instance,
+            "parent_span_id": parent,
+            "schema_name": "agent:llm",
+            "status": status,
+            "payload": payload,
+            "result_payload": result,
+        }
+        called = self.call(self.service.create_span, CreateSpanBody, {"details": details})
+        if self.instance_status[instance] in OUTCOMES:
+            assert called == (409, "invalid_action")
+        elif (parent and self.model[parent].instance != instance) or (
+            result is not None and status not in OUTCOMES
+        ):
+            assert called == (422, "validation_errors")
+        else:
+            assert called[0] == 200
+            self.model[called[1]["id"]] = ModelSpan(instance, parent, status, payload, result)
+            return called[1]["id"]
+        return multiple()
+
+    @rule(id=spans, outcome=outcomes, result=st.none() | payloads)
+    def finish_span(self, id: str, outcome: str, result: dict[str, Any] | None) -> None:
+        span = self.model[id]
+        body = {"status": outcome, "result_payload": result}
+        called = self.call(self.service.finish_span, FinishSpanBody, body, id)
+        if (span.status, outcome) in SPAN_STATES:
+            assert called[0] == 200
+            span.status = outcome
+            span.result = span.result if result is None else result
+        else:
+            assert called == (409, "invalid_action")
+
+    @invariant()
+    def what_is_stored_is_what_the_model_says(self) -> None:
+        stored: dict[str, ModelSpan] = {}
+        for id, status in self.instance_status.items():
+            instance = msgspec.json.decode(self.service.get_instance(id))["details"]
+            assert instance["status"] == status
+            assert (instance["started_at"] is None) == (status == "pending")
+            assert (instance["finished_at"] is None) == (status not in OUTCOMES)
+            query = {"agent_instance_id": id, "pagination[page_size]": "100"}
+            listed = msgspec.json.decode(self.service.list_spans(query))["summaries"]
+            for span in listed:
+                assert (span["finished_at"] is None) == (span["status"] not in OUTCOMES)
+                stored[span["id"]] = ModelSpan(
+                    span["agent_instance_id"],
+                    span["parent_span_id"],
+                    span["status"],
+                    span["payload"],
+                    span["result_payload"],
+                )
+            counts = instance["span_counts"]
+            statuses = [span.status for span in self.model.values() if span.instance == id]
+            assert counts.pop("total") == len(statuses)
+            assert counts.pop("finished") == sum(status in OUTCOMES for status in statuses)
+            assert counts == {status: statuses.count(status) for status in counts}
+        assert stored == self.model
+
+    def teardown(self) -> None:
+        self.store.close()
+
+
+def test_whatever_is_called_in_whatever_order_the_stored_state_is_that_of_the_model() -> None:
+    run_state_machine_as_test(RandomCalls, settings=settings(max_examples=60))
