@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -21,6 +21,19 @@ def content_hash(schema_version: Schema) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
 
 
+def _copy(schema: Schema) -> dict[str, Any]:
+    """A deep copy made of dicts and lists, whatever mappings and sequences came in."""
+    return {key: _copy_value(value) for key, value in schema.items()}
+
+
+def _copy_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _copy(cast("Schema", value))
+    if isinstance(value, list | tuple):
+        return [_copy_value(item) for item in cast("Sequence[Any]", value)]
+    return deepcopy(value)
+
+
 class SchemaRegistry:
     """Collects span schemas and gives the ``agent_schema_version`` to register with a run.
 
@@ -29,6 +42,8 @@ class SchemaRegistry:
     """
 
     def __init__(self) -> None:
+        # The names of all span types, in the order of registration.
+        self._names: dict[str, None] = {}
         # Each map by name, in the order of registration.
         self._span_schemas: dict[str, dict[str, Any]] = {}
         self._span_result_schemas: dict[str, dict[str, Any]] = {}
@@ -45,7 +60,8 @@ class SchemaRegistry:
 
     def register_unsafe(self, name: str, schema: Schema) -> None:
         """Add the schema of a span type's payload, in place of one of the same name."""
-        self._span_schemas[name] = deepcopy(dict(schema))
+        self._names[name] = None
+        self._span_schemas[name] = _copy(schema)
 
     def register_result(self, name: str, schema: Schema) -> None:
         """Add the schema of a span type's result.
@@ -54,7 +70,7 @@ class SchemaRegistry:
         """
         if name in self._span_result_schemas:
             raise PrefactorValueError(f"Result schema '{name}' is already registered")
-        self._span_result_schemas[name] = deepcopy(dict(schema))
+        self._span_result_schemas[name] = _copy(schema)
 
     def register_type(
         self,
@@ -80,23 +96,24 @@ class SchemaRegistry:
             "description": description,
             "template": template,
         }
-        self._span_type_schemas[name] = deepcopy({k: v for k, v in parts.items() if v is not None})
+        self._names[name] = None
+        self._span_type_schemas[name] = _copy({k: v for k, v in parts.items() if v is not None})
 
     def get(self, name: str) -> dict[str, Any] | None:
         """A copy of the payload's schema of a span type; None if there is no such type."""
         if name in self._span_schemas:
-            return deepcopy(self._span_schemas[name])
+            return _copy(self._span_schemas[name])
         if name in self._span_type_schemas:
-            return deepcopy(dict(self._span_type_schemas[name]["params_schema"]))
+            return _copy(self._span_type_schemas[name]["params_schema"])
         return None
 
     def list_schemas(self) -> list[str]:
         """The names of all span types, in order of registration, each once."""
-        return list({**self._span_schemas, **self._span_type_schemas})
+        return list(self._names)
 
     def has_schema(self, name: str) -> bool:
         """Whether there is a span type of this name."""
-        return name in self._span_schemas or name in self._span_type_schemas
+        return name in self._names
 
     def to_agent_schema_version(self, external_id: str) -> dict[str, Any]:
         """All that was registered, as the API takes it (API.md section 9), as a copy.
@@ -110,7 +127,7 @@ class SchemaRegistry:
             version["span_result_schemas"] = self._span_result_schemas
         if self._span_type_schemas:
             version["span_type_schemas"] = list(self._span_type_schemas.values())
-        return deepcopy(version)
+        return _copy(version)
 
     def merge(self, other: SchemaRegistry) -> None:
         """Add everything of ``other``, or nothing.
@@ -128,4 +145,5 @@ class SchemaRegistry:
         if conflicts:
             raise PrefactorValueError(f"Cannot merge registries - conflicting schemas: {conflicts}")
         for _, mine, theirs in pairs:
-            mine.update(deepcopy(theirs))
+            mine.update(_copy(theirs))
+        self._names.update(other._names)

@@ -1,0 +1,245 @@
+"""Span types, put together before a run, and given out as the API takes them."""
+
+from __future__ import annotations
+
+import re
+from copy import deepcopy
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefactor_core import PrefactorValueError, SchemaRegistry
+from prefactor_core.schema_registry import content_hash
+
+PARAMS = {"type": "object", "properties": {"prompt": {"type": "string"}}, "required": ["prompt"]}
+RESULT = {"type": "object", "properties": {"response": {"type": "string"}}}
+
+# How to register, the part of the version that it goes to, and what is said the second time.
+WAYS: dict[str, tuple[str, str]] = {
+    "register": ("span_schemas", "Schema 'x' is already registered"),
+    "register_result": ("span_result_schemas", "Result schema 'x' is already registered"),
+    "register_type": ("span_type_schemas", "Span type schema 'x' is already registered"),
+}
+each_way = pytest.mark.parametrize("way", WAYS)
+
+
+def register(registry: SchemaRegistry, way: str, name: str, schema: Any) -> None:
+    getattr(registry, way)(name, schema)
+
+
+def version(registry: SchemaRegistry) -> dict[str, Any]:
+    """What is registered, by part: names to schemas, in order."""
+    parts = registry.to_agent_schema_version("v1")
+    del parts["external_identifier"]
+    if "span_type_schemas" in parts:
+        parts["span_type_schemas"] = {
+            each["name"]: each["params_schema"] for each in parts["span_type_schemas"]
+        }
+    return parts
+
+
+@each_way
+def test_a_name_can_be_registered_once_in_each_way(way: str) -> None:
+    part, message = WAYS[way]
+    registry = SchemaRegistry()
+    register(registry, way, "x", PARAMS)
+    with pytest.raises(PrefactorValueError, match=f"^{re.escape(message)}$"):
+        register(registry, way, "x", RESULT)
+    assert version(registry) == {part: {"x": PARAMS}}
+
+
+def test_one_name_can_be_registered_in_all_ways() -> None:
+    registry = SchemaRegistry()
+    for way in WAYS:
+        register(registry, way, "x", PARAMS)
+    assert version(registry) == {part: {"x": PARAMS} for part, _ in WAYS.values()}
+
+
+def test_register_unsafe_overwrites() -> None:
+    registry = SchemaRegistry()
+    registry.register("x", PARAMS)
+    registry.register_unsafe("x", RESULT)
+    assert registry.get("x") == RESULT
+
+
+def test_an_empty_registry_gives_only_the_identifier() -> None:
+    assert SchemaRegistry().to_agent_schema_version("v7") == {"external_identifier": "v7"}
+
+
+@each_way
+def test_schemas_are_given_in_the_order_of_registration(way: str) -> None:
+    registry = SchemaRegistry()
+    names = ["m", "a", "z", "b"]
+    for name in names:
+        register(registry, way, name, PARAMS)
+    assert list(version(registry)[WAYS[way][0]]) == names
+
+
+def test_a_type_is_given_with_all_that_was_said_about_it() -> None:
+    registry = SchemaRegistry()
+    registry.register_type("x", PARAMS, RESULT, "Title", "Description", "{{prompt}}")
+    registry.register_type("y", {}, title="")
+    assert registry.to_agent_schema_version("v1")["span_type_schemas"] == [
+        {
+            "name": "x",
+            "params_schema": PARAMS,
+            "result_schema": RESULT,
+            "title": "Title",
+            "description": "Description",
+            "template": "{{prompt}}",
+        },
+        {"name": "y", "params_schema": {}, "title": ""},
+    ]
+
+
+@each_way
+def test_any_mapping_can_be_a_schema(way: str) -> None:
+    registry = SchemaRegistry()
+    register(registry, way, "x", MappingProxyType({"type": "object"}))
+    assert version(registry) == {WAYS[way][0]: {"x": {"type": "object"}}}
+
+
+def test_both_ways_of_registering_payloads_can_be_looked_up() -> None:
+    registry = SchemaRegistry()
+    registry.register("plain", PARAMS)
+    registry.register_type("typed", RESULT, title="Typed")
+    registry.register_result("only a result", RESULT)
+    assert (registry.get("plain"), registry.get("typed")) == (PARAMS, RESULT)
+    assert registry.get("only a result") is registry.get("unknown") is None
+    assert registry.list_schemas() == ["plain", "typed"]
+    names = ("plain", "typed", "only a result", "unknown")
+    assert [registry.has_schema(name) for name in names] == [True, True, False, False]
+
+
+def test_names_are_listed_once_and_in_the_order_of_registration_of_any_kind() -> None:
+    registry = SchemaRegistry()
+    registry.register_type("first", PARAMS)
+    registry.register("second", PARAMS)
+    registry.register_type("third", PARAMS)
+    registry.register("first", PARAMS)
+    assert registry.list_schemas() == ["first", "second", "third"]
+
+
+@each_way
+def test_later_changes_of_a_schema_do_not_reach_the_registry(way: str) -> None:
+    registry, schema = SchemaRegistry(), deepcopy(PARAMS)
+    register(registry, way, "x", schema)
+    schema["properties"]["prompt"]["type"] = "number"
+    schema["required"].clear()
+    assert version(registry) == {WAYS[way][0]: {"x": PARAMS}}
+
+
+def test_later_changes_of_an_overwriting_schema_do_not_reach_the_registry() -> None:
+    registry, schema = SchemaRegistry(), deepcopy(PARAMS)
+    registry.register_unsafe("x", schema)
+    schema["required"].clear()
+    assert registry.get("x") == PARAMS
+
+
+@each_way
+def test_changes_of_what_was_given_out_do_not_reach_the_registry(way: str) -> None:
+    registry = SchemaRegistry()
+    register(registry, way, "x", PARAMS)
+    before = deepcopy(version(registry))
+    version(registry)[WAYS[way][0]]["x"]["properties"].clear()
+    schema = registry.get("x")
+    if schema is not None:
+        schema["properties"].clear()
+    assert version(registry) == before
+
+
+@each_way
+def test_a_merge_adds_everything_after_what_was_there(way: str) -> None:
+    registry, other = SchemaRegistry(), SchemaRegistry()
+    for name, into in (("b", registry), ("c", other), ("a", other)):
+        register(into, way, name, {"title": name})
+    registry.merge(other)
+    part = version(registry)[WAYS[way][0]]
+    assert list(part.items()) == [(name, {"title": name}) for name in "bca"]
+    assert list(version(other)[WAYS[way][0]]) == ["c", "a"]
+
+
+def test_a_merge_takes_titles_and_results_along() -> None:
+    registry, other = SchemaRegistry(), SchemaRegistry()
+    other.register_type("x", PARAMS, RESULT, title="Title")
+    registry.merge(other)
+    assert registry.to_agent_schema_version("v") == other.to_agent_schema_version("v")
+
+
+def test_a_merge_with_conflicts_names_all_of_them_and_adds_nothing() -> None:
+    registry, other = SchemaRegistry(), SchemaRegistry()
+    for each in (registry, other):
+        for way in WAYS:
+            register(each, way, "x", PARAMS)
+    other.register("new", RESULT)
+    other.register_type("x2", RESULT)
+    before = registry.to_agent_schema_version("v")
+    message = (
+        "Cannot merge registries - conflicting schemas: "
+        "['span_schemas/x', 'span_result_schemas/x', 'span_type_schemas/x']"
+    )
+    with pytest.raises(PrefactorValueError, match=f"^{re.escape(message)}$"):
+        registry.merge(other)
+    assert registry.to_agent_schema_version("v") == before
+
+
+def test_a_name_of_another_kind_is_no_conflict() -> None:
+    registry, other = SchemaRegistry(), SchemaRegistry()
+    registry.register("x", PARAMS)
+    other.register_type("x", RESULT)
+    registry.merge(other)
+    assert registry.get("x") == PARAMS
+    assert version(registry) == {"span_schemas": {"x": PARAMS}, "span_type_schemas": {"x": RESULT}}
+
+
+def test_merged_registries_share_nothing() -> None:
+    registry, other = SchemaRegistry(), SchemaRegistry()
+    other.register("x", {"tags": ["a"]})
+    registry.merge(other)
+    other.register_unsafe("x", {"tags": ["b"]})
+    other.register("y", {})
+    assert version(registry) == {"span_schemas": {"x": {"tags": ["a"]}}}
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+schemas = st.dictionaries(st.text(), json_values)
+
+
+def reordered(value: Any) -> Any:
+    """The same value with the keys of every dict the other way round."""
+    if isinstance(value, dict):
+        return {key: reordered(value[key]) for key in reversed(value)}
+    return [reordered(item) for item in value] if isinstance(value, list) else value
+
+
+@given(schemas)
+def test_the_hash_does_not_depend_on_the_order_of_keys(schema: dict[str, Any]) -> None:
+    assert content_hash(reordered(schema)) == content_hash(schema)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"type": "array"},
+        {"required": []},
+        {"required": ["prompt", "model"]},
+        {"properties": {"prompt": {"type": "number"}}},
+        {"title": "Prompt"},
+    ],
+    ids=str,
+)
+def test_any_change_of_a_schema_changes_the_hash(change: dict[str, Any]) -> None:
+    assert content_hash({**PARAMS, **change}) != content_hash(PARAMS)
+
+
+def test_the_hash_is_the_same_in_every_process_and_release() -> None:
+    schema_version = {"external_identifier": "v1", "span_schemas": {"x": PARAMS}}
+    # sha256sum of its JSON, keys sorted and without spaces.
+    assert content_hash(schema_version) == "7553e10c3333"
