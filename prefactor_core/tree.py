@@ -25,8 +25,11 @@ def run_tree(instance: AgentInstanceAnswer, spans: Iterable[AgentSpanAnswer]) ->
     """A line for the run and one for each span: name, status, duration, payload → result."""
     children: dict[str | None, list[AgentSpanAnswer]] = defaultdict(list)
     # By time: ids made within one millisecond are in no order.
-    for span in sorted(spans, key=lambda span: span.started_at or span.finished_at or ""):
-        children[span.parent_span_id].append(span)
+    ordered = sorted(spans, key=lambda span: _time(span.started_at or span.finished_at))
+    known = {span.id for span in ordered}
+    for span in ordered:
+        parent = span.parent_span_id
+        children[parent if parent in known else None].append(span)
     head = Text.assemble(("agent instance ", "bold"), instance.id)
     _append_status(head, instance.status, instance.started_at, instance.finished_at)
     tree = Tree(head)
@@ -59,5 +62,5 @@ def _append_status(
         line.append(f"  {seconds * 1000:.1f} ms", style="not bold")
 
 
-def _time(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()
+def _time(text: str | None) -> float:
+    return datetime.fromisoformat(text).timestamp() if text else 0.0
