@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Clock:
@@ -21,4 +23,4 @@ class Clock:
 
     def now(self) -> datetime:
         """Now, aware, in UTC."""
-        return datetime.fromtimestamp((self._offset + time.monotonic_ns()) / 1e9, UTC)
+        return _EPOCH + timedelta(microseconds=(self._offset + time.monotonic_ns()) // 1000)

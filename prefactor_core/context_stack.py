@@ -79,9 +79,10 @@ class SpanContextStack:
 
     @classmethod
     def innermost(cls, instance_id: str) -> Span | str | None:
-        """The innermost open span of one agent instance, or an id pushed by hand inside it.
+        """The innermost entry that can be a parent in one agent instance; None if there is none.
 
-        Spans of other instances are passed over: a parent belongs to the same run.
+        Open spans of other instances are passed over. Of an id that was pushed by hand nobody
+        knows the instance: whoever pushed it vouches for it.
         """
         for entry in reversed(_entries.get()):
             if isinstance(entry, str) or (entry.instance_id == instance_id and not entry.ended):

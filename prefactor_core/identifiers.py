@@ -47,6 +47,10 @@ def generate(partition: int, milliseconds: int | None = None) -> str:
         raise PrefactorValueError(
             f"partition must be between 0 and {MAX_PARTITION}, got {partition}"
         )
+    if milliseconds is not None and not 0 <= milliseconds < 1 << 48:
+        raise PrefactorValueError(
+            f"milliseconds must be between 0 and 2**48 - 1, got {milliseconds}"
+        )
     return _generate(_encode(partition, 6), milliseconds)
 
 

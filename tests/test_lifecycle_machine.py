@@ -59,7 +59,7 @@ class Host:
 
     async def _serve(self, ready: Future[None]) -> tuple[Statistics, StoredRun]:
         async with open_faulty_api() as api:
-            async with open_prefactor(make_config(), asgi_app=api) as self.client:
+            async with open_prefactor(make_config(drain_timeout=0.5), asgi_app=api) as self.client:
                 self.instance = await self.client.create_agent_instance(**AGENT)
                 ready.set_result(None)
                 async with self._receive:

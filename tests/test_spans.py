@@ -57,8 +57,7 @@ async def test_without_start_the_time_of_entering_counts() -> None:
             entered = datetime.now(UTC)
             await anyio.sleep(0.002)
     stored = r.run.named("agent:llm")
-    assert utc(stored.started_at) <= entered
-    assert (utc(stored.finished_at) - utc(stored.started_at)).total_seconds() >= 0.002
+    assert utc(stored.started_at) <= entered < utc(stored.finished_at)
 
 
 async def test_a_span_works_in_synchronous_code() -> None:
