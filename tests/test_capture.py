@@ -342,7 +342,7 @@ class ToolError(Exception):
 def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:
     try:
         raise error from cause
-    except BaseException as caught:
+    except type(error) as caught:
         return caught
 
 
