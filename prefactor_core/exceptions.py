@@ -55,16 +55,23 @@ class SpanNotFoundError(PrefactorCoreError):
 class PrefactorApiError(PrefactorCoreError):
     """The API refused a call, or could not be asked.
 
-    ``code`` is the API's own word (``"unknown"`` where it gave none), ``status_code``
-    the HTTP status (None where no answer came).
+    ``code`` is the API's own word (``"unknown"`` where it gave none), ``status_code`` the HTTP
+    status (None where no answer came), ``retry_after`` the wait before another attempt that
+    the API asked for, in seconds (None where it asked for none).
     """
 
     def __init__(
-        self, message: str, *, code: str = "unknown", status_code: int | None = None
+        self,
+        message: str,
+        *,
+        code: str = "unknown",
+        status_code: int | None = None,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
         self.status_code = status_code
+        self.retry_after = retry_after
 
 
 class PrefactorAuthError(PrefactorApiError):
@@ -95,36 +102,11 @@ class PrefactorConflictError(PrefactorApiError):
 
 
 class PrefactorRateLimitError(PrefactorApiError):
-    """Too many requests (429); ``retry_after`` is the wait asked for, in seconds, or None."""
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        code: str = "unknown",
-        status_code: int | None = None,
-        retry_after: float | None = None,
-    ) -> None:
-        super().__init__(message, code=code, status_code=status_code)
-        self.retry_after = retry_after
+    """Too many requests (429)."""
 
 
 class PrefactorServerError(PrefactorApiError):
-    """The API failed to do what it was asked (5xx, or a status configured as passing).
-
-    ``retry_after`` is the wait that the API asked for, in seconds, or None.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        code: str = "unknown",
-        status_code: int | None = None,
-        retry_after: float | None = None,
-    ) -> None:
-        super().__init__(message, code=code, status_code=status_code)
-        self.retry_after = retry_after
+    """The API failed to do what it was asked (5xx, or a status configured as passing)."""
 
 
 class PrefactorUnreachableError(PrefactorApiError):

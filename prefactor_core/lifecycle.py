@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final, Literal, NamedTuple
 
+from prefactor_core.exceptions import PrefactorValueError
+
 
 class SpanStatus(StrEnum):
     """The states of a span; on our side ``pending`` is: entered, not yet told."""
@@ -75,6 +77,14 @@ class InstanceStep(NamedTuple):
 
     call: Literal["start", "finish"]
     status: InstanceStatus
+
+
+def check_outcome(status: str) -> None:
+    """Raises :class:`PrefactorValueError` if nothing can end with this status."""
+    if status not in OUTCOMES:
+        raise PrefactorValueError(
+            f"status must be one of {', '.join(sorted(OUTCOMES))}, got {status!r}"
+        )
 
 
 def is_terminal(status: SpanStatus | InstanceStatus) -> bool:

@@ -25,8 +25,11 @@ def serve_local_prefactor(path: Path, *, api_token: str, agents: tuple[str, ...]
             options.app = app
             await server.serve(sockets=[listener])
 
-    # The kernel takes connections from here on: nobody has to wait until the server is up.
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    # Made as TCP and no other way, or asyncio leaves Nagle's algorithm on.
+    with socket.socket(proto=socket.IPPROTO_TCP) as listener:
+        listener.bind(("127.0.0.1", 0))
+        # The kernel takes connections from here on: nobody has to wait for the server.
+        listener.listen()
         thread = threading.Thread(target=anyio.run, args=(serve,))
         thread.start()
         try:

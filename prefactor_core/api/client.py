@@ -218,7 +218,9 @@ class ApiClient:
         except httpx.DecodingError as error:
             raise PrefactorContractError(f"{call}: the answer cannot be read: {error}") from None
         except (httpx.TransportError, OSError, UnicodeError, OverflowError) as error:
-            raise PrefactorUnreachableError(f"{call}: {error or type(error).__name__}") from None
+            raise PrefactorUnreachableError(
+                f"{call}: {str(error) or type(error).__name__}"
+            ) from None
         if answer.status_code >= 400:
             raise error_from_answer(
                 call,

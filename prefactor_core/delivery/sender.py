@@ -14,8 +14,6 @@ from prefactor_core.exceptions import (
     OperationError,
     PrefactorApiError,
     PrefactorCoreError,
-    PrefactorRateLimitError,
-    PrefactorServerError,
 )
 from prefactor_core.operations import (
     CreateSpan,
@@ -83,9 +81,7 @@ class Sender:
                 self._give_up(operation, error, "retries_exhausted")
                 return None
         self._ledger.retry()
-        asked = None
-        if isinstance(error, PrefactorRateLimitError | PrefactorServerError):
-            asked = error.retry_after
+        asked = error.retry_after if isinstance(error, PrefactorApiError) else None
         return self._backoff.delay(attempt, at_least=asked)
 
     async def _request(self, operation: Operation) -> None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import anyio
+import msgspec
 
 from prefactor_core import identifiers
 from prefactor_core.agent_instance import AgentInstanceHandle as AgentInstanceHandle
@@ -15,13 +16,14 @@ from prefactor_core.backoff import Backoff
 from prefactor_core.clock import Clock
 from prefactor_core.exceptions import (
     InstanceNotFoundError,
+    PrefactorApiError,
     PrefactorContractError,
     PrefactorRateLimitError,
     PrefactorServerError,
     PrefactorUnreachableError,
     PrefactorValueError,
 )
-from prefactor_core.lifecycle import OUTCOMES, InstanceStatus, Outcome, instance_steps
+from prefactor_core.lifecycle import InstanceStatus, Outcome, check_outcome, instance_steps
 from prefactor_core.models import AgentInstance
 from prefactor_core.operations import (
     FinishAgentInstance,
@@ -76,15 +78,16 @@ class AgentInstanceManager:
         """Make a run known to the API; the id that it is known by.
 
         ``instance_id`` asks for that id, which must be a PFID of the account's partition.
-        Raises a :class:`PrefactorApiError`: at once if the API refuses, and after the
-        attempts and the time that there are if it is away.
+        Raises :class:`PrefactorValueError` for what cannot be sent, and a
+        :class:`PrefactorApiError`: at once if the API refuses, and after the attempts and the
+        time that there are if it is away.
         """
         operation = RegisterAgentInstance(
             timestamp=datetime.now(UTC),
             idempotency_key=uuid.uuid4().hex,
             agent_id=agent_id,
-            agent_version=agent_version,
-            agent_schema_version=agent_schema_version,
+            agent_version=_json_object("agent_version", agent_version),
+            agent_schema_version=_json_object("agent_schema_version", agent_schema_version),
             instance_id=instance_id,
         )
         registered = await self._register(operation)
@@ -104,10 +107,7 @@ class AgentInstanceManager:
 
     def finish(self, instance_id: str, status: Outcome = "complete") -> None:
         """The run ends now. One that was not started is started first."""
-        if status not in OUTCOMES:
-            raise PrefactorValueError(
-                f"status must be one of {', '.join(sorted(OUTCOMES))}, got {status!r}"
-            )
+        check_outcome(status)
         self._advance(self._find(instance_id), InstanceStatus(status))
 
     def get(self, instance_id: str) -> AgentInstance:
@@ -129,8 +129,7 @@ class AgentInstanceManager:
 
     async def _register(self, operation: RegisterAgentInstance) -> str:
         attempt = 0
-        error: PrefactorUnreachableError | PrefactorRateLimitError | PrefactorServerError | None
-        error = None
+        error: PrefactorApiError | None = None
         with anyio.move_on_after(self._timeout):
             while True:
                 try:
@@ -140,8 +139,7 @@ class AgentInstanceManager:
                 attempt += 1
                 if attempt > self._max_retries:
                     raise error
-                asked = None if isinstance(error, PrefactorUnreachableError) else error.retry_after
-                await anyio.sleep(self._backoff.delay(attempt, at_least=asked))
+                await anyio.sleep(self._backoff.delay(attempt, at_least=error.retry_after))
         raise error or PrefactorUnreachableError(
             f"the API did not register the run within {self._timeout:g} s"
         )
@@ -168,3 +166,13 @@ class AgentInstanceManager:
             instance.status = status
         if instance.ended:
             self._instances.pop(instance.id, None)
+
+
+def _json_object(name: str, value: Mapping[str, object]) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        raise PrefactorValueError(f"{name} must be a mapping, got {value!r}")
+    try:
+        msgspec.json.encode(value)
+    except Exception as error:
+        raise PrefactorValueError(f"{name} cannot be written as JSON: {error}") from None
+    return value

@@ -18,7 +18,7 @@ from prefactor_core.exceptions import (
     PrefactorValueError,
     SpanNotFoundError,
 )
-from prefactor_core.lifecycle import OUTCOMES, Outcome, SpanStatus, span_steps
+from prefactor_core.lifecycle import Outcome, SpanStatus, check_outcome, span_steps
 from prefactor_core.models import Span
 from prefactor_core.operations import CreateSpan, FinishSpan, Operation, OperationType
 
@@ -167,10 +167,7 @@ class SpanManager:
 
         One that was not started is started as of its entering.
         """
-        if status not in OUTCOMES:
-            raise PrefactorValueError(
-                f"status must be one of {', '.join(sorted(OUTCOMES))}, got {status!r}"
-            )
+        check_outcome(status)
         span = self._find(span_id)
         if result_payload is not None:
             span.result.update(fields_of(result_payload))
