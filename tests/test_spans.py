@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextvars import copy_context
 from datetime import UTC, datetime
 
 import anyio
@@ -15,6 +16,7 @@ from prefactor_core import (
     InstanceNotFoundError,
     OperationError,
     PrefactorValueError,
+    Span,
     SpanContextStack,
     SpanNotFoundError,
 )
@@ -303,7 +305,25 @@ async def test_a_span_in_a_generator_that_is_left_early_is_cancelled_and_off_the
     assert r.run.shape == ("complete", [("agent:llm", "cancelled", [])])
 
 
-async def test_spans_run_on_a_clock_that_never_puts_a_child_outside_its_parent() -> None:
+async def test_a_context_refers_to_nothing_of_a_span_that_was_left_in_it() -> None:
+    async with recording() as r:
+        async with r.instance.span("agent:run"):
+            pass
+        values = list(copy_context().values())
+    assert not any(isinstance(entry, Span) for v in values if isinstance(v, tuple) for entry in v)
+
+
+async def test_a_tree_of_spans_runs_on_one_clock() -> None:
+    async with recording() as r:
+        async with r.instance.span("agent:run") as run, r.instance.span("agent:tool") as tool:
+            clocks = {
+                r.client.span_manager.get_span(span.id).clock  # type: ignore[attr-defined]
+                for span in (run, tool)
+            }
+    assert len(clocks) == 1
+
+
+async def test_no_child_lies_outside_its_parent() -> None:
     async with recording() as r:
         async with r.instance.span("agent:run"):
             for _ in range(20):
