@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import anyio
 import anyio.lowlevel
 import pytest
@@ -77,6 +79,17 @@ async def test_putting_gives_other_tasks_a_turn_and_put_nowait_does_not_wait() -
                 await queue.put(2)
         tasks.cancel_scope.cancel()
     assert got[:2] == [1, 2]
+
+
+@pytest.mark.parametrize("in_a_cycle", [False, True])
+async def test_a_queue_that_is_dropped_open_makes_no_noise(in_a_cycle: bool) -> None:
+    for _ in range(50):
+        queue = InMemoryQueue[object]()
+        if in_a_cycle:
+            queue.put_nowait(queue)
+            queue.cycle = queue  # type: ignore[attr-defined]
+        del queue
+    gc.collect()  # an unclosed stream would warn here, and a warning is an error
 
 
 def test_a_closed_queue_is_an_error_of_ours() -> None:

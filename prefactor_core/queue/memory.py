@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import TypeVar
 
 import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from prefactor_core.queue.base import Queue, QueueClosedError
 
@@ -18,6 +20,10 @@ class InMemoryQueue(Queue[T]):
     def __init__(self) -> None:
         self._closed = False
         self._send, self._receive = anyio.create_memory_object_stream[T](math.inf)
+        # A stream that is dropped open complains. This one holds no resource, and nobody can
+        # wait on a queue that nobody refers to. Not __del__: in a cycle of garbage that may
+        # run after the streams' own.
+        weakref.finalize(self, _close, self._send, self._receive).atexit = False
 
     def put_nowait(self, item: T) -> None:
         if self._closed:
@@ -43,8 +49,7 @@ class InMemoryQueue(Queue[T]):
     def closed(self) -> bool:
         return self._closed
 
-    def __del__(self) -> None:
-        # A stream that is dropped open complains. This one holds no resource, and nobody
-        # can wait on a queue that nobody refers to.
-        self._send.close()
-        self._receive.close()
+
+def _close(send: MemoryObjectSendStream[T], receive: MemoryObjectReceiveStream[T]) -> None:
+    send.close()
+    receive.close()
