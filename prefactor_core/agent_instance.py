@@ -113,7 +113,12 @@ class AgentInstanceScope:
             )
         handle = await self._client.create_agent_instance(*self._arguments)
         self._instance = self._client.instance_manager.get(handle.id)
-        await handle.start()
+        try:
+            await handle.start()
+        except BaseException as error:
+            # Cancelled in the turn that start() gives to others: __aexit__ will not be called.
+            finish_run(self._client, self._instance, outcome_of(error), error)
+            raise
         return handle
 
     async def __aexit__(

@@ -38,6 +38,14 @@ def capture(payload: object) -> Raw:
     return Raw(captured if captured.startswith(b"{") else b'{"value":' + captured + b"}")
 
 
+def merge(fields: dict[str, object], data: object) -> None:
+    """Put what :func:`fields_of` finds in ``data`` into ``fields``; later keys win."""
+    try:
+        fields.update(fields_of(data))
+    except Exception:  # keys that raise when they are compared
+        fields["value"] = _describe(data)
+
+
 def fields_of(data: object) -> dict[str, object]:
     """``data`` as the fields of an object: a mapping's own, else one called ``value``."""
     try:
@@ -69,10 +77,11 @@ def describe_error(error: BaseException) -> dict[str, object]:
 
 def _describe(value: object) -> str:
     try:
-        text = repr(value)
+        # A repr may be of a subclass of str, with methods of its own.
+        text = str.__str__(repr(value))
+        return text if len(text) <= _MAX_REPR else text[:_MAX_REPR] + "… [truncated]"
     except Exception:
-        return f"<unprintable {type(value).__qualname__}>"
-    return text if len(text) <= _MAX_REPR else text[:_MAX_REPR] + "… [truncated]"
+        return f"<unprintable {type.__getattribute__(type(value), '__qualname__')}>"
 
 
 def _degrade(value: object) -> object:
@@ -109,8 +118,8 @@ class _Walk:
         if isinstance(value, str):
             return _utf8(value)
         if not isinstance(value, Mapping | list | tuple | set | frozenset):
-            _encoder.encode(value)  # raises if JSON cannot hold it
-            return value
+            # Encoded once and kept: what can be looked at once may not bear a second look.
+            return Raw(_encoder.encode(value))
         if len(around) == _MAX_DEPTH:
             return "<too deep>"
         if any(value is outer for outer in around):

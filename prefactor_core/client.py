@@ -122,6 +122,7 @@ class PrefactorCoreClient:
         self._queue = queue
         self._asgi_app = asgi_app
         self._scope: _Scope | None = None
+        self._opening = False
         self._last_ledger = Ledger()
 
     async def __aenter__(self) -> Self:
@@ -141,12 +142,19 @@ class PrefactorCoreClient:
 
         Raises :class:`ClientAlreadyInitializedError` if it is open.
         """
-        if self._scope is not None:
+        if self._scope is not None or self._opening:
             raise ClientAlreadyInitializedError("Client is already initialized")
         if self._queue is not None and self._queue.closed:
             raise QueueClosedError(
                 "the client's queue was closed with its last scope: make a client with a new one"
             )
+        self._opening = True
+        try:
+            self._scope = await self._open()
+        finally:
+            self._opening = False
+
+    async def _open(self) -> _Scope:
         # Here and not above: httpx is most of the cost of importing this package.
         from prefactor_core.connection import open_api
 
@@ -177,7 +185,7 @@ class PrefactorCoreClient:
             await executor.__aenter__()
             # Nothing below waits or fails, so nothing has to undo the line above.
             self._last_ledger = ledger
-            self._scope = _Scope(
+            return _Scope(
                 host_task_id=anyio.get_current_task().id,
                 connections=opening.pop_all(),
                 executor=executor,
@@ -212,7 +220,12 @@ class PrefactorCoreClient:
         # 1. The body has ended, with `error` or without. It goes no further in here: Python
         #    raises it again, as the same object, when __aexit__ returns.
         # 2. Open runs are finished, their open spans first; then nothing more is recorded.
-        self._finish_open_runs(scope, error)
+        try:
+            self._finish_open_runs(scope, error)
+        except Exception:
+            # A bug of ours; nothing of the exit below may be skipped for it.
+            logger.exception("open runs could not be finished")
+        scope.spans.close()
         self._scope = None
         try:
             # 3. The queues close, the workers drain for at most drain_timeout, what is left
@@ -220,12 +233,12 @@ class PrefactorCoreClient:
             #    cancellation. No scope may be opened around it: the group's is older.
             await scope.executor.__aexit__(None, None, None)
         finally:
-            # 4. What was not delivered is counted.
-            scope.ledger.drop("drain_timeout", scope.ledger.pending)
-            self._report_loss(scope.ledger.statistics())
-            # 5. Connections close, and the local database.
+            # 4. Connections close, and the local database.
             with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True):
                 await scope.connections.aclose()
+            # 5. What was not delivered is counted and reported.
+            scope.ledger.drop("drain_timeout", scope.ledger.pending)
+            self._report_loss(scope.ledger.statistics())
 
     async def create_agent_instance(
         self,
@@ -289,8 +302,14 @@ class PrefactorCoreClient:
     ) -> str:
         """Start a span and give its id. It is the innermost one of this context until
         :meth:`finish_span` ends it, in whichever task."""
-        span_id = self.span_manager.create(instance_id, schema_name, parent_span_id, payload)
-        await anyio.lowlevel.checkpoint()
+        spans = self.span_manager
+        span_id = spans.create(instance_id, schema_name, parent_span_id, payload)
+        try:
+            await anyio.lowlevel.checkpoint()
+        except BaseException:
+            # Cancelled: nobody will get the id, so nobody could end the span.
+            spans.cancel_unstarted(span_id)
+            raise
         return span_id
 
     async def finish_span(

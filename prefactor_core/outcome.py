@@ -18,10 +18,15 @@ def outcome_of(error: BaseException | None) -> Outcome:
     if error is None:
         return "complete"
     stops = _stops()
-    if isinstance(error, BaseExceptionGroup):
-        rest = cast("BaseExceptionGroup[BaseException]", error).split(stops)[1]
-        return "cancelled" if rest is None else "failed"
-    return "cancelled" if isinstance(error, stops) else "failed"
+    # A loop over the leaves and not split(): that calls derive(), which may be anybody's.
+    waiting = [error]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, BaseExceptionGroup):
+            waiting.extend(cast("BaseExceptionGroup[BaseException]", part).exceptions)
+        elif not isinstance(part, stops):
+            return "failed"
+    return "cancelled"
 
 
 def _stops() -> tuple[type[BaseException], ...]:

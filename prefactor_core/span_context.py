@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Self
 
 import anyio.lowlevel
 
-from prefactor_core.capture import describe_error, fields_of
+from prefactor_core.capture import describe_error, merge
+from prefactor_core.exceptions import PrefactorCoreError
 from prefactor_core.lifecycle import Outcome
 from prefactor_core.models import Span
 from prefactor_core.outcome import outcome_of
@@ -32,8 +33,17 @@ class SpanContext:
     record and then give other tasks a turn.
     """
 
-    __slots__ = ("_id", "_instance_id", "_parent_span_id", "_payload", "_result", "_schema_name",
-                 "_span", "_spans")  # fmt: skip
+    __slots__ = (
+        "_entered",
+        "_id",
+        "_instance_id",
+        "_parent_span_id",
+        "_payload",
+        "_result",
+        "_schema_name",
+        "_span",
+        "_spans",
+    )
 
     def __init__(
         self,
@@ -52,6 +62,7 @@ class SpanContext:
         self._payload = payload
         self._result: dict[str, object] = {}
         self._span: Span | None = None
+        self._entered = False
 
     @property
     def id(self) -> str:
@@ -69,7 +80,7 @@ class SpanContext:
 
     def set_result(self, data: Mapping[str, object]) -> None:
         """Merge into the result that the span will end with; later keys win."""
-        self._result.update(fields_of(data))
+        merge(self._result, data)
 
     async def complete(self, result: Mapping[str, object] | None = None) -> None:
         """The span ends now, complete; ``result`` is merged into its result."""
@@ -97,6 +108,11 @@ class SpanContext:
         await anyio.lowlevel.checkpoint()
 
     def __enter__(self) -> Self:
+        if self._entered:
+            raise PrefactorCoreError(
+                f"the {self._schema_name!r} span was entered before: call span() again for another"
+            )
+        self._entered = True
         self._open()
         return self
 

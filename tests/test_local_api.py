@@ -1001,7 +1001,7 @@ def test_a_call_waits_for_what_another_process_writes(file_store: Store) -> None
     with another_process_at(file_store.path) as other:
         other.execute("BEGIN IMMEDIATE")
         other.execute("UPDATE agent_instances SET status = 'active'")
-        written = threading.Timer(0.2, other.execute, ["COMMIT"])
+        written = threading.Timer(0.05, other.execute, ["COMMIT"])
         written.start()
         finished = service.finish_instance(instance_id, FinishInstanceBody(status="failed"))
         written.join()

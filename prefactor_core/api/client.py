@@ -22,6 +22,7 @@ from prefactor_core.config import HttpClientConfig
 from prefactor_core.exceptions import (
     PrefactorContractError,
     PrefactorUnreachableError,
+    PrefactorValueError,
 )
 from prefactor_core.operations import (
     CreateSpan,
@@ -70,9 +71,10 @@ class ApiClient:
                 timeout=httpx.Timeout(config.request_timeout, connect=config.connect_timeout),
                 transport=None if asgi_app is None else httpx.ASGITransport(asgi_app),
             )
-        except httpx.InvalidURL as error:
+        except (httpx.InvalidURL, ImportError) as error:
+            # ImportError: the environment names a proxy that httpx has no package for.
             raise PrefactorUnreachableError(
-                f"api_url {config.api_url!r} is not a URL: {error}"
+                f"api_url {config.api_url!r} cannot be asked: {error}"
             ) from None
 
     async def __aenter__(self) -> Self:
@@ -205,8 +207,11 @@ class ApiClient:
         body: Mapping[str, object] | None = None,
         query: Mapping[str, str] | None = None,
     ) -> T:
-        content = None if body is None else msgspec.json.encode(body)
         call = f"{method} {path} at {self._config.api_url}"
+        try:
+            content = None if body is None else msgspec.json.encode(body)
+        except Exception as error:
+            raise PrefactorValueError(f"{call} cannot be written as JSON: {error}") from None
         try:
             with anyio.fail_after(self._config.request_timeout):
                 answer = await self._http.request(method, path, params=query, content=content)
@@ -215,9 +220,13 @@ class ApiClient:
                 f"{call}: no answer within {self._config.request_timeout:g} s "
                 f"(no connection within {self._config.connect_timeout:g} s)"
             ) from None
+        except httpx.LocalProtocolError:
+            # Its text shows what it complains about, and that may be the token.
+            raise PrefactorUnreachableError(f"{call}: the request cannot be written") from None
         except httpx.DecodingError as error:
             raise PrefactorContractError(f"{call}: the answer cannot be read: {error}") from None
-        except (httpx.TransportError, OSError, UnicodeError, OverflowError) as error:
+        except (httpx.TransportError, OSError, UnicodeError, OverflowError, RuntimeError) as error:
+            # RuntimeError: the connections were closed while this call was on its way.
             raise PrefactorUnreachableError(
                 f"{call}: {str(error) or type(error).__name__}"
             ) from None

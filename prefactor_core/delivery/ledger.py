@@ -73,7 +73,7 @@ class Ledger:
 
     def drop(self, reason: str, count: int = 1) -> None:
         """Operations are given up."""
-        if count:
+        if count > 0:
             self._dropped[reason] += count
 
     def statistics(self) -> Statistics:

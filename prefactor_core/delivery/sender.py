@@ -75,7 +75,7 @@ class Sender:
             # Is it this operation, or the API altogether? A ping tells.
             try:
                 await self._api.ping()
-            except PrefactorApiError as no_answer:
+            except Exception as no_answer:
                 self._unanswered(no_answer)
             else:
                 self._give_up(operation, error, "retries_exhausted")

@@ -12,6 +12,7 @@ from prefactor_core.exceptions import (
     PrefactorRateLimitError,
     PrefactorServerError,
     PrefactorUnreachableError,
+    PrefactorValueError,
 )
 from prefactor_core.operations import FinishAgentInstance, FinishSpan, Operation
 
@@ -42,7 +43,7 @@ def judge(operation: Operation, error: Exception) -> Verdict:
             return Verdict.AWAY
         case PrefactorServerError() | PrefactorContractError():
             return Verdict.FAULT
-        case PrefactorApiError() | OperationError():
+        case PrefactorApiError() | PrefactorValueError() | OperationError():
             return Verdict.REFUSED
         case _:
             # A bug of ours, or something that the transport let through.

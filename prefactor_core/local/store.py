@@ -12,6 +12,10 @@ from prefactor_core import identifiers
 
 Row = sqlite3.Row
 
+_BUSY_TIMEOUT = 0.2
+"""Seconds that a call waits for another process; its caller tries again. A thread in here
+cannot be interrupted, so this is also what a client may overrun its drain by."""
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS account (
     id TEXT PRIMARY KEY
@@ -78,7 +82,7 @@ class Store:
         self.path = path
         # autocommit: the only transactions are those of transaction().
         self._connection = sqlite3.connect(
-            path, timeout=5.0, isolation_level=None, check_same_thread=False
+            path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
         )
         try:
             self._connection.row_factory = sqlite3.Row

@@ -9,10 +9,11 @@ from datetime import datetime
 from msgspec import UNSET, Raw
 
 from prefactor_core import identifiers
-from prefactor_core.capture import EMPTY, capture, fields_of
+from prefactor_core.capture import EMPTY, capture, fields_of, merge
 from prefactor_core.clock import Clock
 from prefactor_core.context_stack import SpanContextStack
 from prefactor_core.exceptions import (
+    ClientNotInitializedError,
     InstanceNotFoundError,
     OperationError,
     PrefactorValueError,
@@ -32,6 +33,10 @@ class _OpenSpan(Span, kw_only=True):
     captured: Raw
     parent: _OpenSpan | None = None
 
+    def __repr__(self) -> str:
+        # Not the struct's own: it would show all ancestors, one inside the other.
+        return f"<open span {self.schema_name!r} {self.id} {self.status}>"
+
 
 class SpanManager:
     """Knows every open span by its id, and nothing of those that have ended.
@@ -45,6 +50,7 @@ class SpanManager:
         # In the order of entering, so parents stand before their children.
         self._spans: dict[str, _OpenSpan] = {}
         self._warned_of_late_payload: set[str] = set()
+        self._closed = False
 
     def new_id(self, instance_id: str, schema_name: str, span_id: str | None = None) -> str:
         """The id of a span to be: ``span_id`` if it can be one, else a new one.
@@ -85,6 +91,10 @@ class SpanManager:
         Without ``parent_span_id`` the parent is the innermost open span of the same
         instance in this context.
         """
+        if self._closed:
+            raise ClientNotInitializedError(
+                f"the {schema_name!r} span was made by a client that has closed since"
+            )
         span_id = self.new_id(instance_id, schema_name, span_id)
         if span_id in self._spans:
             raise PrefactorValueError(f"span_id {span_id!r} belongs to a span that is open")
@@ -170,7 +180,7 @@ class SpanManager:
         check_outcome(status)
         span = self._find(span_id)
         if result_payload is not None:
-            span.result.update(fields_of(result_payload))
+            merge(span.result, result_payload)
         if span.status is SpanStatus.PENDING:
             self._advance(span, SpanStatus.ACTIVE, span.created_at)
         self._advance(span, SpanStatus(status), span.clock.now())
@@ -186,6 +196,10 @@ class SpanManager:
             if instance_id in (None, span.instance_id):
                 self.finish(span.id, result_payload, status)
 
+    def close(self) -> None:
+        """Open no more spans."""
+        self._closed = True
+
     def update_payload(self, span_id: str, payload: Mapping[str, object]) -> None:
         """Merge into the payload that the span will start with.
 
@@ -198,7 +212,9 @@ class SpanManager:
                 "put what came later into the result",
                 OperationType.UPDATE_SPAN_PAYLOAD,
             )
-        span.payload = {**fields_of(span.payload), **fields_of(payload)}
+        merged = fields_of(span.payload)
+        merge(merged, payload)
+        span.payload = merged
         span.captured = capture(span.payload)
 
     def get_span(self, span_id: str) -> Span:

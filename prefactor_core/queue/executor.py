@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from contextvars import Context
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 import anyio
 import anyio.lowlevel
+from anyio import TaskHandle
 from anyio.abc import TaskGroup
 
 from prefactor_core.backoff import Backoff
@@ -54,27 +57,38 @@ class TaskExecutor(Generic[T]):
         retry_delay: RetryDelay[T] | None = None,
         drain_timeout: float = 10.0,
     ) -> None:
-        if num_workers < 1:
-            raise PrefactorValueError(f"num_workers must be at least 1, got {num_workers!r}")
         self._queues = [queue] if isinstance(queue, Queue) else list(queue)
+        least = max(1, len(self._queues))
+        if num_workers < least:
+            why = ", one for each queue" if least > 1 else ""
+            raise PrefactorValueError(
+                f"num_workers must be at least {least}{why}, got {num_workers!r}"
+            )
         self._handler = handler
-        self._num_workers = num_workers
         self._max_retries = max_retries
         self._retry_delay = retry_delay or self._default_retry_delay
         self._drain_timeout = drain_timeout
         self._backoff = Backoff()
-        self._workers = anyio.CancelScope(shield=True)
+        # Each worker has a shielded scope: a cancellation from outside reaches the body, and
+        # the workers outlive its unwinding.
+        self._scopes = [anyio.CancelScope(shield=True) for _ in range(num_workers)]
+        self._workers: list[TaskHandle[None]] = []
         self._group: TaskGroup | None = None
+        self._interrupt: KeyboardInterrupt | None = None
 
     async def __aenter__(self) -> Self:
         if self._group is not None:
             raise RuntimeError("a TaskExecutor can be entered once only")
         self._group = await anyio.create_task_group().__aenter__()
-        # An empty context: workers must not inherit the caller's open spans, nor keep
-        # alive what else its context holds.
-        self._supervisor = self._group.create_task(
-            self._supervise(), name="prefactor-core-workers", context=Context()
-        )
+        for number, scope in enumerate(self._scopes):
+            # An empty context: workers must not inherit the caller's open spans, nor keep
+            # alive what else its context holds.
+            worker = self._group.create_task(
+                self._work(self._queues[number % len(self._queues)], scope),
+                name=f"prefactor-core-worker-{number}",
+                context=Context(),
+            )
+            self._workers.append(worker)
         return self
 
     async def __aexit__(
@@ -86,53 +100,69 @@ class TaskExecutor(Generic[T]):
         assert self._group is not None
         # The order of exit:
         # 1. The body has ended; its exception is kept out of the group, which would wrap it.
+        cancelled: BaseException | None = None
         try:
             with anyio.move_on_after(self._drain_timeout, shield=True):
                 # 2. The queues close: end of stream tells the workers to drain.
-                for queue in self._queues:
-                    await queue.close(self._num_workers)
+                await self._close_queues()
                 # 3. The workers end by themselves within the time.
-                await self._supervisor.wait()
-        finally:
-            # 4. What still runs is cancelled; nothing at all if the drain was complete. This
-            #    also holds when a native asyncio cancellation broke off step 3: no shield
-            #    stops that.
-            self._workers.cancel()
-            with anyio.CancelScope(shield=True):
-                # No time-out: cancelled tasks are waited for, or they would run on.
-                await self._supervisor.wait()  # noqa: ASYNC102
-                # asyncio: one more turn until the group has noticed that its task is done,
-                # so that step 5 has nothing to wait for and no cancellation can hit it.
-                await anyio.lowlevel.checkpoint()  # noqa: ASYNC102
-            # 5. The group, now empty, closes without the body's exception: Python raises
-            #    that again as it was.
-            await self._group.__aexit__(None, None, None)  # noqa: ASYNC102
-
-    async def _supervise(self) -> None:
-        # The workers' group lives in a task of its own, under one shielded scope: a
-        # cancellation from outside reaches the body, and the workers outlive its unwinding.
-        with self._workers:
-            async with anyio.create_task_group() as group:
-                for number in range(self._num_workers):
-                    queue = self._queues[number % len(self._queues)]
-                    group.start_soon(self._work, queue, name=f"prefactor-core-worker-{number}")
-
-    async def _work(self, queue: Queue[T]) -> None:
-        failures = 0
+                await self._wait_for_workers()
+        except anyio.get_cancelled_exc_class() as native:
+            # asyncio's own Task.cancel(), which no shield stops: the drain is broken off.
+            cancelled = native
+        # 4. What still runs is cancelled; nothing at all if the drain was complete. This has
+        #    no time-out, or tasks would run on, and no further cancellation breaks it off: a
+        #    group that is not left corrupts the scopes of its task.
+        for scope in self._scopes:
+            scope.cancel()
         while True:
             try:
-                item = await queue.get()
-                failures = 0
-                await self._handle(item)
-            except QueueClosedError:
-                return
-            except Exception:
-                failures += 1
-                logger.exception("a worker met an error that it did not expect, and goes on")
-                # A queue that raises at once and for ever must not spin the loop.
-                await anyio.sleep(self._backoff.delay(failures))
+                with anyio.CancelScope(shield=True):
+                    await self._wait_for_workers()
+                break
+            except anyio.get_cancelled_exc_class() as native:
+                cancelled = native
+        # 5. The group, now empty, closes without the body's exception: Python raises that
+        #    again as it was, unless something from outside goes before it.
+        await self._group.__aexit__(None, None, None)
+        if self._interrupt is not None:
+            raise self._interrupt
+        if cancelled is not None:
+            raise cancelled
 
-    async def _handle(self, item: T) -> None:
+    async def _close_queues(self) -> None:
+        for queue in self._queues:
+            try:
+                await queue.close(len(self._workers))
+            except Exception:
+                _log_failure("a queue could not be closed; its workers end with the drain")
+
+    async def _wait_for_workers(self) -> None:
+        for worker in self._workers:
+            await worker.wait()
+        # asyncio: one more turn until the group has noticed that its tasks are done, so that
+        # leaving it waits for nothing and no cancellation can hit it there.
+        await anyio.lowlevel.checkpoint()
+
+    async def _work(self, queue: Queue[T], scope: anyio.CancelScope) -> None:
+        failures = 0
+        with scope:
+            while True:
+                try:
+                    item = await queue.get()
+                    failures = 0
+                    await self._handle(item, scope)
+                except QueueClosedError:
+                    return
+                except Exception:
+                    failures += 1
+                    _log_failure("a worker met an error that it did not expect, and goes on")
+                    # A queue that raises at once and for ever must not spin the loop.
+                    await anyio.sleep(self._backoff.delay(failures))
+                except BaseException as stop:
+                    self._survive(stop, scope)
+
+    async def _handle(self, item: T, scope: anyio.CancelScope) -> None:
         attempt = 0
         while True:
             try:
@@ -140,13 +170,42 @@ class TaskExecutor(Generic[T]):
                 return
             except Exception as error:
                 attempt += 1
-                delay = await self._retry_delay(item, error, attempt)
-            if delay is None:
-                return
-            await anyio.sleep(delay)
+                failure = error
+            except BaseException as stop:
+                self._survive(stop, scope)
+                continue
+            try:
+                delay = await self._retry_delay(item, failure, attempt)
+                if delay is None:
+                    return
+                await anyio.sleep(delay)
+            except Exception:
+                _log_failure("a retry rule failed; the item is kept")
+                await anyio.sleep(self._backoff.delay(attempt))
+            except BaseException as stop:
+                self._survive(stop, scope)
+
+    def _survive(self, stop: BaseException, scope: anyio.CancelScope) -> None:
+        """Go on after ``stop``, with the same item, if it is not ours; else raise it.
+
+        Workers end with the scope of the executor and not with a signal that hits them by
+        chance: asyncio's ``Task.cancel()`` of every task of the loop, or the Ctrl-C that trio
+        raises in whichever task is running. The latter is for the body.
+        """
+        if isinstance(stop, KeyboardInterrupt) and self._group is not None:
+            self._interrupt = stop
+            self._group.cancel_scope.cancel()
+        elif scope.cancel_called or not isinstance(stop, anyio.get_cancelled_exc_class()):
+            raise stop
 
     async def _default_retry_delay(self, item: T, error: Exception, attempt: int) -> float | None:
         if attempt <= self._max_retries:
             return self._backoff.delay(attempt)
         logger.error("given up after %d attempts: %s: %s", attempt, type(error).__name__, error)
         return None
+
+
+def _log_failure(message: str) -> None:
+    # A log handler that raises must not end a worker, nor stand in the way of an exit.
+    with suppress(Exception):
+        logger.error(message, exc_info=sys.exc_info())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from contextlib import suppress
 from typing import TypeVar
 
 import anyio
@@ -23,7 +24,7 @@ class InMemoryQueue(Queue[T]):
         # A stream that is dropped open complains. This one holds no resource, and nobody can
         # wait on a queue that nobody refers to. Not __del__: in a cycle of garbage that may
         # run after the streams' own.
-        weakref.finalize(self, _close, self._send, self._receive).atexit = False
+        weakref.finalize(self, _close, self._send, self._receive)
 
     def put_nowait(self, item: T) -> None:
         if self._closed:
@@ -51,5 +52,6 @@ class InMemoryQueue(Queue[T]):
 
 
 def _close(send: MemoryObjectSendStream[T], receive: MemoryObjectReceiveStream[T]) -> None:
-    send.close()
+    with suppress(Exception):  # on trio, waking a waiter outside of its loop
+        send.close()
     receive.close()
