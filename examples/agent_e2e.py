@@ -143,6 +143,8 @@ def main() -> None:
         )
     except PrefactorCoreError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
     print(f"recorded agent instance {instance_id} at {options.api_url}")
 
 

@@ -22,7 +22,8 @@ try:
     from prefactor_core.tree import run_tree
 except ImportError as error:
     sys.exit(
-        f"the command line needs the extra 'local' ({error}): pip install 'prefactor-core[local]'"
+        f"the command line needs the extra 'local' of this package ({error}): "
+        "pip install '.[local]' in its folder"
     )
 
 _PACKAGE = Path(__file__).parent
@@ -35,7 +36,13 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--backend", type=click.Choice(["asyncio", "trio"]), default="asyncio")
+@click.option(
+    "--backend",
+    type=click.Choice(["asyncio", "trio"]),
+    default="asyncio",
+    show_default=True,
+    help="The event loop to run the agent on.",
+)
 @click.option(
     "--api-url",
     envvar="PREFACTOR_API_URL",
@@ -43,13 +50,21 @@ def main() -> None:
     show_default=True,
     help="Where to record to: a URL, or local:PATH for a database file.",
 )
-@click.option("--agent-id", envvar="PREFACTOR_AGENT_ID", default="research", show_default=True)
+@click.option(
+    "--agent-id",
+    envvar="PREFACTOR_AGENT_ID",
+    default="research",
+    show_default=True,
+    help="The agent to record as.",
+)
 def demo(backend: str, api_url: str, agent_id: str) -> None:
     """Run the example agent and show the tree that was stored."""
     try:
         anyio.run(_demo, api_url, agent_id, backend=backend)
     except PrefactorCoreError as error:
         raise click.ClickException(str(error)) from None
+    except LookupError:
+        raise click.ClickException(f"{backend} is not installed: pip install {backend}") from None
 
 
 async def _demo(api_url: str, agent_id: str) -> None:

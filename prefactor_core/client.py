@@ -24,6 +24,7 @@ from prefactor_core.exceptions import (
     ClientScopeError,
     PrefactorValueError,
 )
+from prefactor_core.log import log
 from prefactor_core.managers.agent_instance import AgentInstanceManager
 from prefactor_core.managers.span import SpanManager
 from prefactor_core.operations import Operation
@@ -118,6 +119,11 @@ class PrefactorCoreClient:
         *,
         asgi_app: AsgiApp | None = None,
     ) -> None:
+        if not isinstance(config, PrefactorCoreConfig):
+            raise PrefactorValueError(
+                f"config must be a PrefactorCoreConfig, got {type(config).__qualname__}; "
+                "open_prefactor(api_url=...) makes one"
+            )
         self._config = config
         self._queue = queue
         self._asgi_app = asgi_app
@@ -222,9 +228,9 @@ class PrefactorCoreClient:
         # 2. Open runs are finished, their open spans first; then nothing more is recorded.
         try:
             self._finish_open_runs(scope, error)
-        except Exception:
-            # A bug of ours; nothing of the exit below may be skipped for it.
-            logger.exception("open runs could not be finished")
+        except Exception as bug:
+            # Of ours; nothing of the exit below may be skipped for it.
+            log(logger, logging.ERROR, "open runs could not be finished", error=bug)
         scope.spans.close()
         self._scope = None
         try:
@@ -395,10 +401,12 @@ class PrefactorCoreClient:
     def _report_loss(self, statistics: Statistics) -> None:
         if statistics.lost:
             reasons = ", ".join(f"{n} {reason}" for reason, n in statistics.dropped.items())
-            logger.warning(
-                "%d of %d operations were not delivered (%s); last error: %s",
+            log(
+                logger,
+                logging.WARNING,
+                "%d of %d Prefactor operations were not delivered (%s); last error: %s",
                 statistics.lost,
                 statistics.accepted,
                 reasons,
-                statistics.last_error,
+                statistics.last_error or "none, but no answer came in time",
             )

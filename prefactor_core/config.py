@@ -98,7 +98,7 @@ class HttpClientConfig(Struct):
                 "api_url must not hold a user name or password (it has an '@'): the API knows "
                 "its callers by api_token"
             )
-        elif not self.api_url.startswith(("https://", "http://")):
+        elif not self.api_url.lower().startswith(("https://", "http://")):
             # What looks like no address is not shown: it may be a token in the wrong place.
             shown = repr(self.api_url) if _ADDRESS.fullmatch(self.api_url) else "something else"
             raise PrefactorValueError(
@@ -207,6 +207,13 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     def __post_init__(self) -> None:
         self.http_config = _struct("http_config", self.http_config, HttpClientConfig)
         self.queue_config = _struct("queue_config", self.queue_config, QueueConfig)
+        if self.schema_registry is not None and not isinstance(
+            self.schema_registry, SchemaRegistry
+        ):
+            raise PrefactorValueError(
+                "schema_registry must be a SchemaRegistry, got "
+                f"{type(self.schema_registry).__qualname__}"
+            )
         self.registration_timeout = _positive("registration_timeout", self.registration_timeout)
         self.drain_timeout = _number("drain_timeout", self.drain_timeout)
         if not self.drain_timeout >= 0:
@@ -228,7 +235,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
         with a ``local:`` URL. Raises :class:`PrefactorValueError` if there is no URL, or no
         token where one is needed.
         """
-        url = (api_url or "").strip() or os.environ.get("PREFACTOR_API_URL", "").strip()
+        url = _text("api_url", api_url or "") or os.environ.get("PREFACTOR_API_URL", "").strip()
         if not url:
             raise PrefactorValueError(_NOTHING_CONFIGURED)
         if not api_token and not url.startswith(LOCAL_PREFIX):

@@ -37,7 +37,7 @@ def _local_app(path: str) -> AbstractAsyncContextManager[AsgiApp]:
         from prefactor_core.local import open_local_prefactor
     except ImportError as error:
         raise PrefactorValueError(
-            f"api_url 'local:{path}' needs the extra 'local' ({error}): "
-            "pip install 'prefactor-core[local]'"
+            f"api_url 'local:{path}' needs the extra 'local' of this package ({error}): "
+            "pip install '.[local]' in its folder"
         ) from None
     return open_local_prefactor(path)

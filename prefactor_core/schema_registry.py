@@ -21,6 +21,22 @@ def content_hash(schema_version: Schema) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
 
 
+def _checked(name: str, field: str, schema: Schema) -> dict[str, Any]:
+    """A copy of ``schema``; raises :class:`PrefactorValueError` if it can be no JSON Schema."""
+    if not isinstance(name, str) or not name:
+        raise PrefactorValueError(f"the name of a span type must be a text, got {name!r}")
+    if not isinstance(schema, Mapping):
+        raise PrefactorValueError(f"{field} of {name!r} must be a mapping, got {schema!r}")
+    copied = _copy(schema)
+    try:
+        msgspec.json.encode(copied)
+    except Exception as error:
+        raise PrefactorValueError(
+            f"{field} of {name!r} cannot be written as JSON: {error}"
+        ) from None
+    return copied
+
+
 def _copy(schema: Schema) -> dict[str, Any]:
     """A deep copy made of dicts and lists, whatever mappings and sequences came in."""
     return {key: _copy_value(value) for key, value in schema.items()}
@@ -60,8 +76,8 @@ class SchemaRegistry:
 
     def register_unsafe(self, name: str, schema: Schema) -> None:
         """Add the schema of a span type's payload, in place of one of the same name."""
+        self._span_schemas[name] = _checked(name, "schema", schema)
         self._names[name] = None
-        self._span_schemas[name] = _copy(schema)
 
     def register_result(self, name: str, schema: Schema) -> None:
         """Add the schema of a span type's result.
@@ -70,7 +86,7 @@ class SchemaRegistry:
         """
         if name in self._span_result_schemas:
             raise PrefactorValueError(f"Result schema '{name}' is already registered")
-        self._span_result_schemas[name] = _copy(schema)
+        self._span_result_schemas[name] = _checked(name, "schema", schema)
 
     def register_type(
         self,
@@ -88,16 +104,16 @@ class SchemaRegistry:
         """
         if name in self._span_type_schemas:
             raise PrefactorValueError(f"Span type schema '{name}' is already registered")
-        parts = {
+        span_type: dict[str, Any] = {
             "name": name,
-            "params_schema": params_schema,
-            "result_schema": result_schema,
-            "title": title,
-            "description": description,
-            "template": template,
+            "params_schema": _checked(name, "params_schema", params_schema),
         }
+        if result_schema is not None:
+            span_type["result_schema"] = _checked(name, "result_schema", result_schema)
+        texts = {"title": title, "description": description, "template": template}
+        span_type.update({key: text for key, text in texts.items() if text is not None})
+        self._span_type_schemas[name] = span_type
         self._names[name] = None
-        self._span_type_schemas[name] = _copy({k: v for k, v in parts.items() if v is not None})
 
     def get(self, name: str) -> dict[str, Any] | None:
         """A copy of the payload's schema of a span type; None if there is no such type."""

@@ -149,7 +149,8 @@ async def test_an_operation_that_the_api_fails_at_is_given_up_alone(
     assert (await stored_run(api)).shape == ("complete", [("agent:tool", "complete", [])])
     given_up, balance = warnings(caplog)
     assert "CREATE_SPAN is given up (retries_exhausted)" in given_up
-    assert "2 of 6 operations were not delivered (1 retries_exhausted, 1 refused)" in balance
+    assert "2 of 6 Prefactor operations were not delivered" in balance
+    assert "(1 retries_exhausted, 1 refused)" in balance
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 418, 422])

@@ -130,6 +130,6 @@ def test_without_the_extra_the_way_to_it_is_named(tmp_path: Path) -> None:
     )
     result = run("-c", code, cwd=tmp_path)
     assert result.returncode == 1
-    assert "pip install 'prefactor-core[local]'" in result.stdout
-    assert "pip install 'prefactor-core[local]'" in result.stderr
+    assert "pip install '.[local]'" in result.stdout
+    assert "pip install '.[local]'" in result.stderr
     assert "Traceback" not in result.stderr

@@ -106,3 +106,17 @@ assert outcome_of(asyncio.CancelledError()) == "cancelled"
 assert "trio" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+class Underivable(ExceptionGroup[Exception]):
+    """A group whose derive() is wrong, as one with a constructor of its own often is."""
+
+    def __new__(cls, errors: list[Exception], extra: int) -> Underivable:
+        return super().__new__(cls, "group", errors)
+
+    def derive(self, excs: object) -> Underivable:
+        return Underivable(excs)  # type: ignore[call-arg, arg-type]
+
+
+def test_a_group_that_cannot_be_split_is_looked_into_all_the_same() -> None:
+    assert outcome_of(Underivable([ValueError(), OSError()], 1)) == "failed"

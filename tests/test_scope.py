@@ -7,6 +7,8 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import nullcontext
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -149,6 +151,107 @@ async def test_a_run_that_was_registered_and_never_started_ends_as_cancelled(
     assert (await stored_run(api)).status == "cancelled"
 
 
+async def test_a_run_whose_entering_is_cancelled_ends_as_cancelled(api: FaultyApi) -> None:
+    registered, app = anyio.Event(), api.app
+
+    async def cancel_after_register(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope, receive, send)
+        if scope["path"].endswith("register"):
+            registered.set()
+            entering.cancel()
+
+    api.app = cancel_after_register
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        with anyio.CancelScope() as entering:
+            async with client.agent_instance(**AGENT):
+                pytest.fail("the body must not run")
+        assert registered.is_set()
+    api.app = app
+    assert (await stored_run(api)).status == "cancelled"
+
+
+async def test_a_span_whose_creation_is_cancelled_is_nobodys_parent(api: FaultyApi) -> None:
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await instance.create_span("agent:tool")
+            async with instance.span("agent:llm"):
+                pass
+    assert (await stored_run(api)).shape == (
+        "complete",
+        [("agent:tool", "cancelled", []), ("agent:llm", "complete", [])],
+    )
+
+
+async def test_a_log_handler_that_raises_ends_neither_the_agent_nor_delivery(
+    api: FaultyApi,
+) -> None:
+    class Raising(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise RuntimeError("handler")
+
+    handler = Raising()
+    loggers = [logging.getLogger(f"prefactor_core.{name}") for name in ("queue", "delivery")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        async with open_prefactor(make_config(), asgi_app=api) as client:
+            async with client.agent_instance(**AGENT) as instance:
+                api.faults["agent_spans"] = [422, ConnectionResetError()]
+                for _ in range(2):
+                    async with instance.span("agent:tool"):
+                        pass
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+    assert client.statistics().pending == 0
+    assert (await stored_run(api)).status == "complete"
+
+
+async def test_a_queue_that_cannot_be_closed_is_drained_all_the_same(api: FaultyApi) -> None:
+    class Unclosable(InMemoryQueue[Operation]):
+        async def close(self, num_waiters: int = 1) -> None:
+            await super().close(num_waiters)
+            raise OSError("close")
+
+    with pytest.raises(ValueError, match="mine"):
+        async with open_prefactor(make_config(), queue=Unclosable(), asgi_app=api) as client:
+            async with client.agent_instance(**AGENT):
+                pass
+            raise ValueError("mine")
+    assert client.statistics().lost == 0
+
+
+async def test_two_tasks_cannot_open_one_client_at_once(tmp_path: Path) -> None:
+    client = open_prefactor(make_config(http={"api_url": f"local:{tmp_path}/x.db"}))
+    outcomes: list[str] = []
+
+    async def open_and_close() -> None:
+        try:
+            async with client:
+                outcomes.append("opened")
+        except ClientAlreadyInitializedError:
+            outcomes.append("refused")
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(open_and_close)
+            tasks.start_soon(open_and_close)
+    assert sorted(outcomes) == ["opened", "refused"]
+
+
+async def test_a_span_that_is_entered_after_its_client_closed_is_a_clear_error(
+    api: FaultyApi,
+) -> None:
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            span = instance.span("agent:run")
+    with pytest.raises(ClientNotInitializedError, match="closed since"):
+        async with span:
+            pytest.fail("the body must not run")
+
+
 async def test_start_and_finish_of_a_run_take_effect_once(api: FaultyApi) -> None:
     async with open_prefactor(make_config(), asgi_app=api) as client:
         instance = await client.create_agent_instance(**AGENT)
@@ -197,7 +300,8 @@ async def test_leaving_takes_no_longer_than_the_drain_timeout_and_reports_what_i
     assert statistics.lost >= 20
     last = [record for record in caplog.records if record.name == "prefactor_core.client"]
     assert [record.levelno for record in last] == [logging.WARNING]
-    assert f"{statistics.lost} of {statistics.accepted} operations" in last[0].getMessage()
+    balance = f"{statistics.lost} of {statistics.accepted} Prefactor operations"
+    assert balance in last[0].getMessage()
 
 
 async def test_a_drain_timeout_of_zero_skips_the_drain(api: FaultyApi) -> None:

@@ -226,7 +226,7 @@ async def test_what_a_scope_leaves_behind_is_bounded_in_time_counted_and_reporte
                 before = anyio.current_time()
         assert anyio.current_time() - before == pytest.approx(3, abs=0.01)
         assert client.statistics().dropped == {"drain_timeout": 2}
-        assert "2 of 2 operations were not delivered (2 drain_timeout)" in caplog.text
+        assert "2 of 2 Prefactor operations were not delivered (2 drain_timeout)" in caplog.text
 
 
 async def test_a_client_can_be_used_again_after_it_was_closed() -> None:

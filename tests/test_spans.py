@@ -15,6 +15,7 @@ from prefactor_core import (
     AgentInstanceHandle,
     InstanceNotFoundError,
     OperationError,
+    PrefactorCoreError,
     PrefactorValueError,
     Span,
     SpanContextStack,
@@ -277,6 +278,37 @@ async def test_the_payload_can_be_changed_until_the_start() -> None:
         assert caught.value.operation_type is not None
         assert caught.value.operation_type.name == "UPDATE_SPAN_PAYLOAD"
     assert r.run.named("agent:llm").payload == {"a": 1, "b": 2}
+
+
+async def test_a_span_can_be_entered_once() -> None:
+    async with recording() as r:
+        span = r.instance.span("agent:run")
+        await span.start({"before": "entering"})
+        async with span:
+            with pytest.raises(PrefactorCoreError, match="entered before"):
+                async with span:
+                    pytest.fail("the body must not run")
+    assert r.run.shape == ("complete", [("agent:run", "complete", [])])
+
+
+class _Unequal:
+    """Keys that collide and raise when they are compared."""
+
+    def __hash__(self) -> int:
+        return 1
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("no comparing")
+
+
+async def test_no_result_raises_into_the_agent() -> None:
+    async with recording() as r:
+        async with r.instance.span("agent:tool") as span:
+            span.set_result({_Unequal(): 1})  # type: ignore[dict-item]
+            span.set_result({_Unequal(): 2})  # type: ignore[dict-item]
+            span.set_result("no mapping")  # type: ignore[arg-type]
+            await span.complete(["neither"])  # type: ignore[arg-type]
+    assert r.run.named("agent:tool").result["value"] == ["neither"]
 
 
 async def test_nothing_of_an_ended_span_is_kept() -> None:

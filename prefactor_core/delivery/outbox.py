@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from prefactor_core.delivery.ledger import Ledger
+from prefactor_core.log import log
 from prefactor_core.operations import Operation
 from prefactor_core.queue.base import Queue
 
@@ -38,8 +39,11 @@ class Outbox:
             self._ledger.drop("queue")
             if not self._warned:
                 self._warned = True
-                logger.warning(
-                    "the queue does not take operations (%s: %s); they are dropped and counted",
+                log(
+                    logger,
+                    logging.WARNING,
+                    "the Prefactor client's queue takes no operations (%s: %s); they are dropped "
+                    "and counted",
                     type(error).__name__,
                     error,
                 )

@@ -15,6 +15,7 @@ from prefactor_core.exceptions import (
     PrefactorApiError,
     PrefactorCoreError,
 )
+from prefactor_core.log import log
 from prefactor_core.operations import (
     CreateSpan,
     FinishAgentInstance,
@@ -106,19 +107,23 @@ class Sender:
         self._ledger.drop(reason)
         if not self._warned_of_loss:
             self._warned_of_loss = True
-            logger.warning(
+            log(
+                logger,
+                logging.WARNING,
                 "%s is given up (%s): %s. Further losses are only counted, in statistics()",
                 operation.type.name,
                 reason,
                 error,
                 # A bug of ours deserves its traceback; what the API says needs none.
-                exc_info=None if isinstance(error, PrefactorCoreError) else error,
+                error=None if isinstance(error, PrefactorCoreError) else error,
             )
 
     def _unanswered(self, error: Exception) -> None:
         if self._outage_since is None:
             self._outage_since = anyio.current_time()
-            logger.warning(
+            log(
+                logger,
+                logging.WARNING,
                 "the Prefactor API does not take operations (%s); "
                 "they are kept and tried again until the scope ends",
                 error,
@@ -128,4 +133,5 @@ class Sender:
         if self._outage_since is not None:
             outage = anyio.current_time() - self._outage_since
             self._outage_since = None
-            logger.info("the Prefactor API takes operations again after %.1f s", outage)
+            message = "the Prefactor API takes operations again after %.1f s"
+            log(logger, logging.INFO, message, outage)

@@ -31,6 +31,7 @@ from prefactor_core.local.requests import (
 )
 from prefactor_core.local.service import Service
 from prefactor_core.local.store import Store
+from prefactor_core.log import log
 
 logger = logging.getLogger("prefactor_core.local")
 
@@ -176,5 +177,5 @@ async def _no_such_call(request: Request, error: Exception) -> Response:
 
 async def _no_storage(request: Request, error: Exception) -> Response:
     # A full disk or a locked file passes: the client keeps its operations and tries again.
-    logger.warning("the local database failed: %s", error)
+    log(logger, logging.WARNING, "the local database failed: %s", error)
     return JSONResponse(Refusal(503, "storage_unavailable", str(error)).body(), 503)

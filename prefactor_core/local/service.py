@@ -209,10 +209,12 @@ class Service:
                 },
             )
         elif row["content"] != content:
+            stored = msgspec.json.decode(row["content"], type=dict[str, Any])
+            changed = sorted(k for k in {*stored, *version} if stored.get(k) != version.get(k))
             raise invalid(
                 kind,
-                f"{external_id!r} already exists with different details: give the changed one "
-                "another external_identifier",
+                f"{external_id!r} already exists with different details ({', '.join(changed)}): "
+                "give the changed one another external_identifier",
             )
         else:
             id = row["id"]

@@ -20,6 +20,7 @@ from prefactor_core.exceptions import (
     SpanNotFoundError,
 )
 from prefactor_core.lifecycle import Outcome, SpanStatus, check_outcome, span_steps
+from prefactor_core.log import log
 from prefactor_core.models import Span
 from prefactor_core.operations import CreateSpan, FinishSpan, Operation, OperationType
 
@@ -144,7 +145,9 @@ class SpanManager:
                 span.payload, span.captured = payload, capture(payload)
             elif fields_of(payload) and span.schema_name not in self._warned_of_late_payload:
                 self._warned_of_late_payload.add(span.schema_name)
-                logger.warning(
+                log(
+                    logger,
+                    logging.WARNING,
                     "a %r span was already started, by its start() or by that of a child: its "
                     "later payload is not recorded. Give it to span(payload=...) instead",
                     span.schema_name,

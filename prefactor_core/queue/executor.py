@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from contextvars import Context
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 import anyio
 import anyio.lowlevel
-from anyio import TaskHandle
 from anyio.abc import TaskGroup
 
 from prefactor_core.backoff import Backoff
 from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.log import log
 from prefactor_core.queue.base import Queue, QueueClosedError
 
 logger = logging.getLogger("prefactor_core.queue.executor")
@@ -72,7 +70,7 @@ class TaskExecutor(Generic[T]):
         # Each worker has a shielded scope: a cancellation from outside reaches the body, and
         # the workers outlive its unwinding.
         self._scopes = [anyio.CancelScope(shield=True) for _ in range(num_workers)]
-        self._workers: list[TaskHandle[None]] = []
+        self._workers: list[anyio.TaskHandle[None]] = []
         self._group: TaskGroup | None = None
         self._interrupt: KeyboardInterrupt | None = None
 
@@ -134,8 +132,9 @@ class TaskExecutor(Generic[T]):
         for queue in self._queues:
             try:
                 await queue.close(len(self._workers))
-            except Exception:
-                _log_failure("a queue could not be closed; its workers end with the drain")
+            except Exception as error:
+                message = "a queue could not be closed; its workers end with the drain"
+                log(logger, logging.ERROR, message, error=error)
 
     async def _wait_for_workers(self) -> None:
         for worker in self._workers:
@@ -154,9 +153,10 @@ class TaskExecutor(Generic[T]):
                     await self._handle(item, scope)
                 except QueueClosedError:
                     return
-                except Exception:
+                except Exception as error:
                     failures += 1
-                    _log_failure("a worker met an error that it did not expect, and goes on")
+                    message = "a worker met an error that it did not expect, and goes on"
+                    log(logger, logging.ERROR, message, error=error)
                     # A queue that raises at once and for ever must not spin the loop.
                     await anyio.sleep(self._backoff.delay(failures))
                 except BaseException as stop:
@@ -179,8 +179,8 @@ class TaskExecutor(Generic[T]):
                 if delay is None:
                     return
                 await anyio.sleep(delay)
-            except Exception:
-                _log_failure("a retry rule failed; the item is kept")
+            except Exception as error:
+                log(logger, logging.ERROR, "a retry rule failed; the item is kept", error=error)
                 await anyio.sleep(self._backoff.delay(attempt))
             except BaseException as stop:
                 self._survive(stop, scope)
@@ -201,11 +201,6 @@ class TaskExecutor(Generic[T]):
     async def _default_retry_delay(self, item: T, error: Exception, attempt: int) -> float | None:
         if attempt <= self._max_retries:
             return self._backoff.delay(attempt)
-        logger.error("given up after %d attempts: %s: %s", attempt, type(error).__name__, error)
+        message = "given up after %d attempts: %s: %s"
+        log(logger, logging.ERROR, message, attempt, type(error).__name__, error)
         return None
-
-
-def _log_failure(message: str) -> None:
-    # A log handler that raises must not end a worker, nor stand in the way of an exit.
-    with suppress(Exception):
-        logger.error(message, exc_info=sys.exc_info())
