@@ -11,9 +11,11 @@ from typing import cast
 import anyio
 
 from prefactor_core._version import __version__
+from prefactor_core.api.answers import AgentInstanceAnswer
+from prefactor_core.api.client import ApiClient
 from prefactor_core.config import PrefactorCoreConfig
 from prefactor_core.connection import open_api
-from prefactor_core.exceptions import PrefactorAuthError, PrefactorCoreError
+from prefactor_core.exceptions import PrefactorAuthError, PrefactorCoreError, PrefactorNotFoundError
 
 try:
     import click
@@ -35,21 +37,17 @@ def main() -> None:
     """Prefactor for agents: record runs, and look at what was recorded."""
 
 
-@main.command()
-@click.option(
-    "--backend",
-    type=click.Choice(["asyncio", "trio"]),
-    default="asyncio",
-    show_default=True,
-    help="The event loop to run the agent on.",
-)
-@click.option(
+api_url_option = click.option(
     "--api-url",
     envvar="PREFACTOR_API_URL",
     default="local:prefactor.db",
     show_default=True,
-    help="Where to record to: a URL, or local:PATH for a database file.",
+    help="Where the runs are: a URL, or local:PATH for a database file.",
 )
+
+
+@main.command()
+@api_url_option
 @click.option(
     "--agent-id",
     envvar="PREFACTOR_AGENT_ID",
@@ -57,10 +55,34 @@ def main() -> None:
     show_default=True,
     help="The agent to record as.",
 )
-def demo(backend: str, api_url: str, agent_id: str) -> None:
+@click.option(
+    "--backend",
+    type=click.Choice(["asyncio", "trio"]),
+    default="asyncio",
+    show_default=True,
+    help="The event loop to run the agent on.",
+)
+def demo(api_url: str, agent_id: str, backend: str) -> None:
     """Run the example agent and show the tree that was stored."""
+    _run(_demo, api_url, agent_id, backend=backend)
+
+
+@main.command()
+@click.argument("agent_id")
+@api_url_option
+def show(agent_id: str, api_url: str) -> None:
+    """Show the tree of the newest run of AGENT_ID."""
+    _run(_show, api_url, agent_id)
+
+
+def _run(
+    command: Callable[[str, str], Awaitable[None]],
+    api_url: str,
+    agent_id: str,
+    backend: str = "asyncio",
+) -> None:
     try:
-        anyio.run(_demo, api_url, agent_id, backend=backend)
+        anyio.run(command, api_url, agent_id, backend=backend)
     except PrefactorCoreError as error:
         raise click.ClickException(str(error)) from None
     except LookupError:
@@ -71,15 +93,26 @@ async def _demo(api_url: str, agent_id: str) -> None:
     instance_id = await _example()(api_url, agent_id)
     console = Console()
     console.print(f"recorded at {api_url}:")
+    try:
+        async with open_api(PrefactorCoreConfig.from_env(api_url=api_url).http_config) as api:
+            await _print_tree(console, api, await api.get_agent_instance(instance_id))
+    except PrefactorAuthError:
+        # A deployment token may write and not read (API.md section 1).
+        console.print(f"agent instance {instance_id}; this token may not read it back")
+
+
+async def _show(api_url: str, agent_id: str) -> None:
     async with open_api(PrefactorCoreConfig.from_env(api_url=api_url).http_config) as api:
-        try:
-            instance = await api.get_agent_instance(instance_id)
-            spans = [span async for span in api.list_agent_spans(instance_id)]
-        except PrefactorAuthError:
-            # A deployment token may write and not read (API.md section 1).
-            console.print(f"agent instance {instance_id}; this token may not read it back")
-            return
-    console.print(run_tree(instance, spans))
+        newest = None
+        async for instance in api.list_agent_instances(agent_id):
+            newest = instance
+        if newest is None:
+            raise PrefactorNotFoundError(f"agent {agent_id!r} has no run at {api_url}")
+        await _print_tree(Console(), api, newest)
+
+
+async def _print_tree(console: Console, api: ApiClient, instance: AgentInstanceAnswer) -> None:
+    console.print(run_tree(instance, [span async for span in api.list_agent_spans(instance.id)]))
 
 
 def _example() -> Callable[[str, str], Awaitable[str]]:

@@ -140,16 +140,25 @@ def finish_run(
     outcome: Outcome,
     error: BaseException | None = None,
 ) -> None:
-    """Finish what is still open of a run, then the run; nothing if it has ended.
+    """Finish what is still open of a run, then the run; nothing if it has ended."""
+    if not instance.ended:
+        finish_spans(client, instance, outcome, error)
+        client.instance_manager.finish(instance.id, outcome)
 
-    Open spans end as ``failed``, with ``error`` as result, if that failed the run, else as
+
+def finish_spans(
+    client: PrefactorCoreClient,
+    instance: AgentInstance,
+    outcome: Outcome,
+    error: BaseException | None,
+) -> None:
+    """Finish the open spans of a run that ends with ``outcome``.
+
+    They end as ``failed``, with ``error`` as result, if that failed the run, else as
     ``cancelled``: they did not come to their own end.
     """
-    if instance.ended:
-        return
     if error is not None and outcome == "failed":
         result = {"error": describe_error(error)}
         client.span_manager.finish_open(instance.id, result, "failed")
     else:
         client.span_manager.finish_open(instance.id, None, "cancelled")
-    client.instance_manager.finish(instance.id, outcome)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 import anyio
 import anyio.lowlevel
 
-from prefactor_core.agent_instance import AgentInstanceHandle, AgentInstanceScope, finish_run
+from prefactor_core.agent_instance import AgentInstanceHandle, AgentInstanceScope, finish_spans
 from prefactor_core.backoff import Backoff
 from prefactor_core.config import PrefactorCoreConfig
 from prefactor_core.delivery.ledger import Ledger, Statistics
@@ -190,20 +190,26 @@ class PrefactorCoreClient:
             )
             await executor.__aenter__()
             # Nothing below waits or fails, so nothing has to undo the line above.
+            instances = AgentInstanceManager(
+                api,
+                outbox.record,
+                backoff=Backoff(base=http.initial_retry_delay, multiplier=growth, cap=cap),
+                max_retries=http.max_retries,
+                timeout=self._config.registration_timeout,
+            )
+
+            def record_span(operation: Operation) -> None:
+                instances.start_with(operation)
+                outbox.record(operation)
+
             self._last_ledger = ledger
             return _Scope(
                 host_task_id=anyio.get_current_task().id,
                 connections=opening.pop_all(),
                 executor=executor,
                 ledger=ledger,
-                instances=AgentInstanceManager(
-                    api,
-                    outbox.record,
-                    backoff=Backoff(base=http.initial_retry_delay, multiplier=growth, cap=cap),
-                    max_retries=http.max_retries,
-                    timeout=self._config.registration_timeout,
-                ),
-                spans=SpanManager(outbox.record),
+                instances=instances,
+                spans=SpanManager(record_span),
             )
 
     async def close(self) -> None:
@@ -392,9 +398,10 @@ class PrefactorCoreClient:
     def _finish_open_runs(self, scope: _Scope, error: BaseException | None) -> None:
         outcome = outcome_of(error)
         for instance in scope.instances.open_instances():
-            # A run that was never started did nothing, however the scope ends.
-            started = instance.started_at is not None
-            finish_run(self, instance, outcome if started else "cancelled", error)
+            finish_spans(self, instance, outcome, error)
+            # A run that was neither started nor had a span did nothing, however this ends.
+            began = instance.started_at is not None
+            scope.instances.finish(instance.id, outcome if began else "cancelled")
         # Spans of runs that other clients registered.
         scope.spans.finish_open(None, None, "cancelled")
 

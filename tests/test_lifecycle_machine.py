@@ -75,6 +75,9 @@ class Host:
         self._portal.call(self._send.send, (action, done))
         return done.result(10)
 
+    def instance_status(self) -> str:
+        return repr(self.instance).split()[-1].rstrip(">")
+
     def end(self) -> tuple[Statistics, StoredRun]:
         with self._stack:
             self._portal.call(self._send.aclose)
@@ -125,7 +128,6 @@ class Lifecycles(RuleBasedStateMachine):
         self.host = Host(self.backend)
         self.model: list[ModelSpan] = []
         self.run_status = "pending"
-        self.ended = False
 
     def open(self, name: str, payload: dict[str, int], parent: ModelSpan | None) -> ModelSpan:
         async def enter() -> SpanContext:
@@ -215,6 +217,14 @@ class Lifecycles(RuleBasedStateMachine):
         self.run_status = status
 
     @invariant()
+    def a_run_has_begun_once_anything_of_it_is_told(self) -> None:
+        if self.run_status == "pending" and any(
+            span.skipped or span.status != "entered" for span in self.model
+        ):
+            self.run_status = "active"
+        assert self.host.instance_status() == self.run_status
+
+    @invariant()
     def the_open_spans_are_those_of_the_model(self) -> None:
         async def stack() -> list[str]:
             return SpanContextStack.get_stack()
@@ -224,7 +234,8 @@ class Lifecycles(RuleBasedStateMachine):
     def teardown(self) -> None:
         statistics, run = self.host.end()
         if self.run_status in ("pending", "active"):
-            self.end_run("complete" if self.run_status == "active" else "cancelled")
+            began = self.run_status == "active" or self.model
+            self.end_run("complete" if began else "cancelled")
         assert statistics.lost == 0, statistics
         assert run.status == self.run_status
         stored = {

@@ -84,6 +84,18 @@ def test_the_demo_prints_the_tree_that_was_stored(tmp_path: Path, backend: str) 
         assert line in result.stdout
 
 
+def test_the_newest_run_of_an_agent_is_shown(tmp_path: Path) -> None:
+    for _ in range(2):
+        run(EXAMPLE, cwd=tmp_path)
+    result = run("-m", "prefactor_core", "show", "research", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    newest = runs_in(tmp_path / "prefactor.db")[-1]
+    assert f"agent instance {newest.id}  complete" in result.stdout
+    result = run("-m", "prefactor_core", "show", "nobody", cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr == "Error: agent 'nobody' has no run at local:prefactor.db\n"
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_the_environments_api_is_used_over_http(tmp_path: Path, api_url: str, backend: str) -> None:
     environment = {"PREFACTOR_API_URL": api_url + "/", "PREFACTOR_API_TOKEN": "right"}

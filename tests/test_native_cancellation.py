@@ -57,11 +57,12 @@ def test_cancelling_every_task_of_the_loop_still_delivers_what_was_recorded() ->
         async with open_faulty_api() as api:
             client = open_prefactor(make_config(), asgi_app=api)
             started = asyncio.Event()
-            asyncio.create_task(agent(client, started))  # noqa: RUF006
+            task = asyncio.create_task(agent(client, started))
             await started.wait()
             tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in tasks:
-                task.cancel()
+            assert task in tasks
+            for each in tasks:
+                each.cancel()
             with anyio.fail_after(5):
                 await asyncio.gather(*tasks, return_exceptions=True)
             run = await stored_run(api)

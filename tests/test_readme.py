@@ -45,5 +45,6 @@ async def check_stored(path: Path) -> None:
 def test_the_commands_of_the_readme_are_those_that_continuous_integration_runs() -> None:
     commands = re.findall(r"```sh\n(.*?)\n```", README.read_text("utf-8"), re.DOTALL)
     script = (README.parent / ".ci" / "run").read_text("utf-8")
+    assert len(commands) == 2
     assert commands[0] in script.replace("pip install -q", "pip install")
     assert f"\n{commands[1]}\n" in script

@@ -26,6 +26,7 @@ from prefactor_core.exceptions import (
 from prefactor_core.lifecycle import InstanceStatus, Outcome, check_outcome, instance_steps
 from prefactor_core.models import AgentInstance
 from prefactor_core.operations import (
+    CreateSpan,
     FinishAgentInstance,
     Operation,
     RegisterAgentInstance,
@@ -103,12 +104,24 @@ class AgentInstanceManager:
 
     def start(self, instance_id: str) -> None:
         """The run begins now; nothing if it has begun already."""
-        self._advance(self._find(instance_id), InstanceStatus.ACTIVE)
+        instance = self._find(instance_id)
+        self._advance(instance, InstanceStatus.ACTIVE, instance.clock.now())
+
+    def start_with(self, operation: Operation) -> None:
+        """The run begins with its first span, if it has not begun: ``operation`` creates one.
+
+        The API gets to know a start before what was done in it. Nothing for runs that other
+        clients registered.
+        """
+        instance = self._instances.get(operation.instance_id or "")
+        if instance is not None and isinstance(operation, CreateSpan):
+            self._advance(instance, InstanceStatus.ACTIVE, operation.timestamp)
 
     def finish(self, instance_id: str, status: Outcome = "complete") -> None:
         """The run ends now. One that was not started is started first."""
         check_outcome(status)
-        self._advance(self._find(instance_id), InstanceStatus(status))
+        instance = self._find(instance_id)
+        self._advance(instance, InstanceStatus(status), instance.clock.now())
 
     def get(self, instance_id: str) -> AgentInstance:
         """The run of this id. Raises :class:`InstanceNotFoundError` if there is none."""
@@ -144,20 +157,19 @@ class AgentInstanceManager:
             f"the API did not register the run within {self._timeout:g} s"
         )
 
-    def _advance(self, instance: _OpenInstance, goal: InstanceStatus) -> None:
+    def _advance(self, instance: _OpenInstance, goal: InstanceStatus, at: datetime) -> None:
         for call, status in instance_steps(instance.status, goal):
-            now = instance.clock.now()
             key = identifiers.idempotency_key(instance.id, call)
             if call == "start":
-                instance.started_at = now
+                instance.started_at = at
                 self._enqueue(
-                    StartAgentInstance(timestamp=now, idempotency_key=key, instance_id=instance.id)
+                    StartAgentInstance(timestamp=at, idempotency_key=key, instance_id=instance.id)
                 )
             else:
-                instance.finished_at = now
+                instance.finished_at = at
                 self._enqueue(
                     FinishAgentInstance(
-                        timestamp=now,
+                        timestamp=at,
                         idempotency_key=key,
                         instance_id=instance.id,
                         status=status,
