@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 from typing import Any
 
 import anyio
@@ -87,6 +88,21 @@ def test_cancelling_the_workers_cancels_neither_them_nor_the_agent() -> None:
             assert run.shape == ("complete", [("agent:run", "complete", [])])
 
     asyncio.run(main())
+
+
+def test_a_client_that_is_never_closed_does_not_keep_the_program_from_ending() -> None:
+    async def main() -> None:
+        client = open_prefactor(make_config(), asgi_app=lambda *_: asyncio.sleep(0))
+        await client.initialize()
+
+    ended = threading.Event()
+
+    def run() -> None:
+        asyncio.run(main())
+        ended.set()
+
+    threading.Thread(target=run, daemon=True).start()
+    assert ended.wait(5)
 
 
 def test_ctrl_c_that_trio_raises_in_a_worker_ends_the_body_and_leaves_as_itself() -> None:

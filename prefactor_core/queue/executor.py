@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from contextvars import Context
 from types import TracebackType
 from typing import Generic, Self, TypeVar
@@ -73,11 +75,14 @@ class TaskExecutor(Generic[T]):
         self._workers: list[anyio.TaskHandle[None]] = []
         self._group: TaskGroup | None = None
         self._interrupt: KeyboardInterrupt | None = None
+        self._asyncio_host: asyncio.Task[object] | None = None
 
     async def __aenter__(self) -> Self:
         if self._group is not None:
             raise RuntimeError("a TaskExecutor can be entered once only")
         self._group = await anyio.create_task_group().__aenter__()
+        with suppress(RuntimeError):  # on trio, where no task is cancelled by itself
+            self._asyncio_host = asyncio.current_task()
         for number, scope in enumerate(self._scopes):
             # An empty context: workers must not inherit the caller's open spans, nor keep
             # alive what else its context holds.
@@ -148,6 +153,9 @@ class TaskExecutor(Generic[T]):
         with scope:
             while True:
                 try:
+                    if failures:
+                        # A queue that raises at once and for ever must not spin the loop.
+                        await anyio.sleep(self._backoff.delay(failures))
                     item = await queue.get()
                     failures = 0
                     await self._handle(item, scope)
@@ -157,15 +165,16 @@ class TaskExecutor(Generic[T]):
                     failures += 1
                     message = "a worker met an error that it did not expect, and goes on"
                     log(logger, logging.ERROR, message, error=error)
-                    # A queue that raises at once and for ever must not spin the loop.
-                    await anyio.sleep(self._backoff.delay(failures))
                 except BaseException as stop:
                     self._survive(stop, scope)
 
     async def _handle(self, item: T, scope: anyio.CancelScope) -> None:
         attempt = 0
-        while True:
+        delay: float | None = 0.0
+        while delay is not None:
             try:
+                if delay:
+                    await anyio.sleep(delay)
                 await self._handler(item)
                 return
             except Exception as error:
@@ -176,14 +185,12 @@ class TaskExecutor(Generic[T]):
                 continue
             try:
                 delay = await self._retry_delay(item, failure, attempt)
-                if delay is None:
-                    return
-                await anyio.sleep(delay)
             except Exception as error:
                 log(logger, logging.ERROR, "a retry rule failed; the item is kept", error=error)
-                await anyio.sleep(self._backoff.delay(attempt))
+                delay = self._backoff.delay(attempt)
             except BaseException as stop:
                 self._survive(stop, scope)
+                delay = self._backoff.delay(attempt)
 
     def _survive(self, stop: BaseException, scope: anyio.CancelScope) -> None:
         """Go on after ``stop``, with the same item, if it is not ours; else raise it.
@@ -195,7 +202,12 @@ class TaskExecutor(Generic[T]):
         if isinstance(stop, KeyboardInterrupt) and self._group is not None:
             self._interrupt = stop
             self._group.cancel_scope.cancel()
-        elif scope.cancel_called or not isinstance(stop, anyio.get_cancelled_exc_class()):
+        elif (
+            scope.cancel_called
+            or not isinstance(stop, anyio.get_cancelled_exc_class())
+            # Nobody is left to end the workers: the scope was never closed.
+            or (self._asyncio_host is not None and self._asyncio_host.done())
+        ):
             raise stop
 
     async def _default_retry_delay(self, item: T, error: Exception, attempt: int) -> float | None:
