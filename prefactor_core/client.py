@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -23,6 +23,7 @@ from prefactor_core.exceptions import (
     ClientNotInitializedError,
     ClientScopeError,
     PrefactorValueError,
+    SpanNotFoundError,
 )
 from prefactor_core.log import log
 from prefactor_core.managers.agent_instance import AgentInstanceManager
@@ -245,12 +246,12 @@ class PrefactorCoreClient:
             #    cancellation. No scope may be opened around it: the group's is older.
             await scope.executor.__aexit__(None, None, None)
         finally:
-            # 4. Connections close, and the local database.
-            with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-                await scope.connections.aclose()
-            # 5. What was not delivered is counted and reported.
+            # 4. What was not delivered is counted and reported.
             scope.ledger.drop("drain_timeout", scope.ledger.pending)
             self._report_loss(scope.ledger.statistics())
+            # 5. Connections close, and the local database.
+            with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+                await scope.connections.aclose()
 
     async def create_agent_instance(
         self,
@@ -320,7 +321,8 @@ class PrefactorCoreClient:
             await anyio.lowlevel.checkpoint()
         except BaseException:
             # Cancelled: nobody will get the id, so nobody could end the span.
-            spans.cancel_unstarted(span_id)
+            with suppress(SpanNotFoundError):  # ended with its run in the meantime
+                spans.cancel_unstarted(span_id)
             raise
         return span_id
 

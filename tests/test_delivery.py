@@ -125,7 +125,8 @@ async def test_an_outage_of_5xx_is_an_outage_too(
     async with open_prefactor(make_config(drain_timeout=120), asgi_app=api) as client:
         async with client.agent_instance(**AGENT) as instance:
             api.faults["*"] = 500
-            async with instance.span("agent:run"):
+            async with instance.span("agent:run") as span:
+                await span.start()
                 await anyio.sleep(3600)
             api.faults.clear()
     assert client.statistics().lost == 0

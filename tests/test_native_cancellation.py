@@ -11,7 +11,7 @@ import anyio
 import pytest
 from harness import AGENT, FaultyApi, make_config, open_faulty_api, stored_run
 
-from prefactor_core import PrefactorCoreClient, open_prefactor
+from prefactor_core import InMemoryQueue, PrefactorCoreClient, TaskExecutor, open_prefactor
 
 
 async def agent(client: PrefactorCoreClient, started: asyncio.Event | None = None) -> None:
@@ -73,19 +73,67 @@ def test_cancelling_every_task_of_the_loop_still_delivers_what_was_recorded() ->
     asyncio.run(main())
 
 
-def test_cancelling_the_workers_cancels_neither_them_nor_the_agent() -> None:
+def cancel_workers() -> None:
+    for task in asyncio.all_tasks():
+        if task.get_name().startswith("prefactor"):
+            task.cancel()
+
+
+@pytest.mark.parametrize("turns", [0, 1, 5])
+def test_cancelling_the_workers_cancels_neither_the_agent_nor_what_it_recorded(turns: int) -> None:
     async def main() -> None:
         async with open_faulty_api() as api:
             async with open_prefactor(make_config(), asgi_app=api) as client:
-                await asyncio.sleep(0)
-                for task in asyncio.all_tasks():
-                    if task.get_name().startswith("prefactor"):
-                        task.cancel()
                 async with client.agent_instance(**AGENT) as instance:
                     async with instance.span("agent:run"):
-                        await asyncio.sleep(0.01)
+                        for _ in range(turns):
+                            await asyncio.sleep(0)
+                        cancel_workers()
+                        with instance.span("agent:tool"):
+                            await asyncio.sleep(0.01)
+                            cancel_workers()
             run = await stored_run(api)
-            assert run.shape == ("complete", [("agent:run", "complete", [])])
+            assert run.shape == (
+                "complete",
+                [("agent:run", "complete", [("agent:tool", "complete", [])])],
+            )
+            assert client.statistics().lost == 0
+
+    asyncio.run(main())
+
+
+def test_an_item_that_was_just_put_survives_the_cancellation_of_its_worker() -> None:
+    async def main() -> None:
+        done: list[str] = []
+
+        async def handle(item: str) -> None:
+            done.append(item)
+
+        queue = InMemoryQueue[str]()
+        async with TaskExecutor(queue, handle, num_workers=1):
+            await asyncio.sleep(0.01)
+            queue.put_nowait("item")
+            cancel_workers()
+        assert done == ["item"]
+
+    asyncio.run(main())
+
+
+def test_a_handler_that_always_raises_a_cancellation_freezes_nothing() -> None:
+    async def main() -> None:
+        dead = asyncio.create_task(asyncio.sleep(9))
+        await asyncio.sleep(0)
+        dead.cancel()
+        await asyncio.wait([dead])
+
+        async def handle(item: int) -> None:
+            await dead
+
+        queue = InMemoryQueue[int]()
+        with anyio.fail_after(3):
+            async with TaskExecutor(queue, handle, drain_timeout=1):
+                queue.put_nowait(1)
+                await asyncio.sleep(0.01)
 
     asyncio.run(main())
 
@@ -123,3 +171,51 @@ def test_ctrl_c_that_trio_raises_in_a_worker_ends_the_body_and_leaves_as_itself(
             assert run.shape == ("cancelled", [("agent:run", "cancelled", [])])
 
     anyio.run(main, backend="trio")
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_ctrl_c_in_the_drain_breaks_it_off(backend: str) -> None:
+    async def main() -> None:
+        async def handle(item: int) -> None:
+            if not draining.is_set():
+                draining.set()
+                await anyio.sleep(0.01)
+                signal.raise_signal(signal.SIGINT)
+            await anyio.sleep_forever()
+
+        draining = anyio.Event()
+        queue = InMemoryQueue[int]()
+        queue.put_nowait(1)
+        async with TaskExecutor(queue, handle, num_workers=1, drain_timeout=60):
+            pass
+
+    with pytest.raises(KeyboardInterrupt):
+        anyio.run(main, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("in_a_group", [False, True])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_program_leaves_a_worker_as_itself(
+    backend: str, in_a_group: bool, kind: type[BaseException]
+) -> None:
+    stop = kind()
+
+    async def main() -> None:
+        async def handle(item: int) -> None:
+            if item == 1 and 1 not in seen:
+                seen.append(1)
+                raise BaseExceptionGroup("from a nursery", [stop]) if in_a_group else stop
+            seen.append(item)
+
+        seen: list[int] = []
+        queue = InMemoryQueue[int]()
+        with pytest.raises(kind) as caught:
+            async with TaskExecutor(queue, handle, num_workers=1):
+                queue.put_nowait(1)
+                queue.put_nowait(2)
+                await anyio.sleep_forever()
+        assert caught.value is stop
+        assert seen == [1, 1, 2]
+
+    anyio.run(main, backend=backend)

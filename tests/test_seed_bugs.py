@@ -221,9 +221,10 @@ async def test_what_a_scope_leaves_behind_is_bounded_in_time_counted_and_reporte
     """B16, B29"""
     async with open_faulty_api() as api:
         async with open_prefactor(make_config(drain_timeout=3), asgi_app=api) as client:
-            async with client.agent_instance(**AGENT):
-                api.hanging = True
-                before = anyio.current_time()
+            instance = await client.create_agent_instance(**AGENT)
+            api.hanging = True
+            await instance.start()
+            before = anyio.current_time()
         assert anyio.current_time() - before == pytest.approx(3, abs=0.01)
         assert client.statistics().dropped == {"drain_timeout": 2}
         assert "2 of 2 Prefactor operations were not delivered (2 drain_timeout)" in caplog.text
@@ -329,7 +330,7 @@ async def test_the_times_are_those_of_the_agent_and_not_of_delivery() -> None:
     async with open_faulty_api() as api:
         async with open_prefactor(make_config(drain_timeout=60), asgi_app=api) as client:
             async with client.agent_instance(**AGENT) as instance:
-                api.faults["*"] = [503] * 4
+                api.faults["agent_spans"] = [503] * 3
                 async with instance.span("agent:tool"):
                     pass
                 left = datetime.now(UTC)
@@ -437,10 +438,11 @@ async def test_a_time_out_is_tried_again() -> None:
     async with open_faulty_api() as api:
         config = make_config(http={"request_timeout": 2.0}, drain_timeout=60)
         async with open_prefactor(config, asgi_app=api) as client:
-            async with client.agent_instance(**AGENT):
-                api.hanging = True
-                await anyio.sleep(3)
-                api.hanging = False
+            instance = await client.create_agent_instance(**AGENT)
+            api.hanging = True
+            await instance.start()
+            await anyio.sleep(3)
+            api.hanging = False
         assert client.statistics().retries >= 1
         assert (await stored_run(api)).status == "complete"
 

@@ -115,7 +115,9 @@ class AgentInstanceManager:
         """
         instance = self._instances.get(operation.instance_id or "")
         if instance is not None and isinstance(operation, CreateSpan):
-            self._advance(instance, InstanceStatus.ACTIVE, operation.timestamp)
+            # The span's time is that of another clock: within the run's own bounds.
+            at = max(instance.created_at, min(operation.timestamp, instance.clock.now()))
+            self._advance(instance, InstanceStatus.ACTIVE, at)
 
     def finish(self, instance_id: str, status: Outcome = "complete") -> None:
         """The run ends now. One that was not started is started first."""

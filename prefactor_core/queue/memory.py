@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import weakref
-from contextlib import suppress
 from typing import TypeVar
 
 import anyio
+import anyio.lowlevel
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from prefactor_core.queue.base import Queue, QueueClosedError
@@ -20,6 +20,7 @@ class InMemoryQueue(Queue[T]):
 
     def __init__(self) -> None:
         self._closed = False
+        self._changed = anyio.Event()
         self._send, self._receive = anyio.create_memory_object_stream[T](math.inf)
         # A stream that is dropped open complains. This one holds no resource, and nobody can
         # wait on a queue that nobody refers to. Not __del__: in a cycle of garbage that may
@@ -30,12 +31,22 @@ class InMemoryQueue(Queue[T]):
         if self._closed:
             raise QueueClosedError("Cannot put to closed queue")
         self._send.send_nowait(item)
+        self._changed.set()
 
     async def get(self) -> T:
-        try:
-            return await self._receive.receive()
-        except anyio.EndOfStream:
-            raise QueueClosedError("Queue is closed and empty") from None
+        # Not receive(): that hands the item to the waiting task before it runs, and asyncio's
+        # Task.cancel() in between would destroy it. Here it is taken at the last moment.
+        await anyio.lowlevel.checkpoint()
+        while True:
+            try:
+                return self._receive.receive_nowait()
+            except anyio.WouldBlock:
+                # One event for all who wait; a new one once it has been used.
+                if self._changed.is_set():
+                    self._changed = anyio.Event()
+                await self._changed.wait()
+            except anyio.EndOfStream:
+                raise QueueClosedError("Queue is closed and empty") from None
 
     def size(self) -> int:
         return self._receive.statistics().current_buffer_used
@@ -45,6 +56,7 @@ class InMemoryQueue(Queue[T]):
         # and later, and leaves the items that are there to be taken.
         self._closed = True
         self._send.close()
+        self._changed.set()
 
     @property
     def closed(self) -> bool:
@@ -52,6 +64,5 @@ class InMemoryQueue(Queue[T]):
 
 
 def _close(send: MemoryObjectSendStream[T], receive: MemoryObjectReceiveStream[T]) -> None:
-    with suppress(Exception):  # on trio, waking a waiter outside of its loop
-        send.close()
+    send.close()
     receive.close()
