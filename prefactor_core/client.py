@@ -33,7 +33,7 @@ from prefactor_core.outcome import outcome_of
 from prefactor_core.queue.base import Queue, QueueClosedError
 from prefactor_core.queue.executor import TaskExecutor
 from prefactor_core.queue.memory import InMemoryQueue
-from prefactor_core.schema_registry import SchemaRegistry, content_hash
+from prefactor_core.schema_registry import SchemaRegistry, choose_schema_version
 from prefactor_core.span_context import SpanContext
 
 if TYPE_CHECKING:
@@ -279,7 +279,12 @@ class PrefactorCoreClient:
         registered = await instances.register(
             agent_id,
             agent_version,
-            self._schema_version(agent_id, agent_schema_version, external_schema_version_id),
+            choose_schema_version(
+                agent_id,
+                agent_schema_version,
+                external_schema_version_id,
+                self._config.schema_registry,
+            ),
             instance_id,
         )
         return AgentInstanceHandle(registered, self)
@@ -375,27 +380,6 @@ class PrefactorCoreClient:
                 "'async with open_prefactor(...) as client:', or between initialize() and close()"
             )
         return self._scope
-
-    def _schema_version(
-        self,
-        agent_id: str,
-        given: Mapping[str, object] | None,
-        external_id: str | None,
-    ) -> Mapping[str, object]:
-        if given is not None:
-            if external_id is None or "external_identifier" in given:
-                return given
-            return {**given, "external_identifier": external_id}
-        registry = self._config.schema_registry
-        if registry is None:
-            raise PrefactorValueError(
-                "agent_schema_version required when no schema_registry configured. Either "
-                "provide agent_schema_version or configure a SchemaRegistry."
-            )
-        if external_id is None:
-            content = content_hash(registry.to_agent_schema_version(""))
-            external_id = f"auto-{agent_id}-{content}"
-        return registry.to_agent_schema_version(external_id)
 
     def _finish_open_runs(self, scope: _Scope, error: BaseException | None) -> None:
         outcome = outcome_of(error)

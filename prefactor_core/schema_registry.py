@@ -163,3 +163,31 @@ class SchemaRegistry:
         for _, mine, theirs in pairs:
             mine.update(_copy(theirs))
         self._names.update(other._names)
+
+
+def choose_schema_version(
+    agent_id: str,
+    given: Schema | None,
+    external_id: str | None,
+    registry: SchemaRegistry | None,
+) -> Schema:
+    """The ``agent_schema_version`` to register a run with.
+
+    The one that was given, or else that of the registry. Where it has no identifier, it gets
+    ``external_id``; one of the registry without that gets an identifier that follows from its
+    content: the same span types are the same version on every run, others are another.
+
+    Raises :class:`PrefactorValueError` if there is neither.
+    """
+    if given is not None:
+        if external_id is None or "external_identifier" in given:
+            return given
+        return {**given, "external_identifier": external_id}
+    if registry is None:
+        raise PrefactorValueError(
+            "agent_schema_version required when no schema_registry configured. Either "
+            "provide agent_schema_version or configure a SchemaRegistry."
+        )
+    if external_id is None:
+        external_id = f"auto-{agent_id}-{content_hash(registry.to_agent_schema_version(''))}"
+    return registry.to_agent_schema_version(external_id)
