@@ -214,7 +214,9 @@ class PrefactorCoreClient:
             )
 
     async def close(self) -> None:
-        """End open runs as complete, deliver, close. Nothing if the client is not open.
+        """End open runs, deliver, close. Nothing if the client is not open.
+
+        A run ends as ``complete``, or as ``cancelled`` if nothing was done in it.
 
         Raises :class:`ClientScopeError` in another task than :meth:`initialize` ran in.
         """

@@ -147,10 +147,9 @@ class SpanContext:
 
     def _open(self) -> Span:
         if self._span is None:
-            self._spans.prepare(
-                self._instance_id, self._schema_name, self._parent_span_id, self._payload, self._id
+            self._span = self._spans.open(
+                self._id, self._instance_id, self._schema_name, self._parent_span_id, self._payload
             )
-            self._span = self._spans.get_span(self._id)
             # From here on the run has them too, and ends the span with them if it must.
             self._span.result.update(self._result)
             self._payload, self._result = None, self._span.result

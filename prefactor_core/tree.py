@@ -43,23 +43,22 @@ def run_tree(instance: AgentInstanceAnswer, spans: Iterable[AgentSpanAnswer]) ->
 
 
 def _span_line(span: AgentSpanAnswer) -> Text:
-    line = Text(span.schema_name, style="bold", no_wrap=True, overflow="ellipsis", end="")
-    line.stylize("bold")
+    line = Text(no_wrap=True, overflow="ellipsis", end="").append(span.schema_name, style="bold")
     _append_status(line, span.status, span.started_at, span.finished_at)
     for mark, payload in (("  ", span.payload), (" → ", span.result_payload)):
         text = bytes(payload).decode()
         if text not in ("null", "{}"):
-            line.append(mark + text, style="not bold dim")
+            line.append(mark + text, style="dim")
     return line
 
 
 def _append_status(
     line: Text, status: str, started_at: str | None, finished_at: str | None
 ) -> None:
-    line.append(f"  {status}", style=f"not bold {_STYLES.get(status, '')}")
+    line.append(f"  {status}", style=_STYLES.get(status))
     if started_at and finished_at:
         seconds = _time(finished_at) - _time(started_at)
-        line.append(f"  {seconds * 1000:.1f} ms", style="not bold")
+        line.append(f"  {seconds * 1000:.1f} ms")
 
 
 def _time(text: str | None) -> float:

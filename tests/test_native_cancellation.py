@@ -37,7 +37,7 @@ def test_any_number_of_native_cancellations_leaves_a_clean_loop(
             if not in_the_body:
                 api.hanging = True
                 task.cancel()
-                await asyncio.sleep(0.01)
+                await anyio.wait_all_tasks_blocked()
             for _ in range(cancels):
                 task.cancel()
                 await asyncio.sleep(0)
@@ -73,6 +73,26 @@ def test_cancelling_every_task_of_the_loop_still_delivers_what_was_recorded() ->
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("turns", range(6))
+def test_a_native_cancellation_in_the_opening_leaves_nothing_open(turns: int) -> None:
+    async def main() -> None:
+        async def open_and_wait() -> None:
+            with anyio.CancelScope():  # complains if a scope inside it was not left
+                async with TaskExecutor(InMemoryQueue[int](), anyio.sleep, num_workers=2):
+                    await anyio.sleep_forever()
+
+        task = asyncio.create_task(open_and_wait())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with anyio.fail_after(3):
+            await asyncio.wait([task])
+        assert task.cancelled()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
+
+
 def cancel_workers() -> None:
     for task in asyncio.all_tasks():
         if task.get_name().startswith("prefactor"):
@@ -90,7 +110,7 @@ def test_cancelling_the_workers_cancels_neither_the_agent_nor_what_it_recorded(t
                             await asyncio.sleep(0)
                         cancel_workers()
                         with instance.span("agent:tool"):
-                            await asyncio.sleep(0.01)
+                            await anyio.wait_all_tasks_blocked()
                             cancel_workers()
             run = await stored_run(api)
             assert run.shape == (
@@ -111,7 +131,7 @@ def test_an_item_that_was_just_put_survives_the_cancellation_of_its_worker() -> 
 
         queue = InMemoryQueue[str]()
         async with TaskExecutor(queue, handle, num_workers=1):
-            await asyncio.sleep(0.01)
+            await anyio.wait_all_tasks_blocked()
             queue.put_nowait("item")
             cancel_workers()
         assert done == ["item"]
@@ -133,7 +153,7 @@ def test_a_handler_that_always_raises_a_cancellation_freezes_nothing() -> None:
         with anyio.fail_after(3):
             async with TaskExecutor(queue, handle, drain_timeout=1):
                 queue.put_nowait(1)
-                await asyncio.sleep(0.01)
+                await anyio.wait_all_tasks_blocked()
 
     asyncio.run(main())
 

@@ -88,15 +88,28 @@ class SpanManager:
     ) -> str:
         """Open a span here, as the innermost of this context; nothing is told yet. Its id.
 
-        ``payload`` is captured now: what changes in it later does not matter.
         Without ``parent_span_id`` the parent is the innermost open span of the same
         instance in this context.
+        """
+        span_id = self.new_id(instance_id, schema_name, span_id)
+        return self.open(span_id, instance_id, schema_name, parent_span_id, payload).id
+
+    def open(
+        self,
+        span_id: str,
+        instance_id: str,
+        schema_name: str,
+        parent_span_id: str | None,
+        payload: Mapping[str, object] | None,
+    ) -> Span:
+        """As :meth:`prepare`, with an id that :meth:`new_id` gave; the span itself.
+
+        ``payload`` is captured now: what changes in it later does not matter.
         """
         if self._closed:
             raise ClientNotInitializedError(
                 f"the {schema_name!r} span was made by a client that has closed since"
             )
-        span_id = self.new_id(instance_id, schema_name, span_id)
         if span_id in self._spans:
             raise PrefactorValueError(f"span_id {span_id!r} belongs to a span that is open")
         parent = None
@@ -132,7 +145,7 @@ class SpanManager:
         )
         self._spans[span_id] = span
         SpanContextStack.push(span)
-        return span_id
+        return span
 
     def start(self, span_id: str, payload: Mapping[str, object] | None = None) -> str:
         """The span starts now, with ``payload`` or what it was prepared with. Its id.

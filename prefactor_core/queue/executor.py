@@ -84,7 +84,12 @@ class TaskExecutor(Generic[T]):
             raise RuntimeError("a TaskExecutor can be entered once only")
         self._group = await anyio.create_task_group().__aenter__()
         self._start_workers()
-        await _turns()
+        try:
+            await _turns()
+        except BaseException as error:
+            # A native cancellation: __aexit__ will not be called, and the group is open.
+            await self.__aexit__(type(error), error, error.__traceback__)  # noqa: ASYNC102
+            raise
         return self
 
     async def __aexit__(
