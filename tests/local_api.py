@@ -1,0 +1,100 @@
+"""The calls of the local Prefactor, as any HTTP client makes them, and their errors."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import msgspec
+
+from prefactor_core.local import LocalPrefactor, open_local_prefactor
+
+VERSION = {"name": "An agent", "external_identifier": "v1"}
+SCHEMA = {
+    "external_identifier": "s1",
+    "span_type_schemas": [{"name": "agent:llm", "params_schema": {"type": "object"}}],
+}
+REGISTRATION: dict[str, Any] = {
+    "agent_id": "a1",
+    "agent_version": VERSION,
+    "agent_schema_version": SCHEMA,
+}
+OUTCOMES = ["complete", "failed", "cancelled"]
+NOON = "2026-01-01T12:00:00.000000Z"
+ONE = "2026-01-01T13:00:00.000000Z"
+
+
+@dataclass
+class Api:
+    """The calls of the API, as any HTTP client makes them."""
+
+    http: httpx.AsyncClient
+
+    async def get(self, path: str, **query: str) -> httpx.Response:
+        return await self.http.get(path, params=query)
+
+    async def post(self, path: str, body: object) -> httpx.Response:
+        content = body if isinstance(body, bytes) else msgspec.json.encode(body)
+        return await self.http.post(path, content=content)
+
+    async def done(self, path: str, body: object) -> Any:
+        """The details of what was done."""
+        answer = await self.post(path, body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["details"]
+
+    async def register(self, **changes: object) -> str:
+        return str((await self.done("agent_instance/register", {**REGISTRATION, **changes}))["id"])
+
+    async def start(self) -> str:
+        """The id of a run that is active."""
+        instance_id = await self.register()
+        await self.done(f"agent_instance/{instance_id}/start", {})
+        return instance_id
+
+    async def create(self, instance_id: str, **changes: object) -> httpx.Response:
+        details = {
+            "agent_instance_id": instance_id,
+            "schema_name": "agent:llm",
+            "status": "active",
+            "payload": {},
+        }
+        return await self.post("agent_spans", {"details": {**details, **changes}})
+
+    async def created(self, instance_id: str, **changes: object) -> Any:
+        answer = await self.create(instance_id, **changes)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["details"]
+
+    async def instance(self, instance_id: str) -> Any:
+        return (await self.get(f"agent_instance/{instance_id}")).json()["details"]
+
+    async def spans(self, instance_id: str) -> list[Any]:
+        answer = await self.get("agent_spans", agent_instance_id=instance_id)
+        return list(answer.json()["summaries"])
+
+
+@asynccontextmanager
+async def calling(app: LocalPrefactor, **headers: str) -> AsyncGenerator[Api]:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://local/api/v1/", headers=headers
+    ) as http:
+        yield Api(http)
+
+
+@asynccontextmanager
+async def opened(path: str, **options: Any) -> AsyncGenerator[Api]:
+    async with open_local_prefactor(path, **options) as app, calling(app) as api:
+        yield api
+
+
+def refused(answer: httpx.Response, status: int, code: str) -> None:
+    assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
+
+
+def invalid(answer: httpx.Response, field: str, code: str = "invalid_value") -> None:
+    refused(answer, 422, "validation_errors")
+    assert {name: error["code"] for name, error in answer.json()["errors"].items()} == {field: code}
