@@ -27,6 +27,30 @@ NOON = "2026-01-01T12:00:00.000000Z"
 ONE = "2026-01-01T13:00:00.000000Z"
 
 
+Body = dict[str, Any]
+
+
+def span_of(instance_id: str, **changes: object) -> Body:
+    """The details of a span that is to be created."""
+    details = {
+        "agent_instance_id": instance_id,
+        "schema_name": "agent:llm",
+        "status": "active",
+        "payload": {},
+    }
+    return {**details, **changes}
+
+
+def item(type: str, key: str, **parameters: object) -> Body:
+    """An item of a bulk."""
+    return {"_type": type, "idempotency_key": key, **parameters}
+
+
+def create(instance_id: str, key: str, **changes: object) -> Body:
+    """An item that creates a span."""
+    return item("agent_spans/create", key, details=span_of(instance_id, **changes))
+
+
 @dataclass
 class Api:
     """The calls of the API, as any HTTP client makes them."""
@@ -56,13 +80,7 @@ class Api:
         return instance_id
 
     async def create(self, instance_id: str, **changes: object) -> httpx.Response:
-        details = {
-            "agent_instance_id": instance_id,
-            "schema_name": "agent:llm",
-            "status": "active",
-            "payload": {},
-        }
-        return await self.post("agent_spans", {"details": {**details, **changes}})
+        return await self.post("agent_spans", {"details": span_of(instance_id, **changes)})
 
     async def created(self, instance_id: str, **changes: object) -> Any:
         answer = await self.create(instance_id, **changes)

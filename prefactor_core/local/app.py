@@ -20,8 +20,10 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.local.bulk import Bulk
 from prefactor_core.local.refusal import Refusal
 from prefactor_core.local.requests import (
+    BulkBody,
     CreateSpanBody,
     FinishInstanceBody,
     FinishSpanBody,
@@ -73,6 +75,7 @@ class LocalPrefactor:
         agents: Collection[str] | None = None,
     ) -> None:
         self._service = Service(store, agents)
+        self._items = Bulk(self._service)
         self._api_token = api_token
         # A file is read and written in a thread, one call at a time. Memory has nothing to
         # wait for; without threads, tests on virtual time can use it.
@@ -88,6 +91,7 @@ class LocalPrefactor:
                 Route("/api/v1/agent_spans", self._list_spans),
                 Route("/api/v1/agent_spans", self._create_span, methods=["POST"]),
                 Route("/api/v1/agent_spans/{id}/finish", self._finish_span, methods=["POST"]),
+                Route("/api/v1/bulk", self._bulk, methods=["POST"]),
             ],
             exception_handlers={
                 Refusal: _refused,
@@ -126,6 +130,9 @@ class LocalPrefactor:
         return await self._post(
             request, FinishSpanBody, lambda body: self._service.finish_span(id, body)
         )
+
+    async def _bulk(self, request: Request) -> Response:
+        return await self._post(request, BulkBody, self._items.run)
 
     async def _get_instance(self, request: Request) -> Response:
         id = request.path_params["id"]

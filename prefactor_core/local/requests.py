@@ -82,6 +82,38 @@ class FinishSpanBody(Struct, kw_only=True):
     idempotency_key: str | None = None
 
 
+class BulkBody(Struct, kw_only=True):
+    """POST bulk; each item is the body of another call, and says of which."""
+
+    items: list[dict[str, Any]]
+
+
+class BulkItem(Struct, kw_only=True):
+    """What every item of a bulk has; the key is also the name of its output."""
+
+    type: str = msgspec.field(name="_type")
+    idempotency_key: str
+
+
+class InstanceItem(Struct, kw_only=True):
+    """An item about one agent instance, which the single call names in its path."""
+
+    agent_instance_id: str
+
+
+class SpanItem(Struct, kw_only=True):
+    """An item about one span, likewise."""
+
+    agent_span_id: str
+
+
+class ListItem(Struct, kw_only=True):
+    """An item that lists: what the single call has in its query, besides page and sorting."""
+
+    agent_id: str | None = None
+    agent_instance_id: str | None = None
+
+
 class _SpanType(Struct):
     """What an entry of span_type_schemas has at least."""
 
@@ -93,16 +125,28 @@ def parse_body(content: bytes, body_type: type[T]) -> T:
     try:
         return msgspec.json.decode(content or b"{}", type=body_type)
     except msgspec.ValidationError as error:
-        text = str(error)
-        path = _PATH.search(text)
-        missing = _MISSING.search(text)
-        if missing:
-            raise invalid(missing[1], "is required", "required") from None
-        if path is None:
-            raise Refusal(400, "bad_request", text) from None
-        raise invalid(path[1], text[: path.start()]) from None
+        raise _wrong_form(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refusal(400, "bad_request", f"the body is not JSON: {error}") from None
+
+
+def convert_body(value: Mapping[str, Any], body_type: type[T]) -> T:
+    """As :func:`parse_body`, from JSON that is decoded already."""
+    try:
+        return msgspec.convert(value, body_type)
+    except msgspec.ValidationError as error:
+        raise _wrong_form(error) from None
+
+
+def _wrong_form(error: msgspec.ValidationError) -> Refusal:
+    text = str(error)
+    path = _PATH.search(text)
+    missing = _MISSING.search(text)
+    if missing:
+        return invalid(missing[1], "is required", "required")
+    if path is None:
+        return Refusal(400, "bad_request", text)
+    return invalid(path[1], text[: path.start()])
 
 
 def parse_time(field: str, text: str | None, default: str) -> str:

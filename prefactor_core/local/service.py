@@ -86,13 +86,15 @@ class Service:
 
     def create_span(self, body: CreateSpanBody) -> bytes:
         """POST agent_spans."""
-        details = body.details
-        key, inner = body.idempotency_key, details.idempotency_key
+        key, inner = body.idempotency_key, body.details.idempotency_key
         if None not in (key, inner) and key != inner:
             raise invalid("idempotency_key", "the key inside details is another one")
-        return self._once(
-            "create_span", body, inner if key is None else key, lambda: self._create_span(details)
-        )
+        if key is None:
+            key = inner
+        # Wherever the key stands, the request is the same.
+        details = msgspec.structs.replace(body.details, idempotency_key=key)
+        body = CreateSpanBody(details=details, idempotency_key=key)
+        return self._once("create_span", body, key, lambda: self._create_span(details))
 
     def finish_span(self, span_id: str, body: FinishSpanBody) -> bytes:
         """POST agent_spans/{id}/finish."""
