@@ -11,17 +11,22 @@ from pathlib import Path
 import anyio
 import uvicorn
 
-from prefactor_core.local import open_local_prefactor
+from prefactor_core.local import Faults, open_local_prefactor
 
 
 @contextmanager
-def serve_local_prefactor(path: Path, *, api_token: str, agents: tuple[str, ...]) -> Generator[str]:
+def serve_local_prefactor(
+    path: Path, *, api_token: str, agents: tuple[str, ...], faults: Faults | None = None
+) -> Generator[str]:
     """Serves the database ``path`` until the block is left; gives the URL."""
-    options = uvicorn.Config(_not_yet, lifespan="off", log_level="error", ws="none")
+    # A connection that is dropped on purpose is an error to uvicorn: it would log it.
+    options = uvicorn.Config(_not_yet, lifespan="off", log_level="critical", ws="none")
     server = uvicorn.Server(options)
 
     async def serve() -> None:
-        async with open_local_prefactor(str(path), api_token=api_token, agents=agents) as app:
+        async with open_local_prefactor(
+            str(path), api_token=api_token, agents=agents, faults=faults
+        ) as app:
             options.app = app
             await server.serve(sockets=[listener])
 

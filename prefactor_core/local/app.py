@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import logging
 import sqlite3
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -21,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.local.bulk import Bulk
+from prefactor_core.local.faults import Faults, FaultyFront
 from prefactor_core.local.refusal import Refusal
 from prefactor_core.local.requests import (
     BulkBody,
@@ -44,13 +46,17 @@ MEMORY = ":memory:"
 
 @asynccontextmanager
 async def open_local_prefactor(
-    path: str, *, api_token: str | None = None, agents: Collection[str] | None = None
+    path: str,
+    *,
+    api_token: str | None = None,
+    agents: Collection[str] | None = None,
+    faults: Faults | None = None,
 ) -> AsyncGenerator[LocalPrefactor]:
     """The API on the database file ``path``, made if it is not there, as an ASGI application.
 
     ``:memory:`` is a database that is gone when the block is left. ``api_token`` is the one
     token that is taken, ``agents`` are the agents that exist; by default every token is taken,
-    also none, and every agent id exists.
+    also none, and every agent id exists. ``faults`` are what it does wrong.
 
     Raises :class:`PrefactorValueError` if ``path`` can be no database.
     """
@@ -59,13 +65,17 @@ async def open_local_prefactor(
     except (sqlite3.Error, ValueError) as error:
         raise PrefactorValueError(f"cannot open the database {path!r}: {error}") from None
     try:
-        yield LocalPrefactor(store, api_token=api_token, agents=agents)
+        yield LocalPrefactor(store, api_token=api_token, agents=agents, faults=faults)
     finally:
         store.close()
 
 
 class LocalPrefactor:
-    """The API over ``store``; see :func:`open_local_prefactor`."""
+    """The API over ``store``; see :func:`open_local_prefactor`.
+
+    ``refusals`` counts the answers that were errors, by their code, also those of an item in
+    a bulk.
+    """
 
     def __init__(
         self,
@@ -73,14 +83,17 @@ class LocalPrefactor:
         *,
         api_token: str | None = None,
         agents: Collection[str] | None = None,
+        faults: Faults | None = None,
     ) -> None:
-        self._service = Service(store, agents)
-        self._items = Bulk(self._service)
+        self.refusals: Counter[str] = Counter()
+        self._faults = faults or Faults()
+        self._service = Service(store, agents, self._faults)
+        self._items = Bulk(self._service, self._faults)
         self._api_token = api_token
         # A file is read and written in a thread, one call at a time. Memory has nothing to
         # wait for; without threads, tests on virtual time can use it.
         self._limiter = None if store.path == MEMORY else anyio.CapacityLimiter(1)
-        self._app = Starlette(
+        app = Starlette(
             routes=[
                 Route("/api/v1/ping", self._ping),
                 Route("/api/v1/agent_instance", self._list_instances),
@@ -94,13 +107,18 @@ class LocalPrefactor:
                 Route("/api/v1/bulk", self._bulk, methods=["POST"]),
             ],
             exception_handlers={
-                Refusal: _refused,
-                HTTPException: _no_such_call,
-                sqlite3.Error: _no_storage,
+                Refusal: self._refused,
+                HTTPException: self._no_such_call,
+                sqlite3.Error: self._no_storage,
             },
         )
+        app.router.redirect_slashes = False
+        self._app = FaultyFront(app, self._faults, self.refusals)
 
-        self._app.router.redirect_slashes = False
+    @property
+    def faults(self) -> Faults:
+        """What it does wrong; change its fields at any time."""
+        return self._faults
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
@@ -132,7 +150,15 @@ class LocalPrefactor:
         )
 
     async def _bulk(self, request: Request) -> Response:
-        return await self._post(request, BulkBody, self._items.run)
+        if not self._faults.bulk:
+            raise HTTPException(404)
+        # Items may run in a thread; the counter belongs to this one.
+        refused: list[Refusal] = []
+        answer = await self._post(
+            request, BulkBody, lambda body: self._items.run(body, refused.append)
+        )
+        self.refusals.update(refusal.code for refusal in refused)
+        return answer
 
     async def _get_instance(self, request: Request) -> Response:
         id = request.path_params["id"]
@@ -169,20 +195,18 @@ class LocalPrefactor:
         if not hmac.compare_digest(given, f"Bearer {self._api_token}".encode()):
             raise Refusal(401, "bad_authtoken", "the token is wrong or has expired")
 
+    async def _refused(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, Refusal)
+        self.refusals[error.code] += 1
+        return JSONResponse(error.body(), error.status)
 
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)
-    return JSONResponse(error.body(), error.status)
+    async def _no_such_call(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        code = "not_found" if error.status_code == 404 else "bad_request"
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return await self._refused(request, Refusal(error.status_code, code, message))
 
-
-async def _no_such_call(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    code = "not_found" if error.status_code == 404 else "bad_request"
-    message = f"{request.method} {request.url.path}: {error.detail}"
-    return JSONResponse(Refusal(error.status_code, code, message).body(), error.status_code)
-
-
-async def _no_storage(request: Request, error: Exception) -> Response:
-    # A full disk or a locked file passes: the client keeps its operations and tries again.
-    log(logger, logging.WARNING, "the local database failed: %s", error)
-    return JSONResponse(Refusal(503, "storage_unavailable", str(error)).body(), 503)
+    async def _no_storage(self, request: Request, error: Exception) -> Response:
+        # A full disk or a locked file passes: the client keeps its operations and tries again.
+        log(logger, logging.WARNING, "the local database failed: %s", error)
+        return await self._refused(request, Refusal(503, "storage_unavailable", str(error)))

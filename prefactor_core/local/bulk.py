@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import msgspec
 
+from prefactor_core.local.faults import Faults
 from prefactor_core.local.refusal import Refusal, invalid
 from prefactor_core.local.requests import (
     BulkBody,
@@ -30,8 +31,9 @@ Item = dict[str, Any]
 class Bulk:
     """Runs the items of a request as single calls of ``service``."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, faults: Faults) -> None:
         self._service = service
+        self._faults = faults
         self._calls: dict[str, Callable[[Item], bytes]] = {
             "agent_instances/register": self._register,
             "agent_instances/start": self._start_instance,
@@ -43,8 +45,9 @@ class Bulk:
             "agent_spans/list": self._list_spans,
         }
 
-    def run(self, body: BulkBody) -> bytes:
-        """POST bulk: does the items in order, up to the first that is refused.
+    def run(self, body: BulkBody, refused: Callable[[Refusal], object]) -> bytes:
+        """POST bulk: does the items in order, up to the first that is refused: this one's
+        refusal is also told to ``refused``.
 
         Raises a :class:`Refusal`, before anything is done, if the request itself has not
         the right form; what is wrong with one item is the output of that item. A storage
@@ -58,14 +61,16 @@ class Bulk:
                 outputs[head.idempotency_key] = msgspec.Raw(self._call(head.type, item))
             except Refusal as refusal:
                 outputs[head.idempotency_key] = refusal.body()
+                refused(refusal)
                 break
         return msgspec.json.encode({"status": "success", "outputs": outputs})
 
     def _call(self, type: str, item: Item) -> bytes:
-        call = self._calls.get(type)
-        if call is None:
-            raise invalid("_type", f"{type!r} is unknown; known are {', '.join(self._calls)}")
-        return call(item)
+        types = self._faults.bulk_types
+        known = [known for known in self._calls if types is None or known in types]
+        if type not in known:
+            raise invalid("_type", f"{type!r} is unknown; known are {', '.join(known)}")
+        return self._calls[type](item)
 
     def _register(self, item: Item) -> bytes:
         return self._service.register(convert_body(item, RegisterBody))

@@ -23,6 +23,7 @@ from prefactor_core.lifecycle import (
     SpanStatus,
     is_terminal,
 )
+from prefactor_core.local.faults import Faults
 from prefactor_core.local.refusal import Refusal, invalid, invalid_action, not_found
 from prefactor_core.local.requests import (
     CreateSpanBody,
@@ -46,9 +47,12 @@ from prefactor_core.local.views import Answer, Views
 class Service:
     """The API over ``store``. ``agents`` are the known agents; None: every id is one."""
 
-    def __init__(self, store: Store, agents: Collection[str] | None = None) -> None:
+    def __init__(
+        self, store: Store, agents: Collection[str] | None = None, faults: Faults | None = None
+    ) -> None:
         self._store = store
         self._agents = agents
+        self._faults = faults or Faults()
         self._views = Views(store)
         self._partition = identifiers.partition_of(store.account_id)
 
@@ -142,7 +146,7 @@ class Service:
         if body.id is None:
             instance_id = identifiers.generate(self._partition)
         else:
-            instance_id = check_id(body.id, self._partition)
+            instance_id = self._given_id(body.id)
             if self._store.one("SELECT id FROM agent_instances WHERE id = ?", instance_id):
                 raise Refusal(409, "already_exists", f"agent instance {instance_id!r} exists")
         if body.external_identifier is not None and self._store.one(
@@ -236,7 +240,7 @@ class Service:
         if details.id is None:
             span_id = identifiers.generate(self._partition)
         else:
-            span_id = check_id(details.id, self._partition)
+            span_id = self._given_id(details.id)
             if self._store.one("SELECT id FROM agent_spans WHERE id = ?", span_id):
                 raise Refusal(409, "already_exists", f"span {span_id!r} exists")
         parent_id = details.parent_span_id
@@ -295,6 +299,11 @@ class Service:
             changes["sensitive_encoding"] = body.sensitive_encoding
         self._store.update("agent_spans", span_id, changes)
         return self._span_answer(span_id, self._instance(span["agent_instance_id"]))
+
+    def _given_id(self, id: str) -> str:
+        if not self._faults.given_ids:
+            raise invalid("id", "cannot be chosen here")
+        return check_id(id, self._partition)
 
     def _move_instance(
         self, instance_id: str, status: InstanceStatus, changes: Mapping[str, object], now: str

@@ -1,0 +1,204 @@
+"""Faults: what a Prefactor can do wrong, for trying out how its clients bear it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import cast
+
+import anyio
+from msgspec import Struct
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.local.refusal import Refusal
+
+_DAY = 24 * 60 * 60
+
+
+class Faults(Struct, kw_only=True):
+    """By default there are none. May be changed while the server runs.
+
+    ``answering_time``: seconds from the doing of a call to its answer; ``math.inf`` is never.
+    ``failure_rate``: the part of the requests (0 to 1) that are not done and answered
+    ``failure_status``, or one of several, each 400 to 599; ``retry_after`` is how long these
+    answers ask to wait, in seconds up to a day (the header in whole ones, rounded up).
+    ``drop_rate``: the part of the requests whose connection breaks: for one half before the
+    call is done, for the other after it, so that only the answer is lost.
+    ``bulk``: whether POST bulk is there; ``bulk_types``: which types of items it knows, None
+    for all.
+    ``given_ids``: whether a caller may choose the id of a run or a span.
+    ``max_body_bytes``: the largest body that is taken; a larger one is answered 413.
+    ``seed``: the same seed and the same requests have the same faults. Read once, at the start.
+
+    Raises :class:`PrefactorValueError` for a value out of its bounds; a later assignment is
+    not checked.
+    """
+
+    answering_time: float = 0.0
+    failure_rate: float = 0.0
+    failure_status: int | Collection[int] = 503
+    retry_after: float | None = None
+    drop_rate: float = 0.0
+    bulk: bool = True
+    bulk_types: Collection[str] | None = None
+    given_ids: bool = True
+    max_body_bytes: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_number("answering_time", self.answering_time, math.inf)
+        _check_number("failure_rate", self.failure_rate, 1)
+        _check_statuses("failure_status", self.failure_status)
+        if self.retry_after is not None:
+            _check_number("retry_after", self.retry_after, _DAY)
+        _check_number("drop_rate", self.drop_rate, 1)
+        _check_bool("bulk", self.bulk)
+        _check_names("bulk_types", self.bulk_types)
+        _check_bool("given_ids", self.given_ids)
+        if self.max_body_bytes is not None:
+            _check_whole("max_body_bytes", self.max_body_bytes, 0)
+        _check_whole("seed", self.seed, -math.inf)
+
+
+class FaultyFront:
+    """An ASGI application in front of ``app`` with those of ``faults`` that any server can have.
+
+    The codes of its own refusals are counted in ``refusals``.
+    """
+
+    def __init__(self, app: ASGIApp, faults: Faults, refusals: Counter[str]) -> None:
+        self._app = app
+        self._faults = faults
+        self._refusals = refusals
+        self._random = random.Random(faults.seed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        faults = self._faults
+        most = faults.max_body_bytes
+        dropped = self._happens(faults.drop_rate)
+        done = not dropped or self._happens(0.5)
+        failed = not dropped and self._happens(faults.failure_rate)
+
+        async def send_late(message: Message) -> None:
+            if message["type"] == "http.response.start" and faults.answering_time:
+                await anyio.sleep(faults.answering_time)
+            await send(message)
+
+        # Whole, whatever comes of it: not every client looks for an answer while it sends.
+        messages, size = await _read(receive, most)
+
+        async def replay() -> Message:
+            return messages.pop(0) if messages else await receive()
+
+        if done:
+            app = self._app
+            if failed:
+                app = self._failure()
+            elif most is not None and size > most:
+                message = f"the body has {size} bytes, at most {most} are taken"
+                app = self._refuse(413, "payload_too_large", message)
+            await app(scope, replay, _nobody if dropped else send_late)
+        if dropped:
+            await _break_connection(send_late)
+
+    def _happens(self, rate: float) -> bool:
+        return rate > 0 and self._random.random() < rate
+
+    def _failure(self) -> JSONResponse:
+        statuses, wait = self._faults.failure_status, self._faults.retry_after
+        status = statuses if isinstance(statuses, int) else self._random.choice(sorted(statuses))
+        code = "rate_limited" if status == 429 else "unavailable"
+        message = "this server has faults: try again"
+        if wait is None:
+            return self._refuse(status, code, message)
+        headers = {"Retry-After": str(math.ceil(wait))}
+        return self._refuse(status, code, message, headers, retry_after_ms=round(wait * 1000))
+
+    def _refuse(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        headers: Mapping[str, str] | None = None,
+        **more: object,
+    ) -> JSONResponse:
+        self._refusals[code] += 1
+        body = {**Refusal(status, code, message).body(), **more}
+        return JSONResponse(body, status, headers=headers)
+
+
+async def _read(receive: Receive, most: int | None) -> tuple[list[Message], int]:
+    """The messages of a request, and how many bytes its body has; nothing beyond ``most``
+    bytes is kept."""
+    messages: list[Message] = []
+    size = 0
+    more = True
+    while more:
+        message = await receive()
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)
+        if most is None or size <= most:
+            messages.append(message)
+    return messages, size
+
+
+async def _break_connection(send: Send) -> None:
+    # Without the begin of an answer, a server would answer 500; as the rest of it never
+    # comes, the server has to close the connection.
+    headers = [(b"content-length", b"1")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    raise ConnectionResetError("the connection is dropped: this server has faults")
+
+
+async def _nobody(message: Message) -> None:
+    """Takes an answer that is lost."""
+
+
+def _check_number(name: str, value: object, most: float) -> None:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most:
+        return
+    bound = "0 or more" if most == math.inf else f"between 0 and {most}"
+    raise PrefactorValueError(f"{name} must be a number, {bound}, got {value!r}")
+
+
+def _check_whole(name: str, value: object, least: float) -> None:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
+        return
+    bound = "" if least == -math.inf else f", {least} or more"
+    raise PrefactorValueError(f"{name} must be a whole number{bound}, got {value!r}")
+
+
+def _check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise PrefactorValueError(f"{name} must be True or False, got {value!r}")
+
+
+def _check_statuses(name: str, value: object) -> None:
+    if isinstance(value, Collection) and not isinstance(value, str | bytes):
+        statuses = list(cast("Collection[object]", value))
+    else:
+        statuses = [value]
+    if not statuses:
+        raise PrefactorValueError(f"{name} must hold at least one status, got {value!r}")
+    for status in statuses:
+        if not isinstance(status, int) or not 400 <= status <= 599:
+            raise PrefactorValueError(f"{name} must be between 400 and 599, got {status!r}")
+
+
+def _check_names(name: str, value: object) -> None:
+    if value is None:
+        return
+    names = cast("Collection[object]", value)
+    if (
+        not isinstance(value, Collection)
+        or isinstance(value, str | bytes)
+        or not all(isinstance(item, str) for item in names)
+    ):
+        raise PrefactorValueError(f"{name} must be a collection of strings or None, got {value!r}")
