@@ -32,6 +32,10 @@ test-lowest *options: (_install venv "dev") (_install ".venv-lowest" "dev")
     .venv-lowest/bin/python -m pip install -q $({{ python }} tests/lowest_versions.py) 'pytest<9.2'
     .venv-lowest/bin/python -m pytest {{ options }}
 
+# Measure this client beside the official SDK and OpenTelemetry (--quick: in about a minute).
+bench *options: (_install venv "dev")
+    PYTHONPATH=tests {{ python }} -m benchmarks {{ options }}
+
 # Check style, types and floors.
 check: (_install venv "dev")
     {{ venv }}/bin/ruff check .
