@@ -12,7 +12,7 @@ from benchmarks.cells import AWAITED, SYSTEMS, WITH, Failure, Figures, System
 from benchmarks.goals import Judgement
 from benchmarks.results import METRICS, Results, Spread
 
-_WIDTH = 160
+_WIDTH = 200
 
 
 def make_console() -> Console:
@@ -112,7 +112,7 @@ def show_goals(console: Console, judgements: Sequence[Judgement]) -> None:
 
 def _table(title: str, first: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column(first, overflow="fold")
+    table.add_column(first, no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right", overflow="fold")
     return table
