@@ -1,4 +1,4 @@
-"""A payload becomes JSON bytes, once, at the call. Pure; never raises.
+"""A payload becomes bounded, redacted JSON bytes, once, at the call. Pure; never raises.
 
 Later changes of the caller's objects cannot reach what was captured, and nothing of the
 caller's is changed. What JSON cannot hold degrades field by field.
@@ -6,36 +6,169 @@ caller's is changed. What JSON cannot hold degrades field by field.
 
 from __future__ import annotations
 
+import logging
 import traceback
-from collections.abc import Iterable, Mapping
-from numbers import Integral, Real
+from collections.abc import Callable, Mapping
 from typing import Final, cast
 
 import msgspec
 from msgspec import Raw
-from msgspec.json import Encoder
+
+from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.jsonable import (
+    TooLargeError,
+    describe,
+    full_type_name,
+    items_of,
+    message_of,
+    plain,
+)
+from prefactor_core.log import log
+from prefactor_core.timebox import Timebox
+from prefactor_core.truncation import encode_within, fit, truncated, unshared
+
+__all__ = ["EMPTY", "Capture", "capture", "describe_error", "fields_of", "merge", "truncated"]
+
+logger = logging.getLogger("prefactor_core.capture")
 
 EMPTY: Final = Raw(b"{}")
 
-_MAX_DEPTH: Final = 32
-_MAX_VALUES: Final = 100_000
-_MAX_REPR: Final = 1_000
+_UNREADABLE: Final = Raw(b'{"$unreadable":{}}')
+_MIN_BYTES: Final = 1_024
+_MEASURED: Final = 8
+_MAX_FIELDS: Final = 100_000
+
+Redact = Callable[[dict[str, object]], Mapping[str, object]]
 
 
-def capture(payload: object) -> Raw:
-    """The JSON of ``payload``, always an object: anything else becomes ``{"value": …}``.
+class Capture:
+    """Makes the JSON of payloads, by one configuration.
 
-    NaN and infinity become null; what has no JSON form becomes its ``repr``, cut at 1,000
-    characters. A payload that cannot be encoded as it is (it is circular, say, or too deep)
-    is cut at 32 levels and 100,000 values; what is cut, and what is circular, becomes a marker.
+    ``max_payload_bytes``: the most that one payload may have, at least 1,024. Of a larger one
+    the largest strings are cut, and end with the number of characters that are missing; if
+    that is not enough, ``{"$truncated": {"bytes": …}}`` stands for all of it.
+    ``redact``: is given each payload, as a dict decoded from JSON that is nobody else's, and
+    gives what may be seen of it, in JSON or not. It runs before anything else can see the
+    payload, and before anything is cut. Where it raises, or gives no mapping,
+    ``{"$withheld": …}`` stands for the payload, and the first time one warning is logged.
+    ``enabled``: False keeps nothing of any payload, and of results the type of an error.
+
+    Raises :class:`PrefactorValueError` for values that cannot be right.
     """
+
+    def __init__(
+        self,
+        *,
+        max_payload_bytes: int = 1_000_000,
+        redact: Redact | None = None,
+        enabled: bool = True,
+    ) -> None:
+        if not isinstance(max_payload_bytes, int) or max_payload_bytes < _MIN_BYTES:
+            raise PrefactorValueError(
+                f"max_payload_bytes must be a whole number >= 1024, got {max_payload_bytes!r}"
+            )
+        if redact is not None and not callable(redact):
+            raise PrefactorValueError(
+                f"redact must be a function that takes a payload and returns one, got {redact!r}"
+            )
+        self._limit = max_payload_bytes
+        self._redact = redact
+        self._enabled = enabled
+        self._warned = False
+
+    def __call__(self, payload: object) -> Raw:
+        """The JSON of ``payload``, always an object: anything else becomes ``{"value": …}``."""
+        if not self._enabled:
+            return EMPTY
+        if self._redact is None:
+            try:
+                encoded = encode_within(payload, self._limit)
+                if encoded.startswith(b"{"):
+                    return Raw(encoded)
+            except Exception:
+                pass
+        try:
+            return self._carefully(payload)
+        except Exception:
+            return _UNREADABLE  # there was no stack or memory left to look at it
+
+    def result(self, fields: Mapping[str, object]) -> Raw:
+        """As a call, for what a span resulted in: that it failed, and how, is always kept."""
+        if self._enabled:
+            return self(fields)
+        error = fields.get("error")
+        if isinstance(error, ErrorDescription):
+            return Raw(encode_within({"error": {"type": error["type"]}}, self._limit))
+        return EMPTY
+
+    def _carefully(self, payload: object) -> Raw:
+        try:
+            if self._redact is None:
+                return Raw(fit(_object(plain(payload, self._limit)), self._limit))
+            redacted = self._redacted(self._redact, payload)
+            try:
+                return Raw(encode_within(redacted, self._limit))
+            except Exception:
+                return Raw(fit(_object(plain(redacted, self._limit)), self._limit))
+        except TooLargeError:
+            return self._too_large(payload)
+
+    def _redacted(self, redact: Redact, payload: object) -> object:
+        try:
+            decoded = msgspec.json.decode(encode_within(payload, self._limit))
+        except Exception:
+            decoded = unshared(plain(payload, self._limit))
+        try:
+            redacted: object = redact(_object(decoded))
+            # A dict: what only looks like a mapping may look different the next time.
+            if isinstance(redacted, Mapping):
+                return dict(cast("Mapping[object, object]", redacted))
+            problem = f"gave a {type(redacted).__qualname__}, which is no mapping"
+        except Exception as error:
+            # Not its message: that may well be of the payload.
+            problem = f"raised {full_type_name(type(error))}"
+        if not self._warned:
+            self._warned = True
+            log(
+                logger,
+                logging.WARNING,
+                "redact %s: the payload is withheld, and so is every further one like it",
+                problem,
+            )
+        return {"$withheld": f"redact {problem}"}
+
+    def _too_large(self, payload: object) -> Raw:
+        most = self._limit * _MEASURED
+        try:
+            return truncated(len(encode_within(payload, most)))
+        except BufferError:
+            return truncated(most, at_least=True)
+        except Exception:
+            return truncated(self._limit, at_least=True)
+
+
+def _object(tree: object) -> dict[str, object]:
+    return cast("dict[str, object]", tree) if isinstance(tree, dict) else {"value": tree}
+
+
+class ErrorDescription(dict[str, object]):
+    """What a failed span keeps of an exception, told from what an agent calls an error."""
+
+    __slots__ = ()
+
+
+def describe_error(error: BaseException) -> ErrorDescription:
+    """What a failed span keeps of an exception: type, message and stacktrace, as text."""
+    timebox = Timebox()
+    message = message_of(error, timebox)
     try:
-        captured = _encoder.encode(payload)
+        lines = timebox.call(type(error), lambda: traceback.format_exception(error))
     except Exception:
-        # Keys that are no text, lone surrogates, cycles, objects that raise when looked at:
-        # walk the value and keep all of it that can be kept.
-        captured = _encoder.encode(_Walk().plain(payload, ()))
-    return Raw(captured if captured.startswith(b"{") else b'{"value":' + captured + b"}")
+        # One of its causes cannot say what it is, or not in time.
+        lines = traceback.format_tb(error.__traceback__)
+    return ErrorDescription(
+        type=full_type_name(type(error)), message=message, stacktrace="".join(lines)
+    )
 
 
 def merge(fields: dict[str, object], data: object) -> None:
@@ -43,107 +176,21 @@ def merge(fields: dict[str, object], data: object) -> None:
     try:
         fields.update(fields_of(data))
     except Exception:  # keys that raise when they are compared
-        fields["value"] = _describe(data)
+        fields["value"] = describe(data, Timebox())
 
 
 def fields_of(data: object) -> dict[str, object]:
     """``data`` as the fields of an object: a mapping's own, else one called ``value``."""
+    if type(data) is dict:
+        return dict(cast("dict[str, object]", data))
+    timebox = Timebox()
     try:
-        return dict(cast("Mapping[str, object]", data)) if _is_mapping(data) else {"value": data}
+        if issubclass(type(data), Mapping):
+            found = items_of(cast("Mapping[object, object]", data), timebox, _MAX_FIELDS)
+            return cast("dict[str, object]", found)
     except Exception:
-        return {"value": _describe(data)}
+        return {"value": describe(data, timebox)}
+    return {"value": data}
 
 
-def _is_mapping(data: object) -> bool:
-    return isinstance(data, Mapping)
-
-
-def describe_error(error: BaseException) -> dict[str, object]:
-    """What a failed span keeps of an exception: type, message and stacktrace, as text."""
-    cls = type(error)
-    name = cls.__qualname__
-    if cls.__module__ != "builtins":
-        name = f"{cls.__module__}.{name}"
-    try:
-        message = str(error)
-    except Exception:
-        message = "<unprintable>"
-    try:
-        stacktrace = "".join(traceback.format_exception(error))
-    except Exception:
-        stacktrace = "<unprintable>"
-    return {"type": name, "message": message, "stacktrace": stacktrace}
-
-
-def _describe(value: object) -> str:
-    try:
-        # A repr may be of a subclass of str, with methods of its own.
-        text = str.__str__(repr(value))
-        return text if len(text) <= _MAX_REPR else text[:_MAX_REPR] + "… [truncated]"
-    except Exception:
-        return f"<unprintable {type.__getattribute__(type(value), '__qualname__')}>"
-
-
-def _degrade(value: object) -> object:
-    """What takes the place of a value whose type the encoder does not know."""
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return float(value)
-    if isinstance(value, Mapping):
-        return dict(cast("Mapping[object, object]", value))
-    return _describe(value)
-
-
-class _Walk:
-    """Makes one payload of what JSON has, as far as that is possible."""
-
-    def __init__(self) -> None:
-        # Values that share parts can be small in memory and endless as a tree.
-        self._left = _MAX_VALUES
-
-    def plain(self, value: object, around: tuple[object, ...]) -> object:
-        """``value``, which is inside of the containers ``around``."""
-        self._left -= 1
-        if self._left < 0:
-            return "<too large>"
-        try:
-            return self._plain(value, around)
-        except Exception:
-            return _utf8(_describe(value))
-
-    def _plain(self, value: object, around: tuple[object, ...]) -> object:
-        if isinstance(value, str):
-            return _utf8(value)
-        if not isinstance(value, Mapping | list | tuple | set | frozenset):
-            # Encoded once and kept: what can be looked at once may not bear a second look.
-            return Raw(_encoder.encode(value))
-        if len(around) == _MAX_DEPTH:
-            return "<too deep>"
-        if any(value is outer for outer in around):
-            return "<circular>"
-        around = (*around, cast("object", value))
-        if isinstance(value, Mapping):
-            items = cast("Mapping[object, object]", value).items()
-            return {_plain_key(key): self.plain(item, around) for key, item in items}
-        return [self.plain(item, around) for item in cast("Iterable[object]", value)]
-
-
-def _plain_key(key: object) -> str:
-    if isinstance(key, str):
-        return _utf8(key)
-    try:
-        (text,) = msgspec.json.decode(_encoder.encode({key: None}), type=dict[str, None])
-    except Exception:
-        return _utf8(_describe(key))
-    return text
-
-
-def _utf8(text: str) -> str:
-    """``text`` with a question mark for every lone surrogate."""
-    return text.encode("utf-8", "replace").decode()
-
-
-_encoder = Encoder(enc_hook=_degrade)
+capture = Capture()
