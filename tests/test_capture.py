@@ -659,6 +659,25 @@ def test_many_slow_types_take_no_longer_than_one_capture_may() -> None:
     assert sum(cls.asked for cls in types) <= 3  # 0.1 s, 0.05 s for each
 
 
+def test_while_eight_calls_do_not_return_no_more_are_made() -> None:
+    event = threading.Event()
+    asked: list[object] = []
+
+    def wait(self: object) -> str:
+        asked.append(self)
+        if not event.wait(30):
+            raise AssertionError("nobody went on")
+        return "late"
+
+    try:
+        for _ in range(12):
+            captured(type("SlowRepr", (), {"__repr__": wait})())
+        assert captured(Numbered(1)) == {"value": "<slow Numbered>"}
+        assert len(asked) <= 8
+    finally:
+        event.set()
+
+
 @pytest.mark.parametrize("method", ["model_dump", "items", "__float__"])
 def test_other_code_of_a_value_has_no_more_time(method: str) -> None:
     event = threading.Event()

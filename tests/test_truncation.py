@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
@@ -128,6 +129,11 @@ def test_what_cutting_strings_cannot_make_fit_is_replaced_whole(payload: Any) ->
 
 def test_the_size_of_what_is_no_json_is_not_known() -> None:
     assert cut([object()] + [1] * 1_000) == {"$truncated": {"more_than_bytes": 1_024}}
+
+
+def test_keys_of_other_kinds_than_text_count_once() -> None:
+    payload = {PurePosixPath("k" * 58 + f"{number:02}"): 1 for number in range(15)}
+    assert cut(payload) == {str(key): 1 for key in payload}
 
 
 def test_bytes_that_alone_are_too_large_are_named_by_their_size() -> None:
