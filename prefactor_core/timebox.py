@@ -104,15 +104,21 @@ class _Helper:
         return cast("T", result)
 
     def _serve(self) -> None:
+        lost = False
         while not self._abandoned:
             try:
                 context, function = self._calls.get(timeout=_IDLE_SECONDS)
             except Empty:
-                # Nobody can lease it any more once it has left the list.
-                with suppress(ValueError):
+                try:
                     _idle.remove(self)
-                    return
-                continue
+                except ValueError:
+                    # Leased: a moment ago, or by a caller who never got to its call, for want
+                    # of stack or because of Ctrl-C.
+                    if not lost:
+                        lost = True
+                        continue
+                return
+            lost = False
             try:
                 self._answers.put((context.run(function), None))
             except BaseException as error:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import OrderedDict, UserDict, namedtuple
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
@@ -587,6 +588,28 @@ def test_values_that_share_parts_do_not_explode(
 ) -> None:
     payload = {"value": wrapped(wrapped(leaf, container), container)}  # 2**30 times the leaf
     assert captured(payload).keys() == {"$truncated"}
+
+
+@pytest.mark.parametrize("redact", [None, redact_keys()], ids=["whole", "redacted"])
+def test_a_payload_is_captured_also_where_the_stack_is_almost_full(redact: Any) -> None:
+    capture = Capture(redact=redact)
+    payload = {"password": "canary", "nested": [{"set": {1}, "object": object()}] * 2}
+    raws: list[Raw] = []
+
+    def descend() -> None:
+        nonlocal free
+        with suppress(RecursionError):
+            descend()
+        free += 1
+        if 3 <= free <= 100:  # with less there is no room for the call itself
+            raws.append(capture(payload))
+
+    free = 0
+    descend()
+    stored = [json.loads(bytes(raw)) for raw in raws]
+    assert {"$unreadable": {}} in stored
+    assert stored[-1].keys() == payload.keys()
+    assert redact is None or "canary" not in str(stored)
 
 
 def test_ctrl_c_is_not_swallowed() -> None:
