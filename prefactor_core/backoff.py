@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 from msgspec import Struct
 
 
@@ -25,5 +23,7 @@ class Backoff(Struct, frozen=True, kw_only=True):
             wait = min(self.cap, self.base * self.multiplier ** (attempt - 1))
         except OverflowError:
             wait = self.cap
+        import random  # here: it takes milliseconds to import, and is rarely needed
+
         jittered = wait * random.uniform(0.75, 1.25)
         return jittered if at_least is None else max(at_least, jittered)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime, timedelta
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+from datetime import UTC, datetime
 
 
 class Clock:
@@ -23,4 +21,4 @@ class Clock:
 
     def now(self) -> datetime:
         """Now, aware, in UTC."""
-        return _EPOCH + timedelta(microseconds=(self._offset + time.monotonic_ns()) // 1000)
+        return datetime.fromtimestamp((self._offset + time.monotonic_ns()) / 1e9, UTC)

@@ -74,7 +74,9 @@ class SpanContextStack:
     def remove(cls, span: Span) -> None:
         """Remove this span, wherever it stands; nothing if it is not there."""
         entries = _entries.get()
-        if any(entry is span for entry in entries):
+        if entries and entries[-1] is span:
+            _entries.set(entries[:-1])
+        elif any(entry is span for entry in entries):
             _entries.set(tuple(entry for entry in entries if entry is not span))
 
     @classmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import cache
 from typing import Final, Literal, NamedTuple
 
 from prefactor_core.exceptions import PrefactorValueError
@@ -15,6 +16,9 @@ from prefactor_core.exceptions import PrefactorValueError
 
 class SpanStatus(StrEnum):
     """The states of a span; on our side ``pending`` is: entered, not yet told."""
+
+    # An Enum's own is written in Python, and these are looked up several times for every span.
+    __hash__ = str.__hash__
 
     PENDING = "pending"
     ACTIVE = "active"
@@ -92,12 +96,14 @@ def is_terminal(status: SpanStatus | InstanceStatus) -> bool:
     return status in OUTCOMES or status == InstanceStatus.TERMINATED
 
 
+@cache
 def span_steps(current: SpanStatus, goal: SpanStatus) -> tuple[SpanStep, ...]:
     """The calls that bring a span from ``current`` to ``goal``; none if it has ended.
 
-    The first end counts: whatever is asked of an ended span leads to no call. A span that
-    is cancelled before it started is created pending and finished at once, the only way
-    that the API has for it.
+    The first end counts: whatever is asked of an ended span leads to no call. A span of which
+    nothing was told before its end is created complete or failed. One that is cancelled
+    before it started is created pending and finished at once, the only way that the API has
+    for it.
     """
     match current, goal:
         case SpanStatus.PENDING, SpanStatus.ACTIVE:
@@ -105,7 +111,7 @@ def span_steps(current: SpanStatus, goal: SpanStatus) -> tuple[SpanStep, ...]:
         case SpanStatus.PENDING, SpanStatus.CANCELLED:
             return SpanStep("create", SpanStatus.PENDING), SpanStep("finish", goal)
         case SpanStatus.PENDING, SpanStatus.COMPLETE | SpanStatus.FAILED:
-            return SpanStep("create", SpanStatus.ACTIVE), SpanStep("finish", goal)
+            return (SpanStep("create", goal),)
         case SpanStatus.ACTIVE, SpanStatus.COMPLETE | SpanStatus.FAILED | SpanStatus.CANCELLED:
             return (SpanStep("finish", goal),)
         case _:

@@ -54,4 +54,5 @@ class Span(Struct, kw_only=True):
     @property
     def ended(self) -> bool:
         """Whether the span is complete, failed or cancelled."""
-        return is_terminal(self.status)
+        # Not is_terminal(): this is asked several times for every span.
+        return self.status is not SpanStatus.ACTIVE and self.status is not SpanStatus.PENDING

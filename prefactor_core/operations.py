@@ -12,9 +12,13 @@ from datetime import datetime
 from enum import Enum, auto
 from typing import ClassVar, TypeAlias
 
+import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from prefactor_core.lifecycle import InstanceStatus, SpanStatus
+
+ENVELOPE_SIZE = 512
+"""Bytes that an operation takes besides its payloads, in a request as in memory, about."""
 
 
 class OperationType(Enum):
@@ -37,19 +41,35 @@ class _Operation(Struct, frozen=True, kw_only=True, tag_field="operation_type"):
     idempotency_key: str
     """8 to 64 characters; the same on every attempt (API.md section 5)."""
 
+    @property
+    def size(self) -> int:
+        """Bytes in a request: exact for payloads, an estimate for the rest."""
+        return ENVELOPE_SIZE
+
 
 class RegisterAgentInstance(_Operation, frozen=True, kw_only=True, tag="REGISTER_AGENT_INSTANCE"):
-    """A run is made known, with the agent's version and its span types."""
+    """A run is made known, with the agent's version and its span types.
+
+    ``instance_id`` is what its other operations call the run; the API is asked to call it the
+    same only if the id is the caller's own (``asks_for_id``).
+    """
 
     type: ClassVar[OperationType] = OperationType.REGISTER_AGENT_INSTANCE
 
     agent_id: str
     agent_version: Mapping[str, object]
     agent_schema_version: Mapping[str, object]
-    instance_id: str | None = None
+    instance_id: str
+    asks_for_id: bool = False
+
+    @property
+    def size(self) -> int:
+        return ENVELOPE_SIZE + len(msgspec.json.encode(self))
 
 
-class StartAgentInstance(_Operation, frozen=True, kw_only=True, tag="START_AGENT_INSTANCE"):
+class StartAgentInstance(
+    _Operation, frozen=True, kw_only=True, gc=False, tag="START_AGENT_INSTANCE"
+):
     """A run begins: pending to active."""
 
     type: ClassVar[OperationType] = OperationType.START_AGENT_INSTANCE
@@ -57,7 +77,9 @@ class StartAgentInstance(_Operation, frozen=True, kw_only=True, tag="START_AGENT
     instance_id: str
 
 
-class FinishAgentInstance(_Operation, frozen=True, kw_only=True, tag="FINISH_AGENT_INSTANCE"):
+class FinishAgentInstance(
+    _Operation, frozen=True, kw_only=True, gc=False, tag="FINISH_AGENT_INSTANCE"
+):
     """A run ends: complete, failed or cancelled."""
 
     type: ClassVar[OperationType] = OperationType.FINISH_AGENT_INSTANCE
@@ -66,8 +88,12 @@ class FinishAgentInstance(_Operation, frozen=True, kw_only=True, tag="FINISH_AGE
     status: InstanceStatus
 
 
-class CreateSpan(_Operation, frozen=True, kw_only=True, tag="CREATE_SPAN"):
-    """A span begins (active), or is made only to be cancelled (pending)."""
+class CreateSpan(_Operation, frozen=True, kw_only=True, gc=False, tag="CREATE_SPAN"):
+    """A span begins (active), or is made only to be cancelled (pending).
+
+    One that is known to have ended when it is told is made complete or failed at once, with
+    ``finished_at`` and its result. ``timestamp`` is when it began.
+    """
 
     type: ClassVar[OperationType] = OperationType.CREATE_SPAN
 
@@ -77,9 +103,31 @@ class CreateSpan(_Operation, frozen=True, kw_only=True, tag="CREATE_SPAN"):
     status: SpanStatus
     payload: Raw
     parent_span_id: str | None = None
+    finished_at: datetime | None = None
+    result_payload: Raw | UnsetType = UNSET
+
+    @property
+    def size(self) -> int:
+        result = self.result_payload
+        return ENVELOPE_SIZE + len(self.payload) + (0 if result is UNSET else len(result))
+
+    def finished_by(self, finish: FinishSpan) -> CreateSpan:
+        """The operation that tells both: that the span began, and that it ended."""
+        return CreateSpan(
+            timestamp=self.timestamp,
+            idempotency_key=self.idempotency_key,
+            instance_id=self.instance_id,
+            span_id=self.span_id,
+            schema_name=self.schema_name,
+            status=finish.status,
+            payload=self.payload,
+            parent_span_id=self.parent_span_id,
+            finished_at=finish.timestamp,
+            result_payload=finish.result_payload,
+        )
 
 
-class FinishSpan(_Operation, frozen=True, kw_only=True, tag="FINISH_SPAN"):
+class FinishSpan(_Operation, frozen=True, kw_only=True, gc=False, tag="FINISH_SPAN"):
     """A span ends: complete, failed or cancelled, with its result if it has one."""
 
     type: ClassVar[OperationType] = OperationType.FINISH_SPAN
@@ -88,6 +136,11 @@ class FinishSpan(_Operation, frozen=True, kw_only=True, tag="FINISH_SPAN"):
     span_id: str
     status: SpanStatus
     result_payload: Raw | UnsetType = UNSET
+
+    @property
+    def size(self) -> int:
+        result = self.result_payload
+        return ENVELOPE_SIZE + (0 if result is UNSET else len(result))
 
 
 class UpdateSpanPayload(_Operation, frozen=True, kw_only=True, tag="UPDATE_SPAN_PAYLOAD"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from typing import cast
 
@@ -31,11 +30,11 @@ def outcome_of(error: BaseException | None) -> Outcome:
 
 def _stops() -> tuple[type[BaseException], ...]:
     # Not anyio.get_cancelled_exc_class(): spans end in synchronous code and threads too,
-    # where no event loop runs. Trio is looked up, never imported: it may not be installed.
-    stops: tuple[type[BaseException], ...] = (
-        asyncio.CancelledError,
-        KeyboardInterrupt,
-        GeneratorExit,
-    )
-    trio = sys.modules.get("trio")
-    return stops if trio is None else (*stops, trio.Cancelled)
+    # where no event loop runs. Looked up and never imported: one may not be installed, and
+    # the other takes its time.
+    stops: tuple[type[BaseException], ...] = (KeyboardInterrupt, GeneratorExit)
+    if (asyncio := sys.modules.get("asyncio")) is not None:
+        stops = (*stops, asyncio.CancelledError)
+    if (trio := sys.modules.get("trio")) is not None:
+        stops = (*stops, trio.Cancelled)
+    return stops

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, cast
@@ -17,6 +16,8 @@ Schema = Mapping[str, Any]
 
 def content_hash(schema_version: Schema) -> str:
     """Twelve hexadecimal digits that follow from the content, whatever the order of keys."""
+    import hashlib  # here: it takes milliseconds to import, and is needed once for a run
+
     content = msgspec.json.encode(schema_version, order="deterministic")
     return hashlib.sha256(content).hexdigest()[:12]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import string
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from prefactor_core.identifiers import (
     idempotency_key,
     is_pfid,
     partition_of,
+    with_partition_of,
 )
 
 partitions = st.integers(0, 2**30 - 1)
@@ -87,6 +89,26 @@ def test_a_related_pfid_is_new_and_of_the_same_partition(partition: int) -> None
     assert related > old
 
 
+@given(partitions, times, partitions, times)
+def test_a_pfid_takes_the_partition_of_another_and_keeps_all_else(
+    p1: int, t1: int, p2: int, t2: int
+) -> None:
+    one, other = generate(p1, t1), generate(p2, t2)
+    taken = with_partition_of(one, other)
+    assert pfid.is_pfid(taken)
+    binary, kept = pfid.decode(taken), pfid.decode(other)
+    assert binary == kept[:6] + pfid.decode(one)[6:10] + kept[10:]
+    assert with_partition_of(one, taken) == taken
+    assert with_partition_of(other, taken) == other
+
+
+@pytest.mark.parametrize("milliseconds", [-1, 2**48])
+def test_a_time_out_of_bounds_is_refused(milliseconds: int) -> None:
+    message = f"^milliseconds must be between 0 and 2\\*\\*48 - 1, got {milliseconds}$"
+    with pytest.raises(PrefactorValueError, match=message):
+        generate(0, milliseconds)
+
+
 @pytest.mark.parametrize("partition", [-1, 2**30])
 def test_a_partition_out_of_bounds_is_refused(partition: int) -> None:
     message = f"^partition must be between 0 and 1073741823, got {partition}$"
@@ -94,6 +116,7 @@ def test_a_partition_out_of_bounds_is_refused(partition: int) -> None:
         generate(partition)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_forked_child_makes_other_ids_than_its_parent() -> None:
     program = """
 import os

@@ -32,6 +32,7 @@ REQUIRED: dict[type[Any], dict[str, Any]] = {
         "agent_id": "agent",
         "agent_version": {"name": "Agent", "labels": ["a", {"b": None}]},
         "agent_schema_version": {"span_schemas": {"agent:llm": {"type": "object"}}},
+        "instance_id": "i" * 32,
     },
     StartAgentInstance: {"instance_id": "i" * 32},
     FinishAgentInstance: {"instance_id": "i" * 32, "status": InstanceStatus.FAILED},
@@ -45,8 +46,12 @@ REQUIRED: dict[type[Any], dict[str, Any]] = {
     UpdateSpanPayload: {**SPAN, "payload": Raw(b"{}")},
 }
 OPTIONAL: dict[type[Any], dict[str, Any]] = {
-    RegisterAgentInstance: {"instance_id": "i" * 32},
-    CreateSpan: {"parent_span_id": "p" * 32},
+    RegisterAgentInstance: {"asks_for_id": True},
+    CreateSpan: {
+        "parent_span_id": "p" * 32,
+        "finished_at": datetime(2026, 7, 20, 12, 0, 1, tzinfo=UTC),
+        "result_payload": Raw(b'{"ok":true}'),
+    },
     FinishSpan: {"result_payload": Raw(b'{"ok":true}')},
 }
 
@@ -113,7 +118,7 @@ def test_an_operation_has_its_own_fields_and_no_others(kind: type[Any]) -> None:
     own = {**COMMON, **REQUIRED[kind], **OPTIONAL.get(kind, {})}
     assert set(kind.__struct_fields__) == set(own)
     operation = make(kind)
-    assert all(getattr(operation, name) in (None, UNSET) for name in OPTIONAL.get(kind, {}))
+    assert all(getattr(operation, name) in (None, False, UNSET) for name in OPTIONAL.get(kind, {}))
     with pytest.raises(TypeError, match="metadata"):
         make(kind, metadata={})
 
