@@ -15,7 +15,7 @@ import anyio.abc
 import msgspec
 import pytest
 from harness import FaultyApi, open_faulty_api
-from msgspec import Raw
+from msgspec import UNSET, Raw
 
 from prefactor_core.api.answers import AgentInstanceAnswer, Control
 from prefactor_core.api.client import ApiClient, AsgiMessage
@@ -46,7 +46,13 @@ from prefactor_core.operations import (
 TOKEN = "pf/secret+token-0123456789=="
 TIME = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
 TIME_TEXT = "2026-01-02T03:04:05.678901Z"
-STORED = {"id": "i1", "status": "active", "agent_instance_id": "i1", "schema_name": "agent:llm"}
+STORED_ID = "0123456789abcdef0123456789abcdef"
+STORED = {
+    "id": STORED_ID,
+    "status": "active",
+    "agent_instance_id": "i1",
+    "schema_name": "agent:llm",
+}
 WAIT = 5
 
 REGISTER = RegisterAgentInstance(
@@ -55,6 +61,7 @@ REGISTER = RegisterAgentInstance(
     agent_id="a1",
     agent_version={"name": "An agent"},
     agent_schema_version={"span_type_schemas": []},
+    instance_id="i1",
 )
 START = StartAgentInstance(timestamp=TIME, idempotency_key="i1-start", instance_id="i1")
 FINISH = FinishAgentInstance(
@@ -79,7 +86,6 @@ FINISH_SPAN = FinishSpan(
 CREATE_SPAN_DETAILS = {
     "id": "s1",
     "agent_instance_id": "i1",
-    "parent_span_id": None,
     "schema_name": "agent:llm",
     "status": "active",
     "payload": {"prompt": "hi"},
@@ -197,7 +203,20 @@ async def test_an_operation_is_posted_in_the_form_of_the_api(
         (msgspec.structs.replace(CREATE_SPAN, parent_span_id="s0"), {"parent_span_id": "s0"}),
         (
             msgspec.structs.replace(CREATE_SPAN, status=SpanStatus.PENDING),
-            {"status": "pending", "started_at": None},
+            {"status": "pending", "started_at": UNSET},
+        ),
+        (
+            msgspec.structs.replace(
+                CREATE_SPAN,
+                status=SpanStatus.COMPLETE,
+                finished_at=TIME + timedelta(seconds=1),
+                result_payload=Raw(b'{"answer":42}'),
+            ),
+            {
+                "status": "complete",
+                "finished_at": "2026-01-02T03:04:06.678901Z",
+                "result_payload": {"answer": 42},
+            },
         ),
         (
             msgspec.structs.replace(
@@ -206,15 +225,16 @@ async def test_an_operation_is_posted_in_the_form_of_the_api(
             {"started_at": "2026-01-01T22:04:05.678901-05:00"},
         ),
     ],
-    ids=["parent", "pending", "offset"],
+    ids=["parent", "pending", "ended", "offset"],
 )
-async def test_a_span_says_its_parent_and_when_it_started(
+async def test_a_span_says_its_parent_and_when_it_started_and_ended(
     operation: CreateSpan, changed: dict[str, object]
 ) -> None:
     app = answering(200, {"status": "success", "details": STORED})
     async with make_api(app) as api:
         await api.create_span(operation)
-    assert app.calls[0].body["details"] == {**CREATE_SPAN_DETAILS, **changed}
+    expected = {**CREATE_SPAN_DETAILS, **changed}
+    assert app.calls[0].body["details"] == {k: v for k, v in expected.items() if v is not UNSET}
 
 
 async def test_a_result_is_sent_with_the_finish_of_its_span() -> None:
@@ -226,14 +246,21 @@ async def test_a_result_is_sent_with_the_finish_of_its_span() -> None:
     assert app.calls[0].body["result_payload"] == {"answer": 42}
 
 
+async def test_an_id_of_a_run_that_is_no_pfid_is_not_what_the_api_is_known_to_answer() -> None:
+    app = answering(200, {"status": "success", "details": {**STORED, "id": "i1"}})
+    async with make_api(app) as api:
+        with pytest.raises(PrefactorContractError, match="'i1', which is no PFID"):
+            await api.register_agent_instance(REGISTER)
+
+
 async def test_an_id_given_to_a_run_is_registered() -> None:
     app = answering(200, {"status": "success", "details": STORED})
     async with make_api(app) as api:
         given = await api.register_agent_instance(
-            msgspec.structs.replace(REGISTER, instance_id="i7")
+            msgspec.structs.replace(REGISTER, instance_id="i7", asks_for_id=True)
         )
     assert app.calls[0].body["id"] == "i7"
-    assert given == "i1"
+    assert given == STORED_ID
 
 
 @pytest.mark.parametrize(("name", "path"), [("ping", "ping"), ("get", "agent_instance/i1")])
@@ -330,7 +357,7 @@ async def test_fields_that_a_later_api_adds_are_passed_over() -> None:
     assert span.details.payload == Raw(b'{"prompt":"hi"}')
     assert span.details.result_payload == Raw(b"null")
     assert span.control == Control(terminate=True, reason="budget")
-    assert instance == AgentInstanceAnswer(id="i1", status="active")
+    assert instance == AgentInstanceAnswer(id=STORED_ID, status="active")
 
 
 async def test_an_answer_without_control_asks_for_nothing() -> None:
@@ -494,7 +521,7 @@ async def test_a_list_that_fails_on_a_later_page_raises_after_the_first() -> Non
     faults = {"agent_spans": [(200, {}, msgspec.json.encode(first)), 503]}
     async with make_api(FaultyApi(nowhere, faults=faults)) as api:
         spans = api.list_agent_spans("i1")
-        assert (await anext(spans)).id == "i1"
+        assert (await anext(spans)).id == STORED_ID
         with pytest.raises(PrefactorServerError):
             await anext(spans)
 

@@ -74,6 +74,34 @@ class AgentSpanAnswer(Struct):
     finished_at: str | None = None
 
 
+class OutputDetails(Struct):
+    """What is read of the object in a bulk output."""
+
+    id: str | None = None
+
+
+class Output(Struct):
+    """What bulk says of one item: what the single call would have answered."""
+
+    status: str
+    details: OutputDetails | None = None
+    control: Control | None = None
+    code: str | None = None
+    message: str | None = None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the item was done."""
+        return self.status == "success"
+
+
+class Outputs(Struct):
+    """The answer of bulk: outputs by idempotency key, up to the first error (API.md
+    section 10)."""
+
+    outputs: dict[str, Output]
+
+
 class FieldError(Struct):
     """What is wrong with one field."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
 
@@ -10,10 +10,14 @@ import anyio
 import httpx
 import msgspec
 
+from prefactor_core import identifiers
+from prefactor_core.api import requests
 from prefactor_core.api.answers import (
     AgentInstanceAnswer,
     AgentSpanAnswer,
     Details,
+    Output,
+    Outputs,
     Summaries,
     decode,
 )
@@ -28,6 +32,7 @@ from prefactor_core.operations import (
     CreateSpan,
     FinishAgentInstance,
     FinishSpan,
+    Operation,
     RegisterAgentInstance,
     StartAgentInstance,
 )
@@ -94,79 +99,53 @@ class ApiClient:
 
     async def register_agent_instance(self, operation: RegisterAgentInstance) -> str:
         """Make a run known; its id."""
-        body: dict[str, object] = {
-            "agent_id": operation.agent_id,
-            "agent_version": operation.agent_version,
-            "agent_schema_version": operation.agent_schema_version,
-            "update_current_version": True,
-            "idempotency_key": operation.idempotency_key,
-        }
-        if operation.instance_id is not None:
-            body["id"] = operation.instance_id
-        answer = await self._call(
-            "POST", "agent_instance/register", Details[AgentInstanceAnswer], body
-        )
-        return answer.details.id
+        path, body = requests.single(operation)
+        id = (await self._call("POST", path, Details[AgentInstanceAnswer], body)).details.id
+        if not identifiers.is_pfid(id):
+            raise PrefactorContractError(
+                f"the API registered an agent instance as {id!r}, which is no PFID"
+            )
+        return id
 
     async def start_agent_instance(
         self, operation: StartAgentInstance
     ) -> Details[AgentInstanceAnswer]:
         """A run begins."""
-        return await self._call(
-            "POST",
-            f"agent_instance/{operation.instance_id}/start",
-            Details[AgentInstanceAnswer],
-            {"timestamp": operation.timestamp, "idempotency_key": operation.idempotency_key},
-        )
+        path, body = requests.single(operation)
+        return await self._call("POST", path, Details[AgentInstanceAnswer], body)
 
     async def finish_agent_instance(
         self, operation: FinishAgentInstance
     ) -> Details[AgentInstanceAnswer]:
         """A run ends."""
-        return await self._call(
-            "POST",
-            f"agent_instance/{operation.instance_id}/finish",
-            Details[AgentInstanceAnswer],
-            {
-                "status": operation.status,
-                "timestamp": operation.timestamp,
-                "idempotency_key": operation.idempotency_key,
-            },
-        )
+        path, body = requests.single(operation)
+        return await self._call("POST", path, Details[AgentInstanceAnswer], body)
 
-    async def create_span(self, operation: CreateSpan) -> Details[AgentSpanAnswer]:
-        """A span begins."""
-        pending = operation.status == "pending"
-        details = {
-            "id": operation.span_id,
-            "agent_instance_id": operation.instance_id,
-            "parent_span_id": operation.parent_span_id,
-            "schema_name": operation.schema_name,
-            "status": operation.status,
-            "payload": operation.payload,
-            "started_at": None if pending else operation.timestamp,
-            # Some versions of the API read the key here, others beside the details.
-            "idempotency_key": operation.idempotency_key,
-        }
-        return await self._call(
-            "POST",
-            "agent_spans",
-            Details[AgentSpanAnswer],
-            {"details": details, "idempotency_key": operation.idempotency_key},
-        )
+    async def create_span(
+        self, operation: CreateSpan, *, given_ids: bool = True
+    ) -> Details[AgentSpanAnswer]:
+        """A span begins, or is made as one that has ended.
+
+        ``given_ids``: False to let the API make the id.
+        """
+        path, body = requests.single(operation, given_ids=given_ids)
+        return await self._call("POST", path, Details[AgentSpanAnswer], body)
 
     async def finish_span(self, operation: FinishSpan) -> Details[AgentSpanAnswer]:
         """A span ends."""
-        body: dict[str, object] = {
-            "status": operation.status,
-            "timestamp": operation.timestamp,
-            "idempotency_key": operation.idempotency_key,
-        }
-        if operation.result_payload is not msgspec.UNSET:
-            body["result_payload"] = operation.result_payload
-        return await self._call(
-            "POST", f"agent_spans/{operation.span_id}/finish", Details[AgentSpanAnswer], body
-        )
+        path, body = requests.single(operation)
+        return await self._call("POST", path, Details[AgentSpanAnswer], body)
+
+    async def bulk(
+        self, operations: Sequence[Operation], *, given_ids: bool = True
+    ) -> dict[str, Output]:
+        """Do several operations in their order, up to the first that fails.
+
+        What came of each, by idempotency key; nothing for those after a failure (API.md
+        section 10).
+        """
+        body = requests.bulk(operations, given_ids=given_ids)
+        return (await self._call("POST", "bulk", Outputs, body)).outputs
 
     async def get_agent_instance(self, instance_id: str) -> AgentInstanceAnswer:
         """One stored run."""
@@ -204,7 +183,7 @@ class ApiClient:
         method: str,
         path: str,
         answer_type: type[T],
-        body: Mapping[str, object] | None = None,
+        body: msgspec.Struct | None = None,
         query: Mapping[str, str] | None = None,
     ) -> T:
         call = f"{method} {path} at {self._config.api_url}"

@@ -1,0 +1,184 @@
+"""The bodies of requests: operations as the API takes them, alone or in bulk. Pure.
+
+API.md sections 6.1 (single calls), 8 (spans) and 10 (bulk).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from prefactor_core.exceptions import OperationError
+from prefactor_core.lifecycle import InstanceStatus, SpanStatus
+from prefactor_core.operations import (
+    CreateSpan,
+    FinishAgentInstance,
+    FinishSpan,
+    Operation,
+    RegisterAgentInstance,
+    StartAgentInstance,
+)
+
+
+class _Register(Struct, kw_only=True, omit_defaults=True):
+    agent_id: str
+    agent_version: Mapping[str, object]
+    agent_schema_version: Mapping[str, object]
+    update_current_version: bool
+    idempotency_key: str
+    id: str | None = None
+
+
+class _Start(Struct, kw_only=True):
+    timestamp: datetime
+    idempotency_key: str
+
+
+class _FinishInstance(Struct, kw_only=True):
+    status: InstanceStatus
+    timestamp: datetime
+    idempotency_key: str
+
+
+class _SpanDetails(Struct, kw_only=True, omit_defaults=True):
+    agent_instance_id: str
+    schema_name: str
+    status: SpanStatus
+    payload: Raw
+    # Some versions of the API read the key here, others beside the details.
+    idempotency_key: str
+    id: str | None = None
+    parent_span_id: str | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    result_payload: Raw | UnsetType = UNSET
+
+
+class _Create(Struct, kw_only=True):
+    details: _SpanDetails
+    idempotency_key: str
+
+
+class _FinishSpan(Struct, kw_only=True):
+    status: SpanStatus
+    timestamp: datetime
+    idempotency_key: str
+    result_payload: Raw | UnsetType = UNSET
+
+
+class _StartItem(_Start, kw_only=True, tag_field="_type", tag="agent_instances/start"):
+    agent_instance_id: str
+
+
+class _FinishInstanceItem(
+    _FinishInstance, kw_only=True, tag_field="_type", tag="agent_instances/finish"
+):
+    agent_instance_id: str
+
+
+class _CreateItem(_Create, kw_only=True, tag_field="_type", tag="agent_spans/create"):
+    pass
+
+
+class _FinishSpanItem(_FinishSpan, kw_only=True, tag_field="_type", tag="agent_spans/finish"):
+    agent_span_id: str
+
+
+class _Bulk(Struct):
+    items: list[Struct]
+
+
+def single(operation: Operation, *, given_ids: bool = True) -> tuple[str, Struct]:
+    """The path below ``/api/v1/`` and the body of an operation's own call.
+
+    ``given_ids``: whether the API is told which id a span shall have. Raises
+    :class:`OperationError` for what the API has no call for.
+    """
+    match operation:
+        case CreateSpan():
+            key = operation.idempotency_key
+            details = _span_details(operation, given_ids)
+            return "agent_spans", _Create(details=details, idempotency_key=key)
+        case FinishSpan():
+            return f"agent_spans/{operation.span_id}/finish", _FinishSpan(
+                status=operation.status,
+                timestamp=operation.timestamp,
+                idempotency_key=operation.idempotency_key,
+                result_payload=operation.result_payload,
+            )
+        case StartAgentInstance():
+            return f"agent_instance/{operation.instance_id}/start", _Start(
+                timestamp=operation.timestamp, idempotency_key=operation.idempotency_key
+            )
+        case FinishAgentInstance():
+            return f"agent_instance/{operation.instance_id}/finish", _FinishInstance(
+                status=operation.status,
+                timestamp=operation.timestamp,
+                idempotency_key=operation.idempotency_key,
+            )
+        case RegisterAgentInstance():
+            return "agent_instance/register", _Register(
+                agent_id=operation.agent_id,
+                agent_version=operation.agent_version,
+                agent_schema_version=operation.agent_schema_version,
+                update_current_version=True,
+                idempotency_key=operation.idempotency_key,
+                id=operation.instance_id if operation.asks_for_id else None,
+            )
+        case _:
+            raise OperationError(
+                "the API has no call that changes the payload of a span that has started",
+                operation.type,
+            )
+
+
+def bulk(operations: Iterable[Operation], *, given_ids: bool = True) -> Struct:
+    """The body of one call for several operations, none of them a registration."""
+    return _Bulk([_item(operation, given_ids) for operation in operations])
+
+
+def _item(operation: Operation, given_ids: bool) -> Struct:
+    key = operation.idempotency_key
+    match operation:
+        case CreateSpan():
+            return _CreateItem(details=_span_details(operation, given_ids), idempotency_key=key)
+        case FinishSpan():
+            return _FinishSpanItem(
+                agent_span_id=operation.span_id,
+                status=operation.status,
+                timestamp=operation.timestamp,
+                idempotency_key=key,
+                result_payload=operation.result_payload,
+            )
+        case StartAgentInstance():
+            return _StartItem(
+                agent_instance_id=operation.instance_id,
+                timestamp=operation.timestamp,
+                idempotency_key=key,
+            )
+        case FinishAgentInstance():
+            return _FinishInstanceItem(
+                agent_instance_id=operation.instance_id,
+                status=operation.status,
+                timestamp=operation.timestamp,
+                idempotency_key=key,
+            )
+        case _:
+            raise OperationError(f"{operation.type.name} does not go into bulk", operation.type)
+
+
+def _span_details(operation: CreateSpan, given_ids: bool) -> _SpanDetails:
+    return _SpanDetails(
+        id=operation.span_id if given_ids else None,
+        agent_instance_id=operation.instance_id,
+        parent_span_id=operation.parent_span_id,
+        schema_name=operation.schema_name,
+        status=operation.status,
+        payload=operation.payload,
+        started_at=None if operation.status is SpanStatus.PENDING else operation.timestamp,
+        finished_at=operation.finished_at,
+        result_payload=operation.result_payload,
+        idempotency_key=operation.idempotency_key,
+    )

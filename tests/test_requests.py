@@ -1,0 +1,275 @@
+"""The bodies of requests, byte for byte, as API.md sections 6.1, 8 and 10 have them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec import UNSET, Raw, UnsetType
+
+from prefactor_core.api.requests import bulk, single
+from prefactor_core.exceptions import OperationError
+from prefactor_core.lifecycle import InstanceStatus, SpanStatus
+from prefactor_core.operations import (
+    CreateSpan,
+    FinishAgentInstance,
+    FinishSpan,
+    Operation,
+    OperationType,
+    RegisterAgentInstance,
+    StartAgentInstance,
+    UpdateSpanPayload,
+)
+
+AT = datetime(2026, 7, 20, 12, 0, 0, 123456, UTC)
+LATER = AT + timedelta(seconds=1)
+START = StartAgentInstance(timestamp=AT, idempotency_key="run-start", instance_id="run")
+FINISH = FinishAgentInstance(
+    timestamp=AT, idempotency_key="run-finish", instance_id="run", status=InstanceStatus.FAILED
+)
+UPDATE = UpdateSpanPayload(
+    timestamp=AT,
+    idempotency_key="span-update",
+    instance_id="run",
+    span_id="span",
+    payload=Raw(b"{}"),
+)
+
+
+def register(**own: Any) -> RegisterAgentInstance:
+    return RegisterAgentInstance(
+        timestamp=AT,
+        idempotency_key="run-register",
+        agent_id="agent",
+        agent_version={"name": "Agent"},
+        agent_schema_version={"span_schemas": {}},
+        instance_id="run",
+        **own,
+    )
+
+
+def create(status: SpanStatus = SpanStatus.ACTIVE, **more: Any) -> CreateSpan:
+    return CreateSpan(
+        timestamp=AT,
+        idempotency_key="span-create",
+        instance_id="run",
+        span_id="span",
+        schema_name="agent:llm",
+        status=status,
+        payload=Raw(b'{"text":"\xc3\xa9", "n":1.50}'),
+        **more,
+    )
+
+
+def end(status: SpanStatus, result: Raw | UnsetType = UNSET) -> FinishSpan:
+    return FinishSpan(
+        timestamp=AT,
+        idempotency_key="span-finish",
+        instance_id="run",
+        span_id="span",
+        status=status,
+        result_payload=result,
+    )
+
+
+ENDED = create(
+    SpanStatus.COMPLETE, parent_span_id="parent", finished_at=LATER, result_payload=Raw(b'{"r":1}')
+)
+
+SINGLE: list[tuple[Operation, str, bytes]] = [
+    (
+        register(),
+        "agent_instance/register",
+        (
+            b'{"agent_id":"agent","agent_version":{"name":"Agent"},'
+            b'"agent_schema_version":{"span_schemas":{}},"update_current_version":true,'
+            b'"idempotency_key":"run-register"}'
+        ),
+    ),
+    (
+        register(asks_for_id=True),
+        "agent_instance/register",
+        (
+            b'{"agent_id":"agent","agent_version":{"name":"Agent"},'
+            b'"agent_schema_version":{"span_schemas":{}},"update_current_version":true,'
+            b'"idempotency_key":"run-register","id":"run"}'
+        ),
+    ),
+    (
+        START,
+        "agent_instance/run/start",
+        b'{"timestamp":"2026-07-20T12:00:00.123456Z","idempotency_key":"run-start"}',
+    ),
+    (
+        FINISH,
+        "agent_instance/run/finish",
+        (
+            b'{"status":"failed","timestamp":"2026-07-20T12:00:00.123456Z",'
+            b'"idempotency_key":"run-finish"}'
+        ),
+    ),
+    (
+        create(),
+        "agent_spans",
+        (
+            b'{"details":{"agent_instance_id":"run","schema_name":"agent:llm","status":"active",'
+            b'"payload":{"text":"\xc3\xa9", "n":1.50},"idempotency_key":"span-create","id":"span",'
+            b'"started_at":"2026-07-20T12:00:00.123456Z"},"idempotency_key":"span-create"}'
+        ),
+    ),
+    (
+        create(SpanStatus.PENDING, parent_span_id="parent"),
+        "agent_spans",
+        (
+            b'{"details":{"agent_instance_id":"run","schema_name":"agent:llm","status":"pending",'
+            b'"payload":{"text":"\xc3\xa9", "n":1.50},"idempotency_key":"span-create","id":"span",'
+            b'"parent_span_id":"parent"},"idempotency_key":"span-create"}'
+        ),
+    ),
+    (
+        ENDED,
+        "agent_spans",
+        (
+            b'{"details":{"agent_instance_id":"run","schema_name":"agent:llm","status":"complete",'
+            b'"payload":{"text":"\xc3\xa9", "n":1.50},"idempotency_key":"span-create","id":"span",'
+            b'"parent_span_id":"parent","started_at":"2026-07-20T12:00:00.123456Z",'
+            b'"finished_at":"2026-07-20T12:00:01.123456Z","result_payload":{"r":1}},'
+            b'"idempotency_key":"span-create"}'
+        ),
+    ),
+    (
+        end(SpanStatus.CANCELLED),
+        "agent_spans/span/finish",
+        (
+            b'{"status":"cancelled","timestamp":"2026-07-20T12:00:00.123456Z",'
+            b'"idempotency_key":"span-finish"}'
+        ),
+    ),
+    (
+        end(SpanStatus.COMPLETE, Raw(b'{ "r" : [ ] }')),
+        "agent_spans/span/finish",
+        (
+            b'{"status":"complete","timestamp":"2026-07-20T12:00:00.123456Z",'
+            b'"idempotency_key":"span-finish","result_payload":{ "r" : [ ] }}'
+        ),
+    ),
+]
+
+ITEMS: list[tuple[Operation, bytes]] = [
+    (
+        START,
+        (
+            b'{"_type":"agent_instances/start","timestamp":"2026-07-20T12:00:00.123456Z",'
+            b'"idempotency_key":"run-start","agent_instance_id":"run"}'
+        ),
+    ),
+    (
+        FINISH,
+        (
+            b'{"_type":"agent_instances/finish","status":"failed",'
+            b'"timestamp":"2026-07-20T12:00:00.123456Z","idempotency_key":"run-finish",'
+            b'"agent_instance_id":"run"}'
+        ),
+    ),
+    (
+        create(),
+        (
+            b'{"_type":"agent_spans/create","details":{"agent_instance_id":"run",'
+            b'"schema_name":"agent:llm","status":"active","payload":{"text":"\xc3\xa9", "n":1.50},'
+            b'"idempotency_key":"span-create","id":"span",'
+            b'"started_at":"2026-07-20T12:00:00.123456Z"},"idempotency_key":"span-create"}'
+        ),
+    ),
+    (
+        end(SpanStatus.FAILED),
+        (
+            b'{"_type":"agent_spans/finish","status":"failed",'
+            b'"timestamp":"2026-07-20T12:00:00.123456Z","idempotency_key":"span-finish",'
+            b'"agent_span_id":"span"}'
+        ),
+    ),
+    (
+        end(SpanStatus.FAILED, Raw(b'{"r":1}')),
+        (
+            b'{"_type":"agent_spans/finish","status":"failed",'
+            b'"timestamp":"2026-07-20T12:00:00.123456Z","idempotency_key":"span-finish",'
+            b'"result_payload":{"r":1},"agent_span_id":"span"}'
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("operation", "path", "body"), SINGLE)
+def test_a_single_call_has_its_path_and_its_body(
+    operation: Operation, path: str, body: bytes
+) -> None:
+    asked, struct = single(operation)
+    assert asked == path
+    assert msgspec.json.encode(struct) == body
+
+
+@pytest.mark.parametrize(("operation", "item"), ITEMS)
+def test_an_item_of_bulk_has_its_type_and_its_body(operation: Operation, item: bytes) -> None:
+    assert msgspec.json.encode(bulk([operation])) == b'{"items":[' + item + b"]}"
+
+
+def test_the_items_of_bulk_keep_their_order() -> None:
+    operations = [operation for operation, _ in ITEMS]
+    body = msgspec.json.encode(bulk(operations))
+    assert body == b'{"items":[' + b",".join(item for _, item in ITEMS) + b"]}"
+
+
+@pytest.mark.parametrize("status", list(SpanStatus))
+def test_a_span_says_when_it_began_unless_it_never_did(status: SpanStatus) -> None:
+    for body in (single(create(status))[1], bulk([create(status)])):
+        said = b'"started_at":"2026-07-20T12:00:00.123456Z"' in msgspec.json.encode(body)
+        assert said == (status is not SpanStatus.PENDING)
+
+
+@pytest.mark.parametrize("operation", [create(), ENDED], ids=["active", "ended"])
+def test_without_given_ids_a_span_comes_without_its_id_and_else_the_same(
+    operation: CreateSpan,
+) -> None:
+    with_id = single(operation)[1], bulk([operation])
+    without = single(operation, given_ids=False)[1], bulk([operation], given_ids=False)
+    for one, other in zip(with_id, without, strict=True):
+        body = msgspec.json.encode(one)
+        assert body.count(b',"id":"span"') == 1
+        assert msgspec.json.encode(other) == body.replace(b',"id":"span"', b"")
+
+
+def test_a_finish_names_its_span_also_without_given_ids() -> None:
+    operation = end(SpanStatus.COMPLETE)
+    path, body = single(operation, given_ids=False)
+    assert (path, body) == single(operation)
+    assert bulk([operation], given_ids=False) == bulk([operation])
+
+
+@pytest.mark.parametrize(
+    ("zone", "text"),
+    [(UTC, b"Z"), (timezone(timedelta(hours=-3, minutes=-30)), b"-03:30")],
+)
+def test_every_time_has_an_offset(zone: timezone, text: bytes) -> None:
+    at = AT.astimezone(zone).replace(microsecond=0)
+    operation = msgspec.structs.replace(ENDED, timestamp=at, finished_at=at)
+    for body in (single(operation)[1], bulk([operation])):
+        written = msgspec.json.encode(body)
+        clock = at.strftime("%Y-%m-%dT%H:%M:%S").encode()
+        assert written.count(b'"%s%s"' % (clock, text)) == 2
+
+
+def test_what_the_api_has_no_call_for_is_refused() -> None:
+    with pytest.raises(OperationError, match="no call that changes the payload") as caught:
+        single(UPDATE)
+    assert caught.value.operation_type is OperationType.UPDATE_SPAN_PAYLOAD
+    with pytest.raises(OperationError, match="UPDATE_SPAN_PAYLOAD") as caught:
+        bulk([START, UPDATE])
+    assert caught.value.operation_type is OperationType.UPDATE_SPAN_PAYLOAD
+
+
+def test_a_registration_does_not_go_into_bulk() -> None:
+    with pytest.raises(OperationError, match="REGISTER_AGENT_INSTANCE") as caught:
+        bulk([register()])
+    assert caught.value.operation_type is OperationType.REGISTER_AGENT_INSTANCE
