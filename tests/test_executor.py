@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from contextvars import ContextVar
 from itertools import pairwise
 
@@ -60,13 +59,12 @@ async def test_workers_of_one_queue_work_in_parallel() -> None:
     assert anyio.current_time() - before == pytest.approx(1)
 
 
-async def test_with_a_queue_for_each_worker_the_order_of_each_queue_is_kept() -> None:
-    handler = Handler(seconds=1, failures={1: 1})
-    queues = [filled(1, 2, 3), filled(10, 20, 30)]
-    async with TaskExecutor(queues, handler, num_workers=2):
+async def test_one_worker_keeps_the_order_also_if_an_item_fails() -> None:
+    handler = Handler(seconds=1, failures={1: 1, 2: 2})
+    async with TaskExecutor(filled(1, 2, 3), handler, num_workers=1, drain_timeout=60):
         pass
-    assert [item for item in handler.done if item < 10] == [1, 2, 3]
-    assert [item for item in handler.done if item >= 10] == [10, 20, 30]
+    assert handler.done == [1, 2, 3]
+    assert [item for _, item in handler.attempts] == [1, 1, 2, 2, 2, 3]
 
 
 @pytest.mark.parametrize("max_retries", [0, 1, 3])
@@ -92,21 +90,6 @@ async def test_the_waits_between_attempts_double() -> None:
     for wait, base in zip(handler.waits(), [1, 2, 4], strict=True):
         assert 0.75 * base <= wait <= 1.25 * base
     assert handler.done == [1]
-
-
-async def test_a_retry_rule_of_ones_own_replaces_the_default() -> None:
-    asked: list[tuple[int, str, int]] = []
-
-    async def rule(item: int, error: Exception, attempt: int) -> float | None:
-        asked.append((item, str(error), attempt))
-        return 0.5 if attempt < 3 else None
-
-    handler = Handler(failures={1: float("inf")})
-    async with TaskExecutor(filled(1, 2), handler, num_workers=1, retry_delay=rule):
-        pass
-    assert asked == [(1, "item 1", 1), (1, "item 1", 2), (1, "item 1", 3)]
-    assert handler.waits()[:2] == [0.5, 0.5]
-    assert handler.done == [2]
 
 
 async def test_leaving_is_bounded_by_the_drain_timeout() -> None:
@@ -156,23 +139,6 @@ async def test_a_queue_that_raises_for_ever_lets_the_loop_and_the_clock_go_on() 
         # On virtual time this ends only if the worker waits and does not spin.
         await anyio.sleep(10)
     assert 2 <= queue.asked <= 10
-
-
-@pytest.mark.parametrize(
-    "break_down",
-    [lambda: RuntimeError("a bug"), lambda: KeyError("a bug"), lambda: RecursionError("a bug")],
-)
-async def test_a_worker_survives_a_broken_retry_rule(
-    break_down: Callable[[], Exception], caplog: pytest.LogCaptureFixture
-) -> None:
-    async def broken(item: int, error: Exception, attempt: int) -> float | None:
-        raise break_down()
-
-    handler = Handler(failures={1: 1})
-    async with TaskExecutor(filled(1, 2), handler, num_workers=1, retry_delay=broken):
-        pass
-    assert handler.done == [1, 2]
-    assert "a retry rule failed; the item is kept" in caplog.text
 
 
 async def test_workers_do_not_inherit_the_context_of_the_block() -> None:

@@ -180,7 +180,7 @@ def test_ctrl_c_that_trio_raises_in_a_worker_ends_the_body_and_leaves_as_itself(
 
             async def interrupting(scope: Any, receive: Any, send: Any) -> None:
                 nonlocal fired
-                if scope["path"].endswith("agent_spans") and not fired:
+                if scope["path"].endswith("bulk") and not fired:
                     fired = True
                     signal.raise_signal(signal.SIGINT)
                 await app(scope, receive, send)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import anyio.lowlevel
@@ -49,6 +50,12 @@ class Queue(ABC, Generic[T]):
     @abstractmethod
     def closed(self) -> bool:
         """Whether close() was called."""
+
+    async def drain(self, take: Callable[[T], object], most: int) -> None:
+        """Give what waits to ``take``, oldest first, at most ``most`` items; wait for none."""
+        while most > 0 and self.size() > 0:
+            take(await self.get())
+            most -= 1
 
     async def put(self, item: T) -> None:
         """Add an item, then give other tasks a turn."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import weakref
-from typing import TypeVar
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 import anyio.lowlevel
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from prefactor_core.queue.base import Queue, QueueClosedError
+
+if TYPE_CHECKING:
+    from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 T = TypeVar("T")
 
@@ -20,7 +24,8 @@ class InMemoryQueue(Queue[T]):
 
     def __init__(self) -> None:
         self._closed = False
-        self._changed = anyio.Event()
+        # One event for all who wait; None if nobody does.
+        self._changed: anyio.Event | None = None
         self._send, self._receive = anyio.create_memory_object_stream[T](math.inf)
         # A stream that is dropped open complains. This one holds no resource, and nobody can
         # wait on a queue that nobody refers to. Not __del__: in a cycle of garbage that may
@@ -31,7 +36,8 @@ class InMemoryQueue(Queue[T]):
         if self._closed:
             raise QueueClosedError("Cannot put to closed queue")
         self._send.send_nowait(item)
-        self._changed.set()
+        if self._changed is not None:
+            self._wake()
 
     async def get(self) -> T:
         # Not receive(): that hands the item to the waiting task before it runs, and asyncio's
@@ -41,12 +47,17 @@ class InMemoryQueue(Queue[T]):
             try:
                 return self._receive.receive_nowait()
             except anyio.WouldBlock:
-                # One event for all who wait; a new one once it has been used.
-                if self._changed.is_set():
+                if self._changed is None:
                     self._changed = anyio.Event()
                 await self._changed.wait()
             except anyio.EndOfStream:
                 raise QueueClosedError("Queue is closed and empty") from None
+
+    async def drain(self, take: Callable[[T], object], most: int) -> None:
+        await anyio.lowlevel.checkpoint()
+        with suppress(anyio.WouldBlock, anyio.EndOfStream):
+            for _ in range(most):
+                take(self._receive.receive_nowait())
 
     def size(self) -> int:
         return self._receive.statistics().current_buffer_used
@@ -56,11 +67,16 @@ class InMemoryQueue(Queue[T]):
         # and later, and leaves the items that are there to be taken.
         self._closed = True
         self._send.close()
-        self._changed.set()
+        self._wake()
 
     @property
     def closed(self) -> bool:
         return self._closed
+
+    def _wake(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
 
 def _close(send: MemoryObjectSendStream[T], receive: MemoryObjectReceiveStream[T]) -> None:

@@ -1,0 +1,241 @@
+"""Workers: tasks that outlive the body of their scope, on virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextvars import ContextVar
+from itertools import pairwise
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from prefactor_core.queue.workers import Workers
+
+virtual_time = pytest.mark.virtual_time
+
+
+class Service:
+    """Items that workers serve until it is closed and empty; what went on, with its time.
+
+    ``seconds``: for each item. ``errors``: raised instead, one by one.
+    """
+
+    def __init__(
+        self, *items: int, seconds: float = 1.0, errors: list[Exception] | None = None
+    ) -> None:
+        self.items = list(items)
+        self.seconds = seconds
+        self.errors = errors or []
+        self.done: list[int] = []
+        self.calls: list[tuple[float, int]] = []
+        self.closed = anyio.Event()
+
+    async def serve(self, number: int) -> None:
+        self.calls.append((anyio.current_time(), number))
+        while True:
+            if self.errors:
+                raise self.errors.pop(0)
+            if self.items:
+                await anyio.sleep(self.seconds)
+                self.done.append(self.items.pop(0))
+            elif self.closed.is_set():
+                return
+            else:
+                await self.closed.wait()
+
+    async def close(self) -> None:
+        self.closed.set()
+
+    def workers(self, *, count: int = 1, drain_timeout: float = 60.0) -> Workers:
+        return Workers(self.serve, self.close, count=count, drain_timeout=drain_timeout)
+
+
+@virtual_time
+async def test_each_worker_serves_with_its_number_until_what_it_serves_is_closed() -> None:
+    service = Service()
+    async with service.workers(count=3):
+        assert not service.closed.is_set()
+    assert sorted(number for _, number in service.calls) == [0, 1, 2]
+    assert service.closed.is_set()
+
+
+@virtual_time
+async def test_what_is_left_when_the_body_ends_is_still_served() -> None:
+    service = Service(1, 2, 3)
+    before = anyio.current_time()
+    async with service.workers():
+        assert service.done == []
+    assert service.done == [1, 2, 3]
+    assert anyio.current_time() - before == pytest.approx(3)
+
+
+@virtual_time
+@pytest.mark.parametrize(
+    "make_error",
+    [lambda: RuntimeError("a bug"), lambda: KeyError("a bug"), lambda: RecursionError("a bug")],
+    ids=["RuntimeError", "KeyError", "RecursionError"],
+)
+async def test_a_worker_survives_what_it_did_not_expect_and_serves_again_after_a_while(
+    make_error: Callable[[], Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    service = Service(1, 2, errors=[make_error(), make_error()])
+    async with service.workers():
+        pass
+    assert service.done == [1, 2]
+    times = [time for time, _ in service.calls]
+    first, second = (after - before for before, after in pairwise(times))
+    assert 0.75 <= first <= 1.25
+    assert 1.5 <= second <= 2.5
+    records = [r for r in caplog.records if r.name == "prefactor_core.queue.workers"]
+    assert [record.levelno for record in records] == [logging.ERROR] * 2
+    assert "an error that it did not expect" in records[0].getMessage()
+    assert records[0].exc_info is not None  # a bug of ours deserves its traceback
+
+
+@virtual_time
+async def test_a_worker_that_fails_for_ever_lets_the_loop_and_the_clock_go_on() -> None:
+    calls = 0
+
+    async def serve(number: int) -> None:
+        nonlocal calls
+        calls += 1
+        raise OSError("the disk is gone")
+
+    async def close() -> None: ...
+
+    before = anyio.current_time()
+    async with Workers(serve, close, count=1, drain_timeout=30):
+        # On virtual time this ends only if the worker waits and does not spin.
+        await anyio.sleep(10)
+    assert 2 <= calls <= 10
+    assert anyio.current_time() - before == pytest.approx(40)
+
+
+@virtual_time
+@pytest.mark.parametrize("cancelled", [False, True], ids=["in peace", "under a cancellation"])
+async def test_the_drain_takes_no_longer_than_its_time_out(cancelled: bool) -> None:
+    service = Service(1, 2, seconds=4)
+    before = anyio.current_time()
+    with anyio.CancelScope() as outer:
+        async with service.workers(drain_timeout=5):
+            if cancelled:
+                outer.cancel()
+                await anyio.sleep_forever()
+    assert outer.cancelled_caught == cancelled
+    assert service.done == [1]
+    assert anyio.current_time() - before == pytest.approx(5)
+
+
+@virtual_time
+async def test_a_cancellation_from_outside_reaches_the_body_and_not_the_workers() -> None:
+    service = Service(1, 2, 3)
+    with anyio.CancelScope() as outer:
+        async with service.workers():
+            outer.cancel()
+            await anyio.sleep_forever()
+    assert outer.cancelled_caught
+    assert service.done == [1, 2, 3]
+    assert len(service.calls) == 1
+
+
+@virtual_time
+@pytest.mark.parametrize("cancelled", [False, True], ids=["in peace", "under a cancellation"])
+async def test_the_bodys_exception_leaves_as_the_same_object(cancelled: bool) -> None:
+    error = ValueError("mine")
+    service = Service(1)
+    with pytest.raises(ValueError, match="mine") as caught, anyio.CancelScope() as outer:
+        async with service.workers():
+            if cancelled:
+                outer.cancel()
+            raise error
+    assert caught.value is error
+    assert error.__context__ is None
+    assert service.done == [1]
+
+
+@virtual_time
+async def test_what_cannot_be_closed_is_served_until_the_drain_is_over(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    service = Service(1)
+
+    async def close() -> None:
+        raise OSError("cannot be closed")
+
+    before = anyio.current_time()
+    async with Workers(service.serve, close, count=1, drain_timeout=5):
+        pass
+    assert service.done == [1]
+    assert anyio.current_time() - before == pytest.approx(5)
+    assert "a queue could not be closed" in caplog.text
+
+
+@virtual_time
+async def test_workers_do_not_inherit_the_context_of_the_body() -> None:
+    variable = ContextVar("variable", default="outside")
+    variable.set("inside the block")
+    seen: list[str] = []
+
+    async def serve(number: int) -> None:
+        seen.append(variable.get())
+
+    async def close() -> None: ...
+
+    async with Workers(serve, close, count=1, drain_timeout=1):
+        pass
+    # Once as the scope opens, once more for the drain.
+    assert seen == ["outside"] * 2
+
+
+@virtual_time
+async def test_workers_are_entered_once() -> None:
+    workers = Service().workers()
+    async with workers:
+        pass
+    with pytest.raises(RuntimeError, match="once"):
+        await workers.__aenter__()
+
+
+def cancel_workers() -> None:
+    for task in asyncio.all_tasks():
+        if task.get_name().startswith("prefactor-core-worker"):
+            task.cancel()
+
+
+@pytest.mark.parametrize("when", ["in the body", "in the drain"])
+def test_a_worker_that_was_cancelled_natively_is_called_again_for_the_drain(when: str) -> None:
+    async def main() -> None:
+        service = Service(1, 2, 3, seconds=0.001)
+
+        async def close() -> None:
+            await service.close()
+            if when == "in the drain":
+                cancel_workers()
+
+        with anyio.fail_after(5):
+            async with Workers(service.serve, close, count=1, drain_timeout=5):
+                await anyio.lowlevel.checkpoint()
+                if when == "in the body":
+                    cancel_workers()
+        assert service.done == [1, 2, 3]
+        assert [number for _, number in service.calls] == [0, 0]
+
+    asyncio.run(main())
+
+
+def test_what_always_raises_a_cancellation_ends_with_the_scope() -> None:
+    async def main() -> None:
+        async def serve(number: int) -> None:
+            raise asyncio.CancelledError
+
+        async def close() -> None: ...
+
+        with anyio.fail_after(5):
+            async with Workers(serve, close, count=2, drain_timeout=1):
+                await anyio.lowlevel.checkpoint()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
