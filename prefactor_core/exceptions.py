@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from prefactor_core.delivery.ledger import Statistics
     from prefactor_core.operations import OperationType
 
 
@@ -42,6 +43,22 @@ class OperationError(PrefactorCoreError):
     def __init__(self, message: str, operation_type: OperationType | None = None) -> None:
         super().__init__(message)
         self.operation_type = operation_type
+
+
+class PrefactorTelemetryFailureError(PrefactorCoreError):
+    """Something that was recorded could not be delivered, and ``raise_on_loss`` is set.
+
+    ``statistics``: the balance of the scope.
+    """
+
+    def __init__(self, message: str, statistics: Statistics) -> None:
+        super().__init__(message)
+        self.statistics = statistics
+
+    @property
+    def dropped_operations(self) -> int:
+        """How many operations were lost."""
+        return self.statistics.lost
 
 
 class InstanceNotFoundError(PrefactorCoreError):

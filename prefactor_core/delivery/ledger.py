@@ -3,87 +3,138 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import datetime
 
 from msgspec import Struct
+
+from prefactor_core.operations import Operation
 
 
 class Statistics(Struct, frozen=True, kw_only=True):
     """The balance of a client at one moment: accepted = delivered + pending + all dropped.
 
-    ``accepted``: operations recorded so far (starts and finishes of runs and spans).
+    ``accepted``: operations recorded so far (starts and finishes of runs and spans; a span
+    that is first told when it has ended is one operation).
     ``delivered``: taken by the API.
-    ``pending``: waiting, or on their way.
+    ``pending``: waiting, or on their way. ``pending_bytes``: what they take, about.
+    ``in_flight``: those of them that are in a request that has not been answered.
     ``dropped``: never to be delivered, by reason: ``refused`` (the API does not take it),
-    ``retries_exhausted`` (the API failed at it again and again while it was there),
+    ``retries_exhausted`` (the API failed at it again and again while it took others),
+    ``full`` (a new span met the bounds of :class:`~prefactor_core.QueueConfig`),
     ``drain_timeout`` (the scope ended first), ``queue`` (the client's queue did not take it).
-    ``requests``: attempts made. ``retries``: failed attempts that were followed by a wait
+    ``requests``: requests sent. ``retries``: those that failed and were followed by a wait
     for another.
-    ``last_error``: why the last attempt that failed did; None if none did.
+    ``merged``: finishes of spans that were sent together with their start, as one.
+    ``last_error``: why the last request that failed did; None if none did.
+    ``outage_since``: since when no request has been answered as it should, aware, in UTC;
+    None if the last one was.
     """
 
     accepted: int
     delivered: int
     pending: int
+    pending_bytes: int
+    in_flight: int
     dropped: dict[str, int]
     requests: int
     retries: int
+    merged: int
     last_error: str | None
+    outage_since: datetime | None
 
     @property
     def lost(self) -> int:
         """How many operations were dropped, whatever the reason."""
         return sum(self.dropped.values())
 
+    def describe_loss(self) -> str:
+        """What was lost, in one sentence."""
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
+        last_error = self.last_error or "none, but no answer came in time"
+        return (
+            f"{self.lost} of {self.accepted} Prefactor operations were not delivered "
+            f"({reasons}); last error: {last_error}"
+        )
+
 
 class Ledger:
     """Counts operations from recording to their end; each ends delivered or dropped."""
 
     def __init__(self) -> None:
-        self._accepted = 0
-        self._delivered = 0
+        self.accepted = 0
+        self.delivered = 0
+        self.pending = 0
+        self.pending_bytes = 0
+        self.in_flight = 0
+        self.outage_since: datetime | None = None
         self._dropped: Counter[str] = Counter()
         self._requests = 0
         self._retries = 0
+        self._merged = 0
         self._last_error: str | None = None
 
-    @property
-    def pending(self) -> int:
-        """How many operations were accepted and have not ended."""
-        return self._accepted - self._delivered - self._dropped.total()
-
-    def accept(self) -> None:
+    def accept(self, operation: Operation) -> None:
         """An operation was recorded."""
-        self._accepted += 1
+        self.accepted += 1
+        self.pending += 1
+        self.pending_bytes += operation.size
 
-    def attempt(self) -> None:
-        """An operation is sent."""
+    def merge(self, saved: int) -> None:
+        """Two operations will be sent as one, which takes ``saved`` bytes less."""
+        self._merged += 1
+        self.shrink(saved)
+
+    def shrink(self, saved: int) -> None:
+        """An operation takes ``saved`` bytes less than it did."""
+        self.pending_bytes -= saved
+
+    def request(self) -> None:
+        """A request is sent."""
         self._requests += 1
 
     def fail(self, error: Exception) -> None:
-        """An attempt failed; what becomes of the operation is told apart."""
+        """A request failed; what becomes of its operations is told apart."""
         self._last_error = f"{type(error).__name__}: {error}"
 
     def retry(self) -> None:
-        """An operation whose attempt failed will be sent again."""
+        """A request that failed will be sent again, or what is left of it."""
         self._retries += 1
 
-    def deliver(self) -> None:
-        """The API has taken an operation."""
-        self._delivered += 1
+    def deliver(self, count: int, size: int) -> None:
+        """The API has taken ``count`` operations of ``size`` bytes."""
+        self.delivered += count
+        self.pending -= count
+        self.pending_bytes -= size
 
-    def drop(self, reason: str, count: int = 1) -> None:
-        """Operations are given up."""
+    def drop(self, reason: str, count: int, size: int) -> None:
+        """``count`` operations of ``size`` bytes are given up."""
         if count > 0:
             self._dropped[reason] += count
+            self.pending -= count
+            self.pending_bytes -= size
+
+    def drop_new(self, reason: str) -> None:
+        """An operation is recorded only to be given up at once."""
+        self.accepted += 1
+        self.pending += 1
+        self.drop(reason, 1, 0)
+
+    def drop_rest(self, reason: str) -> None:
+        """Everything that is pending is given up."""
+        self.drop(reason, self.pending, self.pending_bytes)
 
     def statistics(self) -> Statistics:
         """The balance of this moment."""
         return Statistics(
-            accepted=self._accepted,
-            delivered=self._delivered,
+            accepted=self.accepted,
+            delivered=self.delivered,
             pending=self.pending,
+            pending_bytes=self.pending_bytes,
+            in_flight=self.in_flight,
             dropped=dict(self._dropped),
             requests=self._requests,
             retries=self._retries,
+            merged=self._merged,
             last_error=self._last_error,
+            outage_since=self.outage_since,
         )

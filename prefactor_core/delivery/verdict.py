@@ -1,4 +1,4 @@
-"""What a failed attempt means for its operation. Pure."""
+"""What a failed attempt means. Pure."""
 
 from __future__ import annotations
 
@@ -7,14 +7,25 @@ from enum import Enum, auto
 from prefactor_core.exceptions import (
     OperationError,
     PrefactorApiError,
+    PrefactorAuthError,
     PrefactorConflictError,
     PrefactorContractError,
     PrefactorRateLimitError,
     PrefactorServerError,
     PrefactorUnreachableError,
+    PrefactorValidationError,
     PrefactorValueError,
 )
-from prefactor_core.operations import FinishAgentInstance, FinishSpan, Operation
+from prefactor_core.operations import (
+    CreateSpan,
+    FinishAgentInstance,
+    FinishSpan,
+    Operation,
+    StartAgentInstance,
+)
+
+_NO_SUCH_CALL = (404, 405, 501)
+_TOO_LARGE = 413
 
 
 class Verdict(Enum):
@@ -24,27 +35,61 @@ class Verdict(Enum):
     """The API is where the operation wanted it: as good as delivered."""
 
     REFUSED = auto()
-    """The API does not take this operation; another attempt would not change that."""
+    """The API does not take this; another attempt would not change that."""
 
-    AWAY = auto()
-    """The API is not there, or is busy: keep the operation for as long as it takes."""
+    TOO_LARGE = auto()
+    """The API would take it if it were smaller."""
 
-    FAULT = auto()
-    """The API failed; whether at this operation or altogether, this answer does not say."""
+    ID_REFUSED = auto()
+    """The API would take it without the id that was given."""
+
+    PARENT_REFUSED = auto()
+    """The API would take it without the parent that was given."""
+
+    DENIED = auto()
+    """The API does not take the token, whatever is sent with it."""
+
+    BUSY = auto()
+    """The API is there and asks for patience."""
+
+    FAILED = auto()
+    """No answer, or none that means anything: by itself it does not say whose fault it is."""
 
 
 def judge(operation: Operation, error: Exception) -> Verdict:
-    """What ``error`` means for ``operation``."""
+    """What ``error`` means for ``operation``, sent by its own endpoint."""
+    if isinstance(error, PrefactorConflictError) and isinstance(
+        operation, FinishSpan | FinishAgentInstance | StartAgentInstance
+    ):
+        # Begun or ended already: an earlier attempt got through, or it was somebody else.
+        return Verdict.SETTLED
+    if isinstance(operation, CreateSpan) and isinstance(error, PrefactorValidationError):
+        fields = {name.removeprefix("details.") for name in error.errors}
+        if "parent_span_id" in fields and operation.parent_span_id is not None:
+            return Verdict.PARENT_REFUSED
+        if "id" in fields:
+            return Verdict.ID_REFUSED
+    return judge_request(error)
+
+
+def judge_request(error: Exception) -> Verdict:
+    """What ``error`` means for a request of any number of operations."""
+    if isinstance(error, PrefactorApiError) and error.status_code == _TOO_LARGE:
+        return Verdict.TOO_LARGE
     match error:
-        case PrefactorConflictError() if isinstance(operation, FinishSpan | FinishAgentInstance):
-            # Already ended: an earlier attempt got through, or somebody else ended it.
-            return Verdict.SETTLED
-        case PrefactorUnreachableError() | PrefactorRateLimitError():
-            return Verdict.AWAY
-        case PrefactorServerError() | PrefactorContractError():
-            return Verdict.FAULT
+        case PrefactorAuthError():
+            return Verdict.DENIED
+        case PrefactorRateLimitError():
+            return Verdict.BUSY
+        case PrefactorUnreachableError() | PrefactorServerError() | PrefactorContractError():
+            return Verdict.FAILED
         case PrefactorApiError() | PrefactorValueError() | OperationError():
             return Verdict.REFUSED
         case _:
             # A bug of ours, or something that the transport let through.
-            return Verdict.FAULT
+            return Verdict.FAILED
+
+
+def lacks_call(error: Exception) -> bool:
+    """Whether ``error`` says that the API has no such call at all."""
+    return isinstance(error, PrefactorApiError) and error.status_code in _NO_SUCH_CALL

@@ -1,0 +1,152 @@
+"""Identity: what the API calls the runs and spans that were recorded. Pure.
+
+Operations carry the ids that they were recorded with. Mostly these are what the API calls
+things too. They are not while a run could not be registered yet (its ids then have a
+provisional partition, API.md section 3), and with an API that makes all ids itself.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from prefactor_core import identifiers
+from prefactor_core.operations import (
+    CreateSpan,
+    FinishAgentInstance,
+    FinishSpan,
+    Operation,
+    StartAgentInstance,
+)
+
+_NO_PARTITION = "0" * 32
+
+
+class RunIdentity:
+    """The ids of one run, and what became of its spans on their way.
+
+    ``recorded_id``: what its operations call the run. ``id``: what the API calls it, as soon
+    as that is known. ``registered``: False while it waits for that. ``lost``: why the run, and so
+    all of it, cannot be delivered; None if it can.
+    """
+
+    __slots__ = ("_api_ids", "_lost_spans", "id", "lost", "recorded_id", "registered")
+
+    def __init__(self, recorded_id: str, id: str | None = None) -> None:
+        self.recorded_id = recorded_id
+        self.id = recorded_id if id is None else id
+        self.registered = True
+        self.lost: str | None = None
+        # Span ids as recorded, each to what the API made instead.
+        self._api_ids: dict[str, str] = {}
+        # Of creates that were given up: why, and the nearest ancestor that was not. By the part
+        # of the span's id that stays the same.
+        self._lost_spans: dict[str, tuple[str, str | None]] = {}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether everything of the run is called as it was recorded, and nothing was lost."""
+        return self.id == self.recorded_id and not self._api_ids and not self._lost_spans
+
+    def span_id(self, recorded_id: str) -> str:
+        """What the API calls a span, as far as that is known."""
+        known = self._api_ids.get(recorded_id)
+        if known is not None:
+            return known
+        if self.id == self.recorded_id:
+            return recorded_id
+        return identifiers.with_partition_of(self.id, recorded_id)
+
+    def span_made(self, recorded_id: str, api_id: str) -> None:
+        """The API has made a span, under an id that may be its own."""
+        if api_id != self.span_id(recorded_id):
+            self._api_ids[recorded_id] = api_id
+
+    def span_lost(self, create: CreateSpan, reason: str) -> None:
+        """A span was given up: its finish goes with it, its children hang on its parent."""
+        # Resolved now: ids and parents may be the user's own, and run in a circle.
+        parent_id = self._not_lost(create.parent_span_id)
+        bare = _bare(create.span_id)
+        if parent_id is not None and _bare(parent_id) == bare:
+            parent_id = None
+        self._lost_spans[bare] = (reason, parent_id)
+
+    def reason_lost(self, operation: Operation) -> str | None:
+        """Why an operation cannot be delivered any more; None if it can."""
+        if self.lost is None and isinstance(operation, FinishSpan):
+            return self._lost_spans.get(_bare(operation.span_id), (None, None))[0]
+        return self.lost
+
+    def addressed(self, operation: Operation) -> Operation:
+        """The operation with the ids that the API knows."""
+        if self.is_plain:
+            return operation
+        match operation:
+            case CreateSpan():
+                parent_id = self._not_lost(operation.parent_span_id)
+                return msgspec.structs.replace(
+                    operation,
+                    instance_id=self.id,
+                    span_id=self.span_id(operation.span_id),
+                    parent_span_id=None if parent_id is None else self.span_id(parent_id),
+                )
+            case FinishSpan():
+                return msgspec.structs.replace(
+                    operation, instance_id=self.id, span_id=self.span_id(operation.span_id)
+                )
+            case StartAgentInstance() | FinishAgentInstance():
+                return msgspec.structs.replace(operation, instance_id=self.id)
+            case _:
+                return operation
+
+    def _not_lost(self, span_id: str | None) -> str | None:
+        """The span itself, or its nearest ancestor that was not lost."""
+        seen: set[str] = set()
+        while span_id is not None and (bare := _bare(span_id)) in self._lost_spans:
+            if bare in seen:
+                return None
+            seen.add(bare)
+            span_id = self._lost_spans[bare][1]
+        return span_id
+
+
+def _bare(span_id: str) -> str:
+    """What is the same in a span's provisional id and its final one."""
+    return identifiers.with_partition_of(_NO_PARTITION, span_id)
+
+
+class Identities:
+    """The identities of a client's runs, for as long as something of them is to be delivered.
+
+    ``given_ids``: whether the API takes the ids that it is given; once it does not, it makes
+    all of them, for this client's life.
+    """
+
+    def __init__(self) -> None:
+        self.given_ids = True
+        self._runs: dict[str, RunIdentity] = {}
+
+    def add(self, recorded_id: str, id: str | None = None) -> RunIdentity:
+        """The identity of a run that is recorded as ``recorded_id`` from now on."""
+        run = RunIdentity(recorded_id, id)
+        self._runs[recorded_id] = self._runs[run.id] = run
+        return run
+
+    def registered(self, recorded_id: str, id: str) -> None:
+        """The API has made a run known, as ``id``."""
+        run = self.of(recorded_id)
+        run.id, run.registered = id, True
+        self._runs[id] = run
+
+    def of(self, instance_id: str) -> RunIdentity:
+        """The identity of a run, by either id; one that was not added is called as it is."""
+        return self._runs.get(instance_id) or RunIdentity(instance_id)
+
+    def keep(self, run: RunIdentity) -> None:
+        """Something about a run that another client registered is to be remembered."""
+        self._runs.setdefault(run.recorded_id, run)
+
+    def forget(self, recorded_id: str) -> None:
+        """A run has ended, and all of it is delivered or lost."""
+        run = self._runs.pop(recorded_id, None)
+        if run is not None:
+            self._runs.pop(run.id, None)

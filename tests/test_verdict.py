@@ -1,0 +1,223 @@
+"""Verdicts: what each answer of the API, or the want of one, means for an operation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec import Raw
+
+from prefactor_core.api.errors import error_from_answer
+from prefactor_core.delivery.verdict import Verdict, judge, judge_request, lacks_call
+from prefactor_core.exceptions import (
+    OperationError,
+    PrefactorApiError,
+    PrefactorAuthError,
+    PrefactorConflictError,
+    PrefactorContractError,
+    PrefactorNotFoundError,
+    PrefactorRateLimitError,
+    PrefactorServerError,
+    PrefactorUnreachableError,
+    PrefactorValidationError,
+    PrefactorValueError,
+)
+from prefactor_core.lifecycle import InstanceStatus, SpanStatus
+from prefactor_core.operations import (
+    CreateSpan,
+    FinishAgentInstance,
+    FinishSpan,
+    Operation,
+    OperationType,
+    RegisterAgentInstance,
+    StartAgentInstance,
+    UpdateSpanPayload,
+)
+
+COMMON: dict[str, Any] = {
+    "timestamp": datetime(2026, 7, 20, 12, tzinfo=UTC),
+    "idempotency_key": "key-of-the-step",
+    "instance_id": "run",
+}
+OPERATIONS: list[Operation] = [
+    RegisterAgentInstance(**COMMON, agent_id="agent", agent_version={}, agent_schema_version={}),
+    StartAgentInstance(**COMMON),
+    FinishAgentInstance(**COMMON, status=InstanceStatus.COMPLETE),
+    CreateSpan(
+        **COMMON,
+        span_id="span",
+        schema_name="agent:llm",
+        status=SpanStatus.ACTIVE,
+        payload=Raw(b"{}"),
+    ),
+    FinishSpan(**COMMON, span_id="span", status=SpanStatus.COMPLETE),
+    UpdateSpanPayload(**COMMON, span_id="span", payload=Raw(b"{}")),
+]
+FINISHES = {OperationType.FINISH_AGENT_INSTANCE, OperationType.FINISH_SPAN}
+
+every_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: o.type.name)
+
+PROPER = {
+    400: Verdict.REFUSED,
+    401: Verdict.DENIED,
+    402: Verdict.REFUSED,
+    403: Verdict.DENIED,
+    404: Verdict.REFUSED,
+    405: Verdict.REFUSED,
+    408: Verdict.REFUSED,
+    410: Verdict.REFUSED,
+    413: Verdict.TOO_LARGE,
+    418: Verdict.REFUSED,
+    422: Verdict.REFUSED,
+    429: Verdict.BUSY,
+    499: Verdict.REFUSED,
+    500: Verdict.FAILED,
+    501: Verdict.FAILED,
+    502: Verdict.FAILED,
+    503: Verdict.FAILED,
+    504: Verdict.FAILED,
+    599: Verdict.FAILED,
+}
+"""What an answer in the form of the API means, for a single operation and for bulk."""
+
+
+def answer(status: int, body: bytes | None = None, **how: Any) -> PrefactorApiError:
+    """The error that an answer becomes."""
+    if body is None:
+        body = b'{"status":"error","code":"spoiled","message":"no"}'
+    return error_from_answer("POST bulk", status, body, None, **how)
+
+
+@every_operation
+@pytest.mark.parametrize(("status", "verdict"), PROPER.items())
+def test_the_status_of_an_answer_decides(
+    operation: Operation, status: int, verdict: Verdict
+) -> None:
+    assert judge(operation, answer(status)) is verdict
+    assert judge_request(answer(status)) is verdict
+
+
+@every_operation
+def test_a_step_that_is_in_conflict_was_made_already(operation: Operation) -> None:
+    steps = {*FINISHES, OperationType.START_AGENT_INSTANCE}
+    expected = Verdict.SETTLED if operation.type in steps else Verdict.REFUSED
+    assert judge(operation, answer(409)) is expected
+
+
+def test_a_conflict_of_a_whole_request_settles_nothing() -> None:
+    # Bulk tells its conflicts by item; one for all of them does not say which.
+    assert judge_request(answer(409)) is Verdict.REFUSED
+
+
+@every_operation
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'"no"'])
+@pytest.mark.parametrize(
+    ("status", "verdict"),
+    [
+        (400, Verdict.FAILED),
+        (404, Verdict.FAILED),
+        (405, Verdict.FAILED),
+        (409, Verdict.FAILED),
+        (422, Verdict.FAILED),
+        (401, Verdict.DENIED),
+        (413, Verdict.TOO_LARGE),
+        (429, Verdict.BUSY),
+        (502, Verdict.FAILED),
+    ],
+)
+def test_what_is_not_in_the_form_of_the_api_refuses_nothing(
+    operation: Operation, status: int, verdict: Verdict, body: bytes
+) -> None:
+    # Something in between answers: it has no say in what the API would take.
+    assert judge(operation, answer(status, body)) is verdict
+    assert judge_request(answer(status, body)) is verdict
+
+
+@pytest.mark.parametrize("status", [400, 404, 408, 422, 451])
+def test_a_status_that_is_configured_to_pass_passes(status: int) -> None:
+    assert judge_request(answer(status, passing=(status,))) is Verdict.FAILED
+
+
+def test_a_conflict_that_is_configured_to_pass_is_no_end() -> None:
+    for operation in OPERATIONS:
+        assert judge(operation, answer(409, passing=(409,))) is Verdict.FAILED
+
+
+@every_operation
+@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize("name", ["id", "details.id"])
+def test_only_the_create_of_a_span_can_be_refused_for_its_id(
+    operation: Operation, status: int, name: str
+) -> None:
+    errors = {name: {"code": "invalid_value"}, "schema_name": {"code": "required"}}
+    error = answer(status, msgspec.json.encode({"status": "error", "errors": errors}))
+    is_create = operation.type is OperationType.CREATE_SPAN
+    assert judge(operation, error) is (Verdict.ID_REFUSED if is_create else Verdict.REFUSED)
+    assert judge_request(error) is Verdict.REFUSED
+
+
+@every_operation
+@pytest.mark.parametrize("name", ["parent_span_id", "agent_instance_id", "details", "i", ""])
+def test_another_field_is_not_the_id(operation: Operation, name: str) -> None:
+    error = PrefactorValidationError("no", status_code=422, errors={name: "wrong"})
+    assert judge(operation, error) is Verdict.REFUSED
+
+
+CLASSES: list[tuple[Exception, Verdict]] = [
+    (PrefactorUnreachableError("nobody is there"), Verdict.FAILED),
+    (PrefactorContractError("what is this", status_code=200), Verdict.FAILED),
+    (PrefactorContractError("what is this"), Verdict.FAILED),
+    (PrefactorServerError("no", status_code=500), Verdict.FAILED),
+    (PrefactorRateLimitError("slowly", status_code=429, retry_after=7.0), Verdict.BUSY),
+    (PrefactorAuthError("who", status_code=401), Verdict.DENIED),
+    (PrefactorNotFoundError("what", status_code=404), Verdict.REFUSED),
+    (PrefactorValidationError("no", status_code=422), Verdict.REFUSED),
+    (PrefactorApiError("no", status_code=418), Verdict.REFUSED),
+    (PrefactorValueError("cannot be written as JSON"), Verdict.REFUSED),
+    (OperationError("no such call"), Verdict.REFUSED),
+    # Bugs, ours or another's: never the operation's fault at the first sight.
+    (RuntimeError("a bug"), Verdict.FAILED),
+    (KeyError("a bug"), Verdict.FAILED),
+    (ValueError("a bug"), Verdict.FAILED),
+    (TimeoutError(), Verdict.FAILED),
+    (OSError(), Verdict.FAILED),
+    (ExceptionGroup("bugs", [ValueError()]), Verdict.FAILED),
+]
+
+
+@every_operation
+@pytest.mark.parametrize(
+    ("error", "verdict"), CLASSES, ids=[type(error).__name__ for error, _ in CLASSES]
+)
+def test_every_kind_of_error_has_its_meaning(
+    operation: Operation, error: Exception, verdict: Verdict
+) -> None:
+    assert judge(operation, error) is verdict
+    assert judge_request(error) is verdict
+
+
+def all_kinds_of(cls: type[PrefactorApiError]) -> Iterator[type[PrefactorApiError]]:
+    yield cls
+    for kind in cls.__subclasses__():
+        yield from all_kinds_of(kind)
+
+
+def test_no_kind_of_error_of_the_api_was_forgotten_here() -> None:
+    assert set(all_kinds_of(PrefactorApiError)) == {
+        *{type(error) for error, _ in CLASSES if isinstance(error, PrefactorApiError)},
+        PrefactorConflictError,
+    }
+
+
+@pytest.mark.parametrize("body", [None, b"<html>"], ids=["proper", "html"])
+@pytest.mark.parametrize("status", [400, 401, 404, 405, 409, 413, 422, 429, 500, 501, 503])
+def test_a_call_is_lacking_by_its_status_whoever_says_so(status: int, body: bytes | None) -> None:
+    assert lacks_call(answer(status, body)) == (status in (404, 405, 501))
+
+
+@pytest.mark.parametrize("error", [PrefactorUnreachableError("no"), ValueError("no")])
+def test_without_an_answer_no_call_is_lacking(error: Exception) -> None:
+    assert not lacks_call(error)
