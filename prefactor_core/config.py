@@ -7,13 +7,34 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
-from urllib.parse import urlsplit
+from collections.abc import Mapping
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    Protocol,
+    Self,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    cast,
+)
 
 from msgspec import Struct, field
 from msgspec.structs import fields
 
+from prefactor_core.capture import Redact
+from prefactor_core.checks import (
+    has_host,
+    to_at_least,
+    to_count,
+    to_number,
+    to_positive,
+    to_seconds,
+    to_statuses,
+    to_text,
+    to_whole,
+)
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.schema_registry import SchemaRegistry
 
@@ -82,8 +103,8 @@ class HttpClientConfig(Struct):
     default_idempotency_key: str | None = None
 
     def __post_init__(self) -> None:
-        self.api_url = _text("api_url", self.api_url)
-        self.api_token = _text("api_token", self.api_token)
+        self.api_url = to_text("api_url", self.api_url)
+        self.api_token = to_text("api_token", self.api_token)
         if not self.api_url:
             raise PrefactorValueError("api_url is required")
         if self.is_local:
@@ -104,7 +125,7 @@ class HttpClientConfig(Struct):
             raise PrefactorValueError(
                 f"api_url must begin with https://, http:// or local:, got {shown}"
             )
-        elif not _has_host(self.api_url):
+        elif not has_host(self.api_url):
             raise PrefactorValueError(
                 f"api_url must have a host, and a port up to 65535 if any, got {self.api_url!r}"
             )
@@ -119,17 +140,19 @@ class HttpClientConfig(Struct):
                 "api_token has a character that no token has (a line break, or one beyond ASCII); "
                 "was it copied whole and alone?"
             )
-        self.request_timeout = _positive("request_timeout", self.request_timeout)
-        self.connect_timeout = _positive("connect_timeout", self.connect_timeout)
-        self.max_retries = _count("max_retries", self.max_retries)
-        self.initial_retry_delay = _positive("initial_retry_delay", self.initial_retry_delay)
-        self.max_retry_delay = _positive("max_retry_delay", self.max_retry_delay)
-        self.retry_multiplier = _number("retry_multiplier", self.retry_multiplier)
+        self.request_timeout = to_positive("request_timeout", self.request_timeout)
+        self.connect_timeout = to_positive("connect_timeout", self.connect_timeout)
+        self.max_retries = to_count("max_retries", self.max_retries)
+        self.initial_retry_delay = to_positive("initial_retry_delay", self.initial_retry_delay)
+        self.max_retry_delay = to_positive("max_retry_delay", self.max_retry_delay)
+        self.retry_multiplier = to_number("retry_multiplier", self.retry_multiplier)
         if not self.retry_multiplier >= 1:
             raise PrefactorValueError(
                 f"retry_multiplier must be >= 1, got {self.retry_multiplier!r}"
             )
-        self.retry_on_status_codes = _statuses(self.retry_on_status_codes)
+        self.retry_on_status_codes = to_statuses(
+            "retry_on_status_codes", self.retry_on_status_codes
+        )
 
     @property
     def is_local(self) -> bool:
@@ -155,6 +178,16 @@ class QueueConfig(Struct):
     for others, is tried again before it is given up; 0 or more. While the API itself is
     away, nothing is given up for as long as the scope lives.
     ``retry_delay_base``: the first wait before another attempt, in seconds.
+    ``batch_window``: how long an operation waits for others to share its request, in
+    seconds; 0 or more.
+    ``max_batch_operations``, ``max_batch_bytes``: how much goes into one request, at least
+    one operation. The bytes are those of payloads, and an estimate for the rest.
+    ``max_pending_operations``, ``max_pending_bytes``: how much may wait to be delivered. By
+    default there is room for a burst of more than 50,000 ordinary spans.
+    ``when_full``: what becomes of a new span then. ``"drop"``: it is not recorded, but
+    counted, and its children become those of its parent. ``"wait"``: ``async with`` and
+    ``create_span`` wait for room, and nothing is lost; synchronous code, which cannot wait,
+    drops. Whatever belongs to what was taken before is always taken.
 
     Raises :class:`PrefactorValueError` for a value out of its bounds.
     """
@@ -162,15 +195,44 @@ class QueueConfig(Struct):
     num_workers: int = 3
     max_retries: int = 3
     retry_delay_base: float = 1.0
+    batch_window: float = 0.1
+    max_batch_operations: int = 1_000
+    # Below the 1 MiB that many a proxy takes.
+    max_batch_bytes: int = 1_000_000
+    max_pending_operations: int = 200_000
+    max_pending_bytes: int = 128 * 1024 * 1024
+    when_full: Literal["drop", "wait"] = "drop"
 
     def __post_init__(self) -> None:
-        self.num_workers = _whole("num_workers", self.num_workers)
+        self.num_workers = to_whole("num_workers", self.num_workers)
         if not 1 <= self.num_workers <= 20:
             raise PrefactorValueError(
                 f"num_workers must be between 1 and 20, got {self.num_workers!r}"
             )
-        self.max_retries = _count("max_retries", self.max_retries)
-        self.retry_delay_base = _positive("retry_delay_base", self.retry_delay_base)
+        self.max_retries = to_count("max_retries", self.max_retries)
+        self.retry_delay_base = to_positive("retry_delay_base", self.retry_delay_base)
+        self.batch_window = to_seconds("batch_window", self.batch_window)
+        for name in (
+            "max_batch_operations",
+            "max_batch_bytes",
+            "max_pending_operations",
+            "max_pending_bytes",
+        ):
+            setattr(self, name, to_at_least(name, getattr(self, name), 1))
+        if self.when_full not in ("drop", "wait"):
+            raise PrefactorValueError(f"when_full must be 'drop' or 'wait', got {self.when_full!r}")
+
+
+class PrefactorOptions(TypedDict, total=False):
+    """The fields of :class:`PrefactorCoreConfig` that ``open_prefactor`` takes by name."""
+
+    queue_config: QueueConfig | Mapping[str, object]
+    registration_timeout: float
+    drain_timeout: float
+    raise_on_loss: bool
+    capture_payloads: bool
+    max_payload_bytes: int
+    redact: Redact | None
 
 
 class PrefactorCoreConfig(Struct, kw_only=True):
@@ -182,6 +244,14 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     ``schema_registry``: span types to register with every agent instance.
     ``registration_timeout``: how long ``create_agent_instance`` tries to register a run.
     ``drain_timeout``: how long leaving the scope waits until everything is delivered.
+    ``raise_on_loss``: whether a scope in which something was lost ends with a
+    :class:`~prefactor_core.PrefactorTelemetryFailureError`, if its body did not raise.
+    ``capture_payloads``: False records what happened and when, but no payloads and results;
+    of an error only its type.
+    ``max_payload_bytes``: how large the JSON of one payload or result may be, at least 1,024
+    bytes; the largest texts in it are cut to what fits, and say so.
+    ``redact``: a function that gets every payload and result, as decoded JSON, and gives what
+    is recorded of it; :func:`~prefactor_core.redact_keys` makes one.
 
     Raises :class:`PrefactorValueError` for a value out of its bounds.
     """
@@ -191,6 +261,10 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     schema_registry: SchemaRegistry | None = None
     registration_timeout: float = 10.0
     drain_timeout: float = 10.0
+    raise_on_loss: bool = False
+    capture_payloads: bool = True
+    max_payload_bytes: int = 500_000
+    redact: Redact | None = None
 
     if TYPE_CHECKING:
         # What is taken is wider than what is kept, which a struct's fields can't say.
@@ -202,6 +276,10 @@ class PrefactorCoreConfig(Struct, kw_only=True):
             schema_registry: SchemaRegistry | None = None,
             registration_timeout: float = 10.0,
             drain_timeout: float = 10.0,
+            raise_on_loss: bool = False,
+            capture_payloads: bool = True,
+            max_payload_bytes: int = 500_000,
+            redact: Redact | None = None,
         ) -> None: ...
 
     def __post_init__(self) -> None:
@@ -214,12 +292,16 @@ class PrefactorCoreConfig(Struct, kw_only=True):
                 "schema_registry must be a SchemaRegistry, got "
                 f"{type(self.schema_registry).__qualname__}"
             )
-        self.registration_timeout = _positive("registration_timeout", self.registration_timeout)
-        self.drain_timeout = _number("drain_timeout", self.drain_timeout)
-        if not self.drain_timeout >= 0:
-            raise PrefactorValueError(
-                f"drain_timeout must be non-negative, got {self.drain_timeout!r}"
-            )
+        self.registration_timeout = to_positive("registration_timeout", self.registration_timeout)
+        self.drain_timeout = to_seconds("drain_timeout", self.drain_timeout)
+        for name in ("raise_on_loss", "capture_payloads"):
+            if not isinstance(getattr(self, name), bool):
+                raise PrefactorValueError(
+                    f"{name} must be True or False, got {getattr(self, name)!r}"
+                )
+        self.max_payload_bytes = to_at_least("max_payload_bytes", self.max_payload_bytes, 1024)
+        if self.redact is not None and not callable(self.redact):
+            raise PrefactorValueError(f"redact must be a function, got {self.redact!r}")
 
     @classmethod
     def from_env(
@@ -228,6 +310,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
         api_url: str | None = None,
         api_token: str | None = None,
         schema_registry: SchemaRegistry | None = None,
+        **options: Unpack[PrefactorOptions],
     ) -> Self:
         """The configuration that ``PREFACTOR_API_URL`` and ``PREFACTOR_API_TOKEN`` give.
 
@@ -235,7 +318,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
         with a ``local:`` URL. Raises :class:`PrefactorValueError` if there is no URL, or no
         token where one is needed.
         """
-        url = _text("api_url", api_url or "") or os.environ.get("PREFACTOR_API_URL", "").strip()
+        url = to_text("api_url", api_url or "") or os.environ.get("PREFACTOR_API_URL", "").strip()
         if not url:
             raise PrefactorValueError(_NOTHING_CONFIGURED)
         if not api_token and not url.startswith(LOCAL_PREFIX):
@@ -243,6 +326,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
         return cls(
             http_config=HttpClientConfig(api_url=url, api_token=api_token or ""),
             schema_registry=schema_registry,
+            **options,
         )
 
 
@@ -275,59 +359,3 @@ def _struct(name: str, value: object, cls: type[_Config]) -> _Config:
             f"{name} must be a {cls.__name__} or a mapping of its fields, got {kind}"
         )
     return cls(**given)
-
-
-def _has_host(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.hostname is not None and (parts.port is None or parts.port > 0)
-    except ValueError:  # the port is no number, or too large
-        return False
-
-
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise PrefactorValueError(f"{name} must be a string, got {type(value).__qualname__}")
-    return value.strip()
-
-
-def _number(name: str, value: object) -> float:
-    """A number, or the text of one (from an environment or a file)."""
-    if isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except (ValueError, OverflowError):
-            pass
-    raise PrefactorValueError(f"{name} must be a number, got {value!r}")
-
-
-def _whole(name: str, value: object) -> int:
-    number = _number(name, value)
-    if not number.is_integer():
-        raise PrefactorValueError(f"{name} must be a whole number, got {value!r}")
-    return int(number)
-
-
-def _positive(name: str, value: object) -> float:
-    number = _number(name, value)
-    if not number > 0:
-        raise PrefactorValueError(f"{name} must be positive, got {value!r}")
-    return number
-
-
-def _statuses(value: object) -> tuple[int, ...]:
-    name = "retry_on_status_codes"
-    if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
-        raise PrefactorValueError(f"{name} must be a collection of HTTP statuses, got {value!r}")
-    statuses = tuple(_whole(name, status) for status in cast("Iterable[object]", value))
-    for status in statuses:
-        if not 400 <= status <= 599:
-            raise PrefactorValueError(f"{name} must be between 400 and 599, got {status!r}")
-    return statuses
-
-
-def _count(name: str, value: object) -> int:
-    number = _whole(name, value)
-    if number < 0:
-        raise PrefactorValueError(f"{name} must be non-negative, got {value!r}")
-    return number

@@ -92,6 +92,13 @@ REFUSED_QUEUE: list[tuple[str, Any, str]] = [
     ("max_retries", -1, "max_retries must be non-negative, got -1"),
     ("retry_delay_base", 0, "retry_delay_base must be positive, got 0"),
     ("retry_delay_base", "-1", "retry_delay_base must be positive, got '-1'"),
+    ("batch_window", -0.1, "batch_window must be non-negative, got -0.1"),
+    ("max_batch_operations", 0, "max_batch_operations must be at least 1, got 0"),
+    ("max_batch_bytes", 0, "max_batch_bytes must be at least 1, got 0"),
+    ("max_pending_operations", 0, "max_pending_operations must be at least 1, got 0"),
+    ("max_pending_operations", 1.5, "max_pending_operations must be a whole number, got 1.5"),
+    ("max_pending_bytes", -1, "max_pending_bytes must be at least 1, got -1"),
+    ("when_full", "block", "when_full must be 'drop' or 'wait', got 'block'"),
 ]
 REFUSED_CORE: list[tuple[str, Any, str]] = [
     ("registration_timeout", 0, "registration_timeout must be positive, got 0"),
@@ -128,7 +135,8 @@ REFUSED_CORE: list[tuple[str, Any, str]] = [
         {"workers": 3},
         (
             "queue_config has no field 'workers'; its fields are num_workers, max_retries, "
-            "retry_delay_base"
+            "retry_delay_base, batch_window, max_batch_operations, max_batch_bytes, "
+            "max_pending_operations, max_pending_bytes, when_full"
         ),
     ),
     (
@@ -194,6 +202,7 @@ def test_a_refusal_is_an_error_of_ours_and_a_value_error() -> None:
 @pytest.mark.parametrize("workers", [1, 20])
 def test_the_bounds_themselves_are_taken(workers: int) -> None:
     assert QueueConfig(num_workers=workers, max_retries=0).num_workers == workers
+    assert QueueConfig(batch_window=0, max_batch_operations=1).batch_window == 0
     assert http(max_retries=0, retry_multiplier=1).retry_multiplier == 1
     assert core(drain_timeout=0).drain_timeout == 0
 
@@ -213,10 +222,24 @@ def test_the_defaults_are_those_that_are_documented() -> None:
     }
     assert msgspec.structs.asdict(core()) == {
         "http_config": http(),
-        "queue_config": QueueConfig(num_workers=3, max_retries=3, retry_delay_base=1.0),
+        "queue_config": QueueConfig(
+            num_workers=3,
+            max_retries=3,
+            retry_delay_base=1.0,
+            batch_window=0.1,
+            max_batch_operations=1_000,
+            max_batch_bytes=1_000_000,
+            max_pending_operations=200_000,
+            max_pending_bytes=128 * 1024 * 1024,
+            when_full="drop",
+        ),
         "schema_registry": None,
         "registration_timeout": 10.0,
         "drain_timeout": 10.0,
+        "raise_on_loss": False,
+        "capture_payloads": True,
+        "max_payload_bytes": 500_000,
+        "redact": None,
     }
 
 

@@ -1,0 +1,91 @@
+"""A value from a caller, an environment or a file, as what it shall be. Pure.
+
+Each function raises :class:`PrefactorValueError`, with the ``name`` of the value, what it is
+and what it must be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import cast
+
+from prefactor_core.exceptions import PrefactorValueError
+
+
+def has_host(url: str) -> bool:
+    """Whether ``url`` names a host, and a port only if that can be one."""
+    from urllib.parse import urlsplit  # here: it takes milliseconds to import
+
+    try:
+        parts = urlsplit(url)
+        return parts.hostname is not None and (parts.port is None or parts.port > 0)
+    except ValueError:  # the port is no number, or too large
+        return False
+
+
+def to_text(name: str, value: object) -> str:
+    """A text, without the blanks around it."""
+    if not isinstance(value, str):
+        raise PrefactorValueError(f"{name} must be a string, got {type(value).__qualname__}")
+    return value.strip()
+
+
+def to_number(name: str, value: object) -> float:
+    """A number, or the text of one (from an environment or a file)."""
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (ValueError, OverflowError):
+            pass
+    raise PrefactorValueError(f"{name} must be a number, got {value!r}")
+
+
+def to_whole(name: str, value: object) -> int:
+    """A whole number."""
+    number = to_number(name, value)
+    if not number.is_integer():
+        raise PrefactorValueError(f"{name} must be a whole number, got {value!r}")
+    return int(number)
+
+
+def to_positive(name: str, value: object) -> float:
+    """A number larger than 0."""
+    number = to_number(name, value)
+    if not number > 0:
+        raise PrefactorValueError(f"{name} must be positive, got {value!r}")
+    return number
+
+
+def to_seconds(name: str, value: object) -> float:
+    """A time that may be 0."""
+    number = to_number(name, value)
+    if not number >= 0:
+        raise PrefactorValueError(f"{name} must be non-negative, got {value!r}")
+    return number
+
+
+def to_at_least(name: str, value: object, least: int) -> int:
+    """A whole number, ``least`` or more."""
+    number = to_whole(name, value)
+    if number < least:
+        raise PrefactorValueError(f"{name} must be at least {least}, got {value!r}")
+    return number
+
+
+def to_statuses(name: str, value: object) -> tuple[int, ...]:
+    """HTTP statuses of errors."""
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
+        raise PrefactorValueError(f"{name} must be a collection of HTTP statuses, got {value!r}")
+    statuses = tuple(to_whole(name, status) for status in cast("Iterable[object]", value))
+    for status in statuses:
+        if not 400 <= status <= 599:
+            raise PrefactorValueError(f"{name} must be between 400 and 599, got {status!r}")
+    return statuses
+
+
+def to_count(name: str, value: object) -> int:
+    """A whole number, 0 or more."""
+    number = to_whole(name, value)
+    if number < 0:
+        raise PrefactorValueError(f"{name} must be non-negative, got {value!r}")
+    return number
