@@ -20,6 +20,7 @@ from prefactor_core.exceptions import (
     PrefactorNotFoundError,
     PrefactorRateLimitError,
     PrefactorServerError,
+    PrefactorTelemetryFailureError,
     PrefactorUnreachableError,
     PrefactorValidationError,
     PrefactorValueError,
@@ -30,6 +31,7 @@ from prefactor_core.operations import Operation, OperationType
 from prefactor_core.queue.base import Queue, QueueClosedError
 from prefactor_core.queue.executor import TaskExecutor
 from prefactor_core.queue.memory import InMemoryQueue
+from prefactor_core.redaction import redact_keys
 from prefactor_core.schema_registry import SchemaRegistry
 from prefactor_core.span_context import SpanContext
 
@@ -56,6 +58,7 @@ __all__ = [
     "PrefactorNotFoundError",
     "PrefactorRateLimitError",
     "PrefactorServerError",
+    "PrefactorTelemetryFailureError",
     "PrefactorUnreachableError",
     "PrefactorValidationError",
     "PrefactorValueError",
@@ -70,6 +73,7 @@ __all__ = [
     "Statistics",
     "TaskExecutor",
     "open_prefactor",
+    "redact_keys",
 ]
 
 # A traceback names an error as its users import it.

@@ -13,10 +13,10 @@ from prefactor_core.exceptions import PrefactorCoreError
 from prefactor_core.lifecycle import InstanceStatus, Outcome
 from prefactor_core.models import AgentInstance
 from prefactor_core.outcome import outcome_of
+from prefactor_core.span_context import SpanContext
 
 if TYPE_CHECKING:
     from prefactor_core.client import PrefactorCoreClient
-    from prefactor_core.span_context import SpanContext
 
 
 class AgentInstanceHandle:
@@ -30,11 +30,12 @@ class AgentInstanceHandle:
     def __init__(self, instance_id: str, client: PrefactorCoreClient) -> None:
         self._client = client
         self._instance = client.instance_manager.get(instance_id)
+        self._identity = client.instance_manager.identity(instance_id)
 
     @property
     def id(self) -> str:
-        """The id of the run, as the API gave it."""
-        return self._instance.id
+        """The id of the run, as the API gave it; provisional while it could not be asked."""
+        return self._identity.id
 
     async def start(self) -> None:
         """The run begins now. A second call does nothing."""
@@ -58,7 +59,8 @@ class AgentInstanceHandle:
         payload: Mapping[str, object] | None = None,
     ) -> SpanContext:
         """A step of this run; see :meth:`prefactor_core.PrefactorCoreClient.span`."""
-        return self._client.span(self.id, schema_name, parent_span_id, payload=payload)
+        spans = self._client.span_manager
+        return SpanContext(spans, self._identity, schema_name, parent_span_id, payload=payload)
 
     async def create_span(
         self,

@@ -39,6 +39,7 @@ _MEASURED: Final = 8
 _MAX_FIELDS: Final = 100_000
 
 Redact = Callable[[dict[str, object]], Mapping[str, object]]
+"""Gives what is recorded of a payload, which it gets as decoded JSON, its own to change."""
 
 
 class Capture:

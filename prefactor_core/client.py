@@ -5,39 +5,39 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
 import anyio
 import anyio.lowlevel
+import msgspec
 
 from prefactor_core.agent_instance import AgentInstanceHandle, AgentInstanceScope, finish_spans
 from prefactor_core.backoff import Backoff
-from prefactor_core.config import PrefactorCoreConfig
+from prefactor_core.capture import Capture
+from prefactor_core.config import PrefactorCoreConfig, PrefactorOptions
 from prefactor_core.delivery.ledger import Ledger, Statistics
-from prefactor_core.delivery.outbox import Outbox
-from prefactor_core.delivery.sender import Sender
 from prefactor_core.exceptions import (
     ClientAlreadyInitializedError,
     ClientNotInitializedError,
     ClientScopeError,
+    PrefactorTelemetryFailureError,
     PrefactorValueError,
     SpanNotFoundError,
 )
 from prefactor_core.log import log
-from prefactor_core.managers.agent_instance import AgentInstanceManager
-from prefactor_core.managers.span import SpanManager
 from prefactor_core.operations import Operation
 from prefactor_core.outcome import outcome_of
 from prefactor_core.queue.base import Queue, QueueClosedError
-from prefactor_core.queue.executor import TaskExecutor
 from prefactor_core.queue.memory import InMemoryQueue
 from prefactor_core.schema_registry import SchemaRegistry, choose_schema_version
 from prefactor_core.span_context import SpanContext
 
 if TYPE_CHECKING:
     from prefactor_core.api.client import AsgiApp
+    from prefactor_core.delivery.delivery import Delivery
+    from prefactor_core.managers.agent_instance import AgentInstanceManager
+    from prefactor_core.managers.span import SpanManager
 
 logger = logging.getLogger("prefactor_core.client")
 
@@ -53,46 +53,41 @@ def open_prefactor(
     schema_registry: SchemaRegistry | None = None,
     queue: Queue[Operation] | None = None,
     asgi_app: AsgiApp | None = None,
+    **options: Unpack[PrefactorOptions],
 ) -> PrefactorCoreClient:
     """The scope of everything that is recorded: ``async with open_prefactor() as client:``.
 
     ``config`` says it all; or ``api_url`` and ``api_token``, each of which may come from the
     environment instead (``PREFACTOR_API_URL``, ``PREFACTOR_API_TOKEN``). With
     ``api_url="local:PATH"`` a database file in this process takes the place of the service.
-    ``schema_registry`` goes before the one in ``config``; ``queue`` and ``asgi_app`` are those
-    of :class:`PrefactorCoreClient`.
+    ``schema_registry`` and ``options`` are fields of :class:`PrefactorCoreConfig`, and go before
+    those of ``config``; ``queue`` and ``asgi_app`` are those of :class:`PrefactorCoreClient`.
 
     Raises :class:`PrefactorValueError` if nothing says where to record to, or if ``config``
     and ``api_url`` or ``api_token`` are given together.
     """
     if config is None:
         config = PrefactorCoreConfig.from_env(
-            api_url=api_url, api_token=api_token, schema_registry=schema_registry
+            api_url=api_url, api_token=api_token, schema_registry=schema_registry, **options
         )
     elif api_url is not None or api_token is not None:
         raise PrefactorValueError(
             "api_url and api_token are in config.http_config already: give either the config "
             "or these arguments"
         )
-    elif schema_registry is not None:
-        config = PrefactorCoreConfig(
-            http_config=config.http_config,
-            queue_config=config.queue_config,
-            schema_registry=schema_registry,
-            registration_timeout=config.registration_timeout,
-            drain_timeout=config.drain_timeout,
-        )
+    else:
+        if schema_registry is not None:
+            config = msgspec.structs.replace(config, schema_registry=schema_registry)
+        config = msgspec.structs.replace(config, **options)
     return PrefactorCoreClient(config, queue, asgi_app=asgi_app)
 
 
-@dataclass(frozen=True, slots=True)
-class _Scope:
+class _Scope(msgspec.Struct, frozen=True):
     """What a client has while it is open."""
 
     host_task_id: int
     connections: AsyncExitStack
-    executor: TaskExecutor[Operation]
-    ledger: Ledger
+    delivery: Delivery
     instances: AgentInstanceManager
     spans: SpanManager
 
@@ -130,7 +125,7 @@ class PrefactorCoreClient:
         self._asgi_app = asgi_app
         self._scope: _Scope | None = None
         self._opening = False
-        self._last_ledger = Ledger()
+        self._ledger = Ledger()
 
     async def __aenter__(self) -> Self:
         await self.initialize()
@@ -162,8 +157,12 @@ class PrefactorCoreClient:
             self._opening = False
 
     async def _open(self) -> _Scope:
-        # Here and not above: httpx is most of the cost of importing this package.
+        # Here and not above: what only an open client needs, httpx before all, is most of the
+        # cost of importing this package.
         from prefactor_core.connection import open_api
+        from prefactor_core.delivery.delivery import Delivery
+        from prefactor_core.managers.agent_instance import AgentInstanceManager
+        from prefactor_core.managers.span import SpanManager
 
         http, queueing = self._config.http_config, self._config.queue_config
         async with AsyncExitStack() as opening:
@@ -173,44 +172,33 @@ class PrefactorCoreClient:
                 if self._queue is None
                 else [self._queue]
             )
-            ledger = Ledger()
-            outbox = Outbox(queues, ledger)
             growth, cap = http.retry_multiplier, http.max_retry_delay
-            sender = Sender(
-                api,
-                ledger,
-                Backoff(base=queueing.retry_delay_base, multiplier=growth, cap=cap),
-                queueing.max_retries,
-            )
-            executor = TaskExecutor(
-                queues,
-                sender.send,
-                num_workers=len(queues),
-                retry_delay=sender.retry_delay,
-                drain_timeout=self._config.drain_timeout,
-            )
-            await executor.__aenter__()
+            backoff = Backoff(base=queueing.retry_delay_base, multiplier=growth, cap=cap)
+            delivery = Delivery(api, queues, queueing, backoff, self._config.drain_timeout)
+            await delivery.__aenter__()
             # Nothing below waits or fails, so nothing has to undo the line above.
             instances = AgentInstanceManager(
                 api,
-                outbox.record,
+                delivery.outbox.record,
+                identities=delivery.identities,
+                is_away=delivery.is_away,
                 backoff=Backoff(base=http.initial_retry_delay, multiplier=growth, cap=cap),
                 max_retries=http.max_retries,
                 timeout=self._config.registration_timeout,
             )
-
-            def record_span(operation: Operation) -> None:
-                instances.start_with(operation)
-                outbox.record(operation)
-
-            self._last_ledger = ledger
+            capture = Capture(
+                max_payload_bytes=self._config.max_payload_bytes,
+                redact=self._config.redact,
+                enabled=self._config.capture_payloads,
+            )
+            spans = SpanManager(delivery.outbox, delivery.identities, capture, instances.start_with)
+            self._ledger = delivery.ledger
             return _Scope(
                 host_task_id=anyio.get_current_task().id,
                 connections=opening.pop_all(),
-                executor=executor,
-                ledger=ledger,
+                delivery=delivery,
                 instances=instances,
-                spans=SpanManager(record_span),
+                spans=spans,
             )
 
     async def close(self) -> None:
@@ -244,16 +232,21 @@ class PrefactorCoreClient:
         self._scope = None
         try:
             # 3. The queues close, the workers drain for at most drain_timeout, what is left
-            #    is cancelled, the task group closes: all in the executor, shielded from
+            #    is cancelled, the task group closes: all in the delivery, shielded from
             #    cancellation. No scope may be opened around it: the group's is older.
-            await scope.executor.__aexit__(None, None, None)
+            await scope.delivery.__aexit__(None, None, None)
         finally:
-            # 4. What was not delivered is counted and reported.
-            scope.ledger.drop("drain_timeout", scope.ledger.pending)
-            self._report_loss(scope.ledger.statistics())
+            # 4. What was not delivered has been counted, and is reported.
+            statistics = self.statistics()
+            if statistics.lost:
+                log(logger, logging.WARNING, "%s", statistics.describe_loss())
             # 5. Connections close, and the local database.
             with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True):
                 await scope.connections.aclose()
+        # 6. Everything is closed. A loss is an error if the caller wants it to be, but never
+        #    in place of the body's own.
+        if self._config.raise_on_loss and error is None and statistics.lost:
+            raise PrefactorTelemetryFailureError(statistics.describe_loss(), statistics)
 
     async def create_agent_instance(
         self,
@@ -265,6 +258,9 @@ class PrefactorCoreClient:
     ) -> AgentInstanceHandle:
         """Register a run and give its handle; the one call that waits for the API.
 
+        If the API cannot be reached within ``config.registration_timeout`` seconds, the run
+        goes on under a provisional id, and is registered in the background.
+
         ``agent_version``: name, external_identifier, description (API.md section 6.1).
         ``agent_schema_version``: the span types, as the API takes them; without it they come
         from the schema registry, identified by ``external_schema_version_id`` or else by a
@@ -272,8 +268,7 @@ class PrefactorCoreClient:
         ``instance_id``: an id of your own, a PFID of the account's partition.
 
         Raises :class:`PrefactorValueError` if there are no span types, and a
-        :class:`PrefactorApiError` if the API refuses the run or cannot be reached within
-        ``config.registration_timeout``.
+        :class:`PrefactorApiError` if the API refuses the run.
         """
         instances = self.instance_manager
         if not isinstance(agent_id, str) or not agent_id:
@@ -323,6 +318,8 @@ class PrefactorCoreClient:
         """Start a span and give its id. It is the innermost one of this context until
         :meth:`finish_span` ends it, in whichever task."""
         spans = self.span_manager
+        if spans.waits_for_place:
+            await spans.wait_for_place()
         span_id = spans.create(instance_id, schema_name, parent_span_id, payload)
         try:
             await anyio.lowlevel.checkpoint()
@@ -357,13 +354,20 @@ class PrefactorCoreClient:
         of the same run in this context. ``span_id``: a PFID of your own. ``payload``: what the
         span starts with if :meth:`SpanContext.start` is not given one.
         """
-        return SpanContext(
-            self.span_manager, instance_id, schema_name, parent_span_id, span_id, payload
-        )
+        spans = self.span_manager
+        run = spans.run_of(instance_id)
+        return SpanContext(spans, run, schema_name, parent_span_id, span_id, payload)
 
     def statistics(self) -> Statistics:
         """What became of everything recorded in this scope, or in the last one."""
-        return self._last_ledger.statistics()
+        return self._ledger.statistics()
+
+    async def flush(self) -> None:
+        """Return when everything that was recorded before is delivered, or given up.
+
+        While the API is away this waits; bound it with ``anyio.move_on_after(seconds)``.
+        """
+        await self._open_scope().delivery.outbox.flush()
 
     @property
     def instance_manager(self) -> AgentInstanceManager:
@@ -392,16 +396,3 @@ class PrefactorCoreClient:
             scope.instances.finish(instance.id, outcome if began else "cancelled")
         # Spans of runs that other clients registered.
         scope.spans.finish_open(None, None, "cancelled")
-
-    def _report_loss(self, statistics: Statistics) -> None:
-        if statistics.lost:
-            reasons = ", ".join(f"{n} {reason}" for reason, n in statistics.dropped.items())
-            log(
-                logger,
-                logging.WARNING,
-                "%d of %d Prefactor operations were not delivered (%s); last error: %s",
-                statistics.lost,
-                statistics.accepted,
-                reasons,
-                statistics.last_error or "none, but no answer came in time",
-            )

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from functools import cache
 from itertools import islice
 from numbers import Integral, Real
-from pathlib import PurePath
 from types import NoneType, WrapperDescriptorType
 from typing import Any, Final, Protocol, cast
 from uuid import UUID
@@ -30,15 +30,22 @@ _HAS_PARTS: Final = 1 << 14  # Py_TPFLAGS_HAVE_GC: its values may refer to other
 
 _SIMPLE: Final = frozenset({float, bool, NoneType})
 _NATIVE: Final = frozenset({datetime, date, time, timedelta, UUID, Decimal})
-# Also of subclasses, such as the moments of pandas and pendulum; a datetime is a date.
-_TEXT_OF: Final[dict[type, Callable[[Any], str]]] = {
-    PurePath: PurePath.__str__,
-    datetime: datetime.isoformat,
-    date: date.isoformat,
-    time: time.isoformat,
-    UUID: UUID.__str__,
-    Decimal: Decimal.__str__,
-}
+
+
+@cache
+def _text_of() -> dict[type, Callable[[Any], str]]:
+    """How the text is made of what is one in JSON."""
+    from pathlib import PurePath  # here: it takes milliseconds to import
+
+    # Also of subclasses, such as the moments of pandas and pendulum; a datetime is a date.
+    return {
+        PurePath: PurePath.__str__,
+        datetime: datetime.isoformat,
+        date: date.isoformat,
+        time: time.isoformat,
+        UUID: UUID.__str__,
+        Decimal: Decimal.__str__,
+    }
 
 
 class TooLargeError(Exception):
@@ -166,7 +173,7 @@ class _Walk:
             return self._bytes(memoryview(value))
         if cls in _NATIVE:
             return msgspec.to_builtins(value)
-        for base, text_of in _TEXT_OF.items():
+        for base, text_of in _text_of().items():
             if issubclass(cls, base):
                 return self._text(text_of(value))
         if issubclass(cls, msgspec.Raw):
@@ -246,7 +253,7 @@ class _Walk:
             return self._key(cast("Enum", key)._value_)
         if issubclass(cls, str):
             return utf8(str.__str__(cast("str", key)))
-        if issubclass(cls, (bytes, *_TEXT_OF)):
+        if issubclass(cls, (bytes, *_text_of())):
             room = self._room
             text = str(self.plain(key, ()))
             self._room = room  # the caller takes it

@@ -15,6 +15,7 @@ from prefactor_core.models import Span
 from prefactor_core.outcome import outcome_of
 
 if TYPE_CHECKING:
+    from prefactor_core.delivery.identity import RunIdentity
     from prefactor_core.managers.span import SpanManager
 
 
@@ -35,11 +36,12 @@ class SpanContext:
 
     __slots__ = (
         "_entered",
+        "_has_place",
         "_id",
-        "_instance_id",
         "_parent_span_id",
         "_payload",
         "_result",
+        "_run",
         "_schema_name",
         "_span",
         "_spans",
@@ -48,26 +50,32 @@ class SpanContext:
     def __init__(
         self,
         spans: SpanManager,
-        instance_id: str,
+        run: RunIdentity,
         schema_name: str,
         parent_span_id: str | None = None,
         span_id: str | None = None,
         payload: Mapping[str, object] | None = None,
     ) -> None:
         self._spans = spans
-        self._id = spans.new_id(instance_id, schema_name, span_id)
-        self._instance_id = instance_id
+        self._run = run
+        self._id = spans.new_id(run, schema_name, span_id)
         self._schema_name = schema_name
         self._parent_span_id = parent_span_id
         self._payload = payload
         self._result: dict[str, object] = {}
         self._span: Span | None = None
         self._entered = False
+        self._has_place = False
 
     @property
     def id(self) -> str:
-        """The span's id, a PFID."""
-        return self._id
+        """The span's id, a PFID.
+
+        It is final, unless the run could not be registered yet (then it gets the account's
+        partition as soon as that is known) or the API makes all ids itself (then it is the
+        API's as soon as the span has arrived there).
+        """
+        return self._run.span_id(self._id)
 
     async def start(self, payload: Mapping[str, object] | None = None) -> None:
         """The work begins now, with ``payload`` as its parameters.
@@ -122,11 +130,16 @@ class SpanContext:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if error is None:
+            self._finish("complete", None)
+            return
         outcome = outcome_of(error)
-        failure = {"error": describe_error(error)} if error and outcome == "failed" else None
-        self._finish(outcome, failure)
+        self._finish(outcome, {"error": describe_error(error)} if outcome == "failed" else None)
 
     async def __aenter__(self) -> Self:
+        if self._spans.waits_for_place and not self._entered:
+            await self._spans.wait_for_place()
+            self._has_place = True
         return self.__enter__()
 
     async def __aexit__(
@@ -135,6 +148,8 @@ class SpanContext:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._span is not None and self._span.ended:
+            return  # what ended it has made a checkpoint
         self.__exit__(exc_type, error, traceback)
         # No checkpoint on the way out of an error: a cancellation that waits there would
         # take the place of the agent's own exception.
@@ -143,17 +158,24 @@ class SpanContext:
 
     def __repr__(self) -> str:
         status = self._span.status if self._span else "not entered"
-        return f"<SpanContext {self._schema_name!r} {self._id} {status}>"
+        return f"<SpanContext {self._schema_name!r} {self.id} {status}>"
 
     def _open(self) -> Span:
-        if self._span is None:
-            self._span = self._spans.open(
-                self._id, self._instance_id, self._schema_name, self._parent_span_id, self._payload
+        span = self._span
+        if span is None:
+            span = self._span = self._spans.open(
+                self._id,
+                self._run,
+                self._schema_name,
+                self._parent_span_id,
+                self._payload,
+                self._has_place,
             )
             # From here on the run has them too, and ends the span with them if it must.
-            self._span.result.update(self._result)
-            self._payload, self._result = None, self._span.result
-        return self._span
+            if self._result:
+                span.result.update(self._result)
+            self._payload, self._result = None, span.result
+        return span
 
     def _start(self, payload: Mapping[str, object] | None) -> None:
         if not self._open().ended:

@@ -11,7 +11,7 @@ from msgspec.json import Encoder
 from prefactor_core.jsonable import SHORT, TooLargeError, utf8
 
 # A payload of usual size needs one buffer of the smallest size; larger ones are tried next.
-_BUFFERS: Final = (4_096, 65_536)
+_BUFFERS: Final = (2_048, 65_536)
 # The encoder takes room for the longest number there is before it writes a short one.
 _RESERVE: Final = 64
 _CONTAINERS: Final[tuple[type[Any], ...]] = (dict, list)

@@ -1,49 +1,148 @@
-"""Outbox: where an operation enters the queue that its agent instance keeps to."""
+"""Outbox: where operations enter the queue that their agent instance keeps to."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
+import anyio
+
+from prefactor_core.config import QueueConfig
+from prefactor_core.delivery.backlog import Backlog
 from prefactor_core.delivery.ledger import Ledger
 from prefactor_core.log import log
-from prefactor_core.operations import Operation
+from prefactor_core.operations import CreateSpan, Operation
 from prefactor_core.queue.base import Queue
 
 logger = logging.getLogger("prefactor_core.delivery.outbox")
 
 
-class Outbox:
-    """Puts operations into queues; never waits, never raises into the agent.
+class Lane:
+    """One queue, and what its worker has taken out of it and not settled."""
 
-    All operations of one agent instance go into the same queue, so that one worker sends
+    def __init__(self, queue: Queue[Operation]) -> None:
+        self.queue = queue
+        self.backlog = Backlog()
+        self.recorded = 0
+        # A queue of the user's own may bring what an earlier process put there.
+        self.found = queue.size()
+        # What its worker waits on when it waits for time to pass.
+        self._alarm = anyio.Event()
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, until :meth:`hurry` at the longest."""
+        self._alarm = anyio.Event()
+        with anyio.move_on_after(seconds):
+            await self._alarm.wait()
+
+    def hurry(self) -> None:
+        """What the worker waits for may have changed."""
+        self._alarm.set()
+
+
+class Outbox:
+    """Puts operations into lanes; recording never waits, and never raises into the agent.
+
+    All operations of one agent instance go into the same lane, so that one worker sends
     them in the order in which they were recorded.
     """
 
-    def __init__(self, queues: Sequence[Queue[Operation]], ledger: Ledger) -> None:
-        self._queues = queues
+    def __init__(
+        self, queues: Sequence[Queue[Operation]], ledger: Ledger, config: QueueConfig
+    ) -> None:
+        self.lanes = [Lane(queue) for queue in queues]
+        # How many tasks wait for something to be settled: nothing then waits for company.
+        self.hurried = 0
+        self.closed = False
         self._ledger = ledger
-        self._warned = False
+        self._max_operations = config.max_pending_operations
+        self._max_bytes = config.max_pending_bytes
+        self.waits_when_full = config.when_full == "wait"
+        self._warned: set[str] = set()
+        # Somebody waits for this: something has been settled.
+        self._settled: anyio.Event | None = None
 
-    def record(self, operation: Operation) -> None:
-        """Accept an operation and queue it."""
-        key = operation.instance_id or operation.idempotency_key
-        queue = self._queues[hash(key) % len(self._queues)]
-        self._ledger.accept()
+    @property
+    def full(self) -> bool:
+        """Whether no new span may come in."""
+        ledger = self._ledger
+        return ledger.pending >= self._max_operations or ledger.pending_bytes >= self._max_bytes
+
+    def record(self, operation: Operation, *, has_place: bool = False) -> bool:
+        """Accept an operation and queue it; whether it was taken.
+
+        When the outbox is full, a new span is dropped, unless it has waited for its place.
+        Whatever belongs to what was taken before is always taken.
+        """
+        if self.full and not has_place and isinstance(operation, CreateSpan):
+            self._drop(
+                "full",
+                "the bounds of the Prefactor client's queue are reached (%d operations, %d bytes)",
+                self._ledger.pending,
+                self._ledger.pending_bytes,
+            )
+            return False
+        lane = self.lanes[hash(operation.instance_id) % len(self.lanes)]
         try:
-            queue.put_nowait(operation)
+            lane.queue.put_nowait(operation)
         except Exception as error:
-            # Only a queue of the user's own can do this (full, or broken). The agent goes
-            # on, and the loss is counted.
+            # Only a queue of the user's own can do this (full, or broken).
             self._ledger.fail(error)
-            self._ledger.drop("queue")
-            if not self._warned:
-                self._warned = True
-                log(
-                    logger,
-                    logging.WARNING,
-                    "the Prefactor client's queue takes no operations (%s: %s); they are dropped "
-                    "and counted",
-                    type(error).__name__,
-                    error,
-                )
+            self._drop(
+                "queue",
+                "the Prefactor client's queue takes no operations (%s: %s)",
+                type(error).__name__,
+                error,
+            )
+            return False
+        lane.recorded += 1
+        self._ledger.accept(operation)
+        return True
+
+    async def wait_for_place(self) -> None:
+        """Return when a new span may come in."""
+        with self._hurry():
+            while self.full and not self.closed:
+                await self._wait_for_change()
+
+    async def flush(self) -> None:
+        """Return when everything that is recorded so far is settled."""
+        goals = [(lane, lane.found + lane.recorded) for lane in self.lanes]
+        with self._hurry():
+            for lane, goal in goals:
+                while lane.backlog.settled_through < goal and not self.closed:
+                    await self._wait_for_change()
+
+    def settled(self) -> None:
+        """Some operations were delivered, or given up."""
+        if self._settled is not None:
+            self._settled.set()
+            self._settled = None
+
+    def close(self) -> None:
+        """Nothing more will be settled: nobody has to wait for it."""
+        self.closed = True
+        self.settled()
+
+    @contextmanager
+    def _hurry(self) -> Generator[None]:
+        self.hurried += 1
+        for lane in self.lanes:
+            lane.hurry()
+        try:
+            yield
+        finally:
+            self.hurried -= 1
+
+    async def _wait_for_change(self) -> None:
+        if self._settled is None:
+            self._settled = anyio.Event()
+        await self._settled.wait()
+
+    def _drop(self, reason: str, message: str, *args: object) -> None:
+        self._ledger.drop_new(reason)
+        if reason not in self._warned:
+            self._warned.add(reason)
+            message += "; what does not fit is dropped, and counted in statistics()"
+            log(logger, logging.WARNING, message, *args)

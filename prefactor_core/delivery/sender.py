@@ -1,18 +1,25 @@
-"""Sender: one operation, one request; what came of it goes into the ledger."""
+"""Sender: one request, and what came of it; shared by all workers of a client."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
+import msgspec
+from msgspec import UNSET
 
-from prefactor_core.backoff import Backoff
+from prefactor_core.capture import EMPTY, truncated
+from prefactor_core.delivery.backlog import Parcel
+from prefactor_core.delivery.identity import Identities
 from prefactor_core.delivery.ledger import Ledger
-from prefactor_core.delivery.verdict import Verdict, judge
+from prefactor_core.delivery.outage import Outage
+from prefactor_core.delivery.verdict import Verdict, judge, judge_request, lacks_call
 from prefactor_core.exceptions import (
     OperationError,
     PrefactorApiError,
+    PrefactorContractError,
     PrefactorCoreError,
 )
 from prefactor_core.log import log
@@ -21,74 +28,207 @@ from prefactor_core.operations import (
     FinishAgentInstance,
     FinishSpan,
     Operation,
+    OperationType,
     RegisterAgentInstance,
     StartAgentInstance,
     UpdateSpanPayload,
 )
 
 if TYPE_CHECKING:
+    from prefactor_core.api.answers import Output
     from prefactor_core.api.client import ApiClient
 
 logger = logging.getLogger("prefactor_core.delivery.sender")
 
+T = TypeVar("T")
+
+_ALL_TYPES = frozenset(OperationType)
+_ITS_OWN_FAULT = (Verdict.REFUSED, Verdict.ID_REFUSED, Verdict.TOO_LARGE)
+_ANSWERS = (Verdict.REFUSED, Verdict.TOO_LARGE)
+
+_TIMES_ONLY_ALONE = 2
+"""How often bulk fails at a type, having never taken it, until it is sent alone for good."""
+
 
 class Sender:
-    """Handler and retry rule of the workers that deliver operations.
+    """Sends parcels and enters in the ledger what became of them.
 
-    While the API is away nothing is given up. An operation that the API refuses is given
-    up at once and alone; one that the API fails at is given up after ``max_retries`` more
-    attempts, and only while the API answers a ping.
+    ``alone``: the types that the API takes only by their own endpoints, as far as it has
+    shown. ``max_bytes``: how large a request may be, as far as it has shown. ``taken``: how
+    often it has taken something.
     """
 
-    def __init__(self, api: ApiClient, ledger: Ledger, backoff: Backoff, max_retries: int) -> None:
+    def __init__(
+        self, api: ApiClient, ledger: Ledger, identities: Identities, outage: Outage, max_bytes: int
+    ) -> None:
         self._api = api
         self._ledger = ledger
-        self._backoff = backoff
-        self._max_retries = max_retries
-        self._outage_since: float | None = None
+        self.identities = identities
+        self._outage = outage
+        self.max_bytes = max_bytes
+        self.alone: frozenset[OperationType] = frozenset()
+        self.taken = 0
+        self._last_taken: Operation | None = None
+        # Types that were taken in bulk; and how often each other type was taken only alone.
+        self._proven: set[OperationType] = set()
+        self._only_alone: dict[OperationType, int] = {}
+        # Whether the API has taken an id that it was given: then it can only refuse this one.
+        self._took_given_id = False
         self._warned_of_loss = False
+        self._warned_of_parents = False
 
-    async def send(self, operation: Operation) -> None:
-        """Make one attempt. Raises if the operation is neither delivered nor given up."""
-        self._ledger.attempt()
+    def drop_if_lost(self, parcel: Parcel) -> bool:
+        """Give a parcel up if what it belongs to was given up; whether it was."""
+        operation = parcel.operation
+        reason = self.identities.of(operation.instance_id).reason_lost(operation)
+        if reason is None:
+            return False
+        self._drop(parcel, reason)
+        return True
+
+    async def send(self, request: Sequence[Parcel]) -> list[Parcel]:
+        """Make one request; the parcels that it settled.
+
+        Those that are not settled, perhaps changed, are to be sent again at once. Raises if
+        nothing is settled and the API, or something on the way to it, is the reason; or if it
+        refuses the whole of a bulk request and does not say for which item.
+        """
+        if len(request) == 1:
+            return [request[0]] if await self._send_alone(request[0]) else []
+        return await self._send_in_bulk(request)
+
+    async def probe(self) -> None:
+        """See whether the API takes anything, where there is nothing new that it could take.
+
+        What it took last is sent once more, with the same key: that has no second effect
+        (API.md section 5), and goes the way of all operations, which a ping does not. Raises
+        if it is not answered.
+        """
+        operation = self._last_taken
+        if operation is not None:
+            try:
+                await self._request((), self._call(operation))
+            except Exception as error:
+                if judge(operation, error) not in (Verdict.SETTLED, Verdict.REFUSED):
+                    raise
+            self.taken += 1
+
+    def give_up(self, parcel: Parcel, error: Exception, reason: str) -> None:
+        """A parcel will not be delivered, and is the only one to blame."""
+        self._drop(parcel, reason)
+        if not self._warned_of_loss:
+            self._warned_of_loss = True
+            log(
+                logger,
+                logging.WARNING,
+                "%s is given up (%s): %s. Further losses are only counted, in statistics()",
+                parcel.operation.type.name,
+                reason,
+                error,
+                # A bug of ours deserves its traceback; what the API says needs none.
+                error=None if isinstance(error, PrefactorCoreError) else error,
+            )
+
+    async def _send_alone(self, parcel: Parcel) -> bool:
+        operation = self.identities.of(parcel.operation.instance_id).addressed(parcel.operation)
         try:
-            await self._request(operation)
+            api_id = await self._request([parcel], self._call(operation))
+        except Exception as error:
+            verdict = judge(operation, error)
+            if verdict is Verdict.ID_REFUSED and not self._took_given_id:
+                self._api_makes_ids()
+                self._took_given_id = True
+                return False
+            if verdict is Verdict.PARENT_REFUSED:
+                self._lose_parent(parcel, error)
+                return False
+            if verdict is Verdict.TOO_LARGE and (smaller := without_payload(parcel.operation)):
+                self._ledger.shrink(parcel.size - smaller.size)
+                parcel.operation, parcel.size = smaller, smaller.size
+                return False
+            if verdict in _ITS_OWN_FAULT:
+                self.give_up(parcel, error, "refused")
+                return True
+            if verdict is not Verdict.SETTLED:
+                raise
+            api_id = None
+        if parcel.failed_in_bulk:
+            self._taken_only_alone(operation.type)
+        self._deliver(parcel, api_id)
+        self._last_taken = operation
+        return True
+
+    async def _send_in_bulk(self, request: Sequence[Parcel]) -> list[Parcel]:
+        operations = [
+            self.identities.of(parcel.operation.instance_id).addressed(parcel.operation)
+            for parcel in request
+        ]
+        try:
+            outputs = await self._request(request, self._bulk(operations), lacks_call)
+        except Exception as error:
+            if lacks_call(error):
+                self.alone = _ALL_TYPES
+                log(logger, logging.INFO, "the Prefactor API has no bulk: %s", error)
+                return []
+            if judge_request(error) is Verdict.TOO_LARGE:
+                size = sum(parcel.size for parcel in request)
+                self.max_bytes = max(1, min(self.max_bytes, size // 2))
+                return []
+            raise
+        settled: list[Parcel] = []
+        for parcel, operation in zip(request, operations, strict=True):
+            # After an error the API does nothing more: what has no output is sent again.
+            output = outputs.get(operation.idempotency_key)
+            if output is None:
+                continue
+            if output.succeeded:
+                self._proven.add(operation.type)
+                self._deliver(parcel, output.details.id if output.details else None)
+                self._last_taken = operation
+                settled.append(parcel)
+            else:
+                # What its own endpoint says has a status, which decides.
+                parcel.alone = parcel.failed_in_bulk = True
+        return settled
+
+    async def _request(
+        self,
+        request: Sequence[Parcel],
+        call: Awaitable[T],
+        expected: Callable[[Exception], bool] = lambda error: False,
+    ) -> T:
+        round = self._outage.round
+        operations = sum(parcel.count for parcel in request)
+        self._ledger.request()
+        self._ledger.in_flight += operations
+        try:
+            answer = await call
         except Exception as error:
             self._ledger.fail(error)
-            match judge(operation, error):
-                case Verdict.AWAY | Verdict.FAULT:
-                    raise
-                case Verdict.REFUSED:
-                    self._give_up(operation, error, "refused")
-                case Verdict.SETTLED:
-                    self._ledger.deliver()
-        else:
-            self._ledger.deliver()
+            verdict = judge_request(error)
+            if verdict not in _ANSWERS and not expected(error):
+                self._failed(error, round)
+            elif isinstance(error, PrefactorApiError):
+                self._answered()
+            raise
+        finally:
+            self._ledger.in_flight -= operations
         self._answered()
+        return answer
 
-    async def retry_delay(
-        self, operation: Operation, error: Exception, attempt: int
-    ) -> float | None:
-        """The wait in seconds before the next attempt; None to give the operation up."""
-        if judge(operation, error) is Verdict.AWAY:
-            self._unanswered(error)
-        elif attempt > self._max_retries:
-            # Is it this operation, or the API altogether? A ping tells.
-            try:
-                await self._api.ping()
-            except Exception as no_answer:
-                self._unanswered(no_answer)
-            else:
-                self._give_up(operation, error, "retries_exhausted")
-                return None
-        self._ledger.retry()
-        asked = error.retry_after if isinstance(error, PrefactorApiError) else None
-        return self._backoff.delay(attempt, at_least=asked)
+    async def _bulk(self, operations: Sequence[Operation]) -> dict[str, Output]:
+        outputs = await self._api.bulk(operations, given_ids=self.identities.given_ids)
+        if not any(operation.idempotency_key in outputs for operation in operations):
+            # Else it would be sent again at once, and for ever.
+            raise PrefactorContractError("bulk was answered without an output for any item")
+        return outputs
 
-    async def _request(self, operation: Operation) -> None:
+    async def _call(self, operation: Operation) -> str | None:
+        """The operation's own call; the id of a run or span that it made."""
         match operation:
             case CreateSpan():
-                await self._api.create_span(operation)
+                given_ids = self.identities.given_ids
+                return (await self._api.create_span(operation, given_ids=given_ids)).details.id
             case FinishSpan():
                 await self._api.finish_span(operation)
             case StartAgentInstance():
@@ -96,42 +236,99 @@ class Sender:
             case FinishAgentInstance():
                 await self._api.finish_agent_instance(operation)
             case RegisterAgentInstance():
-                await self._api.register_agent_instance(operation)
+                return await self._api.register_agent_instance(operation)
             case UpdateSpanPayload():
                 raise OperationError(
                     "the API has no call that changes the payload of a span that has started",
                     operation.type,
                 )
+        return None
 
-    def _give_up(self, operation: Operation, error: Exception, reason: str) -> None:
-        self._ledger.drop(reason)
-        if not self._warned_of_loss:
-            self._warned_of_loss = True
+    def _deliver(self, parcel: Parcel, api_id: str | None) -> None:
+        self._ledger.deliver(parcel.count, parcel.size)
+        self.taken += parcel.count
+        operation = parcel.operation
+        run = self.identities.of(operation.instance_id)
+        match operation:
+            case CreateSpan(span_id=span_id) if api_id is not None:
+                if api_id == run.span_id(span_id):
+                    self._took_given_id = True
+                else:
+                    self._api_makes_ids()
+                    run.span_made(span_id, api_id)
+                    self.identities.keep(run)
+            case RegisterAgentInstance(instance_id=instance_id) if api_id is not None:
+                self.identities.registered(instance_id, api_id)
+            case FinishAgentInstance():
+                self.identities.forget(run.recorded_id)
+            case _:
+                pass
+
+    def _drop(self, parcel: Parcel, reason: str) -> None:
+        self._ledger.drop(reason, parcel.count, parcel.size)
+        operation = parcel.operation
+        run = self.identities.of(operation.instance_id)
+        match operation:
+            case CreateSpan():
+                run.span_lost(operation, reason)
+                self.identities.keep(run)
+            case RegisterAgentInstance():
+                run.lost = reason
+            case FinishAgentInstance():
+                self.identities.forget(run.recorded_id)
+            case _:
+                pass
+
+    def _lose_parent(self, parcel: Parcel, error: Exception) -> None:
+        """A span is better kept without a parent than lost with all that is below it."""
+        parcel.operation = msgspec.structs.replace(parcel.operation, parent_span_id=None)
+        if not self._warned_of_parents:
+            self._warned_of_parents = True
+            message = "a span is kept without the parent that it was given: %s"
+            log(logger, logging.WARNING, message, error)
+
+    def _api_makes_ids(self) -> None:
+        if self.identities.given_ids:
+            self.identities.given_ids = False
+            log(logger, logging.INFO, "the Prefactor API makes the ids of spans itself")
+
+    def _taken_only_alone(self, operation_type: OperationType) -> None:
+        """Bulk failed at what its own endpoint takes: perhaps it does not know the type."""
+        if operation_type not in self._proven:
+            times = self._only_alone.get(operation_type, 0) + 1
+            self._only_alone[operation_type] = times
+            if times >= _TIMES_ONLY_ALONE:
+                self.alone |= {operation_type}
+
+    def _failed(self, error: Exception, round: int) -> None:
+        denied = judge_request(error) is Verdict.DENIED
+        asked = error.retry_after if isinstance(error, PrefactorApiError) else None
+        news = self._outage.failed(round, anyio.current_time(), asked, denied=denied)
+        self._ledger.outage_since = self._outage.since
+        if news:
             log(
                 logger,
-                logging.WARNING,
-                "%s is given up (%s): %s. Further losses are only counted, in statistics()",
-                operation.type.name,
-                reason,
-                error,
-                # A bug of ours deserves its traceback; what the API says needs none.
-                error=None if isinstance(error, PrefactorCoreError) else error,
-            )
-
-    def _unanswered(self, error: Exception) -> None:
-        if self._outage_since is None:
-            self._outage_since = anyio.current_time()
-            log(
-                logger,
-                logging.WARNING,
+                logging.ERROR if denied else logging.WARNING,
                 "the Prefactor API does not take operations (%s); "
                 "they are kept and tried again until the scope ends",
                 error,
             )
 
     def _answered(self) -> None:
-        if self._outage_since is not None:
-            outage = anyio.current_time() - self._outage_since
-            self._outage_since = None
+        outage = self._outage.answered(anyio.current_time())
+        self._ledger.outage_since = None
+        if outage is not None:
             message = "the Prefactor API takes operations again after %.1f s"
             log(logger, logging.INFO, message, outage)
+
+
+def without_payload(operation: Operation) -> Operation | None:
+    """The operation with its larger payload replaced by a marker; None if none is large."""
+    payload = operation.payload if isinstance(operation, CreateSpan) else EMPTY
+    result = operation.result_payload if isinstance(operation, CreateSpan | FinishSpan) else UNSET
+    sizes = {"payload": len(payload), "result_payload": 0 if result is UNSET else len(result)}
+    largest = max(sizes, key=sizes.__getitem__)
+    marker = truncated(sizes[largest])
+    if sizes[largest] <= len(marker):
+        return None
+    return msgspec.structs.replace(operation, **{largest: marker})

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import anyio
@@ -14,10 +13,9 @@ from prefactor_core import identifiers
 from prefactor_core.agent_instance import AgentInstanceHandle as AgentInstanceHandle
 from prefactor_core.backoff import Backoff
 from prefactor_core.clock import Clock
+from prefactor_core.delivery.identity import Identities, RunIdentity
 from prefactor_core.exceptions import (
     InstanceNotFoundError,
-    PrefactorApiError,
-    PrefactorContractError,
     PrefactorRateLimitError,
     PrefactorServerError,
     PrefactorUnreachableError,
@@ -43,31 +41,41 @@ class _OpenInstance(AgentInstance, kw_only=True):
     """A run with what is needed only while it is open."""
 
     clock: Clock
+    identity: RunIdentity
 
 
 class AgentInstanceManager:
     """Knows every run of this client that has not ended.
 
     Registering waits for the API: ``timeout`` seconds at most, with up to ``max_retries``
-    more attempts while the API is away. Start and finish are plain functions that give
-    their operations to ``enqueue``.
+    more attempts while the API is away. What it could not register then, and all else, are
+    operations that go to ``enqueue``. ``is_away`` tells whether the API is known to be away.
     """
 
     def __init__(
         self,
         http_client: ApiClient,
-        enqueue: Callable[[Operation], None],
+        enqueue: Callable[[Operation], object],
         *,
+        identities: Identities,
+        is_away: Callable[[], bool],
         backoff: Backoff | None = None,
         max_retries: int = 3,
         timeout: float = 10.0,
     ) -> None:
         self._api = http_client
         self._enqueue = enqueue
+        self._identities = identities
+        self._is_away = is_away
         self._backoff = backoff or Backoff()
         self._max_retries = max_retries
         self._timeout = timeout
+        # By the id that operations call them.
         self._instances: dict[str, _OpenInstance] = {}
+        # An id of the account's partition, once one is known.
+        self._related_id: str | None = None
+        # The last run that could not be registered.
+        self._waiting: RunIdentity | None = None
 
     async def register(
         self,
@@ -78,43 +86,58 @@ class AgentInstanceManager:
     ) -> str:
         """Make a run known to the API; the id that it is known by.
 
-        ``instance_id`` asks for that id, which must be a PFID of the account's partition.
+        ``instance_id`` asks for that id, which must be a PFID of the account's partition. If
+        the API is away, the run goes on with a provisional id, and is registered in the
+        background.
+
         Raises :class:`PrefactorValueError` for what cannot be sent, and a
-        :class:`PrefactorApiError`: at once if the API refuses, and after the attempts and the
-        time that there are if it is away.
+        :class:`PrefactorApiError` if the API refuses.
         """
+        if instance_id is not None and not identifiers.is_pfid(instance_id):
+            raise PrefactorValueError(f"instance_id must be a PFID, got {instance_id!r}")
+        clock = Clock()
+        recorded_id = instance_id or self._provisional_id(agent_id)
         operation = RegisterAgentInstance(
-            timestamp=datetime.now(UTC),
-            idempotency_key=uuid.uuid4().hex,
+            timestamp=clock.now(),
+            # Not from the id: whoever asks for one twice shall hear that it is taken.
+            idempotency_key=identifiers.generate(0),
             agent_id=agent_id,
             agent_version=_json_object("agent_version", agent_version),
             agent_schema_version=_json_object("agent_schema_version", agent_schema_version),
-            instance_id=instance_id,
+            instance_id=recorded_id,
+            asks_for_id=instance_id is not None,
         )
         registered = await self._register(operation)
-        if not identifiers.is_pfid(registered):
-            raise PrefactorContractError(
-                f"the API registered an agent instance as {registered!r}, which is no PFID"
-            )
-        clock = Clock()
-        self._instances[registered] = _OpenInstance(
-            id=registered, agent_id=agent_id, created_at=clock.now(), clock=clock
+        if registered is None:
+            identity = self._identities.add(operation.instance_id)
+            identity.registered = False
+            self._waiting = identity
+            self._enqueue(operation)
+        else:
+            identity = self._identities.add(registered)
+            self._related_id = registered
+        self._instances[identity.recorded_id] = _OpenInstance(
+            id=identity.id,
+            agent_id=agent_id,
+            created_at=clock.now(),
+            clock=clock,
+            identity=identity,
         )
-        return registered
+        return identity.id
 
     def start(self, instance_id: str) -> None:
         """The run begins now; nothing if it has begun already."""
         instance = self._find(instance_id)
         self._advance(instance, InstanceStatus.ACTIVE, instance.clock.now())
 
-    def start_with(self, operation: Operation) -> None:
-        """The run begins with its first span, if it has not begun: ``operation`` creates one.
+    def start_with(self, operation: CreateSpan) -> None:
+        """The run begins with its first span, ``operation``, if it has not begun.
 
         The API gets to know a start before what was done in it. Nothing for runs that other
         clients registered.
         """
-        instance = self._instances.get(operation.instance_id or "")
-        if instance is not None and isinstance(operation, CreateSpan):
+        instance = self._instances.get(operation.instance_id)
+        if instance is not None and instance.status is InstanceStatus.PENDING:
             # The span's time is that of another clock: within the run's own bounds.
             at = max(instance.created_at, min(operation.timestamp, instance.clock.now()))
             self._advance(instance, InstanceStatus.ACTIVE, at)
@@ -129,43 +152,61 @@ class AgentInstanceManager:
         """The run of this id. Raises :class:`InstanceNotFoundError` if there is none."""
         return self._find(instance_id)
 
+    def identity(self, instance_id: str) -> RunIdentity:
+        """What the API calls the run; raises as :meth:`get`."""
+        return self._find(instance_id).identity
+
     def open_instances(self) -> Sequence[AgentInstance]:
         """The runs that have not ended, in order of registration."""
         return list(self._instances.values())
 
     def _find(self, instance_id: str) -> _OpenInstance:
         try:
-            return self._instances[instance_id]
+            instance = self._instances[self._identities.of(instance_id).recorded_id]
         except KeyError:
             raise InstanceNotFoundError(
                 f"no open agent instance has the id {instance_id!r}: it has ended, or was not "
                 "registered by this client"
             ) from None
+        # It may have become known since.
+        instance.id = instance.identity.id
+        return instance
 
-    async def _register(self, operation: RegisterAgentInstance) -> str:
+    def _provisional_id(self, agent_id: str) -> str:
+        # With a little luck it is of the right partition already: all ids of an account are
+        # of one (API.md section 3).
+        related = self._related_id or agent_id
+        if identifiers.is_pfid(related):
+            return identifiers.generate_related(related)
+        return identifiers.generate(0)
+
+    async def _register(self, operation: RegisterAgentInstance) -> str | None:
+        """The id that the API gave; None if it is away."""
+        waiting = self._waiting
+        if self._is_away() or (waiting and not waiting.registered and waiting.lost is None):
+            # Found out already, by an earlier run or by the delivery: nobody has to wait again.
+            return None
         attempt = 0
-        error: PrefactorApiError | None = None
         with anyio.move_on_after(self._timeout):
             while True:
                 try:
                     return await self._api.register_agent_instance(operation)
-                except _PASSING as failure:
-                    error = failure
-                attempt += 1
-                if attempt > self._max_retries:
-                    raise error
-                await anyio.sleep(self._backoff.delay(attempt, at_least=error.retry_after))
-        raise error or PrefactorUnreachableError(
-            f"the API did not register the run within {self._timeout:g} s"
-        )
+                except _PASSING as error:
+                    attempt += 1
+                    if attempt > self._max_retries:
+                        break
+                    asked = error.retry_after
+                await anyio.sleep(self._backoff.delay(attempt, at_least=asked))
+        return None
 
     def _advance(self, instance: _OpenInstance, goal: InstanceStatus, at: datetime) -> None:
         for call, status in instance_steps(instance.status, goal):
-            key = identifiers.idempotency_key(instance.id, call)
+            recorded_id = instance.identity.recorded_id
+            key = identifiers.idempotency_key(recorded_id, call)
             if call == "start":
                 instance.started_at = at
                 self._enqueue(
-                    StartAgentInstance(timestamp=at, idempotency_key=key, instance_id=instance.id)
+                    StartAgentInstance(timestamp=at, idempotency_key=key, instance_id=recorded_id)
                 )
             else:
                 instance.finished_at = at
@@ -173,13 +214,13 @@ class AgentInstanceManager:
                     FinishAgentInstance(
                         timestamp=at,
                         idempotency_key=key,
-                        instance_id=instance.id,
+                        instance_id=recorded_id,
                         status=status,
                     )
                 )
             instance.status = status
         if instance.ended:
-            self._instances.pop(instance.id, None)
+            self._instances.pop(instance.identity.recorded_id, None)
 
 
 def _json_object(name: str, value: Mapping[str, object]) -> Mapping[str, object]:

@@ -9,9 +9,11 @@ from datetime import datetime
 from msgspec import UNSET, Raw
 
 from prefactor_core import identifiers
-from prefactor_core.capture import EMPTY, capture, fields_of, merge
+from prefactor_core.capture import EMPTY, Capture, fields_of, merge
 from prefactor_core.clock import Clock
 from prefactor_core.context_stack import SpanContextStack
+from prefactor_core.delivery.identity import Identities, RunIdentity
+from prefactor_core.delivery.outbox import Outbox
 from prefactor_core.exceptions import (
     ClientNotInitializedError,
     InstanceNotFoundError,
@@ -19,10 +21,19 @@ from prefactor_core.exceptions import (
     PrefactorValueError,
     SpanNotFoundError,
 )
-from prefactor_core.lifecycle import Outcome, SpanStatus, check_outcome, span_steps
+from prefactor_core.lifecycle import (
+    Outcome,
+    SpanStatus,
+    check_outcome,
+    is_terminal,
+    span_steps,
+)
 from prefactor_core.log import log
 from prefactor_core.models import Span
-from prefactor_core.operations import CreateSpan, FinishSpan, Operation, OperationType
+from prefactor_core.operations import CreateSpan, FinishSpan, OperationType
+
+_DROPPED_KEPT = 10_000
+_ENDS = {str(status): status for status in SpanStatus}
 
 logger = logging.getLogger("prefactor_core.managers.span")
 
@@ -32,7 +43,10 @@ class _OpenSpan(Span, kw_only=True):
 
     clock: Clock
     captured: Raw
+    run: RunIdentity
     parent: _OpenSpan | None = None
+    has_place: bool = False
+    dropped: bool = False
 
     def __repr__(self) -> str:
         # Not the struct's own: it would show all ancestors, one inside the other.
@@ -42,41 +56,67 @@ class _OpenSpan(Span, kw_only=True):
 class SpanManager:
     """Knows every open span by its id, and nothing of those that have ended.
 
-    ``enqueue`` takes each operation, in the order in which things happened. Everything here
-    is a plain function: recording waits for nothing.
+    ``outbox`` takes each operation, in the order in which things happened; ``begin_run`` is
+    called before a span is told. Everything here but :meth:`wait_for_place` is a plain
+    function: recording waits for nothing. ``waits_for_place``: whether spans of asynchronous
+    code wait while the outbox is full.
     """
 
-    def __init__(self, enqueue: Callable[[Operation], None]) -> None:
-        self._enqueue = enqueue
+    def __init__(
+        self,
+        outbox: Outbox,
+        identities: Identities,
+        capture: Capture,
+        begin_run: Callable[[CreateSpan], None],
+    ) -> None:
+        self.waits_for_place = outbox.waits_when_full
+        self._outbox = outbox
+        self._identities = identities
+        self._capture = capture
+        self._begin_run = begin_run
         # In the order of entering, so parents stand before their children.
         self._spans: dict[str, _OpenSpan] = {}
+        # Of spans that the outbox did not take: the nearest ancestor that it took, for
+        # who names one as parent later. The last ones only: there may be any number.
+        self._dropped: dict[str, str | None] = {}
         self._warned_of_late_payload: set[str] = set()
         self._closed = False
 
-    def new_id(self, instance_id: str, schema_name: str, span_id: str | None = None) -> str:
-        """The id of a span to be: ``span_id`` if it can be one, else a new one.
+    def run_of(self, instance_id: str) -> RunIdentity:
+        """What the API calls the run of this id, which may be one that others registered.
 
-        Raises :class:`InstanceNotFoundError` or :class:`PrefactorValueError` for names and
-        ids that no span can have.
+        Raises :class:`InstanceNotFoundError` for what is no id of a run.
         """
-        if not isinstance(schema_name, str) or not schema_name:
-            raise PrefactorValueError(
-                f"schema_name must be the name of a span type, got {schema_name!r}"
-            )
         if not identifiers.is_pfid(instance_id):
             raise InstanceNotFoundError(
                 f"instance_id {instance_id!r} is not the id of an agent instance (32 characters); "
                 "use the id of what create_agent_instance() gave"
             )
+        return self._identities.of(instance_id)
+
+    def new_id(self, run: RunIdentity, schema_name: str, span_id: str | None = None) -> str:
+        """The id of a span to be: ``span_id`` if it can be one, else a new one.
+
+        Raises :class:`PrefactorValueError` for names and ids that no span can have.
+        """
+        if not isinstance(schema_name, str) or not schema_name:
+            raise PrefactorValueError(
+                f"schema_name must be the name of a span type, got {schema_name!r}"
+            )
         if span_id is None:
-            return identifiers.generate_related(instance_id)
+            return identifiers.generate_related(run.id)
         if not identifiers.is_pfid(span_id):
             raise PrefactorValueError(f"span_id must be a PFID, got {span_id!r}")
-        if identifiers.partition_of(span_id) != identifiers.partition_of(instance_id):
+        partition = identifiers.partition_of(run.id)
+        if identifiers.partition_of(span_id) != partition and run.registered:
             raise PrefactorValueError(
-                f"span_id {span_id!r} is not of the partition of instance {instance_id!r}"
+                f"span_id {span_id!r} is not of the partition of instance {run.id!r}"
             )
         return span_id
+
+    async def wait_for_place(self) -> None:
+        """Return when a span may be opened that is sure to be recorded."""
+        await self._outbox.wait_for_place()
 
     def prepare(
         self,
@@ -85,27 +125,32 @@ class SpanManager:
         parent_span_id: str | None = None,
         payload: Mapping[str, object] | None = None,
         span_id: str | None = None,
+        has_place: bool = False,
     ) -> str:
         """Open a span here, as the innermost of this context; nothing is told yet. Its id.
 
         Without ``parent_span_id`` the parent is the innermost open span of the same
         instance in this context.
         """
-        span_id = self.new_id(instance_id, schema_name, span_id)
-        return self.open(span_id, instance_id, schema_name, parent_span_id, payload).id
+        run = self.run_of(instance_id)
+        span_id = self.new_id(run, schema_name, span_id)
+        return self.open(span_id, run, schema_name, parent_span_id, payload, has_place).id
 
     def open(
         self,
         span_id: str,
-        instance_id: str,
+        run: RunIdentity,
         schema_name: str,
         parent_span_id: str | None,
         payload: Mapping[str, object] | None,
+        has_place: bool = False,
     ) -> Span:
-        """As :meth:`prepare`, with an id that :meth:`new_id` gave; the span itself.
+        """As :meth:`prepare`, with what :meth:`run_of` and :meth:`new_id` gave; the span itself.
 
-        ``payload`` is captured now: what changes in it later does not matter.
+        ``payload`` is captured now: what changes in it later does not matter. ``has_place``:
+        it has waited for its place, so that it is recorded also if the outbox is full.
         """
+        instance_id = run.recorded_id
         if self._closed:
             raise ClientNotInitializedError(
                 f"the {schema_name!r} span was made by a client that has closed since"
@@ -118,12 +163,18 @@ class SpanManager:
                 raise PrefactorValueError(
                     f"parent_span_id must be the id of a span, got {parent_span_id!r}"
                 )
-            parent = self._spans.get(parent_span_id)
-            if parent is not None and parent.instance_id != instance_id:
-                raise PrefactorValueError(
-                    f"parent_span_id {parent_span_id!r} is a span of another agent instance, "
-                    f"{parent.instance_id!r}"
-                )
+            if parent_span_id == span_id:
+                raise PrefactorValueError(f"parent_span_id {parent_span_id!r} is the span itself")
+            parent = self._lookup(parent_span_id)
+            if parent is not None:
+                if parent.instance_id != instance_id:
+                    raise PrefactorValueError(
+                        f"parent_span_id {parent_span_id!r} is a span of another agent instance, "
+                        f"{parent.run.id!r}"
+                    )
+                parent_span_id = parent.id
+            else:
+                parent_span_id = self._dropped.get(parent_span_id, parent_span_id)
         else:
             innermost = SpanContextStack.innermost(instance_id)
             if isinstance(innermost, _OpenSpan):
@@ -140,8 +191,10 @@ class SpanManager:
             payload={} if payload is None else payload,
             created_at=clock.now(),
             clock=clock,
-            captured=EMPTY if payload is None else capture(payload),
+            captured=EMPTY if payload is None else self._capture(payload),
+            run=run,
             parent=parent,
+            has_place=has_place,
         )
         self._spans[span_id] = span
         SpanContextStack.push(span)
@@ -155,7 +208,7 @@ class SpanManager:
         span = self._find(span_id)
         if payload is not None:
             if span.status is SpanStatus.PENDING:
-                span.payload, span.captured = payload, capture(payload)
+                span.payload, span.captured = payload, self._capture(payload)
             elif fields_of(payload) and span.schema_name not in self._warned_of_late_payload:
                 self._warned_of_late_payload.add(span.schema_name)
                 log(
@@ -176,7 +229,9 @@ class SpanManager:
         payload: Mapping[str, object] | None = None,
     ) -> str:
         """Open and start a span; it stays the innermost of this context until it ends."""
-        return self.start(self.prepare(instance_id, schema_name, parent_span_id, payload))
+        place = self.waits_for_place
+        span_id = self.prepare(instance_id, schema_name, parent_span_id, payload, has_place=place)
+        return self.start(span_id)
 
     def cancel_unstarted(self, span_id: str) -> None:
         """The span is cancelled; if it had not started, as one that never did."""
@@ -191,15 +246,16 @@ class SpanManager:
     ) -> None:
         """The span ends now, with ``result_payload`` merged into its result.
 
-        One that was not started is started as of its entering.
+        One that was not started has begun with its entering.
         """
         check_outcome(status)
         span = self._find(span_id)
         if result_payload is not None:
             merge(span.result, result_payload)
-        if span.status is SpanStatus.PENDING:
+        if span.status is SpanStatus.PENDING and status == "cancelled":
+            # Else it would be one that never began.
             self._advance(span, SpanStatus.ACTIVE, span.created_at)
-        self._advance(span, SpanStatus(status), span.clock.now())
+        self._advance(span, _ENDS[status], span.clock.now())
 
     def finish_open(
         self,
@@ -208,6 +264,8 @@ class SpanManager:
         status: Outcome,
     ) -> None:
         """End what is still open of an instance (None: of all), children before parents."""
+        if instance_id is not None:
+            instance_id = self._identities.of(instance_id).recorded_id
         for span in reversed(list(self._spans.values())):
             if instance_id in (None, span.instance_id):
                 self.finish(span.id, result_payload, status)
@@ -231,30 +289,42 @@ class SpanManager:
         merged = fields_of(span.payload)
         merge(merged, payload)
         span.payload = merged
-        span.captured = capture(span.payload)
+        span.captured = self._capture(span.payload)
 
     def get_span(self, span_id: str) -> Span:
         """The open span of this id. Raises :class:`SpanNotFoundError` if there is none."""
         return self._find(span_id)
 
+    def _lookup(self, span_id: str) -> _OpenSpan | None:
+        span = self._spans.get(span_id)
+        if span is None:
+            # What the API calls a span may differ from what it is recorded as.
+            for candidate in self._spans.values():
+                if candidate.run.span_id(candidate.id) == span_id:
+                    return candidate
+        return span
+
     def _find(self, span_id: str) -> _OpenSpan:
-        try:
-            return self._spans[span_id]
-        except KeyError:
+        span = self._spans.get(span_id) or self._lookup(span_id)
+        if span is None:
             raise SpanNotFoundError(
                 f"no open span has the id {span_id!r}: it has ended, or is not of this client"
-            ) from None
+            )
+        return span
 
     def _advance(self, span: _OpenSpan, goal: SpanStatus, at: datetime) -> None:
         """Tell what brings the span to ``goal``, and be there."""
-        steps = span_steps(span.status, goal)
-        if steps and steps[0].call == "create":
-            self._start_ancestors(span)
-        for call, status in steps:
-            if call == "create":
-                self._tell_create(span, status, at)
-            else:
+        for call, status in span_steps(span.status, goal):
+            if call == "finish":
                 self._tell_finish(span, status, at)
+                continue
+            if span.parent is not None:
+                self._start_ancestors(span)
+            if is_terminal(status):
+                self._tell_create(span, status, span.created_at, finished_at=at)
+                self._end(span, at)
+            else:
+                self._tell_create(span, status, at)
 
     def _start_ancestors(self, span: _OpenSpan) -> None:
         # The API knows a parent before its children, or refuses them. Outermost first, each
@@ -267,36 +337,56 @@ class SpanManager:
         for ancestor in reversed(waiting):
             self._tell_create(ancestor, SpanStatus.ACTIVE, ancestor.created_at)
 
-    def _tell_create(self, span: _OpenSpan, status: SpanStatus, at: datetime) -> None:
+    def _tell_create(
+        self,
+        span: _OpenSpan,
+        status: SpanStatus,
+        at: datetime,
+        finished_at: datetime | None = None,
+    ) -> None:
+        if span.parent is not None and span.parent.dropped:
+            # Its parent, which was told before it, hangs on one that was recorded.
+            span.parent_span_id = span.parent.parent_span_id
         span.status = status
-        span.started_at = at if status is SpanStatus.ACTIVE else None
-        self._enqueue(
-            CreateSpan(
-                timestamp=at,
-                idempotency_key=identifiers.idempotency_key(span.id, "create"),
-                instance_id=span.instance_id,
-                span_id=span.id,
-                schema_name=span.schema_name,
-                status=status,
-                payload=span.captured,
-                parent_span_id=span.parent_span_id,
-            )
+        span.started_at = None if status is SpanStatus.PENDING else at
+        ended = finished_at is not None
+        operation = CreateSpan(
+            timestamp=at,
+            idempotency_key=identifiers.idempotency_key(span.id, "create"),
+            instance_id=span.instance_id,
+            span_id=span.id,
+            schema_name=span.schema_name,
+            status=status,
+            payload=span.captured,
+            parent_span_id=span.parent_span_id,
+            finished_at=finished_at,
+            result_payload=self._capture.result(span.result) if ended and span.result else UNSET,
         )
+        self._begin_run(operation)
         span.captured = EMPTY
+        if not self._outbox.record(operation, has_place=span.has_place):
+            span.dropped = True
+            self._dropped[span.id] = span.parent_span_id
+            if len(self._dropped) > _DROPPED_KEPT:
+                del self._dropped[next(iter(self._dropped))]
 
     def _tell_finish(self, span: _OpenSpan, status: SpanStatus, at: datetime) -> None:
-        self._enqueue(
-            FinishSpan(
-                timestamp=at,
-                idempotency_key=identifiers.idempotency_key(span.id, "finish"),
-                instance_id=span.instance_id,
-                span_id=span.id,
-                status=status,
-                result_payload=capture(span.result) if span.result else UNSET,
+        if not span.dropped:
+            self._outbox.record(
+                FinishSpan(
+                    timestamp=at,
+                    idempotency_key=identifiers.idempotency_key(span.id, "finish"),
+                    instance_id=span.instance_id,
+                    span_id=span.id,
+                    status=status,
+                    result_payload=self._capture.result(span.result) if span.result else UNSET,
+                )
             )
-        )
-        # What an inherited context may still refer to is from now on only a small shell.
         span.status = status
+        self._end(span, at)
+
+    def _end(self, span: _OpenSpan, at: datetime) -> None:
+        # What an inherited context may still refer to is from now on only a small shell.
         span.finished_at = at
         span.payload, span.result = {}, {}
         span.parent = None
