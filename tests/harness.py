@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 import anyio
 import msgspec
@@ -23,11 +23,17 @@ from prefactor_core.api.client import AsgiApp, AsgiMessage
 from prefactor_core.connection import open_api
 from prefactor_core.local import open_local_prefactor
 
+Answer: TypeAlias = tuple[int, dict[str, str], bytes]
+"""Status, headers and body."""
+
 TOKEN = "token-for-tests"
 AGENT = {
     "agent_id": "tested-agent",
     "agent_version": {"name": "Tested agent", "external_identifier": "v1"},
 }
+# What the API can say of one item of a bulk request; anything else is about all of it.
+_REFUSALS = frozenset(range(400, 500)) - {401, 403, 408, 413, 429}
+_NO = {"status": "error", "code": "spoiled", "message": "no"}
 
 
 def make_registry() -> SchemaRegistry:
@@ -54,7 +60,11 @@ def make_config(
 
 @dataclass
 class Call:
-    """One request that reached the API, and how it was answered (0: not at all)."""
+    """One request that reached the API, and how it was answered (0: not at all).
+
+    ``items``: for a bulk request, the single calls that would have done the same; one after an
+    item that failed has no status.
+    """
 
     method: str
     path: str
@@ -62,21 +72,51 @@ class Call:
     headers: dict[str, str]
     status: int = 0
     time: float = 0.0
+    items: list[Call] = field(default_factory=list)
 
     @property
     def name(self) -> str:
-        """The last words of the path, without ids: register, start, agent_spans, finish…"""
-        return self.path.removeprefix("/api/v1/").rsplit("/", 1)[-1]
+        """The last word of the path: register, start, agent_spans, finish, bulk…"""
+        return self.path.rsplit("/", 1)[-1]
+
+
+def _items_of(call: Call) -> list[Call]:
+    """The items of a bulk request, each as the call that does the same alone."""
+    paths = {
+        "agent_instances/start": "agent_instance/{agent_instance_id}/start",
+        "agent_instances/finish": "agent_instance/{agent_instance_id}/finish",
+        "agent_spans/create": "agent_spans",
+        "agent_spans/finish": "agent_spans/{agent_span_id}/finish",
+    }
+    return [
+        replace(call, path="/api/v1/" + paths[item["_type"]].format_map(item), body=item)
+        for item in call.body["items"]
+    ]
+
+
+def on_create_of(name: str, fault: object) -> Callable[[Call], object]:
+    """A fault for the creates of spans of this name, and of no other."""
+
+    def choose(call: Call) -> object:
+        return fault if call.body["details"]["schema_name"] == name else None
+
+    return choose
 
 
 @dataclass
 class FaultyApi:
     """An ASGI application in front of another: it records the calls, and can spoil them.
 
-    ``away``: connections are refused. ``hanging``: no call is answered. ``faults``: maps the
-    last word of a path (or "*") to a status, an answer (status, headers, body), or an exception,
-    given instead of the application's; a list of them is used up one by one.
-    ``lost_answers``: so many calls are done, and their answers lost.
+    ``away``: connections are refused. ``hanging``: no call is answered. ``lost_answers``: so
+    many requests are done, and their answers lost.
+
+    ``faults``: maps the last word of a path to what is given instead of the application's
+    answer: a status, an answer (status, headers, body), an exception, a function that is
+    given the :class:`Call` and gives one of these, or None for no fault; a list of them is
+    used up one by one. ``"*"`` stands for every request that has no entry of its own,
+    ``"bulk"`` for bulk requests as a whole. Any other word finds its calls in bulk too: there
+    a refusal is the output of the item, as API.md section 10 has it (those before it are done,
+    those after it are not); any other fault is that of the whole request, and nothing is done.
     """
 
     app: AsgiApp
@@ -86,9 +126,14 @@ class FaultyApi:
     lost_answers: int = 0
     faults: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def operations(self) -> list[Call]:
+        """The calls, with the items of a bulk request in its place."""
+        return [part for call in self.calls for part in call.items or [call]]
+
     def names(self) -> list[str]:
-        """The calls that were answered with success, in order."""
-        return [call.name for call in self.calls if 0 < call.status < 400]
+        """What was done with success, alone or in bulk, in order."""
+        return [call.name for call in self.operations if 0 < call.status < 400]
 
     async def __call__(self, scope: AsgiMessage, receive: Any, send: Any) -> None:
         content = b""
@@ -101,49 +146,91 @@ class FaultyApi:
         body = msgspec.json.decode(content) if content else None
         call = Call(scope["method"], scope["path"], body, headers, time=anyio.current_time())
         self.calls.append(call)
+        if call.name == "bulk":
+            call.items = _items_of(call)
         if self.away:
             raise ConnectionRefusedError("nobody is there")
         if self.hanging:
             await anyio.sleep_forever()
-        fault = self._next_fault(call.name)
+        fault, refused = self._fault_of(call)
         if isinstance(fault, BaseException):
             raise fault
         if fault is not None:
-            await self._answer(call, fault, send)
-            return
+            answer = self._answer_of(fault)
+        elif refused == 0:
+            answer = 200, {}, msgspec.json.encode({"status": "success", "outputs": {}})
+        else:
+            if refused is not None:
+                content = msgspec.json.encode({"items": body["items"][:refused]})
+            answer = await self._ask(scope, content)
+        if call.items and answer[0] == 200:
+            answer = self._with_outputs(call, answer, refused)
+        call.status = answer[0]
+        if self.lost_answers:
+            self.lost_answers -= 1
+            raise ConnectionResetError("the answer is lost")
+        await self._send(answer, send)
+
+    async def _ask(self, scope: AsgiMessage, content: bytes) -> Answer:
+        """What the application answers."""
+        status, headers, body = 0, dict[str, str](), b""
 
         async def replay() -> AsgiMessage:
             return {"type": "http.request", "body": content, "more_body": False}
 
         async def note(message: AsgiMessage) -> None:
+            nonlocal status, headers, body
             if message["type"] == "http.response.start":
-                call.status = message["status"]
-            if not self.lost_answers:
-                await send(message)
+                status = message["status"]
+                headers = {k.decode(): v.decode() for k, v in message["headers"]}
+            else:
+                body += message.get("body", b"")
 
         await self.app(scope, replay, note)
-        if self.lost_answers:
-            self.lost_answers -= 1
-            raise ConnectionResetError("the answer is lost")
+        return status, headers, body
 
-    def _next_fault(self, name: str) -> Any:
-        fault = self.faults.get(name, self.faults.get("*"))
+    def _fault_of(self, call: Call) -> tuple[Any, int | None]:
+        """The fault of the whole request; else which of its items is to be refused."""
+        fault = self._next_fault(call, call.name if call.name in self.faults else "*")
+        if fault is not None:
+            return fault, None
+        for place, item in enumerate(call.items):
+            fault = self._next_fault(item, item.name)
+            if isinstance(fault, int) and fault in _REFUSALS:
+                item.status = fault
+                return None, place
+            if fault is not None:
+                return fault, None
+        return None, None
+
+    def _next_fault(self, call: Call, key: str) -> Any:
+        fault = self.faults.get(key)
         if isinstance(fault, list):
-            return fault.pop(0) if fault else None
-        return fault
+            fault = fault.pop(0) if fault else None
+        return fault(call) if callable(fault) else fault
 
-    async def _answer(self, call: Call, fault: Any, send: Any) -> None:
+    def _with_outputs(self, call: Call, answer: Answer, refused: int | None) -> Answer:
+        """The answer to a bulk request, with that of the item that is refused."""
+        try:
+            outputs = msgspec.json.decode(answer[2])["outputs"]
+        except msgspec.DecodeError:
+            return answer
+        if refused is not None:
+            outputs[call.items[refused].body["idempotency_key"]] = _NO
+        for item in call.items:
+            output = outputs.get(item.body["idempotency_key"])
+            if output is not None and not item.status:
+                item.status = 200 if output["status"] == "success" else 400
+        return 200, {}, msgspec.json.encode({"status": "success", "outputs": outputs})
+
+    def _answer_of(self, fault: Any) -> Answer:
         status, headers, body = fault if isinstance(fault, tuple) else (fault, {}, None)
-        if body is None:
-            body = msgspec.json.encode({"status": "error", "code": "spoiled", "message": "no"})
-        call.status = status
-        await send(
-            {
-                "type": "http.response.start",
-                "status": status,
-                "headers": [(k.encode(), v.encode()) for k, v in headers.items()],
-            }
-        )
+        return status, headers, msgspec.json.encode(_NO) if body is None else body
+
+    async def _send(self, answer: Answer, send: Any) -> None:
+        status, headers, body = answer
+        raw = [(k.encode(), v.encode()) for k, v in headers.items()]
+        await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": body})
 
 

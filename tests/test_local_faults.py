@@ -144,7 +144,8 @@ async def test_a_call_whose_answer_was_lost_is_replayed() -> None:
 
 
 @pytest.mark.virtual_time
-async def test_a_run_is_recorded_once_through_all_faults_at_once() -> None:
+@pytest.mark.parametrize("max_batch_operations", [1, 3])
+async def test_a_run_is_recorded_once_through_all_faults_at_once(max_batch_operations: int) -> None:
     faults = Faults(
         answering_time=0.5,
         failure_rate=0.3,
@@ -153,7 +154,9 @@ async def test_a_run_is_recorded_once_through_all_faults_at_once() -> None:
         drop_rate=0.3,
     )
     config = make_config(
-        queue={"max_retries": 50}, http={"max_retries": 50}, registration_timeout=600.0
+        queue={"max_retries": 50, "max_batch_operations": max_batch_operations},
+        http={"max_retries": 50},
+        registration_timeout=600.0,
     )
     config.drain_timeout = 600.0
     async with open_local_prefactor(":memory:", faults=faults) as app:

@@ -100,7 +100,6 @@ def test_every_error_is_ours_and_shows_the_name_it_is_imported_by() -> None:
             "agent_instance.AgentInstanceHandle.span",
             "self schema_name parent_span_id=None payload=None",
         ),
-        ("managers.agent_instance.AgentInstanceManager", "http_client enqueue"),
         (
             "managers.agent_instance.AgentInstanceManager.register",
             "self agent_id agent_version agent_schema_version instance_id=None",

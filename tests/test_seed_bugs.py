@@ -67,8 +67,15 @@ async def test_every_time_that_is_sent_has_an_offset() -> None:
     async with recording() as r:
         async with r.instance.span("agent:tool"):
             pass
-    sent = [call.body for call in r.api.calls if call.name != "register"]
-    times = [body.get("timestamp") or body["details"]["started_at"] for body in sent]
+    sent = [call.body for call in r.api.operations if call.name != "register"]
+    names = ("timestamp", "started_at", "finished_at")
+    times = [
+        fields[name]
+        for body in sent
+        for fields in [body.get("details", body)]
+        for name in names
+        if name in fields
+    ]
     assert len(times) == 4
     assert sorted(map(offset, times)) == [offset(time) for time in times]
 
@@ -93,11 +100,12 @@ async def test_starting_a_span_neither_raises_nor_waits_whatever_the_api_does(
 async def test_a_runs_finish_never_overtakes_its_start_or_its_spans() -> None:
     """B06"""
     async with open_faulty_api() as api:
-        async with open_prefactor(make_config(queue={"num_workers": 20}), asgi_app=api) as client:
+        queue: dict[str, object] = {"num_workers": 20, "max_batch_operations": 1}
+        async with open_prefactor(make_config(queue=queue), asgi_app=api) as client:
             for _ in range(10):
                 async with client.agent_instance(**AGENT) as instance:
-                    with instance.span("agent:run"), instance.span("agent:tool"):
-                        pass
+                    async with instance.span("agent:run"), instance.span("agent:tool") as tool:
+                        await tool.start()
         for run in await stored_runs(api):
             calls = [
                 call
@@ -146,7 +154,7 @@ async def test_retry_delay_base_is_the_first_wait() -> None:
         async with open_prefactor(config, asgi_app=api) as client:
             api.faults["start"] = [ConnectionResetError()]
             async with client.agent_instance(**AGENT):
-                pass
+                await anyio.sleep(200)
         first, second = (call.time for call in api.calls if call.name == "start")
         assert 45 <= second - first <= 75  # 100 s, capped by max_retry_delay
 
@@ -204,13 +212,14 @@ async def test_a_span_create_that_is_sent_again_is_stored_once() -> None:
 
 
 @pytest.mark.virtual_time
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
+@pytest.mark.parametrize("status", [400, 404, 422])
 async def test_a_permanent_answer_is_not_tried_again(status: int) -> None:
     """B15"""
     async with open_faulty_api() as api:
         async with open_prefactor(make_config(), asgi_app=api) as client:
             async with client.agent_instance(**AGENT):
                 api.faults["finish"] = status
+                await anyio.sleep(1)  # the start goes alone, and then the finish
         assert [call.name for call in api.calls] == ["register", "start", "finish"]
 
 
@@ -360,7 +369,7 @@ async def test_a_second_finish_is_not_sent() -> None:
             await span.finish()
         await r.instance.finish()
         await r.instance.finish()
-    assert r.api.names() == ["register", "start", "agent_spans", "finish", "finish"]
+    assert r.api.names() == ["register", "start", "agent_spans", "finish"]
 
 
 async def test_an_unknown_span_is_a_span_not_found_error() -> None:
@@ -465,7 +474,7 @@ async def test_a_span_whose_start_the_api_did_not_take_is_not_posted_again_as_an
                 api.faults["agent_spans"] = [503]
                 async with instance.span("agent:tool") as span:
                     await span.start({"prompt": "Hello"})
-        creates = [call.body["details"] for call in api.calls if call.name == "agent_spans"]
+        creates = [c.body["details"] for c in api.operations if c.name == "agent_spans"]
         assert len(creates) == 2
         assert creates[0] == creates[1]
         assert creates[0]["payload"] == {"prompt": "Hello"}

@@ -20,6 +20,7 @@ from prefactor_core import (
     Span,
     SpanContextStack,
     SpanNotFoundError,
+    identifiers,
 )
 
 
@@ -168,7 +169,7 @@ async def test_a_child_that_starts_first_starts_its_ancestors_as_of_their_enteri
 
 
 def _creates(r: Recording) -> list[Call]:
-    return [call for call in r.api.calls if call.name == "agent_spans"]
+    return [call for call in r.api.operations if call.name == "agent_spans"]
 
 
 async def test_a_payload_that_comes_after_a_child_started_the_span_is_reported(
@@ -243,7 +244,7 @@ async def test_created_spans_are_ended_by_id_from_any_task() -> None:
 
 async def test_an_id_of_ones_own_is_used_and_checked() -> None:
     async with recording() as r:
-        own = r.client.span_manager.new_id(r.instance.id, "agent:run")
+        own = identifiers.generate_related(r.instance.id)
         async with r.client.span(r.instance.id, "agent:run", span_id=own) as span:
             assert span.id == own
             with pytest.raises(PrefactorValueError, match="belongs to a span that is open"):
