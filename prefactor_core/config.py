@@ -196,7 +196,7 @@ class QueueConfig(Struct):
     max_retries: int = 3
     retry_delay_base: float = 1.0
     batch_window: float = 0.1
-    max_batch_operations: int = 1_000
+    max_batch_operations: int = 500
     # Below the 1 MiB that many a proxy takes.
     max_batch_bytes: int = 1_000_000
     max_pending_operations: int = 200_000

@@ -227,7 +227,7 @@ def test_the_defaults_are_those_that_are_documented() -> None:
             max_retries=3,
             retry_delay_base=1.0,
             batch_window=0.1,
-            max_batch_operations=1_000,
+            max_batch_operations=500,
             max_batch_bytes=1_000_000,
             max_pending_operations=200_000,
             max_pending_bytes=128 * 1024 * 1024,
