@@ -380,38 +380,33 @@ def test_a_parcel_can_be_settled_once_only() -> None:
 # Whose fault it is
 
 
-def faults(*failures: tuple[int, bool]) -> list[int]:
+def faults(*failures: int) -> list[int]:
     (parcel,) = parcels_of(create("s"))
     after: list[int] = []
-    for taken, answered in failures:
-        parcel.failed(taken, alone=True, answered=answered)
+    for taken in failures:
+        parcel.failed(taken, alone=True)
         after.append(parcel.faults)
     return after
 
 
-def test_a_failure_together_with_others_counts_against_nobody_but_dates_the_first() -> None:
+def test_a_failure_together_with_others_counts_against_nobody() -> None:
     (parcel,) = parcels_of(create("s"))
-    parcel.failed(3, alone=False, answered=True)
-    parcel.failed(9, alone=False, answered=True)
+    parcel.failed(3, alone=False)
+    parcel.failed(9, alone=False)
     assert (parcel.attempts, parcel.faults) == (2, 0)
-    parcel.failed(9, alone=True, answered=False)
+    parcel.failed(9, alone=True)
     assert parcel.faults == 0
-    parcel.failed(9, alone=True, answered=True)
+    parcel.failed(10, alone=True)
     assert parcel.faults == 1
 
 
 def test_failures_during_which_nothing_else_is_taken_are_nobodys_fault() -> None:
-    assert faults(*[(7, False)] * 5) == [0] * 5
-    assert faults(*[(7, True)] * 5) == [0] * 5
-    assert faults(*[(0, False)] * 5) == [0] * 5
+    assert faults(*[7] * 5) == [0] * 5
+    assert faults(*[0] * 5) == [0] * 5
 
 
 def test_a_failure_after_others_were_taken_counts_against_a_parcel() -> None:
-    assert faults((0, False), (1, False), (1, False), (2, False)) == [0, 1, 1, 2]
-
-
-def test_every_answer_counts_against_a_parcel_once_others_were_taken() -> None:
-    assert faults((0, True), (1, True), (1, True), (1, False), (1, True)) == [0, 1, 2, 2, 3]
+    assert faults(0, 1, 1, 2) == [0, 1, 1, 2]
 
 
 # The machine

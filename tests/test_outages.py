@@ -235,3 +235,58 @@ async def test_a_token_that_is_not_taken_is_told_once_and_tried_again_slowly(
     assert client.statistics().lost == 0
     (error,) = [r for r in caplog.records if r.levelno == logging.ERROR]
     assert "is the API token right" in error.getMessage()
+
+
+async def test_a_bad_span_on_which_all_else_depends_costs_its_run_no_more_than_itself() -> None:
+    async with open_local_prefactor(":memory:") as app:
+        api = Switch(app, poison="poison")
+        async with open_prefactor(make_config(drain_timeout=600), asgi_app=api) as client:
+            async with client.agent_instance(**AGENT) as instance:
+                async with instance.span("poison") as root:
+                    await root.start()
+                    for _ in range(10):
+                        async with instance.span("agent:tool"):
+                            pass
+        run = await stored_run(app)
+    assert client.statistics().dropped == {"retries_exhausted": 2}
+    assert run.shape == ("complete", [("agent:tool", "complete", [])] * 10)
+
+
+@pytest.mark.parametrize("status", [500, 503])
+async def test_what_failed_once_by_itself_is_kept_through_an_outage_that_follows(
+    status: int,
+) -> None:
+    async with open_local_prefactor(":memory:") as app:
+        api = Switch(app)
+        config = make_config(drain_timeout=600, queue={"max_batch_operations": 1})
+        async with open_prefactor(config, asgi_app=api) as client:
+            async with client.agent_instance(**AGENT) as instance:
+                await client.flush()
+                # Alone at fault, as far as anybody can see: another span is taken meanwhile.
+                api.poison = '"n":1}'
+                await work(instance, 1, 3)
+                await anyio.sleep(1.5)
+                assert len((await stored_run(app)).spans) == 1
+                # And now the whole API fails, and answers so, for an hour.
+                app.faults.failure_rate, app.faults.failure_status = 1.0, status
+                api.poison = None
+                await anyio.sleep(3600)
+                app.faults.failure_rate = 0.0
+        run = await stored_run(app)
+    assert client.statistics().lost == 0
+    assert len(run.spans) == 2
+    assert run.status == "complete"
+
+
+async def test_several_spans_at_which_the_api_fails_are_given_up_and_nothing_else() -> None:
+    async with open_local_prefactor(":memory:") as app:
+        api = Switch(app, poison="poison")
+        async with open_prefactor(make_config(drain_timeout=6_000), asgi_app=api) as client:
+            async with client.agent_instance(**AGENT) as instance:
+                for n in range(30):
+                    name = "poison" if n in (0, 1, 13, 14, 29) else "agent:run"
+                    async with instance.span(name):
+                        pass
+        run = await stored_run(app)
+    assert client.statistics().dropped == {"retries_exhausted": 5}
+    assert run.shape == ("complete", [("agent:run", "complete", [])] * 25)

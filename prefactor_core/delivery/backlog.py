@@ -31,8 +31,7 @@ class Parcel(Struct, eq=False, gc=False):
     ``alone``: to be sent by its own endpoint. ``sent``: was in a request.
     ``failed_in_bulk``: bulk gave an error for it.
     ``attempts``: requests that failed and had it in them. ``faults``: those that had nothing
-    else in them, and failed while the API took others. ``taken_at_first``, ``taken_at_last``:
-    how many operations had been delivered at the first failure, and at the last.
+    else in them, and failed after the API had taken something since the failure before.
     """
 
     operation: Operation
@@ -44,22 +43,14 @@ class Parcel(Struct, eq=False, gc=False):
     failed_in_bulk: bool = False
     attempts: int = 0
     faults: int = 0
-    taken_at_first: int = -1
-    taken_at_last: int = -1
+    taken_before: int = 0
 
-    def failed(self, taken: int, *, alone: bool, answered: bool) -> None:
-        """A request that had it in it failed, when the API had taken ``taken`` operations.
-
-        It counts against the parcel if it was ``alone``, and others were taken since its last
-        failure; or since the first, if the API ``answered``: it is there, and fails at this.
-        """
-        others_taken = taken > self.taken_at_last or (answered and taken > self.taken_at_first)
-        if not self.attempts:
-            self.taken_at_first = taken
-        elif alone and others_taken:
+    def failed(self, taken: int, *, alone: bool) -> None:
+        """A request that had it in it failed, when the API had taken ``taken`` operations."""
+        if alone and self.attempts and taken > self.taken_before:
             self.faults += 1
         self.attempts += 1
-        self.taken_at_last = taken
+        self.taken_before = taken
 
 
 class Backlog:

@@ -97,9 +97,10 @@ class Courier:
         if not settled:
             while (seconds := self._outage.wait(anyio.current_time())) > 0:
                 await self._lane.pause(seconds)
+            exhausted = request[0].attempts > self._max_retries
+            if nothing_else and exhausted and not await self._sender.probe():
+                return
             try:
-                if nothing_else and request[0].attempts > self._max_retries:
-                    await self._sender.probe()
                 settled = await self._sender.send(request)
             except Exception as error:
                 settled = self._failed(request, error)
@@ -121,10 +122,9 @@ class Courier:
         self._ledger.retry()
         if verdict is not Verdict.FAILED:
             return []
-        answered = isinstance(error, PrefactorApiError) and error.status_code is not None
         alone = len(request) == 1
         for parcel in request:
-            parcel.failed(self._sender.taken, alone=alone, answered=answered)
+            parcel.failed(self._sender.taken, alone=alone)
         exhausted = max(parcel.attempts for parcel in request) > self._max_retries
         if not alone:
             if exhausted:
@@ -136,6 +136,7 @@ class Courier:
         if parcel.faults >= self._max_faults:
             self._sender.give_up(parcel, error, "retries_exhausted")
             return [parcel]
+        answered = isinstance(error, PrefactorApiError) and error.status_code is not None
         if answered or exhausted:
             parcel.alone = True
             self._aside.append(parcel)

@@ -97,12 +97,12 @@ class Sender:
             return [request[0]] if await self._send_alone(request[0]) else []
         return await self._send_in_bulk(request)
 
-    async def probe(self) -> None:
+    async def probe(self) -> bool:
         """See whether the API takes anything, where there is nothing new that it could take.
 
         What it took last is sent once more, with the same key: that has no second effect
-        (API.md section 5), and goes the way of all operations, which a ping does not. Raises
-        if it is not answered.
+        (API.md section 5), and goes the way of all operations, which a ping does not. False
+        if it is not taken; True, also where there is nothing to try it with.
         """
         operation = self._last_taken
         if operation is not None:
@@ -110,8 +110,10 @@ class Sender:
                 await self._request((), self._call(operation))
             except Exception as error:
                 if judge(operation, error) not in (Verdict.SETTLED, Verdict.REFUSED):
-                    raise
+                    self._ledger.retry()
+                    return False
             self.taken += 1
+        return True
 
     def give_up(self, parcel: Parcel, error: Exception, reason: str) -> None:
         """A parcel will not be delivered, and is the only one to blame."""
