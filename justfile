@@ -13,7 +13,7 @@ python := venv / "bin/python"
 
 # List the verbs.
 default:
-    @just --list
+    @'{{ just_executable() }}' --list
 
 # Run the example agent and show the tree that was stored.
 demo *options: (_install venv "local" "trio")

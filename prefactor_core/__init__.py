@@ -31,11 +31,12 @@ from prefactor_core.operations import Operation, OperationType
 from prefactor_core.queue.base import Queue, QueueClosedError
 from prefactor_core.queue.executor import TaskExecutor
 from prefactor_core.queue.memory import InMemoryQueue
-from prefactor_core.redaction import redact_keys
+from prefactor_core.redaction import SECRETS, redact_keys
 from prefactor_core.schema_registry import SchemaRegistry
 from prefactor_core.span_context import SpanContext
 
 __all__ = [
+    "SECRETS",
     "AgentInstance",
     "AgentInstanceHandle",
     "AgentInstanceScope",

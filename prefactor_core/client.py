@@ -15,7 +15,7 @@ import msgspec
 from prefactor_core.agent_instance import AgentInstanceHandle, AgentInstanceScope, finish_spans
 from prefactor_core.backoff import Backoff
 from prefactor_core.capture import Capture
-from prefactor_core.config import PrefactorCoreConfig, PrefactorOptions
+from prefactor_core.config import PrefactorCoreConfig, PrefactorOptions, check_options
 from prefactor_core.delivery.ledger import Ledger, Statistics
 from prefactor_core.exceptions import (
     ClientAlreadyInitializedError,
@@ -66,6 +66,7 @@ def open_prefactor(
     Raises :class:`PrefactorValueError` if nothing says where to record to, or if ``config``
     and ``api_url`` or ``api_token`` are given together.
     """
+    check_options(options)
     if config is None:
         config = PrefactorCoreConfig.from_env(
             api_url=api_url, api_token=api_token, schema_registry=schema_registry, **options
@@ -74,6 +75,11 @@ def open_prefactor(
         raise PrefactorValueError(
             "api_url and api_token are in config.http_config already: give either the config "
             "or these arguments"
+        )
+    elif not isinstance(config, PrefactorCoreConfig):
+        raise PrefactorValueError(
+            f"config must be a PrefactorCoreConfig, got {type(config).__qualname__}; "
+            "to record to an address, pass api_url="
         )
     else:
         if schema_registry is not None:
@@ -178,10 +184,11 @@ class PrefactorCoreClient:
             await delivery.__aenter__()
             # Nothing below waits or fails, so nothing has to undo the line above.
             instances = AgentInstanceManager(
-                api,
+                delivery.sender,
                 delivery.outbox.record,
                 identities=delivery.identities,
                 is_away=delivery.is_away,
+                on_timeout=delivery.sender.unanswered,
                 backoff=Backoff(base=http.initial_retry_delay, multiplier=growth, cap=cap),
                 max_retries=http.max_retries,
                 timeout=self._config.registration_timeout,
@@ -267,7 +274,8 @@ class PrefactorCoreClient:
         hash of their content, so that the same types are the same version on every run.
         ``instance_id``: an id of your own, a PFID of the account's partition.
 
-        Raises :class:`PrefactorValueError` if there are no span types, and a
+        Raises :class:`PrefactorValueError` if neither a schema version nor a registry is
+        given, and a
         :class:`PrefactorApiError` if the API refuses the run.
         """
         instances = self.instance_manager

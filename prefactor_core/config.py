@@ -5,6 +5,7 @@ The classes are plain mutable structs: an assignment after construction is not c
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -36,6 +37,7 @@ from prefactor_core.checks import (
     to_whole,
 )
 from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.redaction import redact_keys
 from prefactor_core.schema_registry import SchemaRegistry
 
 LOCAL_PREFIX = "local:"
@@ -212,6 +214,8 @@ class QueueConfig(Struct):
         self.max_retries = to_count("max_retries", self.max_retries)
         self.retry_delay_base = to_positive("retry_delay_base", self.retry_delay_base)
         self.batch_window = to_seconds("batch_window", self.batch_window)
+        if self.batch_window == math.inf:
+            raise PrefactorValueError(f"batch_window must have an end, got {self.batch_window!r}")
         for name in (
             "max_batch_operations",
             "max_batch_bytes",
@@ -233,6 +237,17 @@ class PrefactorOptions(TypedDict, total=False):
     capture_payloads: bool
     max_payload_bytes: int
     redact: Redact | None
+
+
+def check_options(options: Mapping[str, object]) -> None:
+    """Raises :class:`PrefactorValueError` for what is no field of :class:`PrefactorOptions`."""
+    for name in options.keys() - PrefactorOptions.__annotations__.keys():
+        known = ", ".join(PrefactorOptions.__annotations__)
+        if name == "http_config":
+            known = "api_url and api_token; or make a PrefactorCoreConfig"
+        elif name in {option.name for option in fields(QueueConfig)}:
+            known = f"queue_config=QueueConfig({name}=...)"
+        raise PrefactorValueError(f"there is no option {name!r} here: use {known}")
 
 
 class PrefactorCoreConfig(Struct, kw_only=True):
@@ -302,6 +317,8 @@ class PrefactorCoreConfig(Struct, kw_only=True):
         self.max_payload_bytes = to_at_least("max_payload_bytes", self.max_payload_bytes, 1024)
         if self.redact is not None and not callable(self.redact):
             raise PrefactorValueError(f"redact must be a function, got {self.redact!r}")
+        if cast("object", self.redact) is redact_keys:
+            raise PrefactorValueError("redact must be what redact_keys() gives: call it")
 
     @classmethod
     def from_env(

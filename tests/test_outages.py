@@ -290,3 +290,25 @@ async def test_several_spans_at_which_the_api_fails_are_given_up_and_nothing_els
         run = await stored_run(app)
     assert client.statistics().dropped == {"retries_exhausted": 5}
     assert run.shape == ("complete", [("agent:run", "complete", [])] * 25)
+
+
+@pytest.mark.parametrize("hanging", [False, True])
+async def test_an_outage_that_is_there_at_the_start_is_told_when_the_registration_finds_it(
+    hanging: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_local_prefactor(":memory:") as app:
+        api = Switch(app)
+        api.away = not hanging
+        app.faults.answering_time = 1e9 if hanging else 0.0
+        async with open_prefactor(make_config(drain_timeout=0.0), asgi_app=api) as client:
+            instance = await client.create_agent_instance(**AGENT)
+            statistics = client.statistics()
+            assert statistics.outage_since is not None
+            assert statistics.last_error is not None
+            assert statistics.requests == (1 if hanging else 4)
+            (began,) = messages(caplog)
+            assert "does not take operations" in began
+            await instance.start()
+    _, balance = messages(caplog)
+    assert "2 of 3" in balance or "3 of 3" in balance
+    assert "last error: PrefactorUnreachableError" in balance

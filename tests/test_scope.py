@@ -628,7 +628,7 @@ async def test_a_run_whose_later_registration_is_refused_is_dropped_whole_and_co
     assert (statistics.dropped, statistics.delivered) == ({"refused": 5}, 3)
     assert (await stored_run(api)).shape == ("complete", [("agent:tool", "complete", [])])
     assert api.names() == ["register", "start", "agent_spans", "finish"]
-    assert "REGISTER_AGENT_INSTANCE is given up (refused)" in caplog.text
+    assert "is given up (refused)" in caplog.text
 
 
 @pytest.mark.virtual_time

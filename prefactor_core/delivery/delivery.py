@@ -41,9 +41,11 @@ class Delivery:
         self.identities = Identities()
         self.outbox = Outbox(queues, self.ledger, config)
         self._outage = Outage(backoff)
-        sender = Sender(api, self.ledger, self.identities, self._outage, config.max_batch_bytes)
+        self.sender = Sender(
+            api, self.ledger, self.identities, self._outage, config.max_batch_bytes
+        )
         self._couriers = [
-            Courier(lane, self.outbox, sender, self._outage, self.ledger, config)
+            Courier(lane, self.outbox, self.sender, self._outage, self.ledger, config)
             for lane in self.outbox.lanes
         ]
         self._workers = Workers(

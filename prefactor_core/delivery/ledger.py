@@ -50,11 +50,11 @@ class Statistics(Struct, frozen=True, kw_only=True):
     def describe_loss(self) -> str:
         """What was lost, in one sentence."""
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
-        last_error = self.last_error or "none, but no answer came in time"
-        return (
-            f"{self.lost} of {self.accepted} Prefactor operations were not delivered "
-            f"({reasons}); last error: {last_error}"
-        )
+        loss = f"{self.lost} of {self.accepted} Prefactor operations were not delivered"
+        if self.last_error is not None:
+            return f"{loss} ({reasons}); last error: {self.last_error}"
+        why = "; no answer came in time" if "drain_timeout" in self.dropped else ""
+        return f"{loss} ({reasons}){why}"
 
 
 class Ledger:

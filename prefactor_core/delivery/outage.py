@@ -36,12 +36,19 @@ class Outage:
         return max(self._until, self._asked_until) - now
 
     def failed(
-        self, round: int, now: float, retry_after: float | None = None, *, denied: bool = False
+        self,
+        round: int,
+        now: float,
+        retry_after: float | None = None,
+        *,
+        denied: bool = False,
+        certain: bool = False,
     ) -> bool:
         """A request that was sent in ``round`` failed; whether that is news to be told.
 
         ``retry_after``: the wait in seconds that the API asked for. ``denied``: the token was
-        not taken; the next attempt is as far away as the schedule goes.
+        not taken; the next attempt is as far away as the schedule goes. ``certain``: this is
+        no hiccup, although it is the first.
         """
         if retry_after is not None:
             self._asked_until = max(self._asked_until, now + retry_after)
@@ -53,7 +60,7 @@ class Outage:
             self.since, self._began = datetime.now(UTC), now
         delay = self._backoff.cap if denied else self._backoff.delay(self._failures)
         self._until = now + delay
-        news = not self.told and (denied or self._failures >= _TOLD_AFTER)
+        news = not self.told and (denied or certain or self._failures >= _TOLD_AFTER)
         self.told = self.told or news
         return news
 

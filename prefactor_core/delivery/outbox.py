@@ -78,7 +78,8 @@ class Outbox:
         if self.full and not has_place and isinstance(operation, CreateSpan):
             self._drop(
                 "full",
-                "the bounds of the Prefactor client's queue are reached (%d operations, %d bytes)",
+                "%d operations of %d bytes wait for the Prefactor API: max_pending_operations or "
+                "max_pending_bytes is reached",
                 self._ledger.pending,
                 self._ledger.pending_bytes,
             )

@@ -46,6 +46,9 @@ _ALL_TYPES = frozenset(OperationType)
 _ITS_OWN_FAULT = (Verdict.REFUSED, Verdict.ID_REFUSED, Verdict.TOO_LARGE)
 _ANSWERS = (Verdict.REFUSED, Verdict.TOO_LARGE)
 
+_NO_HICCUP = 5.0
+"""Seconds of waiting for an answer after which a single failure is an outage."""
+
 _TIMES_ONLY_ALONE = 2
 """How often bulk fails at a type, having never taken it, until it is sent alone for good."""
 
@@ -86,6 +89,16 @@ class Sender:
         self._drop(parcel, reason)
         return True
 
+    async def register_agent_instance(self, operation: RegisterAgentInstance) -> str:
+        """Make a run known by one request, for who waits for it; its id, or what the API says."""
+        call = self._api.register_agent_instance(operation)
+        return await self._request((), call, _is_denied)
+
+    def unanswered(self, error: PrefactorApiError) -> None:
+        """Nobody waits any more for the answer to a registration."""
+        self._ledger.fail(error)
+        self._failed(error, self._outage.round, certain=True)
+
     async def send(self, request: Sequence[Parcel]) -> list[Parcel]:
         """Make one request; the parcels that it settled.
 
@@ -124,7 +137,7 @@ class Sender:
                 logger,
                 logging.WARNING,
                 "%s is given up (%s): %s. Further losses are only counted, in statistics()",
-                parcel.operation.type.name,
+                _name(parcel.operation),
                 reason,
                 error,
                 # A bug of ours deserves its traceback; what the API says needs none.
@@ -199,7 +212,7 @@ class Sender:
         call: Awaitable[T],
         expected: Callable[[Exception], bool] = lambda error: False,
     ) -> T:
-        round = self._outage.round
+        round, sent_at = self._outage.round, anyio.current_time()
         operations = sum(parcel.count for parcel in request)
         self._ledger.request()
         self._ledger.in_flight += operations
@@ -209,7 +222,8 @@ class Sender:
             self._ledger.fail(error)
             verdict = judge_request(error)
             if verdict not in _ANSWERS and not expected(error):
-                self._failed(error, round)
+                took = anyio.current_time() - sent_at
+                self._failed(error, round, certain=took >= _NO_HICCUP)
             elif isinstance(error, PrefactorApiError):
                 self._answered()
             raise
@@ -302,10 +316,12 @@ class Sender:
             if times >= _TIMES_ONLY_ALONE:
                 self.alone |= {operation_type}
 
-    def _failed(self, error: Exception, round: int) -> None:
+    def _failed(self, error: Exception, round: int, *, certain: bool) -> None:
         denied = judge_request(error) is Verdict.DENIED
         asked = error.retry_after if isinstance(error, PrefactorApiError) else None
-        news = self._outage.failed(round, anyio.current_time(), asked, denied=denied)
+        news = self._outage.failed(
+            round, anyio.current_time(), asked, denied=denied, certain=certain
+        )
         self._ledger.outage_since = self._outage.since
         if news:
             log(
@@ -322,6 +338,17 @@ class Sender:
         if outage is not None:
             message = "the Prefactor API takes operations again after %.1f s"
             log(logger, logging.INFO, message, outage)
+
+
+def _name(operation: Operation) -> str:
+    name = operation.type.name
+    if isinstance(operation, CreateSpan):
+        return f"{name} of the {operation.schema_name!r} span {operation.span_id}"
+    return f"{name} of {operation.instance_id}"
+
+
+def _is_denied(error: Exception) -> bool:
+    return judge_request(error) is Verdict.DENIED
 
 
 def without_payload(operation: Operation) -> Operation | None:

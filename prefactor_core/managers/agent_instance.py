@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import anyio
 import msgspec
@@ -31,10 +31,13 @@ from prefactor_core.operations import (
     StartAgentInstance,
 )
 
-if TYPE_CHECKING:
-    from prefactor_core.api.client import ApiClient
-
 _PASSING = (PrefactorUnreachableError, PrefactorRateLimitError, PrefactorServerError)
+
+
+class Registrar(Protocol):
+    """What registers runs: an ``ApiClient``, or what counts its requests too."""
+
+    async def register_agent_instance(self, operation: RegisterAgentInstance) -> str: ...
 
 
 class _OpenInstance(AgentInstance, kw_only=True):
@@ -49,16 +52,18 @@ class AgentInstanceManager:
 
     Registering waits for the API: ``timeout`` seconds at most, with up to ``max_retries``
     more attempts while the API is away. What it could not register then, and all else, are
-    operations that go to ``enqueue``. ``is_away`` tells whether the API is known to be away.
+    operations that go to ``enqueue``. ``is_away`` tells whether the API is known to be away;
+    ``on_timeout`` is told that it has become so.
     """
 
     def __init__(
         self,
-        http_client: ApiClient,
+        http_client: Registrar,
         enqueue: Callable[[Operation], object],
         *,
         identities: Identities,
         is_away: Callable[[], bool],
+        on_timeout: Callable[[PrefactorUnreachableError], None],
         backoff: Backoff | None = None,
         max_retries: int = 3,
         timeout: float = 10.0,
@@ -67,6 +72,7 @@ class AgentInstanceManager:
         self._enqueue = enqueue
         self._identities = identities
         self._is_away = is_away
+        self._on_timeout = on_timeout
         self._backoff = backoff or Backoff()
         self._max_retries = max_retries
         self._timeout = timeout
@@ -194,9 +200,11 @@ class AgentInstanceManager:
                 except _PASSING as error:
                     attempt += 1
                     if attempt > self._max_retries:
-                        break
+                        return None
                     asked = error.retry_after
                 await anyio.sleep(self._backoff.delay(attempt, at_least=asked))
+        message = f"the API did not register a run within {self._timeout:g} s"
+        self._on_timeout(PrefactorUnreachableError(message))
         return None
 
     def _advance(self, instance: _OpenInstance, goal: InstanceStatus, at: datetime) -> None:

@@ -160,9 +160,13 @@ class SpanManager:
         parent = None
         if parent_span_id is not None:
             if not identifiers.is_pfid(parent_span_id):
-                raise PrefactorValueError(
-                    f"parent_span_id must be the id of a span, got {parent_span_id!r}"
+                # A text is shown; of anything else, which may be a payload, only what it is.
+                shown = (
+                    repr(parent_span_id)
+                    if isinstance(parent_span_id, str)
+                    else f"a {type(parent_span_id).__qualname__}; a payload is passed as payload="
                 )
+                raise PrefactorValueError(f"parent_span_id must be the id of a span, got {shown}")
             if parent_span_id == span_id:
                 raise PrefactorValueError(f"parent_span_id {parent_span_id!r} is the span itself")
             parent = self._lookup(parent_span_id)
