@@ -188,7 +188,7 @@ class PrefactorCoreClient:
                 delivery.outbox.record,
                 identities=delivery.identities,
                 is_away=delivery.is_away,
-                on_timeout=delivery.sender.unanswered,
+                on_timeout=delivery.sender.gave_up_waiting,
                 backoff=Backoff(base=http.initial_retry_delay, multiplier=growth, cap=cap),
                 max_retries=http.max_retries,
                 timeout=self._config.registration_timeout,
@@ -326,9 +326,15 @@ class PrefactorCoreClient:
         """Start a span and give its id. It is the innermost one of this context until
         :meth:`finish_span` ends it, in whichever task."""
         spans = self.span_manager
-        if spans.waits_for_place:
+        waits = spans.waits_for_place
+        if waits:
             await spans.wait_for_place()
-        span_id = spans.create(instance_id, schema_name, parent_span_id, payload)
+        try:
+            span_id = spans.create(instance_id, schema_name, parent_span_id, payload, waits)
+        except BaseException:
+            if waits:
+                spans.give_place_back()
+            raise
         try:
             await anyio.lowlevel.checkpoint()
         except BaseException:

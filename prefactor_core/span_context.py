@@ -140,6 +140,11 @@ class SpanContext:
         if self._spans.waits_for_place and not self._entered:
             await self._spans.wait_for_place()
             self._has_place = True
+            try:
+                return self.__enter__()
+            except BaseException:
+                self._spans.give_place_back()
+                raise
         return self.__enter__()
 
     async def __aexit__(

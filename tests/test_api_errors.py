@@ -74,11 +74,18 @@ def test_the_status_decides_the_class_and_the_body_gives_the_code(
     assert str(error).startswith(f"{CALL} was answered {status} {code}: that won't do")
 
 
-def test_an_empty_object_is_an_error_with_an_unknown_code() -> None:
-    error = error_from_answer(CALL, 404, b"{}", None)
+def test_an_error_of_the_api_may_have_no_code() -> None:
+    error = error_from_answer(CALL, 404, b'{"status":"error"}', None)
     assert type(error) is PrefactorNotFoundError
     assert error.code == "unknown"
     assert str(error) == f"{CALL} was answered 404"
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"message":"Not Found"}'])
+def test_json_that_does_not_say_that_it_is_an_error_is_not_the_apis(body: bytes) -> None:
+    error = error_from_answer(CALL, 404, body, None)
+    assert type(error) is PrefactorContractError
+    assert "not in the form of the Prefactor API" in str(error)
 
 
 def test_an_auth_error_says_what_to_look_at() -> None:
@@ -193,7 +200,8 @@ def test_a_status_configured_as_passing_is_a_server_error(body: bytes) -> None:
 def test_other_statuses_are_what_they_were_beside_passing_ones(
     status: int, error_class: type[PrefactorApiError]
 ) -> None:
-    assert type(error_from_answer(CALL, status, b"{}", None, passing=(425, 429))) is error_class
+    error = error_from_answer(CALL, status, error_body(), None, passing=(425, 429))
+    assert type(error) is error_class
 
 
 @given(

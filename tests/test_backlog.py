@@ -377,38 +377,6 @@ def test_a_parcel_can_be_settled_once_only() -> None:
     assert (backlog.operations, len(backlog)) == (0, 0)
 
 
-# Whose fault it is
-
-
-def faults(*failures: int) -> list[int]:
-    (parcel,) = parcels_of(create("s"))
-    after: list[int] = []
-    for taken in failures:
-        parcel.failed(taken, alone=True)
-        after.append(parcel.faults)
-    return after
-
-
-def test_a_failure_together_with_others_counts_against_nobody() -> None:
-    (parcel,) = parcels_of(create("s"))
-    parcel.failed(3, alone=False)
-    parcel.failed(9, alone=False)
-    assert (parcel.attempts, parcel.faults) == (2, 0)
-    parcel.failed(9, alone=True)
-    assert parcel.faults == 0
-    parcel.failed(10, alone=True)
-    assert parcel.faults == 1
-
-
-def test_failures_during_which_nothing_else_is_taken_are_nobodys_fault() -> None:
-    assert faults(*[7] * 5) == [0] * 5
-    assert faults(*[0] * 5) == [0] * 5
-
-
-def test_a_failure_after_others_were_taken_counts_against_a_parcel() -> None:
-    assert faults(0, 1, 1, 2) == [0, 1, 1, 2]
-
-
 # The machine
 
 

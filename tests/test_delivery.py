@@ -98,15 +98,18 @@ async def test_what_passes_is_tried_again_in_order_with_the_same_keys(
     async with open_prefactor(config, asgi_app=api) as client:
         api.faults = {"agent_spans": [fault, fault], "start": [fault]}
         await record_one_run(client)
-    assert api.names() == RUN
+    # Where it may be about the operation, what was taken before is sent once more in between.
+    assert list(dict.fromkeys(api.names())) == RUN
     statistics = client.statistics()
-    assert (statistics.delivered, statistics.retries, statistics.requests) == (3, 3, 7)
+    assert (statistics.delivered, statistics.retries) == (3, 3)
+    assert statistics.requests == len(api.calls)
     creates = [call.body for call in api.calls if call.name == "agent_spans"]
-    assert creates == creates[:1] * 3
+    assert creates == creates[:1] * len(creates)
+    assert len(creates) >= 3
 
 
 @pytest.mark.parametrize("where", ["bulk", "start", "agent_spans"])
-@pytest.mark.parametrize("fault", [ConnectionResetError(), HOTEL, 500, 429], ids=str)
+@pytest.mark.parametrize("fault", [ConnectionResetError(), 503, 429], ids=str)
 async def test_a_bulk_request_that_fails_is_sent_again_as_it_was(
     api: FaultyApi, fault: object, where: str
 ) -> None:
@@ -115,7 +118,7 @@ async def test_a_bulk_request_that_fails_is_sent_again_as_it_was(
         await record_one_run(client)
     assert api.names() == RUN
     statistics = client.statistics()
-    assert (statistics.delivered, statistics.retries, statistics.requests) == (3, 3, 5)
+    assert (statistics.delivered, statistics.retries) == (3, 3)
     requests = [call.body for call in api.calls if call.name == "bulk"]
     assert requests == requests[:1] * 4
 
@@ -138,10 +141,14 @@ async def test_an_answer_that_is_lost_leads_to_one_effect(
 async def test_the_waits_grow_from_retry_delay_base(api: FaultyApi) -> None:
     config = make_config(drain_timeout=600, queue={"retry_delay_base": 0.2, **ONE_BY_ONE})
     async with open_prefactor(config, asgi_app=api) as client:
-        api.faults["start"] = [ConnectionRefusedError()] * 5
-        await record_one_run(client)
-        await anyio.sleep(60)  # in the drain there would be no time for them
-    times = [call.time for call in api.calls if call.name == "start"]
+        instance = await client.create_agent_instance(**AGENT)
+        api.away = True
+        await instance.start()
+        await anyio.sleep(8)
+        api.away = False
+        await instance.finish()
+    times = [call.time for call in api.calls if call.name == "start"][:5]
+    assert len(times) == 5
     for n, (before, after) in enumerate(pairwise(times)):
         assert 0.75 * 0.2 * 2**n <= after - before <= 1.25 * 0.2 * 2**n
 
@@ -246,17 +253,53 @@ async def test_an_operation_that_the_api_fails_at_while_it_takes_others_is_given
     assert "2 of 6 Prefactor operations were not delivered (2 retries_exhausted)" in balance
 
 
+@pytest.mark.parametrize("fault", [500, HOTEL], ids=str)
+async def test_a_bulk_at_which_the_api_fails_while_it_takes_others_is_sent_in_parts(
+    api: FaultyApi, fault: object
+) -> None:
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            api.faults["bulk"] = fault
+            before = anyio.current_time()
+            for _ in range(300):
+                async with instance.span("agent:run"):
+                    pass
+            await client.flush()
+            # No wait: each time the API shows that it is there.
+            assert anyio.current_time() - before < 1
+    assert client.statistics().lost == 0
+    assert (await stored_run(api)).shape == ("complete", [("agent:run", "complete", [])] * 300)
+    # After a few failures in a row it is bulk that does not work.
+    assert [call.name for call in api.calls].count("bulk") < 25
+    assert len(api.calls) < 400
+
+
 @pytest.mark.parametrize("max_retries", [0, 3])
-async def test_an_operation_that_fails_is_kept_as_long_as_no_other_is_taken(
+async def test_an_operation_that_fails_alone_is_tried_again_as_often_as_max_retries_says(
     api: FaultyApi, max_retries: int
 ) -> None:
-    config = make_config(drain_timeout=600, queue={"max_retries": max_retries})
+    config = make_config(drain_timeout=600, queue={"max_retries": max_retries, **ONE_BY_ONE})
     async with open_prefactor(config, asgi_app=api) as client:
         api.faults["start"] = 500
         async with client.agent_instance(**AGENT) as instance, instance.span("agent:run"):
             await anyio.sleep(3600)
-        assert client.statistics().lost == 0
-        api.faults.clear()
+    assert [call.name for call in api.calls].count("start") == 1 + max_retries
+    # Nothing else was there to be taken: the registration, sent again, shows that the API is.
+    assert client.statistics().dropped == {"retries_exhausted": 1}
+    assert [span.name for span in (await stored_run(api)).spans.values()] == ["agent:run"]
+
+
+@pytest.mark.parametrize("max_retries", [0, 3])
+async def test_an_operation_that_fails_is_kept_as_long_as_nothing_is_taken(
+    api: FaultyApi, max_retries: int
+) -> None:
+    config = make_config(drain_timeout=600, queue={"max_retries": max_retries})
+    async with open_prefactor(config, asgi_app=api) as client:
+        async with client.agent_instance(**AGENT) as instance, instance.span("agent:run"):
+            api.faults["*"] = 500
+            await anyio.sleep(3600)
+            assert client.statistics().lost == 0
+            api.faults.clear()
     assert client.statistics().lost == 0
     assert (await stored_run(api)).shape == ("complete", [("agent:run", "complete", [])])
 
@@ -284,7 +327,8 @@ async def test_what_the_api_refuses_is_given_up_at_once_and_alone(
         [("agent:run", "complete", [("agent:tool", "complete", [])])],
     )
     refused = [call.status for call in api.operations if call.status >= 400]
-    assert refused == [status] * (1 if size == 1 else 2)  # in bulk, and once more alone
+    # In bulk, and once more alone; a 404 may be about the parent: once more without it.
+    assert refused == [status] * ((1 if size == 1 else 2) + (status == 404))
     assert not [call for call in api.operations if span.id in call.path]
     assert len(warnings(caplog)) == 2
 
@@ -319,7 +363,9 @@ async def test_a_token_that_is_not_taken_costs_nothing_and_is_one_error_in_the_l
     assert client.statistics().lost == 0
     assert (await stored_run(api)).shape == ("complete", [("agent:run", "complete", [])])
     denied = [call.time for call in api.calls if call.status == status]
-    assert {round(after - before) for before, after in pairwise(denied)} == {100}
+    # Each time, what was taken before is tried as well: it might be about the operation.
+    assert {round(after - before) for before, after in pairwise(denied)} == {0, 100}
+    assert len(denied) <= 2 * 38
     (record,) = [r for r in caplog.records if r.name.startswith("prefactor_core.delivery")]
     assert record.levelno == logging.ERROR
     assert "is the API token right" in record.getMessage()

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
-from harness import AGENT, make_config, stored_run, stored_runs
+from harness import AGENT, FaultyApi, make_config, stored_run, stored_runs
 
 from prefactor_core import AgentInstanceHandle, open_prefactor
 from prefactor_core.api.client import AsgiApp, AsgiMessage
@@ -28,6 +28,8 @@ class Switch:
         self.app = app
         self.away = False
         self.poison = poison
+        self.poison_status = 500
+        self.gateway: tuple[int, bytes] | None = None
         self.attempts = 0
         self.created: list[str] = []
 
@@ -39,8 +41,10 @@ class Switch:
         while (message := await receive()).get("more_body"):
             body += message["body"]
         if self.poison and self.poison.encode() in body:
-            await send({"type": "http.response.start", "status": 500, "headers": []})
-            await send({"type": "http.response.body", "body": b"{}"})
+            await _answer(send, self.poison_status, b'{"code":"bad_luck"}')
+            return
+        if self.gateway:
+            await _answer(send, *self.gateway)
             return
         await self.app(scope, _replay(body), send)
         if scope["path"].endswith("/bulk"):
@@ -50,6 +54,11 @@ class Switch:
                 for item in items
                 if item["_type"] == "agent_spans/create" and "n" in item["details"]["payload"]
             ]
+
+
+async def _answer(send: Send, status: int, body: bytes) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": []})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _replay(body: bytes) -> Callable[[], Awaitable[AsgiMessage]]:
@@ -229,7 +238,8 @@ async def test_a_token_that_is_not_taken_is_told_once_and_tried_again_slowly(
                 for n in range(60):
                     await work(instance, n, n + 1)
                     await anyio.sleep(10)
-                assert 5 <= api.attempts - before <= 11
+                # Each time, what was taken before is tried as well.
+                assert 10 <= api.attempts - before <= 22
                 app.faults.failure_rate = 0.0
         assert len((await stored_run(app)).spans) == 60
     assert client.statistics().lost == 0
@@ -312,3 +322,68 @@ async def test_an_outage_that_is_there_at_the_start_is_told_when_the_registratio
     _, balance = messages(caplog)
     assert "2 of 3" in balance or "3 of 3" in balance
     assert "last error: PrefactorUnreachableError" in balance
+
+
+@pytest.mark.parametrize("bad", [1, 4, 20])
+async def test_bad_spans_among_many_hold_nothing_up(bad: int) -> None:
+    async with open_local_prefactor(":memory:") as app:
+        api = Switch(app, poison="poison")
+        async with open_prefactor(make_config(), asgi_app=api) as client:
+            async with client.agent_instance(**AGENT) as instance:
+                for n in range(200):
+                    name = "poison" if n % (200 // bad) == 0 else "agent:run"
+                    with instance.span(name):
+                        pass
+        run = await stored_run(app)
+    # Within the usual drain_timeout.
+    assert client.statistics().dropped == {"retries_exhausted": bad}
+    assert run.shape == ("complete", [("agent:run", "complete", [])] * (200 - bad))
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_one_operation_that_the_token_is_not_good_for_is_given_up_alone(
+    status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_local_prefactor(":memory:") as app:
+        api = Switch(app, poison="poison")
+        api.poison_status = status
+        async with open_prefactor(make_config(), asgi_app=api) as client:
+            async with client.agent_instance(**AGENT) as instance:
+                for n in range(50):
+                    with instance.span("poison" if n == 5 else "agent:run"):
+                        pass
+        run = await stored_run(app)
+    assert client.statistics().dropped == {"refused": 1}
+    assert run.shape == ("complete", [("agent:run", "complete", [])] * 49)
+    assert not [message for message in messages(caplog) if "does not take" in message]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [(404, b'{"message":"Not Found"}'), (408, b"{}"), (402, b"{}"), (400, b"{}"), (502, b"")],
+    ids=str,
+)
+async def test_what_a_gateway_says_is_no_refusal(answer: tuple[int, bytes]) -> None:
+    async with open_local_prefactor(":memory:") as app:
+        api = Switch(app)
+        async with open_prefactor(make_config(drain_timeout=600), asgi_app=api) as client:
+            async with client.agent_instance(**AGENT) as instance:
+                await client.flush()
+                api.gateway = answer
+                await work(instance, 0, 20)
+                await anyio.sleep(60)
+                api.gateway = None
+        assert len((await stored_run(app)).spans) == 20
+    assert client.statistics().lost == 0
+
+
+@pytest.mark.parametrize("asked", ["999999999", "Wed, 21 Oct 2099 07:28:00 GMT", "1e308"])
+async def test_one_mistaken_retry_after_does_not_end_the_delivery(asked: str) -> None:
+    async with open_local_prefactor(":memory:") as app:
+        api = FaultyApi(app, faults={"bulk": [(503, {"Retry-After": asked}, None)]})
+        async with open_prefactor(make_config(), asgi_app=api) as client:
+            async with client.agent_instance(**AGENT) as instance:
+                await work(instance, 0, 2)
+                with anyio.fail_after(4000):
+                    await client.flush()
+    assert client.statistics().lost == 0

@@ -212,18 +212,18 @@ def test_a_single_call_has_its_path_and_its_body(
 
 @pytest.mark.parametrize(("operation", "item"), ITEMS)
 def test_an_item_of_bulk_has_its_type_and_its_body(operation: Operation, item: bytes) -> None:
-    assert msgspec.json.encode(bulk([operation])) == b'{"items":[' + item + b"]}"
+    assert msgspec.json.encode(bulk([operation], [True])) == b'{"items":[' + item + b"]}"
 
 
 def test_the_items_of_bulk_keep_their_order() -> None:
     operations = [operation for operation, _ in ITEMS]
-    body = msgspec.json.encode(bulk(operations))
+    body = msgspec.json.encode(bulk(operations, [True] * len(operations)))
     assert body == b'{"items":[' + b",".join(item for _, item in ITEMS) + b"]}"
 
 
 @pytest.mark.parametrize("status", list(SpanStatus))
 def test_a_span_says_when_it_began_unless_it_never_did(status: SpanStatus) -> None:
-    for body in (single(create(status))[1], bulk([create(status)])):
+    for body in (single(create(status))[1], bulk([create(status)], [True])):
         said = b'"started_at":"2026-07-20T12:00:00.123456Z"' in msgspec.json.encode(body)
         assert said == (status is not SpanStatus.PENDING)
 
@@ -232,8 +232,8 @@ def test_a_span_says_when_it_began_unless_it_never_did(status: SpanStatus) -> No
 def test_without_given_ids_a_span_comes_without_its_id_and_else_the_same(
     operation: CreateSpan,
 ) -> None:
-    with_id = single(operation)[1], bulk([operation])
-    without = single(operation, given_ids=False)[1], bulk([operation], given_ids=False)
+    with_id = single(operation)[1], bulk([operation], [True])
+    without = single(operation, given_id=False)[1], bulk([operation], [False])
     for one, other in zip(with_id, without, strict=True):
         body = msgspec.json.encode(one)
         assert body.count(b',"id":"span"') == 1
@@ -242,9 +242,9 @@ def test_without_given_ids_a_span_comes_without_its_id_and_else_the_same(
 
 def test_a_finish_names_its_span_also_without_given_ids() -> None:
     operation = end(SpanStatus.COMPLETE)
-    path, body = single(operation, given_ids=False)
+    path, body = single(operation, given_id=False)
     assert (path, body) == single(operation)
-    assert bulk([operation], given_ids=False) == bulk([operation])
+    assert bulk([operation], [False]) == bulk([operation], [True])
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_a_finish_names_its_span_also_without_given_ids() -> None:
 def test_every_time_has_an_offset(zone: timezone, text: bytes) -> None:
     at = AT.astimezone(zone).replace(microsecond=0)
     operation = msgspec.structs.replace(ENDED, timestamp=at, finished_at=at)
-    for body in (single(operation)[1], bulk([operation])):
+    for body in (single(operation)[1], bulk([operation], [True])):
         written = msgspec.json.encode(body)
         clock = at.strftime("%Y-%m-%dT%H:%M:%S").encode()
         assert written.count(b'"%s%s"' % (clock, text)) == 2
@@ -265,11 +265,11 @@ def test_what_the_api_has_no_call_for_is_refused() -> None:
         single(UPDATE)
     assert caught.value.operation_type is OperationType.UPDATE_SPAN_PAYLOAD
     with pytest.raises(OperationError, match="UPDATE_SPAN_PAYLOAD") as caught:
-        bulk([START, UPDATE])
+        bulk([START, UPDATE], [True, True])
     assert caught.value.operation_type is OperationType.UPDATE_SPAN_PAYLOAD
 
 
 def test_a_registration_does_not_go_into_bulk() -> None:
     with pytest.raises(OperationError, match="REGISTER_AGENT_INSTANCE") as caught:
-        bulk([register()])
+        bulk([register()], [True])
     assert caught.value.operation_type is OperationType.REGISTER_AGENT_INSTANCE

@@ -673,3 +673,47 @@ async def test_a_client_that_closes_releases_those_who_wait_for_a_place(api: Fau
     assert outcomes == ["refused"]
     assert client.statistics().dropped == {"drain_timeout": 5}
     assert_settled(client.statistics())
+
+
+async def test_many_tasks_that_wait_for_a_place_do_not_get_more_places_than_there_are(
+    api: FaultyApi,
+) -> None:
+    queue: dict[str, object] = {"max_pending_operations": 10, "when_full": "wait"}
+    async with open_client(api, queue=queue, drain_timeout=60) as client:
+        instance = await client.create_agent_instance(**AGENT)
+        await instance.start()
+        await client.flush()
+        api.away = True
+
+        async def step() -> None:
+            async with instance.span("agent:run"):
+                await anyio.sleep(0.01)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(200):
+                tasks.start_soon(step)
+            await anyio.sleep(30)
+            assert client.statistics().pending == 10
+            api.away = False
+        assert client.statistics().lost == 0
+
+
+async def test_a_large_result_is_let_in_by_its_marker_when_too_many_bytes_wait(
+    api: FaultyApi,
+) -> None:
+    async with open_client(api, queue={"max_pending_bytes": 50_000}, drain_timeout=60) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            spans = [instance.span("agent:run") for _ in range(20)]
+            for span in spans:
+                await span.__aenter__()
+                await span.start()
+            await client.flush()
+            api.away = True
+            for span in reversed(spans):
+                await span.complete({"text": "x" * 20_000})
+            assert client.statistics().pending_bytes < 80_000
+            api.away = False
+    results = [span.result for span in (await stored_run(api)).spans.values()]
+    assert client.statistics().lost == 0
+    assert sum("$truncated" in result for result in results) == 17
+    assert {span.status for span in (await stored_run(api)).spans.values()} == {"complete"}

@@ -112,6 +112,7 @@ class FieldError(Struct):
 class ErrorAnswer(Struct):
     """An error's body; all of it may be missing."""
 
+    status: str | None = None
     code: str | None = None
     message: str | None = None
     errors: dict[str, Raw] | list[Raw] | None = None

@@ -122,13 +122,13 @@ class ApiClient:
         return await self._call("POST", path, Details[AgentInstanceAnswer], body)
 
     async def create_span(
-        self, operation: CreateSpan, *, given_ids: bool = True
+        self, operation: CreateSpan, *, given_id: bool = True
     ) -> Details[AgentSpanAnswer]:
         """A span begins, or is made as one that has ended.
 
-        ``given_ids``: False to let the API make the id.
+        ``given_id``: False to let the API make the id.
         """
-        path, body = requests.single(operation, given_ids=given_ids)
+        path, body = requests.single(operation, given_id=given_id)
         return await self._call("POST", path, Details[AgentSpanAnswer], body)
 
     async def finish_span(self, operation: FinishSpan) -> Details[AgentSpanAnswer]:
@@ -137,14 +137,14 @@ class ApiClient:
         return await self._call("POST", path, Details[AgentSpanAnswer], body)
 
     async def bulk(
-        self, operations: Sequence[Operation], *, given_ids: bool = True
+        self, operations: Sequence[Operation], given_ids: Sequence[bool]
     ) -> dict[str, Output]:
         """Do several operations in their order, up to the first that fails.
 
-        What came of each, by idempotency key; nothing for those after a failure (API.md
-        section 10).
+        ``given_ids``: for each, whether it is told which id the span shall have. What came of
+        each, by idempotency key; nothing for those after a failure (API.md section 10).
         """
-        body = requests.bulk(operations, given_ids=given_ids)
+        body = requests.bulk(operations, given_ids)
         return (await self._call("POST", "bulk", Outputs, body)).outputs
 
     async def get_agent_instance(self, instance_id: str) -> AgentInstanceAnswer:

@@ -44,6 +44,8 @@ def error_from_answer(
         answer = decode(body, ErrorAnswer)
     except msgspec.DecodeError:
         answer = None
+    if answer and answer.code is None and answer.status != "error" and not answer.errors:
+        answer = None  # JSON, but not the API's: a gateway's
     code = without_token(answer.code or "unknown") if answer else "unknown"
     fields = {
         without_token(name): without_token(text) for name, text in _field_messages(answer).items()

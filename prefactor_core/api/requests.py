@@ -90,16 +90,16 @@ class _Bulk(Struct):
     items: list[Struct]
 
 
-def single(operation: Operation, *, given_ids: bool = True) -> tuple[str, Struct]:
+def single(operation: Operation, *, given_id: bool = True) -> tuple[str, Struct]:
     """The path below ``/api/v1/`` and the body of an operation's own call.
 
-    ``given_ids``: whether the API is told which id a span shall have. Raises
+    ``given_id``: whether the API is told which id a span shall have. Raises
     :class:`OperationError` for what the API has no call for.
     """
     match operation:
         case CreateSpan():
             key = operation.idempotency_key
-            details = _span_details(operation, given_ids)
+            details = _span_details(operation, given_id)
             return "agent_spans", _Create(details=details, idempotency_key=key)
         case FinishSpan():
             return f"agent_spans/{operation.span_id}/finish", _FinishSpan(
@@ -134,16 +134,19 @@ def single(operation: Operation, *, given_ids: bool = True) -> tuple[str, Struct
             )
 
 
-def bulk(operations: Iterable[Operation], *, given_ids: bool = True) -> Struct:
-    """The body of one call for several operations, none of them a registration."""
-    return _Bulk([_item(operation, given_ids) for operation in operations])
+def bulk(operations: Iterable[Operation], given_ids: Iterable[bool]) -> Struct:
+    """The body of one call for several operations, none of them a registration.
+
+    ``given_ids``: for each, whether the API is told which id the span shall have.
+    """
+    return _Bulk([_item(*item) for item in zip(operations, given_ids, strict=True)])
 
 
-def _item(operation: Operation, given_ids: bool) -> Struct:
+def _item(operation: Operation, given_id: bool) -> Struct:
     key = operation.idempotency_key
     match operation:
         case CreateSpan():
-            return _CreateItem(details=_span_details(operation, given_ids), idempotency_key=key)
+            return _CreateItem(details=_span_details(operation, given_id), idempotency_key=key)
         case FinishSpan():
             return _FinishSpanItem(
                 agent_span_id=operation.span_id,
@@ -169,9 +172,9 @@ def _item(operation: Operation, given_ids: bool) -> Struct:
             raise OperationError(f"{operation.type.name} does not go into bulk", operation.type)
 
 
-def _span_details(operation: CreateSpan, given_ids: bool) -> _SpanDetails:
+def _span_details(operation: CreateSpan, given_id: bool) -> _SpanDetails:
     return _SpanDetails(
-        id=operation.span_id if given_ids else None,
+        id=operation.span_id if given_id else None,
         agent_instance_id=operation.instance_id,
         parent_span_id=operation.parent_span_id,
         schema_name=operation.schema_name,

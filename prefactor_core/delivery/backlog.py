@@ -29,9 +29,13 @@ class Parcel(Struct, eq=False, gc=False):
     ``position``: how many operations the worker took before this one. ``count``: how many
     operations it stands for, 1 or 2. ``size``: bytes in a request, about.
     ``alone``: to be sent by its own endpoint. ``sent``: was in a request.
-    ``failed_in_bulk``: bulk gave an error for it.
-    ``attempts``: requests that failed and had it in them. ``faults``: those that had nothing
-    else in them, and failed after the API had taken something since the failure before.
+    ``failed_in_bulk``: bulk gave an error for it. ``with_parent``: what it was before it lost a
+    parent that the API does not know.
+    ``given_id``: whether the API is told which id the span shall have; settled when it is sent,
+    because its idempotency key stands for one body.
+    ``attempts``: requests that failed and had it in them. ``faults``: those among them that
+    were about this parcel, as the API took something else right after. ``due``: when it may be
+    sent again after one, on the clock of the event loop.
     """
 
     operation: Operation
@@ -40,17 +44,12 @@ class Parcel(Struct, eq=False, gc=False):
     count: int = 1
     alone: bool = False
     sent: bool = False
+    given_id: bool = True
     failed_in_bulk: bool = False
+    with_parent: Operation | None = None
     attempts: int = 0
     faults: int = 0
-    taken_before: int = 0
-
-    def failed(self, taken: int, *, alone: bool) -> None:
-        """A request that had it in it failed, when the API had taken ``taken`` operations."""
-        if alone and self.attempts and taken > self.taken_before:
-            self.faults += 1
-        self.attempts += 1
-        self.taken_before = taken
+    due: float = 0.0
 
 
 class Backlog:
@@ -156,7 +155,7 @@ class Backlog:
                 break
         for parcel in request:
             if not parcel.sent:
-                parcel.sent = True
+                parcel.sent, parcel.given_id = True, given_ids
                 if isinstance(parcel.operation, CreateSpan):
                     self._unsent_starts.pop(parcel.operation.span_id, None)
         return request

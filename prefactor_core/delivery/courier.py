@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import anyio
 
 from prefactor_core.config import QueueConfig
@@ -10,7 +12,7 @@ from prefactor_core.delivery.ledger import Ledger
 from prefactor_core.delivery.outage import Outage
 from prefactor_core.delivery.outbox import Lane, Outbox
 from prefactor_core.delivery.sender import Sender
-from prefactor_core.delivery.verdict import Verdict, judge_request
+from prefactor_core.delivery.verdict import Verdict, judge_request, may_be_its_fault
 from prefactor_core.exceptions import PrefactorApiError
 from prefactor_core.operations import ENVELOPE_SIZE, Operation
 from prefactor_core.queue.base import QueueClosedError
@@ -39,12 +41,12 @@ class Courier:
         self._ledger = ledger
         self._window = config.batch_window
         self._max_operations = config.max_batch_operations
-        self._max_faults = max(1, config.max_retries)
         self._max_retries = config.max_retries
-        # How many operations a request may have, while one that may not go through is looked
-        # for; and parcels that others overtake, to see whether the API takes those.
+        # How many operations a request may have, while one that does not go through is looked
+        # for.
         self._limit: int | None = None
-        self._aside: list[Parcel] = []
+        # Parcels at which the API fails while it takes others; these overtake them.
+        self._faulty: list[Parcel] = []
 
     async def serve(self) -> None:
         """Deliver until the queue is closed and all of it is settled."""
@@ -60,8 +62,9 @@ class Courier:
             except QueueClosedError:
                 return False
             await self._wait_for_more()
-        # What is behind those aside may show whose fault it is.
-        most = self._max_operations - (0 if self._aside else backlog.operations)
+        # What has to wait for its turn does not keep others out.
+        faulty = self._waiting_for_their_turn()
+        most = self._max_operations - (0 if faulty else backlog.operations)
         await queue.drain(self._take, most)
         return True
 
@@ -81,6 +84,13 @@ class Courier:
         if backlog.add(operation):
             self._ledger.merge(ENVELOPE_SIZE)
 
+    def _waiting_for_their_turn(self) -> list[Parcel]:
+        if self._faulty:
+            # At the end, no wait of ours is worth more than the little time that is left.
+            now = math.inf if self._lane.queue.closed else anyio.current_time()
+            self._faulty = [parcel for parcel in self._faulty if parcel.due > now]
+        return self._faulty
+
     async def _send(self) -> None:
         backlog = self._lane.backlog
         request = backlog.next_request(
@@ -88,56 +98,71 @@ class Courier:
             self._sender.max_bytes,
             alone=self._sender.alone,
             given_ids=self._sender.identities.given_ids,
-            aside=self._aside,
+            aside=self._waiting_for_their_turn(),
         )
-        nothing_else = request[0] in self._aside
-        if nothing_else:
-            self._aside = []
         settled = [parcel for parcel in request if self._sender.drop_if_lost(parcel)]
         if not settled:
-            while (seconds := self._outage.wait(anyio.current_time())) > 0:
-                await self._lane.pause(seconds)
-            exhausted = request[0].attempts > self._max_retries
-            if nothing_else and exhausted and not await self._sender.probe():
+            if await self._wait_for_turn(request[0]):
                 return
+            round, sent_at = self._outage.round, anyio.current_time()
             try:
                 settled = await self._sender.send(request)
             except Exception as error:
-                settled = self._failed(request, error)
+                settled = await self._failed(request, error, round, sent_at)
             else:
-                self._limit = None
-                self._aside = []
+                # Twice as much as what went through, until all goes through again.
+                if self._limit is not None:
+                    self._limit = min(2 * self._limit, self._max_operations)
         for parcel in settled:
             backlog.remove(parcel)
         self._outbox.settled()
 
-    def _failed(self, request: list[Parcel], error: Exception) -> list[Parcel]:
+    async def _wait_for_turn(self, first: Parcel) -> bool:
+        """Wait until a request may be sent; whether there may be something else to send now."""
+        while (seconds := self._outage.wait(anyio.current_time())) > 0:
+            await self._lane.pause(seconds)
+        if first not in self._waiting_for_their_turn():
+            return False
+        await self._lane.pause(first.due - anyio.current_time())
+        return True
+
+    async def _failed(
+        self, request: list[Parcel], error: Exception, round: int, sent_at: float
+    ) -> list[Parcel]:
         """A whole request failed; the parcels that are given up for it, one at most."""
         verdict = judge_request(error)
         if verdict is Verdict.REFUSED:
             # Of several, the API does not say which: by halves it comes down to one, and
             # what that one's own endpoint says decides.
-            self._limit = half(request)
+            self._split(request)
             return []
         self._ledger.retry()
-        if verdict is not Verdict.FAILED:
-            return []
-        alone = len(request) == 1
         for parcel in request:
-            parcel.failed(self._sender.taken, alone=alone)
+            parcel.attempts += 1
         exhausted = max(parcel.attempts for parcel in request) > self._max_retries
-        if not alone:
-            if exhausted:
-                # Perhaps one of them is too much for the API: smaller requests show which.
-                self._limit = half(request)
+        # Is it the API, or something in this request? What it took last, it takes again.
+        patience = verdict is Verdict.BUSY or (
+            isinstance(error, PrefactorApiError) and error.retry_after is not None
+        )
+        in_doubt = (may_be_its_fault(error) or exhausted) and not patience
+        if not in_doubt or not await self._sender.probe():
+            took = anyio.current_time() - sent_at
+            self._sender.unanswered(error, round, took)
             return []
-        # One alone fails. Is it this one, or the API altogether? What others get shows.
+        if len(request) > 1:
+            self._split(request)
+            return []
         (parcel,) = request
-        if parcel.faults >= self._max_faults:
-            self._sender.give_up(parcel, error, "retries_exhausted")
+        parcel.alone = True
+        parcel.faults += 1
+        if verdict is Verdict.DENIED or parcel.faults > self._max_retries:
+            reason = "refused" if verdict is Verdict.DENIED else "retries_exhausted"
+            self._sender.give_up(parcel, error, reason)
             return [parcel]
-        answered = isinstance(error, PrefactorApiError) and error.status_code is not None
-        if answered or exhausted:
-            parcel.alone = True
-            self._aside.append(parcel)
+        parcel.due = anyio.current_time() + self._outage.backoff.delay(parcel.faults)
+        self._faulty.append(parcel)
         return []
+
+    def _split(self, request: list[Parcel]) -> None:
+        self._limit = half(request)
+        self._sender.bulk_failed()

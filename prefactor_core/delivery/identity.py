@@ -98,6 +98,11 @@ class RunIdentity:
             case _:
                 return operation
 
+    def forget_spans(self) -> None:
+        """Nothing of the run is to be delivered any more."""
+        self._api_ids.clear()
+        self._lost_spans.clear()
+
     def _not_lost(self, span_id: str | None) -> str | None:
         """The span itself, or its nearest ancestor that was not lost."""
         seen: set[str] = set()
@@ -135,7 +140,7 @@ class Identities:
         """The API has made a run known, as ``id``."""
         run = self.of(recorded_id)
         run.id, run.registered = id, True
-        self._runs[id] = run
+        self._runs[recorded_id] = self._runs[id] = run
 
     def of(self, instance_id: str) -> RunIdentity:
         """The identity of a run, by either id; one that was not added is called as it is."""
@@ -150,3 +155,4 @@ class Identities:
         run = self._runs.pop(recorded_id, None)
         if run is not None:
             self._runs.pop(run.id, None)
+            run.forget_spans()

@@ -10,6 +10,9 @@ from datetime import UTC, datetime
 
 from prefactor_core.backoff import Backoff
 
+_LONGEST_ASKED = 3600.0
+"""Seconds: nobody means more, and one mistake must not end the delivery."""
+
 _TOLD_AFTER = 2
 """Failed rounds after which it is an outage and no hiccup."""
 
@@ -22,7 +25,7 @@ class Outage:
     """
 
     def __init__(self, backoff: Backoff) -> None:
-        self._backoff = backoff
+        self.backoff = backoff
         self.since: datetime | None = None
         self._began = 0.0
         self.told = False
@@ -51,14 +54,14 @@ class Outage:
         no hiccup, although it is the first.
         """
         if retry_after is not None:
-            self._asked_until = max(self._asked_until, now + retry_after)
+            self._asked_until = max(self._asked_until, now + min(retry_after, _LONGEST_ASKED))
         if round != self.round:
             return False
         self.round += 1
         self._failures += 1
         if self.since is None:
             self.since, self._began = datetime.now(UTC), now
-        delay = self._backoff.cap if denied else self._backoff.delay(self._failures)
+        delay = self.backoff.cap if denied else self.backoff.delay(self._failures)
         self._until = now + delay
         news = not self.told and (denied or certain or self._failures >= _TOLD_AFTER)
         self.told = self.told or news

@@ -11,8 +11,9 @@ import anyio
 from prefactor_core.config import QueueConfig
 from prefactor_core.delivery.backlog import Backlog
 from prefactor_core.delivery.ledger import Ledger
+from prefactor_core.delivery.payloads import without_payload
 from prefactor_core.log import log
-from prefactor_core.operations import CreateSpan, Operation
+from prefactor_core.operations import CreateSpan, FinishSpan, Operation
 from prefactor_core.queue.base import Queue
 
 logger = logging.getLogger("prefactor_core.delivery.outbox")
@@ -59,6 +60,8 @@ class Outbox:
         self._max_operations = config.max_pending_operations
         self._max_bytes = config.max_pending_bytes
         self.waits_when_full = config.when_full == "wait"
+        # Spans that have waited for their place and are not recorded yet.
+        self._places = 0
         self._warned: set[str] = set()
         # Somebody waits for this: something has been settled.
         self._settled: anyio.Event | None = None
@@ -67,7 +70,10 @@ class Outbox:
     def full(self) -> bool:
         """Whether no new span may come in."""
         ledger = self._ledger
-        return ledger.pending >= self._max_operations or ledger.pending_bytes >= self._max_bytes
+        return (
+            ledger.pending + self._places >= self._max_operations
+            or ledger.pending_bytes >= self._max_bytes
+        )
 
     def record(self, operation: Operation, *, has_place: bool = False) -> bool:
         """Accept an operation and queue it; whether it was taken.
@@ -84,6 +90,11 @@ class Outbox:
                 self._ledger.pending_bytes,
             )
             return False
+        if has_place:
+            self.give_place_back()
+        if isinstance(operation, FinishSpan) and self._ledger.pending_bytes >= self._max_bytes:
+            # It is let in, as it must; of a large result only that it was there.
+            operation = without_payload(operation) or operation
         lane = self.lanes[hash(operation.instance_id) % len(self.lanes)]
         try:
             lane.queue.put_nowait(operation)
@@ -102,10 +113,16 @@ class Outbox:
         return True
 
     async def wait_for_place(self) -> None:
-        """Return when a new span may come in."""
+        """Return when a new span may come in; its place is kept until it is recorded."""
         with self._hurry():
             while self.full and not self.closed:
                 await self._wait_for_change()
+        self._places += 1
+
+    def give_place_back(self) -> None:
+        """A place that was waited for is taken now, or not needed."""
+        self._places -= 1
+        self.settled()
 
     async def flush(self) -> None:
         """Return when everything that is recorded so far is settled."""

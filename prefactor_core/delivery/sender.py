@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 import msgspec
-from msgspec import UNSET
 
-from prefactor_core.capture import EMPTY, truncated
 from prefactor_core.delivery.backlog import Parcel
 from prefactor_core.delivery.identity import Identities
 from prefactor_core.delivery.ledger import Ledger
 from prefactor_core.delivery.outage import Outage
+from prefactor_core.delivery.payloads import without_payload
 from prefactor_core.delivery.verdict import Verdict, judge, judge_request, lacks_call
 from prefactor_core.exceptions import (
     OperationError,
@@ -49,6 +48,9 @@ _ANSWERS = (Verdict.REFUSED, Verdict.TOO_LARGE)
 _NO_HICCUP = 5.0
 """Seconds of waiting for an answer after which a single failure is an outage."""
 
+_BULK_FAILURES = 5
+"""How often bulk fails as a whole, while single calls go through, until it is not used more."""
+
 _TIMES_ONLY_ALONE = 2
 """How often bulk fails at a type, having never taken it, until it is sent alone for good."""
 
@@ -57,8 +59,7 @@ class Sender:
     """Sends parcels and enters in the ledger what became of them.
 
     ``alone``: the types that the API takes only by their own endpoints, as far as it has
-    shown. ``max_bytes``: how large a request may be, as far as it has shown. ``taken``: how
-    often it has taken something.
+    shown. ``max_bytes``: how large a request may be, as far as it has shown.
     """
 
     def __init__(
@@ -70,11 +71,14 @@ class Sender:
         self._outage = outage
         self.max_bytes = max_bytes
         self.alone: frozenset[OperationType] = frozenset()
-        self.taken = 0
-        self._last_taken: Operation | None = None
+        # What it has taken last, and whether with an id that it was given.
+        self._last_taken: tuple[Operation, bool] | None = None
         # Types that were taken in bulk; and how often each other type was taken only alone.
         self._proven: set[OperationType] = set()
         self._only_alone: dict[OperationType, int] = {}
+        # Whether single calls were taken since bulk failed last; how often it failed after that.
+        self._taken_alone = False
+        self._bulk_failures = 0
         # Whether the API has taken an id that it was given: then it can only refuse this one.
         self._took_given_id = False
         self._warned_of_loss = False
@@ -91,13 +95,38 @@ class Sender:
 
     async def register_agent_instance(self, operation: RegisterAgentInstance) -> str:
         """Make a run known by one request, for who waits for it; its id, or what the API says."""
-        call = self._api.register_agent_instance(operation)
-        return await self._request((), call, _is_denied)
+        round, sent_at = self._outage.round, anyio.current_time()
+        try:
+            id = await self._request((), self._api.register_agent_instance(operation))
+        except Exception as error:
+            if judge_request(error) in (Verdict.FAILED, Verdict.BUSY):
+                self.unanswered(error, round, anyio.current_time() - sent_at)
+            raise
+        self._last_taken = operation, True
+        return id
 
-    def unanswered(self, error: PrefactorApiError) -> None:
-        """Nobody waits any more for the answer to a registration."""
+    def gave_up_waiting(self, error: PrefactorApiError) -> None:
+        """A registration has found the API away: nobody waits for its answer any more."""
         self._ledger.fail(error)
-        self._failed(error, self._outage.round, certain=True)
+        self.unanswered(error, self._outage.round, _NO_HICCUP)
+
+    def unanswered(self, error: Exception, round: int, took: float) -> None:
+        """A request that was sent in ``round`` of the outage failed after ``took`` seconds,
+        and nothing shows that the API is there."""
+        denied = judge_request(error) is Verdict.DENIED
+        asked = error.retry_after if isinstance(error, PrefactorApiError) else None
+        news = self._outage.failed(
+            round, anyio.current_time(), asked, denied=denied, certain=took >= _NO_HICCUP
+        )
+        self._ledger.outage_since = self._outage.since
+        if news:
+            log(
+                logger,
+                logging.ERROR if denied else logging.WARNING,
+                "the Prefactor API does not take operations (%s); "
+                "they are kept and tried again until the scope ends",
+                error,
+            )
 
     async def send(self, request: Sequence[Parcel]) -> list[Parcel]:
         """Make one request; the parcels that it settled.
@@ -115,18 +144,28 @@ class Sender:
 
         What it took last is sent once more, with the same key: that has no second effect
         (API.md section 5), and goes the way of all operations, which a ping does not. False
-        if it is not taken; True, also where there is nothing to try it with.
+        also where it has taken nothing yet.
         """
-        operation = self._last_taken
-        if operation is not None:
-            try:
-                await self._request((), self._call(operation))
-            except Exception as error:
-                if judge(operation, error) not in (Verdict.SETTLED, Verdict.REFUSED):
-                    self._ledger.retry()
-                    return False
-            self.taken += 1
+        if self._last_taken is None:
+            return False
+        operation, given_id = self._last_taken
+        try:
+            await self._request((), self._call(operation, given_id))
+        except Exception as error:
+            return judge_request(error) in _ANSWERS
         return True
+
+    def bulk_failed(self) -> None:
+        """A bulk request failed as a whole, and what is in it is to be tried in smaller ones.
+
+        If single calls go through, and the next bulk fails all the same, again and again, it
+        is bulk itself that does not work.
+        """
+        if self._taken_alone:
+            self._taken_alone = False
+            self._bulk_failures += 1
+            if self._bulk_failures >= _BULK_FAILURES:
+                self._stop_bulk("it fails at what single calls are taken for")
 
     def give_up(self, parcel: Parcel, error: Exception, reason: str) -> None:
         """A parcel will not be delivered, and is the only one to blame."""
@@ -147,21 +186,25 @@ class Sender:
     async def _send_alone(self, parcel: Parcel) -> bool:
         operation = self.identities.of(parcel.operation.instance_id).addressed(parcel.operation)
         try:
-            api_id = await self._request([parcel], self._call(operation))
+            api_id = await self._request([parcel], self._call(operation, parcel.given_id))
         except Exception as error:
             verdict = judge(operation, error)
-            if verdict is Verdict.ID_REFUSED and not self._took_given_id:
+            if verdict is Verdict.ID_REFUSED and parcel.given_id and not self._took_given_id:
                 self._api_makes_ids()
-                self._took_given_id = True
+                parcel.given_id = False
                 return False
             if verdict is Verdict.PARENT_REFUSED:
-                self._lose_parent(parcel, error)
+                # Better kept without a parent than lost with all that is below it.
+                parcel.with_parent = parcel.operation
+                parcel.operation = msgspec.structs.replace(parcel.operation, parent_span_id=None)
                 return False
             if verdict is Verdict.TOO_LARGE and (smaller := without_payload(parcel.operation)):
                 self._ledger.shrink(parcel.size - smaller.size)
                 parcel.operation, parcel.size = smaller, smaller.size
                 return False
             if verdict in _ITS_OWN_FAULT:
+                # It was not the parent, then: what is below can hang there.
+                parcel.operation = parcel.with_parent or parcel.operation
                 self.give_up(parcel, error, "refused")
                 return True
             if verdict is not Verdict.SETTLED:
@@ -169,8 +212,11 @@ class Sender:
             api_id = None
         if parcel.failed_in_bulk:
             self._taken_only_alone(operation.type)
+        if parcel.with_parent is not None:
+            self._warn_of_parent(parcel.operation)
+        self._taken_alone = True
         self._deliver(parcel, api_id)
-        self._last_taken = operation
+        self._last_taken = operation, parcel.given_id
         return True
 
     async def _send_in_bulk(self, request: Sequence[Parcel]) -> list[Parcel]:
@@ -179,11 +225,11 @@ class Sender:
             for parcel in request
         ]
         try:
-            outputs = await self._request(request, self._bulk(operations), lacks_call)
+            given_ids = [parcel.given_id for parcel in request]
+            outputs = await self._request(request, self._bulk(operations, given_ids))
         except Exception as error:
             if lacks_call(error):
-                self.alone = _ALL_TYPES
-                log(logger, logging.INFO, "the Prefactor API has no bulk: %s", error)
+                self._stop_bulk(str(error))
                 return []
             if judge_request(error) is Verdict.TOO_LARGE:
                 size = sum(parcel.size for parcel in request)
@@ -195,24 +241,20 @@ class Sender:
             # After an error the API does nothing more: what has no output is sent again.
             output = outputs.get(operation.idempotency_key)
             if output is None:
+                parcel.sent = False
                 continue
             if output.succeeded:
                 self._proven.add(operation.type)
                 self._deliver(parcel, output.details.id if output.details else None)
-                self._last_taken = operation
+                self._last_taken = operation, parcel.given_id
+                self._taken_alone, self._bulk_failures = False, 0
                 settled.append(parcel)
             else:
                 # What its own endpoint says has a status, which decides.
                 parcel.alone = parcel.failed_in_bulk = True
         return settled
 
-    async def _request(
-        self,
-        request: Sequence[Parcel],
-        call: Awaitable[T],
-        expected: Callable[[Exception], bool] = lambda error: False,
-    ) -> T:
-        round, sent_at = self._outage.round, anyio.current_time()
+    async def _request(self, request: Sequence[Parcel], call: Awaitable[T]) -> T:
         operations = sum(parcel.count for parcel in request)
         self._ledger.request()
         self._ledger.in_flight += operations
@@ -220,11 +262,7 @@ class Sender:
             answer = await call
         except Exception as error:
             self._ledger.fail(error)
-            verdict = judge_request(error)
-            if verdict not in _ANSWERS and not expected(error):
-                took = anyio.current_time() - sent_at
-                self._failed(error, round, certain=took >= _NO_HICCUP)
-            elif isinstance(error, PrefactorApiError):
+            if isinstance(error, PrefactorApiError) and judge_request(error) in _ANSWERS:
                 self._answered()
             raise
         finally:
@@ -232,19 +270,20 @@ class Sender:
         self._answered()
         return answer
 
-    async def _bulk(self, operations: Sequence[Operation]) -> dict[str, Output]:
-        outputs = await self._api.bulk(operations, given_ids=self.identities.given_ids)
+    async def _bulk(
+        self, operations: Sequence[Operation], given_ids: Sequence[bool]
+    ) -> dict[str, Output]:
+        outputs = await self._api.bulk(operations, given_ids)
         if not any(operation.idempotency_key in outputs for operation in operations):
             # Else it would be sent again at once, and for ever.
             raise PrefactorContractError("bulk was answered without an output for any item")
         return outputs
 
-    async def _call(self, operation: Operation) -> str | None:
+    async def _call(self, operation: Operation, given_id: bool) -> str | None:
         """The operation's own call; the id of a run or span that it made."""
         match operation:
             case CreateSpan():
-                given_ids = self.identities.given_ids
-                return (await self._api.create_span(operation, given_ids=given_ids)).details.id
+                return (await self._api.create_span(operation, given_id=given_id)).details.id
             case FinishSpan():
                 await self._api.finish_span(operation)
             case StartAgentInstance():
@@ -262,7 +301,6 @@ class Sender:
 
     def _deliver(self, parcel: Parcel, api_id: str | None) -> None:
         self._ledger.deliver(parcel.count, parcel.size)
-        self.taken += parcel.count
         operation = parcel.operation
         run = self.identities.of(operation.instance_id)
         match operation:
@@ -295,13 +333,16 @@ class Sender:
             case _:
                 pass
 
-    def _lose_parent(self, parcel: Parcel, error: Exception) -> None:
-        """A span is better kept without a parent than lost with all that is below it."""
-        parcel.operation = msgspec.structs.replace(parcel.operation, parent_span_id=None)
+    def _warn_of_parent(self, operation: Operation) -> None:
         if not self._warned_of_parents:
             self._warned_of_parents = True
-            message = "a span is kept without the parent that it was given: %s"
-            log(logger, logging.WARNING, message, error)
+            message = "%s is kept without the parent that it was given: the API does not know that"
+            log(logger, logging.WARNING, message, _name(operation))
+
+    def _stop_bulk(self, why: str) -> None:
+        self.alone = _ALL_TYPES
+        message = "operations go to the Prefactor API one by one: it has no bulk that works (%s)"
+        log(logger, logging.INFO, message, why)
 
     def _api_makes_ids(self) -> None:
         if self.identities.given_ids:
@@ -316,22 +357,6 @@ class Sender:
             if times >= _TIMES_ONLY_ALONE:
                 self.alone |= {operation_type}
 
-    def _failed(self, error: Exception, round: int, *, certain: bool) -> None:
-        denied = judge_request(error) is Verdict.DENIED
-        asked = error.retry_after if isinstance(error, PrefactorApiError) else None
-        news = self._outage.failed(
-            round, anyio.current_time(), asked, denied=denied, certain=certain
-        )
-        self._ledger.outage_since = self._outage.since
-        if news:
-            log(
-                logger,
-                logging.ERROR if denied else logging.WARNING,
-                "the Prefactor API does not take operations (%s); "
-                "they are kept and tried again until the scope ends",
-                error,
-            )
-
     def _answered(self) -> None:
         outage = self._outage.answered(anyio.current_time())
         self._ledger.outage_since = None
@@ -345,19 +370,3 @@ def _name(operation: Operation) -> str:
     if isinstance(operation, CreateSpan):
         return f"{name} of the {operation.schema_name!r} span {operation.span_id}"
     return f"{name} of {operation.instance_id}"
-
-
-def _is_denied(error: Exception) -> bool:
-    return judge_request(error) is Verdict.DENIED
-
-
-def without_payload(operation: Operation) -> Operation | None:
-    """The operation with its larger payload replaced by a marker; None if none is large."""
-    payload = operation.payload if isinstance(operation, CreateSpan) else EMPTY
-    result = operation.result_payload if isinstance(operation, CreateSpan | FinishSpan) else UNSET
-    sizes = {"payload": len(payload), "result_payload": 0 if result is UNSET else len(result)}
-    largest = max(sizes, key=sizes.__getitem__)
-    marker = truncated(sizes[largest])
-    if sizes[largest] <= len(marker):
-        return None
-    return msgspec.structs.replace(operation, **{largest: marker})

@@ -10,6 +10,7 @@ from prefactor_core.exceptions import (
     PrefactorAuthError,
     PrefactorConflictError,
     PrefactorContractError,
+    PrefactorNotFoundError,
     PrefactorRateLimitError,
     PrefactorServerError,
     PrefactorUnreachableError,
@@ -26,6 +27,7 @@ from prefactor_core.operations import (
 
 _NO_SUCH_CALL = (404, 405, 501)
 _TOO_LARGE = 413
+_OUT_OF_SERVICE = (408, 425, 429, 502, 503, 504)
 
 
 class Verdict(Enum):
@@ -69,6 +71,13 @@ def judge(operation: Operation, error: Exception) -> Verdict:
             return Verdict.PARENT_REFUSED
         if "id" in fields:
             return Verdict.ID_REFUSED
+    if (
+        isinstance(operation, CreateSpan)
+        and isinstance(error, PrefactorNotFoundError)
+        and operation.parent_span_id is not None
+    ):
+        # The parent, or else the run: without the parent, the answer tells (API.md section 8).
+        return Verdict.PARENT_REFUSED
     return judge_request(error)
 
 
@@ -88,6 +97,16 @@ def judge_request(error: Exception) -> Verdict:
         case _:
             # A bug of ours, or something that the transport let through.
             return Verdict.FAILED
+
+
+def may_be_its_fault(error: Exception) -> bool:
+    """Whether ``error`` is an answer that can be about what was sent, and not only about the
+    state that the API is in."""
+    return (
+        isinstance(error, PrefactorApiError)
+        and error.status_code is not None
+        and error.status_code not in _OUT_OF_SERVICE
+    )
 
 
 def lacks_call(error: Exception) -> bool:

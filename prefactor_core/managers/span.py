@@ -118,6 +118,10 @@ class SpanManager:
         """Return when a span may be opened that is sure to be recorded."""
         await self._outbox.wait_for_place()
 
+    def give_place_back(self) -> None:
+        """The span that has waited for its place is not opened."""
+        self._outbox.give_place_back()
+
     def prepare(
         self,
         instance_id: str,
@@ -231,10 +235,12 @@ class SpanManager:
         schema_name: str,
         parent_span_id: str | None = None,
         payload: Mapping[str, object] | None = None,
+        has_place: bool = False,
     ) -> str:
         """Open and start a span; it stays the innermost of this context until it ends."""
-        place = self.waits_for_place
-        span_id = self.prepare(instance_id, schema_name, parent_span_id, payload, has_place=place)
+        span_id = self.prepare(
+            instance_id, schema_name, parent_span_id, payload, has_place=has_place
+        )
         return self.start(span_id)
 
     def cancel_unstarted(self, span_id: str) -> None:
