@@ -213,7 +213,9 @@ async def test_an_outage_of_5xx_is_an_outage_too(
     assert len(warnings(caplog)) == 1
 
 
-@pytest.mark.parametrize("fault", [500, HOTEL], ids=["500", "another form"])
+@pytest.mark.parametrize(
+    "fault", [500, HOTEL, ConnectionResetError()], ids=["500", "another form", "no answer"]
+)
 @pytest.mark.parametrize("size", [1, 1000])
 async def test_an_operation_that_the_api_fails_at_while_it_takes_others_is_given_up_alone(
     api: FaultyApi, caplog: pytest.LogCaptureFixture, size: int, fault: object
@@ -415,6 +417,7 @@ async def test_of_a_bulk_request_that_is_refused_as_a_whole_only_the_culprit_is_
                 async with instance.span("agent:llm" if n == 13 else "agent:tool"):
                     pass
     assert client.statistics().dropped == {"refused": 1}
+    assert client.statistics().retries == 0
     tool = ("agent:tool", "complete", [])
     assert (await stored_run(api)).shape == ("complete", [tool] * 19)
 
@@ -479,3 +482,137 @@ async def test_every_run_arrives_in_its_order_from_many_tasks(api: FaultyApi) ->
     assert client.statistics().lost == 0
     step = ("agent:run", "complete", [("agent:tool", "complete", [])])
     assert [run.shape for run in await stored_runs(api)] == [("complete", [step] * 5)] * 8
+
+
+@pytest.mark.parametrize("fault", [500, HOTEL], ids=["500", "another form"])
+async def test_what_the_api_fails_at_is_overtaken_by_one_request_at_a_time(
+    api: FaultyApi, fault: object
+) -> None:
+    async with open_prefactor(make_config(queue=ONE_BY_ONE), asgi_app=api) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            api.faults["agent_spans"] = on_create_of("agent:llm", fault)
+            for name in ("agent:llm", *["agent:tool"] * 5):
+                async with instance.span(name):
+                    pass
+            await anyio.sleep(3600)
+    spans = [call.body["details"]["schema_name"] for call in api.calls if "details" in call.body]
+    # Its attempts are one and three retries, each after another has shown that the API is there.
+    assert spans == ["agent:llm", "agent:tool"] * 4 + ["agent:tool"]
+    assert client.statistics().dropped == {"retries_exhausted": 1}
+
+
+async def test_what_failed_alone_stays_alone(api: FaultyApi) -> None:
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            api.faults["agent_spans"] = on_create_of("agent:llm", 500)
+            for name in (*["agent:tool"] * 3, "agent:llm"):
+                async with instance.span(name):
+                    pass
+            for _ in range(1000):
+                async with instance.span("agent:tool"):
+                    await anyio.sleep(1)
+    assert client.statistics().dropped == {"retries_exhausted": 1}
+    attempts = [
+        call.name
+        for call in api.calls
+        for part in call.items or [call]
+        if part.body.get("details", {}).get("schema_name") == "agent:llm"
+    ]
+    alone = attempts.index("agent_spans")
+    assert set(attempts[:alone]) == {"bulk"}
+    assert set(attempts[alone:]) == {"agent_spans"}
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+@pytest.mark.parametrize(
+    "fault", [500, HOTEL, ConnectionResetError()], ids=["500", "another form", "no answer"]
+)
+async def test_what_the_api_fails_at_is_given_up_also_if_there_is_nothing_else_to_take(
+    api: FaultyApi, size: int, fault: object
+) -> None:
+    config = make_config(queue={"max_batch_operations": size})
+    async with open_prefactor(config, asgi_app=api) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            async with instance.span("agent:tool"):
+                pass
+            await client.flush()
+            taken = {call.body["idempotency_key"] for call in api.operations if call.status == 200}
+            seen = len(api.calls)
+            api.faults["agent_spans"] = on_create_of("agent:llm", fault)
+            async with instance.span("agent:llm"):
+                pass
+            await anyio.sleep(3600)
+            assert client.statistics().dropped == {"retries_exhausted": 1}
+    # Whether the API is there, it was asked with what it had taken, under the same key.
+    assert taken.intersection(call.body["idempotency_key"] for call in api.calls[seen:])
+    assert "ping" not in [call.name for call in api.calls]
+    assert (await stored_run(api)).shape == ("complete", [("agent:tool", "complete", [])])
+
+
+@pytest.mark.parametrize("fault", [500, HOTEL, ConnectionResetError()], ids=str)
+async def test_what_fails_like_everything_else_is_kept(api: FaultyApi, fault: object) -> None:
+    async with open_prefactor(make_config(drain_timeout=120), asgi_app=api) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            async with instance.span("agent:tool"):
+                pass
+            await client.flush()
+            api.faults["*"] = fault
+            async with instance.span("agent:llm"):
+                pass
+            await anyio.sleep(36_000)
+            assert client.statistics().lost == 0
+            api.faults.clear()
+    assert client.statistics().lost == 0
+    assert len((await stored_run(api)).roots) == 2
+
+
+@pytest.mark.parametrize("status", [429, 401])
+async def test_what_the_api_does_not_take_yet_is_kept_although_it_takes_others(
+    api: FaultyApi, status: int
+) -> None:
+    config = make_config(queue={"num_workers": 20}, drain_timeout=600)
+    async with open_prefactor(config, asgi_app=api) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            await client.flush()
+            api.faults["agent_spans"] = on_create_of("agent:llm", status)
+            async with instance.span("agent:llm"):
+                pass
+            for _ in range(50):
+                await record_one_run(client)
+                await anyio.sleep(60)
+            assert client.statistics().lost == 0
+            assert client.statistics().delivered > 100
+            api.faults.clear()
+    assert client.statistics().lost == 0
+
+
+async def test_after_a_refusal_was_found_requests_are_as_large_as_before(api: FaultyApi) -> None:
+    async def record(spans: int) -> None:
+        for _ in range(spans):
+            async with instance.span("agent:tool"):
+                pass
+        await client.flush()
+
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            api.faults["bulk"] = [400]
+            await record(20)
+            seen = len(api.calls)
+            await record(100)
+            assert len(api.calls) == seen + 1
+    assert (client.statistics().lost, client.statistics().retries) == (0, 0)
+
+
+async def test_a_batch_that_is_full_does_not_wait_for_more(api: FaultyApi) -> None:
+    config = make_config(queue={"batch_window": 3600.0, "max_batch_operations": 4})
+    async with open_prefactor(config, asgi_app=api) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            await client.flush()
+            for spans, pending in ((3, 3), (4, 0)):
+                await anyio.sleep(1)
+                for _ in range(spans):
+                    with instance.span("agent:tool"):  # the worker has no turn in between
+                        pass
+                await anyio.sleep(1)
+                assert client.statistics().pending == pending
+                await client.flush()
