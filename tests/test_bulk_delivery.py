@@ -101,9 +101,13 @@ async def test_an_api_without_bulk_gets_single_calls(caplog: pytest.LogCaptureFi
         api = Log(app)
         async with open_prefactor(make_config(drain_timeout=60), asgi_app=api) as client:
             async with client.agent_instance(**AGENT) as instance:
-                await work(instance, 10)
+                async with instance.span("agent:run"):
+                    async with instance.span("agent:tool"):
+                        pass
+                    # Only now come the ends: types that were in no request before.
+                    await client.flush()
         assert api.calls.count("bulk") == 1
-        assert (await stored_run(app)).shape == ("complete", [STEP] * 10)
+        assert (await stored_run(app)).shape == ("complete", [STEP])
     assert client.statistics().lost == 0
     assert [r.getMessage() for r in caplog.records if "no bulk" in r.getMessage()]
 
@@ -136,6 +140,15 @@ async def test_a_request_that_is_too_large_is_split_and_the_bound_is_learned() -
         assert (await stored_run(app)).shape == ("complete", [STEP] * 200)
         assert client.statistics().lost == 0
         assert app.refusals["payload_too_large"] <= 6
+
+
+async def test_the_bound_is_learned_from_the_request_that_was_too_large() -> None:
+    async with open_local_prefactor(":memory:", faults=Faults(max_body_bytes=5_000)) as app:
+        async with open_prefactor(make_config(), asgi_app=app) as client:
+            async with client.agent_instance(**AGENT) as instance:
+                await work(instance, 4, size=200)
+        assert client.statistics().lost == 0
+        assert app.refusals["payload_too_large"] == 1
 
 
 async def test_a_single_operation_that_is_too_large_keeps_its_span_and_loses_its_payload() -> None:

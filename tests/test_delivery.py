@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import AsyncGenerator
-from itertools import pairwise
+from datetime import UTC, datetime
+from itertools import count, pairwise
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 from harness import (
     AGENT,
@@ -20,7 +23,17 @@ from harness import (
     stored_runs,
 )
 
-from prefactor_core import PrefactorCoreClient, open_prefactor
+from prefactor_core import (
+    InMemoryQueue,
+    Operation,
+    PrefactorCoreClient,
+    identifiers,
+    open_prefactor,
+)
+from prefactor_core.delivery.identity import RunIdentity
+from prefactor_core.lifecycle import SpanStatus
+from prefactor_core.local import Faults, open_local_prefactor
+from prefactor_core.operations import CreateSpan, UpdateSpanPayload
 
 pytestmark = pytest.mark.virtual_time
 
@@ -395,6 +408,9 @@ async def test_an_api_without_bulk_is_asked_for_it_once(
         api.faults["bulk"] = status
         for _ in range(3):
             await record_one_run(client)
+            before = anyio.current_time()
+            await client.flush()
+            assert anyio.current_time() == before
     assert sorted(api.names()) == sorted(RUN * 3)
     assert len([call for call in api.calls if call.name == "bulk"]) <= 3  # one for each worker
     assert client.statistics().lost == 0
@@ -616,3 +632,212 @@ async def test_a_batch_that_is_full_does_not_wait_for_more(api: FaultyApi) -> No
                 await anyio.sleep(1)
                 assert client.statistics().pending == pending
                 await client.flush()
+
+
+async def test_that_the_api_refuses_what_it_took_before_shows_that_it_is_there(
+    api: FaultyApi,
+) -> None:
+    def fault(call: Call) -> int:
+        return 500 if call.body["details"]["schema_name"] == "agent:llm" else 422
+
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            async with instance.span("agent:tool"):
+                pass
+            await client.flush()
+            api.faults["agent_spans"] = fault
+            async with instance.span("agent:llm"):
+                pass
+            await anyio.sleep(3600)
+            assert client.statistics().dropped == {"retries_exhausted": 1}
+
+
+ID_REFUSED = msgspec.json.encode(
+    {
+        "status": "error",
+        "code": "validation_errors",
+        "message": "no",
+        "errors": {"id": {"status": "error", "code": "invalid_value", "message": "no"}},
+    }
+)
+
+
+async def test_one_id_that_is_refused_after_others_were_taken_is_that_spans_own_fault(
+    api: FaultyApi,
+) -> None:
+    async with open_prefactor(make_config(queue=ONE_BY_ONE), asgi_app=api) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            api.faults["agent_spans"] = on_create_of("agent:llm", (422, {}, ID_REFUSED))
+            for name in ("agent:tool", "agent:llm", "agent:run"):
+                async with instance.span(name) as span:
+                    span_id = span.id
+    assert client.statistics().dropped == {"refused": 1}
+    run = await stored_run(api)
+    assert [root.name for root in run.roots] == ["agent:tool", "agent:run"]
+    # All ids are still ours.
+    assert run.named("agent:run").id == span_id
+
+
+async def test_an_id_that_is_refused_although_none_was_given_is_no_reason_to_go_on(
+    api: FaultyApi,
+) -> None:
+    async with open_prefactor(make_config(queue=ONE_BY_ONE), asgi_app=api) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            api.faults["agent_spans"] = [(422, {}, ID_REFUSED)] * 10
+            async with instance.span("agent:llm"):
+                pass
+    assert client.statistics().dropped == {"refused": 1}
+    assert [call.status for call in api.calls if call.name == "agent_spans"] == [422, 422]
+
+
+async def test_a_type_that_bulk_has_taken_stays_in_bulk_whatever_it_says_of_one(
+    api: FaultyApi,
+) -> None:
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            for faults in ([], [422], [422], [422], []):
+                api.faults["agent_spans"] = [None, *faults]
+                seen = len(api.calls)
+                for _ in range(5):
+                    async with instance.span("agent:tool"):
+                        pass
+                await client.flush()
+    assert [call.name for call in api.calls[seen:-1]] == ["bulk"]
+    assert client.statistics().lost == 0
+
+
+async def test_that_bulk_refuses_the_first_of_a_type_says_nothing_of_the_type(
+    api: FaultyApi,
+) -> None:
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            api.faults["agent_spans"] = [422]
+            for _ in range(5):
+                async with instance.span("agent:tool"):
+                    pass
+            await client.flush()
+    assert [call.name for call in api.calls[1:4]] == ["bulk", "agent_spans", "bulk"]
+    assert client.statistics().lost == 0
+
+
+async def test_an_answer_that_refuses_ends_an_outage(api: FaultyApi) -> None:
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            await client.flush()
+            api.away = True
+            async with instance.span("agent:tool"):
+                pass
+            await anyio.sleep(1)
+            assert client.statistics().outage_since is not None
+            api.away, api.faults["agent_spans"] = False, 422
+            await client.flush()
+            assert client.statistics().dropped == {"refused": 1}
+            assert client.statistics().outage_since is None
+
+
+async def test_what_cannot_be_sent_at_all_ends_no_outage(api: FaultyApi) -> None:
+    now = datetime.now(UTC)
+    keys = (f"idempotency-key-{n}" for n in count())
+    queue = InMemoryQueue[Operation]()
+    run, other, span_id = (identifiers.generate(1) for _ in range(3))
+    queue.put_nowait(
+        CreateSpan(
+            timestamp=now,
+            idempotency_key=next(keys),
+            instance_id=run,
+            span_id=span_id,
+            schema_name="agent:tool",
+            status=SpanStatus.ACTIVE,
+            payload=msgspec.Raw(b"{}"),
+        )
+    )
+    queue.put_nowait(
+        UpdateSpanPayload(
+            timestamp=now,
+            idempotency_key=next(keys),
+            instance_id=other,
+            span_id=span_id,
+            payload=msgspec.Raw(b"{}"),
+        )
+    )
+    api.faults["*"] = 500
+    config = make_config(queue=ONE_BY_ONE, drain_timeout=1)
+    async with open_prefactor(config, queue=queue, asgi_app=api) as client:
+        await anyio.sleep(0.5)
+        since = client.statistics().outage_since
+        assert since is not None
+        await anyio.sleep(60)
+        assert client.statistics().dropped == {"refused": 1}
+        assert client.statistics().outage_since == since
+
+
+@pytest.mark.parametrize("status", [None, 404], ids=["delivered", "refused"])
+async def test_nothing_is_kept_of_runs_that_have_ended(api: FaultyApi, status: int | None) -> None:
+    def runs_known() -> int:
+        gc.collect()
+        return sum(isinstance(thing, RunIdentity) for thing in gc.get_objects())
+
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        await record_one_run(client)
+        api.faults["finish"] = status
+        before = runs_known()
+        for _ in range(20):
+            await record_one_run(client)
+        await client.flush()
+        assert runs_known() <= before + 1  # the last one may still be in somebody's hands
+
+
+async def test_spans_of_a_run_that_another_client_registered_are_called_what_the_api_made_them(
+    api: FaultyApi,
+) -> None:
+    faults = Faults(given_ids=False)
+    async with open_local_prefactor(":memory:", faults=faults) as app:
+        async with (
+            open_prefactor(make_config(), asgi_app=app) as owner,
+            owner.agent_instance(**AGENT) as instance,
+        ):
+            await owner.flush()
+            async with open_prefactor(make_config(), asgi_app=app) as client:
+                async with client.span(instance.id, "agent:run") as outer:
+                    await outer.start()
+                    await client.flush()
+                    async with client.span(instance.id, "agent:tool"):
+                        pass
+            assert client.statistics().lost == 0
+        tree = [("agent:run", "complete", [("agent:tool", "complete", [])])]
+        assert (await stored_run(app)).shape == ("complete", tree)
+
+
+async def test_a_span_that_is_refused_in_a_run_of_another_client_takes_its_finish_along(
+    api: FaultyApi,
+) -> None:
+    async with (
+        open_prefactor(make_config(), asgi_app=api) as owner,
+        owner.agent_instance(**AGENT) as instance,
+    ):
+        await owner.flush()
+        api.faults["agent_spans"] = on_create_of("agent:llm", 422)
+        async with open_prefactor(make_config(), asgi_app=api) as client:
+            async with client.span(instance.id, "agent:run"):
+                async with client.span(instance.id, "agent:llm") as lost:
+                    await lost.start()
+                    await client.flush()
+                    async with client.span(instance.id, "agent:tool"):
+                        pass
+        assert client.statistics().dropped == {"refused": 2}
+    assert not [call for call in api.operations if lost.id in call.path]
+    tree = [("agent:run", "complete", [("agent:tool", "complete", [])])]
+    assert (await stored_run(api)).shape == ("complete", tree)
+
+
+async def test_one_request_that_fails_keeps_no_run_from_being_registered(api: FaultyApi) -> None:
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            api.away = True
+            async with instance.span("agent:tool"):
+                pass
+            await anyio.sleep(0.2)
+            assert client.statistics().outage_since is not None
+            api.away = False
+            await client.create_agent_instance(**AGENT)
+            assert api.names().count("register") == 2
