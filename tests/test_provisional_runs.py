@@ -7,7 +7,7 @@ import pytest
 from harness import AGENT, FaultyApi, make_config, stored_run, stored_runs
 
 from prefactor_core import PrefactorValidationError, open_prefactor
-from prefactor_core.identifiers import partition_of
+from prefactor_core.identifiers import generate, partition_of
 from prefactor_core.local import Faults, open_local_prefactor
 
 pytestmark = pytest.mark.virtual_time
@@ -69,6 +69,79 @@ async def test_both_ids_of_a_run_and_of_its_spans_can_be_used_by_hand() -> None:
     assert client.statistics().lost == 0
     (root,) = run.roots
     assert {child.name for child in root.children} == {"agent:tool", "agent:llm"}
+
+
+async def test_after_an_outage_runs_are_registered_at_once_again() -> None:
+    async with open_local_prefactor(":memory:") as app:
+        api = FaultyApi(app, away=True)
+        config = make_config(registration_timeout=1.0, drain_timeout=120)
+        async with open_prefactor(config, asgi_app=api) as client:
+            await client.create_agent_instance(**AGENT)
+            api.away = False
+            await client.flush()
+            instance = await client.create_agent_instance(**AGENT)
+            assert instance.id in [run.id for run in await stored_runs(app)]
+
+
+async def test_a_run_that_begins_in_an_outage_known_from_spans_does_not_wait() -> None:
+    async with open_local_prefactor(":memory:") as app:
+        api = FaultyApi(app)
+        async with open_prefactor(make_config(drain_timeout=120), asgi_app=api) as client:
+            async with client.agent_instance(**AGENT) as first:
+                api.away = True
+                async with first.span("agent:run"):
+                    pass
+                await anyio.sleep(60)
+                before = anyio.current_time()
+                second = await client.create_agent_instance(**AGENT)
+                assert anyio.current_time() == before
+                # All runs of an account are of one partition.
+                assert partition_of(second.id) == partition_of(first.id)
+                api.away = False
+    assert client.statistics().lost == 0
+
+
+async def test_a_provisional_id_is_of_the_partition_of_an_agent_that_has_one() -> None:
+    async with open_local_prefactor(":memory:") as app:
+        api = FaultyApi(app, away=True)
+        config = make_config(registration_timeout=1.0, drain_timeout=120)
+        async with open_prefactor(config, asgi_app=api) as client:
+            agent = {**AGENT, "agent_id": generate(7)}
+            instance = await client.create_agent_instance(**agent)
+            assert partition_of(instance.id) == 7
+            api.away = False
+    assert client.statistics().lost == 0
+
+
+async def test_open_spans_of_a_run_that_was_provisional_end_before_it() -> None:
+    async with open_local_prefactor(":memory:") as app:
+        api = FaultyApi(app, away=True)
+        config = make_config(registration_timeout=1.0, drain_timeout=120)
+        async with open_prefactor(config, asgi_app=api) as client:
+            instance = await client.create_agent_instance(**AGENT)
+            await instance.create_span("agent:run")
+            api.away = False
+            await client.flush()
+            assert client.instance_manager.get(instance.id).id == instance.id
+            await instance.finish()
+        assert (await stored_run(app)).shape == ("complete", [("agent:run", "cancelled", [])])
+        assert api.operations[-1].path.endswith(f"agent_instance/{instance.id}/finish")
+        assert app.refusals == {}
+    assert client.statistics().lost == 0
+
+
+@pytest.mark.parametrize("max_retries", [0, 2])
+async def test_registering_is_tried_as_often_as_the_configuration_says(max_retries: int) -> None:
+    async with open_local_prefactor(":memory:") as app:
+        api = FaultyApi(app, away=True)
+        http: dict[str, object] = {"max_retries": max_retries, "initial_retry_delay": 0.2}
+        config = make_config(registration_timeout=60, drain_timeout=0, http=http)
+        async with open_prefactor(config, asgi_app=api) as client:
+            before = anyio.current_time()
+            await client.create_agent_instance(**AGENT)
+            assert len(api.calls) == 1 + max_retries
+            # 0.2 and 0.4 seconds, give or take a quarter
+            assert anyio.current_time() - before <= (0.75 if max_retries else 0)
 
 
 async def test_an_answer_to_a_registration_that_was_lost_leads_to_one_run() -> None:

@@ -225,6 +225,24 @@ async def test_a_queue_that_cannot_be_closed_is_drained_all_the_same(api: Faulty
     assert client.statistics().lost == 0
 
 
+@pytest.mark.virtual_time
+async def test_what_a_queue_holds_that_cannot_be_closed_waits_for_nothing_in_the_drain(
+    api: FaultyApi,
+) -> None:
+    class Unclosable(InMemoryQueue[Operation]):
+        async def close(self, num_waiters: int = 1) -> None:
+            await super().close(num_waiters)
+            raise OSError("close")
+
+    config = make_config(queue={"batch_window": 3600.0})
+    async with open_prefactor(config, queue=Unclosable(), asgi_app=api) as client:
+        async with client.agent_instance(**AGENT):
+            await anyio.sleep(1)
+        before = anyio.current_time()
+    assert anyio.current_time() == before
+    assert client.statistics().lost == 0
+
+
 async def test_two_tasks_cannot_open_one_client_at_once(tmp_path: Path) -> None:
     client = open_prefactor(make_config(http={"api_url": f"local:{tmp_path}/x.db"}))
     outcomes: list[str] = []

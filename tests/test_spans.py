@@ -368,3 +368,70 @@ async def test_no_child_lies_outside_its_parent() -> None:
         times += [utc(child.started_at), utc(child.finished_at)]
     assert times == sorted(times)
     assert utc(run.finished_at) >= times[-1]
+
+
+@pytest.mark.parametrize("flushed", [False, True], ids=["as one", "in two steps"])
+async def test_without_payloads_a_failed_span_tells_only_the_type_of_its_error(
+    flushed: bool,
+) -> None:
+    async with recording(capture_payloads=False) as r:
+        with pytest.raises(ValueError, match="secret"):
+            async with r.instance.span("agent:llm", payload={"prompt": "secret"}) as span:
+                span.set_result({"answer": "secret"})
+                if flushed:
+                    await span.start({"prompt": "secret"})
+                    await r.client.flush()
+                raise ValueError("secret")
+    stored = r.run.named("agent:llm")
+    assert (stored.status, stored.payload) == ("failed", {})
+    assert stored.result == {"error": {"type": "ValueError"}}
+
+
+@pytest.mark.parametrize("flushed", [False, True], ids=["as one", "in two steps"])
+async def test_what_is_redacted_and_cut_is_so_in_payload_and_result(flushed: bool) -> None:
+    def redact(payload: dict[str, object]) -> dict[str, object]:
+        return {name: "***" if name == "key" else value for name, value in payload.items()}
+
+    async with recording(redact=redact, max_payload_bytes=2_000) as r:
+        async with r.instance.span("agent:llm", payload={"key": "k", "text": "x" * 3_000}) as span:
+            if flushed:
+                await span.start()
+                await r.client.flush()
+            span.set_result({"key": "k", "text": "y" * 3_000})
+    stored = r.run.named("agent:llm")
+    for fields in (stored.payload, stored.result):
+        assert fields["key"] == "***"
+        assert 1_000 < len(fields["text"]) < 2_000
+
+
+async def test_a_result_that_is_set_before_entering_counts() -> None:
+    async with recording() as r:
+        span = r.instance.span("agent:llm")
+        span.set_result({"a": 1, "b": 1})
+        async with span:
+            span.set_result({"b": 2})
+    assert r.run.named("agent:llm").result == {"a": 1, "b": 2}
+
+
+async def test_leaving_a_span_that_has_ended_raises_no_cancellation() -> None:
+    async with recording() as r:
+        left = False
+        with anyio.CancelScope() as scope:
+            async with r.instance.span("agent:llm") as span:
+                await span.complete()
+                scope.cancel()
+            left = True
+    assert left
+    assert r.run.named("agent:llm").status == "complete"
+
+
+async def test_a_run_begins_with_its_first_span_and_is_told_before_it() -> None:
+    async with recording() as r:
+        other = await r.client.create_agent_instance(**AGENT)
+        async with other.span("agent:llm"):
+            pass
+        await other.finish()
+    begun = [call.name for call in r.api.operations if other.id in f"{call.path}{call.body}"]
+    assert begun == ["start", "agent_spans", "finish"]
+    (run,) = (run for run in r.runs if run.id == other.id)
+    assert utc(run.started_at) == utc(run.named("agent:llm").started_at)

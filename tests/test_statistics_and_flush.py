@@ -26,6 +26,7 @@ from prefactor_core import (
     InMemoryQueue,
     Operation,
     PrefactorCoreClient,
+    PrefactorCoreError,
     PrefactorTelemetryFailureError,
     Statistics,
     open_prefactor,
@@ -268,6 +269,17 @@ async def test_in_flight_is_what_is_in_requests_without_an_answer(api: FaultyApi
             assert (statistics.in_flight, statistics.pending) == (4, 10)
             assert_balanced(statistics)
     assert_settled(client.statistics())
+
+
+async def test_in_flight_counts_both_steps_of_a_span_that_travel_as_one(api: FaultyApi) -> None:
+    async with open_client(api, drain_timeout=5) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            await client.flush()
+            api.hanging = True
+            async with instance.span("agent:tool") as span:
+                await span.start()
+            await anyio.sleep(1)
+            assert (client.statistics().in_flight, client.statistics().merged) == (2, 1)
 
 
 async def test_merged_counts_the_finishes_that_travelled_with_their_start(
@@ -639,6 +651,79 @@ async def test_asynchronous_code_waits_for_a_place_while_the_api_is_away(
                 await open_one(instance)
     assert client.statistics().lost == 0
     assert_settled(client.statistics())
+
+
+async def test_a_span_that_has_waited_for_its_place_keeps_it_until_it_starts(
+    api: FaultyApi,
+) -> None:
+    async with open_client(api, queue={**HELD, **WAITING}) as client:
+        other = await client.create_agent_instance(**AGENT)
+        async with client.agent_instance(**AGENT) as instance:
+            async with instance.span("agent:run") as span:
+                for _ in range(10):
+                    with other.span("agent:tool"):
+                        pass
+                assert client.statistics().dropped == {"full": 8}
+                await span.start()
+    assert client.statistics().dropped == {"full": 8}
+    roots = [root.shape for run in await stored_runs(api) for root in run.roots]
+    assert ("agent:run", "complete", []) in roots
+
+
+async def test_the_start_of_a_run_does_not_take_the_place_of_its_first_span(
+    api: FaultyApi,
+) -> None:
+    queue: dict[str, object] = {"max_pending_operations": 1, "when_full": "wait"}
+    async with open_client(api, queue=queue) as client:
+        instance = await client.create_agent_instance(**AGENT)
+        await instance.finish_span(await instance.create_span("agent:tool"))
+        await instance.finish()
+    assert (await stored_run(api)).shape == ("complete", [TOOL])
+    assert client.statistics().lost == 0
+
+
+async def test_who_waits_for_a_place_waits_for_no_batch_window(api: FaultyApi) -> None:
+    async with open_client(api, queue={**HELD, **WAITING}) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            with anyio.fail_after(5):
+                await record(instance, 20)
+    assert client.statistics().lost == 0
+
+
+async def test_what_cannot_be_entered_waits_for_no_place(api: FaultyApi) -> None:
+    async with open_client(api, queue=WAITING, drain_timeout=5) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            api.away = True
+            async with instance.span("agent:run") as span:
+                await span.start()
+                for _ in range(5):
+                    with instance.span("agent:tool"):
+                        pass
+                with anyio.fail_after(5), pytest.raises(PrefactorCoreError, match="entered before"):
+                    await span.__aenter__()
+
+
+async def test_only_the_last_spans_that_were_dropped_are_remembered(api: FaultyApi) -> None:
+    async with open_client(api, queue={**HELD, "max_pending_operations": 2}) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            async with instance.span("agent:run") as run:
+                await run.start()
+                dropped: list[str] = []
+                for _ in range(10_001):
+                    with instance.span("agent:llm") as span:
+                        dropped.append(span.id)
+                await client.flush()
+                for parent in (dropped[1], dropped[-1]):
+                    async with instance.span("agent:tool", parent_span_id=parent):
+                        pass
+                    await client.flush()
+                async with instance.span("agent:llm", parent_span_id=dropped[0]):
+                    pass
+    # What named the first one is a root: its parent is unknown here and to the API.
+    assert (await stored_run(api)).shape == (
+        "complete",
+        [("agent:run", "complete", [TOOL, TOOL]), ("agent:llm", "complete", [])],
+    )
 
 
 async def test_synchronous_code_cannot_wait_and_drops(api: FaultyApi) -> None:
