@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+import time
 from typing import Any
 
 import anyio
@@ -26,7 +27,7 @@ async def agent(client: PrefactorCoreClient, started: asyncio.Event | None = Non
 @pytest.mark.parametrize("cancels", [1, 2, 3, 5])
 @pytest.mark.parametrize("in_the_body", [True, False], ids=["from the body on", "in the drain"])
 def test_any_number_of_native_cancellations_leaves_a_clean_loop(
-    cancels: int, in_the_body: bool
+    cancels: int, in_the_body: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
         async with open_faulty_api() as api:
@@ -47,6 +48,8 @@ def test_any_number_of_native_cancellations_leaves_a_clean_loop(
             statistics = client.statistics()
             assert statistics.pending == 0
             assert statistics.accepted == statistics.delivered + statistics.lost
+            told = [r for r in caplog.records if "were not delivered" in r.getMessage()]
+            assert len(told) == (1 if statistics.lost else 0)
             names = [other.get_name() for other in asyncio.all_tasks()]
             assert not [name for name in names if name.startswith("prefactor")]
 
@@ -206,11 +209,13 @@ def test_ctrl_c_in_the_drain_breaks_it_off(backend: str) -> None:
         draining = anyio.Event()
         queue = InMemoryQueue[int]()
         queue.put_nowait(1)
-        async with TaskExecutor(queue, handle, num_workers=1, drain_timeout=60):
+        async with TaskExecutor(queue, handle, num_workers=1, drain_timeout=20):
             pass
 
+    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         anyio.run(main, backend=backend)
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 
 import anyio
 import anyio.lowlevel
@@ -79,6 +80,52 @@ async def test_putting_gives_other_tasks_a_turn_and_put_nowait_does_not_wait() -
                 await queue.put(2)
         tasks.cancel_scope.cancel()
     assert got[:2] == [1, 2]
+
+
+class _Plain(InMemoryQueue[int]):
+    """Drains as a queue does that says nothing about it."""
+
+    async def drain(self, take: Callable[[int], object], most: int) -> None:
+        await Queue.drain(self, take, most)
+
+
+@pytest.mark.parametrize("kind", [InMemoryQueue, _Plain])
+async def test_draining_gives_the_oldest_and_no_more_than_are_asked_for(
+    kind: type[InMemoryQueue[int]],
+) -> None:
+    queue = kind()
+    for item in range(5):
+        queue.put_nowait(item)
+    got: list[int] = []
+    with anyio.fail_after(5):
+        await queue.drain(got.append, 0)
+        assert got == []
+        await queue.drain(got.append, 3)
+        assert got == [0, 1, 2]
+        await queue.drain(got.append, 3)
+        await queue.close()
+        await queue.drain(got.append, 3)
+    assert got == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("way", ["get", "drain"])
+async def test_taking_what_is_there_gives_other_tasks_a_turn(way: str) -> None:
+    queue = InMemoryQueue[int]()
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(other)
+        for item in range(10):
+            queue.put_nowait(item)
+            await (queue.get() if way == "get" else queue.drain(lambda item: None, 1))
+        assert turns >= 5
+        tasks.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("in_a_cycle", [False, True])

@@ -33,6 +33,7 @@ from prefactor_core import (
     Operation,
     PrefactorApiError,
     PrefactorCoreClient,
+    PrefactorTelemetryFailureError,
     PrefactorValueError,
     QueueClosedError,
     identifiers,
@@ -678,6 +679,22 @@ async def test_an_instance_id_of_ones_own_is_honoured(api: FaultyApi) -> None:
         own = identifiers.generate_related(first.id)
         second = await client.create_agent_instance(**AGENT, instance_id=own)
         assert second.id == own
+
+
+async def test_a_loss_raises_only_after_the_database_was_closed(tmp_path: Path) -> None:
+    config = make_config(
+        http={"api_url": f"local:{tmp_path}/x.db"},
+        queue={"max_pending_operations": 1},
+        raise_on_loss=True,
+    )
+    with pytest.raises(PrefactorTelemetryFailureError) as caught:
+        async with open_prefactor(config) as client:
+            async with client.agent_instance(**AGENT) as instance:
+                with instance.span("agent:tool"), instance.span("agent:tool"):
+                    pass
+    # The files beside it are gone with the last connection.
+    assert [path.name async for path in anyio.Path(tmp_path).iterdir()] == ["x.db"]
+    assert caught.value.dropped_operations > 0
 
 
 async def test_no_task_stream_or_connection_is_left_behind(api: FaultyApi) -> None:
