@@ -155,7 +155,7 @@ class Courier:
         (parcel,) = request
         parcel.alone = True
         parcel.faults += 1
-        if verdict is Verdict.DENIED or parcel.faults > self._max_retries:
+        if parcel.faults > self._max_retries:
             reason = "refused" if verdict is Verdict.DENIED else "retries_exhausted"
             self._sender.give_up(parcel, error, reason)
             return [parcel]
