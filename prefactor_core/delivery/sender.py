@@ -228,7 +228,10 @@ class Sender:
             given_ids = [parcel.given_id for parcel in request]
             outputs = await self._request(request, self._bulk(operations, given_ids))
         except Exception as error:
-            if lacks_call(error):
+            # A gateway may say the same, in its own words, while the API behind it is away.
+            if lacks_call(error) and (
+                not isinstance(error, PrefactorContractError) or await self.probe()
+            ):
                 self._stop_bulk(str(error))
                 return []
             if judge_request(error) is Verdict.TOO_LARGE:
