@@ -164,3 +164,15 @@ def finish_spans(
         client.span_manager.finish_open(instance.id, result, "failed")
     else:
         client.span_manager.finish_open(instance.id, None, "cancelled")
+
+
+def finish_open_runs(client: PrefactorCoreClient, error: BaseException | None) -> None:
+    """Finish the open runs of a client whose body ended with ``error``, or without one."""
+    outcome = outcome_of(error)
+    for instance in client.instance_manager.open_instances():
+        finish_spans(client, instance, outcome, error)
+        # A run that was neither started nor had a span did nothing, however this ends.
+        began = instance.started_at is not None
+        client.instance_manager.finish(instance.id, outcome if began else "cancelled")
+    # Spans of runs that other clients registered.
+    client.span_manager.finish_open(None, None, "cancelled")

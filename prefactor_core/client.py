@@ -12,7 +12,7 @@ import anyio
 import anyio.lowlevel
 import msgspec
 
-from prefactor_core.agent_instance import AgentInstanceHandle, AgentInstanceScope, finish_spans
+from prefactor_core.agent_instance import AgentInstanceHandle, AgentInstanceScope, finish_open_runs
 from prefactor_core.backoff import Backoff
 from prefactor_core.capture import Capture
 from prefactor_core.config import PrefactorCoreConfig, PrefactorOptions, check_options
@@ -27,7 +27,6 @@ from prefactor_core.exceptions import (
 )
 from prefactor_core.log import log
 from prefactor_core.operations import Operation
-from prefactor_core.outcome import outcome_of
 from prefactor_core.queue.base import Queue, QueueClosedError
 from prefactor_core.queue.memory import InMemoryQueue
 from prefactor_core.schema_registry import SchemaRegistry, choose_schema_version
@@ -231,7 +230,7 @@ class PrefactorCoreClient:
         #    raises it again, as the same object, when __aexit__ returns.
         # 2. Open runs are finished, their open spans first; then nothing more is recorded.
         try:
-            self._finish_open_runs(scope, error)
+            finish_open_runs(self, error)
         except Exception as bug:
             # Of ours; nothing of the exit below may be skipped for it.
             log(logger, logging.ERROR, "open runs could not be finished", error=bug)
@@ -400,13 +399,3 @@ class PrefactorCoreClient:
                 "'async with open_prefactor(...) as client:', or between initialize() and close()"
             )
         return self._scope
-
-    def _finish_open_runs(self, scope: _Scope, error: BaseException | None) -> None:
-        outcome = outcome_of(error)
-        for instance in scope.instances.open_instances():
-            finish_spans(self, instance, outcome, error)
-            # A run that was neither started nor had a span did nothing, however this ends.
-            began = instance.started_at is not None
-            scope.instances.finish(instance.id, outcome if began else "cancelled")
-        # Spans of runs that other clients registered.
-        scope.spans.finish_open(None, None, "cancelled")
