@@ -160,6 +160,30 @@ async def test_the_waits_grow_from_retry_delay_base(api: FaultyApi) -> None:
         assert 0.75 * 0.2 * 2**n <= after - before <= 1.25 * 0.2 * 2**n
 
 
+async def test_the_waits_grow_by_retry_multiplier(api: FaultyApi) -> None:
+    http: dict[str, object] = {"retry_multiplier": 4.0}
+    queue = {"retry_delay_base": 0.2, **ONE_BY_ONE}
+    async with open_prefactor(make_config(http=http, queue=queue), asgi_app=api) as client:
+        api.faults["start"] = [ConnectionRefusedError()] * 4
+        await record_one_run(client)
+        await anyio.sleep(60)
+    times = [call.time for call in api.calls if call.name == "start"]
+    for n, (before, after) in enumerate(pairwise(times)):
+        assert 0.75 * 0.2 * 4**n <= after - before <= 1.25 * 0.2 * 4**n
+
+
+async def test_many_refusals_are_one_warning_and_the_balance(
+    api: FaultyApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        api.faults["agent_spans"] = 422
+        for _ in range(3):
+            await record_one_run(client)
+    given_up, balance = warnings(caplog)
+    assert "CREATE_SPAN is given up (refused)" in given_up
+    assert "3 of 9 Prefactor operations were not delivered (3 refused)" in balance
+
+
 async def test_in_the_drain_no_time_is_spent_on_waits_of_our_own(api: FaultyApi) -> None:
     async with open_prefactor(make_config(drain_timeout=1), asgi_app=api) as client:
         async with client.agent_instance(**AGENT) as instance, instance.span("agent:run"):

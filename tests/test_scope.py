@@ -498,6 +498,7 @@ async def test_a_queue_that_takes_nothing_costs_the_agent_nothing(
         async with client.agent_instance(**AGENT) as instance, instance.span("agent:run"):
             pass
     assert client.statistics().dropped == {"queue": 3}
+    assert client.statistics().last_error == "BufferError: full"
     warnings = [r for r in caplog.records if r.name == "prefactor_core.delivery.outbox"]
     assert len(warnings) == 1
 
