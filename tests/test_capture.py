@@ -624,21 +624,38 @@ def test_ctrl_c_is_not_swallowed() -> None:
 # What takes too long
 
 
-class Slow:
-    """Answers when it is told to, so a test that waits for it would not end."""
+class Gate:
+    """What slow code waits at, so a test that waits for it would not end."""
 
-    go_on: threading.Event
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def wait(self) -> None:
+        self._threads.append(threading.current_thread())
+        if not self._event.wait(30):
+            raise AssertionError("nobody opened the gate")
+
+    def open(self) -> None:
+        """Let all go on, and their threads end: too many that hang stop the next ones."""
+        self._event.set()
+        for thread in self._threads:
+            thread.join(10)
+
+
+class Slow:
+    """Answers when it is told to."""
+
+    gate: Gate
+    asked: int
 
     def __init_subclass__(cls) -> None:
-        cls.go_on = threading.Event()
+        cls.gate = Gate()
         cls.asked = 0
-
-    asked: int
 
     def wait(self) -> None:
         type(self).asked += 1
-        if not self.go_on.wait(30):
-            raise AssertionError("nobody went on")
+        self.gate.wait()
 
 
 def test_a_repr_that_does_not_answer_becomes_a_marker_and_is_not_asked_again() -> None:
@@ -651,7 +668,7 @@ def test_a_repr_that_does_not_answer_becomes_a_marker_and_is_not_asked_again() -
         stored = captured({"before": 1, "slow": [SlowRepr(), SlowRepr()], "after": Markup("x")})
         again = captured({"slow": SlowRepr(), "other": Chatty()})
     finally:
-        SlowRepr.go_on.set()
+        SlowRepr.gate.open()
     marker = f"<slow {SlowRepr.__qualname__}>"
     assert stored == {"before": 1, "slow": [marker, marker], "after": "x"}
     assert (again["slow"], again["other"]) == (marker, "chatty")
@@ -677,19 +694,18 @@ def test_many_slow_types_take_no_longer_than_one_capture_may() -> None:
         stored = captured([cls() for cls in types])
     finally:
         for cls in types:
-            cls.go_on.set()
+            cls.gate.open()
     assert all(str(item).startswith("<slow ") for item in stored["value"])
     assert sum(cls.asked for cls in types) <= 3  # 0.1 s, 0.05 s for each
 
 
 def test_while_eight_calls_do_not_return_no_more_are_made() -> None:
-    event = threading.Event()
+    gate = Gate()
     asked: list[object] = []
 
     def wait(self: object) -> str:
         asked.append(self)
-        if not event.wait(30):
-            raise AssertionError("nobody went on")
+        gate.wait()
         return "late"
 
     try:
@@ -698,16 +714,15 @@ def test_while_eight_calls_do_not_return_no_more_are_made() -> None:
         assert captured(Numbered(1)) == {"value": "<slow Numbered>"}
         assert len(asked) <= 8
     finally:
-        event.set()
+        gate.open()
 
 
 @pytest.mark.parametrize("method", ["model_dump", "items", "__float__"])
 def test_other_code_of_a_value_has_no_more_time(method: str) -> None:
-    event = threading.Event()
+    gate = Gate()
 
     def wait(self: object, *args: object) -> Any:
-        if not event.wait(30):
-            raise AssertionError("nobody went on")
+        gate.wait()
 
     def nothing(self: object, *args: object) -> Any:
         return iter(())
@@ -723,7 +738,7 @@ def test_other_code_of_a_value_has_no_more_time(method: str) -> None:
     try:
         stored = captured({"slow": slow(), "beside": {1}})
     finally:
-        event.set()
+        gate.open()
     # The type is slow now: not even its repr, which is quick, is asked.
     assert stored == {"slow": "<slow SlowCode>", "beside": [1]}
 
@@ -737,7 +752,7 @@ def test_a_slow_text_of_an_error_leaves_its_traceback() -> None:
     try:
         described = describe_error(raised(SlowError()))
     finally:
-        SlowError.go_on.set()
+        SlowError.gate.open()
     assert described["message"] == f"<slow {SlowError.__qualname__}>"
     assert "raise error from cause" in str(described["stacktrace"])
     assert SlowError.asked == 1
