@@ -164,10 +164,13 @@ async def test_the_waits_grow_by_retry_multiplier(api: FaultyApi) -> None:
     http: dict[str, object] = {"retry_multiplier": 4.0}
     queue = {"retry_delay_base": 0.2, **ONE_BY_ONE}
     async with open_prefactor(make_config(http=http, queue=queue), asgi_app=api) as client:
-        api.faults["start"] = [ConnectionRefusedError()] * 4
-        await record_one_run(client)
+        instance = await client.create_agent_instance(**AGENT)
+        api.away = True
+        await instance.start()
         await anyio.sleep(60)
-    times = [call.time for call in api.calls if call.name == "start"]
+        api.away = False
+    times = [call.time for call in api.calls if call.name == "start"][:5]
+    assert len(times) == 5
     for n, (before, after) in enumerate(pairwise(times)):
         assert 0.75 * 0.2 * 4**n <= after - before <= 1.25 * 0.2 * 4**n
 
@@ -180,7 +183,8 @@ async def test_many_refusals_are_one_warning_and_the_balance(
         for _ in range(3):
             await record_one_run(client)
     given_up, balance = warnings(caplog)
-    assert "CREATE_SPAN is given up (refused)" in given_up
+    assert "CREATE_SPAN of the 'agent:run' span" in given_up
+    assert "is given up (refused)" in given_up
     assert "3 of 9 Prefactor operations were not delivered (3 refused)" in balance
 
 
