@@ -325,8 +325,7 @@ class PrefactorCoreClient:
         """Start a span and give its id. It is the innermost one of this context until
         :meth:`finish_span` ends it, in whichever task."""
         spans = self.span_manager
-        waits = spans.waits_for_place
-        if waits:
+        if waits := spans.waits_for_place:
             await spans.wait_for_place()
         try:
             span_id = spans.create(instance_id, schema_name, parent_span_id, payload, waits)

@@ -129,7 +129,6 @@ class SpanManager:
         parent_span_id: str | None = None,
         payload: Mapping[str, object] | None = None,
         span_id: str | None = None,
-        has_place: bool = False,
     ) -> str:
         """Open a span here, as the innermost of this context; nothing is told yet. Its id.
 
@@ -138,7 +137,7 @@ class SpanManager:
         """
         run = self.run_of(instance_id)
         span_id = self.new_id(run, schema_name, span_id)
-        return self.open(span_id, run, schema_name, parent_span_id, payload, has_place).id
+        return self.open(span_id, run, schema_name, parent_span_id, payload).id
 
     def open(
         self,
@@ -238,9 +237,9 @@ class SpanManager:
         has_place: bool = False,
     ) -> str:
         """Open and start a span; it stays the innermost of this context until it ends."""
-        span_id = self.prepare(
-            instance_id, schema_name, parent_span_id, payload, has_place=has_place
-        )
+        run = self.run_of(instance_id)
+        span_id = self.new_id(run, schema_name)
+        self.open(span_id, run, schema_name, parent_span_id, payload, has_place)
         return self.start(span_id)
 
     def cancel_unstarted(self, span_id: str) -> None:
