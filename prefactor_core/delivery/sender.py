@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
@@ -224,21 +224,31 @@ class Sender:
             self.identities.of(parcel.operation.instance_id).addressed(parcel.operation)
             for parcel in request
         ]
+        given_ids = [parcel.given_id for parcel in request]
         try:
-            given_ids = [parcel.given_id for parcel in request]
             outputs = await self._request(request, self._bulk(operations, given_ids))
         except Exception as error:
-            # A gateway may say the same, in its own words, while the API behind it is away.
-            if lacks_call(error) and (
-                not isinstance(error, PrefactorContractError) or await self.probe()
-            ):
-                self._stop_bulk(str(error))
-                return []
-            if judge_request(error) is Verdict.TOO_LARGE:
-                size = sum(parcel.size for parcel in request)
-                self.max_bytes = max(1, min(self.max_bytes, size // 2))
-                return []
-            raise
+            failure = error
+        else:
+            return self._read_outputs(request, operations, outputs)
+        # A gateway may say the same, in its own words, while the API behind it is away.
+        if lacks_call(failure) and (
+            not isinstance(failure, PrefactorContractError) or await self.probe()
+        ):
+            self._stop_bulk(str(failure))
+            return []
+        if judge_request(failure) is Verdict.TOO_LARGE:
+            size = sum(parcel.size for parcel in request)
+            self.max_bytes = max(1, min(self.max_bytes, size // 2))
+            return []
+        raise failure
+
+    def _read_outputs(
+        self,
+        request: Sequence[Parcel],
+        operations: Sequence[Operation],
+        outputs: Mapping[str, Output],
+    ) -> list[Parcel]:
         settled: list[Parcel] = []
         for parcel, operation in zip(request, operations, strict=True):
             # After an error the API does nothing more: what has no output is sent again.
