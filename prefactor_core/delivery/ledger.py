@@ -22,8 +22,8 @@ class Statistics(Struct, frozen=True, kw_only=True):
     ``retries_exhausted`` (the API failed at it again and again while it took others),
     ``full`` (a new span met the bounds of :class:`~prefactor_core.QueueConfig`),
     ``drain_timeout`` (the scope ended first), ``queue`` (the client's queue did not take it).
-    ``requests``: requests sent. ``retries``: those that failed and were followed by a wait
-    for another.
+    ``requests``: requests sent. ``retries``: those that failed, and whose operations are
+    sent again.
     ``merged``: finishes of spans that were sent together with their start, as one.
     ``last_error``: why the last request that failed did; None if none did.
     ``outage_since``: since when no request has been answered as it should, aware, in UTC;
