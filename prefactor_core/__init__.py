@@ -1,7 +1,7 @@
 """prefactor_core: record what an AI agent does, and ship it to Prefactor."""
 
 from prefactor_core._version import __version__ as __version__
-from prefactor_core.agent_instance import AgentInstanceHandle, AgentInstanceScope
+from prefactor_core.agent_instance import AgentInstanceHandle, AgentInstanceScope, current_instance
 from prefactor_core.client import PrefactorCoreClient, open_prefactor
 from prefactor_core.config import HttpClientConfig, PrefactorCoreConfig, QueueConfig
 from prefactor_core.context_stack import SpanContextStack
@@ -21,6 +21,7 @@ from prefactor_core.exceptions import (
     PrefactorRateLimitError,
     PrefactorServerError,
     PrefactorTelemetryFailureError,
+    PrefactorTerminatedError,
     PrefactorUnreachableError,
     PrefactorValidationError,
     PrefactorValueError,
@@ -33,7 +34,7 @@ from prefactor_core.queue.executor import TaskExecutor
 from prefactor_core.queue.memory import InMemoryQueue
 from prefactor_core.redaction import SECRETS, redact_keys
 from prefactor_core.schema_registry import SchemaRegistry
-from prefactor_core.span_context import SpanContext
+from prefactor_core.span_context import SpanContext, current_span
 
 __all__ = [
     "SECRETS",
@@ -60,6 +61,7 @@ __all__ = [
     "PrefactorRateLimitError",
     "PrefactorServerError",
     "PrefactorTelemetryFailureError",
+    "PrefactorTerminatedError",
     "PrefactorUnreachableError",
     "PrefactorValidationError",
     "PrefactorValueError",
@@ -73,6 +75,8 @@ __all__ = [
     "SpanNotFoundError",
     "Statistics",
     "TaskExecutor",
+    "current_instance",
+    "current_span",
     "open_prefactor",
     "redact_keys",
 ]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import anyio
 import anyio.lowlevel
 
 from prefactor_core.capture import describe_error
-from prefactor_core.exceptions import PrefactorCoreError
+from prefactor_core.exceptions import (
+    ClientScopeError,
+    PrefactorCoreError,
+    PrefactorTerminatedError,
+)
 from prefactor_core.lifecycle import InstanceStatus, Outcome
 from prefactor_core.models import AgentInstance
 from prefactor_core.outcome import outcome_of
@@ -18,12 +24,29 @@ from prefactor_core.span_context import SpanContext
 if TYPE_CHECKING:
     from prefactor_core.client import PrefactorCoreClient
 
+# The runs of this context, innermost last; those that have ended are passed over.
+_runs: ContextVar[tuple[AgentInstanceHandle, ...]] = ContextVar("prefactor_core_runs", default=())
+
+
+def current_instance() -> AgentInstanceHandle | None:
+    """The innermost run that was started in this context and has not ended; None if there is
+    none."""
+    for instance in reversed(_runs.get()):
+        if not instance.ended:
+            return instance
+    return None
+
+
+def _forget_ended_runs() -> None:
+    _runs.set(tuple(run for run in _runs.get() if not run.ended))
+
 
 class AgentInstanceHandle:
     """One run of an agent, registered by ``client``.
 
     :meth:`start` and :meth:`finish` say when it begins and ends; in between, :meth:`span`
-    opens its steps. Raises :class:`~prefactor_core.InstanceNotFoundError` for an id that
+    opens its steps. In synchronous code these are :meth:`start_nowait` and
+    :meth:`finish_nowait`. Raises :class:`~prefactor_core.InstanceNotFoundError` for an id that
     the client has not registered.
     """
 
@@ -31,17 +54,51 @@ class AgentInstanceHandle:
         self._client = client
         self._instance = client.instance_manager.get(instance_id)
         self._identity = client.instance_manager.identity(instance_id)
+        self._termination = self._identity.termination
 
     @property
     def id(self) -> str:
         """The id of the run, as the API gave it; provisional while it could not be asked."""
         return self._identity.id
 
+    @property
+    def ended(self) -> bool:
+        """Whether the run has been finished."""
+        return self._instance.ended
+
+    @property
+    def terminated(self) -> str | None:
+        """Why the API has stopped the run; None if it has not."""
+        return self._termination.reason
+
+    def on_terminate(self, callback: Callable[[str], object]) -> None:
+        """Call ``callback`` with the reason when the API stops the run; at once if it has.
+
+        It is called in the task that hears of it, so it must not take its time. What it raises
+        is logged. A run that has ended is stopped no more.
+        """
+        self._termination.watch(callback)
+
+    def check(self) -> None:
+        """Raises :class:`~prefactor_core.PrefactorTerminatedError` if the API has stopped the run.
+
+        For code that goes on for long without a span or an ``await``.
+        """
+        if self._termination.reason is not None:
+            raise PrefactorTerminatedError(self._termination.reason, self.id)
+
     async def start(self) -> None:
-        """The run begins now. A second call does nothing."""
+        """The run begins now, and is the current one of this context. A second call does
+        nothing."""
+        self.start_nowait()
+        await anyio.lowlevel.checkpoint()
+
+    def start_nowait(self) -> None:
+        """As :meth:`start`, in synchronous code."""
         if self._instance.status is InstanceStatus.PENDING:
             self._client.instance_manager.start(self.id)
-        await anyio.lowlevel.checkpoint()
+        if self not in (runs := _runs.get()):
+            _runs.set((*(run for run in runs if not run.ended), self))
 
     async def finish(self, status: Outcome = "complete") -> None:
         """The run ends now: ``complete``, ``failed`` or ``cancelled``.
@@ -49,8 +106,13 @@ class AgentInstanceHandle:
         Spans of it that are still open end first, as ``cancelled``. A second call does
         nothing.
         """
-        finish_run(self._client, self._instance, status)
+        self.finish_nowait(status)
         await anyio.lowlevel.checkpoint()
+
+    def finish_nowait(self, status: Outcome = "complete") -> None:
+        """As :meth:`finish`, in synchronous code."""
+        finish_run(self._client, self._instance, status)
+        _forget_ended_runs()
 
     def span(
         self,
@@ -86,7 +148,12 @@ class AgentInstanceScope:
 
     Registers and starts the run on entering, and ends it on leaving: ``complete``, ``failed``
     if the block raised, ``cancelled`` if it was cancelled. What the block raises goes on as
-    it is. It can be entered once.
+    it is. It can be entered once, and is left by the task that entered it.
+
+    When the API terminates the run, the block is cancelled, as by a time-out, and a
+    :class:`~prefactor_core.PrefactorTerminatedError` leaves it. An error that the block raises
+    while it unwinds is that one's context. A cancellation from outside goes first, and so does
+    Ctrl-C.
     """
 
     def __init__(
@@ -106,20 +173,20 @@ class AgentInstanceScope:
             instance_id,
             external_schema_version_id,
         )
-        self._instance: AgentInstance | None = None
+        self._open: _OpenScope | None = None
 
     async def __aenter__(self) -> AgentInstanceHandle:
-        if self._instance is not None:
+        if self._open is not None:
             raise PrefactorCoreError(
                 "a run can be entered once only: call agent_instance() again for another"
             )
         handle = await self._client.create_agent_instance(*self._arguments)
-        self._instance = self._client.instance_manager.get(handle.id)
+        self._open = _OpenScope(self._client, handle)
         try:
             await handle.start()
         except BaseException as error:
             # Cancelled in the turn that start() gives to others: __aexit__ will not be called.
-            finish_run(self._client, self._instance, outcome_of(error), error)
+            self._open.leave(error)
             raise
         return handle
 
@@ -129,11 +196,58 @@ class AgentInstanceScope:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._instance is not None
-        finish_run(self._client, self._instance, outcome_of(error), error)
+        assert self._open is not None
+        self._open.leave(error)
         # As for a span: no checkpoint on the way out of an error.
         if error is None:
             await anyio.lowlevel.checkpoint()  # noqa: ASYNC102
+
+
+class _OpenScope:
+    """The scope of a run while it is open: the run ends when it is left."""
+
+    def __init__(self, client: PrefactorCoreClient, handle: AgentInstanceHandle) -> None:
+        self._client = client
+        self._handle = handle
+        self._instance = client.instance_manager.get(handle.id)
+        self._termination = client.instance_manager.identity(handle.id).termination
+        self._host_task_id = anyio.get_current_task().id
+        # Only a termination cancels it.
+        self._scope = anyio.CancelScope()
+        self._scope.__enter__()
+        self._termination.has_scope = True
+        self._termination.watch(lambda reason: self._scope.cancel())
+
+    def leave(self, error: BaseException | None) -> None:
+        """End the run by how its body ended; what is raised here goes before ``error``."""
+        # The order of exit:
+        # 1. The run ends, its open spans first.
+        stopped = self._termination.reason
+        outcome = outcome_of(error) if stopped is None else "cancelled"
+        finish_run(self._client, self._instance, outcome, error)
+        _forget_ended_runs()
+        # 2. The cancel scope closes. Only its own task can do that.
+        if anyio.get_current_task().id != self._host_task_id:
+            raise ClientScopeError(
+                "the run was entered in another task: its scope must be left by the task that "
+                "entered it. Use create_agent_instance(), start() and finish() where one task "
+                "begins a run and another ends it"
+            )
+        try:
+            caught = self._scope.__exit__(type(error), error, error and error.__traceback__)
+        except BaseException as rest:
+            # Of a group that was raised, what is no cancellation by this scope.
+            caught, error = False, rest
+        # 3. One error says that the run was stopped, whatever the body made of that. Only what
+        #    comes from outside goes first: another cancellation, or Ctrl-C.
+        if stopped is None:
+            return
+        if caught:
+            raise PrefactorTerminatedError(stopped, self._handle.id) from None
+        if isinstance(error, PrefactorTerminatedError) and error.instance_id == self._handle.id:
+            return
+        if error is None or isinstance(error, Exception):
+            raise PrefactorTerminatedError(stopped, self._handle.id)
 
 
 def finish_run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
@@ -23,7 +23,6 @@ from prefactor_core.exceptions import (
     ClientScopeError,
     PrefactorTelemetryFailureError,
     PrefactorValueError,
-    SpanNotFoundError,
 )
 from prefactor_core.log import log
 from prefactor_core.operations import Operation
@@ -179,7 +178,14 @@ class PrefactorCoreClient:
             )
             growth, cap = http.retry_multiplier, http.max_retry_delay
             backoff = Backoff(base=queueing.retry_delay_base, multiplier=growth, cap=cap)
-            delivery = Delivery(api, queues, queueing, backoff, self._config.drain_timeout)
+            delivery = Delivery(
+                api,
+                queues,
+                queueing,
+                backoff,
+                self._config.drain_timeout,
+                self._config.termination_poll_interval,
+            )
             await delivery.__aenter__()
             # Nothing below waits or fails, so nothing has to undo the line above.
             instances = AgentInstanceManager(
@@ -324,23 +330,27 @@ class PrefactorCoreClient:
     ) -> str:
         """Start a span and give its id. It is the innermost one of this context until
         :meth:`finish_span` ends it, in whichever task."""
-        spans = self.span_manager
-        if waits := spans.waits_for_place:
-            await spans.wait_for_place()
+        span = self.span(instance_id, schema_name, parent_span_id, payload=payload)
+        await span.__aenter__()
         try:
-            span_id = spans.create(instance_id, schema_name, parent_span_id, payload, waits)
-        except BaseException:
-            if waits:
-                spans.give_place_back()
-            raise
-        try:
-            await anyio.lowlevel.checkpoint()
+            await span.start()
         except BaseException:
             # Cancelled: nobody will get the id, so nobody could end the span.
-            with suppress(SpanNotFoundError):  # ended with its run in the meantime
-                spans.cancel_unstarted(span_id)
+            span.cancel_nowait()
             raise
-        return span_id
+        return span.id
+
+    def create_span_nowait(
+        self,
+        instance_id: str,
+        schema_name: str,
+        parent_span_id: str | None = None,
+        payload: Mapping[str, object] | None = None,
+    ) -> str:
+        """As :meth:`create_span`, in synchronous code."""
+        span = self.span(instance_id, schema_name, parent_span_id, payload=payload)
+        span.start_nowait()
+        return span.id
 
     async def finish_span(
         self, span_id: str, result_payload: Mapping[str, object] | None = None
@@ -349,8 +359,14 @@ class PrefactorCoreClient:
 
         Raises :class:`SpanNotFoundError` if no open span has this id.
         """
-        self.span_manager.finish(span_id, result_payload)
+        self.finish_span_nowait(span_id, result_payload)
         await anyio.lowlevel.checkpoint()
+
+    def finish_span_nowait(
+        self, span_id: str, result_payload: Mapping[str, object] | None = None
+    ) -> None:
+        """As :meth:`finish_span`, in synchronous code."""
+        self.span_manager.finish(span_id, result_payload)
 
     def span(
         self,

@@ -233,6 +233,7 @@ class PrefactorOptions(TypedDict, total=False):
     queue_config: QueueConfig | Mapping[str, object]
     registration_timeout: float
     drain_timeout: float
+    termination_poll_interval: float
     raise_on_loss: bool
     capture_payloads: bool
     max_payload_bytes: int
@@ -259,6 +260,8 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     ``schema_registry``: span types to register with every agent instance.
     ``registration_timeout``: how long ``create_agent_instance`` tries to register a run.
     ``drain_timeout``: how long leaving the scope waits until everything is delivered.
+    ``termination_poll_interval``: how often the API is asked whether it has terminated a run;
+    ``math.inf`` leaves it at what the answers to spans say.
     ``raise_on_loss``: whether a scope in which something was lost ends with a
     :class:`~prefactor_core.PrefactorTelemetryFailureError`, if its body did not raise.
     ``capture_payloads``: False records what happened and when, but no payloads and results;
@@ -276,6 +279,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     schema_registry: SchemaRegistry | None = None
     registration_timeout: float = 10.0
     drain_timeout: float = 10.0
+    termination_poll_interval: float = 30.0
     raise_on_loss: bool = False
     capture_payloads: bool = True
     max_payload_bytes: int = 500_000
@@ -291,6 +295,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
             schema_registry: SchemaRegistry | None = None,
             registration_timeout: float = 10.0,
             drain_timeout: float = 10.0,
+            termination_poll_interval: float = 30.0,
             raise_on_loss: bool = False,
             capture_payloads: bool = True,
             max_payload_bytes: int = 500_000,
@@ -309,6 +314,9 @@ class PrefactorCoreConfig(Struct, kw_only=True):
             )
         self.registration_timeout = to_positive("registration_timeout", self.registration_timeout)
         self.drain_timeout = to_seconds("drain_timeout", self.drain_timeout)
+        self.termination_poll_interval = to_positive(
+            "termination_poll_interval", self.termination_poll_interval
+        )
         for name in ("raise_on_loss", "capture_payloads"):
             if not isinstance(getattr(self, name), bool):
                 raise PrefactorValueError(

@@ -9,6 +9,7 @@ are therefore passed over on every look, and dropped with the next change.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextvars import ContextVar
 
 from prefactor_core.models import Span
@@ -78,6 +79,13 @@ class SpanContextStack:
             _entries.set(entries[:-1])
         elif any(entry is span for entry in entries):
             _entries.set(tuple(entry for entry in entries if entry is not span))
+
+    @classmethod
+    def open_spans(cls) -> Iterator[Span]:
+        """The open spans that are known here, innermost first."""
+        for entry in reversed(_entries.get()):
+            if not isinstance(entry, str) and not entry.ended:
+                yield entry
 
     @classmethod
     def innermost(cls, instance_id: str) -> Span | str | None:

@@ -31,7 +31,7 @@ class ClientAlreadyInitializedError(PrefactorCoreError):
 
 
 class ClientScopeError(PrefactorCoreError):
-    """The client's scope is left in another task than the one that entered it."""
+    """The scope of a client, or of a run, is left in another task than the one that entered it."""
 
 
 class OperationError(PrefactorCoreError):
@@ -43,6 +43,19 @@ class OperationError(PrefactorCoreError):
     def __init__(self, message: str, operation_type: OperationType | None = None) -> None:
         super().__init__(message)
         self.operation_type = operation_type
+
+
+class PrefactorTerminatedError(PrefactorCoreError):
+    """The API has stopped the run: it must not go on.
+
+    ``reason``: why, as the API says it. ``instance_id``: which run.
+    """
+
+    def __init__(self, reason: str, instance_id: str | None = None) -> None:
+        run = "agent instance" if instance_id is None else f"agent instance {instance_id}"
+        super().__init__(f"Prefactor has terminated {run}: {reason}")
+        self.reason = reason
+        self.instance_id = instance_id
 
 
 class PrefactorTelemetryFailureError(PrefactorCoreError):

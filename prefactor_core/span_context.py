@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Self
 import anyio.lowlevel
 
 from prefactor_core.capture import describe_error, merge
+from prefactor_core.context_stack import SpanContextStack
 from prefactor_core.exceptions import PrefactorCoreError
 from prefactor_core.lifecycle import Outcome
 from prefactor_core.models import Span
+from prefactor_core.open_span import OpenSpan
 from prefactor_core.outcome import outcome_of
 
 if TYPE_CHECKING:
@@ -31,7 +33,8 @@ class SpanContext:
     the payload given to ``span()`` and the time of entering count), and :meth:`complete`,
     :meth:`fail` and :meth:`cancel` end the span early. The first end counts; what comes later
     changes nothing. No method waits for the API or raises because of it: the ``async`` ones
-    record and then give other tasks a turn.
+    record and then give other tasks a turn, and ``start_nowait()``, ``complete_nowait()``,
+    ``fail_nowait()`` and ``cancel_nowait()`` only record, for synchronous code.
     """
 
     __slots__ = (
@@ -83,8 +86,13 @@ class SpanContext:
         Ancestors that have not started are started first, as of their entering. A second
         call does nothing.
         """
-        self._start(payload)
+        self.start_nowait(payload)
         await anyio.lowlevel.checkpoint()
+
+    def start_nowait(self, payload: Mapping[str, object] | None = None) -> None:
+        """As :meth:`start`, in synchronous code."""
+        if not self._open().ended:
+            self._spans.start(self._id, payload)
 
     def set_result(self, data: Mapping[str, object]) -> None:
         """Merge into the result that the span will end with; later keys win."""
@@ -92,13 +100,21 @@ class SpanContext:
 
     async def complete(self, result: Mapping[str, object] | None = None) -> None:
         """The span ends now, complete; ``result`` is merged into its result."""
-        self._finish("complete", result)
+        self.complete_nowait(result)
         await anyio.lowlevel.checkpoint()
+
+    def complete_nowait(self, result: Mapping[str, object] | None = None) -> None:
+        """As :meth:`complete`, in synchronous code."""
+        self._finish("complete", result)
 
     async def fail(self, result: Mapping[str, object] | None = None) -> None:
         """The span ends now, failed; ``result`` is merged into its result."""
-        self._finish("failed", result)
+        self.fail_nowait(result)
         await anyio.lowlevel.checkpoint()
+
+    def fail_nowait(self, result: Mapping[str, object] | None = None) -> None:
+        """As :meth:`fail`, in synchronous code."""
+        self._finish("failed", result)
 
     async def cancel(self) -> None:
         """The span ends now, cancelled.
@@ -106,13 +122,17 @@ class SpanContext:
         Before :meth:`start` this records a step that was skipped: it never began (API.md
         section 8, pending to cancelled).
         """
+        self.cancel_nowait()
+        await anyio.lowlevel.checkpoint()
+
+    def cancel_nowait(self) -> None:
+        """As :meth:`cancel`, in synchronous code."""
         if not self._open().ended:
             self._spans.cancel_unstarted(self._id)
-        await anyio.lowlevel.checkpoint()
 
     async def finish(self) -> None:
         """The span ends now, complete unless it has ended otherwise."""
-        self._finish("complete", None)
+        self.complete_nowait()
         await anyio.lowlevel.checkpoint()
 
     def __enter__(self) -> Self:
@@ -176,16 +196,21 @@ class SpanContext:
                 self._payload,
                 self._has_place,
             )
+            span.context = self
             # From here on the run has them too, and ends the span with them if it must.
             if self._result:
                 span.result.update(self._result)
             self._payload, self._result = None, span.result
         return span
 
-    def _start(self, payload: Mapping[str, object] | None) -> None:
-        if not self._open().ended:
-            self._spans.start(self._id, payload)
-
     def _finish(self, outcome: Outcome, result: Mapping[str, object] | None) -> None:
         if not self._open().ended:
             self._spans.finish(self._id, result, outcome)
+
+
+def current_span() -> SpanContext | None:
+    """The innermost open span of this context, whichever its run; None if there is none."""
+    for span in SpanContextStack.open_spans():
+        if isinstance(span, OpenSpan) and span.context is not None:
+            return span.context
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -49,8 +50,10 @@ def make_config(
     queue: dict[str, object] | None = None,
     **options: Any,
 ) -> PrefactorCoreConfig:
-    """A configuration whose URL nobody answers: for use with ``asgi_app=``."""
+    """A configuration whose URL nobody answers: for use with ``asgi_app=``. Runs are not polled,
+    so that only what a test does makes a request."""
     options.setdefault("schema_registry", make_registry())
+    options.setdefault("termination_poll_interval", math.inf)
     return PrefactorCoreConfig(
         http_config={"api_url": "http://prefactor.invalid", "api_token": TOKEN, **(http or {})},
         queue_config=queue or {},

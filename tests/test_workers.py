@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 from itertools import pairwise
 
 import anyio
@@ -50,7 +51,8 @@ class Service:
         self.closed.set()
 
     def workers(self, *, count: int = 1, drain_timeout: float = 60.0) -> Workers:
-        return Workers(self.serve, self.close, count=count, drain_timeout=drain_timeout)
+        jobs = [partial(self.serve, number) for number in range(count)]
+        return Workers(jobs, self.close, drain_timeout=drain_timeout)
 
 
 @virtual_time
@@ -99,7 +101,7 @@ async def test_a_worker_survives_what_it_did_not_expect_and_serves_again_after_a
 async def test_a_worker_that_fails_for_ever_lets_the_loop_and_the_clock_go_on() -> None:
     calls = 0
 
-    async def serve(number: int) -> None:
+    async def serve() -> None:
         nonlocal calls
         calls += 1
         raise OSError("the disk is gone")
@@ -107,7 +109,7 @@ async def test_a_worker_that_fails_for_ever_lets_the_loop_and_the_clock_go_on() 
     async def close() -> None: ...
 
     before = anyio.current_time()
-    async with Workers(serve, close, count=1, drain_timeout=30):
+    async with Workers([serve], close, drain_timeout=30):
         # On virtual time this ends only if the worker waits and does not spin.
         await anyio.sleep(10)
     assert 2 <= calls <= 10
@@ -166,7 +168,7 @@ async def test_what_cannot_be_closed_is_served_until_the_drain_is_over(
         raise OSError("cannot be closed")
 
     before = anyio.current_time()
-    async with Workers(service.serve, close, count=1, drain_timeout=5):
+    async with Workers([partial(service.serve, 0)], close, drain_timeout=5):
         pass
     assert service.done == [1]
     assert anyio.current_time() - before == pytest.approx(5)
@@ -179,12 +181,12 @@ async def test_workers_do_not_inherit_the_context_of_the_body() -> None:
     variable.set("inside the block")
     seen: list[str] = []
 
-    async def serve(number: int) -> None:
+    async def serve() -> None:
         seen.append(variable.get())
 
     async def close() -> None: ...
 
-    async with Workers(serve, close, count=1, drain_timeout=1):
+    async with Workers([serve], close, drain_timeout=1):
         pass
     # Once as the scope opens, once more for the drain.
     assert seen == ["outside"] * 2
@@ -216,7 +218,7 @@ def test_a_worker_that_was_cancelled_natively_is_called_again_for_the_drain(when
                 cancel_workers()
 
         with anyio.fail_after(5):
-            async with Workers(service.serve, close, count=1, drain_timeout=5):
+            async with Workers([partial(service.serve, 0)], close, drain_timeout=5):
                 await anyio.lowlevel.checkpoint()
                 if when == "in the body":
                     cancel_workers()
@@ -228,13 +230,13 @@ def test_a_worker_that_was_cancelled_natively_is_called_again_for_the_drain(when
 
 def test_what_always_raises_a_cancellation_ends_with_the_scope() -> None:
     async def main() -> None:
-        async def serve(number: int) -> None:
+        async def serve() -> None:
             raise asyncio.CancelledError
 
         async def close() -> None: ...
 
         with anyio.fail_after(5):
-            async with Workers(serve, close, count=2, drain_timeout=1):
+            async with Workers([serve, serve], close, drain_timeout=1):
                 await anyio.lowlevel.checkpoint()
         assert asyncio.all_tasks() == {asyncio.current_task()}
 

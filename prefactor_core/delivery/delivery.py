@@ -14,6 +14,7 @@ from prefactor_core.delivery.ledger import Ledger
 from prefactor_core.delivery.outage import Outage
 from prefactor_core.delivery.outbox import Outbox
 from prefactor_core.delivery.sender import Sender
+from prefactor_core.delivery.status_poll import StatusPoll
 from prefactor_core.operations import Operation
 from prefactor_core.queue.base import Queue
 from prefactor_core.queue.workers import Workers
@@ -36,6 +37,7 @@ class Delivery:
         config: QueueConfig,
         backoff: Backoff,
         drain_timeout: float,
+        poll_interval: float,
     ) -> None:
         self.ledger = Ledger()
         self.identities = Identities()
@@ -48,8 +50,11 @@ class Delivery:
             Courier(lane, self.outbox, self.sender, self._outage, self.ledger, config)
             for lane in self.outbox.lanes
         ]
+        self._poll = StatusPoll(api, self.identities, self._outage, self.ledger, poll_interval)
         self._workers = Workers(
-            self._serve, self._close_queues, count=len(self._couriers), drain_timeout=drain_timeout
+            [*(courier.serve for courier in self._couriers), self._poll.serve],
+            self._close_queues,
+            drain_timeout=drain_timeout,
         )
 
     async def __aenter__(self) -> Self:
@@ -72,10 +77,8 @@ class Delivery:
         """Whether there is an outage."""
         return self._outage.told
 
-    async def _serve(self, number: int) -> None:
-        await self._couriers[number].serve()
-
     async def _close_queues(self) -> None:
+        self._poll.close()
         # No wait of ours is worth more than the little time that is left.
         self._outage.hurry()
         for lane in self.outbox.lanes:

@@ -7,9 +7,13 @@ provisional partition, API.md section 3), and with an API that makes all ids its
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+
 import msgspec
 
 from prefactor_core import identifiers
+from prefactor_core.log import log
 from prefactor_core.operations import (
     CreateSpan,
     FinishAgentInstance,
@@ -17,6 +21,9 @@ from prefactor_core.operations import (
     Operation,
     StartAgentInstance,
 )
+from prefactor_core.termination import Termination
+
+logger = logging.getLogger("prefactor_core.delivery.identity")
 
 _NO_PARTITION = "0" * 32
 
@@ -26,16 +33,25 @@ class RunIdentity:
 
     ``recorded_id``: what its operations call the run. ``id``: what the API calls it, as soon
     as that is known. ``registered``: False while it waits for that. ``lost``: why the run, and so
-    all of it, cannot be delivered; None if it can.
+    all of it, cannot be delivered; None if it can. ``termination``: its kill switch.
     """
 
-    __slots__ = ("_api_ids", "_lost_spans", "id", "lost", "recorded_id", "registered")
+    __slots__ = (
+        "_api_ids",
+        "_lost_spans",
+        "id",
+        "lost",
+        "recorded_id",
+        "registered",
+        "termination",
+    )
 
     def __init__(self, recorded_id: str, id: str | None = None) -> None:
         self.recorded_id = recorded_id
         self.id = recorded_id if id is None else id
         self.registered = True
         self.lost: str | None = None
+        self.termination = Termination()
         # Span ids as recorded, each to what the API made instead.
         self._api_ids: dict[str, str] = {}
         # Of creates that were given up: why, and the nearest ancestor that was not. By the part
@@ -46,6 +62,12 @@ class RunIdentity:
     def is_plain(self) -> bool:
         """Whether everything of the run is called as it was recorded, and nothing was lost."""
         return self.id == self.recorded_id and not self._api_ids and not self._lost_spans
+
+    def terminate(self, reason: str | None) -> None:
+        """The API has stopped the run; ``reason`` is the one that it gave."""
+        if self.termination.throw(reason):
+            message = "the Prefactor API has terminated agent instance %s: %s"
+            log(logger, logging.WARNING, message, self.id, self.termination.reason)
 
     def span_id(self, recorded_id: str) -> str:
         """What the API calls a span, as far as that is known."""
@@ -145,6 +167,11 @@ class Identities:
     def of(self, instance_id: str) -> RunIdentity:
         """The identity of a run, by either id; one that was not added is called as it is."""
         return self._runs.get(instance_id) or RunIdentity(instance_id)
+
+    def open_runs(self) -> Sequence[RunIdentity]:
+        """The runs that the API knows and the agent has not ended."""
+        runs = [run for key, run in self._runs.items() if key == run.recorded_id]
+        return [run for run in runs if run.registered and not run.termination.over]
 
     def keep(self, run: RunIdentity) -> None:
         """Something about a run that another client registered is to be remembered."""

@@ -34,7 +34,7 @@ from prefactor_core.operations import (
 )
 
 if TYPE_CHECKING:
-    from prefactor_core.api.answers import Output
+    from prefactor_core.api.answers import Control, Output
     from prefactor_core.api.client import ApiClient
 
 logger = logging.getLogger("prefactor_core.delivery.sender")
@@ -210,8 +210,9 @@ class Sender:
             if verdict is not Verdict.SETTLED:
                 raise
             api_id = None
-        if parcel.failed_in_bulk:
-            self._taken_only_alone(operation.type)
+        else:
+            if parcel.failed_in_bulk:
+                self._taken_only_alone(operation.type)
         if parcel.with_parent is not None:
             self._warn_of_parent(parcel.operation)
         self._taken_alone = True
@@ -256,6 +257,7 @@ class Sender:
             if output is None:
                 parcel.sent = False
                 continue
+            self._heed(operation, output.control)
             if output.succeeded:
                 self._proven.add(operation.type)
                 self._deliver(parcel, output.details.id if output.details else None)
@@ -296,13 +298,15 @@ class Sender:
         """The operation's own call; the id of a run or span that it made."""
         match operation:
             case CreateSpan():
-                return (await self._api.create_span(operation, given_id=given_id)).details.id
+                created = await self._api.create_span(operation, given_id=given_id)
+                self._heed(operation, created.control)
+                return created.details.id
             case FinishSpan():
-                await self._api.finish_span(operation)
+                self._heed(operation, (await self._api.finish_span(operation)).control)
             case StartAgentInstance():
-                await self._api.start_agent_instance(operation)
+                self._heed(operation, (await self._api.start_agent_instance(operation)).control)
             case FinishAgentInstance():
-                await self._api.finish_agent_instance(operation)
+                self._heed(operation, (await self._api.finish_agent_instance(operation)).control)
             case RegisterAgentInstance():
                 return await self._api.register_agent_instance(operation)
             case UpdateSpanPayload():
@@ -311,6 +315,11 @@ class Sender:
                     operation.type,
                 )
         return None
+
+    def _heed(self, operation: Operation, control: Control | None) -> None:
+        """An answer may say that its run is to stop (API.md section 7)."""
+        if control is not None and control.terminate:
+            self.identities.of(operation.instance_id).terminate(control.reason)
 
     def _deliver(self, parcel: Parcel, api_id: str | None) -> None:
         self._ledger.deliver(parcel.count, parcel.size)

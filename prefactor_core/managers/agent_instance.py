@@ -228,6 +228,7 @@ class AgentInstanceManager:
                 )
             instance.status = status
         if instance.ended:
+            instance.identity.termination.run_ended()
             self._instances.pop(instance.identity.recorded_id, None)
 
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
-from msgspec import UNSET, Raw
+from msgspec import UNSET
 
 from prefactor_core import identifiers
 from prefactor_core.capture import EMPTY, Capture, fields_of, merge
@@ -18,6 +18,7 @@ from prefactor_core.exceptions import (
     ClientNotInitializedError,
     InstanceNotFoundError,
     OperationError,
+    PrefactorTerminatedError,
     PrefactorValueError,
     SpanNotFoundError,
 )
@@ -30,27 +31,13 @@ from prefactor_core.lifecycle import (
 )
 from prefactor_core.log import log
 from prefactor_core.models import Span
+from prefactor_core.open_span import OpenSpan
 from prefactor_core.operations import CreateSpan, FinishSpan, OperationType
 
 _DROPPED_KEPT = 10_000
 _ENDS = {str(status): status for status in SpanStatus}
 
 logger = logging.getLogger("prefactor_core.managers.span")
-
-
-class _OpenSpan(Span, kw_only=True):
-    """A span with what is needed only while it is open."""
-
-    clock: Clock
-    captured: Raw
-    run: RunIdentity
-    parent: _OpenSpan | None = None
-    has_place: bool = False
-    dropped: bool = False
-
-    def __repr__(self) -> str:
-        # Not the struct's own: it would show all ancestors, one inside the other.
-        return f"<open span {self.schema_name!r} {self.id} {self.status}>"
 
 
 class SpanManager:
@@ -75,7 +62,7 @@ class SpanManager:
         self._capture = capture
         self._begin_run = begin_run
         # In the order of entering, so parents stand before their children.
-        self._spans: dict[str, _OpenSpan] = {}
+        self._spans: dict[str, OpenSpan] = {}
         # Of spans that the outbox did not take: the nearest ancestor that it took, for
         # who names one as parent later. The last ones only: there may be any number.
         self._dropped: dict[str, str | None] = {}
@@ -97,8 +84,11 @@ class SpanManager:
     def new_id(self, run: RunIdentity, schema_name: str, span_id: str | None = None) -> str:
         """The id of a span to be: ``span_id`` if it can be one, else a new one.
 
-        Raises :class:`PrefactorValueError` for names and ids that no span can have.
+        Raises :class:`PrefactorValueError` for names and ids that no span can have, and
+        :class:`PrefactorTerminatedError` if the run was stopped.
         """
+        if run.termination.stops_spans:
+            raise PrefactorTerminatedError(str(run.termination.reason), run.id)
         if not isinstance(schema_name, str) or not schema_name:
             raise PrefactorValueError(
                 f"schema_name must be the name of a span type, got {schema_name!r}"
@@ -184,13 +174,13 @@ class SpanManager:
                 parent_span_id = self._dropped.get(parent_span_id, parent_span_id)
         else:
             innermost = SpanContextStack.innermost(instance_id)
-            if isinstance(innermost, _OpenSpan):
+            if isinstance(innermost, OpenSpan):
                 parent, parent_span_id = innermost, innermost.id
             elif isinstance(innermost, str):
                 parent_span_id = innermost
         # A child runs on its parent's clock, so that it cannot lie outside of it.
         clock = parent.clock if parent else Clock()
-        span = _OpenSpan(
+        span = OpenSpan(
             id=span_id,
             instance_id=instance_id,
             schema_name=schema_name,
@@ -304,7 +294,7 @@ class SpanManager:
         """The open span of this id. Raises :class:`SpanNotFoundError` if there is none."""
         return self._find(span_id)
 
-    def _lookup(self, span_id: str) -> _OpenSpan | None:
+    def _lookup(self, span_id: str) -> OpenSpan | None:
         span = self._spans.get(span_id)
         if span is None:
             # What the API calls a span may differ from what it is recorded as.
@@ -313,7 +303,7 @@ class SpanManager:
                     return candidate
         return span
 
-    def _find(self, span_id: str) -> _OpenSpan:
+    def _find(self, span_id: str) -> OpenSpan:
         span = self._spans.get(span_id) or self._lookup(span_id)
         if span is None:
             raise SpanNotFoundError(
@@ -321,7 +311,7 @@ class SpanManager:
             )
         return span
 
-    def _advance(self, span: _OpenSpan, goal: SpanStatus, at: datetime) -> None:
+    def _advance(self, span: OpenSpan, goal: SpanStatus, at: datetime) -> None:
         """Tell what brings the span to ``goal``, and be there."""
         for call, status in span_steps(span.status, goal):
             if call == "finish":
@@ -335,10 +325,10 @@ class SpanManager:
             else:
                 self._tell_create(span, status, at)
 
-    def _start_ancestors(self, span: _OpenSpan) -> None:
+    def _start_ancestors(self, span: OpenSpan) -> None:
         # The API knows a parent before its children, or refuses them. Outermost first, each
         # as of its own entering. A loop, not recursion: trees may be deep.
-        waiting: list[_OpenSpan] = []
+        waiting: list[OpenSpan] = []
         parent = span.parent
         while parent is not None and parent.status is SpanStatus.PENDING:
             waiting.append(parent)
@@ -348,7 +338,7 @@ class SpanManager:
 
     def _tell_create(
         self,
-        span: _OpenSpan,
+        span: OpenSpan,
         status: SpanStatus,
         at: datetime,
         finished_at: datetime | None = None,
@@ -379,7 +369,7 @@ class SpanManager:
             if len(self._dropped) > _DROPPED_KEPT:
                 del self._dropped[next(iter(self._dropped))]
 
-    def _tell_finish(self, span: _OpenSpan, status: SpanStatus, at: datetime) -> None:
+    def _tell_finish(self, span: OpenSpan, status: SpanStatus, at: datetime) -> None:
         if not span.dropped:
             self._outbox.record(
                 FinishSpan(
@@ -394,10 +384,10 @@ class SpanManager:
         span.status = status
         self._end(span, at)
 
-    def _end(self, span: _OpenSpan, at: datetime) -> None:
+    def _end(self, span: OpenSpan, at: datetime) -> None:
         # What an inherited context may still refer to is from now on only a small shell.
         span.finished_at = at
         span.payload, span.result = {}, {}
-        span.parent = None
+        span.parent = span.context = None
         del self._spans[span.id]
         SpanContextStack.remove(span)

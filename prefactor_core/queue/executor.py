@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -56,7 +57,9 @@ class TaskExecutor(Generic[T]):
         # What each worker is at; one that is ended from outside leaves it to its successor.
         self._in_hand: dict[int, T] = {}
         self._workers = Workers(
-            self._serve, self._close_queue, count=num_workers, drain_timeout=drain_timeout
+            [partial(self._serve, number) for number in range(num_workers)],
+            self._close_queue,
+            drain_timeout=drain_timeout,
         )
 
     async def __aenter__(self) -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, cast
@@ -22,29 +22,27 @@ logger = logging.getLogger("prefactor_core.queue.workers")
 
 
 class Workers:
-    """``count`` tasks, each running ``serve(number)``, inside ``async with Workers(...):``.
+    """A task for each of ``jobs``, inside ``async with Workers(jobs, close, ...):``.
 
-    When the block is left, by whatever way, ``close`` is called, which has to make every
-    ``serve`` come to its end; for that they have ``drain_timeout`` seconds, also under a
+    When the block is left, by whatever way, ``close`` is called, which has to make every job
+    come to its end; for that they have ``drain_timeout`` seconds, also under a
     cancellation from outside. Then they are cancelled. An exception of the block leaves it as
     the same object.
 
-    Nothing that ``serve`` raises ends a worker: it is logged, and ``serve`` is called again
-    after a while. It is also called again, for the drain, if something from outside ended the
-    worker; so what it is at must not be kept in its local variables.
+    Nothing that a job raises ends its worker: it is logged, and the job is called again after a
+    while. It is also called again, for the drain, if something from outside ended the worker; so
+    what it is at must not be kept in its local variables.
     """
 
     def __init__(
         self,
-        serve: Callable[[int], Awaitable[None]],
+        jobs: Sequence[Callable[[], Awaitable[None]]],
         close: Callable[[], Awaitable[None]],
         *,
-        count: int,
         drain_timeout: float,
     ) -> None:
-        self._serve = serve
+        self._jobs = jobs
         self._close = close
-        self._count = count
         self._drain_timeout = drain_timeout
         self._group: TaskGroup | None = None
         self._scopes: list[anyio.CancelScope] = []
@@ -122,7 +120,7 @@ class Workers:
 
     def _start_workers(self) -> None:
         assert self._group is not None
-        for number in range(self._count):
+        for number in range(len(self._jobs)):
             if number not in self._running:
                 scope = anyio.CancelScope(shield=True)
                 self._scopes.append(scope)
@@ -158,7 +156,7 @@ class Workers:
         failures = 0
         while True:
             try:
-                await self._serve(number)
+                await self._jobs[number]()
                 return
             except Exception as error:
                 failures += 1

@@ -1,0 +1,35 @@
+"""OpenSpan: a span with what is needed only while it is open. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import Raw
+
+from prefactor_core.clock import Clock
+from prefactor_core.delivery.identity import RunIdentity
+from prefactor_core.models import Span
+
+if TYPE_CHECKING:
+    from prefactor_core.span_context import SpanContext
+
+
+class OpenSpan(Span, kw_only=True):
+    """What the recorder knows of a span until it has ended.
+
+    ``captured``: the payload that it starts with, as JSON. ``parent``: the open span above it.
+    ``has_place``: whether it has waited for its place in the outbox. ``dropped``: whether it was
+    not taken there. ``context``: what the agent holds of it.
+    """
+
+    clock: Clock
+    captured: Raw
+    run: RunIdentity
+    parent: OpenSpan | None = None
+    has_place: bool = False
+    dropped: bool = False
+    context: SpanContext | None = None
+
+    def __repr__(self) -> str:
+        # Not the struct's own: it would show all ancestors, one inside the other.
+        return f"<open span {self.schema_name!r} {self.id} {self.status}>"

@@ -1,0 +1,64 @@
+"""Termination: whether the API has stopped a run, and who is to hear of it. Pure."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from prefactor_core.log import log
+
+logger = logging.getLogger("prefactor_core.termination")
+
+NO_REASON = "no reason was given"
+
+OnTerminate = Callable[[str], object]
+"""Is told the reason."""
+
+
+class Termination:
+    """The kill switch of one run, from the API's side: it can be thrown once, while the run lasts.
+
+    ``reason``: why the run was stopped; None if it was not. ``has_scope``: whether a scope of the
+    run is cancelled for it; what is done inside of that while it unwinds is still recorded.
+    """
+
+    __slots__ = ("_callbacks", "has_scope", "over", "reason")
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self.has_scope = False
+        self.over = False
+        self._callbacks: list[OnTerminate] = []
+
+    @property
+    def stops_spans(self) -> bool:
+        """Whether no new span may begin."""
+        return self.reason is not None and (self.over or not self.has_scope)
+
+    def throw(self, reason: str | None) -> bool:
+        """The run is stopped; whether that is news. Nothing for a run that has ended."""
+        if self.over or self.reason is not None:
+            return False
+        self.reason = reason or NO_REASON
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            self._tell(callback, self.reason)
+        return True
+
+    def watch(self, callback: OnTerminate) -> None:
+        """Call ``callback`` with the reason when the run is stopped; at once if it was."""
+        if self.reason is not None:
+            self._tell(callback, self.reason)
+        elif not self.over:
+            self._callbacks.append(callback)
+
+    def run_ended(self) -> None:
+        """The run is over: whatever comes later is too late."""
+        self.over = True
+        self._callbacks.clear()
+
+    def _tell(self, callback: OnTerminate, reason: str) -> None:
+        try:
+            callback(reason)
+        except Exception as error:
+            log(logger, logging.ERROR, "a callback of on_terminate() raised", error=error)
