@@ -79,6 +79,9 @@ class Api:
         await self.done(f"agent_instance/{instance_id}/start", {})
         return instance_id
 
+    async def terminate(self, instance_id: str, reason: str) -> Any:
+        return await self.done(f"agent_instance/{instance_id}/terminate", {"reason": reason})
+
     async def create(self, instance_id: str, **changes: object) -> httpx.Response:
         return await self.post("agent_spans", {"details": span_of(instance_id, **changes)})
 

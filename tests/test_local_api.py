@@ -9,7 +9,7 @@ import threading
 from collections.abc import AsyncGenerator, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,9 @@ from prefactor_core.local.requests import (
     FinishSpanBody,
     RegisterBody,
     StartBody,
+    TerminateBody,
     parse_body,
+    stored_time,
 )
 from prefactor_core.local.service import Service
 from prefactor_core.local.store import Store
@@ -72,12 +74,12 @@ async def api(store: Store) -> AsyncGenerator[Api]:
 # --- states
 
 
-async def instance_in(api: Api, store: Store, state: str) -> str:
+async def instance_in(api: Api, state: str) -> str:
     instance_id = await (api.register() if state == "pending" else api.start())
     if state in OUTCOMES:
         await api.done(f"agent_instance/{instance_id}/finish", {"status": state})
     if state == "terminated":
-        store.update("agent_instances", instance_id, {"status": state, "termination_reason": "r"})
+        await api.terminate(instance_id, "r")
     return instance_id
 
 
@@ -85,17 +87,18 @@ async def instance_in(api: Api, store: Store, state: str) -> str:
     ("state", "allowed"),
     [
         ("pending", {"start", "cancelled"}),
-        ("active", {"complete", "failed", "cancelled"}),
+        ("active", {"complete", "failed", "cancelled", "terminated"}),
         *((state, set[str]()) for state in (*OUTCOMES, "terminated")),
     ],
 )
-@pytest.mark.parametrize("action", ["start", *OUTCOMES])
+@pytest.mark.parametrize("action", ["start", *OUTCOMES, "terminated"])
 async def test_an_instance_moves_only_as_its_state_allows(
-    api: Api, store: Store, state: str, allowed: set[str], action: str
+    api: Api, state: str, allowed: set[str], action: str
 ) -> None:
-    instance_id = await instance_in(api, store, state)
+    instance_id = await instance_in(api, state)
     before = await api.instance(instance_id)
-    call, body = ("start", {}) if action == "start" else ("finish", {"status": action})
+    calls = {"start": ("start", {}), "terminated": ("terminate", {"reason": "another"})}
+    call, body = calls.get(action, ("finish", {"status": action}))
     answer = await api.post(f"agent_instance/{instance_id}/{call}", body)
     after = await api.instance(instance_id)
     if action in allowed:
@@ -157,26 +160,87 @@ async def test_a_run_that_is_cancelled_before_it_started_has_both_times(api: Api
 
 
 @pytest.mark.parametrize("state", ["pending", "active"])
-async def test_an_open_run_takes_spans(api: Api, store: Store, state: str) -> None:
-    answer = await api.create(await instance_in(api, store, state))
+async def test_an_open_run_takes_spans(api: Api, state: str) -> None:
+    answer = await api.create(await instance_in(api, state))
     assert answer.status_code == 200
     assert "control" not in answer.json()
 
 
 @pytest.mark.parametrize("state", OUTCOMES)
-async def test_a_finished_run_takes_no_spans(api: Api, store: Store, state: str) -> None:
-    refused(await api.create(await instance_in(api, store, state)), 409, "invalid_action")
+async def test_a_finished_run_takes_no_spans(api: Api, state: str) -> None:
+    refused(await api.create(await instance_in(api, state)), 409, "invalid_action")
 
 
-async def test_a_terminated_run_says_so_in_every_answer_about_its_spans(
-    api: Api, store: Store
-) -> None:
-    instance_id = await instance_in(api, store, "terminated")
-    control = {"terminate": True, "reason": "r"}
-    created = (await api.create(instance_id)).json()
-    assert created["control"] == control
-    finished = await api.post(f"agent_spans/{created['details']['id']}/finish", {})
-    assert finished.json()["control"] == control
+async def test_a_terminated_run_answers_every_span_with_the_control_signal(api: Api) -> None:
+    instance_id = await api.start()
+    before = await api.created(instance_id)
+    await api.terminate(instance_id, "over budget")
+    after = await api.create(instance_id, parent_span_id=before["id"])
+    ended = await api.create(instance_id, status="complete")
+    finished = [
+        await api.post(f"agent_spans/{span_id}/finish", {})
+        for span_id in (after.json()["details"]["id"], before["id"])
+    ]
+    for answer in (after, ended, *finished):
+        assert answer.status_code == 200
+        assert answer.json()["control"] == {"terminate": True, "reason": "over budget"}
+    stored = await api.spans(instance_id)
+    assert [span["status"] for span in stored] == ["complete"] * 3
+
+
+async def test_the_spans_of_a_run_stay_as_they_are_when_it_is_terminated(api: Api) -> None:
+    instance_id = await api.start()
+    for status in ("pending", "active", "failed"):
+        await api.created(instance_id, status=status)
+    spans = await api.spans(instance_id)
+    terminated = await api.terminate(instance_id, "over budget")
+    assert await api.spans(instance_id) == spans
+    counts = terminated["span_counts"]
+    assert (counts["pending"], counts["active"], counts["failed"]) == (1, 1, 1)
+
+
+async def test_another_run_of_the_agent_is_not_terminated(api: Api) -> None:
+    instance_id, other_id = await api.start(), await api.start()
+    await api.terminate(instance_id, "over budget")
+    assert "control" not in (await api.create(other_id)).json()
+    other = await api.instance(other_id)
+    assert (other["status"], other["termination_reason"]) == ("active", None)
+
+
+async def test_a_terminated_run_says_why_and_when_it_ended(api: Api) -> None:
+    instance_id = await api.start()
+    started = await api.instance(instance_id)
+    assert started["termination_reason"] is None
+    terminated = await api.terminate(instance_id, "over budget")
+    times = terminated["finished_at"], terminated["updated_at"]
+    assert started["updated_at"] <= times[0] == times[1]
+    assert terminated == {
+        **started,
+        "status": "terminated",
+        "termination_reason": "over budget",
+        "finished_at": times[0],
+        "updated_at": times[1],
+    }
+
+
+async def test_a_run_whose_clock_is_ahead_can_be_terminated(api: Api) -> None:
+    instance_id = await api.register()
+    ahead = stored_time(datetime.now(UTC) + timedelta(hours=1))
+    await api.done(f"agent_instance/{instance_id}/start", {"timestamp": ahead})
+    terminated = await api.terminate(instance_id, "over budget")
+    assert (terminated["started_at"], terminated["finished_at"]) == (ahead, ahead)
+
+
+@pytest.mark.parametrize("body", [{}, {"reason": ""}, {"reason": " \n"}], ids=str)
+async def test_a_run_is_not_terminated_without_a_reason(api: Api, body: dict[str, str]) -> None:
+    instance_id = await api.start()
+    invalid(await api.post(f"agent_instance/{instance_id}/terminate", body), "reason", "required")
+    assert (await api.instance(instance_id))["status"] == "active"
+
+
+async def test_a_run_that_is_not_there_is_not_terminated(api: Api) -> None:
+    answer = await api.post("agent_instance/i0/terminate", {"reason": "over budget"})
+    refused(answer, 404, "not_found")
 
 
 @pytest.mark.parametrize("status", ["", "terminated", "running"])
@@ -381,7 +445,7 @@ async def test_nothing_ends_before_it_started(api: Api) -> None:
 
 # --- idempotency
 
-WRITES = ["register", "start", "finish", "create span", "finish span"]
+WRITES = ["register", "start", "finish", "terminate", "create span", "finish span"]
 
 
 async def write(api: Api, name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -394,6 +458,9 @@ async def write(api: Api, name: str) -> tuple[str, dict[str, Any], dict[str, Any
     if name == "finish":
         path = f"agent_instance/{instance_id}/finish"
         return path, {"status": "failed"}, {"status": "complete"}
+    if name == "terminate":
+        path = f"agent_instance/{instance_id}/terminate"
+        return path, {"reason": "over budget"}, {"reason": "another"}
     if name == "finish span":
         span = await api.created(instance_id)
         return f"agent_spans/{span['id']}/finish", {"status": "failed"}, {"status": "complete"}
@@ -434,7 +501,7 @@ async def test_another_call_with_the_same_key_is_refused(api: Api, name: str) ->
     assert await everything(api) == state
 
 
-@pytest.mark.parametrize("name", ["start", "finish", "finish span"])
+@pytest.mark.parametrize("name", ["start", "finish", "terminate", "finish span"])
 async def test_a_key_belongs_to_one_run_or_span(api: Api, name: str) -> None:
     (path, body, _), (other_path, _, _) = await write(api, name), await write(api, name)
     await api.done(path, {**body, "idempotency_key": "k"})
@@ -573,6 +640,8 @@ async def test_a_list_needs_to_know_of_what(api: Api, path: str) -> None:
         ("register", "agent_schema_version", {"span_result_schemas": {"agent:llm": {}}}),
         ("start", "timestamp", 7),
         ("finish", "status", 7),
+        ("terminate", "reason", 7),
+        ("terminate", "reason", None),
         ("finish span", "result_payload", ["no object"]),
         ("create span", "details", []),
         ("create span", "payload", ["no object"]),
@@ -977,6 +1046,7 @@ INSTANCE_STATES = {
     ("active", "complete"): "complete",
     ("active", "failed"): "failed",
     ("active", "cancelled"): "cancelled",
+    ("active", "terminate"): "terminated",
 }
 SPAN_STATES = {("pending", "cancelled"), *(("active", outcome) for outcome in OUTCOMES)}
 outcomes = st.sampled_from(OUTCOMES)
@@ -1055,9 +1125,9 @@ class RandomCalls(RuleBasedStateMachine):
 
     @rule(id=instances)
     def terminate(self, id: str) -> None:
-        if self.instance_status[id] == "active":
-            self.store.update("agent_instances", id, {"status": "terminated"})
-            self.instance_status[id] = "terminated"
+        body = {"reason": "over budget"}
+        called = self.call(self.service.terminate, TerminateBody, body, id)
+        self.moved(id, "terminate", called)
 
     @rule(
         target=spans,
@@ -1115,7 +1185,8 @@ class RandomCalls(RuleBasedStateMachine):
             instance = msgspec.json.decode(self.service.get_instance(id))["details"]
             assert instance["status"] == status
             assert (instance["started_at"] is None) == (status == "pending")
-            assert (instance["finished_at"] is None) == (status not in OUTCOMES)
+            assert (instance["finished_at"] is None) == (status in ("pending", "active"))
+            assert (instance["termination_reason"] is None) == (status != "terminated")
             query = {"agent_instance_id": id, "pagination[page_size]": "100"}
             listed = msgspec.json.decode(self.service.list_spans(query))["summaries"]
             for span in listed:

@@ -139,18 +139,24 @@ async def test_the_output_of_a_read_is_what_the_single_call_answers(api: Api) ->
     }
 
 
-async def test_the_output_about_a_terminated_run_says_so(api: Api, store: Store) -> None:
+async def test_every_output_about_a_terminated_run_has_the_control_signal(api: Api) -> None:
     run = await api.start()
     span = await api.created(run)
-    store.update("agent_instances", run, {"status": "terminated", "termination_reason": "r"})
     outputs = await bulk(
         api,
         create(run, "create-1"),
+        item("agent_instances/terminate", "end-0001", agent_instance_id=run, reason="r"),
+        create(run, "create-2"),
         item("agent_spans/finish", "finish-1", agent_span_id=span["id"]),
     )
-    assert [output["control"] for output in outputs.values()] == [
-        {"terminate": True, "reason": "r"}
-    ] * 2
+    assert outputs["end-0001"]["details"]["status"] == "terminated"
+    control = {"terminate": True, "reason": "r"}
+    assert {key: output.get("control") for key, output in outputs.items()} == {
+        "create-1": None,
+        "end-0001": None,
+        "create-2": control,
+        "finish-1": control,
+    }
 
 
 async def test_fields_that_an_item_does_not_need_are_passed_over(api: Api) -> None:
@@ -232,6 +238,9 @@ async def wrong_calls(api: Api) -> dict[str, tuple[str, Body, str, Body]]:
         ("start nobody", "start", "i0", {}),
         ("finish twice", "finish", done, {}),
         ("finish at a naive time", "finish", run, naive),
+        ("terminate what ended", "terminate", done, {"reason": "r"}),
+        ("terminate nobody", "terminate", "i0", {"reason": "r"}),
+        ("terminate without a reason", "terminate", run, {}),
     ]:
         fields = {"agent_instance_id": id, **body}
         calls[name] = (f"agent_instance/{id}/{verb}", body, f"agent_instances/{verb}", fields)
@@ -262,6 +271,11 @@ async def test_the_output_of_an_error_is_what_the_single_call_answers(api: Api) 
     [
         ({"_type": "agent_instances/start"}, "agent_instance_id", "required"),
         ({"_type": "agent_instances/finish"}, "agent_instance_id", "required"),
+        (
+            {"_type": "agent_instances/terminate", "reason": "r"},
+            "agent_instance_id",
+            "required",
+        ),
         ({"_type": "agent_instances/show"}, "agent_instance_id", "required"),
         ({"_type": "agent_spans/finish"}, "agent_span_id", "required"),
         ({"_type": "agent_spans/list"}, "agent_instance_id", "required"),
@@ -389,6 +403,11 @@ async def writes(api: Api, key: str) -> dict[str, tuple[str, Body, Body]]:
             {**ended, **beside},
             item(finish, key, agent_instance_id=run, **ended),
         ),
+        "terminate": (
+            f"agent_instance/{run}/terminate",
+            {"reason": "r", **beside},
+            item("agent_instances/terminate", key, agent_instance_id=run, reason="r"),
+        ),
         "finish span": (
             f"agent_spans/{span}/finish",
             {"result_payload": {"n": 1}, **beside},
@@ -411,6 +430,7 @@ WRITES = [
     "register",
     "start",
     "finish",
+    "terminate",
     "finish span",
     "create wrapped, key beside",
     "create wrapped, key inside",

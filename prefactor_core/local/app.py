@@ -31,6 +31,7 @@ from prefactor_core.local.requests import (
     FinishSpanBody,
     RegisterBody,
     StartBody,
+    TerminateBody,
     parse_body,
 )
 from prefactor_core.local.service import Service
@@ -101,6 +102,7 @@ class LocalPrefactor:
                 Route("/api/v1/agent_instance/{id}", self._get_instance),
                 Route("/api/v1/agent_instance/{id}/start", self._start, methods=["POST"]),
                 Route("/api/v1/agent_instance/{id}/finish", self._finish, methods=["POST"]),
+                Route("/api/v1/agent_instance/{id}/terminate", self._terminate, methods=["POST"]),
                 Route("/api/v1/agent_spans", self._list_spans),
                 Route("/api/v1/agent_spans", self._create_span, methods=["POST"]),
                 Route("/api/v1/agent_spans/{id}/finish", self._finish_span, methods=["POST"]),
@@ -138,6 +140,12 @@ class LocalPrefactor:
         id = request.path_params["id"]
         return await self._post(
             request, FinishInstanceBody, lambda body: self._service.finish_instance(id, body)
+        )
+
+    async def _terminate(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        return await self._post(
+            request, TerminateBody, lambda body: self._service.terminate(id, body)
         )
 
     async def _create_span(self, request: Request) -> Response:

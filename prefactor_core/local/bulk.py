@@ -21,6 +21,7 @@ from prefactor_core.local.requests import (
     SpanDetails,
     SpanItem,
     StartBody,
+    TerminateBody,
     convert_body,
 )
 from prefactor_core.local.service import Service
@@ -38,6 +39,7 @@ class Bulk:
             "agent_instances/register": self._register,
             "agent_instances/start": self._start_instance,
             "agent_instances/finish": self._finish_instance,
+            "agent_instances/terminate": self._terminate_instance,
             "agent_instances/show": self._show_instance,
             "agent_instances/list": self._list_instances,
             "agent_spans/create": self._create_span,
@@ -81,6 +83,9 @@ class Bulk:
     def _finish_instance(self, item: Item) -> bytes:
         body = convert_body(item, FinishInstanceBody)
         return self._service.finish_instance(_instance_id(item), body)
+
+    def _terminate_instance(self, item: Item) -> bytes:
+        return self._service.terminate(_instance_id(item), convert_body(item, TerminateBody))
 
     def _show_instance(self, item: Item) -> bytes:
         return self._service.get_instance(_instance_id(item))

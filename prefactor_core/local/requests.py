@@ -49,6 +49,13 @@ class FinishInstanceBody(Struct, kw_only=True):
     idempotency_key: str | None = None
 
 
+class TerminateBody(Struct, kw_only=True):
+    """POST agent_instance/{id}/terminate."""
+
+    reason: str
+    idempotency_key: str | None = None
+
+
 class SpanDetails(Struct, kw_only=True):
     """What is inside ``details`` of POST agent_spans."""
 

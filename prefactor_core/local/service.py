@@ -32,6 +32,7 @@ from prefactor_core.local.requests import (
     RegisterBody,
     SpanDetails,
     StartBody,
+    TerminateBody,
     check_id,
     check_key,
     check_outcome,
@@ -83,6 +84,20 @@ class Service:
             return self._move_instance(instance_id, status, changes, now)
 
         return self._once(f"finish {instance_id}", body, body.idempotency_key, act)
+
+    def terminate(self, instance_id: str, body: TerminateBody) -> bytes:
+        """POST agent_instance/{id}/terminate. The spans of the run stay as they are."""
+
+        def act() -> Answer:
+            if not body.reason.strip():
+                raise invalid("reason", "is required", "required")
+            now = _now()
+            # Nothing ends before it started, but a run whose clock is ahead can be stopped, too.
+            finished_at = max(now, self._instance(instance_id)["started_at"] or now)
+            changes = {"termination_reason": body.reason, "finished_at": finished_at}
+            return self._move_instance(instance_id, InstanceStatus.TERMINATED, changes, now)
+
+        return self._once(f"terminate {instance_id}", body, body.idempotency_key, act)
 
     def get_instance(self, instance_id: str) -> bytes:
         """GET agent_instance/{id}."""
