@@ -22,6 +22,7 @@ from prefactor_core.api.client import ApiClient, AsgiMessage
 from prefactor_core.config import HttpClientConfig
 from prefactor_core.exceptions import (
     PrefactorApiError,
+    PrefactorConflictError,
     PrefactorContractError,
     PrefactorNotFoundError,
     PrefactorRateLimitError,
@@ -97,6 +98,7 @@ CALLS: dict[str, Callable[[ApiClient], Awaitable[object]]] = {
     "register": lambda api: api.register_agent_instance(REGISTER),
     "start": lambda api: api.start_agent_instance(START),
     "finish": lambda api: api.finish_agent_instance(FINISH),
+    "terminate": lambda api: api.terminate_agent_instance("i1", "over budget"),
     "create span": lambda api: api.create_span(CREATE_SPAN),
     "finish span": lambda api: api.finish_span(FINISH_SPAN),
     "get": lambda api: api.get_agent_instance("i1"),
@@ -244,6 +246,19 @@ async def test_a_result_is_sent_with_the_finish_of_its_span() -> None:
             msgspec.structs.replace(FINISH_SPAN, result_payload=Raw(b'{"answer":42}'))
         )
     assert app.calls[0].body["result_payload"] == {"answer": 42}
+
+
+async def test_every_termination_has_a_key_of_its_own() -> None:
+    app = answering(200, {"status": "success", "details": STORED})
+    async with make_api(app) as api:
+        for _ in range(2):
+            await api.terminate_agent_instance("i1", "over budget")
+    keys = {call.body.pop("idempotency_key") for call in app.calls}
+    assert len(keys) == 2
+    assert {len(key) for key in keys} == {32}
+    for call in app.calls:
+        assert (call.method, call.path) == ("POST", "/api/v1/agent_instance/i1/terminate")
+        assert call.body == {"reason": "over budget"}
 
 
 async def test_an_id_of_a_run_that_is_no_pfid_is_not_what_the_api_is_known_to_answer() -> None:
@@ -545,6 +560,19 @@ async def test_what_is_sent_is_what_local_prefactor_takes() -> None:
     assert (done.details.status, done.details.finished_at) == ("complete", TIME_TEXT)
     assert stored == finished.details
     assert (stored.status, stored.finished_at) == ("failed", TIME_TEXT)
+
+
+async def test_a_run_that_is_terminated_says_so_to_who_asked_and_to_who_records_it() -> None:
+    async with open_faulty_api(api_token=TOKEN) as app, make_api(app) as api:
+        own = {"instance_id": await api.register_agent_instance(REGISTER)}
+        await api.start_agent_instance(msgspec.structs.replace(START, **own))
+        terminated = await api.terminate_agent_instance(own["instance_id"], "over budget")
+        created = await api.create_span(msgspec.structs.replace(CREATE_SPAN, **own), given_id=False)
+        with pytest.raises(PrefactorConflictError, match="409 invalid_action"):
+            await api.terminate_agent_instance(own["instance_id"], "over budget")
+        assert await api.get_agent_instance(own["instance_id"]) == terminated
+    assert (terminated.status, terminated.termination_reason) == ("terminated", "over budget")
+    assert created.control == Control(terminate=True, reason="over budget")
 
 
 ESCAPED = TOKEN.replace("/", "\\/")

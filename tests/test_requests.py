@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from msgspec import UNSET, Raw, UnsetType
 
-from prefactor_core.api.requests import bulk, single
+from prefactor_core.api.requests import bulk, single, termination
 from prefactor_core.exceptions import OperationError
 from prefactor_core.lifecycle import InstanceStatus, SpanStatus
 from prefactor_core.operations import (
@@ -208,6 +208,12 @@ def test_a_single_call_has_its_path_and_its_body(
     asked, struct = single(operation)
     assert asked == path
     assert msgspec.json.encode(struct) == body
+
+
+def test_a_termination_has_its_path_and_its_body() -> None:
+    path, body = termination("run", "over budget", "a-key")
+    assert path == "agent_instance/run/terminate"
+    assert msgspec.json.encode(body) == b'{"reason":"over budget","idempotency_key":"a-key"}'
 
 
 @pytest.mark.parametrize(("operation", "item"), ITEMS)

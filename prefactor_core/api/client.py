@@ -121,6 +121,11 @@ class ApiClient:
         path, body = requests.single(operation)
         return await self._call("POST", path, Details[AgentInstanceAnswer], body)
 
+    async def terminate_agent_instance(self, instance_id: str, reason: str) -> AgentInstanceAnswer:
+        """A run shall stop: what creates or finishes a span of it is answered so from now on."""
+        path, body = requests.termination(instance_id, reason, identifiers.generate(0))
+        return (await self._call("POST", path, Details[AgentInstanceAnswer], body)).details
+
     async def create_span(
         self, operation: CreateSpan, *, given_id: bool = True
     ) -> Details[AgentSpanAnswer]:

@@ -42,6 +42,11 @@ class _FinishInstance(Struct, kw_only=True):
     idempotency_key: str
 
 
+class _Terminate(Struct, kw_only=True):
+    reason: str
+    idempotency_key: str
+
+
 class _SpanDetails(Struct, kw_only=True, omit_defaults=True):
     agent_instance_id: str
     schema_name: str
@@ -132,6 +137,12 @@ def single(operation: Operation, *, given_id: bool = True) -> tuple[str, Struct]
                 "the API has no call that changes the payload of a span that has started",
                 operation.type,
             )
+
+
+def termination(instance_id: str, reason: str, idempotency_key: str) -> tuple[str, Struct]:
+    """The path and the body of the call that terminates a run; no operation does."""
+    body = _Terminate(reason=reason, idempotency_key=idempotency_key)
+    return f"agent_instance/{instance_id}/terminate", body
 
 
 def bulk(operations: Iterable[Operation], given_ids: Iterable[bool]) -> Struct:
