@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from datetime import datetime
 
+import msgspec
 from rich.text import Text
 from rich.tree import Tree
 
@@ -32,6 +33,9 @@ def run_tree(instance: AgentInstanceAnswer, spans: Iterable[AgentSpanAnswer]) ->
         children[parent if parent in known else None].append(span)
     head = Text.assemble(("agent instance ", "bold"), instance.id)
     _append_status(head, instance.status, instance.started_at, instance.finished_at)
+    if instance.termination_reason:
+        # As JSON, like the payloads: the text of others stays on the line of the run.
+        head.append(f"  {msgspec.json.encode(instance.termination_reason).decode()}", style="dim")
     tree = Tree(head)
     # A list and no recursion: a run may be nested deeper than Python is.
     waiting = [(tree, span) for span in reversed(children[None])]

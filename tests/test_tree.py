@@ -68,6 +68,16 @@ def test_a_terminated_run_is_shown_as_terminated() -> None:
     assert lines(run(status="terminated")) == ["agent instance i1  terminated"]
 
 
+def test_a_terminated_run_shows_why_on_its_line() -> None:
+    times = {"started_at": NOON, "finished_at": "2026-01-01T12:00:01.500000Z"}
+    reason = 'over\nthe "budget" [red]\x1b'
+    shown = lines(run(status="terminated", termination_reason=reason, **times), span("llm"))
+    assert shown == [
+        r'agent instance i1  terminated  1500.0 ms  "over\nthe \"budget\" [red]\u001b"',
+        "└── llm  active",
+    ]
+
+
 @pytest.mark.parametrize(
     ("started_at", "finished_at", "duration"),
     [
