@@ -6,7 +6,7 @@ import runpy
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import cast
+from typing import TypeVarTuple, cast
 
 import anyio
 
@@ -15,7 +15,13 @@ from prefactor_core.api.answers import AgentInstanceAnswer
 from prefactor_core.api.client import ApiClient
 from prefactor_core.config import PrefactorCoreConfig
 from prefactor_core.connection import open_api
-from prefactor_core.exceptions import PrefactorAuthError, PrefactorCoreError, PrefactorNotFoundError
+from prefactor_core.exceptions import (
+    PrefactorAuthError,
+    PrefactorCoreError,
+    PrefactorNotFoundError,
+    PrefactorValueError,
+)
+from prefactor_core.identifiers import is_pfid
 
 try:
     import click
@@ -27,6 +33,8 @@ except ImportError as error:
         f"the command line needs the extra 'local' of this package ({error}): "
         "pip install '.[local]' in its folder"
     )
+
+Arguments = TypeVarTuple("Arguments")
 
 _PACKAGE = Path(__file__).parent
 
@@ -75,14 +83,27 @@ def show(agent_id: str, api_url: str) -> None:
     _run(_show, api_url, agent_id)
 
 
+@main.command()
+@click.argument("instance_id")
+@click.option(
+    "--reason",
+    default="terminated from the command line",
+    show_default=True,
+    help="Why, for the agent and for who looks at the run.",
+)
+@api_url_option
+def terminate(instance_id: str, reason: str, api_url: str) -> None:
+    """Terminate the active run INSTANCE_ID; this cannot be undone."""
+    _run(_terminate, api_url, instance_id, reason)
+
+
 def _run(
-    command: Callable[[str, str], Awaitable[None]],
-    api_url: str,
-    agent_id: str,
+    command: Callable[[*Arguments], Awaitable[None]],
+    *arguments: *Arguments,
     backend: str = "asyncio",
 ) -> None:
     try:
-        anyio.run(command, api_url, agent_id, backend=backend)
+        anyio.run(command, *arguments, backend=backend)
     except PrefactorCoreError as error:
         raise click.ClickException(str(error)) from None
     except LookupError:
@@ -109,6 +130,15 @@ async def _show(api_url: str, agent_id: str) -> None:
         if newest is None:
             raise PrefactorNotFoundError(f"agent {agent_id!r} has no run at {api_url}")
         await _print_tree(Console(), api, newest)
+
+
+async def _terminate(api_url: str, instance_id: str, reason: str) -> None:
+    # It becomes a part of a path: what is mistyped shall not be another call.
+    if not is_pfid(instance_id):
+        raise PrefactorValueError(f"{instance_id!r} is not the id of an agent instance")
+    async with open_api(PrefactorCoreConfig.from_env(api_url=api_url).http_config) as api:
+        instance = await api.terminate_agent_instance(instance_id, reason)
+    click.echo(f"agent instance {instance.id} is {instance.status}: {instance.termination_reason}")
 
 
 async def _print_tree(console: Console, api: ApiClient, instance: AgentInstanceAnswer) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 import anyio
 import pytest
 from harness import StoredRun, stored_runs
+from local_api import opened
 from server import serve_local_prefactor
 
+from prefactor_core.identifiers import generate_related
 from prefactor_core.local import open_local_prefactor
 
 REPOSITORY = Path(__file__).parent.parent
@@ -94,6 +96,53 @@ def test_the_newest_run_of_an_agent_is_shown(tmp_path: Path) -> None:
     result = run("-m", "prefactor_core", "show", "nobody", cwd=tmp_path)
     assert result.returncode == 1
     assert result.stderr == "Error: agent 'nobody' has no run at local:prefactor.db\n"
+
+
+async def test_a_run_is_terminated_while_another_process_records_it(tmp_path: Path) -> None:
+    async with opened(str(tmp_path / "prefactor.db")) as api:
+        instance_id = await api.start()
+        command = ("-m", "prefactor_core", "terminate", instance_id, "--reason", "over budget")
+        result = run(*command, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout == f"agent instance {instance_id} is terminated: over budget\n"
+        created = await api.create(instance_id)
+    assert created.json()["control"] == {"terminate": True, "reason": "over budget"}
+    result = run("-m", "prefactor_core", "show", "a1", cwd=tmp_path)
+    (head, span) = result.stdout.splitlines()
+    assert head.startswith(f"agent instance {instance_id}  terminated  ")
+    assert head.rstrip().endswith(' ms  "over budget"')
+    assert span.rstrip() == "└── agent:llm  active"
+
+
+async def test_a_run_is_terminated_without_a_reason_of_ones_own(tmp_path: Path) -> None:
+    async with opened(str(tmp_path / "runs.db")) as api:
+        instance_id = await api.start()
+    where = ("--api-url", "local:runs.db")
+    result = run("-m", "prefactor_core", "terminate", instance_id, *where, cwd=tmp_path)
+    assert result.stdout == (
+        f"agent instance {instance_id} is terminated: terminated from the command line\n"
+    )
+
+
+async def test_a_run_that_cannot_be_terminated_is_one_clear_line(tmp_path: Path) -> None:
+    async with opened(str(tmp_path / "prefactor.db")) as api:
+        pending, active = await api.register(), await api.start()
+    unknown = generate_related(active)
+    for arguments, said in [
+        ([pending], "409 invalid_action: an agent instance that is pending cannot become"),
+        ([unknown], f"404 not_found: agent instance '{unknown}' not found"),
+        ([active, "--reason", ""], "(reason: is required)"),
+        ([f"{active}/finish?"], f"'{active}/finish?' is not the id of an agent instance"),
+        (["research"], "'research' is not the id of an agent instance"),
+    ]:
+        result = run("-m", "prefactor_core", "terminate", *arguments, cwd=tmp_path)
+        assert (result.returncode, result.stdout) == (1, "")
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("Error: ")
+        assert said in line
+    async with opened(str(tmp_path / "prefactor.db")) as api:
+        assert (await api.instance(pending))["status"] == "pending"
+        assert (await api.instance(active))["status"] == "active"
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
