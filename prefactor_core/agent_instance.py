@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import anyio
 import anyio.lowlevel
@@ -23,6 +23,8 @@ from prefactor_core.span_context import SpanContext
 
 if TYPE_CHECKING:
     from prefactor_core.client import PrefactorCoreClient
+    from prefactor_core.managers.agent_instance import AgentInstanceManager
+    from prefactor_core.managers.span import SpanManager
 
 # The runs of this context, innermost last; those that have ended are passed over.
 _runs: ContextVar[tuple[AgentInstanceHandle, ...]] = ContextVar("prefactor_core_runs", default=())
@@ -173,20 +175,26 @@ class AgentInstanceScope:
             instance_id,
             external_schema_version_id,
         )
-        self._open: _OpenScope | None = None
+        self._run: OpenRun | None = None
+        self._host_task_id = 0
 
     async def __aenter__(self) -> AgentInstanceHandle:
-        if self._open is not None:
+        if self._run is not None:
             raise PrefactorCoreError(
                 "a run can be entered once only: call agent_instance() again for another"
             )
         handle = await self._client.create_agent_instance(*self._arguments)
-        self._open = _OpenScope(self._client, handle)
+        self._run = OpenRun(self._client, handle)
+        self._host_task_id = anyio.get_current_task().id
+        # Only a termination cancels it.
+        self._scope = anyio.CancelScope()
+        self._scope.__enter__()
+        self._run.cancel_on_terminate(self._scope)
         try:
             await handle.start()
         except BaseException as error:
             # Cancelled in the turn that start() gives to others: __aexit__ will not be called.
-            self._open.leave(error)
+            self._leave(self._run, error)
             raise
         return handle
 
@@ -196,36 +204,16 @@ class AgentInstanceScope:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._open is not None
-        self._open.leave(error)
+        assert self._run is not None
+        self._leave(self._run, error)
         # As for a span: no checkpoint on the way out of an error.
         if error is None:
             await anyio.lowlevel.checkpoint()  # noqa: ASYNC102
 
-
-class _OpenScope:
-    """The scope of a run while it is open: the run ends when it is left."""
-
-    def __init__(self, client: PrefactorCoreClient, handle: AgentInstanceHandle) -> None:
-        self._client = client
-        self._handle = handle
-        self._instance = client.instance_manager.get(handle.id)
-        self._termination = client.instance_manager.identity(handle.id).termination
-        self._host_task_id = anyio.get_current_task().id
-        # Only a termination cancels it.
-        self._scope = anyio.CancelScope()
-        self._scope.__enter__()
-        self._termination.has_scope = True
-        self._termination.watch(lambda reason: self._scope.cancel())
-
-    def leave(self, error: BaseException | None) -> None:
-        """End the run by how its body ended; what is raised here goes before ``error``."""
+    def _leave(self, run: OpenRun, error: BaseException | None) -> None:
         # The order of exit:
-        # 1. The run ends, its open spans first.
-        stopped = self._termination.reason
-        outcome = outcome_of(error) if stopped is None else "cancelled"
-        finish_run(self._client, self._instance, outcome, error)
-        _forget_ended_runs()
+        # 1. The run ends by how its body ended, its open spans first.
+        run.finish(error)
         # 2. The cancel scope closes. Only its own task can do that.
         if anyio.get_current_task().id != self._host_task_id:
             raise ClientScopeError(
@@ -234,36 +222,88 @@ class _OpenScope:
                 "begins a run and another ends it"
             )
         try:
-            caught = self._scope.__exit__(type(error), error, error and error.__traceback__)
+            if error is None:
+                caught = self._scope.__exit__(None, None, None)
+            else:
+                caught = self._scope.__exit__(type(error), error, error.__traceback__)
         except BaseException as rest:
             # Of a group that was raised, what is no cancellation by this scope.
             caught, error = False, rest
-        # 3. One error says that the run was stopped, whatever the body made of that. Only what
-        #    comes from outside goes first: another cancellation, or Ctrl-C.
-        if stopped is None:
+        # 3. One error says that the run was stopped, whatever the body made of that.
+        run.raise_if_terminated(error, caught=caught)
+
+
+class OpenRun:
+    """A run that ends with a block, and how that is left."""
+
+    def __init__(self, client: PrefactorCoreClient, handle: AgentInstanceHandle) -> None:
+        self._client = client
+        self._id = handle.id
+        instances = client.instance_manager
+        self._home = instances.home
+        self._instance = instances.get(self._id)
+        self._termination = instances.identity(self._id).termination
+        self._terminated: str | None = None
+
+    def cancel_on_terminate(self, scope: anyio.CancelScope) -> None:
+        """Cancel ``scope`` when the API terminates the run."""
+        self._termination.has_scope = True
+        self._termination.watch(lambda reason: scope.cancel())
+
+    def finish(self, error: BaseException | None) -> None:
+        """The block ended with ``error``, or without one."""
+        if self._home.is_left:
+            return  # in a fork, which the run does not belong to
+        # Once, and first: a termination that comes later than this is too late.
+        self._terminated = self._termination.reason
+        outcome = outcome_of(error) if self._terminated is None else "cancelled"
+        finish_run(self._client, self._instance, outcome, error)
+        _forget_ended_runs()
+
+    def raise_if_terminated(self, error: BaseException | None, *, caught: bool = False) -> None:
+        """Raises :class:`PrefactorTerminatedError` in place of ``error`` if the run was stopped.
+
+        ``caught``: the error is nothing but the cancellation that stopped it. Only what comes
+        from outside goes first: another cancellation, or Ctrl-C.
+        """
+        if self._terminated is None:
             return
         if caught:
-            raise PrefactorTerminatedError(stopped, self._handle.id) from None
-        if isinstance(error, PrefactorTerminatedError) and error.instance_id == self._handle.id:
+            raise PrefactorTerminatedError(self._terminated, self._id) from None
+        if isinstance(error, PrefactorTerminatedError) and error.instance_id == self._id:
             return
         if error is None or isinstance(error, Exception):
-            raise PrefactorTerminatedError(stopped, self._handle.id)
+            raise PrefactorTerminatedError(self._terminated, self._id)
+
+
+class Managers(Protocol):
+    """What knows the open runs and spans: a client, or its scope."""
+
+    @property
+    def instance_manager(self) -> AgentInstanceManager: ...
+    @property
+    def span_manager(self) -> SpanManager: ...
 
 
 def finish_run(
-    client: PrefactorCoreClient,
+    managers: Managers,
     instance: AgentInstance,
     outcome: Outcome,
     error: BaseException | None = None,
 ) -> None:
     """Finish what is still open of a run, then the run; nothing if it has ended."""
-    if not instance.ended:
-        finish_spans(client, instance, outcome, error)
-        client.instance_manager.finish(instance.id, outcome)
+    if instance.ended:
+        return
+    instances = managers.instance_manager
+    # No other thread may open a span of it in between.
+    with instances.home.lock:
+        if not instance.ended:
+            finish_spans(managers, instance, outcome, error)
+            instances.finish(instance.id, outcome)
 
 
 def finish_spans(
-    client: PrefactorCoreClient,
+    managers: Managers,
     instance: AgentInstance,
     outcome: Outcome,
     error: BaseException | None,
@@ -275,18 +315,20 @@ def finish_spans(
     """
     if error is not None and outcome == "failed":
         result = {"error": describe_error(error)}
-        client.span_manager.finish_open(instance.id, result, "failed")
+        managers.span_manager.finish_open(instance.id, result, "failed")
     else:
-        client.span_manager.finish_open(instance.id, None, "cancelled")
+        managers.span_manager.finish_open(instance.id, None, "cancelled")
 
 
-def finish_open_runs(client: PrefactorCoreClient, error: BaseException | None) -> None:
+def finish_open_runs(managers: Managers, error: BaseException | None) -> None:
     """Finish the open runs of a client whose body ended with ``error``, or without one."""
     outcome = outcome_of(error)
-    for instance in client.instance_manager.open_instances():
-        finish_spans(client, instance, outcome, error)
-        # A run that was neither started nor had a span did nothing, however this ends.
-        began = instance.started_at is not None
-        client.instance_manager.finish(instance.id, outcome if began else "cancelled")
-    # Spans of runs that other clients registered.
-    client.span_manager.finish_open(None, None, "cancelled")
+    instances = managers.instance_manager
+    with instances.home.lock:
+        for instance in instances.open_instances():
+            finish_spans(managers, instance, outcome, error)
+            # A run that was neither started nor had a span did nothing, however this ends.
+            began = instance.started_at is not None
+            instances.finish(instance.id, outcome if began else "cancelled")
+        # Spans of runs that other clients registered.
+        managers.span_manager.finish_open(None, None, "cancelled")

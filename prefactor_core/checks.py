@@ -6,6 +6,7 @@ and what it must be.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Mapping
 from typing import cast
 
@@ -89,3 +90,17 @@ def to_count(name: str, value: object) -> int:
     if number < 0:
         raise PrefactorValueError(f"{name} must be non-negative, got {value!r}")
     return number
+
+
+def to_signals(name: str, value: object) -> tuple[signal.Signals, ...]:
+    """Signals that a program can handle."""
+    try:
+        signals = tuple(signal.Signals(number) for number in cast("Iterable[int]", value))
+    except (TypeError, ValueError):
+        raise PrefactorValueError(
+            f"{name} must be signals, such as (signal.SIGTERM,), got {value!r}"
+        ) from None
+    for number in signals:
+        if number.name in ("SIGKILL", "SIGSTOP"):
+            raise PrefactorValueError(f"{name} must be signals that can be handled, got {number!r}")
+    return signals

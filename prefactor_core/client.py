@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
-import anyio
 import anyio.lowlevel
 import msgspec
 
-from prefactor_core.agent_instance import AgentInstanceHandle, AgentInstanceScope, finish_open_runs
-from prefactor_core.backoff import Backoff
-from prefactor_core.capture import Capture
+from prefactor_core.agent_instance import AgentInstanceHandle, AgentInstanceScope
 from prefactor_core.config import PrefactorCoreConfig, PrefactorOptions, check_options
 from prefactor_core.delivery.ledger import Ledger, Statistics
 from prefactor_core.exceptions import (
     ClientAlreadyInitializedError,
     ClientNotInitializedError,
     ClientScopeError,
-    PrefactorTelemetryFailureError,
     PrefactorValueError,
 )
-from prefactor_core.log import log
+from prefactor_core.home import FORKED
+from prefactor_core.host_task import HostTask
 from prefactor_core.operations import Operation
 from prefactor_core.queue.base import Queue, QueueClosedError
-from prefactor_core.queue.memory import InMemoryQueue
 from prefactor_core.schema_registry import SchemaRegistry, choose_schema_version
+from prefactor_core.signals import SignalCancellation
 from prefactor_core.span_context import SpanContext
 
 if TYPE_CHECKING:
+    import signal
+
     from prefactor_core.api.client import AsgiApp
-    from prefactor_core.delivery.delivery import Delivery
+    from prefactor_core.client_scope import ClientScope
     from prefactor_core.managers.agent_instance import AgentInstanceManager
     from prefactor_core.managers.span import SpanManager
-
-logger = logging.getLogger("prefactor_core.client")
-
-_CLOSE_TIMEOUT = 2.0
-"""Seconds for closing connections and the local database, after the drain."""
 
 
 def open_prefactor(
@@ -86,16 +78,6 @@ def open_prefactor(
     return PrefactorCoreClient(config, queue, asgi_app=asgi_app)
 
 
-class _Scope(msgspec.Struct, frozen=True):
-    """What a client has while it is open."""
-
-    host_task_id: int
-    connections: AsyncExitStack
-    delivery: Delivery
-    instances: AgentInstanceManager
-    spans: SpanManager
-
-
 class PrefactorCoreClient:
     """Records runs and ships them in the background, for as long as its scope is open.
 
@@ -127,12 +109,32 @@ class PrefactorCoreClient:
         self._config = config
         self._queue = queue
         self._asgi_app = asgi_app
-        self._scope: _Scope | None = None
+        self._scope: ClientScope | None = None
         self._opening = False
+        self._host: HostTask | None = None
+        self._signals = SignalCancellation(())
         self._ledger = Ledger()
 
     async def __aenter__(self) -> Self:
-        await self.initialize()
+        if self._opening or (self._scope is not None and not self._scope.home.is_left):
+            raise ClientAlreadyInitializedError("Client is already initialized")
+        if self._queue is not None and self._queue.closed:
+            raise QueueClosedError(
+                "the client's queue was closed with its last scope: make a client with a new one"
+            )
+        # Here and not above: what only an open client needs, httpx before all, is most of the
+        # cost of importing this package.
+        from prefactor_core.client_scope import ClientScope
+
+        self._opening = True
+        try:
+            signals = SignalCancellation(self._config.cancel_on_signals)
+            self._scope = await ClientScope.open(self._config, self._queue, self._asgi_app)
+        finally:
+            self._opening = False
+        self._ledger = self._scope.delivery.ledger
+        self._signals = signals
+        signals.body_begins(self._scope.home)
         return self
 
     async def __aexit__(
@@ -140,125 +142,69 @@ class PrefactorCoreClient:
         exc_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:
-        await self._close(error)  # noqa: ASYNC102 - shields and bounds what it awaits
+    ) -> bool | None:
+        if self._scope is None:
+            return None
+        if self._scope.home.is_left:
+            # In a fork there is nothing to close: everything is the parent's.
+            self._scope = None
+            return None
+        self._scope.check_task()
+        left = self._signals.body_ends(error)
+        try:
+            await self._close(error, raises=left is not None)  # noqa: ASYNC102 - shields and bounds
+        finally:
+            self._signals.restore()
+        if left is None or left is error:
+            # Swallowed is the cancellation by a signal alone.
+            return left is not error
+        context = left.__context__
+        try:
+            raise left
+        finally:
+            left.__context__ = context
 
     async def initialize(self) -> None:
-        """Open the scope: connections, queues, workers. No request is sent.
+        """Open the scope without a block, in a task of its own, until :meth:`close`.
 
-        Raises :class:`ClientAlreadyInitializedError` if it is open.
+        For frameworks that open in one task and close in another; see
+        :class:`~prefactor_core.host_task.HostTask` for what that can and cannot promise. No
+        request is sent.
+
+        Raises :class:`ClientAlreadyInitializedError` if it is open, and
+        :class:`PrefactorValueError` with ``cancel_on_signals``, which needs a block to cancel.
         """
-        if self._scope is not None or self._opening:
-            raise ClientAlreadyInitializedError("Client is already initialized")
-        if self._queue is not None and self._queue.closed:
-            raise QueueClosedError(
-                "the client's queue was closed with its last scope: make a client with a new one"
+        if self._config.cancel_on_signals:
+            raise PrefactorValueError(
+                "cancel_on_signals cancels the block of 'async with', which initialize() has "
+                "not: leave it out, or write 'async with'"
             )
-        self._opening = True
-        try:
-            self._scope = await self._open()
-        finally:
-            self._opening = False
-
-    async def _open(self) -> _Scope:
-        # Here and not above: what only an open client needs, httpx before all, is most of the
-        # cost of importing this package.
-        from prefactor_core.connection import open_api
-        from prefactor_core.delivery.delivery import Delivery
-        from prefactor_core.managers.agent_instance import AgentInstanceManager
-        from prefactor_core.managers.span import SpanManager
-
-        http, queueing = self._config.http_config, self._config.queue_config
-        async with AsyncExitStack() as opening:
-            api = await opening.enter_async_context(open_api(http, self._asgi_app))
-            queues: list[Queue[Operation]] = (
-                [InMemoryQueue() for _ in range(queueing.num_workers)]
-                if self._queue is None
-                else [self._queue]
-            )
-            growth, cap = http.retry_multiplier, http.max_retry_delay
-            backoff = Backoff(base=queueing.retry_delay_base, multiplier=growth, cap=cap)
-            delivery = Delivery(
-                api,
-                queues,
-                queueing,
-                backoff,
-                self._config.drain_timeout,
-                self._config.termination_poll_interval,
-            )
-            await delivery.__aenter__()
-            # Nothing below waits or fails, so nothing has to undo the line above.
-            instances = AgentInstanceManager(
-                delivery.sender,
-                delivery.outbox.record,
-                identities=delivery.identities,
-                is_away=delivery.is_away,
-                on_timeout=delivery.sender.gave_up_waiting,
-                backoff=Backoff(base=http.initial_retry_delay, multiplier=growth, cap=cap),
-                max_retries=http.max_retries,
-                timeout=self._config.registration_timeout,
-            )
-            capture = Capture(
-                max_payload_bytes=self._config.max_payload_bytes,
-                redact=self._config.redact,
-                enabled=self._config.capture_payloads,
-            )
-            spans = SpanManager(delivery.outbox, delivery.identities, capture, instances.start_with)
-            self._ledger = delivery.ledger
-            return _Scope(
-                host_task_id=anyio.get_current_task().id,
-                connections=opening.pop_all(),
-                delivery=delivery,
-                instances=instances,
-                spans=spans,
-            )
+        host = HostTask(self)
+        await host.open()
+        self._host = host
 
     async def close(self) -> None:
-        """End open runs, deliver, close. Nothing if the client is not open.
+        """End open runs, deliver, close; in any task. Nothing if the client is not open.
 
-        A run ends as ``complete``, or as ``cancelled`` if nothing was done in it.
+        A run ends as ``complete``, or as ``cancelled`` if nothing was done in it. A scope that
+        was entered by ``async with`` is closed early, and by its own task only.
 
-        Raises :class:`ClientScopeError` in another task than :meth:`initialize` ran in.
+        Raises :class:`ClientScopeError` in another one.
         """
-        await self._close(None)
-
-    async def _close(self, error: BaseException | None) -> None:
-        scope = self._scope
-        if scope is None:
+        if self._scope is None:
             return
-        if anyio.get_current_task().id != scope.host_task_id:
-            raise ClientScopeError(
-                "the client was opened in another task: its scope must be left by the task "
-                "that entered it (any task may use it in between)"
-            )
-        # The order of exit:
-        # 1. The body has ended, with `error` or without. It goes no further in here: Python
-        #    raises it again, as the same object, when __aexit__ returns.
-        # 2. Open runs are finished, their open spans first; then nothing more is recorded.
-        try:
-            finish_open_runs(self, error)
-        except Exception as bug:
-            # Of ours; nothing of the exit below may be skipped for it.
-            log(logger, logging.ERROR, "open runs could not be finished", error=bug)
-        scope.spans.close()
-        self._scope = None
-        try:
-            # 3. The queues close, the workers drain for at most drain_timeout, what is left
-            #    is cancelled, the task group closes: all in the delivery, shielded from
-            #    cancellation. No scope may be opened around it: the group's is older.
-            await scope.delivery.__aexit__(None, None, None)
-        finally:
-            # 4. What was not delivered has been counted, and is reported.
-            statistics = self.statistics()
-            if statistics.lost:
-                log(logger, logging.WARNING, "%s", statistics.describe_loss())
-            # 5. Connections close, and the local database.
-            with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-                await scope.connections.aclose()
-        # 6. Everything is closed. A loss is an error if the caller wants it to be, but never
-        #    in place of the body's own.
-        if self._config.raise_on_loss and error is None and statistics.lost:
-            raise PrefactorTelemetryFailureError(statistics.describe_loss(), statistics)
+        if self._scope.home.is_left:
+            self._scope = None
+        elif self._host is not None:
+            await self._host.close()
+        else:
+            self._scope.check_task()
+            await self._close(None, raises=False)
+
+    async def _close(self, error: BaseException | None, *, raises: bool) -> None:
+        scope, self._scope, self._host = self._scope, None, None
+        if scope is not None:
+            await scope.close(error, raises=raises)
 
     async def create_agent_instance(
         self,
@@ -386,6 +332,11 @@ class PrefactorCoreClient:
         run = spans.run_of(instance_id)
         return SpanContext(spans, run, schema_name, parent_span_id, span_id, payload)
 
+    @property
+    def stopped_by(self) -> signal.Signals | None:
+        """The signal of ``cancel_on_signals`` that cancelled the block; None if none did."""
+        return self._signals.received
+
     def statistics(self) -> Statistics:
         """What became of everything recorded in this scope, or in the last one."""
         return self._ledger.statistics()
@@ -400,14 +351,16 @@ class PrefactorCoreClient:
     @property
     def instance_manager(self) -> AgentInstanceManager:
         """The open runs. Raises :class:`ClientNotInitializedError` outside of the scope."""
-        return self._open_scope().instances
+        return self._open_scope().instance_manager
 
     @property
     def span_manager(self) -> SpanManager:
         """The open spans. Raises :class:`ClientNotInitializedError` outside of the scope."""
-        return self._open_scope().spans
+        return self._open_scope().span_manager
 
-    def _open_scope(self) -> _Scope:
+    def _open_scope(self) -> ClientScope:
+        if self._scope is not None and self._scope.home.is_left:
+            raise ClientScopeError(FORKED)
         if self._scope is None:
             raise ClientNotInitializedError(
                 "the client is not open, or closed already: use it inside "

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+import signal
+from collections.abc import Mapping, Sequence
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -32,6 +33,7 @@ from prefactor_core.checks import (
     to_number,
     to_positive,
     to_seconds,
+    to_signals,
     to_statuses,
     to_text,
     to_whole,
@@ -234,6 +236,7 @@ class PrefactorOptions(TypedDict, total=False):
     registration_timeout: float
     drain_timeout: float
     termination_poll_interval: float
+    cancel_on_signals: Sequence[signal.Signals]
     raise_on_loss: bool
     capture_payloads: bool
     max_payload_bytes: int
@@ -262,6 +265,9 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     ``drain_timeout``: how long leaving the scope waits until everything is delivered.
     ``termination_poll_interval``: how often the API is asked whether it has terminated a run;
     ``math.inf`` leaves it at what the answers to spans say.
+    ``cancel_on_signals``: signals, ``(signal.SIGTERM,)`` say, that cancel the client's block; it
+    is left quietly then, after the drain, and ``client.stopped_by`` tells which it was. Main
+    thread only. By default the program's signals are its own.
     ``raise_on_loss``: whether a scope in which something was lost ends with a
     :class:`~prefactor_core.PrefactorTelemetryFailureError`, if its body did not raise.
     ``capture_payloads``: False records what happened and when, but no payloads and results;
@@ -280,6 +286,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     registration_timeout: float = 10.0
     drain_timeout: float = 10.0
     termination_poll_interval: float = 30.0
+    cancel_on_signals: Sequence[signal.Signals] = ()
     raise_on_loss: bool = False
     capture_payloads: bool = True
     max_payload_bytes: int = 500_000
@@ -296,6 +303,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
             registration_timeout: float = 10.0,
             drain_timeout: float = 10.0,
             termination_poll_interval: float = 30.0,
+            cancel_on_signals: Sequence[signal.Signals] = (),
             raise_on_loss: bool = False,
             capture_payloads: bool = True,
             max_payload_bytes: int = 500_000,
@@ -317,6 +325,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
         self.termination_poll_interval = to_positive(
             "termination_poll_interval", self.termination_poll_interval
         )
+        self.cancel_on_signals = to_signals("cancel_on_signals", self.cancel_on_signals)
         for name in ("raise_on_loss", "capture_payloads"):
             if not isinstance(getattr(self, name), bool):
                 raise PrefactorValueError(

@@ -195,8 +195,8 @@ class SpanContext:
                 self._parent_span_id,
                 self._payload,
                 self._has_place,
+                self,
             )
-            span.context = self
             # From here on the run has them too, and ends the span with them if it must.
             if self._result:
                 span.result.update(self._result)

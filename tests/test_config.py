@@ -237,6 +237,7 @@ def test_the_defaults_are_those_that_are_documented() -> None:
         "registration_timeout": 10.0,
         "drain_timeout": 10.0,
         "termination_poll_interval": 30.0,
+        "cancel_on_signals": (),
         "raise_on_loss": False,
         "capture_payloads": True,
         "max_payload_bytes": 500_000,

@@ -90,8 +90,8 @@ class Ledgers(RuleBasedStateMachine):
             self.dropped[reason] += item.count
 
     @rule(reason=st.sampled_from(["full", "queue"]))
-    def drop_new(self, reason: str) -> None:
-        self.ledger.drop_new(reason)
+    def turn_away(self, reason: str) -> None:
+        self.ledger.turn_away(reason)
         self.dropped[reason] += 1
 
     @rule()
@@ -177,16 +177,16 @@ def test_the_last_error_is_told_with_its_type() -> None:
 def test_what_is_lost_is_the_sum_of_all_reasons() -> None:
     ledger = Ledger()
     for reason in ("full", "queue", "full"):
-        ledger.drop_new(reason)
+        ledger.turn_away(reason)
     assert (ledger.statistics().dropped, ledger.statistics().lost) == ({"full": 2, "queue": 1}, 3)
 
 
 def test_statistics_are_of_one_moment() -> None:
     ledger = Ledger()
-    ledger.drop_new("full")
+    ledger.turn_away("full")
     ledger.in_flight, ledger.outage_since = 3, NOON
     seen = ledger.statistics()
-    ledger.drop_new("full")
+    ledger.turn_away("full")
     ledger.accept(create())
     ledger.in_flight, ledger.outage_since = 0, None
     assert (seen.accepted, seen.dropped, seen.in_flight) == (1, {"full": 1}, 3)

@@ -414,16 +414,34 @@ async def test_a_span_that_outlives_its_client_changes_nothing(api: FaultyApi) -
 
 
 async def test_leaving_in_another_task_is_a_readable_error(api: FaultyApi) -> None:
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+
+        async def leave() -> None:
+            for leaving in (client.close(), client.__aexit__(None, None, None)):
+                with pytest.raises(ClientScopeError, match="left by the task that entered it"):
+                    await leaving
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(leave)
+        async with client.agent_instance(**AGENT):
+            pass
+    assert (await stored_run(api)).status == "complete"
+
+
+async def test_a_client_is_opened_used_and_closed_in_three_different_tasks(api: FaultyApi) -> None:
     client = open_prefactor(make_config(), asgi_app=api)
-    await client.initialize()
 
-    async def leave() -> None:
-        with pytest.raises(ClientScopeError, match="must be left by the task that entered it"):
-            await client.close()
+    async def run() -> None:
+        instance = await client.create_agent_instance(**AGENT)
+        await instance.start()
+        await instance.create_span("agent:run")
 
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(leave)
-    await client.close()
+    for step in (client.initialize, run, client.close):
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(step)
+    assert (await stored_run(api)).shape == ("complete", [("agent:run", "cancelled", [])])
+    assert client.statistics().lost == 0
 
 
 async def test_any_task_may_use_the_client(api: FaultyApi) -> None:

@@ -49,8 +49,12 @@ class Courier:
         self._faulty: list[Parcel] = []
 
     async def serve(self) -> None:
-        """Deliver until the queue is closed and all of it is settled."""
-        while await self._gather():
+        """Deliver until the queue is closed and all of it is settled.
+
+        Nothing in a fork of the process: what is here is the parent's to deliver.
+        """
+        home = self._outbox.home
+        while not home.is_left and await self._gather() and not home.is_left:
             await self._send()
 
     async def _gather(self) -> bool:
@@ -80,7 +84,7 @@ class Courier:
     def _take(self, operation: Operation) -> None:
         backlog = self._lane.backlog
         if backlog.taken < self._lane.found:
-            self._ledger.accept(operation)
+            self._outbox.found(operation)
         if backlog.add(operation):
             self._ledger.merge(ENVELOPE_SIZE)
 

@@ -15,6 +15,7 @@ from prefactor_core.delivery.outage import Outage
 from prefactor_core.delivery.outbox import Outbox
 from prefactor_core.delivery.sender import Sender
 from prefactor_core.delivery.status_poll import StatusPoll
+from prefactor_core.home import Home
 from prefactor_core.operations import Operation
 from prefactor_core.queue.base import Queue
 from prefactor_core.queue.workers import Workers
@@ -39,9 +40,10 @@ class Delivery:
         drain_timeout: float,
         poll_interval: float,
     ) -> None:
+        self.home = Home()
         self.ledger = Ledger()
         self.identities = Identities()
-        self.outbox = Outbox(queues, self.ledger, config)
+        self.outbox = Outbox(queues, self.ledger, config, self.home)
         self._outage = Outage(backoff)
         self.sender = Sender(
             api, self.ledger, self.identities, self._outage, config.max_batch_bytes
@@ -50,7 +52,9 @@ class Delivery:
             Courier(lane, self.outbox, self.sender, self._outage, self.ledger, config)
             for lane in self.outbox.lanes
         ]
-        self._poll = StatusPoll(api, self.identities, self._outage, self.ledger, poll_interval)
+        self._poll = StatusPoll(
+            api, self.identities, self._outage, self.ledger, self.home, poll_interval
+        )
         self._workers = Workers(
             [*(courier.serve for courier in self._couriers), self._poll.serve],
             self._close_queues,
@@ -79,6 +83,7 @@ class Delivery:
 
     async def _close_queues(self) -> None:
         self._poll.close()
+        self.outbox.take_over()
         # No wait of ours is worth more than the little time that is left.
         self._outage.hurry()
         for lane in self.outbox.lanes:

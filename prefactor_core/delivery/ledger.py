@@ -58,16 +58,23 @@ class Statistics(Struct, frozen=True, kw_only=True):
 
 
 class Ledger:
-    """Counts operations from recording to their end; each ends delivered or dropped."""
+    """Counts operations from recording to their end; each ends delivered or dropped.
+
+    What is counted up where something is recorded (:meth:`accept`, :meth:`turn_away`) is
+    written in any thread, under the lock of recording; all else by the thread of the event
+    loop alone. So no count is written by two threads at once.
+    """
 
     def __init__(self) -> None:
-        self.accepted = 0
+        self._accepted = 0
+        self._accepted_bytes = 0
+        self._turned_away: Counter[str] = Counter()
         self.delivered = 0
-        self.pending = 0
-        self.pending_bytes = 0
         self.in_flight = 0
         self.outage_since: datetime | None = None
+        self._settled_bytes = 0
         self._dropped: Counter[str] = Counter()
+        self._dropped_total = 0
         self._requests = 0
         self._retries = 0
         self._merged = 0
@@ -75,9 +82,27 @@ class Ledger:
 
     def accept(self, operation: Operation) -> None:
         """An operation was recorded."""
-        self.accepted += 1
-        self.pending += 1
-        self.pending_bytes += operation.size
+        self._accepted += 1
+        self._accepted_bytes += operation.size
+
+    def turn_away(self, reason: str) -> None:
+        """An operation was recorded only to be given up at once."""
+        self._turned_away[reason] += 1
+
+    @property
+    def accepted(self) -> int:
+        """How many operations were recorded."""
+        return self._accepted + self._turned_away.total()
+
+    @property
+    def pending(self) -> int:
+        """How many of them are neither delivered nor dropped."""
+        return self._accepted - self.delivered - self._dropped_total
+
+    @property
+    def pending_bytes(self) -> int:
+        """How many bytes these take."""
+        return self._accepted_bytes - self._settled_bytes
 
     def merge(self, saved: int) -> None:
         """Two operations will be sent as one, which takes ``saved`` bytes less."""
@@ -86,7 +111,7 @@ class Ledger:
 
     def shrink(self, saved: int) -> None:
         """An operation takes ``saved`` bytes less than it did."""
-        self.pending_bytes -= saved
+        self._settled_bytes += saved
 
     def request(self) -> None:
         """A request is sent."""
@@ -103,21 +128,14 @@ class Ledger:
     def deliver(self, count: int, size: int) -> None:
         """The API has taken ``count`` operations of ``size`` bytes."""
         self.delivered += count
-        self.pending -= count
-        self.pending_bytes -= size
+        self._settled_bytes += size
 
     def drop(self, reason: str, count: int, size: int) -> None:
         """``count`` operations of ``size`` bytes are given up."""
         if count > 0:
             self._dropped[reason] += count
-            self.pending -= count
-            self.pending_bytes -= size
-
-    def drop_new(self, reason: str) -> None:
-        """An operation is recorded only to be given up at once."""
-        self.accepted += 1
-        self.pending += 1
-        self.drop(reason, 1, 0)
+            self._dropped_total += count
+            self._settled_bytes += size
 
     def drop_rest(self, reason: str) -> None:
         """Everything that is pending is given up."""
@@ -131,7 +149,7 @@ class Ledger:
             pending=self.pending,
             pending_bytes=self.pending_bytes,
             in_flight=self.in_flight,
-            dropped=dict(self._dropped),
+            dropped=dict(self._dropped + self._turned_away),
             requests=self._requests,
             retries=self._retries,
             merged=self._merged,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ from prefactor_core.config import QueueConfig
 from prefactor_core.delivery.backlog import Backlog
 from prefactor_core.delivery.ledger import Ledger
 from prefactor_core.delivery.payloads import without_payload
+from prefactor_core.home import Home
 from prefactor_core.log import log
 from prefactor_core.operations import CreateSpan, FinishSpan, Operation
 from prefactor_core.queue.base import Queue
@@ -46,12 +48,13 @@ class Outbox:
     """Puts operations into lanes; recording never waits, and never raises into the agent.
 
     All operations of one agent instance go into the same lane, so that one worker sends
-    them in the order in which they were recorded.
+    them in the order in which they were recorded. Whoever records holds the lock of ``home``.
     """
 
     def __init__(
-        self, queues: Sequence[Queue[Operation]], ledger: Ledger, config: QueueConfig
+        self, queues: Sequence[Queue[Operation]], ledger: Ledger, config: QueueConfig, home: Home
     ) -> None:
+        self.home = home
         self.lanes = [Lane(queue) for queue in queues]
         # How many tasks wait for something to be settled: nothing then waits for company.
         self.hurried = 0
@@ -65,6 +68,8 @@ class Outbox:
         self._warned: set[str] = set()
         # Somebody waits for this: something has been settled.
         self._settled: anyio.Event | None = None
+        # What other threads have recorded, until the loop takes it over.
+        self._handed_over: deque[Operation] = deque()
 
     @property
     def full(self) -> bool:
@@ -82,7 +87,8 @@ class Outbox:
         Whatever belongs to what was taken before is always taken.
         """
         if self.full and not has_place and isinstance(operation, CreateSpan):
-            self._drop(
+            self._ledger.turn_away("full")
+            self._warn_of_loss(
                 "full",
                 "%d operations of %d bytes wait for the Prefactor API: max_pending_operations or "
                 "max_pending_bytes is reached",
@@ -95,37 +101,47 @@ class Outbox:
         if isinstance(operation, FinishSpan) and self._ledger.pending_bytes >= self._max_bytes:
             # It is let in, as it must; of a large result only that it was there.
             operation = without_payload(operation) or operation
-        lane = self.lanes[hash(operation.instance_id) % len(self.lanes)]
-        try:
-            lane.queue.put_nowait(operation)
-        except Exception as error:
-            # Only a queue of the user's own can do this (full, or broken).
-            self._ledger.fail(error)
-            self._drop(
-                "queue",
-                "the Prefactor client's queue takes no operations (%s: %s)",
-                type(error).__name__,
-                error,
-            )
-            return False
-        lane.recorded += 1
         self._ledger.accept(operation)
-        return True
+        if not self.home.is_here:
+            self._handed_over.append(operation)
+            if len(self._handed_over) == 1:
+                self.home.run_soon(self.take_over)
+            return True
+        self.take_over()
+        return self._put(operation)
+
+    def take_over(self) -> None:
+        """Queue what other threads have recorded; in the thread of the loop."""
+        if self._handed_over:
+            with self.home.lock:
+                while self._handed_over:
+                    self._put(self._handed_over.popleft())
+
+    def found(self, operation: Operation) -> None:
+        """Accept an operation that was in its queue before."""
+        with self.home.lock:
+            self._ledger.accept(operation)
 
     async def wait_for_place(self) -> None:
         """Return when a new span may come in; its place is kept until it is recorded."""
         with self._hurry():
             while self.full and not self.closed:
                 await self._wait_for_change()
-        self._places += 1
+        with self.home.lock:
+            self._places += 1
 
     def give_place_back(self) -> None:
         """A place that was waited for is taken now, or not needed."""
-        self._places -= 1
-        self.settled()
+        with self.home.lock:
+            self._places -= 1
+        if self.home.is_here:
+            self.settled()
+        else:
+            self.home.run_soon(self.settled)
 
     async def flush(self) -> None:
         """Return when everything that is recorded so far is settled."""
+        self.take_over()
         goals = [(lane, lane.found + lane.recorded) for lane in self.lanes]
         with self._hurry():
             for lane, goal in goals:
@@ -158,8 +174,25 @@ class Outbox:
             self._settled = anyio.Event()
         await self._settled.wait()
 
-    def _drop(self, reason: str, message: str, *args: object) -> None:
-        self._ledger.drop_new(reason)
+    def _put(self, operation: Operation) -> bool:
+        lane = self.lanes[hash(operation.instance_id) % len(self.lanes)]
+        try:
+            lane.queue.put_nowait(operation)
+        except Exception as error:
+            # Only a queue of the user's own can do this (full, or broken).
+            self._ledger.fail(error)
+            self._ledger.drop("queue", 1, operation.size)
+            self._warn_of_loss(
+                "queue",
+                "the Prefactor client's queue takes no operations (%s: %s)",
+                type(error).__name__,
+                error,
+            )
+            return False
+        lane.recorded += 1
+        return True
+
+    def _warn_of_loss(self, reason: str, message: str, *args: object) -> None:
         if reason not in self._warned:
             self._warned.add(reason)
             message += "; what does not fit is dropped, and counted in statistics()"

@@ -12,6 +12,7 @@ from prefactor_core.delivery.identity import Identities, RunIdentity
 from prefactor_core.delivery.ledger import Ledger
 from prefactor_core.delivery.outage import Outage
 from prefactor_core.exceptions import PrefactorAuthError, PrefactorCoreError
+from prefactor_core.home import Home
 from prefactor_core.lifecycle import InstanceStatus
 from prefactor_core.log import log
 
@@ -34,12 +35,14 @@ class StatusPoll:
         identities: Identities,
         outage: Outage,
         ledger: Ledger,
+        home: Home,
         interval: float,
     ) -> None:
         self._api = api
         self._identities = identities
         self._outage = outage
         self._ledger = ledger
+        self._home = home
         self._interval = interval
         self._ended = False
         self._scope: anyio.CancelScope | None = None
@@ -53,7 +56,7 @@ class StatusPoll:
                 await anyio.sleep(self._interval)
                 for run in self._identities.open_runs():
                     # An outage is the couriers' business: they see when it ends.
-                    if not (self._ended or self._outage.told):
+                    if not (self._ended or self._outage.told or self._home.is_left):
                         await self._ask(run)
 
     def close(self) -> None:

@@ -15,12 +15,14 @@ from prefactor_core.backoff import Backoff
 from prefactor_core.clock import Clock
 from prefactor_core.delivery.identity import Identities, RunIdentity
 from prefactor_core.exceptions import (
+    ClientScopeError,
     InstanceNotFoundError,
     PrefactorRateLimitError,
     PrefactorServerError,
     PrefactorUnreachableError,
     PrefactorValueError,
 )
+from prefactor_core.home import Home
 from prefactor_core.lifecycle import InstanceStatus, Outcome, check_outcome, instance_steps
 from prefactor_core.models import AgentInstance
 from prefactor_core.operations import (
@@ -52,7 +54,8 @@ class AgentInstanceManager:
 
     Registering waits for the API: ``timeout`` seconds at most, with up to ``max_retries``
     more attempts while the API is away. What it could not register then, and all else, are
-    operations that go to ``enqueue``. ``is_away`` tells whether the API is known to be away;
+    operations that go to ``enqueue``. Whoever does several things to a run that belong together
+    holds the lock of ``home`` around them. ``is_away`` tells whether the API is known to be away;
     ``on_timeout`` is told that it has become so.
     """
 
@@ -62,6 +65,7 @@ class AgentInstanceManager:
         enqueue: Callable[[Operation], object],
         *,
         identities: Identities,
+        home: Home,
         is_away: Callable[[], bool],
         on_timeout: Callable[[PrefactorUnreachableError], None],
         backoff: Backoff | None = None,
@@ -71,6 +75,7 @@ class AgentInstanceManager:
         self._api = http_client
         self._enqueue = enqueue
         self._identities = identities
+        self.home = home
         self._is_away = is_away
         self._on_timeout = on_timeout
         self._backoff = backoff or Backoff()
@@ -99,6 +104,11 @@ class AgentInstanceManager:
         Raises :class:`PrefactorValueError` for what cannot be sent, and a
         :class:`PrefactorApiError` if the API refuses.
         """
+        if not self.home.is_here:
+            raise ClientScopeError(
+                "a run is registered in the thread of the event loop that its client lives on: "
+                "from another one, use anyio.from_thread.run(), or register it before"
+            )
         if instance_id is not None and not identifiers.is_pfid(instance_id):
             raise PrefactorValueError(f"instance_id must be a PFID, got {instance_id!r}")
         clock = Clock()
@@ -118,7 +128,8 @@ class AgentInstanceManager:
             identity = self._identities.add(operation.instance_id)
             identity.registered = False
             self._waiting = identity
-            self._enqueue(operation)
+            with self.home.lock:
+                self._enqueue(operation)
         else:
             identity = self._identities.add(registered)
             self._related_id = registered
@@ -133,8 +144,9 @@ class AgentInstanceManager:
 
     def start(self, instance_id: str) -> None:
         """The run begins now; nothing if it has begun already."""
-        instance = self._find(instance_id)
-        self._advance(instance, InstanceStatus.ACTIVE, instance.clock.now())
+        with self.home.lock:
+            instance = self._find(instance_id)
+            self._advance(instance, InstanceStatus.ACTIVE, instance.clock.now())
 
     def start_with(self, operation: CreateSpan) -> None:
         """The run begins with its first span, ``operation``, if it has not begun.
@@ -151,8 +163,9 @@ class AgentInstanceManager:
     def finish(self, instance_id: str, status: Outcome = "complete") -> None:
         """The run ends now. One that was not started is started first."""
         check_outcome(status)
-        instance = self._find(instance_id)
-        self._advance(instance, InstanceStatus(status), instance.clock.now())
+        with self.home.lock:
+            instance = self._find(instance_id)
+            self._advance(instance, InstanceStatus(status), instance.clock.now())
 
     def get(self, instance_id: str) -> AgentInstance:
         """The run of this id. Raises :class:`InstanceNotFoundError` if there is none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from msgspec import UNSET
 
@@ -16,26 +17,25 @@ from prefactor_core.delivery.identity import Identities, RunIdentity
 from prefactor_core.delivery.outbox import Outbox
 from prefactor_core.exceptions import (
     ClientNotInitializedError,
+    ClientScopeError,
     InstanceNotFoundError,
     OperationError,
     PrefactorTerminatedError,
     PrefactorValueError,
     SpanNotFoundError,
 )
-from prefactor_core.lifecycle import (
-    Outcome,
-    SpanStatus,
-    check_outcome,
-    is_terminal,
-    span_steps,
-)
+from prefactor_core.home import FORKED
+from prefactor_core.lifecycle import Outcome, SpanStatus, check_outcome, is_terminal
 from prefactor_core.log import log
+from prefactor_core.managers.span_operations import SpanOperations
 from prefactor_core.models import Span
 from prefactor_core.open_span import OpenSpan
-from prefactor_core.operations import CreateSpan, FinishSpan, OperationType
+from prefactor_core.operations import CreateSpan, OperationType
 
-_DROPPED_KEPT = 10_000
 _ENDS = {str(status): status for status in SpanStatus}
+
+if TYPE_CHECKING:
+    from prefactor_core.span_context import SpanContext
 
 logger = logging.getLogger("prefactor_core.managers.span")
 
@@ -45,8 +45,9 @@ class SpanManager:
 
     ``outbox`` takes each operation, in the order in which things happened; ``begin_run`` is
     called before a span is told. Everything here but :meth:`wait_for_place` is a plain
-    function: recording waits for nothing. ``waits_for_place``: whether spans of asynchronous
-    code wait while the outbox is full.
+    function, for any thread: recording waits for nothing. What moves a span on holds the lock
+    of ``outbox.home``, so that each step is told once and in order; payloads are looked at
+    before, since that runs the code of others.
     """
 
     def __init__(
@@ -56,16 +57,14 @@ class SpanManager:
         capture: Capture,
         begin_run: Callable[[CreateSpan], None],
     ) -> None:
-        self.waits_for_place = outbox.waits_when_full
         self._outbox = outbox
+        self._home = outbox.home
+        self._lock = outbox.home.lock
         self._identities = identities
         self._capture = capture
-        self._begin_run = begin_run
+        self._operations = SpanOperations(outbox, begin_run)
         # In the order of entering, so parents stand before their children.
         self._spans: dict[str, OpenSpan] = {}
-        # Of spans that the outbox did not take: the nearest ancestor that it took, for
-        # who names one as parent later. The last ones only: there may be any number.
-        self._dropped: dict[str, str | None] = {}
         self._warned_of_late_payload: set[str] = set()
         self._closed = False
 
@@ -104,6 +103,11 @@ class SpanManager:
             )
         return span_id
 
+    @property
+    def waits_for_place(self) -> bool:
+        """Whether a span of asynchronous code waits while the outbox is full."""
+        return self._outbox.waits_when_full and self._home.is_here
+
     async def wait_for_place(self) -> None:
         """Return when a span may be opened that is sure to be recorded."""
         await self._outbox.wait_for_place()
@@ -137,65 +141,72 @@ class SpanManager:
         parent_span_id: str | None,
         payload: Mapping[str, object] | None,
         has_place: bool = False,
+        context: SpanContext | None = None,
     ) -> Span:
         """As :meth:`prepare`, with what :meth:`run_of` and :meth:`new_id` gave; the span itself.
 
         ``payload`` is captured now: what changes in it later does not matter. ``has_place``:
         it has waited for its place, so that it is recorded also if the outbox is full.
+        ``context``: what the agent holds of it.
         """
-        instance_id = run.recorded_id
-        if self._closed:
-            raise ClientNotInitializedError(
-                f"the {schema_name!r} span was made by a client that has closed since"
-            )
-        if span_id in self._spans:
-            raise PrefactorValueError(f"span_id {span_id!r} belongs to a span that is open")
-        parent = None
-        if parent_span_id is not None:
-            if not identifiers.is_pfid(parent_span_id):
-                # A text is shown; of anything else, which may be a payload, only what it is.
-                shown = (
-                    repr(parent_span_id)
-                    if isinstance(parent_span_id, str)
-                    else f"a {type(parent_span_id).__qualname__}; a payload is passed as payload="
+        captured = EMPTY if payload is None else self._capture(payload)
+        if self._home.is_left:
+            raise ClientScopeError(FORKED)
+        with self._lock:
+            if self._closed:
+                raise ClientNotInitializedError(
+                    f"the {schema_name!r} span was made by a client that has closed since"
                 )
-                raise PrefactorValueError(f"parent_span_id must be the id of a span, got {shown}")
-            if parent_span_id == span_id:
-                raise PrefactorValueError(f"parent_span_id {parent_span_id!r} is the span itself")
-            parent = self._lookup(parent_span_id)
-            if parent is not None:
-                if parent.instance_id != instance_id:
-                    raise PrefactorValueError(
-                        f"parent_span_id {parent_span_id!r} is a span of another agent instance, "
-                        f"{parent.run.id!r}"
-                    )
-                parent_span_id = parent.id
-            else:
-                parent_span_id = self._dropped.get(parent_span_id, parent_span_id)
-        else:
-            innermost = SpanContextStack.innermost(instance_id)
-            if isinstance(innermost, OpenSpan):
-                parent, parent_span_id = innermost, innermost.id
-            elif isinstance(innermost, str):
-                parent_span_id = innermost
-        # A child runs on its parent's clock, so that it cannot lie outside of it.
-        clock = parent.clock if parent else Clock()
-        span = OpenSpan(
-            id=span_id,
-            instance_id=instance_id,
-            schema_name=schema_name,
-            parent_span_id=parent_span_id,
-            payload={} if payload is None else payload,
-            created_at=clock.now(),
-            clock=clock,
-            captured=EMPTY if payload is None else self._capture(payload),
-            run=run,
-            parent=parent,
-            has_place=has_place,
-        )
-        self._spans[span_id] = span
+            if span_id in self._spans:
+                raise PrefactorValueError(f"span_id {span_id!r} belongs to a span that is open")
+            parent, parent_span_id = self._parent_of(span_id, run, parent_span_id)
+            # A child runs on its parent's clock, so that it cannot lie outside of it.
+            clock = parent.clock if parent else Clock()
+            span = self._spans[span_id] = OpenSpan(
+                id=span_id,
+                instance_id=run.recorded_id,
+                schema_name=schema_name,
+                parent_span_id=parent_span_id,
+                payload={} if payload is None else payload,
+                created_at=clock.now(),
+                clock=clock,
+                captured=captured,
+                run=run,
+                parent=parent,
+                has_place=has_place,
+                context=context,
+            )
         SpanContextStack.push(span)
         return span
+
+    def _parent_of(
+        self, span_id: str, run: RunIdentity, parent_span_id: str | None
+    ) -> tuple[OpenSpan | None, str | None]:
+        """The open span above a new one, if it is known, and the id that the API shall hear."""
+        if parent_span_id is None:
+            innermost = SpanContextStack.innermost(run.recorded_id)
+            if isinstance(innermost, OpenSpan):
+                return innermost, innermost.id
+            return None, innermost if isinstance(innermost, str) else None
+        if not identifiers.is_pfid(parent_span_id):
+            # A text is shown; of anything else, which may be a payload, only what it is.
+            shown = (
+                repr(parent_span_id)
+                if isinstance(parent_span_id, str)
+                else f"a {type(parent_span_id).__qualname__}; a payload is passed as payload="
+            )
+            raise PrefactorValueError(f"parent_span_id must be the id of a span, got {shown}")
+        if parent_span_id == span_id:
+            raise PrefactorValueError(f"parent_span_id {parent_span_id!r} is the span itself")
+        parent = self._lookup(parent_span_id)
+        if parent is None:
+            return None, self._operations.recorded(parent_span_id)
+        if parent.instance_id != run.recorded_id:
+            raise PrefactorValueError(
+                f"parent_span_id {parent_span_id!r} is a span of another agent instance, "
+                f"{parent.run.id!r}"
+            )
+        return parent, parent.id
 
     def start(self, span_id: str, payload: Mapping[str, object] | None = None) -> str:
         """The span starts now, with ``payload`` or what it was prepared with. Its id.
@@ -203,19 +214,15 @@ class SpanManager:
         A span that was started already keeps its payload: the API takes none later.
         """
         span = self._find(span_id)
-        if payload is not None:
-            if span.status is SpanStatus.PENDING:
-                span.payload, span.captured = payload, self._capture(payload)
-            elif fields_of(payload) and span.schema_name not in self._warned_of_late_payload:
-                self._warned_of_late_payload.add(span.schema_name)
-                log(
-                    logger,
-                    logging.WARNING,
-                    "a %r span was already started, by its start() or by that of a child: its "
-                    "later payload is not recorded. Give it to span(payload=...) instead",
-                    span.schema_name,
-                )
-        self._advance(span, SpanStatus.ACTIVE, span.clock.now())
+        if payload is not None and not self._home.is_left:
+            captured = self._capture(payload)
+            with self._lock:
+                pending = span.status is SpanStatus.PENDING
+                if pending:
+                    span.payload, span.captured = payload, captured
+            if not pending and fields_of(payload):
+                self._warn_of_late_payload(span.schema_name)
+        self._move(span, SpanStatus.ACTIVE)
         return span_id
 
     def create(
@@ -234,8 +241,7 @@ class SpanManager:
 
     def cancel_unstarted(self, span_id: str) -> None:
         """The span is cancelled; if it had not started, as one that never did."""
-        span = self._find(span_id)
-        self._advance(span, SpanStatus.CANCELLED, span.clock.now())
+        self._move(self._find(span_id), SpanStatus.CANCELLED)
 
     def finish(
         self,
@@ -251,10 +257,8 @@ class SpanManager:
         span = self._find(span_id)
         if result_payload is not None:
             merge(span.result, result_payload)
-        if span.status is SpanStatus.PENDING and status == "cancelled":
-            # Else it would be one that never began.
-            self._advance(span, SpanStatus.ACTIVE, span.created_at)
-        self._advance(span, _ENDS[status], span.clock.now())
+        # Cancelled at once, it would be one that never began.
+        self._move(span, _ENDS[status], span.created_at if status == "cancelled" else None)
 
     def finish_open(
         self,
@@ -265,13 +269,15 @@ class SpanManager:
         """End what is still open of an instance (None: of all), children before parents."""
         if instance_id is not None:
             instance_id = self._identities.of(instance_id).recorded_id
-        for span in reversed(list(self._spans.values())):
-            if instance_id in (None, span.instance_id):
-                self.finish(span.id, result_payload, status)
+        with self._lock:
+            for span in reversed(list(self._spans.values())):
+                if instance_id in (None, span.instance_id):
+                    self.finish(span.id, result_payload, status)
 
     def close(self) -> None:
         """Open no more spans."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
 
     def update_payload(self, span_id: str, payload: Mapping[str, object]) -> None:
         """Merge into the payload that the span will start with.
@@ -287,8 +293,7 @@ class SpanManager:
             )
         merged = fields_of(span.payload)
         merge(merged, payload)
-        span.payload = merged
-        span.captured = self._capture(span.payload)
+        span.payload, span.captured = merged, self._capture(merged)
 
     def get_span(self, span_id: str) -> Span:
         """The open span of this id. Raises :class:`SpanNotFoundError` if there is none."""
@@ -298,96 +303,47 @@ class SpanManager:
         span = self._spans.get(span_id)
         if span is None:
             # What the API calls a span may differ from what it is recorded as.
-            for candidate in self._spans.values():
+            for candidate in list(self._spans.values()):
                 if candidate.run.span_id(candidate.id) == span_id:
                     return candidate
         return span
 
     def _find(self, span_id: str) -> OpenSpan:
-        span = self._spans.get(span_id) or self._lookup(span_id)
+        span = self._lookup(span_id)
         if span is None:
             raise SpanNotFoundError(
                 f"no open span has the id {span_id!r}: it has ended, or is not of this client"
             )
         return span
 
-    def _advance(self, span: OpenSpan, goal: SpanStatus, at: datetime) -> None:
-        """Tell what brings the span to ``goal``, and be there."""
-        for call, status in span_steps(span.status, goal):
-            if call == "finish":
-                self._tell_finish(span, status, at)
-                continue
-            if span.parent is not None:
-                self._start_ancestors(span)
-            if is_terminal(status):
-                self._tell_create(span, status, span.created_at, finished_at=at)
-                self._end(span, at)
-            else:
-                self._tell_create(span, status, at)
-
-    def _start_ancestors(self, span: OpenSpan) -> None:
-        # The API knows a parent before its children, or refuses them. Outermost first, each
-        # as of its own entering. A loop, not recursion: trees may be deep.
-        waiting: list[OpenSpan] = []
-        parent = span.parent
-        while parent is not None and parent.status is SpanStatus.PENDING:
-            waiting.append(parent)
-            parent = parent.parent
-        for ancestor in reversed(waiting):
-            self._tell_create(ancestor, SpanStatus.ACTIVE, ancestor.created_at)
-
-    def _tell_create(
-        self,
-        span: OpenSpan,
-        status: SpanStatus,
-        at: datetime,
-        finished_at: datetime | None = None,
-    ) -> None:
-        if span.parent is not None and span.parent.dropped:
-            # Its parent, which was told before it, hangs on one that was recorded.
-            span.parent_span_id = span.parent.parent_span_id
-        span.status = status
-        span.started_at = None if status is SpanStatus.PENDING else at
-        ended = finished_at is not None
-        operation = CreateSpan(
-            timestamp=at,
-            idempotency_key=identifiers.idempotency_key(span.id, "create"),
-            instance_id=span.instance_id,
-            span_id=span.id,
-            schema_name=span.schema_name,
-            status=status,
-            payload=span.captured,
-            parent_span_id=span.parent_span_id,
-            finished_at=finished_at,
-            result_payload=self._capture.result(span.result) if ended and span.result else UNSET,
-        )
-        self._begin_run(operation)
-        span.captured = EMPTY
-        if not self._outbox.record(operation, has_place=span.has_place):
-            span.dropped = True
-            self._dropped[span.id] = span.parent_span_id
-            if len(self._dropped) > _DROPPED_KEPT:
-                del self._dropped[next(iter(self._dropped))]
-
-    def _tell_finish(self, span: OpenSpan, status: SpanStatus, at: datetime) -> None:
-        if not span.dropped:
-            self._outbox.record(
-                FinishSpan(
-                    timestamp=at,
-                    idempotency_key=identifiers.idempotency_key(span.id, "finish"),
-                    instance_id=span.instance_id,
-                    span_id=span.id,
-                    status=status,
-                    result_payload=self._capture.result(span.result) if span.result else UNSET,
-                )
+    def _warn_of_late_payload(self, schema_name: str) -> None:
+        if schema_name not in self._warned_of_late_payload:
+            self._warned_of_late_payload.add(schema_name)
+            log(
+                logger,
+                logging.WARNING,
+                "a %r span was already started, by its start() or by that of a child: its "
+                "later payload is not recorded. Give it to span(payload=...) instead",
+                schema_name,
             )
-        span.status = status
-        self._end(span, at)
 
-    def _end(self, span: OpenSpan, at: datetime) -> None:
-        # What an inherited context may still refer to is from now on only a small shell.
-        span.finished_at = at
-        span.payload, span.result = {}, {}
-        span.parent = span.context = None
-        del self._spans[span.id]
-        SpanContextStack.remove(span)
+    def _move(self, span: OpenSpan, goal: SpanStatus, at: datetime | None = None) -> None:
+        """Bring the span to ``goal``, by way of its start at ``at`` if that is given."""
+        if self._home.is_left:
+            return  # of the process that was forked from: its span, and its to end
+        # Looked at before the lock is taken: this may run the code of others.
+        ends = is_terminal(goal)
+        result = self._capture.result(span.result) if ends and span.result else UNSET
+        with self._lock:
+            if span.ended:
+                return  # another thread was faster
+            if at is not None:
+                self._operations.advance(span, SpanStatus.ACTIVE, at)
+            self._operations.advance(span, goal, span.clock.now(), result)
+            if ends:
+                # What an inherited context may still refer to is from now on a small shell.
+                span.payload, span.result = {}, {}
+                span.parent = span.context = None
+                del self._spans[span.id]
+        if ends:
+            SpanContextStack.remove(span)

@@ -1,0 +1,140 @@
+"""ClientScope: everything that a client owns while it is open, and the order of its exit."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import anyio
+
+from prefactor_core.agent_instance import finish_open_runs
+from prefactor_core.backoff import Backoff
+from prefactor_core.capture import Capture
+from prefactor_core.config import PrefactorCoreConfig
+from prefactor_core.connection import open_api
+from prefactor_core.delivery.delivery import Delivery
+from prefactor_core.exceptions import ClientScopeError, PrefactorTelemetryFailureError
+from prefactor_core.log import log
+from prefactor_core.managers.agent_instance import AgentInstanceManager
+from prefactor_core.managers.span import SpanManager
+from prefactor_core.operations import Operation
+from prefactor_core.queue.base import Queue
+from prefactor_core.queue.memory import InMemoryQueue
+
+if TYPE_CHECKING:
+    from prefactor_core.api.client import AsgiApp
+
+logger = logging.getLogger("prefactor_core.client")
+
+_CLOSE_TIMEOUT = 2.0
+"""Seconds for closing connections and the local database, after the drain."""
+
+
+class ClientScope:
+    """Connections, delivery, runs and spans of a client, from :meth:`open` to :meth:`close`."""
+
+    def __init__(
+        self, config: PrefactorCoreConfig, connections: AsyncExitStack, delivery: Delivery
+    ) -> None:
+        self.connections = connections
+        self.delivery = delivery
+        self.home = delivery.home
+        self._host_task_id = anyio.get_current_task().id
+        self._raise_on_loss = config.raise_on_loss
+        http, growth = config.http_config, config.http_config.retry_multiplier
+        self.instance_manager = AgentInstanceManager(
+            delivery.sender,
+            delivery.outbox.record,
+            identities=delivery.identities,
+            home=delivery.home,
+            is_away=delivery.is_away,
+            on_timeout=delivery.sender.gave_up_waiting,
+            backoff=Backoff(
+                base=http.initial_retry_delay, multiplier=growth, cap=http.max_retry_delay
+            ),
+            max_retries=http.max_retries,
+            timeout=config.registration_timeout,
+        )
+        capture = Capture(
+            max_payload_bytes=config.max_payload_bytes,
+            redact=config.redact,
+            enabled=config.capture_payloads,
+        )
+        self.span_manager = SpanManager(
+            delivery.outbox, delivery.identities, capture, self.instance_manager.start_with
+        )
+
+    @classmethod
+    async def open(
+        cls,
+        config: PrefactorCoreConfig,
+        queue: Queue[Operation] | None,
+        asgi_app: AsgiApp | None,
+    ) -> ClientScope:
+        """Open connections, queues and workers. No request is sent."""
+        http, queueing = config.http_config, config.queue_config
+        async with AsyncExitStack() as opening:
+            api = await opening.enter_async_context(open_api(http, asgi_app))
+            queues: list[Queue[Operation]] = (
+                [InMemoryQueue() for _ in range(queueing.num_workers)] if queue is None else [queue]
+            )
+            backoff = Backoff(
+                base=queueing.retry_delay_base,
+                multiplier=http.retry_multiplier,
+                cap=http.max_retry_delay,
+            )
+            delivery = Delivery(
+                api,
+                queues,
+                queueing,
+                backoff,
+                config.drain_timeout,
+                config.termination_poll_interval,
+            )
+            await delivery.__aenter__()
+            # Nothing below waits or fails, so nothing has to undo the line above.
+            return cls(config, opening.pop_all(), delivery)
+
+    def check_task(self) -> None:
+        """Raises :class:`ClientScopeError` in another task than the one that opened this."""
+        if anyio.get_current_task().id != self._host_task_id:
+            raise ClientScopeError(
+                "the client was opened in another task: its scope must be left by the task "
+                "that entered it (any task may use it in between). Where one task opens it and "
+                "another closes it, use initialize() and close()"
+            )
+
+    async def close(self, error: BaseException | None, *, raises: bool) -> None:
+        """Deliver what there is within the time for it, and close everything.
+
+        ``error``: what ended the body. ``raises``: whether that leaves the client's block.
+        """
+        # The order of exit:
+        # 1. The body has ended, with `error` or without. It goes no further in here: Python
+        #    raises it again, as the same object, when __aexit__ returns.
+        # 2. No more spans begin, in whichever thread; open runs are finished, their open spans
+        #    first. Then nothing more is recorded.
+        self.span_manager.close()
+        try:
+            finish_open_runs(self, error)
+        except Exception as bug:
+            # Of ours; nothing of the exit below may be skipped for it.
+            log(logger, logging.ERROR, "open runs could not be finished", error=bug)
+        try:
+            # 3. The queues close, the workers drain for at most drain_timeout, what is left
+            #    is cancelled, the task group closes: all in the delivery, shielded from
+            #    cancellation. No scope may be opened around it: the group's is older.
+            await self.delivery.__aexit__(None, None, None)
+        finally:
+            # 4. What was not delivered has been counted, and is reported.
+            statistics = self.delivery.ledger.statistics()
+            if statistics.lost:
+                log(logger, logging.WARNING, "%s", statistics.describe_loss())
+            # 5. Connections close, and the local database.
+            with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+                await self.connections.aclose()
+        # 6. Everything is closed. A loss is an error if the caller wants it to be, but never
+        #    in place of the body's own.
+        if self._raise_on_loss and not raises and statistics.lost:
+            raise PrefactorTelemetryFailureError(statistics.describe_loss(), statistics)

@@ -1,0 +1,69 @@
+"""HostTask: a scope that is opened and closed by calls, in whichever tasks these are made."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+
+import anyio
+
+from prefactor_core.home import Home
+
+
+class HostTask:
+    """Holds ``scope`` open in a task of its own, between :meth:`open` and :meth:`close`.
+
+    A scope must be left by the task that entered it, and frameworks open in one task what they
+    close in another. So neither of them enters it: a third one does, that no task group owns.
+
+    What that keeps: the order of exit, the drain and its time, errors of opening and closing,
+    which leave :meth:`open` and :meth:`close`. If :meth:`close` is never called, the task is
+    cancelled as the event loop ends (asyncio.run and trio.run do that), and drains then.
+
+    What it cannot keep: nothing of the callers is inside of the scope. Their exceptions and
+    cancellations do not reach it, so it cannot tell how their work ended. A loop that is
+    stopped without cancelling its tasks drains nothing.
+    """
+
+    def __init__(self, scope: AbstractAsyncContextManager[object]) -> None:
+        self._scope = scope
+        self._opened = anyio.Event()
+        self._closing = anyio.Event()
+        self._closed = anyio.Event()
+        self._error: Exception | None = None
+        self._task: object = None
+
+    async def open(self) -> None:
+        """Return when the scope is open. Raises what its entering raises."""
+        self._task = Home().spawn(self._host, "prefactor-core-host")
+        try:
+            await self._opened.wait()
+        except BaseException:
+            # Cancelled: nobody will close it.
+            self._closing.set()
+            raise
+        self._raise_error()
+
+    async def close(self) -> None:
+        """Return when the scope is closed, also under a cancellation: it has its own time limit.
+        Raises what its leaving raises, once."""
+        self._closing.set()
+        with anyio.CancelScope(shield=True):
+            await self._closed.wait()
+        self._raise_error()
+
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    async def _host(self) -> None:
+        try:
+            async with self._scope:
+                self._opened.set()
+                await self._closing.wait()
+        except Exception as error:
+            # For who waits. From here it would end the loop on trio, and be nobody's on asyncio.
+            self._error = error
+        finally:
+            self._opened.set()
+            self._closed.set()

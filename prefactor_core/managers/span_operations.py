@@ -1,0 +1,112 @@
+"""SpanOperations: what is told about a span as it moves on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from msgspec import UNSET, Raw, UnsetType
+
+from prefactor_core import identifiers
+from prefactor_core.capture import EMPTY
+from prefactor_core.delivery.outbox import Outbox
+from prefactor_core.lifecycle import SpanStatus, is_terminal, span_steps
+from prefactor_core.open_span import OpenSpan
+from prefactor_core.operations import CreateSpan, FinishSpan
+
+_DROPPED_KEPT = 10_000
+
+
+class SpanOperations:
+    """Makes the operations of spans, and gives them to ``outbox`` in the order of happening.
+
+    ``begin_run`` is called before a span is told. Whoever calls a method holds the lock of
+    ``outbox.home``.
+    """
+
+    def __init__(self, outbox: Outbox, begin_run: Callable[[CreateSpan], None]) -> None:
+        self._outbox = outbox
+        self._begin_run = begin_run
+        # Of spans that the outbox did not take: the nearest ancestor that it took, for
+        # who names one as parent later. The last ones only: there may be any number.
+        self._dropped: dict[str, str | None] = {}
+
+    def recorded(self, span_id: str) -> str | None:
+        """The span itself, or the nearest ancestor that the outbox took instead of it."""
+        return self._dropped.get(span_id, span_id)
+
+    def advance(
+        self, span: OpenSpan, goal: SpanStatus, at: datetime, result: Raw | UnsetType = UNSET
+    ) -> None:
+        """Tell what brings the span to ``goal``, and let it be there; ``result`` if it ends."""
+        for call, status in span_steps(span.status, goal):
+            if call == "finish":
+                self._finish(span, status, at, result)
+                continue
+            if span.parent is not None:
+                self._start_ancestors(span)
+            if is_terminal(status):
+                self._create(span, status, span.created_at, finished_at=at, result=result)
+            else:
+                self._create(span, status, at)
+
+    def _start_ancestors(self, span: OpenSpan) -> None:
+        # The API knows a parent before its children, or refuses them. Outermost first, each
+        # as of its own entering. A loop, not recursion: trees may be deep.
+        waiting: list[OpenSpan] = []
+        parent = span.parent
+        while parent is not None and parent.status is SpanStatus.PENDING:
+            waiting.append(parent)
+            parent = parent.parent
+        for ancestor in reversed(waiting):
+            self._create(ancestor, SpanStatus.ACTIVE, ancestor.created_at)
+
+    def _create(
+        self,
+        span: OpenSpan,
+        status: SpanStatus,
+        at: datetime,
+        finished_at: datetime | None = None,
+        result: Raw | UnsetType = UNSET,
+    ) -> None:
+        if span.parent is not None and span.parent.dropped:
+            # Its parent, which was told before it, hangs on one that was recorded.
+            span.parent_span_id = span.parent.parent_span_id
+        span.status = status
+        span.started_at = None if status is SpanStatus.PENDING else at
+        span.finished_at = finished_at
+        operation = CreateSpan(
+            timestamp=at,
+            idempotency_key=identifiers.idempotency_key(span.id, "create"),
+            instance_id=span.instance_id,
+            span_id=span.id,
+            schema_name=span.schema_name,
+            status=status,
+            payload=span.captured,
+            parent_span_id=span.parent_span_id,
+            finished_at=finished_at,
+            result_payload=result,
+        )
+        self._begin_run(operation)
+        span.captured = EMPTY
+        if not self._outbox.record(operation, has_place=span.has_place):
+            span.dropped = True
+            self._dropped[span.id] = span.parent_span_id
+            if len(self._dropped) > _DROPPED_KEPT:
+                del self._dropped[next(iter(self._dropped))]
+
+    def _finish(
+        self, span: OpenSpan, status: SpanStatus, at: datetime, result: Raw | UnsetType
+    ) -> None:
+        span.status, span.finished_at = status, at
+        if not span.dropped:
+            self._outbox.record(
+                FinishSpan(
+                    timestamp=at,
+                    idempotency_key=identifiers.idempotency_key(span.id, "finish"),
+                    instance_id=span.instance_id,
+                    span_id=span.id,
+                    status=status,
+                    result_payload=result,
+                )
+            )
