@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import threading
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -72,7 +73,8 @@ CREATE TABLE IF NOT EXISTS idempotency_keys (
 
 
 class Store:
-    """One open database. Used by one thread at a time, whichever that is.
+    """One open database. Used by one thread at a time, whichever that is: in
+    :meth:`transaction` they take turns.
 
     ``path`` is a file name, or ``:memory:`` for a database that is gone after
     :meth:`close`. Several processes may have the same file open.
@@ -80,6 +82,7 @@ class Store:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._turn = threading.Lock()
         # autocommit: the only transactions are those of transaction().
         self._connection = sqlite3.connect(
             path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
@@ -116,18 +119,20 @@ class Store:
 
     def close(self) -> None:
         """Close the file."""
-        self._connection.close()
+        with self._turn:
+            self._connection.close()
 
     @contextmanager
     def transaction(self) -> Generator[None]:
         """All that is written inside, or nothing if it raises."""
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
+        with self._turn:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
 
     def one(self, query: str, *values: object) -> Row | None:
         """The first row, or None."""
