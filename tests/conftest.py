@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["pytester"]
+
 # Continuous integration and developers see the same examples, and no machine's speed counts.
 settings.register_profile("prefactor", deadline=None, derandomize=True)
 settings.load_profile("prefactor")

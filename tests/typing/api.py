@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import assert_type
+from datetime import datetime
+from typing import Any, assert_type
 
 from prefactor_core import (
     AgentInstanceHandle,
@@ -25,6 +26,7 @@ from prefactor_core import (
     TaskExecutor,
     open_prefactor,
 )
+from prefactor_core.testing import RecordedRun, RecordedSpan, Recording, open_recording
 
 
 @dataclass
@@ -95,3 +97,20 @@ def errors(refused: PrefactorValidationError, limited: PrefactorRateLimitError) 
     assert_type(refused.errors, dict[str, str])
     assert_type(limited.retry_after, float | None)
     assert_type(limited.status_code, int | None)
+
+
+async def recordings(prefactor: Recording, registry: SchemaRegistry) -> None:
+    async with prefactor.open(schema_registry=registry, max_payload_bytes=2000) as client:
+        assert_type(client, PrefactorCoreClient)
+    prefactor.open(api_url="local:x.db")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    with open_recording() as recording:
+        assert_type(recording, Recording)
+        assert_type(recording.runs, list[RecordedRun])
+        assert_type(recording.run.outline, str)
+        assert_type(recording.run.finished_at, datetime | None)
+        assert_type(recording.run.roots, list[RecordedSpan])
+        span = recording.run.named("agent:llm")
+        assert_type(span, RecordedSpan)
+        assert_type(span.children, list[RecordedSpan])
+        assert_type(span.payload, dict[str, Any])
+        assert_type(span.result, dict[str, Any] | None)

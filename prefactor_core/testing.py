@@ -1,0 +1,168 @@
+"""The test kit: record an agent in memory, and look at what it recorded."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Generator
+from contextlib import closing, contextmanager
+from datetime import datetime
+from typing import Any, Unpack
+
+import msgspec
+from msgspec import Struct, field
+
+from prefactor_core.client import PrefactorCoreClient, open_prefactor
+from prefactor_core.config import PrefactorOptions
+from prefactor_core.exceptions import PrefactorCoreError
+from prefactor_core.schema_registry import SchemaRegistry
+
+try:
+    from prefactor_core.local.app import MEMORY, LocalPrefactor
+    from prefactor_core.local.store import Row, Store
+    from prefactor_core.local.views import Views
+except ImportError as error:
+    raise ImportError(
+        f"prefactor_core.testing needs the extra 'local' of this package ({error}): "
+        "pip install '.[local]' in its folder"
+    ) from None
+
+
+@contextmanager
+def open_recording() -> Generator[Recording]:
+    """A Prefactor in memory, until its block is left: ``with open_recording() as recording:``.
+
+    In pytest, the fixture ``prefactor`` gives one to each test.
+    """
+    with closing(Store(MEMORY)) as store:
+        yield Recording(store)
+
+
+class Recording:
+    """What clients record in memory; :func:`open_recording` makes one.
+
+    Any thread may use it, also while a client in another one records.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._views = Views(store)
+        self._app = LocalPrefactor(store)
+
+    def open(
+        self,
+        *,
+        schema_registry: SchemaRegistry | None = None,
+        **options: Unpack[PrefactorOptions],
+    ) -> PrefactorCoreClient:
+        """A client that records here: ``async with recording.open() as client:``.
+
+        Takes the options of :func:`~prefactor_core.open_prefactor`; the environment is not
+        read. ``schema_registry`` may be left out: spans of any name are taken.
+        """
+        return open_prefactor(
+            api_url=f"local:{MEMORY}",
+            schema_registry=SchemaRegistry() if schema_registry is None else schema_registry,
+            asgi_app=self._app,
+            **options,
+        )
+
+    @property
+    def runs(self) -> list[RecordedRun]:
+        """What was delivered so far, oldest run first.
+
+        It is complete when the client's block is left; inside of it, after
+        ``await client.flush()``. Raises :class:`PrefactorCoreError` if the recording is closed.
+        """
+        try:
+            with self._store.transaction():
+                rows = self._store.all("SELECT * FROM agent_instances ORDER BY rowid")
+                return [self._run(row) for row in rows]
+        except sqlite3.ProgrammingError:
+            raise PrefactorCoreError(
+                "the recording is closed: look at its runs inside of 'with open_recording()'"
+            ) from None
+
+    @property
+    def run(self) -> RecordedRun:
+        """The one run. Raises :class:`AssertionError` if there are more, or none."""
+        runs = self.runs
+        if len(runs) != 1:
+            raise AssertionError(f"one run was expected, {len(runs)} were recorded")
+        return runs[0]
+
+    def _run(self, row: Row) -> RecordedRun:
+        spans = self._store.all(
+            "SELECT * FROM agent_spans WHERE agent_instance_id = ? "
+            # By time: ids made within one millisecond are in no order.
+            "ORDER BY coalesce(started_at, finished_at, inserted_at), rowid",
+            row["id"],
+        )
+        answer = {
+            **self._views.instance(row),
+            "spans": [self._views.span(span, row) for span in spans],
+        }
+        run = msgspec.json.decode(msgspec.json.encode(answer), type=RecordedRun)
+        by_id = {span.id: span for span in run.spans}
+        for span in run.spans:
+            if span.parent_id is not None:
+                by_id[span.parent_id].children.append(span)
+        return run
+
+
+class RecordedSpan(Struct, frozen=True):
+    """A span as the API has it, with its ``children`` in the order of their start."""
+
+    id: str
+    schema_name: str
+    status: str
+    payload: dict[str, Any]
+    result: dict[str, Any] | None = field(name="result_payload")
+    parent_id: str | None = field(name="parent_span_id")
+    started_at: datetime | None
+    finished_at: datetime | None
+    children: list[RecordedSpan] = []
+
+
+class RecordedRun(Struct, frozen=True):
+    """A run as the API has it, with all its ``spans`` in the order of their start."""
+
+    id: str
+    agent_id: str
+    status: str
+    termination_reason: str | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    spans: list[RecordedSpan]
+
+    @property
+    def roots(self) -> list[RecordedSpan]:
+        """The spans without a parent."""
+        return [span for span in self.spans if span.parent_id is None]
+
+    def named(self, schema_name: str) -> RecordedSpan:
+        """The one span of this name. Raises :class:`AssertionError` if there are more, or none."""
+        spans = self.spans_named(schema_name)
+        if len(spans) != 1:
+            names = ", ".join(dict.fromkeys(span.schema_name for span in self.spans)) or "none"
+            raise AssertionError(
+                f"one span {schema_name!r} was expected, {len(spans)} were recorded; "
+                f"the names there are: {names}"
+            )
+        return spans[0]
+
+    def spans_named(self, schema_name: str) -> list[RecordedSpan]:
+        """All spans of this name, in the order of their start."""
+        return [span for span in self.spans if span.schema_name == schema_name]
+
+    @property
+    def outline(self) -> str:
+        """The status of the run, and below it a line for each span, indented under its parent:
+        ``"complete\\nagent:run complete\\n  agent:llm failed"``."""
+        lines = [self.status]
+        # A list and no recursion: a run may be nested deeper than Python is.
+        waiting = [("", span) for span in reversed(self.roots)]
+        while waiting:
+            indent, span = waiting.pop()
+            lines.append(f"{indent}{span.schema_name} {span.status}")
+            waiting += [(indent + "  ", child) for child in reversed(span.children)]
+        return "\n".join(lines)
