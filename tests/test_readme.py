@@ -1,4 +1,4 @@
-"""Every Python block of the README runs, as it stands, in an empty folder."""
+"""Every Python block of the README runs as it stands, in an empty folder: scripts and tests."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from prefactor_core.local import open_local_prefactor
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+TESTS = [block for block in BLOCKS if "def test_" in block]
+SCRIPTS = [block for block in BLOCKS if block not in TESTS]
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+@pytest.mark.parametrize("block", SCRIPTS, ids=range(len(SCRIPTS)))
 def test_a_block_of_the_readme_runs_and_records_without_a_word(block: str, tmp_path: Path) -> None:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PREFACTOR_")}
     result = subprocess.run(
@@ -40,6 +42,17 @@ async def check_stored(path: Path) -> None:
         (run,) = await stored_runs(app, "my-agent")
     assert run.status == "complete"
     assert run.spans
+
+
+@pytest.mark.parametrize("block", TESTS, ids=range(len(TESTS)))
+def test_a_test_of_the_readme_passes_on_both_backends(
+    block: str, pytester: pytest.Pytester
+) -> None:
+    pytester.makepyfile(block)
+    result = pytester.runpytest_subprocess("-v", "-W", "error", timeout=60)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines_random(["*[[]asyncio[]] PASSED*", "*[[]trio[]] PASSED*"])
+    result.assert_outcomes(passed=2)
 
 
 def test_the_commands_of_the_readme_are_those_that_continuous_integration_runs() -> None:
