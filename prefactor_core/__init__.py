@@ -1,7 +1,12 @@
 """prefactor_core: record what an AI agent does, and ship it to Prefactor."""
 
 from prefactor_core._version import __version__ as __version__
-from prefactor_core.agent_instance import AgentInstanceHandle, AgentInstanceScope, current_instance
+from prefactor_core.agent_instance import (
+    AgentInstanceHandle,
+    AgentInstanceScope,
+    current_instance,
+    current_span,
+)
 from prefactor_core.client import PrefactorCoreClient, open_prefactor
 from prefactor_core.config import HttpClientConfig, PrefactorCoreConfig, QueueConfig
 from prefactor_core.context_stack import SpanContextStack
@@ -34,7 +39,8 @@ from prefactor_core.queue.executor import TaskExecutor
 from prefactor_core.queue.memory import InMemoryQueue
 from prefactor_core.redaction import SECRETS, redact_keys
 from prefactor_core.schema_registry import SchemaRegistry
-from prefactor_core.span_context import SpanContext, current_span
+from prefactor_core.span_context import SpanContext
+from prefactor_core.sync_client import SyncPrefactorClient, open_prefactor_sync
 
 __all__ = [
     "SECRETS",
@@ -74,10 +80,12 @@ __all__ = [
     "SpanContextStack",
     "SpanNotFoundError",
     "Statistics",
+    "SyncPrefactorClient",
     "TaskExecutor",
     "current_instance",
     "current_span",
     "open_prefactor",
+    "open_prefactor_sync",
     "redact_keys",
 ]
 

@@ -11,6 +11,7 @@ import anyio
 import anyio.lowlevel
 
 from prefactor_core.capture import describe_error
+from prefactor_core.context_stack import SpanContextStack
 from prefactor_core.exceptions import (
     ClientScopeError,
     PrefactorCoreError,
@@ -18,8 +19,9 @@ from prefactor_core.exceptions import (
 )
 from prefactor_core.lifecycle import InstanceStatus, Outcome
 from prefactor_core.models import AgentInstance
+from prefactor_core.open_span import OpenSpan
 from prefactor_core.outcome import outcome_of
-from prefactor_core.span_context import SpanContext
+from prefactor_core.span_context import DisabledSpan, SpanContext
 
 if TYPE_CHECKING:
     from prefactor_core.client import PrefactorCoreClient
@@ -37,6 +39,18 @@ def current_instance() -> AgentInstanceHandle | None:
         if not instance.ended:
             return instance
     return None
+
+
+def current_span() -> SpanContext | None:
+    """The innermost open span of this context, whichever its run; None if there is none.
+
+    Where everything is switched off, it is a span that records nothing.
+    """
+    for span in SpanContextStack.open_spans():
+        if isinstance(span, OpenSpan) and span.context is not None:
+            return span.context
+    instance = current_instance()
+    return DisabledSpan() if instance is not None and not instance.records else None
 
 
 def _forget_ended_runs() -> None:
@@ -57,6 +71,7 @@ class AgentInstanceHandle:
         self._instance = client.instance_manager.get(instance_id)
         self._identity = client.instance_manager.identity(instance_id)
         self._termination = self._identity.termination
+        self._records = client.span_manager.records
 
     @property
     def id(self) -> str:
@@ -67,6 +82,11 @@ class AgentInstanceHandle:
     def ended(self) -> bool:
         """Whether the run has been finished."""
         return self._instance.ended
+
+    @property
+    def records(self) -> bool:
+        """Whether anything of the run is recorded: not where everything is switched off."""
+        return self._records
 
     @property
     def terminated(self) -> str | None:
@@ -124,7 +144,7 @@ class AgentInstanceHandle:
     ) -> SpanContext:
         """A step of this run; see :meth:`prefactor_core.PrefactorCoreClient.span`."""
         spans = self._client.span_manager
-        return SpanContext(spans, self._identity, schema_name, parent_span_id, payload=payload)
+        return spans.context(self._identity, schema_name, parent_span_id, None, payload)
 
     async def create_span(
         self,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from prefactor_core.api.client import AsgiApp
     from prefactor_core.client_scope import ClientScope
+    from prefactor_core.disabled import DisabledScope
     from prefactor_core.managers.agent_instance import AgentInstanceManager
     from prefactor_core.managers.span import SpanManager
 
@@ -109,7 +110,7 @@ class PrefactorCoreClient:
         self._config = config
         self._queue = queue
         self._asgi_app = asgi_app
-        self._scope: ClientScope | None = None
+        self._scope: ClientScope | DisabledScope | None = None
         self._opening = False
         self._host: HostTask | None = None
         self._signals = SignalCancellation(())
@@ -125,14 +126,18 @@ class PrefactorCoreClient:
         # Here and not above: what only an open client needs, httpx before all, is most of the
         # cost of importing this package.
         from prefactor_core.client_scope import ClientScope
+        from prefactor_core.disabled import DisabledScope
 
         self._opening = True
         try:
             signals = SignalCancellation(self._config.cancel_on_signals)
-            self._scope = await ClientScope.open(self._config, self._queue, self._asgi_app)
+            if self._config.enabled:
+                self._scope = await ClientScope.open(self._config, self._queue, self._asgi_app)
+            else:
+                self._scope = DisabledScope()
         finally:
             self._opening = False
-        self._ledger = self._scope.delivery.ledger
+        self._ledger = self._scope.ledger
         self._signals = signals
         signals.body_begins(self._scope.home)
         return self
@@ -330,7 +335,7 @@ class PrefactorCoreClient:
         """
         spans = self.span_manager
         run = spans.run_of(instance_id)
-        return SpanContext(spans, run, schema_name, parent_span_id, span_id, payload)
+        return spans.context(run, schema_name, parent_span_id, span_id, payload)
 
     @property
     def stopped_by(self) -> signal.Signals | None:
@@ -346,7 +351,7 @@ class PrefactorCoreClient:
 
         While the API is away this waits; bound it with ``anyio.move_on_after(seconds)``.
         """
-        await self._open_scope().delivery.outbox.flush()
+        await self._open_scope().flush()
 
     @property
     def instance_manager(self) -> AgentInstanceManager:
@@ -358,7 +363,7 @@ class PrefactorCoreClient:
         """The open spans. Raises :class:`ClientNotInitializedError` outside of the scope."""
         return self._open_scope().span_manager
 
-    def _open_scope(self) -> ClientScope:
+    def _open_scope(self) -> ClientScope | DisabledScope:
         if self._scope is not None and self._scope.home.is_left:
             raise ClientScopeError(FORKED)
         if self._scope is None:

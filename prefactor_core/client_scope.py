@@ -40,6 +40,7 @@ class ClientScope:
         self.connections = connections
         self.delivery = delivery
         self.home = delivery.home
+        self.ledger = delivery.ledger
         self._host_task_id = anyio.get_current_task().id
         self._raise_on_loss = config.raise_on_loss
         http, growth = config.http_config, config.http_config.retry_multiplier
@@ -105,6 +106,10 @@ class ClientScope:
                 "another closes it, use initialize() and close()"
             )
 
+    async def flush(self) -> None:
+        """Return when everything that is recorded so far is settled."""
+        await self.delivery.outbox.flush()
+
     async def close(self, error: BaseException | None, *, raises: bool) -> None:
         """Deliver what there is within the time for it, and close everything.
 
@@ -128,7 +133,7 @@ class ClientScope:
             await self.delivery.__aexit__(None, None, None)
         finally:
             # 4. What was not delivered has been counted, and is reported.
-            statistics = self.delivery.ledger.statistics()
+            statistics = self.ledger.statistics()
             if statistics.lost:
                 log(logger, logging.WARNING, "%s", statistics.describe_loss())
             # 5. Connections close, and the local database.

@@ -232,6 +232,7 @@ class QueueConfig(Struct):
 class PrefactorOptions(TypedDict, total=False):
     """The fields of :class:`PrefactorCoreConfig` that ``open_prefactor`` takes by name."""
 
+    enabled: bool | None
     queue_config: QueueConfig | Mapping[str, object]
     registration_timeout: float
     drain_timeout: float
@@ -261,6 +262,8 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     with the same attributes (the official package's dataclass).
     ``queue_config``: a :class:`QueueConfig` or a mapping of its fields.
     ``schema_registry``: span types to register with every agent instance.
+    ``enabled``: False switches everything off: all calls work as ever, and nothing is recorded
+    or sent. By default ``PREFACTOR_ENABLED`` in the environment says it (0 or 1), else True.
     ``registration_timeout``: how long ``create_agent_instance`` tries to register a run.
     ``drain_timeout``: how long leaving the scope waits until everything is delivered.
     ``termination_poll_interval``: how often the API is asked whether it has terminated a run;
@@ -283,6 +286,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     http_config: HttpClientConfig
     queue_config: QueueConfig = field(default_factory=QueueConfig)
     schema_registry: SchemaRegistry | None = None
+    enabled: bool | None = None
     registration_timeout: float = 10.0
     drain_timeout: float = 10.0
     termination_poll_interval: float = 30.0
@@ -300,6 +304,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
             http_config: HttpClientConfig | HttpClientOptions | Mapping[str, object],
             queue_config: QueueConfig | Mapping[str, object] = ...,
             schema_registry: SchemaRegistry | None = None,
+            enabled: bool | None = None,
             registration_timeout: float = 10.0,
             drain_timeout: float = 10.0,
             termination_poll_interval: float = 30.0,
@@ -326,7 +331,9 @@ class PrefactorCoreConfig(Struct, kw_only=True):
             "termination_poll_interval", self.termination_poll_interval
         )
         self.cancel_on_signals = to_signals("cancel_on_signals", self.cancel_on_signals)
-        for name in ("raise_on_loss", "capture_payloads"):
+        if self.enabled is None:
+            self.enabled = _enabled_by_environment()
+        for name in ("enabled", "raise_on_loss", "capture_payloads"):
             if not isinstance(getattr(self, name), bool):
                 raise PrefactorValueError(
                     f"{name} must be True or False, got {getattr(self, name)!r}"
@@ -352,6 +359,11 @@ class PrefactorCoreConfig(Struct, kw_only=True):
         with a ``local:`` URL. Raises :class:`PrefactorValueError` if there is no URL, or no
         token where one is needed.
         """
+        enabled = options.get("enabled")
+        if enabled is False or (enabled is None and not _enabled_by_environment()):
+            # Nothing is sent, so nothing has to say where to.
+            options["enabled"] = False
+            api_url, api_token = f"{LOCAL_PREFIX}:memory:", None
         url = to_text("api_url", api_url or "") or os.environ.get("PREFACTOR_API_URL", "").strip()
         if not url:
             raise PrefactorValueError(_NOTHING_CONFIGURED)
@@ -362,6 +374,15 @@ class PrefactorCoreConfig(Struct, kw_only=True):
             schema_registry=schema_registry,
             **options,
         )
+
+
+def _enabled_by_environment() -> bool:
+    text = os.environ.get("PREFACTOR_ENABLED", "").strip()
+    if text not in ("", "0", "1"):
+        raise PrefactorValueError(
+            f"PREFACTOR_ENABLED in the environment must be 0 or 1, got {text!r}"
+        )
+    return text != "0"
 
 
 _Config = TypeVar("_Config", HttpClientConfig, QueueConfig)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import signal
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING
 
 import anyio
 
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.home import Home
 
-if TYPE_CHECKING:
-    Handler = signal._HANDLER
+Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class SignalCancellation:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Self
 import anyio.lowlevel
 
 from prefactor_core.capture import describe_error, merge
-from prefactor_core.context_stack import SpanContextStack
 from prefactor_core.exceptions import PrefactorCoreError
+from prefactor_core.identifiers import generate
 from prefactor_core.lifecycle import Outcome
 from prefactor_core.models import Span
-from prefactor_core.open_span import OpenSpan
 from prefactor_core.outcome import outcome_of
 
 if TYPE_CHECKING:
@@ -208,9 +207,38 @@ class SpanContext:
             self._spans.finish(self._id, result, outcome)
 
 
-def current_span() -> SpanContext | None:
-    """The innermost open span of this context, whichever its run; None if there is none."""
-    for span in SpanContextStack.open_spans():
-        if isinstance(span, OpenSpan) and span.context is not None:
-            return span.context
-    return None
+class DisabledSpan(SpanContext):
+    """A span where everything is switched off: all its calls work, and do nothing."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        pass
+
+    @property
+    def id(self) -> str:
+        """A PFID that nobody knows."""
+        try:
+            return self._id
+        except AttributeError:
+            self._id = generate(0)
+            return self._id
+
+    def start_nowait(self, payload: Mapping[str, object] | None = None) -> None: ...
+    def set_result(self, data: Mapping[str, object]) -> None: ...
+    def complete_nowait(self, result: Mapping[str, object] | None = None) -> None: ...
+    def fail_nowait(self, result: Mapping[str, object] | None = None) -> None: ...
+    def cancel_nowait(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None: ...
+
+    def __repr__(self) -> str:
+        return "<SpanContext, switched off>"

@@ -236,6 +236,7 @@ def test_the_defaults_are_those_that_are_documented() -> None:
         "schema_registry": None,
         "registration_timeout": 10.0,
         "drain_timeout": 10.0,
+        "enabled": True,
         "termination_poll_interval": 30.0,
         "cancel_on_signals": (),
         "raise_on_loss": False,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from msgspec import UNSET
 
@@ -31,11 +30,9 @@ from prefactor_core.managers.span_operations import SpanOperations
 from prefactor_core.models import Span
 from prefactor_core.open_span import OpenSpan
 from prefactor_core.operations import CreateSpan, OperationType
+from prefactor_core.span_context import SpanContext
 
 _ENDS = {str(status): status for status in SpanStatus}
-
-if TYPE_CHECKING:
-    from prefactor_core.span_context import SpanContext
 
 logger = logging.getLogger("prefactor_core.managers.span")
 
@@ -49,6 +46,8 @@ class SpanManager:
     of ``outbox.home``, so that each step is told once and in order; payloads are looked at
     before, since that runs the code of others.
     """
+
+    records = True
 
     def __init__(
         self,
@@ -115,6 +114,17 @@ class SpanManager:
     def give_place_back(self) -> None:
         """The span that has waited for its place is not opened."""
         self._outbox.give_place_back()
+
+    def context(
+        self,
+        run: RunIdentity,
+        schema_name: str,
+        parent_span_id: str | None = None,
+        span_id: str | None = None,
+        payload: Mapping[str, object] | None = None,
+    ) -> SpanContext:
+        """A span in the agent's hands."""
+        return SpanContext(self, run, schema_name, parent_span_id, span_id, payload)
 
     def prepare(
         self,

@@ -1,0 +1,97 @@
+"""DisabledScope: what a client has while it is open and everything is switched off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from prefactor_core.agent_instance import finish_open_runs
+from prefactor_core.capture import Capture
+from prefactor_core.config import QueueConfig
+from prefactor_core.delivery.identity import Identities, RunIdentity
+from prefactor_core.delivery.ledger import Ledger
+from prefactor_core.delivery.outbox import Outbox
+from prefactor_core.home import Home
+from prefactor_core.lifecycle import Outcome
+from prefactor_core.managers.agent_instance import AgentInstanceManager
+from prefactor_core.managers.span import SpanManager
+from prefactor_core.operations import FinishAgentInstance, Operation, RegisterAgentInstance
+from prefactor_core.span_context import DisabledSpan, SpanContext
+
+_NO_PAYLOADS: Final = Capture(enabled=False)
+
+
+class DisabledScope:
+    """Runs live as ever, with ids of their own; spans do nothing; nothing is sent or waited for."""
+
+    def __init__(self) -> None:
+        self.home = Home()
+        self.ledger = Ledger()
+        identities = Identities()
+        outbox = _NoOutbox(self.ledger, identities, self.home)
+        self.instance_manager = AgentInstanceManager(
+            _NoApi(),
+            outbox.record,
+            identities=identities,
+            home=self.home,
+            is_away=lambda: False,
+            on_timeout=lambda error: None,
+        )
+        self.span_manager = _NoSpans(
+            outbox, identities, _NO_PAYLOADS, self.instance_manager.start_with
+        )
+
+    def check_task(self) -> None:
+        """Nothing here belongs to a task."""
+
+    async def flush(self) -> None:
+        """There is nothing to wait for."""
+
+    async def close(self, error: BaseException | None, *, raises: bool) -> None:
+        """End open runs."""
+        self.span_manager.close()
+        finish_open_runs(self, error)
+
+
+class _NoApi:
+    """Takes every run, as what it calls itself."""
+
+    async def register_agent_instance(self, operation: RegisterAgentInstance) -> str:
+        return operation.instance_id
+
+
+class _NoOutbox(Outbox):
+    """Forgets what is recorded."""
+
+    def __init__(self, ledger: Ledger, identities: Identities, home: Home) -> None:
+        super().__init__([], ledger, QueueConfig(), home)
+        self._identities = identities
+
+    def record(self, operation: Operation, *, has_place: bool = False) -> bool:
+        if isinstance(operation, FinishAgentInstance):
+            self._identities.forget(operation.instance_id)
+        return True
+
+
+class _NoSpans(SpanManager):
+    """Gives out spans that do nothing."""
+
+    records = False
+
+    def context(
+        self,
+        run: RunIdentity,
+        schema_name: str,
+        parent_span_id: str | None = None,
+        span_id: str | None = None,
+        payload: Mapping[str, object] | None = None,
+    ) -> SpanContext:
+        return DisabledSpan()
+
+    def finish(
+        self,
+        span_id: str,
+        result_payload: Mapping[str, object] | None = None,
+        status: Outcome = "complete",
+    ) -> None:
+        """Spans of ``create_span()`` are not known here."""
