@@ -98,3 +98,30 @@ class SpanContextStack:
             if isinstance(entry, str) or (entry.instance_id == instance_id and not entry.ended):
                 return entry
         return None
+
+
+class OtherStack:
+    """The stack of code that takes turns with other code in one context.
+
+    A generator runs in the context of who iterates it, and between two items that one opens
+    spans of its own. Both begin with what is open here; at each :meth:`swap` the one stack is
+    put aside and the other is that of the context, whichever context that is by then.
+    ``with`` is a swap there and back.
+    """
+
+    __slots__ = ("_aside",)
+
+    def __init__(self) -> None:
+        self._aside = _entries.get()
+
+    def swap(self) -> None:
+        """It is the other code's turn."""
+        entries = _entries.get()
+        _entries.set(self._aside)
+        self._aside = entries
+
+    def __enter__(self) -> None:
+        self.swap()
+
+    def __exit__(self, *error: object) -> None:
+        self.swap()

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefactor_core import SpanContextStack
+from prefactor_core.context_stack import OtherStack
 from prefactor_core.lifecycle import SpanStatus
 from prefactor_core.models import Span
 
@@ -160,3 +161,23 @@ def test_an_id_pushed_by_hand_inside_a_span_is_the_innermost() -> None:
     inner = make_span("inner", "one")
     Stack.push(inner)
     assert Stack.innermost("one") is inner
+
+
+@isolated
+def test_two_stacks_that_take_turns_see_nothing_of_each_other() -> None:
+    Stack.push("outer")
+    mine = OtherStack()
+    Stack.push("inside")
+    with mine:
+        assert Stack.get_stack() == ["outer"]
+        Stack.push("outside")
+    assert Stack.get_stack() == ["outer", "inside"]
+    Stack.push("later")
+    mine.swap()
+    assert Stack.get_stack() == ["outer", "outside"]
+    copied = Context()
+    copied.run(mine.swap)
+    assert copied.run(Stack.get_stack) == ["outer", "inside", "later"]
+    copied.run(mine.swap)
+    assert copied.run(Stack.is_empty)
+    assert Stack.get_stack() == ["outer", "outside"]
