@@ -6,6 +6,7 @@ from prefactor_core.agent_instance import (
     AgentInstanceScope,
     current_instance,
     current_span,
+    traced,
 )
 from prefactor_core.client import PrefactorCoreClient, open_prefactor
 from prefactor_core.config import HttpClientConfig, PrefactorCoreConfig, QueueConfig
@@ -87,6 +88,7 @@ __all__ = [
     "open_prefactor",
     "open_prefactor_sync",
     "redact_keys",
+    "traced",
 ]
 
 # A traceback names an error as its users import it.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 import anyio.lowlevel
@@ -22,6 +22,7 @@ from prefactor_core.models import AgentInstance
 from prefactor_core.open_span import OpenSpan
 from prefactor_core.outcome import outcome_of
 from prefactor_core.span_context import DisabledSpan, SpanContext
+from prefactor_core.traced import F, traced_by
 
 if TYPE_CHECKING:
     from prefactor_core.client import PrefactorCoreClient
@@ -51,6 +52,34 @@ def current_span() -> SpanContext | None:
             return span.context
     instance = current_instance()
     return DisabledSpan() if instance is not None and not instance.records else None
+
+
+def traced(
+    schema_name: str,
+    *,
+    exclude: Collection[str] = (),
+    capture_result: bool = True,
+    reduce: Callable[[list[Any]], object] | None = None,
+) -> Callable[[F], F]:
+    """Record every call of a function as a span of the current run.
+
+    ``@traced("agent:tool")`` above a function, asynchronous or not, or a generator. The span has
+    the arguments by name as payload, without ``self`` and ``cls`` and the names in ``exclude``,
+    and what the function returns as result: a mapping as it is, anything else as ``result``;
+    ``capture_result=False`` keeps none. It ends as that of ``with instance.span(...)`` does. The
+    run is the :func:`current_instance` of the call; without one the function runs unrecorded.
+
+    The span of a generator lasts from the first item that is asked for to the end: one that is
+    left early is ``cancelled``. It is innermost only while the generator's own code runs. Its
+    result is ``items``, at most the first 10,000 (``items_left_out``: how many more there were),
+    or what ``reduce`` makes of that list. The generator begins with its first item, so that
+    arguments that do not fit raise there and not at the call.
+
+    What counts is what :mod:`inspect` says of the function: the call of one that only hands out
+    a coroutine or generator of another function ends as soon as it has done so. Raises
+    :class:`~prefactor_core.PrefactorValueError` for what cannot be decorated so.
+    """
+    return traced_by(current_instance, schema_name, exclude, capture_result, reduce)
 
 
 def _forget_ended_runs() -> None:
@@ -145,6 +174,18 @@ class AgentInstanceHandle:
         """A step of this run; see :meth:`prefactor_core.PrefactorCoreClient.span`."""
         spans = self._client.span_manager
         return spans.context(self._identity, schema_name, parent_span_id, None, payload)
+
+    def traced(
+        self,
+        schema_name: str,
+        *,
+        exclude: Collection[str] = (),
+        capture_result: bool = True,
+        reduce: Callable[[list[Any]], object] | None = None,
+    ) -> Callable[[F], F]:
+        """Record every call of a function as a span of this run; see
+        :func:`prefactor_core.traced`."""
+        return traced_by(lambda: self, schema_name, exclude, capture_result, reduce)
 
     async def create_span(
         self,

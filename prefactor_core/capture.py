@@ -180,8 +180,8 @@ def merge(fields: dict[str, object], data: object) -> None:
         fields["value"] = describe(data, Timebox())
 
 
-def fields_of(data: object) -> dict[str, object]:
-    """``data`` as the fields of an object: a mapping's own, else one called ``value``."""
+def fields_of(data: object, name: str = "value") -> dict[str, object]:
+    """``data`` as the fields of an object: a mapping's own, else one called ``name``."""
     if type(data) is dict:
         return dict(cast("dict[str, object]", data))
     timebox = Timebox()
@@ -190,8 +190,8 @@ def fields_of(data: object) -> dict[str, object]:
             found = items_of(cast("Mapping[object, object]", data), timebox, _MAX_FIELDS)
             return cast("dict[str, object]", found)
     except Exception:
-        return {"value": describe(data, timebox)}
-    return {"value": data}
+        return {name: describe(data, timebox)}
+    return {name: data}
 
 
 capture = Capture()

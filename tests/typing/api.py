@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, assert_type
@@ -25,6 +26,7 @@ from prefactor_core import (
     Statistics,
     TaskExecutor,
     open_prefactor,
+    traced,
 )
 from prefactor_core.testing import RecordedRun, RecordedSpan, Recording, open_recording
 
@@ -75,6 +77,60 @@ async def scopes(queue: Queue[Operation], registry: SchemaRegistry) -> None:
         handle = await client.create_agent_instance("agent", {"name": "Agent"})
         assert_type(handle, AgentInstanceHandle)
         assert_type(client.span_manager.get_span("…"), Span)
+
+
+@traced("agent:tool", exclude=("limit",))
+async def search(query: str, limit: int = 3) -> list[str]:
+    return [query] * limit
+
+
+@traced("agent:tool", capture_result=False)
+def count(text: str) -> int:
+    return len(text)
+
+
+@traced("agent:llm", reduce="".join)
+async def astream(prompt: str) -> AsyncGenerator[str, int]:
+    yield prompt
+
+
+@traced("agent:llm", reduce=len)
+def stream(prompt: str) -> Generator[str, int, bool]:
+    yield prompt
+    return True
+
+
+class Tools:
+    @traced("agent:tool")
+    def method(self, text: str) -> int:
+        return len(text)
+
+    @classmethod
+    @traced("agent:tool")
+    def of_the_class(cls, text: str) -> int:
+        return len(text)
+
+    @staticmethod
+    @traced("agent:tool")
+    def static(text: str) -> int:
+        return len(text)
+
+
+async def decorated(instance: AgentInstanceHandle) -> None:
+    assert_type(await search("x", limit=2), list[str])
+    assert_type(count("x"), int)
+    assert_type(astream("x"), AsyncGenerator[str, int])
+    assert_type(stream("x"), Generator[str, int, bool])
+    assert_type(Tools().method("x"), int)
+    assert_type(Tools.of_the_class("x"), int)
+    assert_type(Tools.static("x"), int)
+    assert_type(instance.traced("agent:tool")(count)("x"), int)
+    search(3)  # type: ignore[arg-type, unused-coroutine]  # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
+    count()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Tools().method(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    traced("agent:tool", reduce=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    traced(count)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    traced("agent:tool")(3)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
 
 
 def operations(operation: Operation) -> None:

@@ -1,0 +1,322 @@
+"""traced: every call of a function is a span."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Mapping
+from functools import wraps
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
+
+from prefactor_core.capture import fields_of
+from prefactor_core.context_stack import OtherStack
+from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.jsonable import full_type_name
+from prefactor_core.log import log
+from prefactor_core.span_context import SpanContext
+
+if TYPE_CHECKING:
+    from prefactor_core.agent_instance import AgentInstanceHandle
+
+logger = logging.getLogger("prefactor_core.traced")
+
+MAX_ITEMS: Final = 10_000
+
+F = TypeVar("F", bound=Callable[..., object])
+
+Reduce = Callable[[list[Any]], object]
+"""Makes what is recorded of the items that a generator has yielded."""
+
+
+def traced_by(
+    instance: Callable[[], AgentInstanceHandle | None],
+    schema_name: str,
+    exclude: Collection[str],
+    capture_result: bool,
+    reduce: Reduce | None,
+) -> Callable[[F], F]:
+    """The decorator :func:`prefactor_core.traced`, for the runs that ``instance`` gives."""
+    if not isinstance(schema_name, str) or not schema_name:
+        # Of anything else, which may be a payload, only what it is.
+        got = "''" if isinstance(schema_name, str) else type(schema_name).__qualname__
+        raise PrefactorValueError(
+            f"schema_name must be the name of a span type, got {got}: "
+            'write @traced("agent:tool") above the function'
+        )
+    if isinstance(exclude, str):
+        raise PrefactorValueError(
+            f'exclude must be a collection of names, as ("{exclude}",), got {exclude!r}'
+        )
+    if reduce is not None and not callable(reduce):
+        raise PrefactorValueError(
+            f"reduce must be a function of a list, got {type(reduce).__qualname__}"
+        )
+
+    def decorate(function: F) -> F:
+        if isinstance(function, staticmethod):
+            return cast("F", staticmethod(decorate(cast("F", function.__func__))))
+        _check_function(function)
+        calls = _Calls(function, instance, schema_name, exclude, capture_result, reduce)
+        # What makes the wrapper is also what inspect says of the function.
+        if inspect.isasyncgenfunction(function):
+            wrapper = _async_generator_function(calls)
+        elif inspect.isgeneratorfunction(function):
+            wrapper = _generator_function(calls)
+        elif reduce is not None:
+            raise PrefactorValueError(f"reduce is for generators, and {calls.name} is none")
+        elif inspect.iscoroutinefunction(function):
+            wrapper = _coroutine_function(calls)
+        else:
+            wrapper = _function(calls)
+        return cast("F", wraps(function)(wrapper))
+
+    return decorate
+
+
+def _check_function(function: object) -> None:
+    what = None
+    if isinstance(function, classmethod):
+        what = "a classmethod: put @traced below @classmethod"
+    elif isinstance(function, type):
+        what = f"the class {function.__qualname__}: decorate its methods"
+    elif not callable(function):
+        what = type(function).__qualname__
+    if what is not None:
+        raise PrefactorValueError(f"@traced is for functions, got {what}")
+
+
+class _Calls:
+    """What is the same for all calls of a function."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        instance: Callable[[], AgentInstanceHandle | None],
+        schema_name: str,
+        exclude: Collection[str],
+        capture_result: bool,
+        reduce: Reduce | None,
+    ) -> None:
+        self.function = function
+        # Never its repr: that of a partial has its arguments.
+        self.name: str = getattr(function, "__qualname__", type(function).__qualname__)
+        self.captures_result = capture_result
+        self._instance = instance
+        self._schema_name = schema_name
+        self._reduce = reduce
+        self._told: set[str] = set()
+        self._signature = _signature_of(function)
+        parameters = list(self._signature.parameters)
+        for name in exclude:
+            if name not in parameters:
+                raise PrefactorValueError(
+                    f"exclude names {name!r}, which is no parameter of {self.name}: "
+                    f"it has {', '.join(map(repr, parameters)) or 'none'}"
+                )
+        self._left_out = {*exclude, *(name for name in parameters[:1] if name in ("self", "cls"))}
+
+    def span(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SpanContext | None:
+        """The span of a call; None without a run to record it to."""
+        instance = self._instance()
+        if instance is not None:
+            return instance.span(self._schema_name, payload=self._arguments(args, kwargs))
+        message = "%s is called outside of a run: this call and others like it are not recorded"
+        self._tell_once(logging.INFO, message, self.name)
+        return None
+
+    def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, object]:
+        try:
+            bound = self._signature.bind(*args, **kwargs)
+        except TypeError:
+            return {}  # the call itself will raise, inside of the span
+        bound.apply_defaults()
+        return {
+            name: value for name, value in bound.arguments.items() if name not in self._left_out
+        }
+
+    def result(self, value: object) -> Mapping[str, object] | None:
+        """What the span of a call that returned ``value`` results in."""
+        if value is None or not self.captures_result:
+            return None
+        return fields_of(value, "result")
+
+    def result_of_items(self, items: list[object], left_out: int) -> dict[str, object]:
+        """What the span of a generator results in."""
+        fields: dict[str, object] = {"items": items}
+        if self._reduce is not None:
+            try:
+                fields = dict(self.result(self._reduce(items)) or {})
+            except Exception as error:
+                # Not its message: that may well be of the items.
+                message = "reduce= of %s raised %s: the items are recorded instead, here and on"
+                self._tell_once(logging.ERROR, message, self.name, full_type_name(type(error)))
+        if left_out:
+            fields["items_left_out"] = left_out
+        return fields
+
+    def _tell_once(self, level: int, message: str, *args: object) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            log(logger, level, message, *args)
+
+
+def _signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):  # some built-in functions do not tell
+        return inspect.signature(lambda *args, **kwargs: None)  # pyright: ignore[reportUnknownLambdaType]
+
+
+def _function(calls: _Calls) -> Callable[..., Any]:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        span = calls.span(args, kwargs)
+        if span is None:
+            return calls.function(*args, **kwargs)
+        with span:
+            value = calls.function(*args, **kwargs)
+            span.complete_nowait(calls.result(value))
+            return value
+
+    return wrapper
+
+
+def _coroutine_function(calls: _Calls) -> Callable[..., Any]:
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        span = calls.span(args, kwargs)
+        if span is None:
+            return await calls.function(*args, **kwargs)
+        async with span:
+            value = await calls.function(*args, **kwargs)
+            # The span ends here and not with its block, which would make a checkpoint: a
+            # cancellation that waits there would take what the function has returned.
+            span.complete_nowait(calls.result(value))
+            return value
+
+    return wrapper
+
+
+class _Stream:
+    """One generator: the span of it, and what it has yielded so far.
+
+    The span is innermost only in the generator's own code: ``with stream.outside`` is the turn
+    of who iterates it. Holds no cancel scope, which a generator must not do.
+    """
+
+    def __init__(self, calls: _Calls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._calls = calls
+        self._span = calls.span(args, kwargs)
+        self._collects = calls.captures_result and self._span is not None
+        self._items: list[object] = []
+        self._left_out = 0
+        self.outside = OtherStack()
+
+    def add(self, item: object) -> None:
+        """The generator yields this now."""
+        if self._collects:
+            if len(self._items) < MAX_ITEMS:
+                self._items.append(item)
+            else:
+                self._left_out += 1
+
+    def __enter__(self) -> Self:
+        if self._span is not None:
+            self._span.__enter__()
+        return self
+
+    async def __aenter__(self) -> Self:
+        if self._span is not None:
+            await self._span.__aenter__()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._span is not None:
+            if self._collects:
+                self._span.set_result(self._calls.result_of_items(self._items, self._left_out))
+            self._span.__exit__(exc_type, error, traceback)
+        self.outside.swap()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.__exit__(exc_type, error, traceback)
+
+
+def _generator_function(calls: _Calls) -> Callable[..., Any]:
+    def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        with _Stream(calls, args, kwargs) as stream:
+            inner: Generator[Any, Any, Any] = calls.function(*args, **kwargs)
+            resume: Callable[[Any], Any] = inner.send
+            given: Any = None
+            while True:
+                try:
+                    item = resume(given)
+                except StopIteration as stop:
+                    return stop.value
+                finally:
+                    given = None  # an error and this frame would keep each other alive
+                stream.add(item)
+                try:
+                    with stream.outside:
+                        given = yield item
+                    resume = inner.send
+                except GeneratorExit:
+                    inner.close()
+                    raise
+                except BaseException as error:  # noqa: ASYNC103 - it is up to the generator
+                    resume, given = inner.throw, error
+
+    return wrapper
+
+
+def _async_generator_function(calls: _Calls) -> Callable[..., Any]:
+    async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        async with _Stream(calls, args, kwargs) as stream:
+            inner: AsyncGenerator[Any, Any] = calls.function(*args, **kwargs)
+            step = _first_step(inner)
+            while True:
+                try:
+                    item = await step
+                except StopAsyncIteration:
+                    return
+                finally:
+                    del step  # it may hold an error: see above
+                stream.add(item)
+                try:
+                    with stream.outside:
+                        given = yield item  # noqa: ASYNC119 - its owner closes it, as any other
+                    step = inner.asend(given)
+                except GeneratorExit:
+                    await inner.aclose()
+                    raise
+                except BaseException as error:  # noqa: ASYNC103
+                    step = inner.athrow(error)
+
+    return wrapper
+
+
+def _first_step(inner: AsyncGenerator[Any, Any]) -> Awaitable[Any]:
+    """Begin a generator that the event loop must not know of: who wraps it closes it.
+
+    Of two generators that are forgotten together, or left at the end of the loop, the loop
+    would close both at the same time, and the one that closes the other would fail.
+    """
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(firstiter=None, finalizer=_leave_it)
+    try:
+        return inner.asend(None)
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+
+
+def _leave_it(inner: AsyncGenerator[Any, Any]) -> None:
+    """Without a finalizer, Python would close it on the spot, where nothing can be awaited."""
