@@ -22,7 +22,7 @@ from prefactor_core.models import AgentInstance
 from prefactor_core.open_span import OpenSpan
 from prefactor_core.outcome import outcome_of
 from prefactor_core.span_context import DisabledSpan, SpanContext
-from prefactor_core.traced import F, traced_by
+from prefactor_core.tracing import F, traced_by
 
 if TYPE_CHECKING:
     from prefactor_core.client import PrefactorCoreClient

@@ -1,4 +1,4 @@
-"""traced: every call of a function is a span."""
+"""Tracing: every call of a function is a span; the decorator ``traced``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from prefactor_core.span_context import SpanContext
 if TYPE_CHECKING:
     from prefactor_core.agent_instance import AgentInstanceHandle
 
-logger = logging.getLogger("prefactor_core.traced")
+logger = logging.getLogger("prefactor_core.tracing")
 
 MAX_ITEMS: Final = 10_000
 
@@ -120,10 +120,11 @@ class _Calls:
     def span(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SpanContext | None:
         """The span of a call; None without a run to record it to."""
         instance = self._instance()
-        if instance is not None:
+        if instance is None:
+            message = "%s is called outside of a run: this call and others like it are not recorded"
+            self._tell_once(logging.INFO, message, self.name)
+        elif instance.records:
             return instance.span(self._schema_name, payload=self._arguments(args, kwargs))
-        message = "%s is called outside of a run: this call and others like it are not recorded"
-        self._tell_once(logging.INFO, message, self.name)
         return None
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, object]:
