@@ -151,7 +151,9 @@ class _Calls:
                 fields = dict(self.result(self._reduce(items)) or {})
             except Exception as error:
                 # Not its message: that may well be of the items.
-                message = "reduce= of %s raised %s: the items are recorded instead, here and on"
+                message = (
+                    "reduce= of %s raised %s: the items are recorded instead, as often as it does"
+                )
                 self._tell_once(logging.ERROR, message, self.name, full_type_name(type(error)))
         if left_out:
             fields["items_left_out"] = left_out
