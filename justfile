@@ -5,10 +5,10 @@ set shell := ["sh", "-eu", "-c"]
 venv := ".venv"
 # ASYNC124: what a framework awaits is async also without an await. ASYNC127: httpx is given.
 # ASYNC112 (in tests): a task group with one task is how a test gets another task.
-# ASYNC103, ASYNC104: workers survive what was not meant for them, and what the code of others
-# raises in a thread of its own is handed to the caller.
+# ASYNC103, ASYNC104: workers survive what was not meant for them; what is raised in a thread of
+# ours is handed to the caller, and what leaves a cancel scope to who leaves that.
 not_here := "ASYNC124,ASYNC127"
-survivors := "prefactor_core/queue/workers.py:ASYNC103,ASYNC104 prefactor_core/timebox.py:ASYNC103,ASYNC104"
+survivors := "prefactor_core/cancellation.py:ASYNC103,ASYNC104 prefactor_core/queue/workers.py:ASYNC103,ASYNC104 prefactor_core/sync_client.py:ASYNC103,ASYNC104 prefactor_core/timebox.py:ASYNC103,ASYNC104"
 python := venv / "bin/python"
 
 # List the verbs.

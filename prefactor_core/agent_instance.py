@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 import anyio.lowlevel
 
+from prefactor_core.cancellation import leave_scope
 from prefactor_core.capture import describe_error
 from prefactor_core.context_stack import SpanContextStack
 from prefactor_core.exceptions import (
@@ -282,16 +283,9 @@ class AgentInstanceScope:
                 "entered it. Use create_agent_instance(), start() and finish() where one task "
                 "begins a run and another ends it"
             )
-        try:
-            if error is None:
-                caught = self._scope.__exit__(None, None, None)
-            else:
-                caught = self._scope.__exit__(type(error), error, error.__traceback__)
-        except BaseException as rest:
-            # Of a group that was raised, what is no cancellation by this scope.
-            caught, error = False, rest
+        left = leave_scope(self._scope, error)
         # 3. One error says that the run was stopped, whatever the body made of that.
-        run.raise_if_terminated(error, caught=caught)
+        run.raise_if_terminated(left, caught=left is not error)
 
 
 class OpenRun:
@@ -324,12 +318,12 @@ class OpenRun:
     def raise_if_terminated(self, error: BaseException | None, *, caught: bool = False) -> None:
         """Raises :class:`PrefactorTerminatedError` in place of ``error`` if the run was stopped.
 
-        ``caught``: the error is nothing but the cancellation that stopped it. Only what comes
-        from outside goes first: another cancellation, or Ctrl-C.
+        ``caught``: there was the cancellation that stopped it, which is not worth telling. Only
+        what comes from outside goes first: another cancellation, or Ctrl-C.
         """
         if self._terminated is None:
             return
-        if caught:
+        if caught and error is None:
             raise PrefactorTerminatedError(self._terminated, self._id) from None
         if isinstance(error, PrefactorTerminatedError) and error.instance_id == self._id:
             return

@@ -10,6 +10,7 @@ from types import FrameType
 
 import anyio
 
+from prefactor_core.cancellation import leave_scope
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.home import Home
 
@@ -52,17 +53,7 @@ class SignalCancellation:
     def body_ends(self, error: BaseException | None) -> BaseException | None:
         """What is left of ``error`` when the cancellation by a signal is taken off."""
         scope, self._scope = self._scope, None
-        if scope is None:
-            return error
-        try:
-            if error is None:
-                scope.__exit__(None, None, None)
-            elif scope.__exit__(type(error), error, error.__traceback__):
-                return None
-        except BaseException as rest:
-            # Of a group that was raised, what is no cancellation by this scope.
-            return rest
-        return error
+        return error if scope is None else leave_scope(scope, error)
 
     def restore(self) -> None:
         """Put back the handlers that were there before.

@@ -15,9 +15,13 @@ from prefactor_core.client import PrefactorCoreClient, open_prefactor
 from prefactor_core.config import PrefactorOptions
 from prefactor_core.exceptions import PrefactorCoreError
 from prefactor_core.schema_registry import SchemaRegistry
+from prefactor_core.sync_client import SyncPrefactorClient
 
 try:
     from prefactor_core.local.app import MEMORY, LocalPrefactor
+    from prefactor_core.local.refusal import Refusal
+    from prefactor_core.local.requests import TerminateBody
+    from prefactor_core.local.service import Service
     from prefactor_core.local.store import Row, Store
     from prefactor_core.local.views import Views
 except ImportError as error:
@@ -46,6 +50,7 @@ class Recording:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._views = Views(store)
+        self._service = Service(store)
         self._app = LocalPrefactor(store)
 
     def open(
@@ -65,6 +70,26 @@ class Recording:
             asgi_app=self._app,
             **options,
         )
+
+    def open_sync(
+        self,
+        *,
+        schema_registry: SchemaRegistry | None = None,
+        **options: Unpack[PrefactorOptions],
+    ) -> SyncPrefactorClient:
+        """As :meth:`open`, for synchronous code: ``with recording.open_sync() as client:``."""
+        return SyncPrefactorClient(self.open(schema_registry=schema_registry, **options))
+
+    def terminate(self, instance_id: str, reason: str) -> None:
+        """Stop a run that is open, as the service does it.
+
+        The agent hears of it with the answer to what it records next, or with a poll. Raises
+        :class:`PrefactorCoreError` if the run is not there, or not active.
+        """
+        try:
+            self._service.terminate(instance_id, TerminateBody(reason=reason))
+        except Refusal as refusal:
+            raise PrefactorCoreError(refusal.message) from None
 
     @property
     def runs(self) -> list[RecordedRun]:

@@ -23,7 +23,7 @@ from prefactor_core import (
     traced,
 )
 
-LOGGER = "prefactor_core.traced"
+LOGGER = "prefactor_core.tracing"
 TOOL = ("agent:tool", "complete", [])
 
 

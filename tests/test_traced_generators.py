@@ -18,9 +18,9 @@ import pytest
 from harness import recording
 
 from prefactor_core import SpanContextStack, current_span, traced
-from prefactor_core.traced import MAX_ITEMS
+from prefactor_core.tracing import MAX_ITEMS
 
-LOGGER = "prefactor_core.traced"
+LOGGER = "prefactor_core.tracing"
 TOOL = ("agent:tool", "complete", [])
 
 
