@@ -82,11 +82,12 @@ def open_prefactor(
 class PrefactorCoreClient:
     """Records runs and ships them in the background, for as long as its scope is open.
 
-    ``async with PrefactorCoreClient(config) as client:``, or :meth:`initialize` and
-    :meth:`close` in one task, last opened, first closed. Leaving waits until everything is
-    delivered, for at most ``config.drain_timeout`` seconds, also when it is cancelled from
-    outside; what is not delivered then is counted and reported in one warning. What the
-    block raises leaves it as the same object. A client can be opened again after that.
+    ``async with PrefactorCoreClient(config) as client:``, in one task; or :meth:`initialize` and
+    :meth:`close`, in whichever tasks. Leaving waits until everything is delivered, for at most
+    ``config.drain_timeout`` seconds, also when it is cancelled from outside; what is not
+    delivered then is counted and reported in one warning. What the block raises leaves it as
+    the same object. A client can be opened again after that. Any task may use it, and any
+    thread may record.
 
     ``queue``: a queue of your own for what is recorded; it is emptied by one worker, so that
     the order of every run is kept. By default each of ``config.queue_config.num_workers``
@@ -123,18 +124,10 @@ class PrefactorCoreClient:
             raise QueueClosedError(
                 "the client's queue was closed with its last scope: make a client with a new one"
             )
-        # Here and not above: what only an open client needs, httpx before all, is most of the
-        # cost of importing this package.
-        from prefactor_core.client_scope import ClientScope
-        from prefactor_core.disabled import DisabledScope
-
         self._opening = True
         try:
             signals = SignalCancellation(self._config.cancel_on_signals)
-            if self._config.enabled:
-                self._scope = await ClientScope.open(self._config, self._queue, self._asgi_app)
-            else:
-                self._scope = DisabledScope()
+            self._scope = await self._open()
         finally:
             self._opening = False
         self._ledger = self._scope.ledger
@@ -142,19 +135,29 @@ class PrefactorCoreClient:
         signals.body_begins(self._scope.home)
         return self
 
+    async def _open(self) -> ClientScope | DisabledScope:
+        # Imported here: what only an open client needs, httpx before all, is most of the cost
+        # of importing this package.
+        if self._config.enabled:
+            from prefactor_core.client_scope import ClientScope
+
+            return await ClientScope.open(self._config, self._queue, self._asgi_app)
+        from prefactor_core.disabled import DisabledScope
+
+        return DisabledScope()
+
     async def __aexit__(
         self,
         exc_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        if self._scope is None:
-            return None
-        if self._scope.home.is_left:
-            # In a fork there is nothing to close: everything is the parent's.
-            self._scope = None
-            return None
-        self._scope.check_task()
+        if self._scope is not None:
+            if self._scope.home.is_left:
+                # In a fork there is nothing to close: everything is the parent's.
+                self._scope = None
+                return None
+            self._scope.check_task()
         left = self._signals.body_ends(error)
         try:
             await self._close(error, raises=left is not None)  # noqa: ASYNC102 - shields and bounds
