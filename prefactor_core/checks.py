@@ -6,11 +6,13 @@ and what it must be.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterable, Mapping
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from prefactor_core.exceptions import PrefactorValueError
+
+if TYPE_CHECKING:
+    import signal
 
 
 def has_host(url: str) -> bool:
@@ -94,6 +96,10 @@ def to_count(name: str, value: object) -> int:
 
 def to_signals(name: str, value: object) -> tuple[signal.Signals, ...]:
     """Signals that a program can handle."""
+    if value == ():
+        return ()
+    import signal  # here: it takes its time, and most programs leave it out
+
     try:
         signals = tuple(signal.Signals(number) for number in cast("Iterable[int]", value))
     except (TypeError, ValueError):

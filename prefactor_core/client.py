@@ -15,15 +15,11 @@ from prefactor_core.delivery.ledger import Ledger, Statistics
 from prefactor_core.exceptions import (
     ClientAlreadyInitializedError,
     ClientNotInitializedError,
-    ClientScopeError,
     PrefactorValueError,
 )
-from prefactor_core.home import FORKED
-from prefactor_core.host_task import HostTask
 from prefactor_core.operations import Operation
 from prefactor_core.queue.base import Queue, QueueClosedError
 from prefactor_core.schema_registry import SchemaRegistry, choose_schema_version
-from prefactor_core.signals import SignalCancellation
 from prefactor_core.span_context import SpanContext
 
 if TYPE_CHECKING:
@@ -32,8 +28,10 @@ if TYPE_CHECKING:
     from prefactor_core.api.client import AsgiApp
     from prefactor_core.client_scope import ClientScope
     from prefactor_core.disabled import DisabledScope
+    from prefactor_core.host_task import HostTask
     from prefactor_core.managers.agent_instance import AgentInstanceManager
     from prefactor_core.managers.span import SpanManager
+    from prefactor_core.signals import SignalCancellation
 
 
 def open_prefactor(
@@ -114,7 +112,7 @@ class PrefactorCoreClient:
         self._scope: ClientScope | DisabledScope | None = None
         self._opening = False
         self._host: HostTask | None = None
-        self._signals = SignalCancellation(())
+        self._signals: SignalCancellation | None = None
         self._ledger = Ledger()
 
     async def __aenter__(self) -> Self:
@@ -126,18 +124,26 @@ class PrefactorCoreClient:
             )
         self._opening = True
         try:
-            signals = SignalCancellation(self._config.cancel_on_signals)
+            self._signals = self._signal_cancellation()
             self._scope = await self._open()
         finally:
             self._opening = False
         self._ledger = self._scope.ledger
-        self._signals = signals
-        signals.body_begins(self._scope.home)
+        if self._signals is not None:
+            self._signals.body_begins(self._scope.home)
         return self
 
+    # What only an open client needs, httpx before all, is most of the cost of importing this
+    # package: it is imported when it is needed.
+
+    def _signal_cancellation(self) -> SignalCancellation | None:
+        if not self._config.cancel_on_signals:
+            return None
+        from prefactor_core.signals import SignalCancellation
+
+        return SignalCancellation(self._config.cancel_on_signals)
+
     async def _open(self) -> ClientScope | DisabledScope:
-        # Imported here: what only an open client needs, httpx before all, is most of the cost
-        # of importing this package.
         if self._config.enabled:
             from prefactor_core.client_scope import ClientScope
 
@@ -158,11 +164,12 @@ class PrefactorCoreClient:
                 self._scope = None
                 return None
             self._scope.check_task()
-        left = self._signals.body_ends(error)
+        left = error if self._signals is None else self._signals.body_ends(error)
         try:
             await self._close(error, raises=left is not None)  # noqa: ASYNC102 - shields and bounds
         finally:
-            self._signals.restore()
+            if self._signals is not None:
+                self._signals.restore()
         if left is None or left is error:
             # Swallowed is the cancellation by a signal alone.
             return left is not error
@@ -187,6 +194,8 @@ class PrefactorCoreClient:
                 "cancel_on_signals cancels the block of 'async with', which initialize() has "
                 "not: leave it out, or write 'async with'"
             )
+        from prefactor_core.host_task import HostTask
+
         host = HostTask(self)
         await host.open()
         self._host = host
@@ -343,7 +352,7 @@ class PrefactorCoreClient:
     @property
     def stopped_by(self) -> signal.Signals | None:
         """The signal of ``cancel_on_signals`` that cancelled the block; None if none did."""
-        return self._signals.received
+        return None if self._signals is None else self._signals.received
 
     def statistics(self) -> Statistics:
         """What became of everything recorded in this scope, or in the last one."""
@@ -367,11 +376,10 @@ class PrefactorCoreClient:
         return self._open_scope().span_manager
 
     def _open_scope(self) -> ClientScope | DisabledScope:
-        if self._scope is not None and self._scope.home.is_left:
-            raise ClientScopeError(FORKED)
         if self._scope is None:
             raise ClientNotInitializedError(
                 "the client is not open, or closed already: use it inside "
                 "'async with open_prefactor(...) as client:', or between initialize() and close()"
             )
+        self._scope.home.check_process()
         return self._scope

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import signal
 from collections.abc import Mapping, Sequence
 from typing import (
     TYPE_CHECKING,
@@ -41,6 +40,9 @@ from prefactor_core.checks import (
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.redaction import redact_keys
 from prefactor_core.schema_registry import SchemaRegistry
+
+if TYPE_CHECKING:
+    import signal
 
 LOCAL_PREFIX = "local:"
 """What an ``api_url`` begins with that names a database file and no server."""

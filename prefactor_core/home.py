@@ -8,8 +8,11 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context
 from typing import TYPE_CHECKING, Final, cast
+from weakref import WeakSet
 
 import anyio.lowlevel
+
+from prefactor_core.exceptions import ClientScopeError
 
 if TYPE_CHECKING:
     import asyncio
@@ -18,28 +21,15 @@ if TYPE_CHECKING:
 
 _TRIO: Final = "run_sync_soon"
 
-FORKED: Final = (
-    "the client was opened in the process that this one was forked from: open one of your own here"
-)
-
-# How often this process came into being by a fork, as far as this library saw it.
-_forks = 0
-
-
-def _forked() -> None:
-    global _forks
-    _forks += 1
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
-
 
 class Home:
     """The thread, the event loop and the process that a client was opened in.
 
     ``lock``: held while something is recorded, whichever thread does it. It is never held
     during a wait, nor while the code of others looks at a payload.
+    ``is_left``: whether this process is a fork of the one that the client lives in. Only the
+    memory of the client is here then: no loop runs, and another thread may have held the lock,
+    for ever.
 
     What anyio has no call for is here: a call into the loop that waits for nothing, not even
     for the loop; and a task that no task group owns.
@@ -48,25 +38,25 @@ class Home:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self._thread_id = threading.get_ident()
-        self._forks = _forks
+        self.is_left = False
+        _homes.add(self)
         token = anyio.lowlevel.current_token().native_token
         # One of these it is; neither is imported to find out.
         self._asyncio = cast("asyncio.AbstractEventLoop", token)
         self._trio = cast("trio.lowlevel.TrioToken", token) if hasattr(token, _TRIO) else None
 
+    def check_process(self) -> None:
+        """Raises :class:`ClientScopeError` in a fork."""
+        if self.is_left:
+            raise ClientScopeError(
+                "the client was opened in the process that this one was forked from: "
+                "open one of your own here"
+            )
+
     @property
     def is_here(self) -> bool:
         """Whether the caller is in the loop's own thread."""
         return threading.get_ident() == self._thread_id
-
-    @property
-    def is_left(self) -> bool:
-        """Whether this process is a fork of the one that the client lives in.
-
-        Only the memory of the client is here then: no loop runs, and another thread may have
-        held the lock, for ever.
-        """
-        return self._forks != _forks
 
     def run_soon(self, function: Callable[[], object]) -> None:
         """Have the loop call ``function``; for any thread. Nothing if the loop has ended."""
@@ -85,3 +75,15 @@ class Home:
 
             return trio.lowlevel.spawn_system_task(function, name=name, context=Context())
         return self._asyncio.create_task(function(), name=name, context=Context())
+
+
+_homes: WeakSet[Home] = WeakSet()
+
+
+def _leave_homes() -> None:
+    for home in _homes:
+        home.is_left = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_homes)

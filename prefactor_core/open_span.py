@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from msgspec import Raw
 
-from prefactor_core.clock import Clock
-from prefactor_core.delivery.identity import RunIdentity
 from prefactor_core.models import Span
 
 if TYPE_CHECKING:
+    from prefactor_core.clock import Clock
+    from prefactor_core.delivery.identity import RunIdentity
     from prefactor_core.span_context import SpanContext
 
 

@@ -12,12 +12,12 @@ from prefactor_core.capture import describe_error, merge
 from prefactor_core.exceptions import PrefactorCoreError
 from prefactor_core.identifiers import generate
 from prefactor_core.lifecycle import Outcome
-from prefactor_core.models import Span
 from prefactor_core.outcome import outcome_of
 
 if TYPE_CHECKING:
     from prefactor_core.delivery.identity import RunIdentity
     from prefactor_core.managers.span import SpanManager
+    from prefactor_core.open_span import OpenSpan
 
 
 class SpanContext:
@@ -65,7 +65,7 @@ class SpanContext:
         self._parent_span_id = parent_span_id
         self._payload = payload
         self._result: dict[str, object] = {}
-        self._span: Span | None = None
+        self._span: OpenSpan | None = None
         self._entered = False
         self._has_place = False
 
@@ -90,8 +90,9 @@ class SpanContext:
 
     def start_nowait(self, payload: Mapping[str, object] | None = None) -> None:
         """As :meth:`start`, in synchronous code."""
-        if not self._open().ended:
-            self._spans.start(self._id, payload)
+        span = self._open()
+        if not span.ended:
+            self._spans.begin(span, payload)
 
     def set_result(self, data: Mapping[str, object]) -> None:
         """Merge into the result that the span will end with; later keys win."""
@@ -126,8 +127,7 @@ class SpanContext:
 
     def cancel_nowait(self) -> None:
         """As :meth:`cancel`, in synchronous code."""
-        if not self._open().ended:
-            self._spans.cancel_unstarted(self._id)
+        self._spans.cancel(self._open())
 
     async def finish(self) -> None:
         """The span ends now, complete unless it has ended otherwise."""
@@ -184,7 +184,7 @@ class SpanContext:
         status = self._span.status if self._span else "not entered"
         return f"<SpanContext {self._schema_name!r} {self.id} {status}>"
 
-    def _open(self) -> Span:
+    def _open(self) -> OpenSpan:
         span = self._span
         if span is None:
             span = self._span = self._spans.open(
@@ -203,8 +203,9 @@ class SpanContext:
         return span
 
     def _finish(self, outcome: Outcome, result: Mapping[str, object] | None) -> None:
-        if not self._open().ended:
-            self._spans.finish(self._id, result, outcome)
+        span = self._open()
+        if not span.ended:
+            self._spans.end(span, result, outcome)
 
 
 class DisabledSpan(SpanContext):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
 from functools import partial, update_wrapper
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
@@ -21,6 +20,8 @@ from prefactor_core.queue.base import Queue
 from prefactor_core.schema_registry import SchemaRegistry
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from anyio.from_thread import BlockingPortal
 
     from prefactor_core.api.client import AsgiApp
@@ -110,13 +111,15 @@ class SyncPrefactorClient:
         self.core = core
         self._portal: BlockingPortal | None = None
         self._process = 0
-        self._opened: Future[None] = Future()
-        self._closed: Future[None] = Future()
+        self._opened: Future[None]
+        self._closed: Future[None]
         self._leaving: anyio.Event | None = None
         self._body_error: BaseException | None = None
         self._failure: Exception | None = None
 
     def __enter__(self) -> Self:
+        from concurrent.futures import Future  # here: importing it takes its time
+
         self._process = os.getpid()
         self._opened, self._closed, self._failure = Future(), Future(), None
         # A daemon: a scope that is never left must not keep the program from ending.
@@ -185,7 +188,7 @@ class SyncPrefactorClient:
             self._closed.set_result(None)
 
     async def _host(self) -> None:
-        from anyio.from_thread import BlockingPortal  # here: importing it takes its time
+        from anyio.from_thread import BlockingPortal
 
         async with BlockingPortal() as portal:
             try:

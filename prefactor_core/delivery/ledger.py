@@ -74,7 +74,7 @@ class Ledger:
         self.outage_since: datetime | None = None
         self._settled_bytes = 0
         self._dropped: Counter[str] = Counter()
-        self._dropped_total = 0
+        self._settled = 0
         self._requests = 0
         self._retries = 0
         self._merged = 0
@@ -97,7 +97,7 @@ class Ledger:
     @property
     def pending(self) -> int:
         """How many of them are neither delivered nor dropped."""
-        return self._accepted - self.delivered - self._dropped_total
+        return self._accepted - self._settled
 
     @property
     def pending_bytes(self) -> int:
@@ -128,13 +128,14 @@ class Ledger:
     def deliver(self, count: int, size: int) -> None:
         """The API has taken ``count`` operations of ``size`` bytes."""
         self.delivered += count
+        self._settled += count
         self._settled_bytes += size
 
     def drop(self, reason: str, count: int, size: int) -> None:
         """``count`` operations of ``size`` bytes are given up."""
         if count > 0:
             self._dropped[reason] += count
-            self._dropped_total += count
+            self._settled += count
             self._settled_bytes += size
 
     def drop_rest(self, reason: str) -> None:

@@ -107,15 +107,15 @@ class Outbox:
             if len(self._handed_over) == 1:
                 self.home.run_soon(self.take_over)
             return True
-        self.take_over()
+        if self._handed_over:
+            self.take_over()
         return self._put(operation)
 
     def take_over(self) -> None:
         """Queue what other threads have recorded; in the thread of the loop."""
-        if self._handed_over:
-            with self.home.lock:
-                while self._handed_over:
-                    self._put(self._handed_over.popleft())
+        with self.home.lock:
+            while self._handed_over:
+                self._put(self._handed_over.popleft())
 
     def found(self, operation: Operation) -> None:
         """Accept an operation that was in its queue before."""

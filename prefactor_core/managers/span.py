@@ -16,15 +16,13 @@ from prefactor_core.delivery.identity import Identities, RunIdentity
 from prefactor_core.delivery.outbox import Outbox
 from prefactor_core.exceptions import (
     ClientNotInitializedError,
-    ClientScopeError,
     InstanceNotFoundError,
     OperationError,
     PrefactorTerminatedError,
     PrefactorValueError,
     SpanNotFoundError,
 )
-from prefactor_core.home import FORKED
-from prefactor_core.lifecycle import Outcome, SpanStatus, check_outcome, is_terminal
+from prefactor_core.lifecycle import Outcome, SpanStatus, check_outcome
 from prefactor_core.log import log
 from prefactor_core.managers.span_operations import SpanOperations
 from prefactor_core.models import Span
@@ -85,7 +83,7 @@ class SpanManager:
         Raises :class:`PrefactorValueError` for names and ids that no span can have, and
         :class:`PrefactorTerminatedError` if the run was stopped.
         """
-        if run.termination.stops_spans:
+        if run.termination.reason is not None and run.termination.stops_spans:
             raise PrefactorTerminatedError(str(run.termination.reason), run.id)
         if not isinstance(schema_name, str) or not schema_name:
             raise PrefactorValueError(
@@ -152,7 +150,7 @@ class SpanManager:
         payload: Mapping[str, object] | None,
         has_place: bool = False,
         context: SpanContext | None = None,
-    ) -> Span:
+    ) -> OpenSpan:
         """As :meth:`prepare`, with what :meth:`run_of` and :meth:`new_id` gave; the span itself.
 
         ``payload`` is captured now: what changes in it later does not matter. ``has_place``:
@@ -160,8 +158,7 @@ class SpanManager:
         ``context``: what the agent holds of it.
         """
         captured = EMPTY if payload is None else self._capture(payload)
-        if self._home.is_left:
-            raise ClientScopeError(FORKED)
+        self._home.check_process()
         with self._lock:
             if self._closed:
                 raise ClientNotInitializedError(
@@ -223,7 +220,11 @@ class SpanManager:
 
         A span that was started already keeps its payload: the API takes none later.
         """
-        span = self._find(span_id)
+        self.begin(self._find(span_id), payload)
+        return span_id
+
+    def begin(self, span: OpenSpan, payload: Mapping[str, object] | None = None) -> None:
+        """As :meth:`start`; nothing for a span that has ended."""
         if payload is not None and not self._home.is_left:
             captured = self._capture(payload)
             with self._lock:
@@ -233,7 +234,6 @@ class SpanManager:
             if not pending and fields_of(payload):
                 self._warn_of_late_payload(span.schema_name)
         self._move(span, SpanStatus.ACTIVE)
-        return span_id
 
     def create(
         self,
@@ -251,7 +251,11 @@ class SpanManager:
 
     def cancel_unstarted(self, span_id: str) -> None:
         """The span is cancelled; if it had not started, as one that never did."""
-        self._move(self._find(span_id), SpanStatus.CANCELLED)
+        self.cancel(self._find(span_id))
+
+    def cancel(self, span: OpenSpan) -> None:
+        """As :meth:`cancel_unstarted`; nothing for a span that has ended."""
+        self._move(span, SpanStatus.CANCELLED)
 
     def finish(
         self,
@@ -264,7 +268,12 @@ class SpanManager:
         One that was not started has begun with its entering.
         """
         check_outcome(status)
-        span = self._find(span_id)
+        self.end(self._find(span_id), result_payload, status)
+
+    def end(
+        self, span: OpenSpan, result_payload: Mapping[str, object] | None, status: Outcome
+    ) -> None:
+        """As :meth:`finish`; nothing for a span that has ended."""
         if result_payload is not None:
             merge(span.result, result_payload)
         # Cancelled at once, it would be one that never began.
@@ -282,7 +291,7 @@ class SpanManager:
         with self._lock:
             for span in reversed(list(self._spans.values())):
                 if instance_id in (None, span.instance_id):
-                    self.finish(span.id, result_payload, status)
+                    self.end(span, result_payload, status)
 
     def close(self) -> None:
         """Open no more spans."""
@@ -341,8 +350,8 @@ class SpanManager:
         """Bring the span to ``goal``, by way of its start at ``at`` if that is given."""
         if self._home.is_left:
             return  # of the process that was forked from: its span, and its to end
+        ends = goal is not SpanStatus.ACTIVE
         # Looked at before the lock is taken: this may run the code of others.
-        ends = is_terminal(goal)
         result = self._capture.result(span.result) if ends and span.result else UNSET
         with self._lock:
             if span.ended:
