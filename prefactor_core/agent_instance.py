@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
 # The runs of this context, innermost last; those that have ended are passed over.
 _runs: ContextVar[tuple[AgentInstanceHandle, ...]] = ContextVar("prefactor_core_runs", default=())
+# The scopes of runs that were entered in this context, innermost last.
+_run_scopes: ContextVar[tuple[AgentInstanceScope, ...]] = ContextVar(
+    "prefactor_core_run_scopes", default=()
+)
 
 
 def current_instance() -> AgentInstanceHandle | None:
@@ -239,6 +243,9 @@ class AgentInstanceScope:
         )
         self._run: OpenRun | None = None
         self._host_task_id = 0
+        # Only a termination cancels it. None before the run, after it, and where it had to go
+        # on without.
+        self._scope: anyio.CancelScope | None = None
 
     async def __aenter__(self) -> AgentInstanceHandle:
         if self._run is not None:
@@ -248,9 +255,9 @@ class AgentInstanceScope:
         handle = await self._client.create_agent_instance(*self._arguments)
         self._run = OpenRun(self._client, handle)
         self._host_task_id = anyio.get_current_task().id
-        # Only a termination cancels it.
         self._scope = anyio.CancelScope()
         self._scope.__enter__()
+        _run_scopes.set((*_run_scopes.get(), self))
         self._run.cancel_on_terminate(self._scope)
         try:
             await handle.start()
@@ -283,9 +290,32 @@ class AgentInstanceScope:
                 "entered it. Use create_agent_instance(), start() and finish() where one task "
                 "begins a run and another ends it"
             )
-        left = leave_scope(self._scope, error)
+        scopes = _run_scopes.get()
+        if self in scopes:
+            self._go_on_without(scopes[scopes.index(self) + 1 :])
+        left = self._close_scope(error)
         # 3. One error says that the run was stopped, whatever the body made of that.
         run.raise_if_terminated(left, caught=left is not error)
+
+    @classmethod
+    def client_closes(cls, client: PrefactorCoreClient) -> None:
+        """The scope of ``client`` is left now, before those of its runs if there are any."""
+        cls._go_on_without([scope for scope in _run_scopes.get() if scope._client is client])
+
+    @staticmethod
+    def _go_on_without(scopes: Sequence[AgentInstanceScope]) -> None:
+        """Close the cancel scopes of runs that go on: what is older than they are is left, and
+        cancel scopes nest. A termination is from now on what it is without a scope."""
+        for scope in reversed(scopes):
+            if scope._run is not None and scope._host_task_id == anyio.get_current_task().id:
+                scope._run.has_no_scope()
+                scope._close_scope(None)
+
+    def _close_scope(self, error: BaseException | None) -> BaseException | None:
+        """Close the cancel scope; what is left of ``error`` without a cancellation by it."""
+        _run_scopes.set(tuple(scope for scope in _run_scopes.get() if scope is not self))
+        scope, self._scope = self._scope, None
+        return error if scope is None else leave_scope(scope, error)
 
 
 class OpenRun:
@@ -293,17 +323,21 @@ class OpenRun:
 
     def __init__(self, client: PrefactorCoreClient, handle: AgentInstanceHandle) -> None:
         self._client = client
-        self._id = handle.id
         instances = client.instance_manager
         self._home = instances.home
-        self._instance = instances.get(self._id)
-        self._termination = instances.identity(self._id).termination
+        self._instance = instances.get(handle.id)
+        self._identity = instances.identity(handle.id)
+        self._termination = self._identity.termination
         self._terminated: str | None = None
 
     def cancel_on_terminate(self, scope: anyio.CancelScope) -> None:
         """Cancel ``scope`` when the API terminates the run."""
         self._termination.has_scope = True
         self._termination.watch(lambda reason: scope.cancel())
+
+    def has_no_scope(self) -> None:
+        """That scope is gone: the next span raises instead."""
+        self._termination.has_scope = False
 
     def finish(self, error: BaseException | None) -> None:
         """The block ended with ``error``, or without one."""
@@ -323,12 +357,14 @@ class OpenRun:
         """
         if self._terminated is None:
             return
+        # Now: its id may have been provisional until a moment ago.
+        id = self._identity.id
         if caught and error is None:
-            raise PrefactorTerminatedError(self._terminated, self._id) from None
-        if isinstance(error, PrefactorTerminatedError) and error.instance_id == self._id:
+            raise PrefactorTerminatedError(self._terminated, id) from None
+        if isinstance(error, PrefactorTerminatedError) and error.instance_id == id:
             return
         if error is None or isinstance(error, Exception):
-            raise PrefactorTerminatedError(self._terminated, self._id)
+            raise PrefactorTerminatedError(self._terminated, id)
 
 
 class Managers(Protocol):

@@ -11,11 +11,12 @@ def leave_scope(scope: anyio.CancelScope, error: BaseException | None) -> BaseEx
     That is ``error`` itself, unless the scope was cancelled: then the cancellation ends here,
     and of a group of errors the others go on.
     """
+    if error is None:
+        scope.__exit__(None, None, None)
+        return None
     try:
-        if error is None:
-            scope.__exit__(None, None, None)
-        elif scope.__exit__(type(error), error, error.__traceback__):
-            return None
-    except BaseException as rest:
+        return None if scope.__exit__(type(error), error, error.__traceback__) else error
+    except (Exception, BaseExceptionGroup) as rest:
+        if not isinstance(error, BaseExceptionGroup):
+            raise  # scopes were left in a wrong order
         return rest
-    return error

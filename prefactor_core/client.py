@@ -164,6 +164,7 @@ class PrefactorCoreClient:
                 self._scope = None
                 return None
             self._scope.check_task()
+        AgentInstanceScope.client_closes(self)
         left = error if self._signals is None else self._signals.body_ends(error)
         try:
             await self._close(error, raises=left is not None)  # noqa: ASYNC102 - shields and bounds
@@ -216,6 +217,7 @@ class PrefactorCoreClient:
             await self._host.close()
         else:
             self._scope.check_task()
+            AgentInstanceScope.client_closes(self)
             await self._close(None, raises=False)
 
     async def _close(self, error: BaseException | None, *, raises: bool) -> None:
