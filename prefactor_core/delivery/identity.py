@@ -169,9 +169,13 @@ class Identities:
         return self._runs.get(instance_id) or RunIdentity(instance_id)
 
     def open_runs(self) -> Sequence[RunIdentity]:
-        """The runs that the API knows and the agent has not ended."""
+        """The runs that the API knows, and that neither it nor the agent has ended."""
         runs = [run for key, run in self._runs.items() if key == run.recorded_id]
-        return [run for run in runs if run.registered and not run.termination.over]
+        return [
+            run
+            for run in runs
+            if run.registered and not run.termination.over and run.termination.reason is None
+        ]
 
     def keep(self, run: RunIdentity) -> None:
         """Something about a run that another client registered is to be remembered."""
