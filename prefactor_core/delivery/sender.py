@@ -186,7 +186,7 @@ class Sender:
     async def _send_alone(self, parcel: Parcel) -> bool:
         operation = self.identities.of(parcel.operation.instance_id).addressed(parcel.operation)
         try:
-            api_id = await self._request([parcel], self._call(operation, parcel.given_id))
+            api_id, control = await self._request([parcel], self._call(operation, parcel.given_id))
         except Exception as error:
             verdict = judge(operation, error)
             if verdict is Verdict.ID_REFUSED and parcel.given_id and not self._took_given_id:
@@ -211,6 +211,7 @@ class Sender:
                 raise
             api_id = None
         else:
+            self._heed(operation, control)
             if parcel.failed_in_bulk:
                 self._taken_only_alone(operation.type)
         if parcel.with_parent is not None:
@@ -276,7 +277,9 @@ class Sender:
         try:
             answer = await call
         except Exception as error:
-            self._ledger.fail(error)
+            settles = len(request) == 1 and judge(request[0].operation, error) is Verdict.SETTLED
+            if not settles:
+                self._ledger.fail(error)
             if isinstance(error, PrefactorApiError) and judge_request(error) in _ANSWERS:
                 self._answered()
             raise
@@ -294,32 +297,36 @@ class Sender:
             raise PrefactorContractError("bulk was answered without an output for any item")
         return outputs
 
-    async def _call(self, operation: Operation, given_id: bool) -> str | None:
-        """The operation's own call; the id of a run or span that it made."""
+    async def _call(
+        self, operation: Operation, given_id: bool
+    ) -> tuple[str | None, Control | None]:
+        """The operation's own call; the id of a run or span that it made, and what else the
+        API wants."""
         match operation:
             case CreateSpan():
                 created = await self._api.create_span(operation, given_id=given_id)
-                self._heed(operation, created.control)
-                return created.details.id
+                return created.details.id, created.control
             case FinishSpan():
-                self._heed(operation, (await self._api.finish_span(operation)).control)
+                return None, (await self._api.finish_span(operation)).control
             case StartAgentInstance():
-                self._heed(operation, (await self._api.start_agent_instance(operation)).control)
+                return None, (await self._api.start_agent_instance(operation)).control
             case FinishAgentInstance():
-                self._heed(operation, (await self._api.finish_agent_instance(operation)).control)
+                return None, (await self._api.finish_agent_instance(operation)).control
             case RegisterAgentInstance():
-                return await self._api.register_agent_instance(operation)
+                return await self._api.register_agent_instance(operation), None
             case UpdateSpanPayload():
                 raise OperationError(
                     "the API has no call that changes the payload of a span that has started",
                     operation.type,
                 )
-        return None
 
     def _heed(self, operation: Operation, control: Control | None) -> None:
         """An answer may say that its run is to stop (API.md section 7)."""
         if control is not None and control.terminate:
-            self.identities.of(operation.instance_id).terminate(control.reason)
+            run = self.identities.of(operation.instance_id)
+            # Also one that another client registered: this one takes no more spans of it.
+            self.identities.keep(run)
+            run.terminate(control.reason)
 
     def _deliver(self, parcel: Parcel, api_id: str | None) -> None:
         self._ledger.deliver(parcel.count, parcel.size)
