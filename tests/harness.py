@@ -272,6 +272,7 @@ class StoredRun:
     status: str
     started_at: str | None
     finished_at: str | None
+    termination_reason: str | None
     spans: dict[str, StoredSpan]
 
     @property
@@ -288,9 +289,19 @@ class StoredRun:
         return span
 
 
+def _behind(app: AsgiApp) -> AsgiApp:
+    return app.app if isinstance(app, FaultyApi) else app
+
+
+async def terminate(app: AsgiApp, instance_id: str, reason: str = "over budget") -> None:
+    """Have the API terminate a run that is active there; the client is not told."""
+    async with open_api(make_config().http_config, _behind(app)) as api:
+        await api.terminate_agent_instance(instance_id, reason)
+
+
 async def stored_runs(app: AsgiApp, agent_id: str = "tested-agent") -> list[StoredRun]:
     """What the API stored, oldest run first, read through the API."""
-    app = app.app if isinstance(app, FaultyApi) else app
+    app = _behind(app)
     async with open_api(make_config().http_config, app) as api:
         instances = [run async for run in api.list_agent_instances(agent_id)]
         runs = [
@@ -362,5 +373,6 @@ def _run(instance: AgentInstanceAnswer, answers: Iterable[AgentSpanAnswer]) -> S
         status=instance.status,
         started_at=instance.started_at,
         finished_at=instance.finished_at,
+        termination_reason=instance.termination_reason,
         spans={span.id: span for span in spans},
     )
