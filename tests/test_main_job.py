@@ -19,6 +19,7 @@ from prefactor_core.local import open_local_prefactor
 
 REPOSITORY = Path(__file__).parent.parent
 EXAMPLE = REPOSITORY / "examples" / "agent_e2e.py"
+KILL_SWITCH = REPOSITORY / "examples" / "kill_switch.py"
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -42,10 +43,10 @@ def api_url(tmp_path: Path) -> Generator[str]:
         yield url
 
 
-def runs_in(path: Path) -> list[StoredRun]:
+def runs_in(path: Path, agent_id: str = "research") -> list[StoredRun]:
     async def read() -> list[StoredRun]:
         async with open_local_prefactor(str(path)) as app:
-            return await stored_runs(app, "research")
+            return await stored_runs(app, agent_id)
 
     return anyio.run(read)
 
@@ -96,6 +97,27 @@ def test_the_newest_run_of_an_agent_is_shown(tmp_path: Path) -> None:
     result = run("-m", "prefactor_core", "show", "nobody", cwd=tmp_path)
     assert result.returncode == 1
     assert result.stderr == "Error: agent 'nobody' has no run at local:prefactor.db\n"
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_an_agent_that_another_process_stops_cleans_up_and_says_why(
+    tmp_path: Path, backend: str
+) -> None:
+    result = run(KILL_SWITCH, "--backend", backend, cwd=tmp_path)
+    reason = "it searches in circles"
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("Prefactor has terminated agent instance ")
+    assert result.stderr.endswith(f": {reason}\n")
+    assert "Traceback" not in result.stderr
+    cleaned, head, first, *_, last = (line.rstrip() for line in result.stdout.splitlines())
+    assert cleaned == "the agent cleans up"
+    assert "  terminated  " in head
+    assert head.endswith(f'"{reason}"')
+    assert first.startswith("├── agent:tool  complete  ")
+    assert last.endswith('{"tool":"put everything back"}')
+    (stored,) = runs_in(tmp_path / "prefactor.db", "search")
+    assert (stored.status, stored.termination_reason) == ("terminated", reason)
+    assert {span.status for span in stored.spans.values()} <= {"complete", "cancelled"}
 
 
 async def test_a_run_is_terminated_while_another_process_records_it(tmp_path: Path) -> None:
