@@ -164,13 +164,7 @@ class PrefactorCoreClient:
                 self._scope = None
                 return None
             self._scope.check_task()
-        AgentInstanceScope.client_closes(self)
-        left = error if self._signals is None else self._signals.body_ends(error)
-        try:
-            await self._close(error, raises=left is not None)  # noqa: ASYNC102 - shields and bounds
-        finally:
-            if self._signals is not None:
-                self._signals.restore()
+        left = await self._close(error)  # noqa: ASYNC102 - shields and bounds what it awaits
         if left is None or left is error:
             # Swallowed is the cancellation by a signal alone.
             return left is not error
@@ -218,12 +212,21 @@ class PrefactorCoreClient:
         else:
             self._scope.check_task()
             AgentInstanceScope.client_closes(self)
-            await self._close(None, raises=False)
+            await self._close(None)
 
-    async def _close(self, error: BaseException | None, *, raises: bool) -> None:
+    async def _close(self, error: BaseException | None) -> BaseException | None:
+        """Close what is open; what goes on of ``error``."""
+        # Cancel scopes nest: those inside of the client's are left before it.
+        AgentInstanceScope.client_closes(self)
+        left = error if self._signals is None else self._signals.body_ends(error)
         scope, self._scope, self._host = self._scope, None, None
-        if scope is not None:
-            await scope.close(error, raises=raises)
+        try:
+            if scope is not None:
+                await scope.close(error, raises=left is not None)
+        finally:
+            if self._signals is not None:
+                self._signals.restore()
+        return left
 
     async def create_agent_instance(
         self,

@@ -52,10 +52,13 @@ class PrefactorTerminatedError(PrefactorCoreError):
     """
 
     def __init__(self, reason: str, instance_id: str | None = None) -> None:
-        run = "agent instance" if instance_id is None else f"agent instance {instance_id}"
-        super().__init__(f"Prefactor has terminated {run}: {reason}")
+        super().__init__(reason, instance_id)
         self.reason = reason
         self.instance_id = instance_id
+
+    def __str__(self) -> str:
+        run = "agent instance" if self.instance_id is None else f"agent instance {self.instance_id}"
+        return f"Prefactor has terminated {run}: {self.reason}"
 
 
 class PrefactorTelemetryFailureError(PrefactorCoreError):
@@ -65,8 +68,11 @@ class PrefactorTelemetryFailureError(PrefactorCoreError):
     """
 
     def __init__(self, message: str, statistics: Statistics) -> None:
-        super().__init__(message)
+        super().__init__(message, statistics)
         self.statistics = statistics
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
     @property
     def dropped_operations(self) -> int:

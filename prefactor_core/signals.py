@@ -61,11 +61,12 @@ class SignalCancellation:
         Who was told to stop only during the drain is told again: there was no body any more
         that could have heard it.
         """
-        for number, handler in self._previous.items():
+        while self._previous:
+            number, handler = self._previous.popitem()
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._heed()
-        for number in self._late:
-            signal.raise_signal(number)
+        while self._late:
+            signal.raise_signal(self._late.pop())
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         # This runs in the middle of anything: only what is safe there.

@@ -40,25 +40,24 @@ class Termination:
         if self.over or self.reason is not None:
             return False
         self.reason = reason or NO_REASON
-        callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
-            self._tell(callback, self.reason)
+        self._tell()
         return True
 
     def watch(self, callback: OnTerminate) -> None:
         """Call ``callback`` with the reason when the run is stopped; at once if it was."""
-        if self.reason is not None:
-            self._tell(callback, self.reason)
-        elif not self.over:
+        if not self.over or self.reason is not None:
             self._callbacks.append(callback)
+            self._tell()
 
     def run_ended(self) -> None:
         """The run is over: whatever comes later is too late."""
         self.over = True
         self._callbacks.clear()
 
-    def _tell(self, callback: OnTerminate, reason: str) -> None:
-        try:
-            callback(reason)
-        except Exception as error:
-            log(logger, logging.ERROR, "a callback of on_terminate() raised", error=error)
+    def _tell(self) -> None:
+        # Taken out one by one: this may run in two threads at once, and each is called once.
+        while self.reason is not None and self._callbacks:
+            try:
+                self._callbacks.pop(0)(self.reason)
+            except Exception as error:
+                log(logger, logging.ERROR, "a callback of on_terminate() raised", error=error)

@@ -275,7 +275,7 @@ async def test_an_id_given_to_a_run_is_registered() -> None:
             msgspec.structs.replace(REGISTER, instance_id="i7", asks_for_id=True)
         )
     assert app.calls[0].body["id"] == "i7"
-    assert given == STORED_ID
+    assert given.details.id == STORED_ID
 
 
 @pytest.mark.parametrize(("name", "path"), [("ping", "ping"), ("get", "agent_instance/i1")])
@@ -544,7 +544,7 @@ async def test_a_list_that_fails_on_a_later_page_raises_after_the_first() -> Non
 async def test_what_is_sent_is_what_local_prefactor_takes() -> None:
     async with open_faulty_api(api_token=TOKEN) as app, make_api(app) as api:
         await api.ping()
-        instance_id = await api.register_agent_instance(REGISTER)
+        instance_id = (await api.register_agent_instance(REGISTER)).details.id
         own = {"instance_id": instance_id}
         started = await api.start_agent_instance(msgspec.structs.replace(START, **own))
         # A PFID of the server's partition, which a run's id is.
@@ -564,7 +564,7 @@ async def test_what_is_sent_is_what_local_prefactor_takes() -> None:
 
 async def test_a_run_that_is_terminated_says_so_to_who_asked_and_to_who_records_it() -> None:
     async with open_faulty_api(api_token=TOKEN) as app, make_api(app) as api:
-        own = {"instance_id": await api.register_agent_instance(REGISTER)}
+        own = {"instance_id": (await api.register_agent_instance(REGISTER)).details.id}
         await api.start_agent_instance(msgspec.structs.replace(START, **own))
         terminated = await api.terminate_agent_instance(own["instance_id"], "over budget")
         created = await api.create_span(msgspec.structs.replace(CREATE_SPAN, **own), given_id=False)

@@ -8,7 +8,6 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from importlib.metadata import version
 from typing import Any
 
 import anyio
@@ -624,15 +623,7 @@ def on_asyncio(main: Callable[[], Awaitable[None]]) -> None:
         runner.run(bounded())
 
 
-# anyio before 4.16 takes the second for its own: https://github.com/agronholm/anyio/issues/1214
-folds = pytest.mark.xfail(
-    tuple(map(int, version("anyio").split(".")[:2])) < (4, 16), reason="anyio takes it for its own"
-)
-
-
-@pytest.mark.parametrize(
-    "order", ["cancel, terminate", pytest.param("terminate, cancel", marks=folds)]
-)
+@pytest.mark.parametrize("order", ["cancel, terminate", "terminate, cancel"])
 def test_a_native_cancellation_goes_before_the_termination(order: str) -> None:
     async def main() -> None:
         async def agent(started: asyncio.Event) -> None:

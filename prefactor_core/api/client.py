@@ -97,15 +97,18 @@ class ApiClient:
         """Ask whether the API is there and takes the token."""
         await self._call("GET", "ping", dict[str, msgspec.Raw])
 
-    async def register_agent_instance(self, operation: RegisterAgentInstance) -> str:
-        """Make a run known; its id."""
+    async def register_agent_instance(
+        self, operation: RegisterAgentInstance
+    ) -> Details[AgentInstanceAnswer]:
+        """Make a run known."""
         path, body = requests.single(operation)
-        id = (await self._call("POST", path, Details[AgentInstanceAnswer], body)).details.id
-        if not identifiers.is_pfid(id):
+        registered = await self._call("POST", path, Details[AgentInstanceAnswer], body)
+        if not identifiers.is_pfid(registered.details.id):
             raise PrefactorContractError(
-                f"the API registered an agent instance as {id!r}, which is no PFID"
+                f"the API registered an agent instance as {registered.details.id!r}, "
+                "which is no PFID"
             )
-        return id
+        return registered
 
     async def start_agent_instance(
         self, operation: StartAgentInstance

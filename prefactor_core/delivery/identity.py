@@ -154,7 +154,8 @@ class Identities:
 
     def add(self, recorded_id: str, id: str | None = None) -> RunIdentity:
         """The identity of a run that is recorded as ``recorded_id`` from now on."""
-        run = RunIdentity(recorded_id, id)
+        # What the answer to its registration said about it may have been kept.
+        run = self._runs.get(recorded_id) or RunIdentity(recorded_id, id)
         self._runs[recorded_id] = self._runs[run.id] = run
         return run
 

@@ -97,13 +97,14 @@ class Sender:
         """Make a run known by one request, for who waits for it; its id, or what the API says."""
         round, sent_at = self._outage.round, anyio.current_time()
         try:
-            id = await self._request((), self._api.register_agent_instance(operation))
+            registered = await self._request((), self._api.register_agent_instance(operation))
         except Exception as error:
             if judge_request(error) in (Verdict.FAILED, Verdict.BUSY):
                 self.unanswered(error, round, anyio.current_time() - sent_at)
             raise
         self._last_taken = operation, True
-        return id
+        self._heed(registered.details.id, registered.control)
+        return registered.details.id
 
     def gave_up_waiting(self, error: PrefactorApiError) -> None:
         """A registration has found the API away: nobody waits for its answer any more."""
@@ -211,7 +212,7 @@ class Sender:
                 raise
             api_id = None
         else:
-            self._heed(operation, control)
+            self._heed(operation.instance_id, control)
             if parcel.failed_in_bulk:
                 self._taken_only_alone(operation.type)
         if parcel.with_parent is not None:
@@ -258,7 +259,7 @@ class Sender:
             if output is None:
                 parcel.sent = False
                 continue
-            self._heed(operation, output.control)
+            self._heed(operation.instance_id, output.control)
             if output.succeeded:
                 self._proven.add(operation.type)
                 self._deliver(parcel, output.details.id if output.details else None)
@@ -313,17 +314,18 @@ class Sender:
             case FinishAgentInstance():
                 return None, (await self._api.finish_agent_instance(operation)).control
             case RegisterAgentInstance():
-                return await self._api.register_agent_instance(operation), None
+                registered = await self._api.register_agent_instance(operation)
+                return registered.details.id, registered.control
             case UpdateSpanPayload():
                 raise OperationError(
                     "the API has no call that changes the payload of a span that has started",
                     operation.type,
                 )
 
-    def _heed(self, operation: Operation, control: Control | None) -> None:
+    def _heed(self, instance_id: str, control: Control | None) -> None:
         """An answer may say that its run is to stop (API.md section 7)."""
         if control is not None and control.terminate:
-            run = self.identities.of(operation.instance_id)
+            run = self.identities.of(instance_id)
             # Also one that another client registered: this one takes no more spans of it.
             self.identities.keep(run)
             run.terminate(control.reason)
