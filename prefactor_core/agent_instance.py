@@ -283,8 +283,8 @@ class AgentInstanceScope:
         # The order of exit:
         # 1. The run ends by how its body ended, its open spans first.
         run.finish(error)
-        # 2. The cancel scope closes. Only its own task can do that.
-        if anyio.get_current_task().id != self._host_task_id:
+        # 2. The cancel scope closes, if the client has not closed it. Only its own task can.
+        if self._scope is not None and anyio.get_current_task().id != self._host_task_id:
             raise ClientScopeError(
                 "the run was entered in another task: its scope must be left by the task that "
                 "entered it. Use create_agent_instance(), start() and finish() where one task "
