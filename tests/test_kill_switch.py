@@ -36,7 +36,7 @@ from prefactor_core import (
     PrefactorTerminatedError,
     open_prefactor,
 )
-from prefactor_core.identifiers import partition_of
+from prefactor_core.identifiers import generate, partition_of
 from prefactor_core.operations import StartAgentInstance
 from prefactor_core.termination import NO_REASON, Termination
 
@@ -764,8 +764,13 @@ def polled(call: Call) -> Answer | None:
     return answer(None, id=call.name, status="terminated", termination_reason=None)
 
 
+def registered(call: Call) -> Answer:
+    return answer(STOP, id=generate(7), status="pending")
+
+
 @pytest.mark.parametrize(
-    ("key", "fault"), [("agent_spans", created), ("start", of_run), ("*", polled)]
+    ("key", "fault"),
+    [("agent_spans", created), ("start", of_run), ("register", registered), ("*", polled)],
 )
 async def test_a_termination_without_a_reason_is_one(
     api: FaultyApi, key: str, fault: Callable[[Call], object]

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pickle
 import subprocess
 import sys
 
 import pytest
 
 import prefactor_core
-from prefactor_core import PrefactorCoreError
+from prefactor_core import (
+    PrefactorCoreError,
+    PrefactorTelemetryFailureError,
+    PrefactorTerminatedError,
+    PrefactorValidationError,
+)
+from prefactor_core.delivery.ledger import Ledger
 
 SEED_EXPORTS = {
     "prefactor_core": (
@@ -144,3 +151,14 @@ def test_importing_the_package_imports_neither_httpx_nor_any_extra() -> None:
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_an_error_that_another_process_hands_on_says_the_same() -> None:
+    statistics = Ledger().statistics()
+    for error in (
+        PrefactorTerminatedError("over budget", "i1"),
+        PrefactorTelemetryFailureError("all is lost", statistics),
+        PrefactorValidationError("no", code="c", status_code=422, errors={"field": "is wrong"}),
+    ):
+        copy = pickle.loads(pickle.dumps(error))
+        assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
