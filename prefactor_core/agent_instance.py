@@ -201,11 +201,26 @@ class AgentInstanceHandle:
         """Start a span and give its id, to be ended by :meth:`finish_span`."""
         return await self._client.create_span(self.id, schema_name, parent_span_id, payload)
 
+    def create_span_nowait(
+        self,
+        schema_name: str,
+        parent_span_id: str | None = None,
+        payload: Mapping[str, object] | None = None,
+    ) -> str:
+        """As :meth:`create_span`, in synchronous code."""
+        return self._client.create_span_nowait(self.id, schema_name, parent_span_id, payload)
+
     async def finish_span(
         self, span_id: str, result_payload: Mapping[str, object] | None = None
     ) -> None:
         """End a span of :meth:`create_span` as ``complete``."""
         await self._client.finish_span(span_id, result_payload)
+
+    def finish_span_nowait(
+        self, span_id: str, result_payload: Mapping[str, object] | None = None
+    ) -> None:
+        """As :meth:`finish_span`, in synchronous code."""
+        self._client.finish_span_nowait(span_id, result_payload)
 
     def __repr__(self) -> str:
         return f"<AgentInstanceHandle {self.id} {self._instance.status}>"
