@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 LOCAL_PREFIX = "local:"
 """What an ``api_url`` begins with that names a database file and no server."""
 
+_NOWHERE = f"{LOCAL_PREFIX}:memory:"
+
 _ADDRESS = re.compile(r"(\w+://.*|[\w./-]+\.[a-z]{2,}(:\d+)?(/.*)?)")
 
 _NOTHING_CONFIGURED = (
@@ -261,7 +263,8 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     """What a :class:`~prefactor_core.PrefactorCoreClient` works with. Times in seconds.
 
     ``http_config``: an :class:`HttpClientConfig`, a mapping of its fields, or any object
-    with the same attributes (the official package's dataclass).
+    with the same attributes (the official package's dataclass). Only with ``enabled=False`` it
+    may be left out.
     ``queue_config``: a :class:`QueueConfig` or a mapping of its fields.
     ``schema_registry``: span types to register with every agent instance.
     ``enabled``: False switches everything off: all calls work as ever, and nothing is recorded
@@ -285,7 +288,8 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     Raises :class:`PrefactorValueError` for a value out of its bounds.
     """
 
-    http_config: HttpClientConfig
+    # None stands for "not given": where everything is switched off, nothing has to be.
+    http_config: HttpClientConfig = cast("HttpClientConfig", None)
     queue_config: QueueConfig = field(default_factory=QueueConfig)
     schema_registry: SchemaRegistry | None = None
     enabled: bool | None = None
@@ -303,7 +307,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
         def __init__(
             self,
             *,
-            http_config: HttpClientConfig | HttpClientOptions | Mapping[str, object],
+            http_config: HttpClientConfig | HttpClientOptions | Mapping[str, object] = ...,
             queue_config: QueueConfig | Mapping[str, object] = ...,
             schema_registry: SchemaRegistry | None = None,
             enabled: bool | None = None,
@@ -318,6 +322,10 @@ class PrefactorCoreConfig(Struct, kw_only=True):
         ) -> None: ...
 
     def __post_init__(self) -> None:
+        if self.enabled is None:
+            self.enabled = _enabled_by_environment()
+        if cast("object", self.http_config) is None and self.enabled is False:
+            self.http_config = HttpClientConfig(api_url=_NOWHERE)
         self.http_config = _struct("http_config", self.http_config, HttpClientConfig)
         self.queue_config = _struct("queue_config", self.queue_config, QueueConfig)
         if self.schema_registry is not None and not isinstance(
@@ -333,8 +341,6 @@ class PrefactorCoreConfig(Struct, kw_only=True):
             "termination_poll_interval", self.termination_poll_interval
         )
         self.cancel_on_signals = to_signals("cancel_on_signals", self.cancel_on_signals)
-        if self.enabled is None:
-            self.enabled = _enabled_by_environment()
         for name in ("enabled", "raise_on_loss", "capture_payloads"):
             if not isinstance(getattr(self, name), bool):
                 raise PrefactorValueError(
@@ -365,7 +371,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
         if enabled is False or (enabled is None and not _enabled_by_environment()):
             # Nothing is sent, so nothing has to say where to.
             options["enabled"] = False
-            api_url, api_token = f"{LOCAL_PREFIX}:memory:", None
+            api_url, api_token = _NOWHERE, None
         url = to_text("api_url", api_url or "") or os.environ.get("PREFACTOR_API_URL", "").strip()
         if not url:
             raise PrefactorValueError(_NOTHING_CONFIGURED)

@@ -323,6 +323,7 @@ def env(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """An environment in which nothing is configured."""
     monkeypatch.delenv("PREFACTOR_API_URL", raising=False)
     monkeypatch.delenv("PREFACTOR_API_TOKEN", raising=False)
+    monkeypatch.delenv("PREFACTOR_ENABLED", raising=False)
     return monkeypatch
 
 
@@ -387,3 +388,63 @@ def test_a_refused_token_is_not_told(token: Any) -> None:
     with pytest.raises(PrefactorValueError, match="api_token") as caught:
         http(api_token=token)
     assert TOKEN not in repr(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "argument", "enabled"),
+    [
+        (None, None, True),
+        ("", None, True),
+        (" 1\n", None, True),
+        (" 0 ", None, False),
+        ("0", True, True),
+        ("1", False, False),
+        ("perhaps", True, True),
+        ("perhaps", False, False),
+    ],
+)
+def test_the_argument_switches_off_before_the_environment(
+    env: pytest.MonkeyPatch, variable: str | None, argument: bool | None, enabled: bool
+) -> None:
+    if variable is not None:
+        env.setenv("PREFACTOR_ENABLED", variable)
+    assert core(enabled=argument).enabled is enabled
+    from_env = PrefactorCoreConfig.from_env(api_url="local:x.db", enabled=argument)
+    assert from_env.enabled is enabled
+
+
+@pytest.mark.parametrize("text", ["2", "true", "off", "no", "0.0", "00"])
+def test_what_is_no_switch_in_the_environment_is_refused(
+    env: pytest.MonkeyPatch, text: str
+) -> None:
+    env.setenv("PREFACTOR_ENABLED", text)
+    message = f"PREFACTOR_ENABLED in the environment must be 0 or 1, got {text!r}"
+    for make in (core, PrefactorCoreConfig, PrefactorCoreConfig.from_env):
+        with pytest.raises(PrefactorValueError, match=exactly(message)):
+            make()
+
+
+@pytest.mark.parametrize("value", [0, 1, "0", "false", []])
+def test_the_switch_is_true_or_false(value: Any) -> None:
+    with pytest.raises(PrefactorValueError, match="enabled must be True or False, got"):
+        core(enabled=value)
+
+
+def test_where_it_is_off_no_address_and_no_token_is_asked_for(env: pytest.MonkeyPatch) -> None:
+    assert not PrefactorCoreConfig(enabled=False).enabled
+    env.setenv("PREFACTOR_API_URL", "nonsense")
+    env.setenv("PREFACTOR_API_TOKEN", "line\nbreak")
+    for config in (
+        PrefactorCoreConfig.from_env(enabled=False),
+        PrefactorCoreConfig.from_env(api_url=URL, enabled=False),
+    ):
+        assert not config.enabled
+        assert config.http_config.api_token == ""
+
+
+def test_what_is_given_where_it_is_off_is_kept_and_checked() -> None:
+    assert core(enabled=False).http_config == http()
+    with pytest.raises(PrefactorValueError, match="http_config must be"):
+        PrefactorCoreConfig(http_config=3, enabled=False)  # type: ignore[arg-type]
+    with pytest.raises(PrefactorValueError, match="drain_timeout must be"):
+        PrefactorCoreConfig(drain_timeout=-1, enabled=False)
