@@ -54,7 +54,10 @@ def current_span() -> SpanContext | None:
     """
     for span in SpanContextStack.open_spans():
         if isinstance(span, OpenSpan) and span.context is not None:
-            return span.context
+            return DisabledSpan.innermost(span) or span.context
+    disabled = DisabledSpan.innermost(None)
+    if disabled is not None:
+        return disabled
     instance = current_instance()
     return DisabledSpan() if instance is not None and not instance.records else None
 

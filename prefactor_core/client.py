@@ -189,6 +189,9 @@ class PrefactorCoreClient:
                 "cancel_on_signals cancels the block of 'async with', which initialize() has "
                 "not: leave it out, or write 'async with'"
             )
+        if not self._config.enabled:
+            await self.__aenter__()  # there is nothing that belongs to a task
+            return
         from prefactor_core.host_task import HostTask
 
         host = HostTask(self)
@@ -299,7 +302,8 @@ class PrefactorCoreClient:
         """Start a span and give its id. It is the innermost one of this context until
         :meth:`finish_span` ends it, in whichever task."""
         span = self.span(instance_id, schema_name, parent_span_id, payload=payload)
-        await span.__aenter__()
+        if self._config.enabled:  # else nobody would leave it
+            await span.__aenter__()
         try:
             await span.start()
         except BaseException:
@@ -355,6 +359,11 @@ class PrefactorCoreClient:
         return spans.context(run, schema_name, parent_span_id, span_id, payload)
 
     @property
+    def config(self) -> PrefactorCoreConfig:
+        """What the client works with."""
+        return self._config
+
+    @property
     def stopped_by(self) -> signal.Signals | None:
         """The signal of ``cancel_on_signals`` that cancelled the block; None if none did."""
         return None if self._signals is None else self._signals.received
@@ -381,10 +390,12 @@ class PrefactorCoreClient:
         return self._open_scope().span_manager
 
     def _open_scope(self) -> ClientScope | DisabledScope:
-        if self._scope is None:
+        scope = self._scope
+        if scope is None:
             raise ClientNotInitializedError(
                 "the client is not open, or closed already: use it inside "
                 "'async with open_prefactor(...) as client:', or between initialize() and close()"
             )
-        self._scope.home.check_process()
-        return self._scope
+        if scope.home.is_left:
+            scope.home.check_process()
+        return scope

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final
+
+import anyio
 
 from prefactor_core.agent_instance import finish_open_runs
 from prefactor_core.capture import Capture
@@ -12,9 +15,10 @@ from prefactor_core.delivery.identity import Identities, RunIdentity
 from prefactor_core.delivery.ledger import Ledger
 from prefactor_core.delivery.outbox import Outbox
 from prefactor_core.home import Home
-from prefactor_core.lifecycle import Outcome
+from prefactor_core.lifecycle import Outcome, check_outcome
 from prefactor_core.managers.agent_instance import AgentInstanceManager
 from prefactor_core.managers.span import SpanManager
+from prefactor_core.models import Span
 from prefactor_core.operations import FinishAgentInstance, Operation, RegisterAgentInstance
 from prefactor_core.span_context import DisabledSpan, SpanContext
 
@@ -25,7 +29,7 @@ class DisabledScope:
     """Runs live as ever, with ids of their own; spans do nothing; nothing is sent or waited for."""
 
     def __init__(self) -> None:
-        self.home = Home()
+        self.home = _AnyHome()
         self.ledger = Ledger()
         identities = Identities()
         outbox = _NoOutbox(self.ledger, identities, self.home)
@@ -34,7 +38,7 @@ class DisabledScope:
             outbox.record,
             identities=identities,
             home=self.home,
-            is_away=lambda: False,
+            is_away=lambda: True,
             on_timeout=lambda error: None,
         )
         self.span_manager = _NoSpans(
@@ -53,11 +57,23 @@ class DisabledScope:
         finish_open_runs(self, error)
 
 
+class _AnyHome(Home):
+    """Every thread is at home here, also where no event loop runs."""
+
+    def __init__(self) -> None:
+        with suppress(anyio.NoEventLoopError):  # the loop is the last that it asks for
+            super().__init__()
+
+    @property
+    def is_here(self) -> bool:
+        return True
+
+
 class _NoApi:
-    """Takes every run, as what it calls itself."""
+    """Is away for ever, so that it is never asked."""
 
     async def register_agent_instance(self, operation: RegisterAgentInstance) -> str:
-        return operation.instance_id
+        raise NotImplementedError
 
 
 class _NoOutbox(Outbox):
@@ -74,7 +90,7 @@ class _NoOutbox(Outbox):
 
 
 class _NoSpans(SpanManager):
-    """Gives out spans that do nothing."""
+    """Gives out spans that do nothing, and takes every id for one of theirs."""
 
     records = False
 
@@ -88,10 +104,32 @@ class _NoSpans(SpanManager):
     ) -> SpanContext:
         return DisabledSpan()
 
+    def open(
+        self,
+        span_id: str,
+        run: RunIdentity,
+        schema_name: str,
+        parent_span_id: str | None,
+        payload: Mapping[str, object] | None,
+        has_place: bool = False,
+        context: SpanContext | None = None,
+    ) -> Span:
+        return Span(id=span_id, instance_id=run.id, schema_name=schema_name)
+
+    def start(self, span_id: str, payload: Mapping[str, object] | None = None) -> str:
+        return span_id
+
+    def cancel_unstarted(self, span_id: str) -> None: ...
+
     def finish(
         self,
         span_id: str,
         result_payload: Mapping[str, object] | None = None,
         status: Outcome = "complete",
     ) -> None:
-        """Spans of ``create_span()`` are not known here."""
+        check_outcome(status)
+
+    def update_payload(self, span_id: str, payload: Mapping[str, object]) -> None: ...
+
+    def get_span(self, span_id: str) -> Span:
+        return Span(id=span_id, instance_id="", schema_name="")
