@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError, Future
 from functools import partial, update_wrapper
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, cast
 
 import anyio
 
 from prefactor_core.agent_instance import AgentInstanceHandle, OpenRun
 from prefactor_core.client import PrefactorCoreClient, open_prefactor
 from prefactor_core.config import PrefactorCoreConfig, PrefactorOptions
-from prefactor_core.exceptions import PrefactorCoreError
+from prefactor_core.exceptions import (
+    ClientNotInitializedError,
+    ClientScopeError,
+    PrefactorCoreError,
+    PrefactorValueError,
+)
 from prefactor_core.operations import Operation
 from prefactor_core.queue.base import Queue
 from prefactor_core.schema_registry import SchemaRegistry
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from anyio.from_thread import BlockingPortal
 
     from prefactor_core.api.client import AsgiApp
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_CLOSED_MEANWHILE = "the client was closed by another thread in the meantime"
 
 
 def open_prefactor_sync(
@@ -99,32 +104,31 @@ class SyncPrefactorClient:
     """A client for synchronous code: ``with`` all the way down, in any thread.
 
     It is a :class:`~prefactor_core.PrefactorCoreClient`, ``core``, on an event loop in a thread
-    of its own, which ends with the block. Only registering a run, :meth:`flush` and leaving wait
-    for that. Of spans and runs that are opened here, synchronous code uses ``with``,
-    ``set_result()`` and the methods whose names end in ``_nowait``.
+    of its own, which ends with the block; where everything is switched off, there is none. Only
+    registering a run, :meth:`flush` and leaving wait for that thread. Of spans and runs that are
+    opened here, synchronous code uses ``with``, ``set_result()`` and the methods whose names end
+    in ``_nowait``.
 
     A run that the API terminates cannot be broken off in synchronous code: its next ``span()`` and
     ``instance.check()`` raise.
     """
 
     def __init__(self, core: PrefactorCoreClient) -> None:
+        if core.config.cancel_on_signals:
+            raise PrefactorValueError(
+                "cancel_on_signals cancels the block of 'async with', and nothing cancels "
+                "synchronous code: leave it out"
+            )
         self.core = core
-        self._portal: BlockingPortal | None = None
-        self._process = 0
-        self._opened: Future[None]
-        self._closed: Future[None]
-        self._leaving: anyio.Event | None = None
-        self._body_error: BaseException | None = None
-        self._failure: Exception | None = None
+        self._loop: _LoopThread | None = None
 
     def __enter__(self) -> Self:
-        from concurrent.futures import Future  # here: importing it takes its time
-
-        self._process = os.getpid()
-        self._opened, self._closed, self._failure = Future(), Future(), None
-        # A daemon: a scope that is never left must not keep the program from ending.
-        threading.Thread(target=self._run, name="prefactor-core", daemon=True).start()
-        self._opened.result()
+        if self.core.config.enabled:
+            loop = _LoopThread(self.core)
+            loop.open()
+            self._loop = loop
+        else:
+            _at_once(self.core.__aenter__())
         return self
 
     def __exit__(
@@ -133,14 +137,10 @@ class SyncPrefactorClient:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if os.getpid() != self._process or self._portal is None or self._leaving is None:
-            return  # a fork has no such thread, and nothing to close
-        self._body_error = error
-        self._portal.start_task_soon(self._leaving.set)
-        try:
-            self._closed.result()
-        finally:
-            self._body_error = None
+        if self._loop is not None:
+            self._loop.close(error)
+        else:
+            _at_once(self.core.__aexit__(exc_type, error, traceback))
 
     create_agent_instance = _waiting(PrefactorCoreClient.create_agent_instance)
     agent_instance = _entering(create_agent_instance)
@@ -156,6 +156,10 @@ class SyncPrefactorClient:
         API is away. Whether all of it was settled.
         """
 
+        if not self.core.config.enabled:
+            self.wait_for(self.core.flush)  # without a loop there are no time-outs
+            return True
+
         async def flush() -> bool:
             with anyio.move_on_after(timeout) as scope:
                 await self.core.flush()
@@ -169,39 +173,98 @@ class SyncPrefactorClient:
         Raises :class:`ClientNotInitializedError` outside of the scope.
         """
         _ = self.core.instance_manager  # raises
-        assert self._portal is not None
-        future: Future[T] = self._portal.start_task_soon(function)
+        return _at_once(function()) if self._loop is None else self._loop.call(function)
+
+
+def _at_once(coroutine: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine gives that waits for nothing: where everything is switched off."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return cast("T", done.value)
+    coroutine.close()
+    raise AssertionError("it waits")
+
+
+class _LoopThread:
+    """An event loop in a thread of its own, in which ``client`` is open."""
+
+    def __init__(self, client: PrefactorCoreClient) -> None:
+        self._client = client
+        # A daemon: a scope that is never left must not keep the program from ending.
+        self._thread = threading.Thread(target=self._run, name="prefactor-core", daemon=True)
+        self._opened: Future[BlockingPortal] = Future()
+        self._body_error: BaseException | None = None
+        self._failure: BaseException | None = None
+
+    def open(self) -> None:
+        """Return when the client is open. Raises what its entering raises."""
+        self._thread.start()
+        try:
+            self._portal = self._opened.result()
+        except BaseException:
+            self._opened.cancel()  # Ctrl-C: nobody will close it
+            raise
+
+    def close(self, error: BaseException | None) -> None:
+        """Return when the client is closed, whose body ended with ``error``, and the thread is
+        gone. Raises what its leaving raises."""
+        if not self._thread.is_alive():
+            return  # in a fork there is nothing to close
+        self._body_error = error
+        try:
+            self._portal.start_task_soon(self._leaving.set)
+            self._thread.join()
+        finally:
+            self._body_error = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """What ``function`` gives, called in this thread by another one."""
+        if threading.current_thread() is self._thread:
+            raise ClientScopeError(
+                "this waits for the client's own thread, and cannot be called in it (by what is "
+                "given to on_terminate(), say)"
+            )
+        try:
+            future: Future[T] = self._portal.start_task_soon(function)
+        except RuntimeError:
+            raise ClientNotInitializedError(_CLOSED_MEANWHILE) from None
         try:
             return future.result()
-        except BaseException:
+        except CancelledError:
+            raise ClientNotInitializedError(_CLOSED_MEANWHILE) from None
+        finally:
             future.cancel()  # Ctrl-C: nobody waits for it any more
-            raise
+            del future  # it would keep its error alive, which has this frame
 
     def _run(self) -> None:
         try:
             anyio.run(self._host)
-            if self._failure is not None:
-                raise self._failure
         except BaseException as error:
-            (self._closed if self._opened.done() else self._opened).set_exception(error)
-        else:
-            self._closed.set_result(None)
+            self._failure = error
+        if not self._opened.done():
+            assert self._failure is not None
+            self._opened.set_exception(self._failure)
 
     async def _host(self) -> None:
-        from anyio.from_thread import BlockingPortal
+        from anyio.from_thread import BlockingPortal  # here: importing it takes its time
 
         async with BlockingPortal() as portal:
+            self._leaving = anyio.Event()
             try:
-                await self.core.__aenter__()
-                self._portal, self._leaving = portal, anyio.Event()
-                self._opened.set_result(None)
-                await self._leaving.wait()
+                await self._client.__aenter__()
+                if self._opened.set_running_or_notify_cancel():
+                    self._opened.set_result(portal)
+                    await self._leaving.wait()
                 error = self._body_error
-                await self.core.__aexit__(type(error) if error else None, error, None)
+                await self._client.__aexit__(type(error) if error else None, error, None)
             except Exception as failure:
                 self._failure = failure  # not through the portal: that would wrap it
-            finally:
-                self._portal = None
+            # What other threads still wait for is of a client that is closed.
+            await portal.stop(cancel_remaining=True)
 
 
 class SyncAgentInstanceScope:
