@@ -24,8 +24,11 @@ from prefactor_core import (
     SpanContext,
     SpanContextStack,
     Statistics,
+    SyncPrefactorClient,
     TaskExecutor,
+    current_span,
     open_prefactor,
+    open_prefactor_sync,
     traced,
 )
 from prefactor_core.testing import RecordedRun, RecordedSpan, Recording, open_recording
@@ -54,6 +57,7 @@ def configurations() -> None:
     assert_type(config.http_config, HttpClientConfig)
     assert_type(config.queue_config, QueueConfig)
     assert_type(PrefactorCoreConfig.from_env(), PrefactorCoreConfig)
+    PrefactorCoreConfig(enabled=False)
     PrefactorCoreConfig(http_config=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
@@ -77,6 +81,34 @@ async def scopes(queue: Queue[Operation], registry: SchemaRegistry) -> None:
         handle = await client.create_agent_instance("agent", {"name": "Agent"})
         assert_type(handle, AgentInstanceHandle)
         assert_type(client.span_manager.get_span("…"), Span)
+
+
+def synchronous(registry: SchemaRegistry) -> None:
+    with open_prefactor_sync(api_url="local:x.db", schema_registry=registry) as client:
+        assert_type(client, SyncPrefactorClient)
+        assert_type(client.core, PrefactorCoreClient)
+        assert_type(client.create_agent_instance("agent", {"name": "Agent"}), AgentInstanceHandle)
+        with client.agent_instance("agent", {}, instance_id="…") as instance:
+            assert_type(instance, AgentInstanceHandle)
+            with instance.span("agent:llm", payload={"n": 1}) as span:
+                assert_type(span, SpanContext)
+                span.complete_nowait({"n": 1})
+            assert_type(instance.create_span_nowait("agent:tool"), str)
+        with client.span(instance.id, "agent:llm", parent_span_id="…") as span:
+            assert_type(span, SpanContext)
+        assert_type(client.create_span(instance.id, "agent:tool", payload={"n": 1}), str)
+        assert_type(client.statistics(), Statistics)
+        assert_type(client.flush(1.5), bool)
+        assert_type(current_span(), SpanContext | None)
+        client.finish_span("…", {"n": 1})
+        client.create_agent_instance(1)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+        client.agent_instance("agent", {}, id="…")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+        client.agent_instance("agent", 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        client.create_span(instance)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+        client.span(instance.id, 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        client.finish_span()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+        client.statistics(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    open_prefactor_sync(drain_timeout="soon")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 @traced("agent:tool", exclude=("limit",))
@@ -159,6 +191,8 @@ async def recordings(prefactor: Recording, registry: SchemaRegistry) -> None:
     async with prefactor.open(schema_registry=registry, max_payload_bytes=2000) as client:
         assert_type(client, PrefactorCoreClient)
     prefactor.open(api_url="local:x.db")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    with prefactor.open_sync(enabled=False) as synchronous_client:
+        assert_type(synchronous_client, SyncPrefactorClient)
     with open_recording() as recording:
         assert_type(recording, Recording)
         assert_type(recording.runs, list[RecordedRun])
