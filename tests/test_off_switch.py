@@ -204,9 +204,11 @@ async def misuse(client: PrefactorCoreClient, see: See) -> None:
     see(instance.ended)
     scope = client.agent_instance(**AGENT)
     async with scope as instance:
+        own = client.create_span_nowait(instance.id, "agent:run")
         for call in (
             lambda: client.span("no id", "agent:run"),
             lambda: client.instance_manager.get("0" * 32),
+            lambda: client.span_manager.finish(own, None, "done"),  # type: ignore[arg-type]
             lambda: instance.finish_nowait("done"),  # type: ignore[arg-type]
             lambda: instance.traced(""),
             lambda: instance.traced("x", reduce=len)(len),

@@ -483,7 +483,10 @@ api.app = hang
 began = time.monotonic()
 try:
     with open_prefactor_sync(make_config(registration_timeout=60), asgi_app=api) as client:
-        client.create_agent_instance(**AGENT)
+        try:
+            client.create_agent_instance(**AGENT)
+        finally:
+            assert given_up.wait(10)  # at once, and not with the end of the scope
 except KeyboardInterrupt:
     say(time.monotonic() - began < 10)
 say([thread.name for thread in threading.enumerate()])
@@ -519,7 +522,12 @@ api = FaultyApi(app)
 
 async def hang(scope, receive, send):
     say("ready")
-    await anyio.sleep_forever()
+    try:
+        await anyio.sleep_forever()
+    finally:
+        given_up.set()
+
+given_up = threading.Event()
 """
     with start(code + INTERRUPTED[when]) as process:
         assert process.stdout is not None
