@@ -50,13 +50,13 @@ def current_instance() -> AgentInstanceHandle | None:
 def current_span() -> SpanContext | None:
     """The innermost open span of this context, whichever its run; None if there is none.
 
-    Where everything is switched off, it is a span that records nothing.
+    Where everything is switched off, it is a span that records nothing; one that a client beside
+    it records goes before it.
     """
     for span in SpanContextStack.open_spans():
         if isinstance(span, OpenSpan) and span.context is not None:
-            return DisabledSpan.innermost(span) or span.context
-    disabled = DisabledSpan.innermost(None)
-    if disabled is not None:
+            return span.context
+    if (disabled := DisabledSpan.innermost()) is not None:
         return disabled
     instance = current_instance()
     return DisabledSpan() if instance is not None and not instance.records else None

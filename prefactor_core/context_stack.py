@@ -14,11 +14,11 @@ from contextvars import ContextVar
 
 from prefactor_core.models import Span
 
-ENTRIES: ContextVar[tuple[Span | str, ...]] = ContextVar("prefactor_core_spans", default=())
+_entries: ContextVar[tuple[Span | str, ...]] = ContextVar("prefactor_core_spans", default=())
 
 
 def _open_entries() -> tuple[Span | str, ...]:
-    entries = ENTRIES.get()
+    entries = _entries.get()
     for entry in entries:
         if isinstance(entry, Span) and entry.ended:
             return tuple(e for e in entries if isinstance(e, str) or not e.ended)
@@ -44,7 +44,7 @@ class SpanContextStack:
     @classmethod
     def push(cls, span_id: Span | str) -> None:
         """Make a span, or an id, the innermost one of this context."""
-        ENTRIES.set((*_open_entries(), span_id))
+        _entries.set((*_open_entries(), span_id))
 
     @classmethod
     def pop(cls) -> str | None:
@@ -52,7 +52,7 @@ class SpanContextStack:
         entries = _open_entries()
         if not entries:
             return None
-        ENTRIES.set(entries[:-1])
+        _entries.set(entries[:-1])
         return _id(entries[-1])
 
     @classmethod
@@ -74,16 +74,16 @@ class SpanContextStack:
     @classmethod
     def remove(cls, span: Span) -> None:
         """Remove this span, wherever it stands; nothing if it is not there."""
-        entries = ENTRIES.get()
+        entries = _entries.get()
         if entries and entries[-1] is span:
-            ENTRIES.set(entries[:-1])
+            _entries.set(entries[:-1])
         elif any(entry is span for entry in entries):
-            ENTRIES.set(tuple(entry for entry in entries if entry is not span))
+            _entries.set(tuple(entry for entry in entries if entry is not span))
 
     @classmethod
     def open_spans(cls) -> Iterator[Span]:
         """The open spans that are known here, innermost first."""
-        for entry in reversed(ENTRIES.get()):
+        for entry in reversed(_entries.get()):
             if not isinstance(entry, str) and not entry.ended:
                 yield entry
 
@@ -94,7 +94,7 @@ class SpanContextStack:
         Open spans of other instances are passed over. Of an id that was pushed by hand nobody
         knows the instance: whoever pushed it vouches for it.
         """
-        for entry in reversed(ENTRIES.get()):
+        for entry in reversed(_entries.get()):
             if isinstance(entry, str) or (entry.instance_id == instance_id and not entry.ended):
                 return entry
         return None
@@ -112,12 +112,12 @@ class OtherStack:
     __slots__ = ("_aside",)
 
     def __init__(self) -> None:
-        self._aside = ENTRIES.get()
+        self._aside = _entries.get()
 
     def swap(self) -> None:
         """It is the other code's turn."""
-        entries = ENTRIES.get()
-        ENTRIES.set(self._aside)
+        entries = _entries.get()
+        _entries.set(self._aside)
         self._aside = entries
 
     def __enter__(self) -> None:

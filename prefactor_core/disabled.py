@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Final
 
 import anyio
@@ -29,7 +28,10 @@ class DisabledScope:
     """Runs live as ever, with ids of their own; spans do nothing; nothing is sent or waited for."""
 
     def __init__(self) -> None:
-        self.home = _AnyHome()
+        try:
+            self.home: Home = _AnyHome.here()
+        except anyio.NoEventLoopError:
+            self.home = _AnyHome(None)  # a synchronous program needs none
         self.ledger = Ledger()
         identities = Identities()
         outbox = _NoOutbox(self.ledger, identities, self.home)
@@ -58,11 +60,7 @@ class DisabledScope:
 
 
 class _AnyHome(Home):
-    """Every thread is at home here, also where no event loop runs."""
-
-    def __init__(self) -> None:
-        with suppress(anyio.NoEventLoopError):  # the loop is the last that it asks for
-            super().__init__()
+    """Every thread is at home here."""
 
     @property
     def is_here(self) -> bool:
@@ -104,17 +102,25 @@ class _NoSpans(SpanManager):
     ) -> SpanContext:
         return DisabledSpan()
 
-    def open(
+    def prepare(
         self,
-        span_id: str,
-        run: RunIdentity,
+        instance_id: str,
         schema_name: str,
-        parent_span_id: str | None,
-        payload: Mapping[str, object] | None,
+        parent_span_id: str | None = None,
+        payload: Mapping[str, object] | None = None,
+        span_id: str | None = None,
+    ) -> str:
+        return self.new_id(self.run_of(instance_id), schema_name, span_id)
+
+    def create(
+        self,
+        instance_id: str,
+        schema_name: str,
+        parent_span_id: str | None = None,
+        payload: Mapping[str, object] | None = None,
         has_place: bool = False,
-        context: SpanContext | None = None,
-    ) -> Span:
-        return Span(id=span_id, instance_id=run.id, schema_name=schema_name)
+    ) -> str:
+        return self.prepare(instance_id, schema_name)
 
     def start(self, span_id: str, payload: Mapping[str, object] | None = None) -> str:
         return span_id

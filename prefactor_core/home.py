@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Self, cast
 from weakref import WeakSet
 
 import anyio.lowlevel
@@ -35,15 +35,19 @@ class Home:
     for the loop; and a task that no task group owns.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, loop: object) -> None:
         self.lock = threading.RLock()
         self._thread_id = threading.get_ident()
         self.is_left = False
         _homes.add(self)
-        token = anyio.lowlevel.current_token().native_token
         # One of these it is; neither is imported to find out.
-        self._asyncio = cast("asyncio.AbstractEventLoop", token)
-        self._trio = cast("trio.lowlevel.TrioToken", token) if hasattr(token, _TRIO) else None
+        self._asyncio = cast("asyncio.AbstractEventLoop", loop)
+        self._trio = cast("trio.lowlevel.TrioToken", loop) if hasattr(loop, _TRIO) else None
+
+    @classmethod
+    def here(cls) -> Self:
+        """That of who calls: the running event loop, in this thread."""
+        return cls(anyio.lowlevel.current_token().native_token)
 
     def check_process(self) -> None:
         """Raises :class:`ClientScopeError` in a fork."""

@@ -34,7 +34,7 @@ class HostTask:
 
     async def open(self) -> None:
         """Return when the scope is open. Raises what its entering raises."""
-        self._task = Home().spawn(self._host, "prefactor-core-host")
+        self._task = Home.here().spawn(self._host, "prefactor-core-host")
         try:
             await self._opened.wait()
         except BaseException:

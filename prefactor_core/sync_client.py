@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import CancelledError, Future
 from functools import partial, update_wrapper
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, cast
@@ -15,8 +13,6 @@ from prefactor_core.agent_instance import AgentInstanceHandle, OpenRun
 from prefactor_core.client import PrefactorCoreClient, open_prefactor
 from prefactor_core.config import PrefactorCoreConfig, PrefactorOptions
 from prefactor_core.exceptions import (
-    ClientNotInitializedError,
-    ClientScopeError,
     PrefactorCoreError,
     PrefactorValueError,
 )
@@ -25,14 +21,11 @@ from prefactor_core.queue.base import Queue
 from prefactor_core.schema_registry import SchemaRegistry
 
 if TYPE_CHECKING:
-    from anyio.from_thread import BlockingPortal
-
     from prefactor_core.api.client import AsgiApp
+    from prefactor_core.loop_thread import LoopThread
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_CLOSED_MEANWHILE = "the client was closed by another thread in the meantime"
 
 
 def open_prefactor_sync(
@@ -120,11 +113,13 @@ class SyncPrefactorClient:
                 "synchronous code: leave it out"
             )
         self.core = core
-        self._loop: _LoopThread | None = None
+        self._loop: LoopThread | None = None
 
     def __enter__(self) -> Self:
         if self.core.config.enabled:
-            loop = _LoopThread(self.core)
+            from prefactor_core.loop_thread import LoopThread  # here: it takes its time
+
+            loop = LoopThread(self.core)
             loop.open()
             self._loop = loop
         else:
@@ -184,87 +179,6 @@ def _at_once(coroutine: Coroutine[Any, Any, T]) -> T:
         return cast("T", done.value)
     coroutine.close()
     raise AssertionError("it waits")
-
-
-class _LoopThread:
-    """An event loop in a thread of its own, in which ``client`` is open."""
-
-    def __init__(self, client: PrefactorCoreClient) -> None:
-        self._client = client
-        # A daemon: a scope that is never left must not keep the program from ending.
-        self._thread = threading.Thread(target=self._run, name="prefactor-core", daemon=True)
-        self._opened: Future[BlockingPortal] = Future()
-        self._body_error: BaseException | None = None
-        self._failure: BaseException | None = None
-
-    def open(self) -> None:
-        """Return when the client is open. Raises what its entering raises."""
-        self._thread.start()
-        try:
-            self._portal = self._opened.result()
-        except BaseException:
-            self._opened.cancel()  # Ctrl-C: nobody will close it
-            raise
-
-    def close(self, error: BaseException | None) -> None:
-        """Return when the client is closed, whose body ended with ``error``, and the thread is
-        gone. Raises what its leaving raises."""
-        if not self._thread.is_alive():
-            return  # in a fork there is nothing to close
-        self._body_error = error
-        try:
-            self._portal.start_task_soon(self._leaving.set)
-            self._thread.join()
-        finally:
-            self._body_error = None
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
-
-    def call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """What ``function`` gives, called in this thread by another one."""
-        if threading.current_thread() is self._thread:
-            raise ClientScopeError(
-                "this waits for the client's own thread, and cannot be called in it (by what is "
-                "given to on_terminate(), say)"
-            )
-        try:
-            future: Future[T] = self._portal.start_task_soon(function)
-        except RuntimeError:
-            raise ClientNotInitializedError(_CLOSED_MEANWHILE) from None
-        try:
-            return future.result()
-        except CancelledError:
-            raise ClientNotInitializedError(_CLOSED_MEANWHILE) from None
-        finally:
-            future.cancel()  # Ctrl-C: nobody waits for it any more
-            del future  # it would keep its error alive, which has this frame
-
-    def _run(self) -> None:
-        try:
-            anyio.run(self._host)
-        except BaseException as error:
-            self._failure = error
-        if not self._opened.done():
-            assert self._failure is not None
-            self._opened.set_exception(self._failure)
-
-    async def _host(self) -> None:
-        from anyio.from_thread import BlockingPortal  # here: importing it takes its time
-
-        async with BlockingPortal() as portal:
-            self._leaving = anyio.Event()
-            try:
-                await self._client.__aenter__()
-                if self._opened.set_running_or_notify_cancel():
-                    self._opened.set_result(portal)
-                    await self._leaving.wait()
-                error = self._body_error
-                await self._client.__aexit__(type(error) if error else None, error, None)
-            except Exception as failure:
-                self._failure = failure  # not through the portal: that would wrap it
-            # What other threads still wait for is of a client that is closed.
-            await portal.stop(cancel_remaining=True)
 
 
 class SyncAgentInstanceScope:

@@ -40,7 +40,7 @@ class Delivery:
         drain_timeout: float,
         poll_interval: float,
     ) -> None:
-        self.home = Home()
+        self.home = Home.here()
         self.ledger = Ledger()
         self.identities = Identities()
         self.outbox = Outbox(queues, self.ledger, config, self.home)
