@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from types import TracebackType
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("prefactor_core.queue.workers")
 
+_PAUSE = 1.0
+"""Seconds between two successors of a worker that is ended from outside, in the body."""
+
 
 class Workers:
     """A task for each of ``jobs``, inside ``async with Workers(jobs, close, ...):``.
@@ -30,8 +34,8 @@ class Workers:
     the same object.
 
     Nothing that a job raises ends its worker: it is logged, and the job is called again after a
-    while. It is also called again, for the drain, if something from outside ended the worker; so
-    what it is at must not be kept in its local variables.
+    while. It is also called again, at once, if something from outside ended the worker; so what
+    it is at must not be kept in its local variables.
     """
 
     def __init__(
@@ -47,6 +51,10 @@ class Workers:
         self._group: TaskGroup | None = None
         self._scopes: list[anyio.CancelScope] = []
         self._running: set[int] = set()
+        # When one got its last successor while the body goes on, by number.
+        self._succeeded: dict[int, float] = {}
+        self._host_id = 0
+        self._draining = anyio.Event()
         self._ended = anyio.Event()
         self._cut_short = False
         self._interrupt: BaseException | None = None
@@ -55,6 +63,7 @@ class Workers:
     async def __aenter__(self) -> Self:
         if self._group is not None:
             raise RuntimeError("workers can be entered once only")
+        self._host_id = anyio.get_current_task().id
         self._group = await anyio.create_task_group().__aenter__()
         self._start_workers()
         try:
@@ -79,6 +88,7 @@ class Workers:
         try:
             with anyio.move_on_after(self._drain_timeout, shield=True) as self._drain:
                 # 2. What they serve closes, which tells the workers to drain.
+                self._draining.set()
                 try:
                     await self._close()
                 except Exception as error:
@@ -119,18 +129,21 @@ class Workers:
             raise stopped
 
     def _start_workers(self) -> None:
-        assert self._group is not None
         for number in range(len(self._jobs)):
             if number not in self._running:
-                scope = anyio.CancelScope(shield=True)
-                self._scopes.append(scope)
-                # An empty context: workers must not inherit the caller's open spans, nor
-                # keep alive what else its context holds.
-                self._group.create_task(
-                    self._work(number, scope),
-                    name=f"prefactor-core-worker-{number}",
-                    context=Context(),
-                )
+                self._start_worker(number)
+
+    def _start_worker(self, number: int, delay: float = 0.0) -> None:
+        assert self._group is not None
+        scope = anyio.CancelScope(shield=True)
+        self._scopes.append(scope)
+        # An empty context: workers must not inherit the caller's open spans, nor keep alive
+        # what else its context holds.
+        self._group.create_task(
+            self._work(number, scope, delay),
+            name=f"prefactor-core-worker-{number}",
+            context=Context(),
+        )
 
     async def _wait_for_workers(self) -> None:
         while self._running:
@@ -138,18 +151,50 @@ class Workers:
             await self._ended.wait()
         await _turns()
 
-    async def _work(self, number: int, scope: anyio.CancelScope) -> None:
+    async def _work(self, number: int, scope: anyio.CancelScope, delay: float) -> None:
+        if number in self._running:
+            return  # a successor that the drain has overtaken
         self._running.add(number)
+        stopped = False
         try:
             # Shielded: a cancellation from outside reaches the body, and the workers outlive
             # its unwinding.
             with scope:
+                if delay > 0:
+                    with anyio.move_on_after(delay):
+                        await self._draining.wait()
                 await self._serve_on(number)
         except BaseException as stop:
             self._stopped_by(stop)
+            stopped = True
         finally:
             self._running.discard(number)
+            self._scopes.remove(scope)
             self._ended.set()
+        if stopped and self._body_goes_on():
+            await self._succeed(number)
+
+    def _body_goes_on(self) -> bool:
+        # Where all tasks end together there is nobody left who could end a successor.
+        return (
+            self._interrupt is None
+            and not self._draining.is_set()
+            and any(task.id == self._host_id for task in anyio.get_running_tasks())
+        )
+
+    async def _succeed(self, number: int) -> None:
+        """Start a successor: at once, but what is ended again and again must not spin the loop."""
+        try:
+            await _turns()
+        except BaseException as stop:
+            # Who cancels every task until there is none means it: the drain goes on from here.
+            self._stopped_by(stop)
+            return
+        if self._body_goes_on():
+            now = anyio.current_time()
+            at = max(now, self._succeeded.get(number, -math.inf) + _PAUSE)
+            self._succeeded[number] = at
+            self._start_worker(number, at - now)
 
     async def _serve_on(self, number: int) -> None:
         backoff = Backoff()
@@ -168,13 +213,13 @@ class Workers:
     def _stopped_by(self, stop: BaseException) -> None:
         """A worker ends by something that was not meant for it, and that ends nothing else.
 
-        asyncio's ``Task.cancel()`` of every task of the loop is one such thing: the body gets
-        it too, and its exit starts successors that drain. Another is the Ctrl-C that trio
+        asyncio's ``Task.cancel()`` is one such thing: the worker gets a successor, unless every
+        task of the loop is cancelled at its end. Another is the Ctrl-C that trio
         raises in whichever task is running, also as a group if a handler has a nursery: it
         is for the body, which is cancelled, and leaves the scope as itself.
         """
         self._cut_short = True
-        message = "a worker was ended from outside (%r); what it left is handled at the end"
+        message = "a worker was ended from outside (%r); another takes on what it left"
         log(logger, logging.INFO, message, stop)
         parts = [stop]
         for part in parts:
