@@ -181,7 +181,7 @@ class PrefactorCoreClient:
         :class:`~prefactor_core.host_task.HostTask` for what that can and cannot promise. No
         request is sent.
 
-        Raises :class:`ClientAlreadyInitializedError` if it is open, and
+        Raises :class:`ClientAlreadyInitializedError` if it is open or still closing, and
         :class:`PrefactorValueError` with ``cancel_on_signals``, which needs a block to cancel.
         """
         if self._config.cancel_on_signals:
@@ -192,29 +192,28 @@ class PrefactorCoreClient:
         if not self._config.enabled:
             await self.__aenter__()  # there is nothing that belongs to a task
             return
+        if self._host is not None and not self._host.ended:
+            raise ClientAlreadyInitializedError("Client is already initialized")
         from prefactor_core.host_task import HostTask
 
-        host = HostTask(self)
-        await host.open()
-        self._host = host
+        self._host = HostTask(self)
+        await self._host.open()
 
     async def close(self) -> None:
-        """End open runs, deliver, close; in any task. Nothing if the client is not open.
+        """End open runs, deliver, close; in any task of the loop. Nothing if the client is not
+        open; a second call waits for the first.
 
         A run ends as ``complete``, or as ``cancelled`` if nothing was done in it. A scope that
         was entered by ``async with`` is closed early, and by its own task only.
 
-        Raises :class:`ClientScopeError` in another one.
+        Raises :class:`ClientScopeError` in another one, or in another event loop.
         """
-        if self._scope is None:
-            return
-        if self._scope.home.is_left:
-            self._scope = None
-        elif self._host is not None:
+        if self._host is not None and not self._host.ended:
             await self._host.close()
-        else:
+        elif self._scope is not None and self._scope.home.is_left:
+            self._scope = None
+        elif self._scope is not None:
             self._scope.check_task()
-            AgentInstanceScope.client_closes(self)
             await self._close(None)
 
     async def _close(self, error: BaseException | None) -> BaseException | None:
@@ -222,7 +221,7 @@ class PrefactorCoreClient:
         # Cancel scopes nest: those inside of the client's are left before it.
         AgentInstanceScope.client_closes(self)
         left = error if self._signals is None else self._signals.body_ends(error)
-        scope, self._scope, self._host = self._scope, None, None
+        scope, self._scope = self._scope, None
         try:
             if scope is not None:
                 await scope.close(error, raises=left is not None)

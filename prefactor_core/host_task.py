@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import AbstractAsyncContextManager
 
 import anyio
+import anyio.lowlevel
 
+from prefactor_core.exceptions import ClientScopeError
 from prefactor_core.home import Home
 
 
@@ -26,6 +29,8 @@ class HostTask:
 
     def __init__(self, scope: AbstractAsyncContextManager[object]) -> None:
         self._scope = scope
+        self._home = Home.here()
+        self._loop = anyio.lowlevel.current_token()
         self._opened = anyio.Event()
         self._closing = anyio.Event()
         self._closed = anyio.Event()
@@ -34,22 +39,38 @@ class HostTask:
 
     async def open(self) -> None:
         """Return when the scope is open. Raises what its entering raises."""
-        self._task = Home.here().spawn(self._host, "prefactor-core-host")
+        self._task = self._home.spawn(self._host, "prefactor-core-host")
         try:
             await self._opened.wait()
         except BaseException:
-            # Cancelled: nobody will close it.
-            self._closing.set()
+            # Cancelled: nobody else will close it.
+            await self._close()  # noqa: ASYNC102 - shields and bounds
             raise
         self._raise_error()
 
+    @property
+    def ended(self) -> bool:
+        """Whether the scope is closed, or could not be opened; or is the parent's, in a fork."""
+        return self._closed.is_set() or self._home.is_left
+
     async def close(self) -> None:
         """Return when the scope is closed, also under a cancellation: it has its own time limit.
-        Raises what its leaving raises, once."""
+        Raises what its leaving raises, once.
+
+        Raises :class:`ClientScopeError` in another event loop, where that cannot be awaited.
+        """
+        if anyio.lowlevel.current_token() != self._loop:
+            raise ClientScopeError(
+                "the client was opened in another event loop: close it there (any task of that "
+                "loop may do it)"
+            )
+        await self._close()
+        self._raise_error()
+
+    async def _close(self) -> None:
         self._closing.set()
         with anyio.CancelScope(shield=True):
             await self._closed.wait()
-        self._raise_error()
 
     def _raise_error(self) -> None:
         error, self._error = self._error, None
@@ -64,6 +85,10 @@ class HostTask:
         except Exception as error:
             # For who waits. From here it would end the loop on trio, and be nobody's on asyncio.
             self._error = error
+        except KeyboardInterrupt:
+            # It has hit a worker on trio, where a task like this must not end by it: trio
+            # raises it in the main task.
+            signal.raise_signal(signal.SIGINT)
         finally:
             self._opened.set()
             self._closed.set()
