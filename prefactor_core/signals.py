@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import TypeAlias
 
 import anyio
 
@@ -14,7 +15,7 @@ from prefactor_core.cancellation import leave_scope
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.home import Home
 
-Handler = Callable[[int, FrameType | None], object] | int | None
+Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
 
 
 class SignalCancellation:
@@ -37,6 +38,7 @@ class SignalCancellation:
         self._home: Home | None = None
         self._previous: dict[signal.Signals, Handler] = {}
         self._scope: anyio.CancelScope | None = None
+        self._restored = False
         self._waiting: deque[signal.Signals] = deque()
         # Those that came when there was nothing left to cancel.
         self._late: list[signal.Signals] = []
@@ -56,23 +58,31 @@ class SignalCancellation:
         return error if scope is None else leave_scope(scope, error)
 
     def restore(self) -> None:
-        """Put back the handlers that were there before.
+        """Put back the handlers that were there before; a second call does nothing.
 
         Who was told to stop only during the drain is told again: there was no body any more
         that could have heard it.
         """
-        while self._previous:
-            number, handler = self._previous.popitem()
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._restored = True
+        for number in self._previous:
+            # What the program has put in place since is its own.
+            if signal.getsignal(number) == self._handle:
+                self._put_back(number)
         self._heed()
-        while self._late:
-            signal.raise_signal(self._late.pop())
+        late, self._late = self._late, []
+        for number in late:
+            signal.raise_signal(number)
+
+    def _put_back(self, number: int) -> None:
+        handler = self._previous[signal.Signals(number)]
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         # This runs in the middle of anything: only what is safe there.
         assert self._home is not None
-        if self._home.is_left:
-            self.restore()  # a fork has its own way to go
+        if self._restored or self._home.is_left:
+            # Who came after this one has put it back too late; or a fork has its own way to go.
+            self._put_back(number)
             signal.raise_signal(number)
             return
         self._waiting.append(signal.Signals(number))
