@@ -294,11 +294,13 @@ class AgentInstanceScope:
         assert self._run is not None
         self._leave(self._run, error)
         # As for a span: no checkpoint on the way out of an error.
-        if error is None:
+        if error is None and not self._run.is_left:
             await anyio.lowlevel.checkpoint()  # noqa: ASYNC102
 
     def _leave(self, run: OpenRun, error: BaseException | None) -> None:
         # The order of exit:
+        if run.is_left:
+            return  # in a fork nothing of it can be left
         # 1. The run ends by how its body ended, its open spans first.
         run.finish(error)
         # 2. The cancel scope closes, if the client has not closed it. Only its own task can.
@@ -347,6 +349,11 @@ class OpenRun:
         self._identity = instances.identity(handle.id)
         self._termination = self._identity.termination
         self._terminated: str | None = None
+
+    @property
+    def is_left(self) -> bool:
+        """Whether this process is a fork of the one that has the run."""
+        return self._home.is_left
 
     def cancel_on_terminate(self, scope: anyio.CancelScope) -> None:
         """Cancel ``scope`` when the API terminates the run."""
