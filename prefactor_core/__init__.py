@@ -3,13 +3,13 @@
 from prefactor_core._version import __version__ as __version__
 from prefactor_core.agent_instance import (
     AgentInstanceHandle,
-    AgentInstanceScope,
     current_instance,
     current_span,
     traced,
 )
+from prefactor_core.agent_instance_scope import AgentInstanceScope
 from prefactor_core.client import PrefactorCoreClient, open_prefactor
-from prefactor_core.config import HttpClientConfig, PrefactorCoreConfig, QueueConfig
+from prefactor_core.config import PrefactorCoreConfig, QueueConfig
 from prefactor_core.context_stack import SpanContextStack
 from prefactor_core.delivery.ledger import Statistics
 from prefactor_core.exceptions import (
@@ -33,6 +33,7 @@ from prefactor_core.exceptions import (
     PrefactorValueError,
     SpanNotFoundError,
 )
+from prefactor_core.http_config import HttpClientConfig
 from prefactor_core.models import AgentInstance, Span
 from prefactor_core.operations import Operation, OperationType
 from prefactor_core.queue.base import Queue, QueueClosedError

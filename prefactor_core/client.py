@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Self, Unpack
 import anyio.lowlevel
 import msgspec
 
-from prefactor_core.agent_instance import AgentInstanceHandle, AgentInstanceScope
+from prefactor_core.agent_instance import AgentInstanceHandle
+from prefactor_core.agent_instance_scope import AgentInstanceScope
 from prefactor_core.config import PrefactorCoreConfig, PrefactorOptions, check_options
 from prefactor_core.delivery.ledger import Ledger, Statistics
 from prefactor_core.exceptions import (

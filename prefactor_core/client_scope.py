@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from prefactor_core.agent_instance import finish_open_runs
 from prefactor_core.backoff import Backoff
 from prefactor_core.capture import Capture
 from prefactor_core.config import PrefactorCoreConfig
@@ -21,6 +20,7 @@ from prefactor_core.managers.span import SpanManager
 from prefactor_core.operations import Operation
 from prefactor_core.queue.base import Queue
 from prefactor_core.queue.memory import InMemoryQueue
+from prefactor_core.run_end import finish_open_runs
 
 if TYPE_CHECKING:
     from prefactor_core.api.client import AsgiApp

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import (
     TYPE_CHECKING,
     Any,
     Literal,
-    Protocol,
     Self,
     TypedDict,
     TypeVar,
@@ -26,155 +24,30 @@ from msgspec.structs import fields
 
 from prefactor_core.capture import Redact
 from prefactor_core.checks import (
-    has_host,
     to_at_least,
     to_count,
-    to_number,
     to_positive,
     to_seconds,
     to_signals,
-    to_statuses,
     to_text,
     to_whole,
 )
 from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.http_config import LOCAL_PREFIX, HttpClientOptions
+from prefactor_core.http_config import HttpClientConfig as HttpClientConfig
 from prefactor_core.redaction import redact_keys
 from prefactor_core.schema_registry import SchemaRegistry
 
 if TYPE_CHECKING:
     import signal
 
-LOCAL_PREFIX = "local:"
-"""What an ``api_url`` begins with that names a database file and no server."""
-
 _NOWHERE = f"{LOCAL_PREFIX}:memory:"
-
-_ADDRESS = re.compile(r"(\w+://.*|[\w./-]+\.[a-z]{2,}(:\d+)?(/.*)?)")
 
 _NOTHING_CONFIGURED = (
     "nothing says which Prefactor to record to. Either set PREFACTOR_API_URL and "
     "PREFACTOR_API_TOKEN in the environment (or pass api_url= and api_token=), or pass "
     'api_url="local:PATH" to record into a database file without an account.'
 )
-
-
-class HttpClientOptions(Protocol):
-    """What any object must have to stand in for an :class:`HttpClientConfig`."""
-
-    @property
-    def api_url(self) -> str: ...
-    @property
-    def api_token(self) -> str: ...
-    @property
-    def request_timeout(self) -> float: ...
-    @property
-    def connect_timeout(self) -> float: ...
-    @property
-    def max_retries(self) -> int: ...
-    @property
-    def initial_retry_delay(self) -> float: ...
-    @property
-    def max_retry_delay(self) -> float: ...
-    @property
-    def retry_multiplier(self) -> float: ...
-    @property
-    def retry_on_status_codes(self) -> tuple[int, ...]: ...
-
-
-class HttpClientConfig(Struct):
-    """Where the API is and how it is called. All times are in seconds.
-
-    ``api_url``: ``https://…`` or ``http://…``; or ``local:PATH``, the same API on an SQLite
-    file inside this process, which needs no token.
-    ``request_timeout``: for one attempt, from connecting to the whole answer.
-    ``connect_timeout``: for the connecting alone.
-    ``max_retries``, ``initial_retry_delay``: how often, and first after which wait, a
-    registration is tried again (it is the one call that the agent waits for). What is
-    recorded in the background is retried as :class:`QueueConfig` says.
-    ``retry_multiplier``, ``max_retry_delay``: growth and cap of the waits of both.
-    ``retry_on_status_codes``: HTTP statuses that mean "try again", besides every 5xx and 429.
-    ``default_idempotency_key``: taken for compatibility and without effect: every
-    operation has a key of its own.
-
-    Raises :class:`PrefactorValueError` for a value out of its bounds.
-    """
-
-    api_url: str
-    api_token: str = ""
-    request_timeout: float = 30.0
-    connect_timeout: float = 10.0
-    max_retries: int = 3
-    initial_retry_delay: float = 1.0
-    max_retry_delay: float = 60.0
-    retry_multiplier: float = 2.0
-    retry_on_status_codes: tuple[int, ...] = (429, 500, 502, 503, 504)
-    default_idempotency_key: str | None = None
-
-    def __post_init__(self) -> None:
-        self.api_url = to_text("api_url", self.api_url)
-        self.api_token = to_text("api_token", self.api_token)
-        if not self.api_url:
-            raise PrefactorValueError("api_url is required")
-        if self.is_local:
-            if not self.api_url.removeprefix(LOCAL_PREFIX):
-                raise PrefactorValueError(
-                    "api_url 'local:' names no file: write 'local:PATH', or 'local::memory:' "
-                    "for a database that is gone afterwards"
-                )
-        elif "@" in self.api_url:
-            # Not shown: what stands before the @ is a secret.
-            raise PrefactorValueError(
-                "api_url must not hold a user name or password (it has an '@'): the API knows "
-                "its callers by api_token"
-            )
-        elif not self.api_url.lower().startswith(("https://", "http://")):
-            # What looks like no address is not shown: it may be a token in the wrong place.
-            shown = repr(self.api_url) if _ADDRESS.fullmatch(self.api_url) else "something else"
-            raise PrefactorValueError(
-                f"api_url must begin with https://, http:// or local:, got {shown}"
-            )
-        elif not has_host(self.api_url):
-            raise PrefactorValueError(
-                f"api_url must have a host, and a port up to 65535 if any, got {self.api_url!r}"
-            )
-        elif not self.api_token:
-            raise PrefactorValueError(
-                f"api_token is required for {self.api_url!r}: pass api_token=, or set "
-                "PREFACTOR_API_TOKEN in the environment; only local:PATH needs none"
-            )
-        # The value is a secret: the message says where the fault is, not what is there.
-        if not self.api_token.isascii() or not self.api_token.isprintable():
-            raise PrefactorValueError(
-                "api_token has a character that no token has (a line break, or one beyond ASCII); "
-                "was it copied whole and alone?"
-            )
-        self.request_timeout = to_positive("request_timeout", self.request_timeout)
-        self.connect_timeout = to_positive("connect_timeout", self.connect_timeout)
-        self.max_retries = to_count("max_retries", self.max_retries)
-        self.initial_retry_delay = to_positive("initial_retry_delay", self.initial_retry_delay)
-        self.max_retry_delay = to_positive("max_retry_delay", self.max_retry_delay)
-        self.retry_multiplier = to_number("retry_multiplier", self.retry_multiplier)
-        if not self.retry_multiplier >= 1:
-            raise PrefactorValueError(
-                f"retry_multiplier must be >= 1, got {self.retry_multiplier!r}"
-            )
-        self.retry_on_status_codes = to_statuses(
-            "retry_on_status_codes", self.retry_on_status_codes
-        )
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the API is the one inside this process (``local:PATH``)."""
-        return self.api_url.startswith(LOCAL_PREFIX)
-
-    def __rich_repr__(self) -> list[tuple[str, object]]:
-        # The token is in no repr; neither is its length or its first characters.
-        names = [f.name for f in fields(self)]
-        return [(n, "***" if n == "api_token" else getattr(self, n)) for n in names]
-
-    def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
-        return f"{type(self).__name__}({shown})"
 
 
 class QueueConfig(Struct):

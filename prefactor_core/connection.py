@@ -7,8 +7,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from prefactor_core._version import __version__
 from prefactor_core.api.client import ApiClient, AsgiApp
-from prefactor_core.config import LOCAL_PREFIX, HttpClientConfig
 from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.http_config import LOCAL_PREFIX, HttpClientConfig
 
 
 @asynccontextmanager

@@ -7,7 +7,6 @@ from typing import Final
 
 import anyio
 
-from prefactor_core.agent_instance import finish_open_runs
 from prefactor_core.capture import Capture
 from prefactor_core.config import QueueConfig
 from prefactor_core.delivery.identity import Identities, RunIdentity
@@ -19,6 +18,7 @@ from prefactor_core.managers.agent_instance import AgentInstanceManager
 from prefactor_core.managers.span import SpanManager
 from prefactor_core.models import Span
 from prefactor_core.operations import FinishAgentInstance, Operation, RegisterAgentInstance
+from prefactor_core.run_end import finish_open_runs
 from prefactor_core.span_context import DisabledSpan, SpanContext
 
 _NO_PAYLOADS: Final = Capture(enabled=False)

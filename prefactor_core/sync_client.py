@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Un
 
 import anyio
 
-from prefactor_core.agent_instance import AgentInstanceHandle, OpenRun
+from prefactor_core.agent_instance import AgentInstanceHandle
+from prefactor_core.agent_instance_scope import OpenRun
 from prefactor_core.client import PrefactorCoreClient, open_prefactor
 from prefactor_core.config import PrefactorCoreConfig, PrefactorOptions
 from prefactor_core.exceptions import (

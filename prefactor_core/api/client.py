@@ -22,12 +22,12 @@ from prefactor_core.api.answers import (
     decode,
 )
 from prefactor_core.api.errors import error_from_answer
-from prefactor_core.config import HttpClientConfig
 from prefactor_core.exceptions import (
     PrefactorContractError,
     PrefactorUnreachableError,
     PrefactorValueError,
 )
+from prefactor_core.http_config import HttpClientConfig
 from prefactor_core.operations import (
     CreateSpan,
     FinishAgentInstance,
