@@ -16,6 +16,7 @@ from prefactor_core.delivery.ledger import Ledger, Statistics
 from prefactor_core.exceptions import (
     ClientAlreadyInitializedError,
     ClientNotInitializedError,
+    ClientScopeError,
     PrefactorValueError,
 )
 from prefactor_core.operations import Operation
@@ -122,6 +123,11 @@ class PrefactorCoreClient:
         if self._queue is not None and self._queue.closed:
             raise QueueClosedError(
                 "the client's queue was closed with its last scope: make a client with a new one"
+            )
+        if self._scope is not None and self._queue is not None:
+            raise ClientScopeError(
+                "what is in the client's queue is recorded by the process that this one was "
+                "forked from: make a client with a queue of its own here"
             )
         self._opening = True
         try:

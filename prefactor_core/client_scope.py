@@ -108,6 +108,7 @@ class ClientScope:
 
     async def flush(self) -> None:
         """Return when everything that is recorded so far is settled."""
+        self.home.check("flush() waits")
         await self.delivery.outbox.flush()
 
     async def close(self, error: BaseException | None, *, raises: bool) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context
-from typing import TYPE_CHECKING, Final, Self, cast
+from functools import partial
+from typing import TYPE_CHECKING, Final, Self, TypeVarTuple, cast
 from weakref import WeakSet
 
 import anyio.lowlevel
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     import asyncio
 
     import trio
+
+Ts = TypeVarTuple("Ts")
 
 _TRIO: Final = "run_sync_soon"
 
@@ -37,6 +41,8 @@ class Home:
 
     def __init__(self, loop: object) -> None:
         self.lock = threading.RLock()
+        self._steps: deque[Callable[[], object]] = deque()
+        self._stepping = False
         self._thread_id = threading.get_ident()
         self.is_left = False
         _homes.add(self)
@@ -62,6 +68,32 @@ class Home:
         """Whether the caller is in the loop's own thread."""
         return threading.get_ident() == self._thread_id
 
+    def check(self, what: str) -> None:
+        """Raises :class:`ClientScopeError` in another thread; ``what`` is to be done here."""
+        if not self.is_here:
+            raise ClientScopeError(
+                f"{what} in the thread of the event loop that its client lives on: from another "
+                "one, use anyio.from_thread.run()"
+            )
+
+    def step(self, function: Callable[[*Ts], object], *args: *Ts) -> None:
+        """Call ``function`` with the lock held: one step of what is recorded, whole.
+
+        A finaliser that records something may run in the middle of it, in the same thread: that
+        is done right after.
+        """
+        with self.lock:
+            if self._stepping:
+                self._steps.append(partial(function, *args))
+                return
+            self._stepping = True
+            try:
+                function(*args)
+                while self._steps:
+                    self._steps.popleft()()
+            finally:
+                self._stepping = False
+
     def run_soon(self, function: Callable[[], object]) -> None:
         """Have the loop call ``function``; for any thread. Nothing if the loop has ended."""
         # RuntimeError: asyncio's loop is closed; trio's is one of them.
@@ -70,6 +102,15 @@ class Home:
                 self._trio.run_sync_soon(function)
             else:
                 self._asyncio.call_soon_threadsafe(function)
+
+    async def wait_for_end(self) -> None:
+        """In a fork: wait until asyncio cancels what is left of the loop's tasks.
+
+        Until then no wait works there, and no scope can be left, since asyncio says that no loop
+        runs. Trio cannot be forked while it runs.
+        """
+        if self._trio is None:
+            await self._asyncio.create_future()
 
     def spawn(self, function: Callable[[], Coroutine[None, None, None]], name: str) -> object:
         """Start a task that lasts until it ends, or the loop does. The caller keeps what this

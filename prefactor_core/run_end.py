@@ -28,45 +28,35 @@ def finish_run(
     instance: AgentInstance,
     outcome: Outcome,
     error: BaseException | None = None,
+    *,
+    unbegun: Outcome | None = None,
 ) -> None:
-    """Finish what is still open of a run, then the run; nothing if it has ended."""
+    """Finish what is still open of a run, then the run; nothing if it has ended.
+
+    Open spans end as ``failed``, with ``error`` as result, if that failed the run, else as
+    ``cancelled``: they did not come to their own end. ``unbegun``: how a run ends that was not
+    started and had no span, if not with ``outcome``.
+    """
     if instance.ended:
         return
-    instances = managers.instance_manager
+    spans, instances = managers.span_manager, managers.instance_manager
+    failed = error if outcome == "failed" else None
+    results = spans.results_of_open(
+        instance.id, None if failed is None else {"error": describe_error(failed)}
+    )
     # No other thread may open a span of it in between.
     with instances.home.lock:
         if not instance.ended:
-            finish_spans(managers, instance, outcome, error)
-            instances.finish(instance.id, outcome)
-
-
-def finish_spans(
-    managers: Managers,
-    instance: AgentInstance,
-    outcome: Outcome,
-    error: BaseException | None,
-) -> None:
-    """Finish the open spans of a run that ends with ``outcome``.
-
-    They end as ``failed``, with ``error`` as result, if that failed the run, else as
-    ``cancelled``: they did not come to their own end.
-    """
-    if error is not None and outcome == "failed":
-        result = {"error": describe_error(error)}
-        managers.span_manager.finish_open(instance.id, result, "failed")
-    else:
-        managers.span_manager.finish_open(instance.id, None, "cancelled")
+            spans.finish_open(instance.id, "cancelled" if failed is None else "failed", results)
+            began = instance.started_at is not None
+            instances.finish(instance.id, outcome if began or unbegun is None else unbegun)
 
 
 def finish_open_runs(managers: Managers, error: BaseException | None) -> None:
     """Finish the open runs of a client whose body ended with ``error``, or without one."""
-    outcome = outcome_of(error)
-    instances = managers.instance_manager
-    with instances.home.lock:
-        for instance in instances.open_instances():
-            finish_spans(managers, instance, outcome, error)
-            # A run that was neither started nor had a span did nothing, however this ends.
-            began = instance.started_at is not None
-            instances.finish(instance.id, outcome if began else "cancelled")
-        # Spans of runs that other clients registered.
-        managers.span_manager.finish_open(None, None, "cancelled")
+    for instance in managers.instance_manager.open_instances():
+        # A run that was neither started nor had a span did nothing, however this ends.
+        finish_run(managers, instance, outcome_of(error), error, unbegun="cancelled")
+    # Spans of runs that other clients registered.
+    spans = managers.span_manager
+    spans.finish_open(None, "cancelled", spans.results_of_open(None))

@@ -46,8 +46,8 @@ class SpanContext:
         "_result",
         "_run",
         "_schema_name",
-        "_span",
         "_spans",
+        "opened",
     )
 
     def __init__(
@@ -66,7 +66,8 @@ class SpanContext:
         self._parent_span_id = parent_span_id
         self._payload = payload
         self._result: dict[str, object] = {}
-        self._span: OpenSpan | None = None
+        # The span itself, once it has been opened; set with the lock of recording held.
+        self.opened: OpenSpan | None = None
         self._entered = False
         self._has_place = False
 
@@ -128,7 +129,9 @@ class SpanContext:
 
     def cancel_nowait(self) -> None:
         """As :meth:`cancel`, in synchronous code."""
-        self._spans.cancel(self._open())
+        span = self._open()
+        if not span.ended:
+            self._spans.skip(span)
 
     async def finish(self) -> None:
         """The span ends now, complete unless it has ended otherwise."""
@@ -173,22 +176,24 @@ class SpanContext:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._span is not None and self._span.ended:
+        span = self._open()
+        if span.ended:
             return  # what ended it has made a checkpoint
         self.__exit__(exc_type, error, traceback)
         # No checkpoint on the way out of an error: a cancellation that waits there would
-        # take the place of the agent's own exception.
-        if error is None:
+        # take the place of the agent's own exception. Nor in a fork, where no loop runs: there
+        # the span has not ended.
+        if error is None and self._open().ended:
             await anyio.lowlevel.checkpoint()  # noqa: ASYNC102
 
     def __repr__(self) -> str:
-        status = self._span.status if self._span else "not entered"
+        status = self.opened.status if self.opened else "not entered"
         return f"<SpanContext {self._schema_name!r} {self.id} {status}>"
 
     def _open(self) -> OpenSpan:
-        span = self._span
+        span = self.opened
         if span is None:
-            span = self._span = self._spans.open(
+            span = self._spans.open(
                 self._id,
                 self._run,
                 self._schema_name,
@@ -196,11 +201,9 @@ class SpanContext:
                 self._payload,
                 self._has_place,
                 self,
+                self._result,
             )
-            # From here on the run has them too, and ends the span with them if it must.
-            if self._result:
-                span.result.update(self._result)
-            self._payload, self._result = None, span.result
+            self._payload = None
         return span
 
     def _finish(self, outcome: Outcome, result: Mapping[str, object] | None) -> None:

@@ -54,8 +54,14 @@ class Courier:
         Nothing in a fork of the process: what is here is the parent's to deliver.
         """
         home = self._outbox.home
-        while not home.is_left and await self._gather() and not home.is_left:
-            await self._send()
+        try:
+            while not home.is_left and await self._gather() and not home.is_left:
+                await self._send()
+        except Exception:
+            if not home.is_left:
+                raise
+        if home.is_left:
+            await home.wait_for_end()
 
     async def _gather(self) -> bool:
         """Have something to send; False if there will never be more."""

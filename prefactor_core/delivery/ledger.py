@@ -143,14 +143,18 @@ class Ledger:
         self.drop(reason, self.pending, self.pending_bytes)
 
     def statistics(self) -> Statistics:
-        """The balance of this moment."""
+        """The balance of this moment; for any thread."""
+        # Each count is read once, and what goes up first is read last: other threads count on.
+        turned_away, dropped = dict(self._turned_away), dict(self._dropped)
+        delivered, settled_bytes = self.delivered, self._settled_bytes
+        accepted, accepted_bytes = self._accepted, self._accepted_bytes
         return Statistics(
-            accepted=self.accepted,
-            delivered=self.delivered,
-            pending=self.pending,
-            pending_bytes=self.pending_bytes,
+            accepted=accepted + sum(turned_away.values()),
+            delivered=delivered,
+            pending=accepted - delivered - sum(dropped.values()),
+            pending_bytes=accepted_bytes - settled_bytes,
             in_flight=self.in_flight,
-            dropped=dict(self._dropped + self._turned_away),
+            dropped=dropped | turned_away,
             requests=self._requests,
             retries=self._retries,
             merged=self._merged,

@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import anyio
 
@@ -108,14 +109,16 @@ class Outbox:
                 self.home.run_soon(self.take_over)
             return True
         if self._handed_over:
-            self.take_over()
+            self._take_over()
         return self._put(operation)
 
     def take_over(self) -> None:
         """Queue what other threads have recorded; in the thread of the loop."""
-        with self.home.lock:
-            while self._handed_over:
-                self._put(self._handed_over.popleft())
+        self.home.step(self._take_over)
+
+    def _take_over(self) -> None:
+        while self._handed_over:
+            self._put(self._handed_over.popleft())
 
     def found(self, operation: Operation) -> None:
         """Accept an operation that was in its queue before."""
@@ -125,10 +128,15 @@ class Outbox:
     async def wait_for_place(self) -> None:
         """Return when a new span may come in; its place is kept until it is recorded."""
         with self._hurry():
-            while self.full and not self.closed:
+            while not self._take_place():
                 await self._wait_for_change()
+
+    def _take_place(self) -> bool:
         with self.home.lock:
+            if self.full and not self.closed:
+                return False
             self._places += 1
+            return True
 
     def give_place_back(self) -> None:
         """A place that was waited for is taken now, or not needed."""
@@ -196,4 +204,5 @@ class Outbox:
         if reason not in self._warned:
             self._warned.add(reason)
             message += "; what does not fit is dropped, and counted in statistics()"
-            log(logger, logging.WARNING, message, *args)
+            # Not here: the lock is held, and a handler of the program's may wait for who wants it.
+            self.home.run_soon(partial(log, logger, logging.WARNING, message, *args))

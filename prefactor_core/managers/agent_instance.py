@@ -15,7 +15,6 @@ from prefactor_core.backoff import Backoff
 from prefactor_core.clock import Clock
 from prefactor_core.delivery.identity import Identities, RunIdentity
 from prefactor_core.exceptions import (
-    ClientScopeError,
     InstanceNotFoundError,
     PrefactorRateLimitError,
     PrefactorServerError,
@@ -104,11 +103,7 @@ class AgentInstanceManager:
         Raises :class:`PrefactorValueError` for what cannot be sent, and a
         :class:`PrefactorApiError` if the API refuses.
         """
-        if not self.home.is_here:
-            raise ClientScopeError(
-                "a run is registered in the thread of the event loop that its client lives on: "
-                "from another one, use anyio.from_thread.run(), or register it before"
-            )
+        self.home.check("a run is registered")
         if instance_id is not None and not identifiers.is_pfid(instance_id):
             raise PrefactorValueError(f"instance_id must be a PFID, got {instance_id!r}")
         clock = Clock()
@@ -128,8 +123,7 @@ class AgentInstanceManager:
             identity = self._identities.add(operation.instance_id)
             identity.registered = False
             self._waiting = identity
-            with self.home.lock:
-                self._enqueue(operation)
+            self.home.step(self._enqueue, operation)
         else:
             identity = self._identities.add(registered)
             self._related_id = registered
@@ -144,9 +138,7 @@ class AgentInstanceManager:
 
     def start(self, instance_id: str) -> None:
         """The run begins now; nothing if it has begun already."""
-        with self.home.lock:
-            instance = self._find(instance_id)
-            self._advance(instance, InstanceStatus.ACTIVE, instance.clock.now())
+        self._move(self._find(instance_id), InstanceStatus.ACTIVE)
 
     def start_with(self, operation: CreateSpan) -> None:
         """The run begins with its first span, ``operation``, if it has not begun.
@@ -163,9 +155,7 @@ class AgentInstanceManager:
     def finish(self, instance_id: str, status: Outcome = "complete") -> None:
         """The run ends now. One that was not started is started first."""
         check_outcome(status)
-        with self.home.lock:
-            instance = self._find(instance_id)
-            self._advance(instance, InstanceStatus(status), instance.clock.now())
+        self._move(self._find(instance_id), InstanceStatus(status))
 
     def get(self, instance_id: str) -> AgentInstance:
         """The run of this id. Raises :class:`InstanceNotFoundError` if there is none."""
@@ -219,6 +209,9 @@ class AgentInstanceManager:
         message = f"the API did not register a run within {self._timeout:g} s"
         self._on_timeout(PrefactorUnreachableError(message))
         return None
+
+    def _move(self, instance: _OpenInstance, goal: InstanceStatus) -> None:
+        self.home.step(lambda: self._advance(instance, goal, instance.clock.now()))
 
     def _advance(self, instance: _OpenInstance, goal: InstanceStatus, at: datetime) -> None:
         for call, status in instance_steps(instance.status, goal):

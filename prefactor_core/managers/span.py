@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
-from msgspec import UNSET
+from msgspec import UNSET, Raw, UnsetType
 
 from prefactor_core import identifiers
 from prefactor_core.capture import EMPTY, Capture, fields_of, merge
@@ -103,7 +103,8 @@ class SpanManager:
     @property
     def waits_for_place(self) -> bool:
         """Whether a span of asynchronous code waits while the outbox is full."""
-        return self._outbox.waits_when_full and self._home.is_here
+        home = self._home
+        return self._outbox.waits_when_full and home.is_here and not home.is_left
 
     async def wait_for_place(self) -> None:
         """Return when a span may be opened that is sure to be recorded."""
@@ -150,12 +151,14 @@ class SpanManager:
         payload: Mapping[str, object] | None,
         has_place: bool = False,
         context: SpanContext | None = None,
+        result: dict[str, object] | None = None,
     ) -> OpenSpan:
         """As :meth:`prepare`, with what :meth:`run_of` and :meth:`new_id` gave; the span itself.
 
         ``payload`` is captured now: what changes in it later does not matter. ``has_place``:
         it has waited for its place, so that it is recorded also if the outbox is full.
-        ``context``: what the agent holds of it.
+        ``context``: what the agent holds of it; opened once, also by several threads.
+        ``result``: what it will end with, as far as that is known; added to from outside.
         """
         captured = EMPTY if payload is None else self._capture(payload)
         self._home.check_process()
@@ -164,25 +167,30 @@ class SpanManager:
                 raise ClientNotInitializedError(
                     f"the {schema_name!r} span was made by a client that has closed since"
                 )
-            if span_id in self._spans:
-                raise PrefactorValueError(f"span_id {span_id!r} belongs to a span that is open")
-            parent, parent_span_id = self._parent_of(span_id, run, parent_span_id)
-            # A child runs on its parent's clock, so that it cannot lie outside of it.
-            clock = parent.clock if parent else Clock()
-            span = self._spans[span_id] = OpenSpan(
-                id=span_id,
-                instance_id=run.recorded_id,
-                schema_name=schema_name,
-                parent_span_id=parent_span_id,
-                payload={} if payload is None else payload,
-                created_at=clock.now(),
-                clock=clock,
-                captured=captured,
-                run=run,
-                parent=parent,
-                has_place=has_place,
-                context=context,
-            )
+            span = None if context is None else context.opened
+            if span is None:
+                if span_id in self._spans:
+                    raise PrefactorValueError(f"span_id {span_id!r} belongs to a span that is open")
+                parent, parent_span_id = self._parent_of(span_id, run, parent_span_id)
+                # A child runs on its parent's clock, so that it cannot lie outside of it.
+                clock = parent.clock if parent else Clock()
+                span = self._spans[span_id] = OpenSpan(
+                    id=span_id,
+                    instance_id=run.recorded_id,
+                    schema_name=schema_name,
+                    parent_span_id=parent_span_id,
+                    payload={} if payload is None else payload,
+                    result={} if result is None else result,
+                    created_at=clock.now(),
+                    clock=clock,
+                    captured=captured,
+                    run=run,
+                    parent=parent,
+                    has_place=has_place,
+                    context=context,
+                )
+                if context is not None:
+                    context.opened = span
         SpanContextStack.push(span)
         return span
 
@@ -224,13 +232,15 @@ class SpanManager:
         return span_id
 
     def begin(self, span: OpenSpan, payload: Mapping[str, object] | None = None) -> None:
-        """As :meth:`start`; nothing for a span that has ended."""
+        """As :meth:`start`, of the span itself; nothing if it has ended."""
         if payload is not None and not self._home.is_left:
             captured = self._capture(payload)
             with self._lock:
                 pending = span.status is SpanStatus.PENDING
                 if pending:
-                    span.payload, span.captured = payload, captured
+                    # Swapped: what it was given before ends after the lock.
+                    span.payload, payload = payload, span.payload
+                    span.captured = captured
             if not pending and fields_of(payload):
                 self._warn_of_late_payload(span.schema_name)
         self._move(span, SpanStatus.ACTIVE)
@@ -251,11 +261,11 @@ class SpanManager:
 
     def cancel_unstarted(self, span_id: str) -> None:
         """The span is cancelled; if it had not started, as one that never did."""
-        self.cancel(self._find(span_id))
+        self.skip(self._find(span_id))
 
-    def cancel(self, span: OpenSpan) -> None:
-        """As :meth:`cancel_unstarted`; nothing for a span that has ended."""
-        self._move(span, SpanStatus.CANCELLED)
+    def skip(self, span: OpenSpan) -> None:
+        """As :meth:`cancel_unstarted`, of the span itself; nothing if it has ended."""
+        self._move(span, SpanStatus.CANCELLED, result=self._result(span))
 
     def finish(
         self,
@@ -273,25 +283,32 @@ class SpanManager:
     def end(
         self, span: OpenSpan, result_payload: Mapping[str, object] | None, status: Outcome
     ) -> None:
-        """As :meth:`finish`; nothing for a span that has ended."""
-        if result_payload is not None:
-            merge(span.result, result_payload)
-        # Cancelled at once, it would be one that never began.
-        self._move(span, _ENDS[status], span.created_at if status == "cancelled" else None)
+        """As :meth:`finish`, of the span itself; nothing if it has ended."""
+        self._end(span, status, self._result(span, result_payload))
+
+    def results_of_open(
+        self, instance_id: str | None, result_payload: Mapping[str, object] | None = None
+    ) -> dict[str, Raw | UnsetType]:
+        """What is still open of an instance (None: of all) would end with, by the spans' ids.
+
+        For :meth:`finish_open`, whose caller may hold the lock then.
+        """
+        return {span.id: self._result(span, result_payload) for span in self._open_of(instance_id)}
 
     def finish_open(
-        self,
-        instance_id: str | None,
-        result_payload: Mapping[str, object] | None,
-        status: Outcome,
+        self, instance_id: str | None, status: Outcome, results: Mapping[str, Raw | UnsetType]
     ) -> None:
         """End what is still open of an instance (None: of all), children before parents."""
-        if instance_id is not None:
-            instance_id = self._identities.of(instance_id).recorded_id
         with self._lock:
-            for span in reversed(list(self._spans.values())):
-                if instance_id in (None, span.instance_id):
-                    self.end(span, result_payload, status)
+            for span in reversed(self._open_of(instance_id)):
+                # One that another thread has opened since the results were looked at has none.
+                self._end(span, status, results.get(span.id, UNSET))
+
+    def _open_of(self, instance_id: str | None) -> list[OpenSpan]:
+        if instance_id is None:
+            return list(self._spans.values())
+        recorded_id = self._identities.of(instance_id).recorded_id
+        return [s for s in list(self._spans.values()) if s.instance_id == recorded_id]
 
     def close(self) -> None:
         """Open no more spans."""
@@ -346,23 +363,53 @@ class SpanManager:
                 schema_name,
             )
 
-    def _move(self, span: OpenSpan, goal: SpanStatus, at: datetime | None = None) -> None:
+    def _result(
+        self, span: OpenSpan, payload: Mapping[str, object] | None = None
+    ) -> Raw | UnsetType:
+        """What the span would end with, now: ``payload`` merged into its result.
+
+        Looked at before the lock is taken, since it runs the code of others. Merged into a copy:
+        of several threads that end a span only one counts.
+        """
+        if (payload is None and not span.result) or self._home.is_left:
+            return UNSET
+        result = span.result
+        if payload is not None:
+            result = dict(result)
+            merge(result, payload)
+        return self._capture.result(result) if result else UNSET
+
+    def _end(self, span: OpenSpan, status: Outcome, result: Raw | UnsetType) -> None:
+        # Cancelled at once, it would be one that never began.
+        at = span.created_at if status == "cancelled" else None
+        self._move(span, _ENDS[status], at, result)
+
+    def _move(
+        self,
+        span: OpenSpan,
+        goal: SpanStatus,
+        at: datetime | None = None,
+        result: Raw | UnsetType = UNSET,
+    ) -> None:
         """Bring the span to ``goal``, by way of its start at ``at`` if that is given."""
         if self._home.is_left:
             return  # of the process that was forked from: its span, and its to end
-        ends = goal is not SpanStatus.ACTIVE
-        # Looked at before the lock is taken: this may run the code of others.
-        result = self._capture.result(span.result) if ends and span.result else UNSET
-        with self._lock:
-            if span.ended:
-                return  # another thread was faster
-            if at is not None:
-                self._operations.advance(span, SpanStatus.ACTIVE, at)
-            self._operations.advance(span, goal, span.clock.now(), result)
-            if ends:
-                # What an inherited context may still refer to is from now on a small shell.
-                span.payload, span.result = {}, {}
-                span.parent = span.context = None
-                del self._spans[span.id]
-        if ends:
+        # What only the span still holds ends after the lock: that may run the code of others too.
+        _held = span.payload, span.result, span.context
+        self._home.step(self._advance, span, goal, at, result)
+        if goal is not SpanStatus.ACTIVE:
             SpanContextStack.remove(span)
+
+    def _advance(
+        self, span: OpenSpan, goal: SpanStatus, at: datetime | None, result: Raw | UnsetType
+    ) -> None:
+        if span.ended:
+            return  # another thread was faster
+        if at is not None:
+            self._operations.advance(span, SpanStatus.ACTIVE, at)
+        self._operations.advance(span, goal, span.clock.now(), result)
+        if goal is not SpanStatus.ACTIVE:
+            # What an inherited context may still refer to is from now on a small shell.
+            span.payload, span.result = {}, {}
+            span.parent = span.context = None
+            del self._spans[span.id]
