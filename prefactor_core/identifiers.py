@@ -32,12 +32,28 @@ def _generate(partition: str, ms: int | None) -> str:
     # Written out, and in two numbers that fit a machine word: this is done for every span.
     pairs = _PAIRS
     return (
-        f"{pairs[ms >> 40]}{pairs[ms >> 30 & 1023]}{pairs[ms >> 20 & 1023]}"
-        f"{pairs[ms >> 10 & 1023]}{pairs[ms & 1023]}{partition}"
+        f"{_time_text(ms)}{partition}"
         f"{pairs[high >> 30]}{pairs[high >> 20 & 1023]}{pairs[high >> 10 & 1023]}"
         f"{pairs[high & 1023]}"
         f"{pairs[low >> 30]}{pairs[low >> 20 & 1023]}{pairs[low >> 10 & 1023]}{pairs[low & 1023]}"
     )
+
+
+# The last one made: in one millisecond there is time for many spans.
+_last_time = 0, "0" * 10
+
+
+def _time_text(ms: int) -> str:
+    global _last_time
+    last, text = _last_time
+    if ms != last:
+        pairs = _PAIRS
+        text = (
+            f"{pairs[ms >> 40]}{pairs[ms >> 30 & 1023]}{pairs[ms >> 20 & 1023]}"
+            f"{pairs[ms >> 10 & 1023]}{pairs[ms & 1023]}"
+        )
+        _last_time = ms, text
+    return text
 
 
 def generate(partition: int, milliseconds: int | None = None) -> str:

@@ -99,6 +99,14 @@ class Ledger:
         """How many of them are neither delivered nor dropped."""
         return self._accepted - self._settled
 
+    def reaches(self, operations: int, size: int) -> bool:
+        """Whether so many are pending, or so many bytes."""
+        # Not by the properties: this is asked for every operation.
+        return (
+            self._accepted - self._settled >= operations
+            or self._accepted_bytes - self._settled_bytes >= size
+        )
+
     @property
     def pending_bytes(self) -> int:
         """How many bytes these take."""

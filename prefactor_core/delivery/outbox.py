@@ -75,11 +75,7 @@ class Outbox:
     @property
     def full(self) -> bool:
         """Whether no new span may come in."""
-        ledger = self._ledger
-        return (
-            ledger.pending + self._places >= self._max_operations
-            or ledger.pending_bytes >= self._max_bytes
-        )
+        return self._ledger.reaches(self._max_operations - self._places, self._max_bytes)
 
     def record(self, operation: Operation, *, has_place: bool = False) -> bool:
         """Accept an operation and queue it; whether it was taken.

@@ -161,7 +161,8 @@ class SpanManager:
         ``result``: what it will end with, as far as that is known; added to from outside.
         """
         captured = EMPTY if payload is None else self._capture(payload)
-        self._home.check_process()
+        if self._home.is_left:
+            self._home.check_process()
         with self._lock:
             if self._closed:
                 raise ClientNotInitializedError(
