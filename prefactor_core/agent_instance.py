@@ -27,12 +27,16 @@ _runs: ContextVar[tuple[AgentInstanceHandle, ...]] = ContextVar("prefactor_core_
 
 
 def current_instance() -> AgentInstanceHandle | None:
-    """The innermost run that was started in this context and has not ended; None if there is
-    none."""
+    """The innermost run that was started in this context and has not ended.
+
+    Where there is none, in a thread of your own say, it is the run of the innermost open span.
+    None if there is neither.
+    """
     for instance in reversed(_runs.get()):
         if not instance.ended:
             return instance
-    return None
+    span = _innermost_span()
+    return None if span is None else span.instance
 
 
 def current_span() -> SpanContext | None:
@@ -41,13 +45,18 @@ def current_span() -> SpanContext | None:
     Where everything is switched off, it is a span that records nothing; one that a client beside
     it records goes before it.
     """
+    span = _innermost_span()
+    if span is None:
+        instance = current_instance()
+        return DisabledSpan() if instance is not None and not instance.records else None
+    return span
+
+
+def _innermost_span() -> SpanContext | None:
     for span in SpanContextStack.open_spans():
         if isinstance(span, OpenSpan) and span.context is not None:
             return span.context
-    if (disabled := DisabledSpan.innermost()) is not None:
-        return disabled
-    instance = current_instance()
-    return DisabledSpan() if instance is not None and not instance.records else None
+    return DisabledSpan.innermost()
 
 
 def traced(
@@ -170,7 +179,9 @@ class AgentInstanceHandle:
     ) -> SpanContext:
         """A step of this run; see :meth:`prefactor_core.PrefactorCoreClient.span`."""
         spans = self._client.span_manager
-        return spans.context(self._identity, schema_name, parent_span_id, None, payload)
+        span = spans.context(self._identity, schema_name, parent_span_id, None, payload)
+        span.instance = self
+        return span
 
     def traced(
         self,

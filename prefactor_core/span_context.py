@@ -16,6 +16,7 @@ from prefactor_core.lifecycle import Outcome
 from prefactor_core.outcome import outcome_of
 
 if TYPE_CHECKING:
+    from prefactor_core.agent_instance import AgentInstanceHandle
     from prefactor_core.delivery.identity import RunIdentity
     from prefactor_core.managers.span import SpanManager
     from prefactor_core.open_span import OpenSpan
@@ -47,6 +48,7 @@ class SpanContext:
         "_run",
         "_schema_name",
         "_spans",
+        "instance",
         "opened",
     )
 
@@ -65,6 +67,8 @@ class SpanContext:
         self._schema_name = schema_name
         self._parent_span_id = parent_span_id
         self._payload = payload
+        # The run in the agent's hands, if it was that one that made this.
+        self.instance: AgentInstanceHandle | None = None
         self._result: dict[str, object] = {}
         # The span itself, once it has been opened; set with the lock of recording held.
         self.opened: OpenSpan | None = None

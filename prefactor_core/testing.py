@@ -62,8 +62,10 @@ class Recording:
         """A client that records here: ``async with recording.open() as client:``.
 
         Takes the options of :func:`~prefactor_core.open_prefactor`; the environment is not
-        read. ``schema_registry`` may be left out: spans of any name are taken.
+        read, ``PREFACTOR_ENABLED`` neither. ``schema_registry`` may be left out: spans of any name
+        are taken.
         """
+        options.setdefault("enabled", True)
         return open_prefactor(
             api_url=f"local:{MEMORY}",
             schema_registry=SchemaRegistry() if schema_registry is None else schema_registry,
