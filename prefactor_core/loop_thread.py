@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
-from contextlib import AbstractAsyncContextManager
-from typing import Any, Final, TypeVar
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Any, Final, TypeVar, cast
 
 import anyio
 from anyio.from_thread import BlockingPortal
@@ -26,6 +27,8 @@ class LoopThread:
         # A daemon: a scope that is never left must not keep the program from ending.
         self._thread = threading.Thread(target=self._run, name="prefactor-core", daemon=True)
         self._opened: Future[BlockingPortal] = Future()
+        # Not Thread.join(), which after a Ctrl-C takes the thread for ended (CPython < 3.13).
+        self._ended = threading.Event()
         self._body_error: BaseException | None = None
         self._failure: BaseException | None = None
 
@@ -40,12 +43,20 @@ class LoopThread:
 
     def close(self, error: BaseException | None) -> None:
         """Return when the client is closed, whose body ended with ``error``, and the thread is
-        gone. Raises what its leaving raises."""
+        gone. Raises what its leaving raises. Ctrl-C breaks the drain off, as in ``async with``.
+        """
         if not self._thread.is_alive():
             return  # in a fork there is nothing to close
         self._body_error = error
         try:
             self._portal.start_task_soon(self._leaving.set)
+            try:
+                self._ended.wait()
+            except BaseException:
+                with suppress(RuntimeError):  # it has just ended
+                    self._portal.start_task_soon(self._break_off)
+                self._ended.wait()
+                raise
             self._thread.join()
         finally:
             self._body_error = None
@@ -80,18 +91,27 @@ class LoopThread:
         if not self._opened.done():
             assert self._failure is not None
             self._opened.set_exception(self._failure)
+        self._ended.set()
+
+    async def _break_off(self) -> None:
+        await self._exiting.wait()
+        # Natively: the drain is shielded from all else.
+        self._task.cancel()
 
     async def _host(self) -> None:
         async with BlockingPortal() as portal:
-            self._leaving = anyio.Event()
+            self._leaving, self._exiting = anyio.Event(), anyio.Event()
+            self._task = cast("asyncio.Task[None]", asyncio.current_task())
             try:
                 await self._scope.__aenter__()
                 if self._opened.set_running_or_notify_cancel():
                     self._opened.set_result(portal)
                     await self._leaving.wait()
+                self._exiting.set()
                 error = self._body_error
                 await self._scope.__aexit__(type(error) if error else None, error, None)
             except Exception as failure:
                 self._failure = failure  # not through the portal: that would wrap it
-            # What other threads still wait for is of a client that is closed.
-            await portal.stop(cancel_remaining=True)
+            finally:
+                # What other threads still wait for is of a client that is closed.
+                await portal.stop(cancel_remaining=True)

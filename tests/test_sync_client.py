@@ -498,7 +498,8 @@ try:
         with client.agent_instance(**AGENT) as instance:
             api.app = hang
 except KeyboardInterrupt:
-    say("out")
+    say(f"out {client.statistics().dropped} {client.statistics().pending}")
+    say([thread.name for thread in threading.enumerate()])
 api.app = app
 with client, client.agent_instance(**AGENT):  # it can be opened again
     pass
@@ -509,7 +510,7 @@ say(client.statistics().delivered)
 SAID = {
     "in the body": ["True", "cancelled", "0"],
     "while registering": ["True", "['MainThread']", "0"],
-    "while draining": ["out", "0", "2"],
+    "while draining": ["out {'drain_timeout': 2} 0", "['MainThread']", "0", "2"],
 }
 
 
@@ -537,7 +538,9 @@ given_up = threading.Event()
             output, errors = process.communicate(timeout=20)
         finally:
             process.kill()
-    assert (process.returncode, errors) == (0, "")
+    loss = "2 of 2 Prefactor operations were not delivered (2 drain_timeout)"
+    said = f"{loss}; no answer came in time\n" if when == "while draining" else ""
+    assert (process.returncode, errors) == (0, said)
     assert output.splitlines() == SAID[when]
 
 
