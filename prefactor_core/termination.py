@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 
 from prefactor_core.log import log
 
@@ -28,7 +30,7 @@ class Termination:
         self.reason: str | None = None
         self.has_scope = False
         self.over = False
-        self._callbacks: list[OnTerminate] = []
+        self._callbacks: list[partial[object]] = []
 
     @property
     def stops_spans(self) -> bool:
@@ -40,24 +42,33 @@ class Termination:
         if self.over or self.reason is not None:
             return False
         self.reason = reason or NO_REASON
-        self._tell()
+        while self._callbacks:
+            with suppress(IndexError):  # another thread has just taken its own
+                _tell(self._callbacks.pop(0), self.reason)
         return True
 
     def watch(self, callback: OnTerminate) -> None:
         """Call ``callback`` with the reason when the run is stopped; at once if it was."""
         if not self.over or self.reason is not None:
-            self._callbacks.append(callback)
-            self._tell()
+            entry = partial(callback)  # the same function may be given twice
+            self._callbacks.append(entry)
+            if self.reason is not None:
+                # Its own only: the others belong to who throws, perhaps in another thread.
+                with suppress(ValueError):  # who has taken it already
+                    self._callbacks.remove(entry)
+                    _tell(entry, self.reason)
 
     def run_ended(self) -> None:
         """The run is over: whatever comes later is too late."""
         self.over = True
         self._callbacks.clear()
 
-    def _tell(self) -> None:
-        # Taken out one by one: this may run in two threads at once, and each is called once.
-        while self.reason is not None and self._callbacks:
-            try:
-                self._callbacks.pop(0)(self.reason)
-            except Exception as error:
-                log(logger, logging.ERROR, "a callback of on_terminate() raised", error=error)
+
+def _tell(callback: OnTerminate, reason: str) -> None:
+    try:
+        callback(reason)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        # Also a cancellation or a SystemExit: whoever hears of it is not the one to end by it.
+        log(logger, logging.ERROR, "a callback of on_terminate() raised", error=error)

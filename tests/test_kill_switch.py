@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import math
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -951,3 +952,24 @@ async def test_nothing_of_a_terminated_run_is_kept(api: FaultyApi) -> None:
         await client.flush()
         await anyio.sleep(1)
         assert kept() == before
+
+
+@pytest.mark.parametrize("entry", ["block", "calls"])
+async def test_a_callback_that_wants_to_exit_changes_no_balance_and_ends_no_loop(
+    api: FaultyApi, entry: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = open_prefactor(make_config(queue={"num_workers": 1}), asgi_app=api)
+    await (client.initialize() if entry == "calls" else client.__aenter__())
+    going_on = await client.create_agent_instance(**AGENT)
+    instance = await client.create_agent_instance(**AGENT)
+    await instance.start()
+    instance.on_terminate(sys.exit)
+    await kill(api, client, instance)
+    # In one request, of which something is settled before the callback is called.
+    record(going_on)
+    record(instance)
+    await client.flush()
+    await client.close()
+    statistics = client.statistics()
+    assert (statistics.accepted, statistics.pending) == (statistics.delivered, 0)
+    assert "a callback of on_terminate() raised" in warnings(caplog)

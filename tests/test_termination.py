@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
 import weakref
 
 import pytest
@@ -95,6 +97,42 @@ def test_a_callback_may_watch_itself() -> None:
     termination.watch(lambda reason: termination.watch(told.append))
     termination.throw("over budget")
     assert told == ["over budget"]
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit(1), GeneratorExit(), asyncio.CancelledError(), BaseException("no")]
+)
+def test_what_a_callback_raises_ends_nothing_of_who_calls_it(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(reason: str) -> None:
+        raise error
+
+    termination = Termination()
+    told: list[str] = []
+    termination.watch(fail)
+    termination.watch(told.append)
+    assert termination.throw("over budget")
+    assert told == ["over budget"]
+    assert [record.exc_info and record.exc_info[1] for record in caplog.records] == [error]
+
+
+def test_who_watches_from_another_thread_meanwhile_calls_its_own_callback_only() -> None:
+    callers: dict[str, int] = {}
+
+    def note(name: str) -> None:
+        callers[name] = threading.get_ident()
+
+    def watch_elsewhere(reason: str) -> None:
+        thread = threading.Thread(target=termination.watch, args=(lambda _: note("late"),))
+        thread.start()
+        thread.join(5)
+
+    termination = Termination()
+    termination.watch(watch_elsewhere)
+    termination.watch(lambda _: note("early"))
+    assert termination.throw("over budget")
+    assert callers["early"] == threading.get_ident() != callers["late"]
 
 
 @pytest.mark.parametrize(
