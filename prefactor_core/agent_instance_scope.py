@@ -75,7 +75,9 @@ class AgentInstanceScope:
         self._host_task_id = anyio.get_current_task().id
         self._scope = anyio.CancelScope()
         self._scope.__enter__()
-        _run_scopes.set((*_run_scopes.get(), self))
+        # Of those that this task has inherited, the ended ones go: a chain of tasks, each
+        # started in the run of the one before, would keep them all.
+        _run_scopes.set((*(scope for scope in _run_scopes.get() if scope._scope), self))
         self._run.cancel_on_terminate(self._scope)
         try:
             await handle.start()

@@ -31,12 +31,14 @@ from virtual_time import VirtualTimeLoop
 
 from prefactor_core import (
     AgentInstanceHandle,
+    AgentInstanceScope,
     InMemoryQueue,
     Operation,
     PrefactorCoreClient,
     PrefactorTerminatedError,
     open_prefactor,
 )
+from prefactor_core.agent_instance_scope import _run_scopes
 from prefactor_core.identifiers import generate, partition_of
 from prefactor_core.operations import StartAgentInstance
 from prefactor_core.termination import NO_REASON, Termination
@@ -952,6 +954,20 @@ async def test_nothing_of_a_terminated_run_is_kept(api: FaultyApi) -> None:
         await client.flush()
         await anyio.sleep(1)
         assert kept() == before
+
+
+async def test_a_chain_of_tasks_each_started_in_the_run_before_keeps_no_run(api: FaultyApi) -> None:
+    async def go_on(left: int) -> None:
+        async with client.agent_instance(**AGENT):
+            if left:
+                tasks.start_soon(go_on, left - 1)
+            else:
+                kept.extend(_run_scopes.get())
+
+    kept: list[AgentInstanceScope] = []
+    async with opened(api) as client, anyio.create_task_group() as tasks:
+        tasks.start_soon(go_on, 10)
+    assert len(kept) <= 2  # its own, and that of the run which it was started in
 
 
 @pytest.mark.parametrize("entry", ["block", "calls"])
