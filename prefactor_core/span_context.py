@@ -254,7 +254,9 @@ class DisabledSpan(SpanContext):
         return self
 
     def __exit__(self, *error: object) -> None:
+        # Tasks that were started inside refer to this one still, but to none around it.
         _disabled.set(self._outer)
+        self._outer = None
 
     async def __aenter__(self) -> Self:
         # As above, and without its call: tenths of a microsecond count here.
@@ -264,6 +266,7 @@ class DisabledSpan(SpanContext):
 
     async def __aexit__(self, *error: object) -> None:
         _disabled.set(self._outer)
+        self._outer = None
 
     def __repr__(self) -> str:
         return "<SpanContext, switched off>"

@@ -554,3 +554,20 @@ async def test_nothing_of_a_run_or_a_span_is_kept() -> None:
         assert await count() - before < 50
         assert not client.instance_manager.open_instances()
         assert SpanContextStack.is_empty()
+
+
+async def test_a_chain_of_tasks_each_started_in_a_span_keeps_no_span() -> None:
+    async def go_on(left: int) -> None:
+        async with client.span(identifiers.generate(0), "agent:tool"):
+            if left:
+                tasks.start_soon(go_on, left - 1)
+            else:
+                gc.collect()
+                kept.append(sum(type(each) is DisabledSpan for each in gc.get_objects()))
+
+    kept: list[int] = []
+    async with open_prefactor(enabled=False) as client:
+        for length in (3, 30):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(go_on, length)
+    assert kept[1] <= kept[0]
