@@ -199,3 +199,16 @@ def test_statistics_are_of_one_moment() -> None:
 def test_statistics_cannot_be_changed(name: str) -> None:
     with pytest.raises(AttributeError):
         setattr(Ledger().statistics(), name, 0)
+
+
+def test_what_is_accepted_in_the_middle_of_another_counts_too() -> None:
+    # As by a signal handler that records, or a generator with a span that is finalised.
+    class Interrupted(StartAgentInstance):
+        @property
+        def size(self) -> int:
+            ledger.accept(create())
+            return 100
+
+    ledger = Ledger()
+    ledger.accept(Interrupted(timestamp=NOON, idempotency_key="key", instance_id="run"))
+    assert (ledger.pending, ledger.pending_bytes) == (2, 100 + create().size)

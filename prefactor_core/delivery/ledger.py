@@ -82,8 +82,9 @@ class Ledger:
 
     def accept(self, operation: Operation) -> None:
         """An operation was recorded."""
+        size = operation.size  # a call, in which a signal or a finaliser may record as well
         self._accepted += 1
-        self._accepted_bytes += operation.size
+        self._accepted_bytes += size
 
     def turn_away(self, reason: str) -> None:
         """An operation was recorded only to be given up at once."""
