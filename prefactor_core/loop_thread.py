@@ -7,10 +7,10 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractAsyncContextManager, suppress
+from contextvars import Context
 from typing import Any, Final, TypeVar, cast
 
 import anyio
-from anyio.from_thread import BlockingPortal
 
 from prefactor_core.exceptions import ClientNotInitializedError, ClientScopeError
 
@@ -26,7 +26,7 @@ class LoopThread:
         self._scope = scope
         # A daemon: a scope that is never left must not keep the program from ending.
         self._thread = threading.Thread(target=self._run, name="prefactor-core", daemon=True)
-        self._opened: Future[BlockingPortal] = Future()
+        self._opened: Future[asyncio.AbstractEventLoop] = Future()
         # Not Thread.join(), which after a Ctrl-C takes the thread for ended (CPython < 3.13).
         self._ended = threading.Event()
         self._body_error: BaseException | None = None
@@ -36,7 +36,7 @@ class LoopThread:
         """Return when the client is open. Raises what its entering raises."""
         self._thread.start()
         try:
-            self._portal = self._opened.result()
+            self._loop = self._opened.result()
         except BaseException:
             self._opened.cancel()  # Ctrl-C: nobody will close it
             raise
@@ -49,12 +49,12 @@ class LoopThread:
             return  # in a fork there is nothing to close
         self._body_error = error
         try:
-            self._portal.start_task_soon(self._leaving.set)
+            self._loop.call_soon_threadsafe(self._leaving.set)
             try:
                 self._ended.wait()
             except BaseException:
                 with suppress(RuntimeError):  # it has just ended
-                    self._portal.start_task_soon(self._break_off)
+                    self._loop.call_soon_threadsafe(self._break_off)
                 self._ended.wait()
                 raise
             self._thread.join()
@@ -71,9 +71,12 @@ class LoopThread:
                 "this waits for the client's own thread, and cannot be called in it (by what is "
                 "given to on_terminate(), say)"
             )
+        coroutine = function()
         try:
-            future: Future[T] = self._portal.start_task_soon(function)
+            # Not in the caller's context: that may be of another event loop.
+            future = Context().run(asyncio.run_coroutine_threadsafe, coroutine, self._loop)
         except RuntimeError:
+            coroutine.close()
             raise ClientNotInitializedError(_CLOSED_MEANWHILE) from None
         try:
             return future.result()
@@ -93,25 +96,23 @@ class LoopThread:
             self._opened.set_exception(self._failure)
         self._ended.set()
 
-    async def _break_off(self) -> None:
-        await self._exiting.wait()
-        # Natively: the drain is shielded from all else.
-        self._task.cancel()
+    def _break_off(self) -> None:
+        # Natively: the drain is shielded from all else. Not before it has begun, though: then
+        # the client would not be left.
+        if self._exiting:
+            self._task.cancel()
+        else:
+            self._loop.call_soon(self._break_off)
 
     async def _host(self) -> None:
-        async with BlockingPortal() as portal:
-            self._leaving, self._exiting = anyio.Event(), anyio.Event()
-            self._task = cast("asyncio.Task[None]", asyncio.current_task())
-            try:
-                await self._scope.__aenter__()
-                if self._opened.set_running_or_notify_cancel():
-                    self._opened.set_result(portal)
-                    await self._leaving.wait()
-                self._exiting.set()
-                error = self._body_error
-                await self._scope.__aexit__(type(error) if error else None, error, None)
-            except Exception as failure:
-                self._failure = failure  # not through the portal: that would wrap it
-            finally:
-                # What other threads still wait for is of a client that is closed.
-                await portal.stop(cancel_remaining=True)
+        self._leaving, self._exiting = anyio.Event(), False
+        self._task = cast("asyncio.Task[None]", asyncio.current_task())
+        await self._scope.__aenter__()
+        if self._opened.set_running_or_notify_cancel():
+            self._opened.set_result(asyncio.get_running_loop())
+            await self._leaving.wait()
+        self._exiting = True
+        error = self._body_error
+        # What other threads still wait for is of a client that is closed: the loop cancels it
+        # as it ends.
+        await self._scope.__aexit__(type(error) if error else None, error, None)

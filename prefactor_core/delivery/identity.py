@@ -33,7 +33,8 @@ class RunIdentity:
 
     ``recorded_id``: what its operations call the run. ``id``: what the API calls it, as soon
     as that is known. ``registered``: False while it waits for that. ``lost``: why the run, and so
-    all of it, cannot be delivered; None if it can. ``termination``: its kill switch.
+    all of it, cannot be delivered; None if it can. ``ours``: whether this client made it.
+    ``termination``: its kill switch.
     """
 
     __slots__ = (
@@ -41,6 +42,7 @@ class RunIdentity:
         "_lost_spans",
         "id",
         "lost",
+        "ours",
         "recorded_id",
         "registered",
         "termination",
@@ -50,6 +52,7 @@ class RunIdentity:
         self.recorded_id = recorded_id
         self.id = recorded_id if id is None else id
         self.registered = True
+        self.ours = False
         self.lost: str | None = None
         self.termination = Termination()
         # Span ids as recorded, each to what the API made instead.
@@ -156,6 +159,7 @@ class Identities:
         """The identity of a run that is recorded as ``recorded_id`` from now on."""
         # What the answer to its registration said about it may have been kept.
         run = self._runs.get(recorded_id) or RunIdentity(recorded_id, id)
+        run.ours = True
         self._runs[recorded_id] = self._runs[run.id] = run
         return run
 
@@ -171,7 +175,7 @@ class Identities:
 
     def open_runs(self) -> Sequence[RunIdentity]:
         """The runs that the API knows, and that neither it nor the agent has ended."""
-        runs = [run for key, run in self._runs.items() if key == run.recorded_id]
+        runs = [run for key, run in self._runs.items() if key == run.recorded_id and run.ours]
         return [
             run
             for run in runs
