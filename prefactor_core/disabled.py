@@ -81,7 +81,7 @@ class _NoOutbox(Outbox):
         super().__init__([], ledger, QueueConfig(), home)
         self._identities = identities
 
-    def record(self, operation: Operation, *, has_place: bool = False) -> bool:
+    def record(self, operation: Operation, *, has_place: bool = False, late: bool = False) -> bool:
         if isinstance(operation, FinishAgentInstance):
             self._identities.forget(operation.instance_id)
         return True

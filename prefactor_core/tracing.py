@@ -6,13 +6,14 @@ import inspect
 import logging
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Mapping
+from contextlib import suppress
 from functools import wraps
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
 
 from prefactor_core.capture import fields_of
 from prefactor_core.context_stack import OtherStack
-from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.exceptions import ClientNotInitializedError, PrefactorValueError
 from prefactor_core.jsonable import full_type_name
 from prefactor_core.log import log
 from prefactor_core.span_context import SpanContext
@@ -124,7 +125,8 @@ class _Calls:
             message = "%s is called outside of a run: this call and others like it are not recorded"
             self._tell_once(logging.INFO, message, self.name)
         elif instance.records:
-            return instance.span(self._schema_name, payload=self._arguments(args, kwargs))
+            with suppress(ClientNotInitializedError):  # another thread has just closed it
+                return instance.span(self._schema_name, payload=self._arguments(args, kwargs))
         return None
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, object]:
@@ -172,35 +174,53 @@ def _signature_of(function: Callable[..., Any]) -> inspect.Signature:
         return inspect.signature(lambda *args, **kwargs: None)  # pyright: ignore[reportUnknownLambdaType]
 
 
-def _function(calls: _Calls) -> Callable[..., Any]:
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        span = calls.span(args, kwargs)
-        if span is None:
-            return calls.function(*args, **kwargs)
-        with span:
-            value = calls.function(*args, **kwargs)
-            span.complete_nowait(calls.result(value))
-            return value
+class _Call:
+    """One call of a function: the span of it, if there is a run to record it to."""
 
-    return wrapper
+    def __init__(self, calls: _Calls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._calls = calls
+        self._span = calls.span(args, kwargs)
+
+    def returns(self, value: object) -> None:
+        """The function has returned."""
+        if self._span is not None:
+            self._span.complete_nowait(self._calls.result(value))
+
+    def __enter__(self) -> Self:
+        if self._span is not None:
+            try:
+                self._span.__enter__()
+            except ClientNotInitializedError:
+                self._span = None  # another thread has closed the client just now
+        return self
+
+    async def __aenter__(self) -> Self:
+        if self._span is not None:
+            try:
+                await self._span.__aenter__()
+            except ClientNotInitializedError:
+                self._span = None
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._span is not None:
+            self._span.__exit__(exc_type, error, traceback)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.__exit__(exc_type, error, traceback)
 
 
-def _coroutine_function(calls: _Calls) -> Callable[..., Any]:
-    async def wrapper(*args: Any, **kwargs: Any) -> Any:
-        span = calls.span(args, kwargs)
-        if span is None:
-            return await calls.function(*args, **kwargs)
-        async with span:
-            value = await calls.function(*args, **kwargs)
-            # The span ends here and not with its block, which would make a checkpoint: a
-            # cancellation that waits there would take what the function has returned.
-            span.complete_nowait(calls.result(value))
-            return value
-
-    return wrapper
-
-
-class _Stream:
+class _Stream(_Call):
     """One generator: the span of it, and what it has yielded so far.
 
     The span is innermost only in the generator's own code: ``with stream.outside`` is the turn
@@ -208,8 +228,7 @@ class _Stream:
     """
 
     def __init__(self, calls: _Calls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._calls = calls
-        self._span = calls.span(args, kwargs)
+        super().__init__(calls, args, kwargs)
         self._collects = calls.captures_result and self._span is not None
         self._items: list[object] = []
         self._left_out = 0
@@ -223,35 +242,38 @@ class _Stream:
             else:
                 self._left_out += 1
 
-    def __enter__(self) -> Self:
-        if self._span is not None:
-            self._span.__enter__()
-        return self
-
-    async def __aenter__(self) -> Self:
-        if self._span is not None:
-            await self._span.__aenter__()
-        return self
-
     def __exit__(
         self,
         exc_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._span is not None:
-            if self._collects:
-                self._span.set_result(self._calls.result_of_items(self._items, self._left_out))
-            self._span.__exit__(exc_type, error, traceback)
+        if self._span is not None and self._collects:
+            self._span.set_result(self._calls.result_of_items(self._items, self._left_out))
+        super().__exit__(exc_type, error, traceback)
         self.outside.swap()
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.__exit__(exc_type, error, traceback)
+
+def _function(calls: _Calls) -> Callable[..., Any]:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with _Call(calls, args, kwargs) as call:
+            value = calls.function(*args, **kwargs)
+            call.returns(value)
+            return value
+
+    return wrapper
+
+
+def _coroutine_function(calls: _Calls) -> Callable[..., Any]:
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        async with _Call(calls, args, kwargs) as call:
+            value = await calls.function(*args, **kwargs)
+            # The span ends here and not with its block, which would make a checkpoint: a
+            # cancellation that waits there would take what the function has returned.
+            call.returns(value)
+            return value
+
+    return wrapper
 
 
 def _generator_function(calls: _Calls) -> Callable[..., Any]:

@@ -9,7 +9,15 @@ from datetime import UTC, datetime
 import anyio
 import anyio.lowlevel
 import pytest
-from harness import AGENT, Call, Recording, recording
+from harness import (
+    AGENT,
+    Call,
+    Recording,
+    make_config,
+    open_faulty_api,
+    recording,
+    stored_runs,
+)
 
 from prefactor_core import (
     AgentInstanceHandle,
@@ -21,6 +29,7 @@ from prefactor_core import (
     SpanContextStack,
     SpanNotFoundError,
     identifiers,
+    open_prefactor,
 )
 
 
@@ -435,3 +444,23 @@ async def test_a_run_begins_with_its_first_span_and_is_told_before_it() -> None:
     assert begun == ["start", "agent_spans", "finish"]
     (run,) = (run for run in r.runs if run.id == other.id)
     assert utc(run.started_at) == utc(run.named("agent:llm").started_at)
+
+
+async def test_a_span_that_begins_after_its_run_is_turned_away_and_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with anyio.fail_after(10):
+        async with open_faulty_api() as api:
+            async with open_prefactor(make_config(), asgi_app=api) as client:
+                run = await client.create_agent_instance(**AGENT)
+                await run.finish()
+                for _ in range(2):
+                    async with run.span("agent:run"):
+                        with run.span("agent:tool"):
+                            pass
+            (stored,) = await stored_runs(api)
+    assert stored.shape == ("complete", [])
+    assert client.statistics().dropped == {"run_ended": 4}
+    assert not api.app.refusals
+    told = [record for record in caplog.records if "which has ended" in record.getMessage()]
+    assert len(told) == 1

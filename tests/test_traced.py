@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from contextlib import aclosing
 from functools import partial
+from threading import Thread
 from typing import Any
 
 import anyio
@@ -537,3 +538,41 @@ async def test_a_handle_is_misused_as_clearly() -> None:
     async with recording() as r:
         with pytest.raises(PrefactorValueError, match=r'write @traced\("agent:tool"\)'):
             r.instance.traced(_plain)  # type: ignore[arg-type]
+
+
+async def test_a_function_of_a_run_whose_client_has_closed_works_as_ever() -> None:
+    async with recording() as r:
+
+        @r.instance.traced("agent:tool")
+        def double(number: int) -> int:
+            return 2 * number
+
+        @r.instance.traced("agent:tool")
+        async def triple(number: int) -> int:
+            return 3 * number
+
+        assert double(1) == 2
+    assert double(2) == 4
+    assert await triple(2) == 6
+    assert r.run.shape == ("complete", [("agent:tool", "complete", [])])
+
+
+async def test_a_thread_of_ones_own_knows_the_run_of_the_span_that_is_open_in_it() -> None:
+    async with recording() as r:
+
+        @traced("agent:llm")
+        def work() -> None:
+            assert current_instance() is r.instance
+
+        def main() -> None:
+            assert current_instance() is None
+            with r.instance.span("agent:tool"):
+                work()
+
+        thread = Thread(target=main)
+        thread.start()
+        await anyio.to_thread.run_sync(thread.join)
+    assert r.run.shape == (
+        "complete",
+        [("agent:tool", "complete", [("agent:llm", "complete", [])])],
+    )

@@ -21,7 +21,8 @@ class Statistics(Struct, frozen=True, kw_only=True):
     ``dropped``: never to be delivered, by reason: ``refused`` (the API does not take it),
     ``retries_exhausted`` (the API failed at it again and again while it took others),
     ``full`` (a new span met the bounds of :class:`~prefactor_core.QueueConfig`),
-    ``drain_timeout`` (the scope ended first), ``queue`` (the client's queue did not take it).
+    ``run_ended`` (a span that began after its run's end), ``drain_timeout`` (the scope ended
+    first), ``queue`` (the client's queue did not take it).
     ``requests``: requests sent. ``retries``: those that failed, and whose operations are
     sent again.
     ``merged``: finishes of spans that were sent together with their start, as one.

@@ -77,12 +77,20 @@ class Outbox:
         """Whether no new span may come in."""
         return self._ledger.reaches(self._max_operations - self._places, self._max_bytes)
 
-    def record(self, operation: Operation, *, has_place: bool = False) -> bool:
+    def record(self, operation: Operation, *, has_place: bool = False, late: bool = False) -> bool:
         """Accept an operation and queue it; whether it was taken.
 
-        When the outbox is full, a new span is dropped, unless it has waited for its place.
-        Whatever belongs to what was taken before is always taken.
+        When the outbox is full, a new span is dropped, unless it has waited for its place; and
+        always if it is ``late``: its run has ended. Whatever belongs to what was taken before is
+        taken.
         """
+        if late:
+            if has_place:
+                self.give_place_back()
+            self._ledger.turn_away("run_ended")
+            message = "a span began in agent instance %s, which has ended"
+            self._warn_of_loss("run_ended", message, operation.instance_id)
+            return False
         if self.full and not has_place and isinstance(operation, CreateSpan):
             self._ledger.turn_away("full")
             self._warn_of_loss(
@@ -199,6 +207,6 @@ class Outbox:
     def _warn_of_loss(self, reason: str, message: str, *args: object) -> None:
         if reason not in self._warned:
             self._warned.add(reason)
-            message += "; what does not fit is dropped, and counted in statistics()"
+            message += "; what is not taken is counted, in statistics()"
             # Not here: the lock is held, and a handler of the program's may wait for who wants it.
             self.home.run_soon(partial(log, logger, logging.WARNING, message, *args))

@@ -89,7 +89,9 @@ class SpanOperations:
         )
         self._begin_run(operation)
         span.captured = EMPTY
-        if not self._outbox.record(operation, has_place=span.has_place):
+        # Last is a run's finish: what comes after it is turned away here, and not by the API.
+        late = span.run.termination.over
+        if not self._outbox.record(operation, has_place=span.has_place, late=late):
             span.dropped = True
             self._dropped[span.id] = span.parent_span_id
             if len(self._dropped) > _DROPPED_KEPT:
