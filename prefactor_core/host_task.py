@@ -55,6 +55,7 @@ class HostTask:
 
     async def close(self) -> None:
         """Return when the scope is closed, also under a cancellation: it has its own time limit.
+        (asyncio's own ``Task.cancel()`` ends this call at once; the closing goes on without it.)
         Raises what its leaving raises, once.
 
         Raises :class:`ClientScopeError` in another event loop, where that cannot be awaited.
