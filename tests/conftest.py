@@ -32,10 +32,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
         if request.param == "uvloop":
             return "asyncio", {"use_uvloop": True}
         return request.param, {}
-    if request.param == "trio":
-        from trio.testing import MockClock
+    from virtual_time import virtual_time
 
-        return "trio", {"clock": MockClock(autojump_threshold=0)}
-    from virtual_time import VirtualTimeLoop
-
-    return "asyncio", {"loop_factory": VirtualTimeLoop}
+    backend = "trio" if request.param == "trio" else "asyncio"
+    return backend, virtual_time(backend)
