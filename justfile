@@ -33,6 +33,10 @@ test-lowest *options: (_install venv "dev") (_install ".venv-lowest" "dev")
     .venv-lowest/bin/python -m pip install -q $({{ python }} tests/lowest_versions.py) 'pytest<9.2'
     .venv-lowest/bin/python -m pytest {{ options }}
 
+# Play 10,000 schedules of an agent that no test has played before, half of them on trio.
+fuzz *options: (_install venv "dev")
+    {{ python }} -m pytest --hypothesis-profile=fuzz tests/test_schedules.py {{ options }}
+
 # Measure this client beside the official SDK and OpenTelemetry (--quick: in about a minute).
 bench *options: (_install venv "dev")
     PYTHONPATH=tests {{ python }} -m benchmarks {{ options }}

@@ -11,6 +11,8 @@ pytest_plugins = ["pytester"]
 
 # Continuous integration and developers see the same examples, and no machine's speed counts.
 settings.register_profile("prefactor", deadline=None, derandomize=True)
+# For looking for more, with other examples each time: just fuzz.
+settings.register_profile("fuzz", deadline=None, derandomize=False, max_examples=5000)
 settings.load_profile("prefactor")
 
 
