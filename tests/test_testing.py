@@ -260,6 +260,7 @@ def test_the_kit_reads_nothing_of_the_environment() -> None:
     )
     wrong = {"PREFACTOR_API_URL": "nonsense", "PREFACTOR_API_TOKEN": "line\nbreak"}
     assert run_python(code, **wrong) == "complete"
+    assert run_python(code, PREFACTOR_ENABLED="0") == "complete"
 
 
 @pytest.mark.parametrize(
