@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from playing import Play
 from schedules import (
     PROGRAMS,
+    Cancel,
     Catch,
     Checkpoint,
     Finally,
@@ -33,6 +34,10 @@ RICH = (
         (
             Open("started", (Sleep(0.125), Open("with", (Checkpoint(),))), end="complete"),
             Catch((Open("async with", (Sleep(0.125), Raise())),)),
+            # Cancelled while it is created, nobody has it: nothing is below it later.
+            Scope((Cancel(), Open("created"))),
+            # Cancelled while the API has not answered yet.
+            Scope((Run("steps"),), 0.0625),
             # A span that has ended when another task opens one inside of it.
             Open("started", (Spawn(((Sleep(0.125), Open("with")),), (FinishSpan(),)),)),
             # On trio, an error and a cancellation in one group.
@@ -84,7 +89,7 @@ STOPPED = (
                         "started",
                         (
                             Spawn(
-                                ((Sleep(0.25), Terminate(), Sleep(4.0)),),
+                                ((Sleep(0.25), Terminate(), Sleep(1.0), Sleep(1.0)),),
                                 (
                                     Finally(
                                         (Open("traced", (Sleep(4.0),)),),
