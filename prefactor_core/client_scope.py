@@ -37,8 +37,8 @@ class ClientScope:
     def __init__(
         self, config: PrefactorCoreConfig, connections: AsyncExitStack, delivery: Delivery
     ) -> None:
-        self.connections = connections
-        self.delivery = delivery
+        self._connections = connections
+        self._delivery = delivery
         self.home = delivery.home
         self.ledger = delivery.ledger
         self._host_task_id = anyio.get_current_task().id
@@ -109,7 +109,7 @@ class ClientScope:
     async def flush(self) -> None:
         """Return when everything that is recorded so far is settled."""
         self.home.check("flush() waits")
-        await self.delivery.outbox.flush()
+        await self._delivery.outbox.flush()
 
     async def close(self, error: BaseException | None, *, raises: bool) -> None:
         """Deliver what there is within the time for it, and close everything.
@@ -131,7 +131,7 @@ class ClientScope:
             # 3. The queues close, the workers drain for at most drain_timeout, what is left
             #    is cancelled, the task group closes: all in the delivery, shielded from
             #    cancellation. No scope may be opened around it: the group's is older.
-            await self.delivery.__aexit__(None, None, None)
+            await self._delivery.__aexit__(None, None, None)
         finally:
             # 4. What was not delivered has been counted, and is reported.
             statistics = self.ledger.statistics()
@@ -139,7 +139,7 @@ class ClientScope:
                 log(logger, logging.WARNING, "%s", statistics.describe_loss())
             # 5. Connections close, and the local database.
             with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-                await self.connections.aclose()
+                await self._connections.aclose()
         # 6. Everything is closed. A loss is an error if the caller wants it to be, but never
         #    in place of the body's own.
         if self._raise_on_loss and not raises and statistics.lost:

@@ -23,13 +23,13 @@ class SignalCancellation:
     :meth:`body_begins` and :meth:`body_ends`.
 
     ``received``: the one that did; None if none did. The program's own handlers are back after
-    :meth:`restore`. Nothing is done if there are no ``signals``.
+    :meth:`restore`.
 
     Raises :class:`PrefactorValueError` outside of the main thread, where Python handles none.
     """
 
     def __init__(self, signals: Sequence[signal.Signals]) -> None:
-        if signals and threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is not threading.main_thread():
             raise PrefactorValueError(
                 "cancel_on_signals works in the main thread only: leave it out elsewhere"
             )
@@ -45,12 +45,11 @@ class SignalCancellation:
 
     def body_begins(self, home: Home) -> None:
         """From here on the signals cancel."""
-        if self._signals:
-            self._home = home
-            self._scope = anyio.CancelScope()
-            self._scope.__enter__()
-            for number in self._signals:
-                self._previous[number] = signal.signal(number, self._handle)
+        self._home = home
+        self._scope = anyio.CancelScope()
+        self._scope.__enter__()
+        for number in self._signals:
+            self._previous[number] = signal.signal(number, self._handle)
 
     def body_ends(self, error: BaseException | None) -> BaseException | None:
         """What is left of ``error`` when the cancellation by a signal is taken off."""
