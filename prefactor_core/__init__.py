@@ -11,6 +11,7 @@ from prefactor_core.agent_instance_scope import AgentInstanceScope
 from prefactor_core.client import PrefactorCoreClient, open_prefactor
 from prefactor_core.config import PrefactorCoreConfig, QueueConfig
 from prefactor_core.context_stack import SpanContextStack
+from prefactor_core.data_risk import ActionProfile, DataCategories, DataRisk
 from prefactor_core.delivery.ledger import Statistics
 from prefactor_core.exceptions import (
     ClientAlreadyInitializedError,
@@ -40,18 +41,22 @@ from prefactor_core.queue.base import Queue, QueueClosedError
 from prefactor_core.queue.executor import TaskExecutor
 from prefactor_core.queue.memory import InMemoryQueue
 from prefactor_core.redaction import SECRETS, redact_keys
-from prefactor_core.schema_registry import SchemaRegistry
+from prefactor_core.schema_registry import SchemaRegistry, SpanType
 from prefactor_core.span_context import SpanContext
 from prefactor_core.sync_client import SyncPrefactorClient, open_prefactor_sync
+from prefactor_core.type_schema import SpanParams
 
 __all__ = [
     "SECRETS",
+    "ActionProfile",
     "AgentInstance",
     "AgentInstanceHandle",
     "AgentInstanceScope",
     "ClientAlreadyInitializedError",
     "ClientNotInitializedError",
     "ClientScopeError",
+    "DataCategories",
+    "DataRisk",
     "HttpClientConfig",
     "InMemoryQueue",
     "InstanceNotFoundError",
@@ -81,6 +86,8 @@ __all__ = [
     "SpanContext",
     "SpanContextStack",
     "SpanNotFoundError",
+    "SpanParams",
+    "SpanType",
     "Statistics",
     "SyncPrefactorClient",
     "TaskExecutor",

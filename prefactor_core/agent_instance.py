@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import anyio
 import anyio.lowlevel
@@ -18,9 +18,13 @@ from prefactor_core.open_span import OpenSpan
 from prefactor_core.run_end import finish_run
 from prefactor_core.span_context import DisabledSpan, SpanContext
 from prefactor_core.tracing import F, traced_by
+from prefactor_core.type_schema import Fields, SpanParams
+from prefactor_core.typed_span import TypedStep
 
 if TYPE_CHECKING:
     from prefactor_core.client import PrefactorCoreClient
+
+Result = TypeVar("Result")
 
 # The runs of this context, innermost last; those that have ended are passed over.
 _runs: ContextVar[tuple[AgentInstanceHandle, ...]] = ContextVar("prefactor_core_runs", default=())
@@ -39,7 +43,7 @@ def current_instance() -> AgentInstanceHandle | None:
     return None if span is None else span.instance
 
 
-def current_span() -> SpanContext | None:
+def current_span() -> SpanContext[Mapping[str, object] | Fields] | None:
     """The innermost open span of this context, whichever its run; None if there is none.
 
     Where everything is switched off, it is a span that records nothing; one that a client beside
@@ -52,7 +56,7 @@ def current_span() -> SpanContext | None:
     return span
 
 
-def _innermost_span() -> SpanContext | None:
+def _innermost_span() -> SpanContext[Any] | None:
     for span in SpanContextStack.open_spans():
         if isinstance(span, OpenSpan) and span.context is not None:
             return span.context
@@ -171,12 +175,30 @@ class AgentInstanceHandle:
         finish_run(self._client, self._instance, status)
         forget_ended_runs()
 
+    @overload
     def span(
         self,
         schema_name: str,
         parent_span_id: str | None = None,
         payload: Mapping[str, object] | None = None,
-    ) -> SpanContext:
+    ) -> SpanContext: ...
+
+    @overload
+    def span(
+        self, params: SpanParams[Result], /, parent_span_id: str | None = None
+    ) -> SpanContext[Result]: ...
+
+    @overload
+    def span(
+        self, params: Fields, /, parent_span_id: str | None = None
+    ) -> SpanContext[Mapping[str, object] | Fields]: ...
+
+    def span(
+        self,
+        schema_name: str | TypedStep,
+        parent_span_id: str | None = None,
+        payload: Any = None,
+    ) -> SpanContext[Any]:
         """A step of this run; see :meth:`prefactor_core.PrefactorCoreClient.span`."""
         spans = self._client.span_manager
         span = spans.context(self._identity, schema_name, parent_span_id, None, payload)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final, cast
 
 import msgspec
@@ -21,13 +21,23 @@ from prefactor_core.jsonable import (
     full_type_name,
     items_of,
     message_of,
+    named_fields,
     plain,
 )
 from prefactor_core.log import log
 from prefactor_core.timebox import Timebox
 from prefactor_core.truncation import encode_within, fit, truncated, unshared
 
-__all__ = ["EMPTY", "Capture", "capture", "describe_error", "fields_of", "merge", "truncated"]
+__all__ = [
+    "EMPTY",
+    "Capture",
+    "capture",
+    "describe_error",
+    "fields_of",
+    "merge",
+    "truncated",
+    "with_fields",
+]
 
 logger = logging.getLogger("prefactor_core.capture")
 
@@ -181,7 +191,10 @@ def merge(fields: dict[str, object], data: object) -> None:
 
 
 def fields_of(data: object, name: str = "value") -> dict[str, object]:
-    """``data`` as the fields of an object: a mapping's own, else one called ``name``."""
+    """``data`` as the fields of an object: its own, if it has any, else one called ``name``.
+
+    Fields have mappings, structs, dataclasses and models of pydantic.
+    """
     if type(data) is dict:
         return dict(cast("dict[str, object]", data))
     timebox = Timebox()
@@ -189,9 +202,19 @@ def fields_of(data: object, name: str = "value") -> dict[str, object]:
         if issubclass(type(data), Mapping):
             found = items_of(cast("Mapping[object, object]", data), timebox, _MAX_FIELDS)
             return cast("dict[str, object]", found)
+        if (fields := named_fields(data, timebox)) is not None:
+            return fields
     except Exception:
         return {name: describe(data, timebox)}
     return {name: data}
+
+
+def with_fields(payload: Raw, result: Raw, names: Collection[str]) -> Raw:
+    """``payload`` with those fields of ``result`` among ``names`` that it has not."""
+    fields = msgspec.json.decode(payload, type=dict[str, Raw])
+    found = msgspec.json.decode(result, type=dict[str, Raw])
+    late = {name: found[name] for name in names if name in found and name not in fields}
+    return Raw(msgspec.json.encode(fields | late)) if late else payload
 
 
 capture = Capture()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 import anyio.lowlevel
 import msgspec
@@ -21,8 +21,11 @@ from prefactor_core.exceptions import (
 )
 from prefactor_core.operations import Operation
 from prefactor_core.queue.base import Queue, QueueClosedError
-from prefactor_core.schema_registry import SchemaRegistry, choose_schema_version
+from prefactor_core.schema_registry import SchemaRegistry
+from prefactor_core.schema_version import choose_schema_version
 from prefactor_core.span_context import SpanContext
+from prefactor_core.type_schema import Fields, SpanParams
+from prefactor_core.typed_span import TypedStep
 
 if TYPE_CHECKING:
     import signal
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
     from prefactor_core.managers.agent_instance import AgentInstanceManager
     from prefactor_core.managers.span import SpanManager
     from prefactor_core.signals import SignalCancellation
+
+
+Result = TypeVar("Result")
 
 
 def open_prefactor(
@@ -346,6 +352,7 @@ class PrefactorCoreClient:
         """As :meth:`finish_span`, in synchronous code."""
         self.span_manager.finish(span_id, result_payload)
 
+    @overload
     def span(
         self,
         instance_id: str,
@@ -353,10 +360,40 @@ class PrefactorCoreClient:
         parent_span_id: str | None = None,
         span_id: str | None = None,
         payload: Mapping[str, object] | None = None,
-    ) -> SpanContext:
+    ) -> SpanContext: ...
+
+    @overload
+    def span(
+        self,
+        instance_id: str,
+        params: SpanParams[Result],
+        /,
+        parent_span_id: str | None = None,
+        span_id: str | None = None,
+    ) -> SpanContext[Result]: ...
+
+    @overload
+    def span(
+        self,
+        instance_id: str,
+        params: Fields,
+        /,
+        parent_span_id: str | None = None,
+        span_id: str | None = None,
+    ) -> SpanContext[Mapping[str, object] | Fields]: ...
+
+    def span(
+        self,
+        instance_id: str,
+        schema_name: str | TypedStep,
+        parent_span_id: str | None = None,
+        span_id: str | None = None,
+        payload: Any = None,
+    ) -> SpanContext[Any]:
         """A step of a run: ``async with client.span(...) as span:``, or ``with``.
 
-        ``schema_name``: its span type. ``parent_span_id``: by default the innermost open span
+        ``schema_name``: its span type; or its parameters, an object of a class that was
+        registered with one. ``parent_span_id``: by default the innermost open span
         of the same run in this context. ``span_id``: a PFID of your own. ``payload``: what the
         span starts with if :meth:`SpanContext.start` is not given one.
         """

@@ -63,7 +63,11 @@ class ClientScope:
             enabled=config.capture_payloads,
         )
         self.span_manager = SpanManager(
-            delivery.outbox, delivery.identities, capture, self.instance_manager.start_with
+            delivery.outbox,
+            delivery.identities,
+            capture,
+            self.instance_manager.start_with,
+            config.schema_registry,
         )
 
     @classmethod

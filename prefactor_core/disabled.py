@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import anyio
 
@@ -20,6 +20,7 @@ from prefactor_core.models import Span
 from prefactor_core.operations import FinishAgentInstance, Operation, RegisterAgentInstance
 from prefactor_core.run_end import finish_open_runs
 from prefactor_core.span_context import DisabledSpan, SpanContext
+from prefactor_core.typed_span import TypedStep
 
 _NO_PAYLOADS: Final = Capture(enabled=False)
 
@@ -95,11 +96,11 @@ class _NoSpans(SpanManager):
     def context(
         self,
         run: RunIdentity,
-        schema_name: str,
+        step: str | TypedStep,
         parent_span_id: str | None = None,
         span_id: str | None = None,
         payload: Mapping[str, object] | None = None,
-    ) -> SpanContext:
+    ) -> SpanContext[Any]:
         return DisabledSpan()
 
     def prepare(

@@ -119,6 +119,24 @@ def _has_quick_text(error: BaseException) -> bool:
     )
 
 
+def named_fields(value: object, timebox: Timebox) -> dict[str, object] | None:
+    """The fields of a struct, a dataclass, a model of pydantic or an object of attrs, by their
+    names in JSON; None for anything else. Raises what a model raises, or a time-out."""
+    cls = type(value)
+    if dump := _attribute(cls, "model_dump"):
+        dumped = timebox.call(cls, lambda: _dumped(value, dump))
+        return cast("dict[str, object]", dumped) if isinstance(dumped, dict) else None
+    if (names := _field_names(cls)) is None:
+        return None
+    try:
+        built: object = msgspec.to_builtins(value, str_keys=True)
+    except Exception:
+        built = None  # something in it has no JSON form: that is looked at field by field
+    return (
+        cast("dict[str, object]", built) if isinstance(built, dict) else dict(_fields(value, names))
+    )
+
+
 def items_of(mapping: Mapping[object, object], timebox: Timebox, most: int) -> dict[object, object]:
     """The first ``most`` items of any mapping. Raises what it raises, or a time-out."""
     return timebox.call(type(mapping), lambda: dict(islice(mapping.items(), most)))
@@ -312,8 +330,10 @@ class _Named(Protocol):
     name: str
 
 
-def _fields(value: object, names: dict[str, str]) -> tuple[tuple[object, object], ...]:
-    found: list[tuple[object, object]] = []
+def _fields(value: object, names: dict[str, str]) -> tuple[tuple[str, object], ...]:
+    found: list[tuple[str, object]] = []
+    if isinstance(value, msgspec.Struct) and (tag := value.__struct_config__.tag) is not None:
+        found.append((str(value.__struct_config__.tag_field), tag))
     for name, attribute in names.items():
         try:
             item: object = getattr(value, attribute)
@@ -326,6 +346,10 @@ def _fields(value: object, names: dict[str, str]) -> tuple[tuple[object, object]
 
 def _dumped(value: object, dump: Any) -> object:
     """A model of pydantic, or what looks like one, as what it makes of itself."""
+    try:
+        return dump(value, mode="json", warnings=False)
+    except Exception:
+        pass  # not of pydantic, or something in it has no JSON form
     try:
         return dump(value, warnings=False)
     except TypeError:

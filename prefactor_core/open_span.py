@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Raw
 
@@ -28,7 +28,7 @@ class OpenSpan(Span, kw_only=True):
     parent: OpenSpan | None = None
     has_place: bool = False
     dropped: bool = False
-    context: SpanContext | None = None
+    context: SpanContext[Any] | None = None
 
     def __repr__(self) -> str:
         # Not the struct's own: it would show all ancestors, one inside the other.

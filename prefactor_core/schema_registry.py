@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast, get_origin, is_typeddict, overload
 
 import msgspec
 
+from prefactor_core.data_risk import DataRisk, data_risk_json
 from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.template_fields import check_template
+from prefactor_core.type_schema import SpanParams, result_type_of, schema_of
 
 Schema = Mapping[str, Any]
 """A JSON Schema, as the API takes it."""
 
+Params = TypeVar("Params")
+Result = TypeVar("Result")
+Class = TypeVar("Class", bound=type)
 
-def content_hash(schema_version: Schema) -> str:
-    """Twelve hexadecimal digits that follow from the content, whatever the order of keys."""
-    import hashlib  # here: it takes milliseconds to import, and is needed once for a run
 
-    content = msgspec.json.encode(schema_version, order="deterministic")
-    return hashlib.sha256(content).hexdigest()[:12]
+class SpanType(Generic[Params, Result]):
+    """A span type that was registered with classes: ``instance.span(ask({"prompt": "Hello"}))``.
+
+    ``name``: what it is registered as. It is for parameters that cannot tell of which class they
+    are, those of a TypedDict; objects of all other classes find their span type by themselves.
+    """
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, params: Params) -> NamedParams[Result]:
+        """The parameters of a span of this type, for ``instance.span()``."""
+        return NamedParams(self.name, params)
+
+    def __repr__(self) -> str:
+        return f"<SpanType {self.name!r}>"
+
+
+class NamedParams(SpanParams[Result]):
+    """Parameters of the span type ``name``."""
+
+    __slots__ = ("name", "params")
+
+    def __init__(self, name: str, params: object) -> None:
+        self.name = name
+        self.params = params
 
 
 def _checked(name: str, field: str, schema: Schema) -> dict[str, Any]:
@@ -36,6 +65,26 @@ def _checked(name: str, field: str, schema: Schema) -> dict[str, Any]:
             f"{field} of {name!r} cannot be written as JSON: {error}"
         ) from None
     return copied
+
+
+def _described(
+    name: str,
+    title: str | None,
+    description: str | None,
+    template: str | None,
+    data_risk: DataRisk | Mapping[str, object] | None,
+    **schemas: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """An entry of ``span_type_schemas`` or ``quality_schemas``; what is None is left out."""
+    entry = {
+        "name": name,
+        **schemas,
+        "title": title,
+        "description": description,
+        "template": template,
+        "data_risk": None if data_risk is None else data_risk_json(name, data_risk),
+    }
+    return {key: value for key, value in entry.items() if value is not None}
 
 
 def _copy(schema: Schema) -> dict[str, Any]:
@@ -65,6 +114,9 @@ class SchemaRegistry:
         self._span_schemas: dict[str, dict[str, Any]] = {}
         self._span_result_schemas: dict[str, dict[str, Any]] = {}
         self._span_type_schemas: dict[str, dict[str, Any]] = {}
+        self._quality_schemas: dict[str, dict[str, Any]] = {}
+        # The names of span types by the class of their parameters.
+        self._names_by_class: dict[type, str] = {}
 
     def register(self, name: str, schema: Schema) -> None:
         """Add the schema of a span type's payload.
@@ -89,6 +141,7 @@ class SchemaRegistry:
             raise PrefactorValueError(f"Result schema '{name}' is already registered")
         self._span_result_schemas[name] = _checked(name, "schema", schema)
 
+    @overload
     def register_type(
         self,
         name: str,
@@ -97,24 +150,183 @@ class SchemaRegistry:
         title: str | None = None,
         description: str | None = None,
         template: str | None = None,
-    ) -> None:
-        """Add a whole span type: both schemas, and how it is shown.
+        *,
+        data_risk: DataRisk | Mapping[str, object] | None = None,
+    ) -> None: ...
+
+    @overload
+    def register_type(
+        self,
+        name: str,
+        *,
+        params: type[Params],
+        result: type[Result],
+        title: str | None = None,
+        description: str | None = None,
+        template: str | None = None,
+        data_risk: DataRisk | Mapping[str, object] | None = None,
+    ) -> SpanType[Params, Result]: ...
+
+    @overload
+    def register_type(
+        self,
+        name: str,
+        *,
+        params: type[Params],
+        result_schema: Schema | None = None,
+        title: str | None = None,
+        description: str | None = None,
+        template: str | None = None,
+        data_risk: DataRisk | Mapping[str, object] | None = None,
+    ) -> SpanType[Params, Mapping[str, object]]: ...
+
+    def register_type(
+        self,
+        name: str,
+        params_schema: Schema | None = None,
+        result_schema: Schema | None = None,
+        title: str | None = None,
+        description: str | None = None,
+        template: str | None = None,
+        *,
+        params: type | None = None,
+        result: type | None = None,
+        data_risk: DataRisk | Mapping[str, object] | None = None,
+    ) -> SpanType[Any, Any] | None:
+        """Add a whole span type: what goes in, what comes out, and how it is shown.
+
+        Both are schemas, or classes: msgspec structs, dataclasses, TypedDicts or models of
+        pydantic, whose JSON Schemas are then registered. A span of such a type is opened by its
+        parameters, ``instance.span(Ask(prompt="Hello"))``, or, for a TypedDict, by what this
+        gives. ``result`` may be left out of a class that derives from
+        :class:`~prefactor_core.SpanParams`, which says it.
 
         ``template`` is Liquid over payload and result, ``{{field}}`` (API.md section 9).
-        Raises :class:`PrefactorValueError` if the name was registered this way before.
+        ``data_risk``: a :class:`~prefactor_core.DataRisk`, or a mapping of its fields.
+
+        Raises :class:`PrefactorValueError` if the name was registered this way before, or the
+        class for another name; for what has no JSON Schema; and for a field in the template that
+        neither schema knows.
         """
         if name in self._span_type_schemas:
             raise PrefactorValueError(f"Span type schema '{name}' is already registered")
-        span_type: dict[str, Any] = {
-            "name": name,
-            "params_schema": _checked(name, "params_schema", params_schema),
-        }
-        if result_schema is not None:
-            span_type["result_schema"] = _checked(name, "result_schema", result_schema)
-        texts = {"title": title, "description": description, "template": template}
-        span_type.update({key: text for key, text in texts.items() if text is not None})
+        if params is not None:
+            if params_schema is not None:
+                raise PrefactorValueError(f"{name!r} has both params and params_schema: give one")
+            if result is None and result_schema is None:
+                result = result_type_of(params)
+            params_schema = schema_of(name, "params", params)
+        elif params_schema is None:
+            raise PrefactorValueError(
+                f"{name!r} needs params=, a class, or params_schema=, a JSON Schema"
+            )
+        if result is not None:
+            if result_schema is not None:
+                raise PrefactorValueError(f"{name!r} has both result and result_schema: give one")
+            result_schema = schema_of(name, "result", result)
+        span_type = _described(
+            name,
+            title,
+            description,
+            template,
+            data_risk,
+            params_schema=_checked(name, "params_schema", params_schema),
+            result_schema=(
+                None if result_schema is None else _checked(name, "result_schema", result_schema)
+            ),
+        )
+        if template is not None:
+            check_template(name, template, params_schema, result_schema or {"properties": {}})
+        if params is not None and not is_typeddict(params):
+            self._add_class(params, name)
         self._span_type_schemas[name] = span_type
         self._names[name] = None
+        return None if params is None else SpanType(name)
+
+    def span_type(
+        self,
+        name: str,
+        *,
+        result: type | None = None,
+        result_schema: Schema | None = None,
+        title: str | None = None,
+        description: str | None = None,
+        template: str | None = None,
+        data_risk: DataRisk | Mapping[str, object] | None = None,
+    ) -> Callable[[Class], Class]:
+        """:meth:`register_type` as a decorator of the class of the parameters:
+        ``@registry.span_type("agent:llm", result=Answer)``."""
+
+        def decorate(params: Class) -> Class:
+            register = cast("Callable[..., object]", self.register_type)
+            register(
+                name,
+                result_schema=result_schema,
+                title=title,
+                description=description,
+                template=template,
+                params=params,
+                result=result,
+                data_risk=data_risk,
+            )
+            return params
+
+        return decorate
+
+    def register_quality_schema(
+        self,
+        name: str,
+        schema: Schema | type,
+        title: str | None = None,
+        description: str | None = None,
+        template: str | None = None,
+        data_risk: DataRisk | Mapping[str, object] | None = None,
+    ) -> None:
+        """Add what :meth:`AgentInstanceHandle.record_quality` may record under ``name``.
+
+        ``schema``: a JSON Schema, or a class as for :meth:`register_type`. Raises
+        :class:`PrefactorValueError` if the name was registered before.
+        """
+        if name in self._quality_schemas:
+            raise PrefactorValueError(f"Quality schema '{name}' is already registered")
+        if not isinstance(schema, Mapping):
+            schema = schema_of(name, "schema", schema)
+        quality = _described(
+            name,
+            title,
+            description,
+            template,
+            data_risk,
+            schema=_checked(name, "schema", schema),
+        )
+        if template is not None:
+            check_template(name, template, schema, {"properties": {}})
+        self._quality_schemas[name] = quality
+
+    def name_of(self, params: object) -> str:
+        """The name of the span type that was registered with the class of ``params``.
+
+        Raises :class:`PrefactorValueError` if there is none.
+        """
+        try:
+            return self._names_by_class[type(params)]
+        except KeyError:
+            # Of the value, which may be a payload, only what it is.
+            cls = type(params).__qualname__
+            known = ", ".join(each.__qualname__ for each in self._names_by_class) or "none"
+            raise PrefactorValueError(
+                f"there is no span type with parameters of the class {cls!r}: register it, "
+                f"register_type(name, params={cls}). Registered are: {known}"
+            ) from None
+
+    def _add_class(self, params: type, name: str) -> None:
+        cls: type = get_origin(params) or params
+        known = self._names_by_class.setdefault(cls, name)
+        if known != name:
+            raise PrefactorValueError(
+                f"the class {cls.__qualname__!r} is registered for {known!r} already: derive "
+                f"another one from it for {name!r}"
+            )
 
     def get(self, name: str) -> dict[str, Any] | None:
         """A copy of the payload's schema of a span type; None if there is no such type."""
@@ -143,8 +355,22 @@ class SchemaRegistry:
         if self._span_result_schemas:
             version["span_result_schemas"] = self._span_result_schemas
         if self._span_type_schemas:
-            version["span_type_schemas"] = list(self._span_type_schemas.values())
+            version["span_type_schemas"] = [*self._all_span_types()]
+        if self._quality_schemas:
+            version["quality_schemas"] = list(self._quality_schemas.values())
         return _copy(version)
+
+    def _all_span_types(self) -> Iterator[dict[str, Any]]:
+        """Also those that were registered as schemas: beside a list, the API passes over the
+        maps (API.md section 9)."""
+        for name in {**self._names, **self._span_result_schemas}:
+            if name in self._span_type_schemas:
+                yield self._span_type_schemas[name]
+                continue
+            span_type = {"name": name, "params_schema": self._span_schemas.get(name, {})}
+            if name in self._span_result_schemas:
+                span_type["result_schema"] = self._span_result_schemas[name]
+            yield span_type
 
     def merge(self, other: SchemaRegistry) -> None:
         """Add everything of ``other``, or nothing.
@@ -155,40 +381,19 @@ class SchemaRegistry:
             ("span_schemas", self._span_schemas, other._span_schemas),
             ("span_result_schemas", self._span_result_schemas, other._span_result_schemas),
             ("span_type_schemas", self._span_type_schemas, other._span_type_schemas),
+            ("quality_schemas", self._quality_schemas, other._quality_schemas),
         ]
         conflicts = [
             f"{kind}/{name}" for kind, mine, theirs in pairs for name in theirs if name in mine
+        ]
+        conflicts += [
+            f"params/{cls.__qualname__}"
+            for cls, name in other._names_by_class.items()
+            if self._names_by_class.get(cls, name) != name
         ]
         if conflicts:
             raise PrefactorValueError(f"Cannot merge registries - conflicting schemas: {conflicts}")
         for _, mine, theirs in pairs:
             mine.update(_copy(theirs))
         self._names.update(other._names)
-
-
-def choose_schema_version(
-    agent_id: str,
-    given: Schema | None,
-    external_id: str | None,
-    registry: SchemaRegistry | None,
-) -> Schema:
-    """The ``agent_schema_version`` to register a run with.
-
-    The one that was given, or else that of the registry. Where it has no identifier, it gets
-    ``external_id``; one of the registry without that gets an identifier that follows from its
-    content: the same span types are the same version on every run, others are another.
-
-    Raises :class:`PrefactorValueError` if there is neither.
-    """
-    if given is not None:
-        if external_id is None or "external_identifier" in given:
-            return given
-        return {**given, "external_identifier": external_id}
-    if registry is None:
-        raise PrefactorValueError(
-            "agent_schema_version required when no schema_registry configured. Either "
-            "provide agent_schema_version or configure a SchemaRegistry."
-        )
-    if external_id is None:
-        external_id = f"auto-{agent_id}-{content_hash(registry.to_agent_schema_version(''))}"
-    return registry.to_agent_schema_version(external_id)
+        self._names_by_class.update(other._names_by_class)

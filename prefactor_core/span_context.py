@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Generic, Self
 
 import anyio.lowlevel
 
@@ -21,8 +21,17 @@ if TYPE_CHECKING:
     from prefactor_core.managers.span import SpanManager
     from prefactor_core.open_span import OpenSpan
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
 
-class SpanContext:
+    Result = TypeVar("Result", default=Mapping[str, object], contravariant=True)
+else:
+    from typing import TypeVar
+
+    Result = TypeVar("Result", contravariant=True)
+
+
+class SpanContext(Generic[Result]):
     """One step of a run: an LLM call, a tool call, a retrieval.
 
     ``async with instance.span("agent:llm") as span:`` or, in synchronous code, ``with``. The
@@ -36,6 +45,9 @@ class SpanContext:
     changes nothing. No method waits for the API or raises because of it: the ``async`` ones
     record and then give other tasks a turn, and ``start_nowait()``, ``complete_nowait()``,
     ``fail_nowait()`` and ``cancel_nowait()`` only record, for synchronous code.
+
+    ``SpanContext[Answer]``, the span of a type with classes, results in an ``Answer``: an object
+    whose fields are those of the result. Any other span results in a mapping.
     """
 
     __slots__ = (
@@ -48,6 +60,7 @@ class SpanContext:
         "_run",
         "_schema_name",
         "_spans",
+        "from_result",
         "instance",
         "opened",
     )
@@ -60,6 +73,7 @@ class SpanContext:
         parent_span_id: str | None = None,
         span_id: str | None = None,
         payload: Mapping[str, object] | None = None,
+        from_result: tuple[str, ...] = (),
     ) -> None:
         self._spans = spans
         self._run = run
@@ -67,6 +81,7 @@ class SpanContext:
         self._schema_name = schema_name
         self._parent_span_id = parent_span_id
         self._payload = payload
+        self.from_result = from_result
         # The run in the agent's hands, if it was that one that made this.
         self.instance: AgentInstanceHandle | None = None
         self._result: dict[str, object] = {}
@@ -100,25 +115,25 @@ class SpanContext:
         if not span.ended:
             self._spans.begin(span, payload)
 
-    def set_result(self, data: Mapping[str, object]) -> None:
+    def set_result(self, data: Result) -> None:
         """Merge into the result that the span will end with; later keys win."""
         merge(self._result, data)
 
-    async def complete(self, result: Mapping[str, object] | None = None) -> None:
+    async def complete(self, result: Result | None = None) -> None:
         """The span ends now, complete; ``result`` is merged into its result."""
         self.complete_nowait(result)
         await anyio.lowlevel.checkpoint()
 
-    def complete_nowait(self, result: Mapping[str, object] | None = None) -> None:
+    def complete_nowait(self, result: Result | None = None) -> None:
         """As :meth:`complete`, in synchronous code."""
         self._finish("complete", result)
 
-    async def fail(self, result: Mapping[str, object] | None = None) -> None:
+    async def fail(self, result: Result | Mapping[str, object] | None = None) -> None:
         """The span ends now, failed; ``result`` is merged into its result."""
         self.fail_nowait(result)
         await anyio.lowlevel.checkpoint()
 
-    def fail_nowait(self, result: Mapping[str, object] | None = None) -> None:
+    def fail_nowait(self, result: Result | Mapping[str, object] | None = None) -> None:
         """As :meth:`fail`, in synchronous code."""
         self._finish("failed", result)
 
@@ -210,7 +225,7 @@ class SpanContext:
             self._payload = None
         return span
 
-    def _finish(self, outcome: Outcome, result: Mapping[str, object] | None) -> None:
+    def _finish(self, outcome: Outcome, result: object) -> None:
         span = self._open()
         if not span.ended:
             self._spans.end(span, result, outcome)
@@ -220,7 +235,7 @@ class SpanContext:
 _disabled: ContextVar[DisabledSpan | None] = ContextVar("prefactor_core_disabled", default=None)
 
 
-class DisabledSpan(SpanContext):
+class DisabledSpan(SpanContext[Any]):
     """A span where everything is switched off: all its calls work, and do nothing."""
 
     __slots__ = ("_outer",)

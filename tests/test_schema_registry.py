@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefactor_core import PrefactorValueError, SchemaRegistry
-from prefactor_core.schema_registry import content_hash
+from prefactor_core.schema_version import content_hash
 
 PARAMS = {"type": "object", "properties": {"prompt": {"type": "string"}}, "required": ["prompt"]}
 RESULT = {"type": "object", "properties": {"response": {"type": "string"}}}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from typing import Any
 
 from msgspec import UNSET, Raw, UnsetType
 
 from prefactor_core import identifiers
-from prefactor_core.capture import EMPTY, Capture, fields_of, merge
+from prefactor_core.capture import EMPTY, Capture, fields_of, merge, with_fields
 from prefactor_core.clock import Clock
 from prefactor_core.context_stack import SpanContextStack
 from prefactor_core.delivery.identity import Identities, RunIdentity
@@ -28,7 +29,9 @@ from prefactor_core.managers.span_operations import SpanOperations
 from prefactor_core.models import Span
 from prefactor_core.open_span import OpenSpan
 from prefactor_core.operations import CreateSpan, OperationType
+from prefactor_core.schema_registry import SchemaRegistry
 from prefactor_core.span_context import SpanContext
+from prefactor_core.typed_span import TypedStep, from_result, name_and_payload
 
 _ENDS = {str(status): status for status in SpanStatus}
 
@@ -53,12 +56,14 @@ class SpanManager:
         identities: Identities,
         capture: Capture,
         begin_run: Callable[[CreateSpan], None],
+        registry: SchemaRegistry | None = None,
     ) -> None:
         self._outbox = outbox
         self._home = outbox.home
         self._lock = outbox.home.lock
         self._identities = identities
         self._capture = capture
+        self._registry = registry
         self._operations = SpanOperations(outbox, begin_run)
         # In the order of entering, so parents stand before their children.
         self._spans: dict[str, OpenSpan] = {}
@@ -117,13 +122,17 @@ class SpanManager:
     def context(
         self,
         run: RunIdentity,
-        schema_name: str,
+        step: str | TypedStep,
         parent_span_id: str | None = None,
         span_id: str | None = None,
         payload: Mapping[str, object] | None = None,
-    ) -> SpanContext:
-        """A span in the agent's hands."""
-        return SpanContext(self, run, schema_name, parent_span_id, span_id, payload)
+    ) -> SpanContext[Any]:
+        """A span in the agent's hands; ``step``: its span type, or parameters that tell it."""
+        if isinstance(step, str):
+            return SpanContext(self, run, step, parent_span_id, span_id, payload)
+        schema_name, payload = name_and_payload(self._registry, step, payload)
+        late = from_result(step)
+        return SpanContext(self, run, schema_name, parent_span_id, span_id, payload, late)
 
     def prepare(
         self,
@@ -150,7 +159,7 @@ class SpanManager:
         parent_span_id: str | None,
         payload: Mapping[str, object] | None,
         has_place: bool = False,
-        context: SpanContext | None = None,
+        context: SpanContext[Any] | None = None,
         result: dict[str, object] | None = None,
     ) -> OpenSpan:
         """As :meth:`prepare`, with what :meth:`run_of` and :meth:`new_id` gave; the span itself.
@@ -281,9 +290,7 @@ class SpanManager:
         check_outcome(status)
         self.end(self._find(span_id), result_payload, status)
 
-    def end(
-        self, span: OpenSpan, result_payload: Mapping[str, object] | None, status: Outcome
-    ) -> None:
+    def end(self, span: OpenSpan, result_payload: object, status: Outcome) -> None:
         """As :meth:`finish`, of the span itself; nothing if it has ended."""
         self._end(span, status, self._result(span, result_payload))
 
@@ -364,9 +371,7 @@ class SpanManager:
                 schema_name,
             )
 
-    def _result(
-        self, span: OpenSpan, payload: Mapping[str, object] | None = None
-    ) -> Raw | UnsetType:
+    def _result(self, span: OpenSpan, payload: object = None) -> Raw | UnsetType:
         """What the span would end with, now: ``payload`` merged into its result.
 
         Looked at before the lock is taken, since it runs the code of others. Merged into a copy:
@@ -406,6 +411,10 @@ class SpanManager:
     ) -> None:
         if span.ended:
             return  # another thread was faster
+        context = span.context
+        if context and context.from_result and result is not UNSET:
+            # Before it is told: after that the API takes no payload.
+            span.captured = with_fields(span.captured, result, context.from_result)
         if at is not None:
             self._operations.advance(span, SpanStatus.ACTIVE, at)
         self._operations.advance(span, goal, span.clock.now(), result)

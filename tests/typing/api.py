@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, assert_type
@@ -32,6 +32,7 @@ from prefactor_core import (
     traced,
 )
 from prefactor_core.testing import RecordedRun, RecordedSpan, Recording, open_recording
+from prefactor_core.type_schema import Fields
 
 
 @dataclass
@@ -99,13 +100,13 @@ def synchronous(registry: SchemaRegistry) -> None:
         assert_type(client.create_span(instance.id, "agent:tool", payload={"n": 1}), str)
         assert_type(client.statistics(), Statistics)
         assert_type(client.flush(1.5), bool)
-        assert_type(current_span(), SpanContext | None)
+        assert_type(current_span(), SpanContext[Mapping[str, object] | Fields] | None)
         client.finish_span("…", {"n": 1})
         client.create_agent_instance(1)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
         client.agent_instance("agent", {}, id="…")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
         client.agent_instance("agent", 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         client.create_span(instance)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
-        client.span(instance.id, 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        client.span(instance.id, 3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
         client.finish_span()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
         client.statistics(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     open_prefactor_sync(drain_timeout="soon")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

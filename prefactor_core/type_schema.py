@@ -1,0 +1,130 @@
+"""JSON Schemas of Python types, and the fields of their instances. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar, cast, get_origin
+
+import msgspec
+
+from prefactor_core.exceptions import PrefactorValueError
+
+Result = TypeVar("Result")
+
+_REF = "#/$defs/"
+
+
+class SpanParams(Generic[Result]):
+    """A base of classes of parameters that tells type checkers what their spans result in.
+
+    ``class Ask(Struct, SpanParams[Answer])``: a span of ``Ask(...)`` takes an ``Answer`` as its
+    result. It adds nothing to the class, and goes with structs, dataclasses and models of
+    pydantic.
+
+    ``from_result``: fields that are filled in from the result when the span ends. Whoever reads
+    them finds them in the payload, unless the span has been told before its end, by ``start()``
+    or because of a child.
+    """
+
+    __slots__ = ()
+
+    from_result: ClassVar[tuple[str, ...]] = ()
+
+
+class DataclassInstance(Protocol):
+    """An instance of any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+
+class PydanticModel(Protocol):
+    """An instance of any model of pydantic."""
+
+    model_config: ClassVar[Any]
+
+    def model_dump_json(self) -> str: ...
+
+
+Fields: TypeAlias = msgspec.Struct | DataclassInstance | PydanticModel
+"""An object with fields that can be the parameters or the result of a span."""
+
+
+def result_type_of(params: type) -> type | None:
+    """``R`` of a class that derives from ``SpanParams[R]``; None for any other."""
+    for base in params.__mro__:
+        for generic in base.__dict__.get("__orig_bases__", ()):
+            if get_origin(generic) is SpanParams:
+                return cast("type", generic.__args__[0])
+    return None
+
+
+def schema_of(name: str, field: str, cls: object) -> dict[str, Any]:
+    """The JSON Schema of what ``cls`` looks like when it is recorded.
+
+    References are resolved: only what refers to itself keeps its definition under ``$defs``.
+    Raises :class:`PrefactorValueError`, with ``field`` and the ``name`` of the span type, for what
+    has none, or is no object in JSON.
+    """
+    try:
+        schema = _resolved(_given_schema(cls))
+    except Exception as error:
+        raise PrefactorValueError(
+            f"{field} of {name!r}, {_shown(cls)}, has no JSON Schema: {error}. It must be a "
+            "msgspec struct, a dataclass, a TypedDict or a pydantic model of types that JSON "
+            f"has; or give a schema of your own as {field}_schema="
+        ) from None
+    if schema.get("type") != "object":
+        raise PrefactorValueError(
+            f"{field} of {name!r} must be a class that is an object in JSON, got {_shown(cls)}"
+        )
+    return schema
+
+
+def _given_schema(cls: object) -> dict[str, Any]:
+    # By its method, since pydantic is not ours to import.
+    of_pydantic: Callable[..., dict[str, Any]] | None = getattr(cls, "model_json_schema", None)
+    if of_pydantic is None:
+        return msgspec.json.schema(cls)
+    config: Mapping[str, object] = getattr(cls, "model_config", {})
+    # As it is recorded, which is how it dumps itself.
+    return of_pydantic(mode="serialization", by_alias=bool(config.get("serialize_by_alias", False)))
+
+
+def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
+    definitions: dict[str, Any] = schema.pop("$defs", {})
+    kept: dict[str, Any] = {}
+
+    def resolve(node: Any, inside: tuple[str, ...]) -> Any:
+        if isinstance(node, list):
+            return [resolve(item, inside) for item in cast("Sequence[Any]", node)]
+        if not isinstance(node, dict):
+            return deepcopy(node)
+        parts = cast("dict[str, Any]", node)
+        reference = parts.get("$ref")
+        if isinstance(reference, str) and reference.startswith(_REF):
+            name = reference.removeprefix(_REF)
+            # What stands beside a reference goes before what it refers to.
+            rest = {key: resolve(item, inside) for key, item in parts.items() if key != "$ref"}
+            if name in inside:
+                if name not in kept:
+                    kept[name] = None  # first: it refers to itself
+                    kept[name] = resolve(definitions[name], (name,))
+                return {"$ref": reference, **rest}
+            return {**resolve(definitions[name], (*inside, name)), **rest}
+        return {
+            key: resolve(item, inside) for key, item in parts.items() if not _is_openapi(key, item)
+        }
+
+    resolved: dict[str, Any] = resolve(schema, ())
+    return {**resolved, "$defs": kept} if kept else resolved
+
+
+def _is_openapi(key: str, item: Any) -> bool:
+    """Whether this is a discriminator, which is no JSON Schema and refers to definitions."""
+    return key == "discriminator" and isinstance(item, dict) and "propertyName" in item
+
+
+def _shown(cls: object) -> str:
+    return getattr(cls, "__qualname__", None) or repr(cls)

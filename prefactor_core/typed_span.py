@@ -1,0 +1,48 @@
+"""What a span is opened with, where that is no name but an object of a class. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from prefactor_core.capture import fields_of
+from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.schema_registry import NamedParams, SchemaRegistry
+from prefactor_core.type_schema import Fields, SpanParams
+
+TypedStep: TypeAlias = Fields | SpanParams[Any]
+"""Parameters that tell the span type."""
+
+
+def name_and_payload(
+    registry: SchemaRegistry | None,
+    step: TypedStep,
+    payload: Mapping[str, object] | None,
+) -> tuple[str, Mapping[str, object] | None]:
+    """The span type of ``step``, and what its span starts with.
+
+    ``step``: what a :class:`~prefactor_core.SpanType` made, or parameters of a class that
+    ``registry`` knows.
+    Raises :class:`PrefactorValueError` for anything else.
+    """
+    if isinstance(step, NamedParams):
+        name, params = step.name, step.params
+    elif registry is None or isinstance(step, type | Mapping | None):  # pyright: ignore[reportUnnecessaryComparison]
+        # Of the value, which may be a payload, only what it is.
+        needs = "" if registry is not None else ", which needs a schema_registry"
+        raise PrefactorValueError(
+            "schema_name must be the name of a span type, or parameters of a registered class"
+            f"{needs}, got a {type(step).__qualname__}"
+        )
+    else:
+        name, params = registry.name_of(step), step
+    if payload is not None:
+        raise PrefactorValueError(
+            f"a span of {name!r} that is opened with its parameters takes no payload beside them"
+        )
+    return name, fields_of(params)
+
+
+def from_result(step: TypedStep) -> tuple[str, ...]:
+    """The fields of the payload that are filled in from the result."""
+    return step.from_result if isinstance(step, SpanParams) else ()

@@ -1,0 +1,106 @@
+"""Typed spans as type checkers see them: checked, never run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypedDict, assert_type
+
+from msgspec import Struct
+
+from prefactor_core import (
+    AgentInstanceHandle,
+    PrefactorCoreClient,
+    SchemaRegistry,
+    SpanContext,
+    SpanParams,
+    SpanType,
+)
+from prefactor_core.type_schema import Fields
+
+registry = SchemaRegistry()
+
+
+class Answer(Struct):
+    response: str
+
+
+class Other(Struct):
+    n: int
+
+
+@registry.span_type("agent:ask", template="{{prompt}} → {{response}}")
+class Ask(Struct, SpanParams[Answer]):
+    prompt: str
+
+
+@registry.span_type("agent:search")
+@dataclass
+class Search(SpanParams[Answer]):
+    query: str
+
+
+class Plain(Struct):
+    prompt: str
+
+
+class Step(TypedDict):
+    prompt: str
+
+
+class Done(TypedDict):
+    response: str
+
+
+step = registry.register_type("agent:step", params=Step, result=Done)
+plain = registry.register_type("agent:plain", params=Plain, result_schema={"type": "object"})
+
+
+def registered() -> None:
+    assert_type(step, SpanType[Step, Done])
+    assert_type(plain, SpanType[Plain, Mapping[str, object]])
+    assert_type(registry.register_type("agent:x", {"type": "object"}), None)
+    assert_type(Ask("Hello"), Ask)
+    registry.register_type("agent:x")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    registry.register_type("agent:x", params=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    registry.span_type("agent:x")(3)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
+
+
+async def of_a_class_that_says_its_result(instance: AgentInstanceHandle) -> None:
+    async with instance.span(Ask(prompt="Hello"), parent_span_id="…") as span:
+        assert_type(span, SpanContext[Answer])
+        span.set_result(Answer(response="Hi"))
+        await span.complete(Answer(response="Hi"))
+        await span.fail({"reason": "away"})
+        span.set_result(Other(1))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        span.set_result({"response": "Hi"})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Ask(promt="Hello")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    with instance.span(Search("Olympus")) as search:
+        assert_type(search, SpanContext[Answer])
+
+
+async def of_any_other_class(client: PrefactorCoreClient, instance: AgentInstanceHandle) -> None:
+    async with instance.span(Plain("Hello")) as span:
+        assert_type(span, SpanContext[Mapping[str, object] | Fields])
+        span.set_result(Answer("Hi"))
+        span.set_result({"response": "Hi"})
+        span.set_result(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert_type(client.span(instance.id, Ask("Hello")), SpanContext[Answer])
+    instance.span(3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    instance.span(Ask("Hello"), payload={})  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+async def of_a_span_type(instance: AgentInstanceHandle) -> None:
+    async with instance.span(step({"prompt": "Hello"})) as span:
+        assert_type(span, SpanContext[Done])
+        span.set_result({"response": "Hi"})
+        span.set_result({"respons": "Hi"})  # type: ignore[typeddict-item]  # pyright: ignore[reportArgumentType]
+    instance.span(step({"promt": "Hello"}))  # type: ignore[typeddict-item]  # pyright: ignore[reportArgumentType]
+
+
+async def of_a_name(instance: AgentInstanceHandle) -> None:
+    async with instance.span("agent:ask") as span:
+        assert_type(span, SpanContext)
+        assert_type(span, SpanContext[Mapping[str, object]])
+        span.set_result({"response": "Hi"})
+        span.set_result(Answer("Hi"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
