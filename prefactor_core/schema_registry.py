@@ -236,7 +236,7 @@ class SchemaRegistry:
             ),
         )
         if template is not None:
-            check_template(name, template, params_schema, result_schema or {"properties": {}})
+            check_template(name, template, params_schema, result_schema)
         if params is not None and not is_typeddict(params):
             self._add_class(params, name)
         self._span_type_schemas[name] = span_type
@@ -300,7 +300,7 @@ class SchemaRegistry:
             schema=_checked(name, "schema", schema),
         )
         if template is not None:
-            check_template(name, template, schema, {"properties": {}})
+            check_template(name, template, schema)
         self._quality_schemas[name] = quality
 
     def name_of(self, params: object) -> str:

@@ -7,7 +7,7 @@ Templates are Liquid over payload and result, merged (API.md section 9). Only wh
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from prefactor_core.exceptions import PrefactorValueError
@@ -28,17 +28,15 @@ _OF_LISTS_AND_TEXTS = {"size", "first", "last"}
 _ERROR: dict[str, Any] = {"error": {"properties": {"type": {}, "message": {}, "stacktrace": {}}}}
 
 
-def check_template(
-    name: str, template: str, params_schema: Mapping[str, Any], result_schema: Mapping[str, Any]
-) -> None:
-    """Raises :class:`PrefactorValueError` for a field that neither schema knows.
+def check_template(name: str, template: str, *schemas: Mapping[str, Any] | None) -> None:
+    """Raises :class:`PrefactorValueError` for a field that none of the ``schemas`` knows.
 
     It names the field, the span type and the nearest field. A schema that does not say which
     fields there are knows all.
     """
-    schemas = [params_schema, result_schema, {"properties": _ERROR}]
+    known = [{"properties": _ERROR}, *(schema for schema in schemas if schema is not None)]
     for path in shown_fields(template):
-        _check_path(name, path, schemas)
+        _check_path(name, path, known)
 
 
 def shown_fields(template: str) -> list[tuple[str, ...]]:
@@ -80,7 +78,7 @@ def _paths(expression: str) -> Iterable[tuple[str, ...]]:
         yield tuple(path)
 
 
-def _check_path(name: str, path: tuple[str, ...], schemas: list[Mapping[str, Any]]) -> None:
+def _check_path(name: str, path: tuple[str, ...], schemas: Sequence[Mapping[str, Any]]) -> None:
     for depth, key in enumerate(path):
         known: dict[str, list[Mapping[str, Any]]] = {}
         for schema in schemas:
@@ -96,10 +94,12 @@ def _check_path(name: str, path: tuple[str, ...], schemas: list[Mapping[str, Any
             import difflib  # here: it takes its time
 
             near = difflib.get_close_matches(key, known, 1, cutoff=0.0)
-            nearest = ".".join((*path[:depth], *near))
+            nearest = [
+                f"; the nearest field is {'.'.join((*path[:depth], each))!r}" for each in near
+            ]
             raise PrefactorValueError(
-                f"template of {name!r} shows {{{{{shown}}}}}, which neither its params nor its "
-                f"result has; the nearest field is {nearest!r}"
+                f"template of {name!r} shows {{{{{shown}}}}}, which no schema of it has"
+                + "".join(nearest)
             )
         schemas = known[key]
 

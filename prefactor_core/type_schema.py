@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from inspect import cleandoc
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar, cast, get_origin
 
 import msgspec
@@ -70,8 +71,9 @@ def schema_of(name: str, field: str, cls: object) -> dict[str, Any]:
     try:
         schema = _resolved(_given_schema(cls))
     except Exception as error:
+        why = str(error).rpartition("\n")[2] or type(error).__name__
         raise PrefactorValueError(
-            f"{field} of {name!r}, {_shown(cls)}, has no JSON Schema: {error}. It must be a "
+            f"{field} of {name!r}, {_shown(cls)}, has no JSON Schema: {why}. It must be a "
             "msgspec struct, a dataclass, a TypedDict or a pydantic model of types that JSON "
             f"has; or give a schema of your own as {field}_schema="
         ) from None
@@ -86,10 +88,17 @@ def _given_schema(cls: object) -> dict[str, Any]:
     # By its method, since pydantic is not ours to import.
     of_pydantic: Callable[..., dict[str, Any]] | None = getattr(cls, "model_json_schema", None)
     if of_pydantic is None:
-        return msgspec.json.schema(cls)
+        return msgspec.json.schema(cls, schema_hook=_schema_of_object)
     config: Mapping[str, object] = getattr(cls, "model_config", {})
     # As it is recorded, which is how it dumps itself.
     return of_pydantic(mode="serialization", by_alias=bool(config.get("serialize_by_alias", False)))
+
+
+def _schema_of_object(cls: type) -> dict[str, Any]:
+    if cls is object:
+        # Anything. Not {}: that is what msgspec takes for no schema.
+        return {"type": ["string", "number", "boolean", "object", "array", "null"]}
+    raise NotImplementedError
 
 
 def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +123,12 @@ def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
                 return {"$ref": reference, **rest}
             return {**resolve(definitions[name], (*inside, name)), **rest}
         return {
-            key: resolve(item, inside) for key, item in parts.items() if not _is_openapi(key, item)
+            # Docstrings are indented in one version of Python, and not in another.
+            key: cleandoc(item)
+            if key == "description" and isinstance(item, str)
+            else resolve(item, inside)
+            for key, item in parts.items()
+            if not _is_openapi(key, item)
         }
 
     resolved: dict[str, Any] = resolve(schema, ())

@@ -124,7 +124,10 @@ def test_every_error_is_ours_and_shows_the_name_it_is_imported_by() -> None:
         ("queue.executor.TaskExecutor", "queue handler num_workers=3 max_retries=3"),
         (
             "schema_registry.SchemaRegistry.register_type",
-            "self name params_schema result_schema=None title=None description=None template=None",
+            (
+                "self name params_schema=None result_schema=None title=None"
+                " description=None template=None"
+            ),
         ),
         ("exceptions.OperationError", "message operation_type=None"),
     ],

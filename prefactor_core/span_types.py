@@ -1,0 +1,243 @@
+"""Ready-made span types for the usual steps of an agent.
+
+``open_prefactor(schema_registry=standard_registry())``, and then, in a run,
+``instance.span(LLMCall(model="small-1", prompt="Hello"))``. Everything but the first field may be
+left out; what is left out is not recorded. Objects of these classes are recorded as they are when
+the span is opened, or the result is set.
+
+What the steps are called elsewhere, in OpenTelemetry's semantic conventions for generative AI:
+
+===========================================  ==================================================
+here                                         there
+===========================================  ==================================================
+``agent:run``                                ``invoke_agent``
+``AgentRun.agent``                           ``gen_ai.agent.name``
+``AgentRun.conversation_id``                 ``gen_ai.conversation.id``
+``AgentRun.input``, ``AgentRunResult.output``  ``gen_ai.input.messages``, ``gen_ai.output.messages``
+``agent:llm_call``                           ``chat``, ``generate_content``, ``text_completion``
+``LLMCall.model``                            ``gen_ai.request.model``
+``LLMCall.provider``                         ``gen_ai.provider.name``
+``LLMCall.prompt``, ``messages``             ``gen_ai.input.messages``
+``LLMCall.system``                           ``gen_ai.system_instructions``
+``LLMCall.tools``                            ``gen_ai.tool.definitions``
+``LLMCall.temperature``                      ``gen_ai.request.temperature``
+``LLMCall.top_p``                            ``gen_ai.request.top_p``
+``LLMCall.max_tokens``                       ``gen_ai.request.max_tokens``
+``LLMResult.response``, ``tool_calls``       ``gen_ai.output.messages``
+``LLMResult.finish_reason``                  ``gen_ai.response.finish_reasons``
+``LLMResult.model``                          ``gen_ai.response.model``
+``LLMResult.response_id``                    ``gen_ai.response.id``
+``LLMResult.time_to_first_token``            ``gen_ai.response.time_to_first_chunk``
+``TokenUsage.prompt_tokens``                 ``gen_ai.usage.input_tokens``
+``TokenUsage.completion_tokens``             ``gen_ai.usage.output_tokens``
+``TokenUsage.cache_read_tokens``             ``gen_ai.usage.cache_read.input_tokens``
+``TokenUsage.cache_write_tokens``            ``gen_ai.usage.cache_write.input_tokens``
+``TokenUsage.reasoning_tokens``              ``gen_ai.usage.reasoning.output_tokens``
+``agent:tool_call``                          ``execute_tool``
+``ToolCall.tool``                            ``gen_ai.tool.name``
+``ToolCall.call_id``                         ``gen_ai.tool.call.id``
+``ToolCall.arguments``, ``ToolResult.output``  ``gen_ai.tool.call.arguments``, ``.result``
+``agent:retrieval``                          ``retrieval``
+``Retrieval.query``                          ``gen_ai.retrieval.query.text``
+``Retrieval.source``                         ``gen_ai.data_source.id``
+``Retrieval.top_k``                          ``gen_ai.retrieval.top_k``
+``RetrievalResult.documents``                ``gen_ai.retrieval.documents``
+``StepError.type``                           ``error.type``
+===========================================  ==================================================
+
+Where Prefactor's open dashboard looks for them: the model at ``payload.inputs.model``, the tokens
+at ``payload.token_usage``, the finish reason at ``result_payload.ai.finishReason``, a rating at
+``payload.inputs.rating``. So ``inputs`` and ``ai`` fill themselves in; they are not for you to
+set. Tokens are known only after the call: they are put into the payload too when the span ends,
+unless it has been told by then, because of ``start()`` or of a child; then they are in the result
+alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from msgspec import Struct, field
+
+from prefactor_core.schema_registry import SchemaRegistry
+from prefactor_core.type_schema import SpanParams
+
+
+class StepError(Struct, kw_only=True, omit_defaults=True):
+    """What went wrong in a step: as a span records it when its block raises."""
+
+    type: str
+    message: str | None = None
+    stacktrace: str | None = None
+
+
+class AgentRunResult(Struct, kw_only=True, omit_defaults=True):
+    """What an agent has made of its task."""
+
+    output: object = None
+    error: StepError | None = None
+
+
+class AgentRun(Struct, SpanParams[AgentRunResult], kw_only=True, omit_defaults=True):
+    """``agent:run``: an agent, or one that it has called, works on a task.
+
+    Tokens and costs belong to the LLM calls in it, where each is counted once.
+    """
+
+    input: object
+    agent: str | None = None
+    conversation_id: str | None = None
+
+
+class TokenUsage(Struct, kw_only=True, omit_defaults=True):
+    """The tokens of a call. Those read from or written to a cache are part of the prompt's,
+    those of reasoning part of the completion's; the total is filled in."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int | None = None
+    cache_read_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.total_tokens is None:
+            self.total_tokens = self.prompt_tokens + self.completion_tokens
+
+
+class LLMResult(Struct, kw_only=True, omit_defaults=True):
+    """What a model has answered. ``cost`` in US dollars, ``time_to_first_token`` in seconds;
+    ``model``: the one that has answered, where that is another than was asked for."""
+
+    response: str | None = None
+    tool_calls: Sequence[Mapping[str, object]] | None = None
+    finish_reason: str | None = None
+    token_usage: TokenUsage | None = None
+    cost: float | None = None
+    model: str | None = None
+    response_id: str | None = None
+    time_to_first_token: float | None = None
+    error: StepError | None = None
+    ai: dict[str, str] = field(default_factory=dict[str, str])
+
+    def __post_init__(self) -> None:
+        if self.finish_reason is not None:
+            self.ai = {"finishReason": self.finish_reason}
+
+
+class LLMCall(Struct, SpanParams[LLMResult], kw_only=True, omit_defaults=True):
+    """``agent:llm_call``: a model is asked, by a ``prompt`` or by ``messages``."""
+
+    model: str
+    prompt: str | None = None
+    messages: Sequence[Mapping[str, object]] | None = None
+    system: str | None = None
+    tools: Sequence[Mapping[str, object]] | None = None
+    provider: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    token_usage: TokenUsage | None = None
+    inputs: dict[str, str] = field(default_factory=dict[str, str])
+
+    from_result = ("token_usage",)
+
+    def __post_init__(self) -> None:
+        self.inputs = {"model": self.model}
+
+
+class ToolResult(Struct, kw_only=True, omit_defaults=True):
+    """What a tool has given."""
+
+    output: object = None
+    error: StepError | None = None
+
+
+class ToolCall(Struct, SpanParams[ToolResult], kw_only=True, omit_defaults=True):
+    """``agent:tool_call``: a tool is called. ``call_id``: what the model calls this call."""
+
+    tool: str
+    arguments: Mapping[str, object] | None = None
+    call_id: str | None = None
+
+
+class Document(Struct, kw_only=True, omit_defaults=True):
+    """A part of a source that was found."""
+
+    id: str | None = None
+    text: str | None = None
+    score: float | None = None
+    metadata: Mapping[str, object] | None = None
+
+
+class RetrievalResult(Struct, kw_only=True, omit_defaults=True):
+    """What was found."""
+
+    documents: Sequence[Document] = ()
+    error: StepError | None = None
+
+
+class Retrieval(Struct, SpanParams[RetrievalResult], kw_only=True, omit_defaults=True):
+    """``agent:retrieval``: something is looked up in a source of data."""
+
+    query: str
+    source: str | None = None
+    top_k: int | None = None
+
+
+class FeedbackResult(Struct, kw_only=True, omit_defaults=True):
+    """Nothing comes of feedback."""
+
+    error: StepError | None = None
+
+
+class Feedback(Struct, SpanParams[FeedbackResult], kw_only=True, omit_defaults=True):
+    """``agent:feedback``: somebody has rated the run: ``up``, ``down``, or a mark of your own."""
+
+    rating: str
+    comment: str | None = None
+    inputs: dict[str, str] = field(default_factory=dict[str, str])
+
+    def __post_init__(self) -> None:
+        self.inputs = {"rating": self.rating}
+
+
+def standard_registry() -> SchemaRegistry:
+    """A new registry with all these span types, yours to add others to."""
+    registry = SchemaRegistry()
+    registry.register_type(
+        "agent:run",
+        params=AgentRun,
+        result=AgentRunResult,
+        title="Run",
+        template="{{agent}} {{input}} → {{output}}",
+    )
+    registry.register_type(
+        "agent:llm_call",
+        params=LLMCall,
+        result=LLMResult,
+        title="LLM call",
+        template="{{model}}: {{prompt}} → {{response}}",
+    )
+    registry.register_type(
+        "agent:tool_call",
+        params=ToolCall,
+        result=ToolResult,
+        title="Tool call",
+        template="{{tool}} → {{output}}",
+    )
+    registry.register_type(
+        "agent:retrieval",
+        params=Retrieval,
+        result=RetrievalResult,
+        title="Retrieval",
+        template="{{query}} → {{documents | size}}",
+    )
+    registry.register_type(
+        "agent:feedback",
+        params=Feedback,
+        result=FeedbackResult,
+        title="Feedback",
+        template="{{rating}} {{comment}}",
+    )
+    return registry
