@@ -94,12 +94,9 @@ def _check_path(name: str, path: tuple[str, ...], schemas: Sequence[Mapping[str,
             import difflib  # here: it takes its time
 
             near = difflib.get_close_matches(key, known, 1, cutoff=0.0)
-            nearest = [
-                f"; the nearest field is {'.'.join((*path[:depth], each))!r}" for each in near
-            ]
+            nearest = f"; the nearest field is {'.'.join((*path[:depth], *near))!r}" if near else ""
             raise PrefactorValueError(
-                f"template of {name!r} shows {{{{{shown}}}}}, which no schema of it has"
-                + "".join(nearest)
+                f"template of {name!r} shows {{{{{shown}}}}}, which no schema of it has{nearest}"
             )
         schemas = known[key]
 

@@ -82,10 +82,10 @@ def test_a_template_of_known_fields_is_taken(template: str) -> None:
         ("{{error.mesage}}", "error.mesage", "error.message"),
     ],
 )
-def test_a_field_that_neither_schema_knows_is_named_with_the_nearest(
+def test_a_field_that_no_schema_knows_is_named_with_the_nearest(
     template: str, field: str, nearest: str | None
 ) -> None:
-    message = f"template of 'agent:llm' shows {{{{{field}}}}}, which neither its params nor its"
+    message = f"template of 'agent:llm' shows {{{{{field}}}}}, which no schema of it has"
     with pytest.raises(PrefactorValueError, match=re.escape(message)) as raised:
         register(template)
     assert ("the nearest field is" in str(raised.value)) == (nearest is not None)
