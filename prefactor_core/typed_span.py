@@ -29,10 +29,13 @@ def name_and_payload(
         name, params = step.name, step.params
     elif registry is None or isinstance(step, type | Mapping | None):  # pyright: ignore[reportUnnecessaryComparison]
         # Of the value, which may be a payload, only what it is.
+        got = (
+            f"the class {step.__qualname__}" if isinstance(step, type) else type(step).__qualname__
+        )
         needs = "" if registry is not None else ", which needs a schema_registry"
         raise PrefactorValueError(
             "schema_name must be the name of a span type, or parameters of a registered class"
-            f"{needs}, got a {type(step).__qualname__}"
+            f"{needs}, got {got}"
         )
     else:
         name, params = registry.name_of(step), step

@@ -5,14 +5,22 @@ from __future__ import annotations
 import re
 from copy import deepcopy
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Struct
 
-from prefactor_core import PrefactorValueError, SchemaRegistry
-from prefactor_core.schema_version import content_hash
+from prefactor_core import (
+    ActionProfile,
+    DataCategories,
+    DataRisk,
+    PrefactorValueError,
+    SchemaRegistry,
+    SpanParams,
+)
+from prefactor_core.schema_version import choose_schema_version, content_hash
 
 PARAMS = {"type": "object", "properties": {"prompt": {"type": "string"}}, "required": ["prompt"]}
 RESULT = {"type": "object", "properties": {"response": {"type": "string"}}}
@@ -243,3 +251,231 @@ def test_the_hash_is_the_same_in_every_process_and_release() -> None:
     schema_version = {"external_identifier": "v1", "span_schemas": {"x": PARAMS}}
     # sha256sum of its JSON, keys sorted and without spaces.
     assert content_hash(schema_version) == "7553e10c3333"
+
+
+class Answer(Struct):
+    response: str
+
+
+class Ask(Struct, SpanParams[Answer]):
+    prompt: str
+
+
+class AskAgain(Ask):
+    times: int = 2
+
+
+class Note(TypedDict):
+    text: str
+
+
+ASK = {
+    "title": "Ask",
+    "type": "object",
+    "properties": {"prompt": {"type": "string"}},
+    "required": ["prompt"],
+}
+ANSWER = {
+    "title": "Answer",
+    "type": "object",
+    "properties": {"response": {"type": "string"}},
+    "required": ["response"],
+}
+
+
+def span_types(registry: SchemaRegistry) -> list[dict[str, Any]]:
+    types: list[dict[str, Any]] = registry.to_agent_schema_version("v1")["span_type_schemas"]
+    return types
+
+
+def test_a_type_of_classes_is_given_with_their_schemas() -> None:
+    registry = SchemaRegistry()
+    registry.register_type("x", params=Ask, result=Answer, template="{{prompt}} {{response}}")
+    template = "{{prompt}} {{response}}"
+    expected = {"name": "x", "params_schema": ASK, "result_schema": ANSWER, "template": template}
+    assert span_types(registry) == [expected]
+    assert registry.get("x") == ASK
+    assert registry.name_of(Ask("Hello")) == "x"
+
+
+def test_the_decorator_registers_the_class_and_leaves_it_as_it_is() -> None:
+    registry = SchemaRegistry()
+
+    @registry.span_type("x", title="Search", template="{{query}} {{response}}")
+    class Search(Struct, SpanParams[Answer]):
+        query: str
+
+    assert Search("a") == Search(query="a")
+    assert registry.name_of(Search("a")) == "x"
+    (search,) = span_types(registry)
+    assert (search["title"], search["result_schema"]) == ("Search", ANSWER)
+
+
+def test_a_result_that_is_given_goes_before_the_one_that_the_class_says() -> None:
+    registry = SchemaRegistry()
+    registry.register_type("x", params=Ask, result=Note)
+    registry.register_type("y", params=AskAgain, result_schema=RESULT)
+    assert [each["result_schema"].get("title") for each in span_types(registry)] == ["Note", None]
+
+
+def test_only_the_class_itself_stands_for_its_span_type() -> None:
+    registry = SchemaRegistry()
+    registry.register_type("x", params=Ask)
+    with pytest.raises(
+        PrefactorValueError, match=r"'AskAgain'.*register_type\(name, params=AskAgain"
+    ):
+        registry.name_of(AskAgain("Hello"))
+
+
+def test_a_class_stands_for_one_span_type() -> None:
+    registry = SchemaRegistry()
+    registry.register_type("x", params=Ask)
+    with pytest.raises(PrefactorValueError, match="the class 'Ask' is registered for 'x' already"):
+        registry.register_type("y", params=Ask)
+    assert registry.list_schemas() == ["x"]
+    registry.register_type("n1", params=Note)
+    registry.register_type("n2", params=Note)  # its objects are dicts, and stand for none
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "'x' needs params=, a class, or params_schema=, a JSON Schema"),
+        ({"params": Ask, "params_schema": {}}, "'x' has both params and params_schema: give one"),
+        (
+            {"params": Ask, "result": Answer, "result_schema": {}},
+            "'x' has both result and result_schema: give one",
+        ),
+        ({"params": int}, "params of 'x' must be a class that is an object in JSON, got int"),
+        ({"params_schema": {}, "result": int}, "result of 'x' must be a class that is an object"),
+        ({"params": Ask, "data_risk": {"profile": {}}}, "data_risk of 'x' is no DataRisk"),
+    ],
+    ids=str,
+)
+def test_what_makes_no_span_type_is_refused_and_leaves_nothing(
+    arguments: dict[str, Any], message: str
+) -> None:
+    registry = SchemaRegistry()
+    with pytest.raises(PrefactorValueError, match=re.escape(message)):
+        registry.register_type("x", **arguments)
+    assert not registry.has_schema("x")
+    registry.register_type("x", params=Ask)
+
+
+def test_schemas_appear_among_the_types_if_there_are_any() -> None:
+    registry = SchemaRegistry()
+    registry.register("flat", PARAMS)
+    registry.register_result("flat", RESULT)
+    registry.register_result("only a result", RESULT)
+    flat = registry.to_agent_schema_version("v1")
+    assert "span_type_schemas" not in flat
+    registry.register_type("flat and typed", params=Ask)
+    registry.register("flat and typed", PARAMS)
+    assert [(each["name"], each["params_schema"]) for each in span_types(registry)] == [
+        ("flat", PARAMS),
+        ("flat and typed", ASK),
+        ("only a result", {}),
+    ]
+    assert span_types(registry)[0]["result_schema"] == RESULT
+    # The maps stay, for whoever reads them.
+    assert (
+        flat["span_schemas"].items()
+        <= registry.to_agent_schema_version("v1")["span_schemas"].items()
+    )
+
+
+def test_a_merge_takes_classes_along_and_names_those_that_are_in_both() -> None:
+    registry, other = SchemaRegistry(), SchemaRegistry()
+    other.register_type("x", params=Ask)
+    registry.register_type("y", params=Ask)
+    with pytest.raises(PrefactorValueError, match=re.escape("['params/Ask']")):
+        registry.merge(other)
+    merged = SchemaRegistry()
+    merged.merge(other)
+    assert merged.name_of(Ask("Hello")) == "x"
+
+
+def test_a_risk_is_given_with_every_name_that_the_api_knows() -> None:
+    registry = SchemaRegistry()
+    risk = DataRisk(
+        action_profile=ActionProfile(read_data="allowed"),
+        params_data_categories=DataCategories(contact_information="included"),
+    )
+    registry.register_type("x", PARAMS, data_risk=risk)
+    registry.register_type(
+        "y",
+        PARAMS,
+        data_risk={
+            "action_profile": {"read_data": "allowed"},
+            "params_data_categories": {"contact_information": "included"},
+        },
+    )
+    first, second = (each["data_risk"] for each in span_types(registry))
+    assert first == second
+    assert {part: len(names) for part, names in first.items()} == {
+        "action_profile": 6,
+        "params_data_categories": 18,
+        "result_data_categories": 18,
+    }
+    assert first["action_profile"]["read_data"] == "allowed"
+    assert first["action_profile"]["create_data"] == "unknown"
+    assert first["result_data_categories"]["classification"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("risk", "message"),
+    [
+        ({"action_profile": {"read": "allowed"}}, "unknown field `read` - at `$.action_profile`"),
+        (DataRisk(action_profile=ActionProfile(read_data=True)), "`$.action_profile.read_data`"),  # type: ignore[arg-type]
+        ("high", "Expected `object`, got `str`"),
+    ],
+    ids=str,
+)
+def test_a_risk_that_the_api_does_not_know_is_refused(risk: Any, message: str) -> None:
+    with pytest.raises(PrefactorValueError, match=re.escape(message)):
+        SchemaRegistry().register_type("x", PARAMS, data_risk=risk)
+
+
+def test_quality_schemas_are_registered_once_and_merged() -> None:
+    registry = SchemaRegistry()
+    registry.register_quality_schema("score", PARAMS, "Score", template="{{prompt}}")
+    registry.register_quality_schema("answer", Answer)
+    for schema in (PARAMS, Answer):
+        with pytest.raises(PrefactorValueError, match="^Quality schema 'score' is already regis"):
+            registry.register_quality_schema("score", schema)
+    quality = {"name": "score", "schema": PARAMS, "title": "Score", "template": "{{prompt}}"}
+    expected = [quality, {"name": "answer", "schema": ANSWER}]
+    assert registry.to_agent_schema_version("v1")["quality_schemas"] == expected
+    assert registry.list_schemas() == []
+    with pytest.raises(PrefactorValueError, match="no schema of it has; the nearest field is 'pro"):
+        registry.register_quality_schema("other", PARAMS, template="{{promt}}")
+    other = SchemaRegistry()
+    other.merge(registry)
+    with pytest.raises(PrefactorValueError, match=re.escape("['quality_schemas/score', ")):
+        other.merge(registry)
+
+
+def test_a_version_without_an_identifier_gets_one_from_its_content() -> None:
+    registry = SchemaRegistry()
+    registry.register_type("x", params=Ask)
+    first = choose_schema_version("agent", None, None, registry)
+    same = choose_schema_version("agent", registry.to_agent_schema_version("v1"), None, None)
+    assert same["external_identifier"] == "v1"
+    given = {key: value for key, value in first.items() if key != "external_identifier"}
+    assert choose_schema_version("agent", given, None, None) == first
+    assert choose_schema_version("agent", given, "mine", None)["external_identifier"] == "mine"
+    registry.register_type("y", params=AskAgain)
+    other = choose_schema_version("agent", None, None, registry)
+    assert other["external_identifier"] != first["external_identifier"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (3, "agent_schema_version must be a mapping, got 3"),
+        ({"span_schemas": object()}, "agent_schema_version cannot be written as JSON"),
+    ],
+)
+def test_a_version_that_cannot_be_sent_is_refused(given: Any, message: str) -> None:
+    with pytest.raises(PrefactorValueError, match=message):
+        choose_schema_version("agent", given, None, None)

@@ -1,0 +1,238 @@
+"""Spans that are opened by an object of a registered class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import pytest
+from harness import AGENT
+from msgspec import Struct
+
+from prefactor_core import (
+    PrefactorValueError,
+    SchemaRegistry,
+    SpanParams,
+    current_span,
+    open_prefactor,
+    redact_keys,
+    traced,
+)
+from prefactor_core.testing import Recording
+
+
+class Answer(Struct, omit_defaults=True):
+    response: str
+    tokens: int | None = None
+
+
+class Ask(Struct, SpanParams[Answer], rename="camel", omit_defaults=True):
+    prompt: str
+    max_tokens: int | None = None
+    tokens: int | None = None
+
+    from_result = ("tokens",)
+
+
+@dataclass
+class Search:
+    query: str
+    limit: int = 3
+
+
+class Note(TypedDict):
+    text: str
+
+
+class Unknown(Struct):
+    secret: str
+
+
+registry = SchemaRegistry()
+registry.register_type("agent:ask", params=Ask, result=Answer)
+registry.register_type("agent:search", params=Search, result_schema={"type": "object"})
+note = registry.register_type("agent:note", params=Note, result=Note)
+
+
+async def test_a_span_is_opened_by_its_parameters(prefactor: Recording) -> None:
+    async with (
+        prefactor.open(schema_registry=registry) as client,
+        client.agent_instance(**AGENT) as instance,
+    ):
+        async with instance.span(Ask("Hello", max_tokens=9)) as ask:
+            with instance.span(Search("Olympus")) as search:
+                search.set_result({"hits": 3})
+            async with instance.span(note({"text": "told"}), parent_span_id=ask.id) as noted:
+                await noted.complete({"text": "noted"})
+            with client.span(instance.id, Search("Mars")):
+                pass
+            ask.set_result(Answer("Hi there"))
+    assert prefactor.run.outline.splitlines() == [
+        "complete",
+        "agent:ask complete",
+        "  agent:search complete",
+        "  agent:note complete",
+        "  agent:search complete",
+    ]
+    spans = prefactor.run.spans
+    assert [span.payload for span in spans] == [
+        {"prompt": "Hello", "maxTokens": 9},
+        {"query": "Olympus", "limit": 3},
+        {"text": "told"},
+        {"query": "Mars", "limit": 3},
+    ]
+    assert [span.result for span in spans] == [
+        {"response": "Hi there"},
+        {"hits": 3},
+        {"text": "noted"},
+        None,
+    ]
+
+
+async def test_results_are_merged_field_by_field(prefactor: Recording) -> None:
+    async with (
+        prefactor.open(schema_registry=registry) as client,
+        client.agent_instance(**AGENT) as instance,
+        instance.span(Search("Olympus")) as span,
+    ):
+        span.set_result(Answer("first", tokens=1))
+        span.set_result({"more": True})
+        answer = Answer("second")
+        span.set_result(answer)
+        answer.response = "changed later"
+        current = current_span()
+        assert current is not None
+        current.set_result(Answer("third"))
+    assert prefactor.run.spans[0].result == {"response": "third", "tokens": 1, "more": True}
+
+
+async def test_the_steps_of_a_span_take_objects_too(prefactor: Recording) -> None:
+    async with (
+        prefactor.open(schema_registry=registry) as client,
+        client.agent_instance(**AGENT) as instance,
+    ):
+        async with instance.span(Ask("Hello")) as span:
+            await span.start()
+            await span.fail(Answer("no"))
+        with instance.span(Ask("Hello")) as span:
+            span.complete_nowait(Answer("yes"))
+        with instance.span(Ask("Hello")) as span:
+            span.fail_nowait({"reason": "away"})
+    assert [span.status for span in prefactor.run.spans] == ["failed", "complete", "failed"]
+    results = [span.result for span in prefactor.run.spans]
+    assert results == [{"response": "no"}, {"response": "yes"}, {"reason": "away"}]
+
+
+@pytest.mark.parametrize("started", ["not", "by start()", "by a child"])
+async def test_fields_from_the_result_are_in_the_payload_of_a_span_that_is_told_at_its_end(
+    prefactor: Recording, started: str
+) -> None:
+    async with (
+        prefactor.open(schema_registry=registry, redact=redact_keys("response")) as client,
+        client.agent_instance(**AGENT) as instance,
+        instance.span(Ask("Hello")) as span,
+    ):
+        if started == "by start()":
+            await span.start()
+        if started == "by a child":
+            instance.span(Search("Olympus")).start_nowait()
+        span.set_result(Answer("Hi there", tokens=7))
+    ask = prefactor.run.named("agent:ask")
+    assert ask.result == {"response": "[redacted]", "tokens": 7}
+    late = {"tokens": 7} if started == "not" else {}
+    assert ask.payload == {"prompt": "Hello"} | late
+
+
+async def test_fields_that_the_payload_has_already_are_kept(prefactor: Recording) -> None:
+    async with (
+        prefactor.open(schema_registry=registry) as client,
+        client.agent_instance(**AGENT) as instance,
+    ):
+        with instance.span(Ask("Hello", tokens=1)) as span:
+            span.set_result(Answer("Hi there", tokens=7))
+        with instance.span(Ask("Hello")) as span:
+            span.set_result(Answer("Hi there"))
+        with pytest.raises(ZeroDivisionError), instance.span(Ask("Hello")) as span:
+            span.set_result(Answer("Hi there", tokens=7))
+            raise ZeroDivisionError
+        with instance.span(Ask("Hello")) as span:
+            span.set_result(Answer("Hi there", tokens=7))
+            span.cancel_nowait()
+    payloads = [span.payload.get("tokens") for span in prefactor.run.spans]
+    assert payloads == [1, None, 7, 7]
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (Unknown("xyzzy"), "no span type with parameters of the class 'Unknown': register it"),
+        ({"secret": "xyzzy"}, "schema_name must be the name of a span type, or parameters of a re"),
+        (Ask, "parameters of a registered class, got the class Ask"),
+        (None, "parameters of a registered class, got NoneType"),
+        (3, "no span type with parameters of the class 'int'"),
+        ("", "schema_name must be the name of a span type, got ''"),
+    ],
+    ids=["unknown", "dict", "class", "None", "number", "empty"],
+)
+async def test_what_stands_for_no_span_type_is_refused_and_not_shown(
+    prefactor: Recording, step: Any, message: str
+) -> None:
+    async with (
+        prefactor.open(schema_registry=registry) as client,
+        client.agent_instance(**AGENT) as instance,
+    ):
+        with pytest.raises(PrefactorValueError, match=message) as raised:
+            instance.span(step)
+        assert "xyzzy" not in str(raised.value)
+        with pytest.raises(PrefactorValueError, match="takes no payload beside them"):
+            instance.span(Ask("Hello"), payload={"prompt": "Hello"})  # type: ignore[call-overload]
+    assert prefactor.run.spans == []
+
+
+async def test_without_a_registry_a_class_stands_for_nothing() -> None:
+    async with (
+        open_prefactor(api_url="local::memory:") as client,
+        client.agent_instance(**AGENT, agent_schema_version={"external_identifier": "v1"}) as run,
+    ):
+        with pytest.raises(PrefactorValueError, match="needs a schema_registry, got Ask"):
+            run.span(Ask("Hello"))
+
+
+async def test_where_everything_is_switched_off_no_class_is_looked_at() -> None:
+    async with (
+        open_prefactor(enabled=False) as client,
+        client.agent_instance(**AGENT, agent_schema_version={}) as instance,
+        instance.span(Ask("Hello")) as span,
+    ):
+        span.set_result(Answer("Hi there"))
+        with instance.span(Unknown("…")):
+            pass
+
+
+def test_synchronous_code_opens_typed_spans(prefactor: Recording) -> None:
+    with prefactor.open_sync(schema_registry=registry) as client:
+        with client.agent_instance(**AGENT) as instance:
+            with instance.span(Ask("Hello")) as span:
+                span.set_result(Answer("Hi there"))
+            with client.span(instance.id, Search("Olympus")):
+                pass
+    assert [span.payload for span in prefactor.run.spans] == [
+        {"prompt": "Hello"},
+        {"query": "Olympus", "limit": 3},
+    ]
+
+
+async def test_what_a_traced_function_returns_is_the_result_field_by_field(
+    prefactor: Recording,
+) -> None:
+    @traced("agent:ask")
+    def ask(prompt: str) -> Answer:
+        return Answer(prompt.upper())
+
+    async with (
+        prefactor.open(schema_registry=registry) as client,
+        client.agent_instance(**AGENT),
+    ):
+        ask("hello")
+    span = prefactor.run.named("agent:ask")
+    assert (span.payload, span.result) == ({"prompt": "hello"}, {"response": "HELLO"})
