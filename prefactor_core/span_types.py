@@ -1,6 +1,6 @@
 """Ready-made span types for the usual steps of an agent.
 
-``open_prefactor(schema_registry=standard_registry())``, and then, in a run,
+``open_prefactor(schema_registry=standard_types())``, and then, in a run,
 ``instance.span(LLMCall(model="small-1", prompt="Hello"))``. Everything but the first field may be
 left out; what is left out is not recorded. Objects of these classes are recorded as they are when
 the span is opened, or the result is set.
@@ -185,13 +185,7 @@ class Retrieval(Struct, SpanParams[RetrievalResult], kw_only=True, omit_defaults
     top_k: int | None = None
 
 
-class FeedbackResult(Struct, kw_only=True, omit_defaults=True):
-    """Nothing comes of feedback."""
-
-    error: StepError | None = None
-
-
-class Feedback(Struct, SpanParams[FeedbackResult], kw_only=True, omit_defaults=True):
+class Feedback(Struct, kw_only=True, omit_defaults=True):
     """``agent:feedback``: somebody has rated the run: ``up``, ``down``, or a mark of your own."""
 
     rating: str
@@ -202,7 +196,7 @@ class Feedback(Struct, SpanParams[FeedbackResult], kw_only=True, omit_defaults=T
         self.inputs = {"rating": self.rating}
 
 
-def standard_registry() -> SchemaRegistry:
+def standard_types() -> SchemaRegistry:
     """A new registry with all these span types, yours to add others to."""
     registry = SchemaRegistry()
     registry.register_type(
@@ -236,7 +230,6 @@ def standard_registry() -> SchemaRegistry:
     registry.register_type(
         "agent:feedback",
         params=Feedback,
-        result=FeedbackResult,
         title="Feedback",
         template="{{rating}} {{comment}}",
     )

@@ -55,6 +55,43 @@ def test_a_test_of_the_readme_passes_on_both_backends(
     result.assert_outcomes(passed=2)
 
 
+CHECKERS = {
+    "mypy": ["-m", "mypy", "--strict"],
+    "basedpyright": ["-m", "basedpyright"],
+}
+SLIPS = {
+    "the example": ("", ""),
+    "a wrong parameter": ("prompt=", "promt="),
+    "a wrong kind of parameter": ('model="small-1"', "model=1"),
+    "a wrong field of the result": ("response=", "respons="),
+    "another class for the result": ("(LLMResult(response", "(LLMCall(model"),
+}
+
+
+@pytest.mark.parametrize("checker", CHECKERS)
+def test_a_type_checker_sees_what_is_wrong_in_the_first_example(
+    checker: str, tmp_path: Path
+) -> None:
+    files = {name: tmp_path / f"{name.replace(' ', '_')}.py" for name in SLIPS}
+    for name, (right, wrong) in SLIPS.items():
+        assert right in BLOCKS[0]
+        files[name].write_text(BLOCKS[0].replace(right, wrong), "utf-8")
+    result = subprocess.run(
+        [sys.executable, *CHECKERS[checker], *map(str, files.values())],
+        cwd=README.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    wrong = {name for name, path in files.items() if f"{path.name}:" in result.stdout}
+    assert wrong == {*SLIPS} - {"the example"}, result.stdout + result.stderr
+
+
+def test_the_first_example_has_ten_lines_at_most() -> None:
+    assert len([line for line in BLOCKS[0].splitlines() if line]) <= 10
+
+
 def test_the_commands_of_the_readme_are_those_that_continuous_integration_runs() -> None:
     commands = re.findall(r"```sh\n(.*?)\n```", README.read_text("utf-8"), re.DOTALL)
     script = (README.parent / ".ci" / "run").read_text("utf-8")

@@ -272,7 +272,7 @@ class TestModelsOfPydantic:
         import subprocess
 
         code = (
-            "import sys, prefactor_core.span_types as s; s.standard_registry(); "
+            "import sys, prefactor_core.span_types as s; s.standard_types(); "
             "print('pydantic' in sys.modules)"
         )
         done = subprocess.run(
