@@ -167,7 +167,7 @@ class SchemaRegistry:
 
 
 def choose_schema_version(
-    agent_id: str,
+    agent_id: str | None,
     given: Schema | None,
     external_id: str | None,
     registry: SchemaRegistry | None,
@@ -190,5 +190,6 @@ def choose_schema_version(
             "provide agent_schema_version or configure a SchemaRegistry."
         )
     if external_id is None:
-        external_id = f"auto-{agent_id}-{content_hash(registry.to_agent_schema_version(''))}"
+        parts = ["auto", agent_id, content_hash(registry.to_agent_schema_version(""))]
+        external_id = "-".join(part for part in parts if part is not None)
     return registry.to_agent_schema_version(external_id)

@@ -101,7 +101,7 @@ def synchronous(registry: SchemaRegistry) -> None:
         assert_type(client.flush(1.5), bool)
         assert_type(current_span(), SpanContext | None)
         client.finish_span("…", {"n": 1})
-        client.create_agent_instance(1)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+        client.create_agent_instance(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         client.agent_instance("agent", {}, id="…")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
         client.agent_instance("agent", 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         client.create_span(instance)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
