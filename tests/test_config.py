@@ -104,6 +104,19 @@ REFUSED_CORE: list[tuple[str, Any, str]] = [
     ("registration_timeout", 0, "registration_timeout must be positive, got 0"),
     ("registration_timeout", "soon", "registration_timeout must be a number, got 'soon'"),
     ("drain_timeout", -0.5, "drain_timeout must be non-negative, got -0.5"),
+    ("validate_token", 1, "validate_token must be True or False, got 1"),
+    ("sdk_header_entry", 3, "sdk_header_entry must be a string, got int"),
+    *(
+        (
+            "sdk_header_entry",
+            entry,
+            (
+                "sdk_header_entry must be package@version, such as 'prefactor-langchain@0.3.0' "
+                f"(several are divided by one blank), in printable ASCII, got {entry!r}"
+            ),
+        )
+        for entry in ("", " ", "langchain", "a@", "@1", "a@1\nb@2", "a@1  b@2", "a@1 b", "é@1")
+    ),
     ("drain_timeout", None, "drain_timeout must be a number, got None"),
     (
         "http_config",
@@ -237,6 +250,8 @@ def test_the_defaults_are_those_that_are_documented() -> None:
         "registration_timeout": 10.0,
         "drain_timeout": 10.0,
         "enabled": True,
+        "sdk_header_entry": None,
+        "validate_token": False,
         "termination_poll_interval": 30.0,
         "cancel_on_signals": (),
         "raise_on_loss": False,

@@ -24,12 +24,12 @@ from prefactor_core.operations import (
 
 
 class _Register(Struct, kw_only=True, omit_defaults=True):
+    agent_id: str | None = None
+    environment_id: str | None = None
     agent_version: Mapping[str, object]
     agent_schema_version: Mapping[str, object]
     update_current_version: bool
     idempotency_key: str
-    agent_id: str | None = None
-    environment_id: str | None = None
     id: str | None = None
     external_identifier: str | None = None
     purpose: Purpose | None = None
