@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -156,41 +155,36 @@ async def test_an_opening_that_is_cancelled_meanwhile_ends_at_once(
     assert (await stored_run(api)).status == "complete"
 
 
-@asynccontextmanager
-async def one_connection(answer: bytes | None) -> AsyncGenerator[tuple[str, anyio.Event]]:
-    """A server's address, and whether what connected to it has hung up."""
-    ended = anyio.Event()
+@each_way
+@pytest.mark.parametrize("cancelled", [False, True], ids=["refused", "cancelled"])
+async def test_an_opening_that_fails_leaves_no_connection(use: Opening, cancelled: bool) -> None:
+    hung_up = anyio.Event()
 
     async def serve(stream: anyio.abc.SocketStream) -> None:
         async with stream:
             await stream.receive()
-            if answer is not None:
-                await stream.send(answer)
+            if not cancelled:
+                await stream.send(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\n{}")
             with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
                 await stream.receive()
-            ended.set()
+            hung_up.set()
 
-    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
-        async with anyio.create_task_group() as tasks:
+    with anyio.fail_after(10):
+        async with (
+            await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+            anyio.create_task_group() as tasks,
+        ):
             tasks.start_soon(listener.serve, serve)
             port = listener.extra(anyio.abc.SocketAttribute.local_port)
-            yield f"http://127.0.0.1:{port}", ended
-            tasks.cancel_scope.cancel()
-
-
-@each_way
-@pytest.mark.parametrize("cancelled", [False, True], ids=["refused", "cancelled"])
-async def test_an_opening_that_fails_leaves_no_connection(use: Opening, cancelled: bool) -> None:
-    refusal = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\n{}"
-    with anyio.fail_after(10):
-        async with one_connection(None if cancelled else refusal) as (url, ended):
+            url = f"http://127.0.0.1:{port}"
             client = open_prefactor(api_url=url, api_token=TOKEN, validate_token=True)
             with anyio.move_on_after(0.2 if cancelled else 5) as scope:
                 with pytest.raises(PrefactorAuthError):
                     await use(client)
             assert scope.cancelled_caught == cancelled
-            await ended.wait()
+            await hung_up.wait()
             assert is_closed(client)
+            tasks.cancel_scope.cancel()
 
 
 @each_way
