@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
 import anyio.lowlevel
-import msgspec
 
 from prefactor_core.agent_instance import AgentInstanceHandle
 from prefactor_core.agent_instance_scope import AgentInstanceScope
@@ -75,8 +74,8 @@ def open_prefactor(
         )
     else:
         if schema_registry is not None:
-            config = msgspec.structs.replace(config, schema_registry=schema_registry)
-        config = msgspec.structs.replace(config, **options)
+            config = config.replace(schema_registry=schema_registry)
+        config = config.replace(**options)
     return PrefactorCoreClient(config, queue, asgi_app=asgi_app)
 
 
@@ -112,7 +111,7 @@ class PrefactorCoreClient:
                 "open_prefactor(api_url=...) makes one"
             )
         if sdk_header_entry is not None:
-            config = msgspec.structs.replace(config, sdk_header_entry=sdk_header_entry)
+            config = config.replace(sdk_header_entry=sdk_header_entry)
         self._config = config
         self._queue = queue
         self._asgi_app = asgi_app

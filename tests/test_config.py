@@ -18,6 +18,7 @@ from prefactor_core import (
     PrefactorValueError,
     QueueConfig,
     SchemaRegistry,
+    open_prefactor,
 )
 
 URL = "https://app.prefactorai.com"
@@ -463,3 +464,14 @@ def test_what_is_given_where_it_is_off_is_kept_and_checked() -> None:
         PrefactorCoreConfig(http_config=3, enabled=False)  # type: ignore[arg-type]
     with pytest.raises(PrefactorValueError, match="drain_timeout must be"):
         PrefactorCoreConfig(drain_timeout=-1, enabled=False)
+
+
+def test_a_config_with_another_field_is_a_new_one_and_checked() -> None:
+    config = core(drain_timeout=3)
+    other = config.replace(sdk_header_entry=" a@1 ")
+    assert (other.sdk_header_entry, other.drain_timeout) == ("a@1", 3)
+    assert config == core(drain_timeout=3)
+    with pytest.raises(PrefactorValueError, match="drain_timeout must be non-negative"):
+        config.replace(drain_timeout=-1)
+    with pytest.raises(PrefactorValueError, match="drain_timeout must be non-negative"):
+        open_prefactor(config, drain_timeout=-1)
