@@ -35,12 +35,14 @@ from prefactor_core.exceptions import (
     SpanNotFoundError,
 )
 from prefactor_core.http_config import HttpClientConfig
+from prefactor_core.identifiers import generate_idempotency_key, validate_idempotency_key
 from prefactor_core.models import AgentInstance, Span
 from prefactor_core.operations import Operation, OperationType
 from prefactor_core.queue.base import Queue, QueueClosedError
 from prefactor_core.queue.executor import TaskExecutor
 from prefactor_core.queue.memory import InMemoryQueue
 from prefactor_core.redaction import SECRETS, redact_keys
+from prefactor_core.runtime_environment import build_runtime_environment
 from prefactor_core.schema_registry import SchemaRegistry, SpanType
 from prefactor_core.span_context import SpanContext
 from prefactor_core.sync_client import SyncPrefactorClient, open_prefactor_sync
@@ -91,12 +93,15 @@ __all__ = [
     "Statistics",
     "SyncPrefactorClient",
     "TaskExecutor",
+    "build_runtime_environment",
     "current_instance",
     "current_span",
+    "generate_idempotency_key",
     "open_prefactor",
     "open_prefactor_sync",
     "redact_keys",
     "traced",
+    "validate_idempotency_key",
 ]
 
 # A traceback names an error as its users import it.

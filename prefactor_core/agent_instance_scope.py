@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -45,20 +45,10 @@ class AgentInstanceScope:
     def __init__(
         self,
         client: PrefactorCoreClient,
-        agent_id: str,
-        agent_version: Mapping[str, object],
-        agent_schema_version: Mapping[str, object] | None,
-        instance_id: str | None,
-        external_schema_version_id: str | None,
+        register: Callable[[], Awaitable[AgentInstanceHandle]],
     ) -> None:
         self._client = client
-        self._arguments = (
-            agent_id,
-            agent_version,
-            agent_schema_version,
-            instance_id,
-            external_schema_version_id,
-        )
+        self._register = register
         self._run: OpenRun | None = None
         self._host_task_id = 0
         # Only a termination cancels it. None before the run, after it, and where it had to go
@@ -70,7 +60,7 @@ class AgentInstanceScope:
             raise PrefactorCoreError(
                 "a run can be entered once only: call agent_instance() again for another"
             )
-        handle = await self._client.create_agent_instance(*self._arguments)
+        handle = await self._register()
         self._run = OpenRun(self._client, handle)
         self._host_task_id = anyio.get_current_task().id
         self._scope = anyio.CancelScope()

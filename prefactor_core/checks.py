@@ -6,6 +6,7 @@ and what it must be.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, cast
 
@@ -13,6 +14,9 @@ from prefactor_core.exceptions import PrefactorValueError
 
 if TYPE_CHECKING:
     import signal
+
+# Of printable ASCII: it goes into a header.
+_SDK_ENTRY = re.compile(r"[!-~]+@[!-?A-~]+( [!-~]+@[!-?A-~]+)*")
 
 
 def has_host(url: str) -> bool:
@@ -31,6 +35,24 @@ def to_text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise PrefactorValueError(f"{name} must be a string, got {type(value).__qualname__}")
     return value.strip()
+
+
+def to_sdk_entry(name: str, value: object) -> str:
+    """What names a package in ``X-Prefactor-SDK``, or several (API.md section 1)."""
+    text = to_text(name, value)
+    if not _SDK_ENTRY.fullmatch(text):
+        raise PrefactorValueError(
+            f"{name} must be package@version, such as 'prefactor-langchain@0.3.0' (several are "
+            f"divided by one blank), in printable ASCII, got {value!r}"
+        )
+    return text
+
+
+def to_optional_text(name: str, value: str | None) -> str | None:
+    """A text that says something, as it is; or None."""
+    if value is not None and (not isinstance(value, str) or not value.strip()):
+        raise PrefactorValueError(f"{name} must be a text that is not empty, got {value!r}")
+    return value
 
 
 def to_number(name: str, value: object) -> float:

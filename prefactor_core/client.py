@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 import anyio.lowlevel
-import msgspec
 
 from prefactor_core.agent_instance import AgentInstanceHandle
 from prefactor_core.agent_instance_scope import AgentInstanceScope
@@ -19,7 +19,7 @@ from prefactor_core.exceptions import (
     ClientScopeError,
     PrefactorValueError,
 )
-from prefactor_core.operations import Operation
+from prefactor_core.operations import Operation, Purpose
 from prefactor_core.queue.base import Queue, QueueClosedError
 from prefactor_core.schema_registry import SchemaRegistry
 from prefactor_core.schema_version import choose_schema_version
@@ -80,8 +80,8 @@ def open_prefactor(
         )
     else:
         if schema_registry is not None:
-            config = msgspec.structs.replace(config, schema_registry=schema_registry)
-        config = msgspec.structs.replace(config, **options)
+            config = config.replace(schema_registry=schema_registry)
+        config = config.replace(**options)
     return PrefactorCoreClient(config, queue, asgi_app=asgi_app)
 
 
@@ -98,6 +98,7 @@ class PrefactorCoreClient:
     ``queue``: a queue of your own for what is recorded; it is emptied by one worker, so that
     the order of every run is kept. By default each of ``config.queue_config.num_workers``
     workers has an :class:`InMemoryQueue`.
+    ``sdk_header_entry`` goes before that of ``config``.
     ``asgi_app``: an ASGI application that answers in place of ``config.http_config.api_url``,
     for tests.
     """
@@ -107,6 +108,7 @@ class PrefactorCoreClient:
         config: PrefactorCoreConfig,
         queue: Queue[Operation] | None = None,
         *,
+        sdk_header_entry: str | None = None,
         asgi_app: AsgiApp | None = None,
     ) -> None:
         if not isinstance(config, PrefactorCoreConfig):
@@ -114,6 +116,8 @@ class PrefactorCoreClient:
                 f"config must be a PrefactorCoreConfig, got {type(config).__qualname__}; "
                 "open_prefactor(api_url=...) makes one"
             )
+        if sdk_header_entry is not None:
+            config = config.replace(sdk_header_entry=sdk_header_entry)
         self._config = config
         self._queue = queue
         self._asgi_app = asgi_app
@@ -165,6 +169,15 @@ class PrefactorCoreClient:
 
         return DisabledScope()
 
+    if not TYPE_CHECKING:  # where they are not there, and so are told of earlier
+
+        def __enter__(self) -> None:
+            raise ClientScopeError(
+                "this client is for 'async with': without an event loop, use open_prefactor_sync()"
+            )
+
+        def __exit__(self, *error: object) -> None: ...
+
     async def __aexit__(
         self,
         exc_type: type[BaseException] | None,
@@ -192,7 +205,7 @@ class PrefactorCoreClient:
 
         For frameworks that open in one task and close in another; see
         :class:`~prefactor_core.host_task.HostTask` for what that can and cannot promise. No
-        request is sent.
+        request is sent, except with ``validate_token``.
 
         Raises :class:`ClientAlreadyInitializedError` if it is open or still closing, and
         :class:`PrefactorValueError` with ``cancel_on_signals``, which needs a block to cancel.
@@ -245,30 +258,48 @@ class PrefactorCoreClient:
 
     async def create_agent_instance(
         self,
-        agent_id: str,
-        agent_version: Mapping[str, object],
+        agent_id: str | None = None,
+        agent_version: Mapping[str, object] | None = None,
         agent_schema_version: Mapping[str, object] | None = None,
         instance_id: str | None = None,
         external_schema_version_id: str | None = None,
+        *,
+        environment_id: str | None = None,
+        purpose: Purpose | None = None,
+        external_identifier: str | None = None,
     ) -> AgentInstanceHandle:
         """Register a run and give its handle; the one call that waits for the API.
 
         If the API cannot be reached within ``config.registration_timeout`` seconds, the run
         goes on under a provisional id, and is registered in the background.
 
-        ``agent_version``: name, external_identifier, description (API.md section 6.1).
+        ``agent_id``, ``environment_id``: left out with a token that stands for an agent in an
+        environment (API.md section 1).
+        ``agent_version``: name, external_identifier, description (API.md section 6.1); required.
+        Unless it says so itself, it gets the ``runtime_environment`` that
+        :func:`build_runtime_environment` gives; not if the API refuses it so, as a version that
+        it has stored without one or with another.
         ``agent_schema_version``: the span types, as the API takes them; without it they come
         from the schema registry, identified by ``external_schema_version_id`` or else by a
         hash of their content, so that the same types are the same version on every run.
         ``instance_id``: an id of your own, a PFID of the account's partition.
+        ``purpose``: why the run is made: ``live``, ``smoke_test`` or ``eval``.
+        ``external_identifier``: what you call the run; no two of an agent are called the same.
 
-        Raises :class:`PrefactorValueError` if neither a schema version nor a registry is
-        given, and a
-        :class:`PrefactorApiError` if the API refuses the run.
+        Raises :class:`PrefactorValueError` if ``agent_version`` is left out, or neither a schema
+        version nor a registry is given, and a :class:`PrefactorApiError` if the API refuses.
         """
         instances = self.instance_manager
-        if not isinstance(agent_id, str) or not agent_id:
-            raise PrefactorValueError(f"agent_id must be the id of an agent, got {agent_id!r}")
+        if agent_id is not None and not (isinstance(agent_id, str) and agent_id):
+            raise PrefactorValueError(
+                f"agent_id must be the id of an agent, got {agent_id!r}; leave it out only where "
+                "the API token stands for an agent, and give agent_version= by name then"
+            )
+        if agent_version is None:
+            raise PrefactorValueError(
+                "agent_version is required: pass agent_version={'name': 'My agent', "
+                "'external_identifier': 'v1.0.0'}, say"
+            )
         registered = await instances.register(
             agent_id,
             agent_version,
@@ -279,16 +310,23 @@ class PrefactorCoreClient:
                 self._config.schema_registry,
             ),
             instance_id,
+            environment_id=environment_id,
+            purpose=purpose,
+            external_identifier=external_identifier,
         )
         return AgentInstanceHandle(registered, self)
 
     def agent_instance(
         self,
-        agent_id: str,
-        agent_version: Mapping[str, object],
+        agent_id: str | None = None,
+        agent_version: Mapping[str, object] | None = None,
         agent_schema_version: Mapping[str, object] | None = None,
         instance_id: str | None = None,
         external_schema_version_id: str | None = None,
+        *,
+        environment_id: str | None = None,
+        purpose: Purpose | None = None,
+        external_identifier: str | None = None,
     ) -> AgentInstanceScope:
         """The scope of one run: ``async with client.agent_instance(...) as instance:``.
 
@@ -297,11 +335,17 @@ class PrefactorCoreClient:
         """
         return AgentInstanceScope(
             self,
-            agent_id,
-            agent_version,
-            agent_schema_version,
-            instance_id,
-            external_schema_version_id,
+            partial(
+                self.create_agent_instance,
+                agent_id,
+                agent_version,
+                agent_schema_version,
+                instance_id,
+                external_schema_version_id,
+                environment_id=environment_id,
+                purpose=purpose,
+                external_identifier=external_identifier,
+            ),
         )
 
     async def create_span(

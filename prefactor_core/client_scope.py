@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -13,7 +14,12 @@ from prefactor_core.capture import Capture
 from prefactor_core.config import PrefactorCoreConfig
 from prefactor_core.connection import open_api
 from prefactor_core.delivery.delivery import Delivery
-from prefactor_core.exceptions import ClientScopeError, PrefactorTelemetryFailureError
+from prefactor_core.exceptions import (
+    ClientScopeError,
+    PrefactorApiError,
+    PrefactorAuthError,
+    PrefactorTelemetryFailureError,
+)
 from prefactor_core.log import log
 from prefactor_core.managers.agent_instance import AgentInstanceManager
 from prefactor_core.managers.span import SpanManager
@@ -21,9 +27,10 @@ from prefactor_core.operations import Operation
 from prefactor_core.queue.base import Queue
 from prefactor_core.queue.memory import InMemoryQueue
 from prefactor_core.run_end import finish_open_runs
+from prefactor_core.runtime_environment import build_runtime_environment
 
 if TYPE_CHECKING:
-    from prefactor_core.api.client import AsgiApp
+    from prefactor_core.api.client import ApiClient, AsgiApp
 
 logger = logging.getLogger("prefactor_core.client")
 
@@ -51,6 +58,7 @@ class ClientScope:
             home=delivery.home,
             is_away=delivery.is_away,
             on_timeout=delivery.sender.gave_up_waiting,
+            environment=partial(build_runtime_environment, config.sdk_header_entry),
             backoff=Backoff(
                 base=http.initial_retry_delay, multiplier=growth, cap=http.max_retry_delay
             ),
@@ -77,10 +85,21 @@ class ClientScope:
         queue: Queue[Operation] | None,
         asgi_app: AsgiApp | None,
     ) -> ClientScope:
-        """Open connections, queues and workers. No request is sent."""
+        """Open connections, queues and workers. No request is sent, except with
+        ``validate_token``; what that raises leaves nothing open."""
         http, queueing = config.http_config, config.queue_config
         async with AsyncExitStack() as opening:
-            api = await opening.enter_async_context(open_api(http, asgi_app))
+            api = await opening.enter_async_context(
+                open_api(http, asgi_app, config.sdk_header_entry)
+            )
+            if config.validate_token:
+                try:
+                    await _check_token(api, config.registration_timeout)
+                except BaseException:
+                    # Refused, or cancelled. There are no workers yet: this is all to close.
+                    with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+                        await opening.aclose()
+                    raise
             queues: list[Queue[Operation]] = (
                 [InMemoryQueue() for _ in range(queueing.num_workers)] if queue is None else [queue]
             )
@@ -148,3 +167,21 @@ class ClientScope:
         #    in place of the body's own.
         if self._raise_on_loss and not raises and statistics.lost:
             raise PrefactorTelemetryFailureError(statistics.describe_loss(), statistics)
+
+
+async def _check_token(api: ApiClient, seconds: float) -> None:
+    """Raises :class:`PrefactorAuthError` if the API does not take the token.
+
+    An API that cannot be asked must not keep an agent from starting.
+    """
+    problem: object = f"no answer within {seconds:g} s"
+    with anyio.move_on_after(seconds):
+        try:
+            await api.ping()
+        except PrefactorAuthError:
+            raise
+        except PrefactorApiError as error:
+            problem = error
+        else:
+            return
+    log(logger, logging.WARNING, "the API token could not be checked: %s", problem)

@@ -20,13 +20,14 @@ from typing import (
 )
 
 from msgspec import Struct, field
-from msgspec.structs import fields
+from msgspec.structs import asdict, fields
 
 from prefactor_core.capture import Redact
 from prefactor_core.checks import (
     to_at_least,
     to_count,
     to_positive,
+    to_sdk_entry,
     to_seconds,
     to_signals,
     to_text,
@@ -111,6 +112,8 @@ class PrefactorOptions(TypedDict, total=False):
 
     enabled: bool | None
     queue_config: QueueConfig | Mapping[str, object]
+    sdk_header_entry: str | None
+    validate_token: bool
     registration_timeout: float
     drain_timeout: float
     termination_poll_interval: float
@@ -142,6 +145,11 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     ``schema_registry``: span types to register with every agent instance.
     ``enabled``: False switches everything off: all calls work as ever, and nothing is recorded
     or sent. By default ``PREFACTOR_ENABLED`` in the environment says it (0 or 1), else True.
+    ``sdk_header_entry``: the package that records by this one, ``package@version``, or several
+    divided by a blank; the API gets to know it with every request and every run.
+    ``validate_token``: whether opening the client asks the API if it takes the token. A wrong
+    one is a :class:`~prefactor_core.PrefactorAuthError` then; an API that is away, or does not
+    answer within ``registration_timeout``, is no reason not to open.
     ``registration_timeout``: how long ``create_agent_instance`` tries to register a run.
     ``drain_timeout``: how long leaving the scope waits until everything is delivered.
     ``termination_poll_interval``: how often the API is asked whether it has terminated a run;
@@ -166,6 +174,8 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     queue_config: QueueConfig = field(default_factory=QueueConfig)
     schema_registry: SchemaRegistry | None = None
     enabled: bool | None = None
+    sdk_header_entry: str | None = None
+    validate_token: bool = False
     registration_timeout: float = 10.0
     drain_timeout: float = 10.0
     termination_poll_interval: float = 30.0
@@ -184,6 +194,8 @@ class PrefactorCoreConfig(Struct, kw_only=True):
             queue_config: QueueConfig | Mapping[str, object] = ...,
             schema_registry: SchemaRegistry | None = None,
             enabled: bool | None = None,
+            sdk_header_entry: str | None = None,
+            validate_token: bool = False,
             registration_timeout: float = 10.0,
             drain_timeout: float = 10.0,
             termination_poll_interval: float = 30.0,
@@ -208,13 +220,15 @@ class PrefactorCoreConfig(Struct, kw_only=True):
                 "schema_registry must be a SchemaRegistry, got "
                 f"{type(self.schema_registry).__qualname__}"
             )
+        if self.sdk_header_entry is not None:
+            self.sdk_header_entry = to_sdk_entry("sdk_header_entry", self.sdk_header_entry)
         self.registration_timeout = to_positive("registration_timeout", self.registration_timeout)
         self.drain_timeout = to_seconds("drain_timeout", self.drain_timeout)
         self.termination_poll_interval = to_positive(
             "termination_poll_interval", self.termination_poll_interval
         )
         self.cancel_on_signals = to_signals("cancel_on_signals", self.cancel_on_signals)
-        for name in ("enabled", "raise_on_loss", "capture_payloads"):
+        for name in ("enabled", "validate_token", "raise_on_loss", "capture_payloads"):
             if not isinstance(getattr(self, name), bool):
                 raise PrefactorValueError(
                     f"{name} must be True or False, got {getattr(self, name)!r}"
@@ -224,6 +238,15 @@ class PrefactorCoreConfig(Struct, kw_only=True):
             raise PrefactorValueError(f"redact must be a function, got {self.redact!r}")
         if cast("object", self.redact) is redact_keys:
             raise PrefactorValueError("redact must be what redact_keys() gives: call it")
+
+    def replace(self, **changes: object) -> Self:
+        """The same with other fields, checked as ever.
+
+        Raises :class:`PrefactorValueError` for a value out of its bounds.
+        """
+        # Not msgspec's own replace(): before 0.19 that checks nothing.
+        values: dict[str, Any] = {**asdict(self), **changes}
+        return type(self)(**values)
 
     @classmethod
     def from_env(

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from prefactor_core._version import __version__
 from prefactor_core.api.client import ApiClient, AsgiApp
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.http_config import LOCAL_PREFIX, HttpClientConfig
+from prefactor_core.runtime_environment import SDK
 
 
 @asynccontextmanager
 async def open_api(
-    config: HttpClientConfig, asgi_app: AsgiApp | None = None
+    config: HttpClientConfig,
+    asgi_app: AsgiApp | None = None,
+    sdk_header_entry: str | None = None,
 ) -> AsyncGenerator[ApiClient]:
     """The calls of the service at ``config.api_url``, of the local Prefactor on a file
     (``local:PATH``), or of ``asgi_app`` in place of either. No request is sent.
+    ``sdk_header_entry`` names what records by this package (API.md section 1).
 
     Raises :class:`PrefactorValueError` if a local one cannot be opened.
     """
-    sdk_header = f"prefactor-core@{__version__}"
+    sdk_header = SDK if sdk_header_entry is None else f"{sdk_header_entry} {SDK}"
     if asgi_app is None and config.is_local:
         async with (
             _local_app(config.api_url.removeprefix(LOCAL_PREFIX)) as local_app,

@@ -31,7 +31,8 @@ class ClientAlreadyInitializedError(PrefactorCoreError):
 
 
 class ClientScopeError(PrefactorCoreError):
-    """The scope of a client, or of a run, is left in another task than the one that entered it."""
+    """The scope of a client, or of a run, is left in another task than the one that entered it,
+    or is not to be entered this way."""
 
 
 class OperationError(PrefactorCoreError):

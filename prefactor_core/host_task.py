@@ -32,6 +32,7 @@ class HostTask:
         self._home = Home.here()
         self._loop = anyio.lowlevel.current_token()
         self._opened = anyio.Event()
+        self._opening = anyio.CancelScope()
         self._closing = anyio.Event()
         self._closed = anyio.Event()
         self._error: Exception | None = None
@@ -43,7 +44,8 @@ class HostTask:
         try:
             await self._opened.wait()
         except BaseException:
-            # Cancelled: nobody else will close it.
+            # Cancelled: nobody else will close it, or needs what its opening waits for.
+            self._opening.cancel()
             await self._close()  # noqa: ASYNC102 - shields and bounds
             raise
         self._raise_error()
@@ -80,9 +82,10 @@ class HostTask:
 
     async def _host(self) -> None:
         try:
-            async with self._scope:
-                self._opened.set()
-                await self._closing.wait()
+            with self._opening:
+                async with self._scope:
+                    self._opened.set()
+                    await self._closing.wait()
         except Exception as error:
             # For who waits. From here it would end the loop on trio, and be nobody's on asyncio.
             self._error = error

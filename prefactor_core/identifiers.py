@@ -1,4 +1,4 @@
-"""PFIDs, and the idempotency keys that follow from them. Pure.
+"""PFIDs and idempotency keys. Pure.
 
 A PFID (API.md section 3) is 160 bits as 32 characters of Crockford's base32 in lower
 case: 48 bits of milliseconds since 1970 in 10 characters, 30 bits of partition (the
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from typing import TypeGuard
 
 from prefactor_core.exceptions import PrefactorValueError
 
@@ -18,6 +19,7 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _PFID = re.compile(r"[0-7][0-9abcdefghjkmnpqrstvwxyz]{31}")
 _PARTITION = slice(10, 16)
+_MAX_KEY_LENGTH = 64
 
 PARTITION_BITS = 30
 MAX_PARTITION = (1 << PARTITION_BITS) - 1
@@ -83,7 +85,7 @@ def with_partition_of(pfid: str, other: str) -> str:
     return other[: _PARTITION.start] + pfid[_PARTITION] + other[_PARTITION.stop :]
 
 
-def is_pfid(text: object) -> bool:
+def is_pfid(text: object) -> TypeGuard[str]:
     """Whether ``text`` has the form of a PFID."""
     return isinstance(text, str) and _PFID.fullmatch(text) is not None
 
@@ -103,3 +105,26 @@ def idempotency_key(pfid: str, step: str) -> str:
     (API.md section 5: 8 to 64 characters).
     """
     return f"{pfid}-{step}"
+
+
+def generate_idempotency_key() -> str:
+    """A new idempotency key for a call of your own: the text of a random UUID."""
+    import uuid  # here: it takes milliseconds to import, and nothing of ours needs it
+
+    return str(uuid.uuid4())
+
+
+def validate_idempotency_key(key: str) -> str:
+    """``key``, if it can be an idempotency key: 1 to 64 characters (API.md section 5).
+
+    Raises :class:`~prefactor_core.PrefactorValueError` if it cannot.
+    """
+    if not isinstance(key, str):
+        raise PrefactorValueError(f"Idempotency key must be a string, got {type(key).__qualname__}")
+    if not key:
+        raise PrefactorValueError("Idempotency key must not be empty")
+    if len(key) > _MAX_KEY_LENGTH:
+        raise PrefactorValueError(
+            f"Idempotency key must be at most {_MAX_KEY_LENGTH} characters, got {len(key)}"
+        )
+    return key

@@ -16,10 +16,13 @@ def _now() -> datetime:
 
 
 class AgentInstance(Struct, kw_only=True):
-    """One run of an agent. Times are aware, in UTC, and None until the thing happened."""
+    """One run of an agent. Times are aware, in UTC, and None until the thing happened.
+
+    ``agent_id`` is None where the API token stands for the agent.
+    """
 
     id: str
-    agent_id: str
+    agent_id: str | None
     status: InstanceStatus = InstanceStatus.PENDING
     created_at: datetime = field(default_factory=_now)
     started_at: datetime | None = None

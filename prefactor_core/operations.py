@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from enum import Enum, auto
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -19,6 +19,10 @@ from prefactor_core.lifecycle import InstanceStatus, SpanStatus
 
 ENVELOPE_SIZE = 512
 """Bytes that an operation takes besides its payloads, in a request as in memory, about."""
+
+
+Purpose: TypeAlias = Literal["live", "smoke_test", "eval"]
+"""Why a run is made."""
 
 
 class OperationType(Enum):
@@ -51,16 +55,31 @@ class RegisterAgentInstance(_Operation, frozen=True, kw_only=True, tag="REGISTER
     """A run is made known, with the agent's version and its span types.
 
     ``instance_id`` is what its other operations call the run; the API is asked to call it the
-    same only if the id is the caller's own (``asks_for_id``).
+    same only if the id is the caller's own (``asks_for_id``). Without ``agent_id`` and
+    ``environment_id`` the token says which these are. ``runtime_environment`` is what was added
+    to the agent's version; None if nothing was.
     """
 
     type: ClassVar[OperationType] = OperationType.REGISTER_AGENT_INSTANCE
 
-    agent_id: str
+    agent_id: str | None
     agent_version: Mapping[str, object]
     agent_schema_version: Mapping[str, object]
     instance_id: str
     asks_for_id: bool = False
+    environment_id: str | None = None
+    purpose: Purpose | None = None
+    external_identifier: str | None = None
+    runtime_environment: Mapping[str, object] | None = None
+
+    def as_given(self) -> RegisterAgentInstance:
+        """The same, with the agent's version as the caller gave it.
+
+        It has a key of its own, as it is another request (API.md section 5).
+        """
+        return msgspec.structs.replace(
+            self, runtime_environment=None, idempotency_key=f"{self.idempotency_key}-as-given"
+        )
 
     @property
     def size(self) -> int:

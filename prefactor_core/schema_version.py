@@ -19,7 +19,7 @@ def content_hash(schema_version: Schema) -> str:
 
 
 def choose_schema_version(
-    agent_id: str,
+    agent_id: str | None,
     given: Schema | None,
     external_id: str | None,
     registry: SchemaRegistry | None,
@@ -50,5 +50,6 @@ def choose_schema_version(
             raise PrefactorValueError(
                 f"agent_schema_version cannot be written as JSON: {error}"
             ) from None
-        external_id = f"auto-{agent_id}-{content}"
+        parts = ["auto", agent_id, content]
+        external_id = "-".join(part for part in parts if part is not None)
     return {**given, "external_identifier": external_id}

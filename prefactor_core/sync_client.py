@@ -14,6 +14,7 @@ from prefactor_core.agent_instance_scope import OpenRun
 from prefactor_core.client import PrefactorCoreClient, open_prefactor
 from prefactor_core.config import PrefactorCoreConfig, PrefactorOptions
 from prefactor_core.exceptions import (
+    ClientScopeError,
     PrefactorCoreError,
     PrefactorValueError,
 )
@@ -137,6 +138,13 @@ class SyncPrefactorClient:
             self._loop.close(error)
         else:
             _at_once(self.core.__aexit__(exc_type, error, traceback))
+
+    if not TYPE_CHECKING:  # where they are not there, and so are told of earlier
+
+        async def __aenter__(self) -> None:
+            raise ClientScopeError("this client is for 'with': in async code, use open_prefactor()")
+
+        async def __aexit__(self, *error: object) -> None: ...
 
     create_agent_instance = _waiting(PrefactorCoreClient.create_agent_instance)
     agent_instance = _entering(create_agent_instance)

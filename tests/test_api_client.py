@@ -653,6 +653,12 @@ def test_a_url_with_a_password_is_refused_and_not_shown(api_url: str) -> None:
     assert "qq" not in str(caught.value)
 
 
+async def test_an_id_that_fits_into_no_address_is_an_unreachable_api() -> None:
+    async with make_api(api_url="http://api.test") as api:
+        with pytest.raises(PrefactorUnreachableError, match="non-printable"):
+            await api.get_agent_instance("line\nbreak")
+
+
 async def test_an_address_that_cannot_be_is_an_unreachable_api() -> None:
     with anyio.fail_after(WAIT), pytest.raises(PrefactorUnreachableError):
         async with make_api(api_url="http://api..test") as api:

@@ -18,6 +18,7 @@ from prefactor_core import (
     PrefactorValueError,
     QueueConfig,
     SchemaRegistry,
+    open_prefactor,
 )
 
 URL = "https://app.prefactorai.com"
@@ -104,6 +105,19 @@ REFUSED_CORE: list[tuple[str, Any, str]] = [
     ("registration_timeout", 0, "registration_timeout must be positive, got 0"),
     ("registration_timeout", "soon", "registration_timeout must be a number, got 'soon'"),
     ("drain_timeout", -0.5, "drain_timeout must be non-negative, got -0.5"),
+    ("validate_token", 1, "validate_token must be True or False, got 1"),
+    ("sdk_header_entry", 3, "sdk_header_entry must be a string, got int"),
+    *(
+        (
+            "sdk_header_entry",
+            entry,
+            (
+                "sdk_header_entry must be package@version, such as 'prefactor-langchain@0.3.0' "
+                f"(several are divided by one blank), in printable ASCII, got {entry!r}"
+            ),
+        )
+        for entry in ("", " ", "langchain", "a@", "@1", "a@1\nb@2", "a@1  b@2", "a@1 b", "é@1")
+    ),
     ("drain_timeout", None, "drain_timeout must be a number, got None"),
     (
         "http_config",
@@ -237,6 +251,8 @@ def test_the_defaults_are_those_that_are_documented() -> None:
         "registration_timeout": 10.0,
         "drain_timeout": 10.0,
         "enabled": True,
+        "sdk_header_entry": None,
+        "validate_token": False,
         "termination_poll_interval": 30.0,
         "cancel_on_signals": (),
         "raise_on_loss": False,
@@ -448,3 +464,14 @@ def test_what_is_given_where_it_is_off_is_kept_and_checked() -> None:
         PrefactorCoreConfig(http_config=3, enabled=False)  # type: ignore[arg-type]
     with pytest.raises(PrefactorValueError, match="drain_timeout must be"):
         PrefactorCoreConfig(drain_timeout=-1, enabled=False)
+
+
+def test_a_config_with_another_field_is_a_new_one_and_checked() -> None:
+    config = core(drain_timeout=3)
+    other = config.replace(sdk_header_entry=" a@1 ")
+    assert (other.sdk_header_entry, other.drain_timeout) == ("a@1", 3)
+    assert config == core(drain_timeout=3)
+    with pytest.raises(PrefactorValueError, match="drain_timeout must be non-negative"):
+        config.replace(drain_timeout=-1)
+    with pytest.raises(PrefactorValueError, match="drain_timeout must be non-negative"):
+        open_prefactor(config, drain_timeout=-1)

@@ -7,13 +7,19 @@ import string
 import subprocess
 import sys
 import time
+import uuid
+from typing import Any
 
 import pfid
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from prefactor_core import PrefactorValueError
+from prefactor_core import (
+    PrefactorValueError,
+    generate_idempotency_key,
+    validate_idempotency_key,
+)
 from prefactor_core.identifiers import (
     generate,
     generate_related,
@@ -141,3 +147,30 @@ def test_no_two_steps_or_ids_have_the_same_idempotency_key() -> None:
     ids = [generate(0) for _ in range(100)]
     keys = {idempotency_key(id_, step) for id_ in ids for step in ("create", "start", "finish")}
     assert len(keys) == 300
+
+
+def test_a_generated_idempotency_key_is_new_and_can_be_one() -> None:
+    keys = {generate_idempotency_key() for _ in range(100)}
+    assert len(keys) == 100
+    for key in keys:
+        assert validate_idempotency_key(key) == key
+        assert uuid.UUID(key).version == 4
+
+
+@pytest.mark.parametrize("length", [1, 64])
+def test_an_idempotency_key_within_its_bounds_is_given_back(length: int) -> None:
+    assert validate_idempotency_key("k" * length) == "k" * length
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("", "must not be empty"),
+        ("k" * 65, "must be at most 64 characters, got 65"),
+        (None, "must be a string, got NoneType"),
+        (b"key", "must be a string, got bytes"),
+    ],
+)
+def test_what_can_be_no_idempotency_key_is_refused(key: Any, message: str) -> None:
+    with pytest.raises(PrefactorValueError, match=f"^Idempotency key {message}$"):
+        validate_idempotency_key(key)

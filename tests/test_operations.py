@@ -46,7 +46,13 @@ REQUIRED: dict[type[Any], dict[str, Any]] = {
     UpdateSpanPayload: {**SPAN, "payload": Raw(b"{}")},
 }
 OPTIONAL: dict[type[Any], dict[str, Any]] = {
-    RegisterAgentInstance: {"asks_for_id": True},
+    RegisterAgentInstance: {
+        "asks_for_id": True,
+        "environment_id": "environment",
+        "purpose": "eval",
+        "external_identifier": "ticket-1",
+        "runtime_environment": {"os": "linux", "agent_sdk": []},
+    },
     CreateSpan: {
         "parent_span_id": "p" * 32,
         "finished_at": datetime(2026, 7, 20, 12, 0, 1, tzinfo=UTC),

@@ -91,7 +91,14 @@ def test_every_error_is_ours_and_shows_the_name_it_is_imported_by() -> None:
         (
             "client.PrefactorCoreClient.create_agent_instance",
             (
-                "self agent_id agent_version agent_schema_version=None instance_id=None"
+                "self agent_id=None agent_version=None agent_schema_version=None instance_id=None"
+                " external_schema_version_id=None"
+            ),
+        ),
+        (
+            "client.PrefactorCoreClient.agent_instance",
+            (
+                "self agent_id=None agent_version=None agent_schema_version=None instance_id=None"
                 " external_schema_version_id=None"
             ),
         ),

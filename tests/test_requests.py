@@ -98,6 +98,16 @@ SINGLE: list[tuple[Operation, str, bytes]] = [
         ),
     ),
     (
+        register(environment_id="test", purpose="eval", external_identifier="ticket-1"),
+        "agent_instance/register",
+        (
+            b'{"agent_id":"agent","environment_id":"test","agent_version":{"name":"Agent"},'
+            b'"agent_schema_version":{"span_schemas":{}},"update_current_version":true,'
+            b'"idempotency_key":"run-register","external_identifier":"ticket-1",'
+            b'"purpose":"eval"}'
+        ),
+    ),
+    (
         START,
         "agent_instance/run/start",
         b'{"timestamp":"2026-07-20T12:00:00.123456Z","idempotency_key":"run-start"}',
@@ -208,6 +218,24 @@ def test_a_single_call_has_its_path_and_its_body(
     asked, struct = single(operation)
     assert asked == path
     assert msgspec.json.encode(struct) == body
+
+
+def test_a_registration_without_an_agent_names_none() -> None:
+    operation = msgspec.structs.replace(register(), agent_id=None)
+    assert msgspec.json.encode(single(operation)[1]) == (
+        b'{"agent_version":{"name":"Agent"},"agent_schema_version":{"span_schemas":{}},'
+        b'"update_current_version":true,"idempotency_key":"run-register"}'
+    )
+
+
+def test_what_a_run_runs_on_is_a_part_of_its_agents_version() -> None:
+    operation = register(runtime_environment={"os": "linux"})
+    body = msgspec.json.encode(single(operation)[1])
+    assert b'"agent_version":{"name":"Agent","runtime_environment":{"os":"linux"}}' in body
+    # As the caller gave it, it is another request.
+    given = msgspec.json.encode(single(operation.as_given())[1])
+    plain = msgspec.json.encode(single(register())[1])
+    assert given == plain.replace(b'"run-register"', b'"run-register-as-given"')
 
 
 def test_a_termination_has_its_path_and_its_body() -> None:

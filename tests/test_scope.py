@@ -654,7 +654,7 @@ async def test_while_the_api_is_known_to_be_away_no_run_waits_to_be_registered(
 async def test_a_run_whose_later_registration_is_refused_is_dropped_whole_and_counted(
     api: FaultyApi, caplog: pytest.LogCaptureFixture
 ) -> None:
-    api.faults["register"] = [ConnectionRefusedError()] * 4 + [422]
+    api.faults["register"] = [ConnectionRefusedError()] * 4 + [422] * 2
     async with open_prefactor(make_config(registration_timeout=60), asgi_app=api) as client:
         async with client.agent_instance(**AGENT) as instance, instance.span("agent:run") as span:
             await span.start()
@@ -681,7 +681,8 @@ async def test_a_registration_that_the_api_refuses_raises_at_once(
             await client.create_agent_instance(**AGENT)
         assert anyio.current_time() == before
     assert caught.value.status_code == status
-    assert len(api.calls) == 1
+    # What is refused as invalid is tried without the environment, too.
+    assert len(api.calls) == (2 if status in (400, 422) else 1)
 
 
 async def test_an_outer_cancellation_ends_a_registration(api: FaultyApi) -> None:
@@ -722,3 +723,13 @@ async def test_no_task_stream_or_connection_is_left_behind(api: FaultyApi) -> No
             pass
     del client
     gc.collect()  # an unclosed stream would warn here, and a warning is an error
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+async def test_with_instead_of_async_with_says_which_to_use(api: FaultyApi, enabled: bool) -> None:
+    client = open_prefactor(make_config(enabled=enabled), asgi_app=api)
+    with pytest.raises(ClientScopeError, match="'async with'.* open_prefactor_sync"):
+        with client:
+            pytest.fail("the body must not run")
+    async with client:
+        pass

@@ -210,7 +210,7 @@ def test_a_wrong_configuration_is_refused_before_anything_is_opened(
 def test_a_run_that_the_api_refuses_raises_its_error_and_the_next_one_is_recorded(
     api: FaultyApi,
 ) -> None:
-    api.faults["register"] = [422, 422]
+    api.faults["register"] = [422] * 4  # each is tried without the environment, too
     with open_at(api) as client:
         with pytest.raises(PrefactorValidationError, match="no") as caught:
             client.create_agent_instance(**AGENT)
@@ -221,6 +221,13 @@ def test_a_run_that_the_api_refuses_raises_its_error_and_the_next_one_is_recorde
         with client.agent_instance(**AGENT):
             pass
     assert api.names() == ["register", "start", "finish"]
+
+
+async def test_async_with_instead_of_with_says_which_to_use(recording: Recording) -> None:
+    client = recording.open_sync()
+    with pytest.raises(ClientScopeError, match=r"'with'.* open_prefactor\(\)"):
+        async with client:
+            pytest.fail("the body must not run")
 
 
 def test_misuse_of_a_run_is_a_clear_error(recording: Recording) -> None:

@@ -221,3 +221,14 @@ def test_a_call_is_lacking_by_its_status_whoever_says_so(status: int, body: byte
 @pytest.mark.parametrize("error", [PrefactorUnreachableError("no"), ValueError("no")])
 def test_without_an_answer_no_call_is_lacking(error: Exception) -> None:
     assert not lacks_call(error)
+
+
+def test_a_registration_is_refused_for_its_environment_only_where_one_was_added() -> None:
+    plain = OPERATIONS[0]
+    assert isinstance(plain, RegisterAgentInstance)
+    added = msgspec.structs.replace(plain, runtime_environment={"os": "linux"})
+    for status in (400, 409, 422):
+        assert judge(added, answer(status)) is Verdict.ENVIRONMENT_REFUSED
+        assert judge(added.as_given(), answer(status)) is Verdict.REFUSED
+    for status in (401, 404, 413, 429, 500):
+        assert judge(added, answer(status)) is judge(plain, answer(status))

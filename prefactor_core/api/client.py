@@ -212,8 +212,14 @@ class ApiClient:
             raise PrefactorUnreachableError(f"{call}: the request cannot be written") from None
         except httpx.DecodingError as error:
             raise PrefactorContractError(f"{call}: the answer cannot be read: {error}") from None
-        except (httpx.TransportError, OSError, UnicodeError, OverflowError, RuntimeError) as error:
-            # RuntimeError: the connections were closed while this call was on its way.
+        except (
+            httpx.TransportError,
+            httpx.InvalidURL,  # what was put into the path fits into none
+            OSError,
+            UnicodeError,
+            OverflowError,
+            RuntimeError,  # the connections were closed while this call was on its way
+        ) as error:
             raise PrefactorUnreachableError(
                 f"{call}: {str(error) or type(error).__name__}"
             ) from None

@@ -17,18 +17,22 @@ from prefactor_core.operations import (
     FinishAgentInstance,
     FinishSpan,
     Operation,
+    Purpose,
     RegisterAgentInstance,
     StartAgentInstance,
 )
 
 
 class _Register(Struct, kw_only=True, omit_defaults=True):
-    agent_id: str
+    agent_id: str | None = None
+    environment_id: str | None = None
     agent_version: Mapping[str, object]
     agent_schema_version: Mapping[str, object]
     update_current_version: bool
     idempotency_key: str
     id: str | None = None
+    external_identifier: str | None = None
+    purpose: Purpose | None = None
 
 
 class _Start(Struct, kw_only=True):
@@ -123,10 +127,15 @@ def single(operation: Operation, *, given_id: bool = True) -> tuple[str, Struct]
                 timestamp=operation.timestamp,
                 idempotency_key=operation.idempotency_key,
             )
-        case RegisterAgentInstance():
+        case RegisterAgentInstance(agent_version=version, runtime_environment=environment):
+            if environment is not None:
+                version = {**version, "runtime_environment": environment}
             return "agent_instance/register", _Register(
                 agent_id=operation.agent_id,
-                agent_version=operation.agent_version,
+                environment_id=operation.environment_id,
+                external_identifier=operation.external_identifier,
+                purpose=operation.purpose,
+                agent_version=version,
                 agent_schema_version=operation.agent_schema_version,
                 update_current_version=True,
                 idempotency_key=operation.idempotency_key,

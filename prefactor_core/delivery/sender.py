@@ -199,6 +199,11 @@ class Sender:
                 parcel.with_parent = parcel.operation
                 parcel.operation = msgspec.structs.replace(parcel.operation, parent_span_id=None)
                 return False
+            if isinstance(operation, RegisterAgentInstance) and (
+                verdict is Verdict.ENVIRONMENT_REFUSED
+            ):
+                parcel.operation = operation.as_given()
+                return False
             if verdict is Verdict.TOO_LARGE and (smaller := without_payload(parcel.operation)):
                 self._ledger.shrink(parcel.size - smaller.size)
                 parcel.operation, parcel.size = smaller, smaller.size

@@ -22,6 +22,7 @@ from prefactor_core.operations import (
     FinishAgentInstance,
     FinishSpan,
     Operation,
+    RegisterAgentInstance,
     StartAgentInstance,
 )
 
@@ -48,6 +49,9 @@ class Verdict(Enum):
     PARENT_REFUSED = auto()
     """The API would take it without the parent that was given."""
 
+    ENVIRONMENT_REFUSED = auto()
+    """The API may take it without the runtime environment that was added."""
+
     DENIED = auto()
     """The API does not take the token, whatever is sent with it."""
 
@@ -65,6 +69,14 @@ def judge(operation: Operation, error: Exception) -> Verdict:
     ):
         # Begun or ended already: an earlier attempt got through, or it was somebody else.
         return Verdict.SETTLED
+    if (
+        isinstance(operation, RegisterAgentInstance)
+        and operation.runtime_environment is not None
+        and isinstance(error, PrefactorValidationError | PrefactorConflictError)
+    ):
+        # An agent's version is fixed once it is stored under its external_identifier (API.md
+        # section 9), and what the agent runs on changes with every update of a package.
+        return Verdict.ENVIRONMENT_REFUSED
     if isinstance(operation, CreateSpan) and isinstance(error, PrefactorValidationError):
         fields = {name.removeprefix("details.") for name in error.errors}
         if "parent_span_id" in fields and operation.parent_span_id is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, get_args
 
 import anyio
 import msgspec
@@ -12,10 +12,13 @@ import msgspec
 from prefactor_core import identifiers
 from prefactor_core.agent_instance import AgentInstanceHandle as AgentInstanceHandle
 from prefactor_core.backoff import Backoff
+from prefactor_core.checks import to_optional_text
 from prefactor_core.clock import Clock
 from prefactor_core.delivery.identity import Identities, RunIdentity
+from prefactor_core.delivery.verdict import Verdict, judge
 from prefactor_core.exceptions import (
     InstanceNotFoundError,
+    PrefactorApiError,
     PrefactorRateLimitError,
     PrefactorServerError,
     PrefactorUnreachableError,
@@ -28,6 +31,7 @@ from prefactor_core.operations import (
     CreateSpan,
     FinishAgentInstance,
     Operation,
+    Purpose,
     RegisterAgentInstance,
     StartAgentInstance,
 )
@@ -55,7 +59,8 @@ class AgentInstanceManager:
     more attempts while the API is away. What it could not register then, and all else, are
     operations that go to ``enqueue``. Whoever does several things to a run that belong together
     holds the lock of ``home`` around them. ``is_away`` tells whether the API is known to be away;
-    ``on_timeout`` is told that it has become so.
+    ``on_timeout`` is told that it has become so. ``environment`` gives what is added to an agent's
+    version, once for each run.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class AgentInstanceManager:
         home: Home,
         is_away: Callable[[], bool],
         on_timeout: Callable[[PrefactorUnreachableError], None],
+        environment: Callable[[], Mapping[str, object]] | None = None,
         backoff: Backoff | None = None,
         max_retries: int = 3,
         timeout: float = 10.0,
@@ -77,6 +83,7 @@ class AgentInstanceManager:
         self.home = home
         self._is_away = is_away
         self._on_timeout = on_timeout
+        self._environment = environment
         self._backoff = backoff or Backoff()
         self._max_retries = max_retries
         self._timeout = timeout
@@ -89,13 +96,18 @@ class AgentInstanceManager:
 
     async def register(
         self,
-        agent_id: str,
+        agent_id: str | None,
         agent_version: Mapping[str, object],
         agent_schema_version: Mapping[str, object],
         instance_id: str | None = None,
+        *,
+        environment_id: str | None = None,
+        purpose: Purpose | None = None,
+        external_identifier: str | None = None,
     ) -> str:
         """Make a run known to the API; the id that it is known by.
 
+        ``agent_id`` and ``environment_id``: None if the token says which these are.
         ``instance_id`` asks for that id, which must be a PFID of the account's partition. If
         the API is away, the run goes on with a provisional id, and is registered in the
         background.
@@ -106,6 +118,9 @@ class AgentInstanceManager:
         self.home.check("a run is registered")
         if instance_id is not None and not identifiers.is_pfid(instance_id):
             raise PrefactorValueError(f"instance_id must be a PFID, got {instance_id!r}")
+        if purpose is not None and purpose not in get_args(Purpose):
+            known = ", ".join(repr(known) for known in get_args(Purpose))
+            raise PrefactorValueError(f"purpose must be one of {known}, got {purpose!r}")
         clock = Clock()
         recorded_id = instance_id or self._provisional_id(agent_id)
         operation = RegisterAgentInstance(
@@ -117,8 +132,12 @@ class AgentInstanceManager:
             agent_schema_version=_json_object("agent_schema_version", agent_schema_version),
             instance_id=recorded_id,
             asks_for_id=instance_id is not None,
+            environment_id=to_optional_text("environment_id", environment_id),
+            purpose=purpose,
+            external_identifier=to_optional_text("external_identifier", external_identifier),
+            runtime_environment=self._environment_beside(agent_version),
         )
-        registered = await self._register(operation)
+        operation, registered = await self._register(operation)
         if registered is None:
             identity = self._identities.add(operation.instance_id)
             identity.registered = False
@@ -181,7 +200,15 @@ class AgentInstanceManager:
         instance.id = instance.identity.id
         return instance
 
-    def _provisional_id(self, agent_id: str) -> str:
+    def _environment_beside(
+        self, agent_version: Mapping[str, object]
+    ) -> Mapping[str, object] | None:
+        """What is added to an agent's version; None if the caller says it, if only as null."""
+        if self._environment is None or "runtime_environment" in agent_version:
+            return None
+        return self._environment()
+
+    def _provisional_id(self, agent_id: str | None) -> str:
         # With a little luck it is of the right partition already: all ids of an account are
         # of one (API.md section 3).
         related = self._related_id or agent_id
@@ -189,26 +216,39 @@ class AgentInstanceManager:
             return identifiers.generate_related(related)
         return identifiers.generate(0)
 
-    async def _register(self, operation: RegisterAgentInstance) -> str | None:
-        """The id that the API gave; None if it is away."""
+    async def _register(
+        self, operation: RegisterAgentInstance
+    ) -> tuple[RegisterAgentInstance, str | None]:
+        """The operation that was tried last, and the id that the API gave; None if it is away."""
         waiting = self._waiting
         if self._is_away() or (waiting and not waiting.registered and waiting.lost is None):
             # Found out already, by an earlier run or by the delivery: nobody has to wait again.
-            return None
-        attempt = 0
+            return operation, None
+        first, attempt = operation, 0
         with anyio.move_on_after(self._timeout):
             while True:
                 try:
-                    return await self._api.register_agent_instance(operation)
-                except _PASSING as error:
+                    registered = await self._api.register_agent_instance(operation)
+                    if operation is not first:
+                        # It was the environment: the next run need not find that out again.
+                        self._environment = None
+                    return operation, registered
+                except PrefactorApiError as error:
+                    if judge(operation, error) is Verdict.ENVIRONMENT_REFUSED:
+                        operation = operation.as_given()
+                        continue
+                    if not isinstance(error, _PASSING):
+                        raise
                     attempt += 1
                     if attempt > self._max_retries:
-                        return None
+                        return operation, None
                     asked = error.retry_after
                 await anyio.sleep(self._backoff.delay(attempt, at_least=asked))
         message = f"the API did not register a run within {self._timeout:g} s"
         self._on_timeout(PrefactorUnreachableError(message))
-        return None
+        # Not another request than the one that may have been done without an answer: that would
+        # be a second run.
+        return operation, None
 
     def _move(self, instance: _OpenInstance, goal: InstanceStatus) -> None:
         self.home.step(lambda: self._advance(instance, goal, instance.clock.now()))

@@ -26,10 +26,13 @@ from prefactor_core import (
     Statistics,
     SyncPrefactorClient,
     TaskExecutor,
+    build_runtime_environment,
     current_span,
+    generate_idempotency_key,
     open_prefactor,
     open_prefactor_sync,
     traced,
+    validate_idempotency_key,
 )
 from prefactor_core.testing import RecordedRun, RecordedSpan, Recording, open_recording
 from prefactor_core.type_schema import Fields
@@ -59,6 +62,10 @@ def configurations() -> None:
     assert_type(config.queue_config, QueueConfig)
     assert_type(PrefactorCoreConfig.from_env(), PrefactorCoreConfig)
     PrefactorCoreConfig(enabled=False)
+    PrefactorCoreClient(config, sdk_header_entry="prefactor-langchain@0.3.0")
+    open_prefactor(config, sdk_header_entry="prefactor-langchain@0.3.0", validate_token=True)
+    assert_type(build_runtime_environment("prefactor-langchain@0.3.0"), dict[str, object])
+    assert_type(validate_idempotency_key(generate_idempotency_key()), str)
     PrefactorCoreConfig(http_config=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
@@ -80,8 +87,23 @@ async def scopes(queue: Queue[Operation], registry: SchemaRegistry) -> None:
             await instance.finish("failed")
             await instance.finish("done")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         handle = await client.create_agent_instance("agent", {"name": "Agent"})
+        await client.create_agent_instance(
+            agent_version={"name": "Agent"},
+            environment_id="…",
+            purpose="smoke_test",
+            external_identifier="…",
+        )
+        client.agent_instance(agent_version={}, purpose="eval")
+        client.agent_instance(agent_version={}, purpose="test")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         assert_type(handle, AgentInstanceHandle)
         assert_type(client.span_manager.get_span("…"), Span)
+
+
+async def the_other_way() -> None:
+    with open_prefactor():  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+        pass
+    async with open_prefactor_sync():  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+        pass
 
 
 def synchronous(registry: SchemaRegistry) -> None:
@@ -102,7 +124,9 @@ def synchronous(registry: SchemaRegistry) -> None:
         assert_type(client.flush(1.5), bool)
         assert_type(current_span(), SpanContext[Mapping[str, object] | Fields] | None)
         client.finish_span("…", {"n": 1})
-        client.create_agent_instance(1)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+        client.create_agent_instance(agent_version={}, purpose="live")
+        client.create_agent_instance(agent_version={}, purpose="test")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        client.create_agent_instance(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         client.agent_instance("agent", {}, id="…")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
         client.agent_instance("agent", 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         client.create_span(instance)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]

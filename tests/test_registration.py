@@ -1,0 +1,346 @@
+"""What a run is registered with: who its agent is, what it is for, and what it runs on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+from harness import (
+    AGENT,
+    Call,
+    FaultyApi,
+    make_config,
+    make_registry,
+    open_faulty_api,
+    stored_run,
+    stored_runs,
+)
+
+from prefactor_core import (
+    PrefactorConflictError,
+    PrefactorCoreClient,
+    PrefactorValidationError,
+    PrefactorValueError,
+    __version__,
+    build_runtime_environment,
+    open_prefactor,
+    open_prefactor_sync,
+)
+from prefactor_core.api.client import AsgiApp, AsgiMessage
+from prefactor_core.identifiers import is_pfid, partition_of
+from prefactor_core.schema_version import content_hash
+from prefactor_core.testing import open_recording
+
+VERSION = AGENT["agent_version"]
+SAID = {
+    "environment_id": "environment-1",
+    "purpose": "smoke_test",
+    "external_identifier": "ticket-1",
+}
+
+
+@pytest.fixture
+async def api() -> AsyncGenerator[FaultyApi]:
+    async with open_faulty_api() as api:
+        yield api
+
+
+def as_a_deployment(app: AsgiApp) -> AsgiApp:
+    """The API, for a token that stands for the tested agent."""
+
+    async def answer(scope: AsgiMessage, receive: Any, send: Any) -> None:
+        content = (await receive())["body"]
+        if scope["path"].endswith("/register"):
+            body = msgspec.json.decode(content)
+            assert "agent_id" not in body
+            content = msgspec.json.encode({**body, "agent_id": AGENT["agent_id"]})
+
+        async def replay() -> AsgiMessage:
+            return {"type": "http.request", "body": content, "more_body": False}
+
+        await app(scope, replay, send)
+
+    return answer
+
+
+def registrations(api: FaultyApi) -> list[Call]:
+    return [call for call in api.operations if call.name == "register"]
+
+
+def opened(api: AsgiApp, **options: Any) -> PrefactorCoreClient:
+    return open_prefactor(make_config(**options), asgi_app=api)
+
+
+# --- who the agent is ---
+
+
+async def test_a_token_that_stands_for_an_agent_needs_no_agent_id() -> None:
+    async with open_faulty_api() as api:
+        api.app = as_a_deployment(behind := api.app)
+        async with opened(api) as client:
+            async with client.agent_instance(agent_version=VERSION) as instance:
+                assert client.instance_manager.get(instance.id).agent_id is None
+                async with instance.span("agent:run"):
+                    pass
+        assert (await stored_run(behind)).shape == ("complete", [("agent:run", "complete", [])])
+    assert client.statistics().lost == 0
+
+
+@pytest.mark.virtual_time
+async def test_a_run_without_agent_id_is_registered_after_an_outage() -> None:
+    async with open_faulty_api() as api:
+        api.app = as_a_deployment(behind := api.app)
+        api.away = True
+        async with opened(api, registration_timeout=1, drain_timeout=120) as client:
+            async with client.agent_instance(agent_version=VERSION, **SAID) as instance:
+                assert is_pfid(instance.id)
+                assert partition_of(instance.id) == 0
+                api.away = False
+        assert (await stored_run(behind)).id == instance.id
+    assert SAID.items() <= registrations(api)[-1].body.items()
+    assert client.statistics().lost == 0
+
+
+async def test_without_agent_id_span_types_are_identified_by_their_content(api: FaultyApi) -> None:
+    api.app = as_a_deployment(api.app)
+    async with opened(api) as client:
+        await client.create_agent_instance(agent_version=VERSION)
+    (call,) = registrations(api)
+    types = make_registry().to_agent_schema_version("")
+    assert call.body["agent_schema_version"]["external_identifier"] == f"auto-{content_hash(types)}"
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"agent_id": "a"}, "agent_version is required: pass agent_version={'name': "),
+        ({}, "agent_version is required"),
+        ({"agent_id": ""}, "agent_id must be the id of an agent, got ''"),
+        # As the official package has it.
+        ({"agent_id": VERSION, "agent_version": {}}, "give agent_version= by name"),
+        ({"agent_version": ["v1"]}, r"agent_version must be a mapping, got \['v1'\]"),
+        (
+            {"agent_version": VERSION, "purpose": "test"},
+            "purpose must be one of 'live', 'smoke_test', 'eval', got 'test'",
+        ),
+        ({"agent_version": VERSION, "purpose": ["live"]}, "purpose must be one of"),
+        (
+            {"agent_version": VERSION, "environment_id": " "},
+            "environment_id must be a text that is not empty, got ' '",
+        ),
+        (
+            {"agent_version": VERSION, "external_identifier": 7},
+            "external_identifier must be a text that is not empty, got 7",
+        ),
+    ],
+)
+async def test_what_cannot_be_registered_is_a_clear_error(
+    api: FaultyApi, enabled: bool, arguments: dict[str, Any], message: str
+) -> None:
+    async with opened(api, enabled=enabled) as client:
+        with pytest.raises(PrefactorValueError, match=message):
+            await client.create_agent_instance(**arguments)
+        with pytest.raises(PrefactorValueError, match=message):
+            async with client.agent_instance(**arguments):
+                pytest.fail("the body must not run")
+    assert api.calls == []
+
+
+async def test_switched_off_a_run_is_registered_with_all_of_it_nowhere() -> None:
+    async with open_prefactor(enabled=False, schema_registry=make_registry()) as client:
+        async with client.agent_instance(agent_version=VERSION, **SAID) as instance:
+            assert client.instance_manager.get(instance.id).agent_id is None
+
+
+# --- what the run is for ---
+
+
+async def test_what_a_run_is_for_is_sent_if_it_is_given(api: FaultyApi) -> None:
+    async with opened(api) as client:
+        await client.create_agent_instance(**AGENT, **SAID)
+        async with client.agent_instance(**AGENT, purpose="eval"):
+            pass
+        await client.create_agent_instance(**AGENT)
+    first, second, third = (call.body for call in registrations(api))
+    assert SAID.items() <= first.items()
+    assert (second["purpose"], SAID.keys() & second) == ("eval", {"purpose"})
+    assert not SAID.keys() & third.keys()
+
+
+def test_a_synchronous_client_says_it_too() -> None:
+    with open_recording() as recording:
+        calls = FaultyApi(recording._app)
+        with open_prefactor_sync(make_config(), asgi_app=calls) as client:
+            with client.agent_instance(**AGENT, **SAID):
+                pass
+            client.create_agent_instance(**AGENT, purpose="live")
+    first, second = (call.body for call in registrations(calls))
+    assert SAID.items() <= first.items()
+    assert second["purpose"] == "live"
+
+
+# --- what it runs on ---
+
+
+@asynccontextmanager
+async def api_with_a_version(**version: object) -> AsyncGenerator[FaultyApi]:
+    """The API, where the tested agent's version was stored as ``version``, without more."""
+    async with open_faulty_api() as api:
+        body = {**AGENT, "agent_version": version, "agent_schema_version": {}}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/api/v1/agent_instance/register",
+            "query_string": b"",
+            "headers": [],
+        }
+        status, _, answer = await api._ask(scope, msgspec.json.encode(body))
+        assert status == 200, answer
+        yield api
+
+
+async def test_a_run_says_what_it_runs_on(api: FaultyApi) -> None:
+    version = dict(VERSION)
+    async with opened(api, sdk_header_entry="prefactor-langchain@0.3.0") as client:
+        await client.create_agent_instance("tested-agent", version)
+    (call,) = registrations(api)
+    environment = build_runtime_environment("prefactor-langchain@0.3.0")
+    assert call.body["agent_version"] == {**VERSION, "runtime_environment": environment}
+    assert version == VERSION  # the caller's own is as it was
+
+
+@pytest.mark.parametrize("own", [{"os": "plan9"}, None])
+async def test_what_the_caller_says_that_it_runs_on_stands(api: FaultyApi, own: object) -> None:
+    async with opened(api) as client:
+        await client.create_agent_instance("tested-agent", {**VERSION, "runtime_environment": own})
+    (call,) = registrations(api)
+    assert call.body["agent_version"]["runtime_environment"] == own
+
+
+async def test_a_version_that_is_stored_without_it_is_registered_as_it_was() -> None:
+    async with api_with_a_version(**VERSION) as api:
+        async with opened(api) as client:
+            async with client.agent_instance(**AGENT) as instance, instance.span("agent:run"):
+                pass
+            # What was found out once need not be found out again.
+            await client.create_agent_instance(**AGENT)
+        assert [call.status for call in registrations(api)] == [422, 200, 200]
+        bodies = [call.body for call in registrations(api)]
+        assert "runtime_environment" in bodies[0]["agent_version"]
+        assert [body["agent_version"] for body in bodies[1:]] == [VERSION] * 2
+        assert len({body["idempotency_key"] for body in bodies}) == 3
+        assert all(len(body["idempotency_key"]) <= 64 for body in bodies)
+        assert instance.id in [run.id for run in await stored_runs(api)]
+    assert client.statistics().lost == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(422, PrefactorValidationError), (409, PrefactorConflictError)]
+)
+async def test_a_version_that_is_refused_both_ways_raises_the_second_error(
+    api: FaultyApi, status: int, error: type[Exception]
+) -> None:
+    def refuse(call: Call) -> object:
+        which = "with" if "runtime_environment" in call.body["agent_version"] else "without"
+        answer = {"status": "error", "code": which, "message": "no"}
+        return status, {}, msgspec.json.encode(answer)
+
+    api.faults["register"] = refuse
+    async with opened(api) as client:
+        for count in (2, 4):
+            with pytest.raises(error, match="without"):
+                await client.create_agent_instance(**AGENT)
+            # It was not the environment: it is added to the next run, too.
+            assert len(registrations(api)) == count
+
+
+@pytest.mark.parametrize("status", [422, 409])
+async def test_a_version_to_which_nothing_was_added_is_not_tried_again(
+    api: FaultyApi, status: int
+) -> None:
+    api.faults["register"] = status
+    async with opened(api) as client:
+        with pytest.raises((PrefactorValidationError, PrefactorConflictError)):
+            await client.create_agent_instance(
+                "tested-agent", {**VERSION, "runtime_environment": None}
+            )
+    assert len(registrations(api)) == 1
+
+
+@pytest.mark.virtual_time
+async def test_a_run_that_is_registered_later_is_tried_both_ways_too() -> None:
+    async with api_with_a_version(**VERSION) as api:
+        api.away = True
+        async with opened(api, registration_timeout=1, drain_timeout=120) as client:
+            async with client.agent_instance(**AGENT) as instance, instance.span("agent:run"):
+                pass
+            api.away = False
+        assert instance.id in [run.id for run in await stored_runs(api)]
+        last = registrations(api)[-1]
+        assert (last.status, last.body["agent_version"]) == (200, VERSION)
+    assert client.statistics().lost == 0
+
+
+@pytest.mark.virtual_time
+async def test_a_second_attempt_whose_answer_is_lost_makes_one_run() -> None:
+    async with api_with_a_version(**VERSION) as api:
+
+        def lose_what_is_done(call: Call) -> object:
+            if "runtime_environment" not in call.body["agent_version"] and api.lost_answers < 1:
+                api.lost_answers = 1
+            return None
+
+        api.faults["register"] = lose_what_is_done
+        async with opened(api, registration_timeout=1, drain_timeout=120) as client:
+            with anyio.fail_after(1.5):  # one budget for both
+                instance = await client.create_agent_instance(**AGENT)
+            await anyio.sleep(30)
+            api.faults.clear()
+            await instance.finish()
+        assert [run.id for run in await stored_runs(api) if run.status == "complete"] == [
+            instance.id
+        ]
+        assert len(await stored_runs(api)) == 2  # the other one stored the version
+        keys = {
+            call.body["idempotency_key"]
+            for call in registrations(api)
+            if "runtime_environment" not in call.body["agent_version"]
+        }
+        assert len(keys) == 1
+    assert client.statistics().lost == 0
+
+
+# --- who records ---
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+async def test_the_package_that_records_by_this_one_is_named_first(
+    api: FaultyApi, enabled: bool
+) -> None:
+    config = make_config(sdk_header_entry=" prefactor-langchain@0.3.0 ", enabled=enabled)
+    for client, entry in (
+        (PrefactorCoreClient(config, asgi_app=api), "prefactor-langchain@0.3.0"),
+        (PrefactorCoreClient(config, sdk_header_entry="a@1 b@2", asgi_app=api), "a@1 b@2"),
+        (open_prefactor(config, sdk_header_entry="@c/d@3", asgi_app=api), "@c/d@3"),
+    ):
+        assert client.config.sdk_header_entry == entry
+        async with client:
+            await client.create_agent_instance("tested-agent", {"name": "Tested agent"})
+        if enabled:
+            sent = {call.headers["x-prefactor-sdk"] for call in api.calls}
+            assert sent == {f"{entry} prefactor-core@{__version__}"}
+            (call,) = registrations(api)
+            assert call.body["agent_version"]["runtime_environment"]["agent_sdk"] == entry.split()
+            api.calls.clear()
+    assert config.sdk_header_entry == "prefactor-langchain@0.3.0"
+    assert api.calls == []
+
+
+def test_a_package_that_is_none_is_refused() -> None:
+    with pytest.raises(PrefactorValueError, match="sdk_header_entry must be package@version"):
+        PrefactorCoreClient(make_config(), sdk_header_entry="langchain")
