@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
@@ -11,6 +12,7 @@ import msgspec
 
 from prefactor_core.agent_instance import AgentInstanceHandle
 from prefactor_core.agent_instance_scope import AgentInstanceScope
+from prefactor_core.checks import to_time
 from prefactor_core.config import PrefactorCoreConfig, PrefactorOptions, check_options
 from prefactor_core.delivery.ledger import Ledger, Statistics
 from prefactor_core.exceptions import (
@@ -304,14 +306,17 @@ class PrefactorCoreClient:
         schema_name: str,
         parent_span_id: str | None = None,
         payload: Mapping[str, object] | None = None,
+        *,
+        started_at: datetime | None = None,
     ) -> str:
-        """Start a span and give its id. It is the innermost one of this context until
-        :meth:`finish_span` ends it, in whichever task."""
+        """Start a span, now or as of ``started_at`` (an aware datetime), and give its id. It is
+        the innermost one of this context until :meth:`finish_span` ends it, in whichever task."""
+        at = None if started_at is None else to_time("started_at", started_at)
         span = self.span(instance_id, schema_name, parent_span_id, payload=payload)
         if self._config.enabled:  # else nobody would leave it
             await span.__aenter__()
         try:
-            await span.start()
+            await span.start(started_at=at)
         except BaseException:
             # Cancelled: nobody will get the id, so nobody could end the span.
             span.cancel_nowait()
@@ -324,27 +329,39 @@ class PrefactorCoreClient:
         schema_name: str,
         parent_span_id: str | None = None,
         payload: Mapping[str, object] | None = None,
+        *,
+        started_at: datetime | None = None,
     ) -> str:
         """As :meth:`create_span`, in synchronous code."""
         span = self.span(instance_id, schema_name, parent_span_id, payload=payload)
-        span.start_nowait()
+        span.start_nowait(started_at=started_at)
         return span.id
 
     async def finish_span(
-        self, span_id: str, result_payload: Mapping[str, object] | None = None
+        self,
+        span_id: str,
+        result_payload: Mapping[str, object] | None = None,
+        *,
+        timestamp: datetime | None = None,
     ) -> None:
-        """End a span of :meth:`create_span` as ``complete``.
+        """End a span of :meth:`create_span` as ``complete``, now or as of ``timestamp`` (an
+        aware datetime).
 
-        Raises :class:`SpanNotFoundError` if no open span has this id.
+        Raises :class:`SpanNotFoundError` if no open span has this id, and
+        :class:`PrefactorValueError` for a time before its start.
         """
-        self.finish_span_nowait(span_id, result_payload)
+        self.finish_span_nowait(span_id, result_payload, timestamp=timestamp)
         await anyio.lowlevel.checkpoint()
 
     def finish_span_nowait(
-        self, span_id: str, result_payload: Mapping[str, object] | None = None
+        self,
+        span_id: str,
+        result_payload: Mapping[str, object] | None = None,
+        *,
+        timestamp: datetime | None = None,
     ) -> None:
         """As :meth:`finish_span`, in synchronous code."""
-        self.span_manager.finish(span_id, result_payload)
+        self.span_manager.finish(span_id, result_payload, timestamp=timestamp)
 
     def span(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Final
 
 import anyio
@@ -132,6 +133,8 @@ class _NoSpans(SpanManager):
         span_id: str,
         result_payload: Mapping[str, object] | None = None,
         status: Outcome = "complete",
+        *,
+        timestamp: datetime | None = None,
     ) -> None:
         check_outcome(status)
 
