@@ -41,6 +41,7 @@ from prefactor_core.queue.executor import TaskExecutor
 from prefactor_core.queue.memory import InMemoryQueue
 from prefactor_core.redaction import SECRETS, redact_keys
 from prefactor_core.schema_registry import SchemaRegistry
+from prefactor_core.sensitive import DataCategory, Sensitive, sensitive
 from prefactor_core.span_context import SpanContext
 from prefactor_core.sync_client import SyncPrefactorClient, open_prefactor_sync
 
@@ -52,6 +53,7 @@ __all__ = [
     "ClientAlreadyInitializedError",
     "ClientNotInitializedError",
     "ClientScopeError",
+    "DataCategory",
     "HttpClientConfig",
     "InMemoryQueue",
     "InstanceNotFoundError",
@@ -77,6 +79,7 @@ __all__ = [
     "QueueClosedError",
     "QueueConfig",
     "SchemaRegistry",
+    "Sensitive",
     "Span",
     "SpanContext",
     "SpanContextStack",
@@ -89,6 +92,7 @@ __all__ = [
     "open_prefactor",
     "open_prefactor_sync",
     "redact_keys",
+    "sensitive",
     "traced",
 ]
 

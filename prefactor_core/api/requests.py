@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from typing import Final
 
 from msgspec import UNSET, Raw, Struct, UnsetType
 
@@ -20,6 +21,10 @@ from prefactor_core.operations import (
     RegisterAgentInstance,
     StartAgentInstance,
 )
+
+# The key of a tagged value as msgspec writes it. Inside of a text its quotes would be escaped, so
+# it is not found where somebody has merely written about it.
+_SENSITIVE: Final = b'"$sensitive":'
 
 
 class _Register(Struct, kw_only=True, omit_defaults=True):
@@ -59,6 +64,7 @@ class _SpanDetails(Struct, kw_only=True, omit_defaults=True):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     result_payload: Raw | UnsetType = UNSET
+    sensitive_encoding: bool = False
 
 
 class _Create(Struct, kw_only=True):
@@ -66,11 +72,12 @@ class _Create(Struct, kw_only=True):
     idempotency_key: str
 
 
-class _FinishSpan(Struct, kw_only=True):
+class _FinishSpan(Struct, kw_only=True, omit_defaults=True):
     status: SpanStatus
     timestamp: datetime
     idempotency_key: str
     result_payload: Raw | UnsetType = UNSET
+    sensitive_encoding: bool = False
 
 
 class _StartItem(_Start, kw_only=True, tag_field="_type", tag="agent_instances/start"):
@@ -112,6 +119,7 @@ def single(operation: Operation, *, given_id: bool = True) -> tuple[str, Struct]
                 timestamp=operation.timestamp,
                 idempotency_key=operation.idempotency_key,
                 result_payload=operation.result_payload,
+                sensitive_encoding=_has_tags(operation.result_payload),
             )
         case StartAgentInstance():
             return f"agent_instance/{operation.instance_id}/start", _Start(
@@ -165,6 +173,7 @@ def _item(operation: Operation, given_id: bool) -> Struct:
                 timestamp=operation.timestamp,
                 idempotency_key=key,
                 result_payload=operation.result_payload,
+                sensitive_encoding=_has_tags(operation.result_payload),
             )
         case StartAgentInstance():
             return _StartItem(
@@ -194,5 +203,11 @@ def _span_details(operation: CreateSpan, given_id: bool) -> _SpanDetails:
         started_at=None if operation.status is SpanStatus.PENDING else operation.timestamp,
         finished_at=operation.finished_at,
         result_payload=operation.result_payload,
+        sensitive_encoding=_has_tags(operation.payload) or _has_tags(operation.result_payload),
         idempotency_key=operation.idempotency_key,
     )
+
+
+def _has_tags(payload: Raw | UnsetType) -> bool:
+    """Whether values in ``payload`` are marked as sensitive (API.md section 8)."""
+    return payload is not UNSET and _SENSITIVE in bytes(payload)

@@ -56,8 +56,7 @@ class SpanOperations:
                 self._start_ancestors(span)
             if is_terminal(status):
                 start = span.created_at
-                end = at if at > start else start
-                self._create(span, status, start, finished_at=end, result=result)
+                self._create(span, status, start, finished_at=max(start, at), result=result)
             else:
                 self._create(span, status, at, given=given)
 
