@@ -101,8 +101,10 @@ class AgentInstanceHandle:
     opens its steps. In synchronous code these are :meth:`start_nowait` and
     :meth:`finish_nowait`. What happened at another time than now says when, by ``timestamp=``: an
     aware datetime; a :class:`~prefactor_core.PrefactorValueError` is raised for a naive one, and
-    for an end before the start. Raises :class:`~prefactor_core.InstanceNotFoundError` for an id that
-    the client has not registered.
+    for an end before the start.
+
+    Raises :class:`~prefactor_core.InstanceNotFoundError` for an id that the client has not
+    registered.
     """
 
     def __init__(self, instance_id: str, client: PrefactorCoreClient) -> None:
@@ -249,6 +251,16 @@ class AgentInstanceHandle:
     ) -> None:
         """As :meth:`finish_span`, in synchronous code."""
         self._client.finish_span_nowait(span_id, result_payload, timestamp=timestamp)
+
+    async def record_quality(self, name: str, payload: Mapping[str, object] | None = None) -> None:
+        """Tell what was found out about the run, also after its end; see
+        :meth:`prefactor_core.PrefactorCoreClient.record_quality`."""
+        self.record_quality_nowait(name, payload)
+        await anyio.lowlevel.checkpoint()
+
+    def record_quality_nowait(self, name: str, payload: Mapping[str, object] | None = None) -> None:
+        """As :meth:`record_quality`, in synchronous code."""
+        self._client.quality_manager.record(self._identity, name, payload)
 
     def __repr__(self) -> str:
         return f"<AgentInstanceHandle {self.id} {self._instance.status}>"

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from prefactor_core.disabled import DisabledScope
     from prefactor_core.host_task import HostTask
     from prefactor_core.managers.agent_instance import AgentInstanceManager
+    from prefactor_core.managers.quality import QualityManager
     from prefactor_core.managers.span import SpanManager
     from prefactor_core.signals import SignalCancellation
 
@@ -363,6 +364,29 @@ class PrefactorCoreClient:
         """As :meth:`finish_span`, in synchronous code."""
         self.span_manager.finish(span_id, result_payload, timestamp=timestamp)
 
+    async def record_quality(
+        self, instance_id: str, name: str, payload: Mapping[str, object] | None = None
+    ) -> None:
+        """Tell what was found out about a run: its quality payload ``name`` is ``payload`` from
+        now on; None removes it.
+
+        ``instance_id`` may be that of any run of the account, and the run may have ended.
+        ``name``: one of the quality schemas of its agent's schema version, or the API refuses it
+        (API.md section 9). The last call for a name counts.
+
+        Raises :class:`InstanceNotFoundError` for what is no id of a run, and
+        :class:`PrefactorValueError` for what is no name, or no mapping.
+        """
+        self.record_quality_nowait(instance_id, name, payload)
+        await anyio.lowlevel.checkpoint()
+
+    def record_quality_nowait(
+        self, instance_id: str, name: str, payload: Mapping[str, object] | None = None
+    ) -> None:
+        """As :meth:`record_quality`, in synchronous code."""
+        run = self.span_manager.run_of(instance_id)
+        self.quality_manager.record(run, name, payload)
+
     def span(
         self,
         instance_id: str,
@@ -411,6 +435,12 @@ class PrefactorCoreClient:
     def span_manager(self) -> SpanManager:
         """The open spans. Raises :class:`ClientNotInitializedError` outside of the scope."""
         return self._open_scope().span_manager
+
+    @property
+    def quality_manager(self) -> QualityManager:
+        """What tells of quality. Raises :class:`ClientNotInitializedError` outside of the
+        scope."""
+        return self._open_scope().quality_manager
 
     def _open_scope(self) -> ClientScope | DisabledScope:
         scope = self._scope

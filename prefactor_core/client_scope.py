@@ -16,6 +16,7 @@ from prefactor_core.delivery.delivery import Delivery
 from prefactor_core.exceptions import ClientScopeError, PrefactorTelemetryFailureError
 from prefactor_core.log import log
 from prefactor_core.managers.agent_instance import AgentInstanceManager
+from prefactor_core.managers.quality import QualityManager
 from prefactor_core.managers.span import SpanManager
 from prefactor_core.operations import Operation
 from prefactor_core.queue.base import Queue
@@ -65,6 +66,7 @@ class ClientScope:
         self.span_manager = SpanManager(
             delivery.outbox, delivery.identities, capture, self.instance_manager.start_with
         )
+        self.quality_manager = QualityManager(delivery.outbox, capture)
 
     @classmethod
     async def open(

@@ -46,8 +46,8 @@ class Sensitive(Struct, frozen=True, kw_only=True):
     def __repr__(self) -> str:
         return f"<sensitive {self.kind}: {', '.join(self.labels)}>"
 
-    def __rich_repr__(self) -> tuple[str, ...]:
-        return self.kind, *self.labels
+    def __rich_repr__(self) -> list[tuple[str, object]]:
+        return [("kind", self.kind), ("labels", self.labels)]
 
 
 def sensitive(value: str | float | bool, *labels: DataCategory) -> Sensitive:

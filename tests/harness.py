@@ -88,6 +88,7 @@ def _items_of(call: Call) -> list[Call]:
     paths = {
         "agent_instances/start": "agent_instance/{agent_instance_id}/start",
         "agent_instances/finish": "agent_instance/{agent_instance_id}/finish",
+        "agent_instances/record_quality": "agent_instance/{agent_instance_id}/record_quality",
         "agent_spans/create": "agent_spans",
         "agent_spans/finish": "agent_spans/{agent_span_id}/finish",
     }

@@ -18,6 +18,7 @@ from prefactor_core.operations import (
     FinishAgentInstance,
     FinishSpan,
     Operation,
+    RecordQuality,
     RegisterAgentInstance,
     StartAgentInstance,
 )
@@ -44,6 +45,12 @@ class _Start(Struct, kw_only=True):
 class _FinishInstance(Struct, kw_only=True):
     status: InstanceStatus
     timestamp: datetime
+    idempotency_key: str
+
+
+class _Quality(Struct, kw_only=True):
+    name: str
+    payload: Raw
     idempotency_key: str
 
 
@@ -90,6 +97,10 @@ class _FinishInstanceItem(
     agent_instance_id: str
 
 
+class _QualityItem(_Quality, kw_only=True, tag_field="_type", tag="agent_instances/record_quality"):
+    agent_instance_id: str
+
+
 class _CreateItem(_Create, kw_only=True, tag_field="_type", tag="agent_spans/create"):
     pass
 
@@ -129,6 +140,12 @@ def single(operation: Operation, *, given_id: bool = True) -> tuple[str, Struct]
             return f"agent_instance/{operation.instance_id}/finish", _FinishInstance(
                 status=operation.status,
                 timestamp=operation.timestamp,
+                idempotency_key=operation.idempotency_key,
+            )
+        case RecordQuality():
+            return f"agent_instance/{operation.instance_id}/record_quality", _Quality(
+                name=operation.name,
+                payload=operation.payload,
                 idempotency_key=operation.idempotency_key,
             )
         case RegisterAgentInstance():
@@ -186,6 +203,13 @@ def _item(operation: Operation, given_id: bool) -> Struct:
                 agent_instance_id=operation.instance_id,
                 status=operation.status,
                 timestamp=operation.timestamp,
+                idempotency_key=key,
+            )
+        case RecordQuality():
+            return _QualityItem(
+                agent_instance_id=operation.instance_id,
+                name=operation.name,
+                payload=operation.payload,
                 idempotency_key=key,
             )
         case _:
