@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import anyio
+import httpx
 import msgspec
 
 from prefactor_core import (
@@ -310,6 +311,14 @@ async def stored_runs(app: AsgiApp, agent_id: str = "tested-agent") -> list[Stor
         ]
     # By time: ids made within one millisecond are in no order.
     return sorted(runs, key=lambda run: run.started_at or "")
+
+
+async def stored_quality(app: AsgiApp, run_id: str) -> Any:
+    """The quality payloads of a run, by name."""
+    transport = httpx.ASGITransport(_behind(app))
+    async with httpx.AsyncClient(transport=transport, base_url="http://api/api/v1/") as http:
+        answer = await http.get(f"agent_instance/{run_id}")
+    return answer.json()["details"]["quality_payloads"]
 
 
 async def stored_run(app: AsgiApp) -> StoredRun:

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-import httpx
 import msgspec
 import pytest
 from harness import (
@@ -18,6 +17,7 @@ from harness import (
     FaultyApi,
     make_config,
     open_faulty_api,
+    stored_quality,
 )
 
 from prefactor_core import (
@@ -320,14 +320,6 @@ JUDGED = {
 }
 
 
-async def stored(api: FaultyApi, run: str) -> Any:
-    """The quality payloads of a run."""
-    transport = httpx.ASGITransport(api.app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://api/api/v1/") as http:
-        answer = await http.get(f"agent_instance/{run}")
-    return answer.json()["details"]["quality_payloads"]
-
-
 @pytest.mark.parametrize("most", [1, 2, 1_000])
 @pytest.mark.parametrize("given_ids", [True, False])
 async def test_the_last_payload_of_each_name_is_what_is_stored(most: int, given_ids: bool) -> None:
@@ -341,10 +333,10 @@ async def test_the_last_payload_of_each_name_is_what_is_stored(most: int, given_
                         instance.record_quality_nowait("cost", {"score": score})
                 await instance.record_quality("cost")
             await client.flush()
-            assert await stored(api, instance.id) == {"accuracy": {"score": 4}}
+            assert await stored_quality(api, instance.id) == {"accuracy": {"score": 4}}
             await instance.record_quality("accuracy")
             await client.record_quality(instance.id, "cost", {"score": 9})
-        assert await stored(api, instance.id) == {"cost": {"score": 9}}
+        assert await stored_quality(api, instance.id) == {"cost": {"score": 9}}
         assert client.statistics().lost == 0
         if most == 1_000 and given_ids:
             assert [call.name for call in api.calls] == ["register", "bulk", "bulk"]
@@ -361,7 +353,7 @@ async def test_where_bulk_does_not_know_quality_it_is_sent_alone_after_two_attem
                 with instance.span("agent:llm"):
                     pass
                 await instance.record_quality("accuracy", {"score": score})
-        assert await stored(api, instance.id) == {"accuracy": {"score": 5}}
+        assert await stored_quality(api, instance.id) == {"accuracy": {"score": 5}}
         assert client.statistics().lost == 0
         refused = [item for call in api.calls for item in call.items if item.status == 400]
         assert [item.name for item in refused] == ["record_quality"] * 2
@@ -380,7 +372,7 @@ async def test_quality_overtakes_nothing_of_its_name_when_the_api_fails_at_it() 
             for score in range(3):
                 await instance.record_quality("accuracy", {"score": score})
             await instance.record_quality("cost", {"score": 9})
-        assert await stored(api, instance.id) == {
+        assert await stored_quality(api, instance.id) == {
             "accuracy": {"score": 2},
             "cost": {"score": 9},
         }
