@@ -44,6 +44,7 @@ from prefactor_core.queue.memory import InMemoryQueue
 from prefactor_core.redaction import SECRETS, redact_keys
 from prefactor_core.runtime_environment import build_runtime_environment
 from prefactor_core.schema_registry import SchemaRegistry, SpanType
+from prefactor_core.sensitive import DataCategory, Sensitive, sensitive
 from prefactor_core.span_context import SpanContext
 from prefactor_core.sync_client import SyncPrefactorClient, open_prefactor_sync
 from prefactor_core.type_schema import SpanParams
@@ -58,6 +59,7 @@ __all__ = [
     "ClientNotInitializedError",
     "ClientScopeError",
     "DataCategories",
+    "DataCategory",
     "DataRisk",
     "HttpClientConfig",
     "InMemoryQueue",
@@ -84,6 +86,7 @@ __all__ = [
     "QueueClosedError",
     "QueueConfig",
     "SchemaRegistry",
+    "Sensitive",
     "Span",
     "SpanContext",
     "SpanContextStack",
@@ -100,6 +103,7 @@ __all__ = [
     "open_prefactor",
     "open_prefactor_sync",
     "redact_keys",
+    "sensitive",
     "traced",
     "validate_idempotency_key",
 ]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextvars import ContextVar
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import anyio
 import anyio.lowlevel
 
+from prefactor_core.checks import to_time
 from prefactor_core.context_stack import SpanContextStack
 from prefactor_core.exceptions import (
     PrefactorTerminatedError,
@@ -101,8 +103,12 @@ class AgentInstanceHandle:
 
     :meth:`start` and :meth:`finish` say when it begins and ends; in between, :meth:`span`
     opens its steps. In synchronous code these are :meth:`start_nowait` and
-    :meth:`finish_nowait`. Raises :class:`~prefactor_core.InstanceNotFoundError` for an id that
-    the client has not registered.
+    :meth:`finish_nowait`. What happened at another time than now says when, by ``timestamp=``: an
+    aware datetime; a :class:`~prefactor_core.PrefactorValueError` is raised for a naive one, and
+    for an end before the start.
+
+    Raises :class:`~prefactor_core.InstanceNotFoundError` for an id that the client has not
+    registered.
     """
 
     def __init__(self, instance_id: str, client: PrefactorCoreClient) -> None:
@@ -148,31 +154,36 @@ class AgentInstanceHandle:
         if self._termination.reason is not None:
             raise PrefactorTerminatedError(self._termination.reason, self.id)
 
-    async def start(self) -> None:
-        """The run begins now, and is the current one of this context. A second call does
-        nothing."""
-        self.start_nowait()
+    async def start(self, *, timestamp: datetime | None = None) -> None:
+        """The run begins now, or began at ``timestamp``, and is the current one of this context.
+        A second call does nothing."""
+        self.start_nowait(timestamp=timestamp)
         await anyio.lowlevel.checkpoint()
 
-    def start_nowait(self) -> None:
+    def start_nowait(self, *, timestamp: datetime | None = None) -> None:
         """As :meth:`start`, in synchronous code."""
+        at = None if timestamp is None else to_time("timestamp", timestamp)
         if self._instance.status is InstanceStatus.PENDING:
-            self._client.instance_manager.start(self.id)
+            self._client.instance_manager.start(self.id, at=at)
         if self not in (runs := _runs.get()):
             _runs.set((*(run for run in runs if not run.ended), self))
 
-    async def finish(self, status: Outcome = "complete") -> None:
-        """The run ends now: ``complete``, ``failed`` or ``cancelled``.
+    async def finish(
+        self, status: Outcome = "complete", *, timestamp: datetime | None = None
+    ) -> None:
+        """The run ends now, or ended at ``timestamp``: ``complete``, ``failed`` or ``cancelled``.
 
-        Spans of it that are still open end first, as ``cancelled``. A second call does
-        nothing.
+        Spans of it that are still open end first, at the same time, as ``cancelled``. A second
+        call does nothing.
         """
-        self.finish_nowait(status)
+        self.finish_nowait(status, timestamp=timestamp)
         await anyio.lowlevel.checkpoint()
 
-    def finish_nowait(self, status: Outcome = "complete") -> None:
+    def finish_nowait(
+        self, status: Outcome = "complete", *, timestamp: datetime | None = None
+    ) -> None:
         """As :meth:`finish`, in synchronous code."""
-        finish_run(self._client, self._instance, status)
+        finish_run(self._client, self._instance, status, timestamp=timestamp)
         forget_ended_runs()
 
     @overload
@@ -222,30 +233,56 @@ class AgentInstanceHandle:
         schema_name: str,
         parent_span_id: str | None = None,
         payload: Mapping[str, object] | None = None,
+        *,
+        started_at: datetime | None = None,
     ) -> str:
         """Start a span and give its id, to be ended by :meth:`finish_span`."""
-        return await self._client.create_span(self.id, schema_name, parent_span_id, payload)
+        return await self._client.create_span(
+            self.id, schema_name, parent_span_id, payload, started_at=started_at
+        )
 
     def create_span_nowait(
         self,
         schema_name: str,
         parent_span_id: str | None = None,
         payload: Mapping[str, object] | None = None,
+        *,
+        started_at: datetime | None = None,
     ) -> str:
         """As :meth:`create_span`, in synchronous code."""
-        return self._client.create_span_nowait(self.id, schema_name, parent_span_id, payload)
+        return self._client.create_span_nowait(
+            self.id, schema_name, parent_span_id, payload, started_at=started_at
+        )
 
     async def finish_span(
-        self, span_id: str, result_payload: Mapping[str, object] | None = None
+        self,
+        span_id: str,
+        result_payload: Mapping[str, object] | None = None,
+        *,
+        timestamp: datetime | None = None,
     ) -> None:
         """End a span of :meth:`create_span` as ``complete``."""
-        await self._client.finish_span(span_id, result_payload)
+        await self._client.finish_span(span_id, result_payload, timestamp=timestamp)
 
     def finish_span_nowait(
-        self, span_id: str, result_payload: Mapping[str, object] | None = None
+        self,
+        span_id: str,
+        result_payload: Mapping[str, object] | None = None,
+        *,
+        timestamp: datetime | None = None,
     ) -> None:
         """As :meth:`finish_span`, in synchronous code."""
-        self._client.finish_span_nowait(span_id, result_payload)
+        self._client.finish_span_nowait(span_id, result_payload, timestamp=timestamp)
+
+    async def record_quality(self, name: str, payload: Mapping[str, object] | None = None) -> None:
+        """Tell what was found out about the run, also after its end; see
+        :meth:`prefactor_core.PrefactorCoreClient.record_quality`."""
+        self.record_quality_nowait(name, payload)
+        await anyio.lowlevel.checkpoint()
+
+    def record_quality_nowait(self, name: str, payload: Mapping[str, object] | None = None) -> None:
+        """As :meth:`record_quality`, in synchronous code."""
+        self._client.quality_manager.record(self._identity, name, payload)
 
     def __repr__(self) -> str:
         return f"<AgentInstanceHandle {self.id} {self._instance.status}>"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, cast
 
 from prefactor_core.exceptions import PrefactorValueError
@@ -114,6 +115,36 @@ def to_count(name: str, value: object) -> int:
     if number < 0:
         raise PrefactorValueError(f"{name} must be non-negative, got {value!r}")
     return number
+
+
+def to_time(name: str, value: object) -> datetime:
+    """A moment, in UTC, as a plain ``datetime``: it must say how it lies to UTC."""
+    if not isinstance(value, datetime):
+        shown = repr(value) if isinstance(value, int | float | str) else type(value).__qualname__
+        raise PrefactorValueError(
+            f"{name} must be a datetime, got {shown}: datetime.now(UTC) gives one"
+        )
+    try:
+        if value.utcoffset() is not None:
+            utc = value.astimezone(UTC)
+            return datetime.combine(utc.date(), utc.time(), UTC)
+    except Exception as error:  # out of all bounds in UTC, or its tzinfo is somebody's own
+        raise PrefactorValueError(f"{name} {value!r} is no moment in UTC: {error}") from None
+    raise PrefactorValueError(
+        f"{name} must be aware, got {value!r}, which does not say how it lies to UTC: use "
+        "datetime.now(UTC), or .astimezone() of a local time"
+    )
+
+
+def to_end(name: str, value: object, what: str, start: datetime | None) -> datetime:
+    """A moment (:func:`to_time`) that is not before the ``start`` of ``what``, if that began."""
+    end = to_time(name, value)
+    if start is not None and end < start:
+        raise PrefactorValueError(
+            f"{name} {end.isoformat()} is before the start of {what}, {start.isoformat()}: give "
+            "a later one, or none for now"
+        )
+    return end
 
 
 def to_signals(name: str, value: object) -> tuple[signal.Signals, ...]:

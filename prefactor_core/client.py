@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
@@ -11,6 +12,7 @@ import anyio.lowlevel
 
 from prefactor_core.agent_instance import AgentInstanceHandle
 from prefactor_core.agent_instance_scope import AgentInstanceScope
+from prefactor_core.checks import to_time
 from prefactor_core.config import PrefactorCoreConfig, PrefactorOptions, check_options
 from prefactor_core.delivery.ledger import Ledger, Statistics
 from prefactor_core.exceptions import (
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from prefactor_core.disabled import DisabledScope
     from prefactor_core.host_task import HostTask
     from prefactor_core.managers.agent_instance import AgentInstanceManager
+    from prefactor_core.managers.quality import QualityManager
     from prefactor_core.managers.span import SpanManager
     from prefactor_core.signals import SignalCancellation
 
@@ -354,14 +357,17 @@ class PrefactorCoreClient:
         schema_name: str,
         parent_span_id: str | None = None,
         payload: Mapping[str, object] | None = None,
+        *,
+        started_at: datetime | None = None,
     ) -> str:
-        """Start a span and give its id. It is the innermost one of this context until
-        :meth:`finish_span` ends it, in whichever task."""
+        """Start a span, now or as of ``started_at`` (an aware datetime), and give its id. It is
+        the innermost one of this context until :meth:`finish_span` ends it, in whichever task."""
+        at = None if started_at is None else to_time("started_at", started_at)
         span = self.span(instance_id, schema_name, parent_span_id, payload=payload)
         if self._config.enabled:  # else nobody would leave it
             await span.__aenter__()
         try:
-            await span.start()
+            await span.start(started_at=at)
         except BaseException:
             # Cancelled: nobody will get the id, so nobody could end the span.
             span.cancel_nowait()
@@ -374,27 +380,62 @@ class PrefactorCoreClient:
         schema_name: str,
         parent_span_id: str | None = None,
         payload: Mapping[str, object] | None = None,
+        *,
+        started_at: datetime | None = None,
     ) -> str:
         """As :meth:`create_span`, in synchronous code."""
         span = self.span(instance_id, schema_name, parent_span_id, payload=payload)
-        span.start_nowait()
+        span.start_nowait(started_at=started_at)
         return span.id
 
     async def finish_span(
-        self, span_id: str, result_payload: Mapping[str, object] | None = None
+        self,
+        span_id: str,
+        result_payload: Mapping[str, object] | None = None,
+        *,
+        timestamp: datetime | None = None,
     ) -> None:
-        """End a span of :meth:`create_span` as ``complete``.
+        """End a span of :meth:`create_span` as ``complete``, now or as of ``timestamp`` (an
+        aware datetime).
 
-        Raises :class:`SpanNotFoundError` if no open span has this id.
+        Raises :class:`SpanNotFoundError` if no open span has this id, and
+        :class:`PrefactorValueError` for a time before its start.
         """
-        self.finish_span_nowait(span_id, result_payload)
+        self.finish_span_nowait(span_id, result_payload, timestamp=timestamp)
         await anyio.lowlevel.checkpoint()
 
     def finish_span_nowait(
-        self, span_id: str, result_payload: Mapping[str, object] | None = None
+        self,
+        span_id: str,
+        result_payload: Mapping[str, object] | None = None,
+        *,
+        timestamp: datetime | None = None,
     ) -> None:
         """As :meth:`finish_span`, in synchronous code."""
-        self.span_manager.finish(span_id, result_payload)
+        self.span_manager.finish(span_id, result_payload, timestamp=timestamp)
+
+    async def record_quality(
+        self, instance_id: str, name: str, payload: Mapping[str, object] | None = None
+    ) -> None:
+        """Tell what was found out about a run: its quality payload ``name`` is ``payload`` from
+        now on; None removes it.
+
+        ``instance_id`` may be that of any run of the account, and the run may have ended.
+        ``name``: one of the quality schemas of its agent's schema version, or the API refuses it
+        (API.md section 9). The last call for a name counts.
+
+        Raises :class:`InstanceNotFoundError` for what is no id of a run, and
+        :class:`PrefactorValueError` for what is no name, or no mapping.
+        """
+        self.record_quality_nowait(instance_id, name, payload)
+        await anyio.lowlevel.checkpoint()
+
+    def record_quality_nowait(
+        self, instance_id: str, name: str, payload: Mapping[str, object] | None = None
+    ) -> None:
+        """As :meth:`record_quality`, in synchronous code."""
+        run = self.span_manager.run_of(instance_id)
+        self.quality_manager.record(run, name, payload)
 
     @overload
     def span(
@@ -475,6 +516,12 @@ class PrefactorCoreClient:
     def span_manager(self) -> SpanManager:
         """The open spans. Raises :class:`ClientNotInitializedError` outside of the scope."""
         return self._open_scope().span_manager
+
+    @property
+    def quality_manager(self) -> QualityManager:
+        """What tells of quality. Raises :class:`ClientNotInitializedError` outside of the
+        scope."""
+        return self._open_scope().quality_manager
 
     def _open_scope(self) -> ClientScope | DisabledScope:
         scope = self._scope

@@ -22,6 +22,7 @@ from prefactor_core.exceptions import (
 )
 from prefactor_core.log import log
 from prefactor_core.managers.agent_instance import AgentInstanceManager
+from prefactor_core.managers.quality import QualityManager
 from prefactor_core.managers.span import SpanManager
 from prefactor_core.operations import Operation
 from prefactor_core.queue.base import Queue
@@ -77,6 +78,7 @@ class ClientScope:
             self.instance_manager.start_with,
             config.schema_registry,
         )
+        self.quality_manager = QualityManager(delivery.outbox, capture)
 
     @classmethod
     async def open(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Final
 
 import anyio
@@ -15,6 +16,7 @@ from prefactor_core.delivery.outbox import Outbox
 from prefactor_core.home import Home
 from prefactor_core.lifecycle import Outcome, check_outcome
 from prefactor_core.managers.agent_instance import AgentInstanceManager
+from prefactor_core.managers.quality import QualityManager
 from prefactor_core.managers.span import SpanManager
 from prefactor_core.models import Span
 from prefactor_core.operations import FinishAgentInstance, Operation, RegisterAgentInstance
@@ -47,6 +49,7 @@ class DisabledScope:
         self.span_manager = _NoSpans(
             outbox, identities, _NO_PAYLOADS, self.instance_manager.start_with
         )
+        self.quality_manager = QualityManager(outbox, _NO_PAYLOADS)
 
     def check_task(self) -> None:
         """Nothing here belongs to a task."""
@@ -133,6 +136,8 @@ class _NoSpans(SpanManager):
         span_id: str,
         result_payload: Mapping[str, object] | None = None,
         status: Outcome = "complete",
+        *,
+        timestamp: datetime | None = None,
     ) -> None:
         check_outcome(status)
 

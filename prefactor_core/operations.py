@@ -34,6 +34,7 @@ class OperationType(Enum):
     CREATE_SPAN = auto()
     FINISH_SPAN = auto()
     UPDATE_SPAN_PAYLOAD = auto()
+    RECORD_QUALITY = auto()
 
 
 class _Operation(Struct, frozen=True, kw_only=True, tag_field="operation_type"):
@@ -172,6 +173,20 @@ class UpdateSpanPayload(_Operation, frozen=True, kw_only=True, tag="UPDATE_SPAN_
     payload: Raw
 
 
+class RecordQuality(_Operation, frozen=True, kw_only=True, gc=False, tag="RECORD_QUALITY"):
+    """One named quality payload of a run is set, or removed if ``payload`` is JSON's null."""
+
+    type: ClassVar[OperationType] = OperationType.RECORD_QUALITY
+
+    instance_id: str
+    name: str
+    payload: Raw
+
+    @property
+    def size(self) -> int:
+        return ENVELOPE_SIZE + len(self.payload)
+
+
 Operation: TypeAlias = (
     RegisterAgentInstance
     | StartAgentInstance
@@ -179,4 +194,5 @@ Operation: TypeAlias = (
     | CreateSpan
     | FinishSpan
     | UpdateSpanPayload
+    | RecordQuality
 )

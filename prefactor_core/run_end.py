@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
 from prefactor_core.capture import describe_error
-from prefactor_core.lifecycle import Outcome
+from prefactor_core.checks import to_end
+from prefactor_core.lifecycle import Outcome, check_outcome
 from prefactor_core.models import AgentInstance
 from prefactor_core.outcome import outcome_of
 
@@ -30,13 +32,22 @@ def finish_run(
     error: BaseException | None = None,
     *,
     unbegun: Outcome | None = None,
+    timestamp: datetime | None = None,
 ) -> None:
-    """Finish what is still open of a run, then the run; nothing if it has ended.
+    """Finish what is still open of a run, then the run, now or at ``timestamp``; nothing if it
+    has ended.
 
     Open spans end as ``failed``, with ``error`` as result, if that failed the run, else as
     ``cancelled``: they did not come to their own end. ``unbegun``: how a run ends that was not
     started and had no span, if not with ``outcome``.
+
+    Raises :class:`PrefactorValueError`, before anything ends, for an outcome that there is not,
+    and for a time that is naive or before the run's start.
     """
+    check_outcome(outcome)
+    at = None
+    if timestamp is not None:
+        at = to_end("timestamp", timestamp, f"agent instance {instance.id}", instance.started_at)
     if instance.ended:
         return
     spans, instances = managers.span_manager, managers.instance_manager
@@ -47,9 +58,11 @@ def finish_run(
     # No other thread may open a span of it in between.
     with instances.home.lock:
         if not instance.ended:
-            spans.finish_open(instance.id, "cancelled" if failed is None else "failed", results)
+            end: Outcome = "cancelled" if failed is None else "failed"
+            spans.finish_open(instance.id, end, results, at)
             began = instance.started_at is not None
-            instances.finish(instance.id, outcome if began or unbegun is None else unbegun)
+            goal = outcome if began or unbegun is None else unbegun
+            instances.finish(instance.id, goal, at=at)
 
 
 def finish_open_runs(managers: Managers, error: BaseException | None) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextvars import ContextVar
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self
 
 import anyio.lowlevel
 
 from prefactor_core.capture import describe_error, merge
+from prefactor_core.checks import to_time
 from prefactor_core.exceptions import PrefactorCoreError
 from prefactor_core.identifiers import generate
 from prefactor_core.lifecycle import Outcome
@@ -48,6 +50,10 @@ class SpanContext(Generic[Result]):
 
     ``SpanContext[Answer]``, the span of a type with classes, results in an ``Answer``: an object
     whose fields are those of the result. Any other span results in a mapping.
+
+    What happened at another time than now says when: ``started_at=`` and ``timestamp=`` are
+    aware datetimes. A :class:`~prefactor_core.PrefactorValueError` is raised, and nothing
+    recorded, for one that is naive, and for an end before the span's start.
     """
 
     __slots__ = (
@@ -100,61 +106,83 @@ class SpanContext(Generic[Result]):
         """
         return self._run.span_id(self._id)
 
-    async def start(self, payload: Mapping[str, object] | None = None) -> None:
-        """The work begins now, with ``payload`` as its parameters.
+    async def start(
+        self, payload: Mapping[str, object] | None = None, *, started_at: datetime | None = None
+    ) -> None:
+        """The work begins now, or began at ``started_at``, with ``payload`` as its parameters.
 
         Ancestors that have not started are started first, as of their entering. A second
         call does nothing.
         """
-        self.start_nowait(payload)
+        self.start_nowait(payload, started_at=started_at)
         await anyio.lowlevel.checkpoint()
 
-    def start_nowait(self, payload: Mapping[str, object] | None = None) -> None:
+    def start_nowait(
+        self, payload: Mapping[str, object] | None = None, *, started_at: datetime | None = None
+    ) -> None:
         """As :meth:`start`, in synchronous code."""
+        at = None if started_at is None else to_time("started_at", started_at)
         span = self._open()
         if not span.ended:
-            self._spans.begin(span, payload)
+            self._spans.begin(span, payload, at)
 
     def set_result(self, data: Result) -> None:
         """Merge into the result that the span will end with; later keys win."""
         merge(self._result, data)
 
-    async def complete(self, result: Result | None = None) -> None:
-        """The span ends now, complete; ``result`` is merged into its result."""
-        self.complete_nowait(result)
+    async def complete(
+        self, result: Result | None = None, *, timestamp: datetime | None = None
+    ) -> None:
+        """The span ends now, or ended at ``timestamp``, complete; ``result`` is merged into its
+        result."""
+        self.complete_nowait(result, timestamp=timestamp)
         await anyio.lowlevel.checkpoint()
 
-    def complete_nowait(self, result: Result | None = None) -> None:
+    def complete_nowait(
+        self, result: Result | None = None, *, timestamp: datetime | None = None
+    ) -> None:
         """As :meth:`complete`, in synchronous code."""
-        self._finish("complete", result)
+        self._finish("complete", result, timestamp)
 
-    async def fail(self, result: Result | Mapping[str, object] | None = None) -> None:
-        """The span ends now, failed; ``result`` is merged into its result."""
-        self.fail_nowait(result)
+    async def fail(
+        self,
+        result: Result | Mapping[str, object] | None = None,
+        *,
+        timestamp: datetime | None = None,
+    ) -> None:
+        """The span ends now, or ended at ``timestamp``, failed; ``result`` is merged into its
+        result."""
+        self.fail_nowait(result, timestamp=timestamp)
         await anyio.lowlevel.checkpoint()
 
-    def fail_nowait(self, result: Result | Mapping[str, object] | None = None) -> None:
+    def fail_nowait(
+        self,
+        result: Result | Mapping[str, object] | None = None,
+        *,
+        timestamp: datetime | None = None,
+    ) -> None:
         """As :meth:`fail`, in synchronous code."""
-        self._finish("failed", result)
+        self._finish("failed", result, timestamp)
 
-    async def cancel(self) -> None:
-        """The span ends now, cancelled.
+    async def cancel(self, *, timestamp: datetime | None = None) -> None:
+        """The span ends now, or ended at ``timestamp``, cancelled.
 
         Before :meth:`start` this records a step that was skipped: it never began (API.md
         section 8, pending to cancelled).
         """
-        self.cancel_nowait()
+        self.cancel_nowait(timestamp=timestamp)
         await anyio.lowlevel.checkpoint()
 
-    def cancel_nowait(self) -> None:
+    def cancel_nowait(self, *, timestamp: datetime | None = None) -> None:
         """As :meth:`cancel`, in synchronous code."""
+        at = None if timestamp is None else to_time("timestamp", timestamp)
         span = self._open()
         if not span.ended:
-            self._spans.skip(span)
+            self._spans.skip(span, at)
 
-    async def finish(self) -> None:
-        """The span ends now, complete unless it has ended otherwise."""
-        self.complete_nowait()
+    async def finish(self, *, timestamp: datetime | None = None) -> None:
+        """The span ends now, or ended at ``timestamp``, complete unless it has ended otherwise."""
+        self.complete_nowait(timestamp=timestamp)
         await anyio.lowlevel.checkpoint()
 
     def __enter__(self) -> Self:
@@ -225,10 +253,11 @@ class SpanContext(Generic[Result]):
             self._payload = None
         return span
 
-    def _finish(self, outcome: Outcome, result: object) -> None:
+    def _finish(self, outcome: Outcome, result: object, timestamp: datetime | None = None) -> None:
+        at = None if timestamp is None else to_time("timestamp", timestamp)
         span = self._open()
         if not span.ended:
-            self._spans.end(span, result, outcome)
+            self._spans.end(span, result, outcome, at)
 
 
 # The disabled span that was entered last in this context and has not been left.
@@ -257,11 +286,17 @@ class DisabledSpan(SpanContext[Any]):
             self._id = generate(0)
             return self._id
 
-    def start_nowait(self, payload: Mapping[str, object] | None = None) -> None: ...
+    def start_nowait(
+        self, payload: Mapping[str, object] | None = None, *, started_at: datetime | None = None
+    ) -> None: ...
     def set_result(self, data: Mapping[str, object]) -> None: ...
-    def complete_nowait(self, result: Mapping[str, object] | None = None) -> None: ...
-    def fail_nowait(self, result: Mapping[str, object] | None = None) -> None: ...
-    def cancel_nowait(self) -> None: ...
+    def complete_nowait(
+        self, result: Mapping[str, object] | None = None, *, timestamp: datetime | None = None
+    ) -> None: ...
+    def fail_nowait(
+        self, result: Mapping[str, object] | None = None, *, timestamp: datetime | None = None
+    ) -> None: ...
+    def cancel_nowait(self, *, timestamp: datetime | None = None) -> None: ...
 
     def __enter__(self) -> Self:
         self._outer = _disabled.get()

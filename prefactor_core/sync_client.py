@@ -150,6 +150,7 @@ class SyncPrefactorClient:
     agent_instance = _entering(create_agent_instance)
     create_span = _direct(PrefactorCoreClient.create_span_nowait)
     finish_span = _direct(PrefactorCoreClient.finish_span_nowait)
+    record_quality = _direct(PrefactorCoreClient.record_quality_nowait)
     span = _direct(PrefactorCoreClient.span)
     statistics = _direct(PrefactorCoreClient.statistics)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import anyio
+import httpx
 import msgspec
 
 from prefactor_core import (
@@ -88,6 +89,7 @@ def _items_of(call: Call) -> list[Call]:
     paths = {
         "agent_instances/start": "agent_instance/{agent_instance_id}/start",
         "agent_instances/finish": "agent_instance/{agent_instance_id}/finish",
+        "agent_instances/record_quality": "agent_instance/{agent_instance_id}/record_quality",
         "agent_spans/create": "agent_spans",
         "agent_spans/finish": "agent_spans/{agent_span_id}/finish",
     }
@@ -309,6 +311,14 @@ async def stored_runs(app: AsgiApp, agent_id: str = "tested-agent") -> list[Stor
         ]
     # By time: ids made within one millisecond are in no order.
     return sorted(runs, key=lambda run: run.started_at or "")
+
+
+async def stored_quality(app: AsgiApp, run_id: str) -> Any:
+    """The quality payloads of a run, by name."""
+    transport = httpx.ASGITransport(_behind(app))
+    async with httpx.AsyncClient(transport=transport, base_url="http://api/api/v1/") as http:
+        answer = await http.get(f"agent_instance/{run_id}")
+    return answer.json()["details"]["quality_payloads"]
 
 
 async def stored_run(app: AsgiApp) -> StoredRun:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import anyio
 from anyio.from_thread import start_blocking_portal
-from harness import StoredRun, make_config, stored_runs
+from harness import StoredRun, make_config, stored_quality, stored_runs
 
 from prefactor_core import PrefactorCoreClient, Statistics, open_prefactor
 from prefactor_core.local import Faults, open_local_prefactor
@@ -21,7 +21,8 @@ class Host:
     """One task that has a client open, before a strict API in memory, and does what it is told.
 
     All is done in one context, so that open spans stand around what comes later. ``faults``
-    are those of the API, and may be changed.
+    are those of the API, and may be changed. ``quality``: what is stored of that in the end, by
+    run.
     """
 
     client: PrefactorCoreClient
@@ -50,7 +51,9 @@ class Host:
             for name in Faults.__struct_fields__:
                 setattr(self.faults, name, getattr(Faults(), name))
             self.refusals = dict(app.refusals)
-            return self.client.statistics(), await stored_runs(app)
+            runs = await stored_runs(app)
+            self.quality = {run.id: await stored_quality(app, run.id) for run in runs}
+            return self.client.statistics(), runs
 
     def do(self, action: Callable[[], Awaitable[T]]) -> T:
         """What ``action`` gives, done by the task."""

@@ -31,6 +31,7 @@ from prefactor_core.operations import (
     FinishSpan,
     Operation,
     OperationType,
+    RecordQuality,
     RegisterAgentInstance,
     StartAgentInstance,
     UpdateSpanPayload,
@@ -120,6 +121,16 @@ def update(span: str, run: str = "run") -> UpdateSpanPayload:
         idempotency_key=idempotency_key(span, "update"),
         instance_id=run,
         span_id=span,
+        payload=Raw(b"{}"),
+    )
+
+
+def quality(name: str, run: str = "run", key: str = "") -> RecordQuality:
+    return RecordQuality(
+        timestamp=NOON,
+        idempotency_key=key or f"{run}-{name}",
+        instance_id=run,
+        name=name,
         payload=Raw(b"{}"),
     )
 
@@ -445,6 +456,7 @@ class StrictApi:
         self.active: set[str] = set()
         self.finished: set[str] = set()
         self.spans: dict[str, StoredSpan] = {}
+        self.quality: dict[tuple[str, str], str] = {}
         self.done = 0
         self.done_keys: set[str] = set()
 
@@ -454,7 +466,7 @@ class StrictApi:
         self.done_keys.add(operation.idempotency_key)
         self.done += parcel.count
         run = operation.instance_id
-        assert run not in self.finished
+        assert run not in self.finished or isinstance(operation, RecordQuality)
         match operation:
             case RegisterAgentInstance():
                 assert run not in self.registered
@@ -487,6 +499,9 @@ class StrictApi:
                     assert operation.status is SpanStatus.CANCELLED
                 span.status, span.finished = operation.status, operation.timestamp
                 span.result = _bytes(operation.result_payload)
+            case RecordQuality():
+                assert run in self.registered
+                self.quality[run, operation.name] = operation.idempotency_key
             case UpdateSpanPayload():
                 raise AssertionError("the API has no such call")
 
@@ -499,7 +514,10 @@ LIMITS = st.one_of(st.integers(1, 6), st.just(EVERYTHING))
 SIZES = st.one_of(st.integers(1, 4 * ENVELOPE_SIZE), st.just(EVERYTHING))
 # Never a registration: that goes alone anyway.
 ALONE = st.frozensets(
-    st.sampled_from([OperationType.CREATE_SPAN, OperationType.FINISH_SPAN]), max_size=1
+    st.sampled_from(
+        [OperationType.CREATE_SPAN, OperationType.FINISH_SPAN, OperationType.RECORD_QUALITY]
+    ),
+    max_size=1,
 ) | st.just(frozenset(OperationType))
 
 
@@ -518,6 +536,8 @@ class Deliveries(RuleBasedStateMachine):
         self.now = NOON
         self.spans: dict[str, ModelSpan] = {}
         self.results: dict[str, bytes | UnsetType] = {}
+        # The last of each name, by its key.
+        self.quality: dict[tuple[str, str], str] = {}
 
     # Recording, in the order in which a client does it
 
@@ -597,6 +617,13 @@ class Deliveries(RuleBasedStateMachine):
         active = [(r, s) for r in self.runs for s in r.spans if s.status is SpanStatus.ACTIVE]
         if active:
             self.end(*data.draw(st.sampled_from(active)), status, result)
+
+    @rule(data=st.data(), name=st.sampled_from(["accuracy", "cost"]))
+    def tell_quality(self, data: st.DataObject, name: str) -> None:
+        # Also of a run that has not begun, or has ended.
+        run = data.draw(st.sampled_from(self.runs))
+        self.quality[run.id, name] = key = f"quality-{self.recorded}"
+        self.record(quality(name, run.id, key))
 
     @rule(data=st.data(), now=st.sampled_from([False, False, False, True]))
     def end_run(self, data: st.DataObject, now: bool) -> None:
@@ -711,7 +738,15 @@ class Deliveries(RuleBasedStateMachine):
         one, two = on.operation, other.operation
         if one.instance_id != two.instance_id:
             return False
-        if other is on or isinstance(one, RegisterAgentInstance | StartAgentInstance):
+        if other is on:
+            return True
+        if isinstance(two, RecordQuality):
+            return isinstance(one, RegisterAgentInstance) or (
+                isinstance(one, RecordQuality) and one.name == two.name
+            )
+        if isinstance(one, RecordQuality):
+            return False
+        if isinstance(one, RegisterAgentInstance | StartAgentInstance):
             return True
         if not isinstance(two, CreateSpan | FinishSpan):
             return True
@@ -762,6 +797,7 @@ class Deliveries(RuleBasedStateMachine):
         assert (len(self.backlog), self.backlog.operations) == (0, 0)
         assert request_of(self.backlog) == []
         assert self.api.finished == {run.id for run in self.runs}
+        assert self.api.quality == self.quality
         recorded = {
             span.id: (span.parent.id if span.parent else None, span.status, self.results[span.id])
             for span in self.spans.values()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import anyio
 import pytest
@@ -23,6 +24,17 @@ from prefactor_core import AgentInstanceHandle, SpanContext
 
 LOST_ANSWERS_ARE_HARMLESS = {"unavailable", "rate_limited", "payload_too_large"}
 """What may be refused: the rest would be a step out of order or a second effect."""
+
+
+SCHEMA = {"type": "object"}
+JUDGED = {
+    **AGENT,
+    "agent_schema_version": {
+        "external_identifier": "judged",
+        "span_schemas": {"agent:run": SCHEMA},
+        "quality_schemas": [{"name": name, "schema": SCHEMA} for name in ("accuracy", "cost")],
+    },
+}
 
 
 @dataclass(eq=False)
@@ -48,7 +60,7 @@ class Deliveries(RuleBasedStateMachine):
         workers=st.sampled_from([1, 3]),
         room=st.sampled_from([5, 40, 200_000]),
         given_ids=st.booleans(),
-        bulk=st.sampled_from([None, [], ["agent_spans/create"]]),
+        bulk=st.sampled_from([None, None, [], ["agent_spans/create"]]),
     )
     def open_client(
         self, batch: int, workers: int, room: int, given_ids: bool, bulk: list[str] | None
@@ -70,10 +82,13 @@ class Deliveries(RuleBasedStateMachine):
         self.host.faults.bulk_types = bulk
         self.handles: list[AgentInstanceHandle] = []
         self.recorded: list[Recorded] = []
+        # What counts, by run and name; and how many calls of these were dropped.
+        self.quality: dict[AgentInstanceHandle, dict[str, Any]] = {}
+        self.dropped_quality = 0
 
     @rule(target=runs)
     def begin_run(self) -> AgentInstanceHandle:
-        handle = self.host.do(lambda: self.host.client.create_agent_instance(**AGENT))
+        handle = self.host.do(lambda: self.host.client.create_agent_instance(**JUDGED))
         self.host.do(handle.start)
         self.handles.append(handle)
         return handle
@@ -95,6 +110,28 @@ class Deliveries(RuleBasedStateMachine):
     @rule(target=spans, instance=runs, size=st.integers(0, 300), times=st.integers(1, 5))
     def open_span(self, instance: AgentInstanceHandle, size: int, times: int) -> Recorded:
         return [self._open(instance, None, size) for _ in range(times)][-1]
+
+    @rule(
+        instance=runs,
+        name=st.sampled_from(["accuracy", "cost"]),
+        payload=st.none() | st.fixed_dictionaries({"score": st.integers(0, 9)}),
+        by_handle=st.booleans(),
+    )
+    def tell_quality(
+        self, instance: AgentInstanceHandle, name: str, payload: Any, by_handle: bool
+    ) -> None:
+        async def tell() -> bool:
+            lost = self.host.client.statistics().lost
+            if by_handle:
+                await instance.record_quality(name, payload)
+            else:
+                await self.host.client.record_quality(instance.id, name, payload)
+            return self.host.client.statistics().lost == lost
+
+        if self.host.do(tell):
+            self.quality.setdefault(instance, {})[name] = payload
+        else:
+            self.dropped_quality += 1
 
     @rule(span=spans)
     def start(self, span: Recorded) -> None:
@@ -150,13 +187,16 @@ class Deliveries(RuleBasedStateMachine):
             return
         self.change_weather(0.0, 503, 0.0, None)
         statistics, runs = self.host.end()
+        for handle, payloads in self.quality.items():
+            expected = {name: payload for name, payload in payloads.items() if payload is not None}
+            assert self.host.quality[handle.id] == expected
         assert set(statistics.dropped) <= {"full"}, statistics
         stored = {span.id: span for run in runs for span in run.spans.values()}
         assert len(runs) == len(self.handles)
         assert {run.id for run in runs} == {handle.id for handle in self.handles}
         assert all(run.finished_at is not None for run in runs)
         # Each once; what was dropped, as a whole.
-        assert len(stored) == len(self.recorded) - statistics.lost
+        assert len(stored) == len(self.recorded) + self.dropped_quality - statistics.lost
         for recorded in self.recorded:
             span = stored.get(recorded.context.id)
             if span is None:

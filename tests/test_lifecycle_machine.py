@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import anyio
@@ -27,6 +28,7 @@ from hypothesis.stateful import (
 from prefactor_core import (
     AgentInstanceHandle,
     PrefactorCoreClient,
+    PrefactorValueError,
     SpanContext,
     SpanContextStack,
     Statistics,
@@ -37,6 +39,8 @@ T = TypeVar("T")
 
 NAMES = st.sampled_from(["agent:run", "agent:llm", "agent:tool"])
 PAYLOADS = st.dictionaries(st.sampled_from("abc"), st.integers(0, 9), max_size=2)
+PAST = datetime(2020, 1, 1, tzinfo=UTC)
+TIMES = st.none() | st.sampled_from([PAST + timedelta(hours=hour) for hour in range(3)])
 OUTCOMES = {"complete": "complete", "fail": "failed", "finish": "complete"}
 
 
@@ -95,6 +99,9 @@ class ModelSpan:
     status: str = "entered"
     skipped: bool = False
     result: dict[str, Any] = field(default_factory=dict)
+    # As far as they were given.
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
 
     @property
     def ended(self) -> bool:
@@ -104,6 +111,12 @@ class ModelSpan:
         if self.status == "entered":
             self.know_parent()
             self.status = "active"
+
+    def cannot_end(self, at: datetime | None) -> bool:
+        """Whether that would be before its start; what is not given is later than all that is."""
+        if at is None or self.ended:
+            return False
+        return self.started_at is None or at < self.started_at
 
     def know_parent(self) -> None:
         """Ancestors that are open become known first."""
@@ -151,11 +164,13 @@ class Lifecycles(RuleBasedStateMachine):
     def open_below(self, name: str, payload: dict[str, int], parent: ModelSpan) -> ModelSpan:
         return self.open(name, payload, parent)
 
-    @rule(span=spans, payload=st.none() | PAYLOADS)
-    def start(self, span: ModelSpan, payload: dict[str, int] | None) -> None:
-        self.host.do(lambda: span.context.start(payload))
-        if span.status == "entered" and payload is not None:
-            span.payload = payload
+    @rule(span=spans, payload=st.none() | PAYLOADS, at=TIMES)
+    def start(self, span: ModelSpan, payload: dict[str, int] | None, at: datetime | None) -> None:
+        self.host.do(lambda: span.context.start(payload, started_at=at))
+        if span.status == "entered":
+            span.started_at = at
+            if payload is not None:
+                span.payload = payload
         span.start()
 
     @rule(span=spans, data=PAYLOADS)
@@ -164,9 +179,20 @@ class Lifecycles(RuleBasedStateMachine):
         if not span.ended:
             span.result.update(data)
 
-    @rule(span=spans, way=st.sampled_from(["complete", "fail"]), result=PAYLOADS)
-    def end_with_result(self, span: ModelSpan, way: str, result: dict[str, int]) -> None:
-        self.host.do(lambda: getattr(span.context, way)(result))
+    @rule(span=spans, way=st.sampled_from(["complete", "fail"]), result=PAYLOADS, at=TIMES)
+    def end_with_result(
+        self, span: ModelSpan, way: str, result: dict[str, int], at: datetime | None
+    ) -> None:
+        async def end() -> None:
+            await getattr(span.context, way)(result, timestamp=at)
+
+        if span.cannot_end(at):
+            with pytest.raises(PrefactorValueError, match="before the start"):
+                self.host.do(end)
+            return
+        self.host.do(end)
+        if not span.ended:
+            span.finished_at = at
         span.end(OUTCOMES[way], result)
 
     @rule(span=spans)
@@ -174,9 +200,19 @@ class Lifecycles(RuleBasedStateMachine):
         self.host.do(span.context.finish)
         span.end("complete")
 
-    @rule(span=spans)
-    def cancel(self, span: ModelSpan) -> None:
-        self.host.do(span.context.cancel)
+    @rule(span=spans, at=TIMES)
+    def cancel(self, span: ModelSpan, at: datetime | None) -> None:
+        async def cancel() -> None:
+            await span.context.cancel(timestamp=at)
+
+        # What was skipped never began.
+        if span.status == "active" and span.cannot_end(at):
+            with pytest.raises(PrefactorValueError, match="before the start"):
+                self.host.do(cancel)
+            return
+        self.host.do(cancel)
+        if not span.ended:
+            span.finished_at = at
         if span.status == "entered":
             span.know_parent()
             span.skipped = True
@@ -238,6 +274,15 @@ class Lifecycles(RuleBasedStateMachine):
             self.end_run("complete" if began else "cancelled")
         assert statistics.lost == 0, statistics
         assert run.status == self.run_status
+        for model in self.model:
+            span = run.spans[model.context.id]
+            started, finished = (
+                at and datetime.fromisoformat(at) for at in (span.started_at, span.finished_at)
+            )
+            assert model.started_at in (None, started)
+            assert model.finished_at in (None, finished)
+            assert finished
+            assert not started or started <= finished
         stored = {
             span.id: (
                 span.name,

@@ -6,10 +6,12 @@ import asyncio
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import anyio
@@ -436,6 +438,28 @@ def test_ctrl_c_that_trio_raises_in_a_worker_ends_the_body_and_leaves_as_itself(
             assert run.shape == ("cancelled", [("agent:run", "cancelled", [])])
 
     anyio.run(main, backend="trio")
+
+
+def test_ctrl_c_that_trio_raises_as_a_worker_ends_leaves_as_itself() -> None:
+    def interrupt(frame: FrameType, event: str, argument: object) -> None:
+        if event == "return" and frame.f_code is Workers._work.__code__ and ending:
+            sys.setprofile(None)
+            signal.raise_signal(signal.SIGINT)
+
+    async def main() -> None:
+        async def handle(item: int) -> None: ...
+
+        async with TaskExecutor(InMemoryQueue[int](), handle, num_workers=2):
+            await anyio.wait_all_tasks_blocked()
+            ending.append(True)
+
+    ending: list[bool] = []
+    sys.setprofile(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            anyio.run(main, backend="trio")
+    finally:
+        sys.setprofile(None)
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

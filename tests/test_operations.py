@@ -16,6 +16,7 @@ from prefactor_core.operations import (
     FinishSpan,
     Operation,
     OperationType,
+    RecordQuality,
     RegisterAgentInstance,
     StartAgentInstance,
     UpdateSpanPayload,
@@ -44,6 +45,7 @@ REQUIRED: dict[type[Any], dict[str, Any]] = {
     },
     FinishSpan: {**SPAN, "status": SpanStatus.CANCELLED},
     UpdateSpanPayload: {**SPAN, "payload": Raw(b"{}")},
+    RecordQuality: {"instance_id": "i" * 32, "name": "accuracy", "payload": Raw(b'{"score":1}')},
 }
 OPTIONAL: dict[type[Any], dict[str, Any]] = {
     RegisterAgentInstance: {
@@ -80,6 +82,7 @@ def test_the_values_of_the_types_are_those_of_the_first_version() -> None:
         "CREATE_SPAN": 4,
         "FINISH_SPAN": 5,
         "UPDATE_SPAN_PAYLOAD": 6,
+        "RECORD_QUALITY": 7,
     }
 
 

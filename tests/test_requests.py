@@ -18,6 +18,7 @@ from prefactor_core.operations import (
     FinishSpan,
     Operation,
     OperationType,
+    RecordQuality,
     RegisterAgentInstance,
     StartAgentInstance,
     UpdateSpanPayload,
@@ -36,6 +37,16 @@ UPDATE = UpdateSpanPayload(
     span_id="span",
     payload=Raw(b"{}"),
 )
+
+
+QUALITY = RecordQuality(
+    timestamp=AT,
+    idempotency_key="a-key-of-its-own",
+    instance_id="run",
+    name="accuracy",
+    payload=Raw(b'{"score":0.5}'),
+)
+REMOVED = msgspec.structs.replace(QUALITY, payload=Raw(b"null"))
 
 
 def register(**own: Any) -> RegisterAgentInstance:
@@ -121,6 +132,16 @@ SINGLE: list[tuple[Operation, str, bytes]] = [
         ),
     ),
     (
+        QUALITY,
+        "agent_instance/run/record_quality",
+        b'{"name":"accuracy","payload":{"score":0.5},"idempotency_key":"a-key-of-its-own"}',
+    ),
+    (
+        REMOVED,
+        "agent_instance/run/record_quality",
+        b'{"name":"accuracy","payload":null,"idempotency_key":"a-key-of-its-own"}',
+    ),
+    (
         create(),
         "agent_spans",
         (
@@ -180,6 +201,14 @@ ITEMS: list[tuple[Operation, bytes]] = [
         (
             b'{"_type":"agent_instances/finish","status":"failed",'
             b'"timestamp":"2026-07-20T12:00:00.123456Z","idempotency_key":"run-finish",'
+            b'"agent_instance_id":"run"}'
+        ),
+    ),
+    (
+        QUALITY,
+        (
+            b'{"_type":"agent_instances/record_quality","name":"accuracy",'
+            b'"payload":{"score":0.5},"idempotency_key":"a-key-of-its-own",'
             b'"agent_instance_id":"run"}'
         ),
     ),

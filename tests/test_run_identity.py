@@ -31,6 +31,7 @@ from prefactor_core.operations import (
     FinishAgentInstance,
     FinishSpan,
     Operation,
+    RecordQuality,
     RegisterAgentInstance,
     StartAgentInstance,
     UpdateSpanPayload,
@@ -361,16 +362,54 @@ def test_a_run_of_another_client_is_kept_once_there_is_something_to_remember() -
     assert identities.of(foreign).reason_lost(end(lost, foreign)) == "refused"
 
 
+def quality(run: str) -> RecordQuality:
+    return RecordQuality(
+        timestamp=NOON,
+        idempotency_key="a-key-of-its-own",
+        instance_id=run,
+        name="accuracy",
+        payload=Raw(b"{}"),
+    )
+
+
 def identities_alive() -> int:
     gc.collect()
     return sum(type(thing) is RunIdentity for thing in gc.get_objects())
 
 
 def test_a_run_that_is_forgotten_leaves_nothing_behind() -> None:
+    identities = Identities()
+    run = identities.add(generate(3))
+    identities.keep(run)
+    identities.forget(run.recorded_id)
+    assert not [text for text in texts_kept_by(identities) if pfid.is_pfid(text)]
+
+
+def test_what_is_said_of_a_run_after_its_end_is_for_the_id_that_the_api_knows() -> None:
+    identities = Identities()
+    recorded, known = generate(0), generate(7)
+    identities.add(recorded)
+    identities.registered(recorded, known)
+    identities.forget(recorded)
+    for id_ in (recorded, known):
+        run = identities.of(id_)
+        assert (run.recorded_id, run.addressed(quality(recorded)).instance_id) == (recorded, known)
+
+
+def test_what_is_said_of_a_lost_run_after_its_end_is_lost_with_it() -> None:
+    identities = Identities()
+    recorded = generate(0)
+    identities.add(recorded).lost = "refused"
+    identities.forget(recorded)
+    assert identities.of(recorded).reason_lost(quality(recorded)) == "refused"
+
+
+def test_of_forgotten_runs_with_another_id_a_bounded_number_keeps_that_and_nothing_else() -> None:
     before = identities_alive()
     identities = Identities()
     texts: set[str] = set()
-    for number in range(50):
+    last: list[str] = []
+    for number in range(700):
         recorded, known, made, api_id = (generate(number) for _ in range(4))
         lost = generate(0)
         run = identities.add(recorded)
@@ -381,9 +420,10 @@ def test_a_run_that_is_forgotten_leaves_nothing_behind() -> None:
         assert {recorded, known, lost, made, api_id} <= texts_kept_by(identities)
         texts |= {recorded, known, lost, made, api_id}
         identities.forget(recorded)
+        last += recorded, known
         del run
-    assert not texts_kept_by(identities) & texts
-    assert identities_alive() == before
+    assert texts_kept_by(identities) & texts == set(last[-1_000:])
+    assert identities_alive() == before + 500
 
 
 class Client(RuleBasedStateMachine):
@@ -396,6 +436,7 @@ class Client(RuleBasedStateMachine):
         self.identities = Identities()
         self.made = 0
         self.open: dict[str, RunIdentity] = {}
+        self.renamed: dict[str, RunIdentity] = {}
 
     def new_id(self) -> str:
         self.made += 1
@@ -418,6 +459,8 @@ class Client(RuleBasedStateMachine):
     def forget(self, run: RunIdentity) -> None:
         self.identities.forget(run.recorded_id)
         self.open = {id_: other for id_, other in self.open.items() if other is not run}
+        if run.id != run.recorded_id:
+            self.renamed[run.recorded_id] = self.renamed[run.id] = run
 
     @rule()
     def forget_a_run_of_another_client(self) -> None:
@@ -425,9 +468,10 @@ class Client(RuleBasedStateMachine):
 
     @invariant()
     def every_id_finds_its_run_and_no_other_is_held(self) -> None:
-        assert all(self.identities.of(id_) is run for id_, run in self.open.items())
+        known = self.open | self.renamed
+        assert all(self.identities.of(id_) is run for id_, run in known.items())
         ids = {text for text in texts_kept_by(self.identities) if pfid.is_pfid(text)}
-        assert ids == self.open.keys()
+        assert ids == known.keys()
 
 
 def test_whatever_comes_and_goes_each_id_finds_its_run() -> None:

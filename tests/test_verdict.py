@@ -32,6 +32,7 @@ from prefactor_core.operations import (
     FinishSpan,
     Operation,
     OperationType,
+    RecordQuality,
     RegisterAgentInstance,
     StartAgentInstance,
     UpdateSpanPayload,
@@ -55,6 +56,7 @@ OPERATIONS: list[Operation] = [
     ),
     FinishSpan(**COMMON, span_id="span", status=SpanStatus.COMPLETE),
     UpdateSpanPayload(**COMMON, span_id="span", payload=Raw(b"{}")),
+    RecordQuality(**COMMON, name="accuracy", payload=Raw(b"{}")),
 ]
 FINISHES = {OperationType.FINISH_AGENT_INSTANCE, OperationType.FINISH_SPAN}
 

@@ -33,6 +33,7 @@ from prefactor_core.operations import (
     FinishAgentInstance,
     FinishSpan,
     Operation,
+    RecordQuality,
     RegisterAgentInstance,
     StartAgentInstance,
 )
@@ -121,6 +122,11 @@ class ApiClient:
         self, operation: FinishAgentInstance
     ) -> Details[AgentInstanceAnswer]:
         """A run ends."""
+        path, body = requests.single(operation)
+        return await self._call("POST", path, Details[AgentInstanceAnswer], body)
+
+    async def record_quality(self, operation: RecordQuality) -> Details[AgentInstanceAnswer]:
+        """A named quality payload of a run is set, or removed."""
         path, body = requests.single(operation)
         return await self._call("POST", path, Details[AgentInstanceAnswer], body)
 

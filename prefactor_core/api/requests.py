@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from typing import Final
 
 from msgspec import UNSET, Raw, Struct, UnsetType
 
@@ -18,9 +19,14 @@ from prefactor_core.operations import (
     FinishSpan,
     Operation,
     Purpose,
+    RecordQuality,
     RegisterAgentInstance,
     StartAgentInstance,
 )
+
+# The key of a tagged value as msgspec writes it. Inside of a text its quotes would be escaped, so
+# it is not found where somebody has merely written about it.
+_SENSITIVE: Final = b'"$sensitive":'
 
 
 class _Register(Struct, kw_only=True, omit_defaults=True):
@@ -46,6 +52,12 @@ class _FinishInstance(Struct, kw_only=True):
     idempotency_key: str
 
 
+class _Quality(Struct, kw_only=True):
+    name: str
+    payload: Raw
+    idempotency_key: str
+
+
 class _Terminate(Struct, kw_only=True):
     reason: str
     idempotency_key: str
@@ -63,6 +75,7 @@ class _SpanDetails(Struct, kw_only=True, omit_defaults=True):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     result_payload: Raw | UnsetType = UNSET
+    sensitive_encoding: bool = False
 
 
 class _Create(Struct, kw_only=True):
@@ -70,11 +83,12 @@ class _Create(Struct, kw_only=True):
     idempotency_key: str
 
 
-class _FinishSpan(Struct, kw_only=True):
+class _FinishSpan(Struct, kw_only=True, omit_defaults=True):
     status: SpanStatus
     timestamp: datetime
     idempotency_key: str
     result_payload: Raw | UnsetType = UNSET
+    sensitive_encoding: bool = False
 
 
 class _StartItem(_Start, kw_only=True, tag_field="_type", tag="agent_instances/start"):
@@ -84,6 +98,10 @@ class _StartItem(_Start, kw_only=True, tag_field="_type", tag="agent_instances/s
 class _FinishInstanceItem(
     _FinishInstance, kw_only=True, tag_field="_type", tag="agent_instances/finish"
 ):
+    agent_instance_id: str
+
+
+class _QualityItem(_Quality, kw_only=True, tag_field="_type", tag="agent_instances/record_quality"):
     agent_instance_id: str
 
 
@@ -116,6 +134,7 @@ def single(operation: Operation, *, given_id: bool = True) -> tuple[str, Struct]
                 timestamp=operation.timestamp,
                 idempotency_key=operation.idempotency_key,
                 result_payload=operation.result_payload,
+                sensitive_encoding=_has_tags(operation.result_payload),
             )
         case StartAgentInstance():
             return f"agent_instance/{operation.instance_id}/start", _Start(
@@ -125,6 +144,12 @@ def single(operation: Operation, *, given_id: bool = True) -> tuple[str, Struct]
             return f"agent_instance/{operation.instance_id}/finish", _FinishInstance(
                 status=operation.status,
                 timestamp=operation.timestamp,
+                idempotency_key=operation.idempotency_key,
+            )
+        case RecordQuality():
+            return f"agent_instance/{operation.instance_id}/record_quality", _Quality(
+                name=operation.name,
+                payload=operation.payload,
                 idempotency_key=operation.idempotency_key,
             )
         case RegisterAgentInstance(agent_version=version, runtime_environment=environment):
@@ -174,6 +199,7 @@ def _item(operation: Operation, given_id: bool) -> Struct:
                 timestamp=operation.timestamp,
                 idempotency_key=key,
                 result_payload=operation.result_payload,
+                sensitive_encoding=_has_tags(operation.result_payload),
             )
         case StartAgentInstance():
             return _StartItem(
@@ -186,6 +212,13 @@ def _item(operation: Operation, given_id: bool) -> Struct:
                 agent_instance_id=operation.instance_id,
                 status=operation.status,
                 timestamp=operation.timestamp,
+                idempotency_key=key,
+            )
+        case RecordQuality():
+            return _QualityItem(
+                agent_instance_id=operation.instance_id,
+                name=operation.name,
+                payload=operation.payload,
                 idempotency_key=key,
             )
         case _:
@@ -203,5 +236,11 @@ def _span_details(operation: CreateSpan, given_id: bool) -> _SpanDetails:
         started_at=None if operation.status is SpanStatus.PENDING else operation.timestamp,
         finished_at=operation.finished_at,
         result_payload=operation.result_payload,
+        sensitive_encoding=_has_tags(operation.payload) or _has_tags(operation.result_payload),
         idempotency_key=operation.idempotency_key,
     )
+
+
+def _has_tags(payload: Raw | UnsetType) -> bool:
+    """Whether values in ``payload`` are marked as sensitive (API.md section 8)."""
+    return payload is not UNSET and _SENSITIVE in bytes(payload)

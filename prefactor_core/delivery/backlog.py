@@ -16,6 +16,7 @@ from prefactor_core.operations import (
     FinishSpan,
     Operation,
     OperationType,
+    RecordQuality,
     RegisterAgentInstance,
     StartAgentInstance,
 )
@@ -166,10 +167,26 @@ def independent_of(aside: Sequence[Parcel], waiting: Iterable[Parcel]) -> list[P
 
     Dependent are: on a span's start, its finish and its children, and on their starts again;
     on anything of a run, its finish; on the registration or the start of a run, all of it.
+    Not so its quality: that depends on the registration, and on what was told before it under
+    the same name; and nothing else on it.
     What those aside depend on themselves must have been settled before.
     """
     left = {id(parcel) for parcel in aside}
-    touched_runs = {parcel.operation.instance_id for parcel in aside}
+    quality = {
+        (parcel.operation.instance_id, parcel.operation.name)
+        for parcel in aside
+        if isinstance(parcel.operation, RecordQuality)
+    }
+    unregistered = {
+        parcel.operation.instance_id
+        for parcel in aside
+        if isinstance(parcel.operation, RegisterAgentInstance)
+    }
+    touched_runs = {
+        parcel.operation.instance_id
+        for parcel in aside
+        if not isinstance(parcel.operation, RecordQuality)
+    }
     whole_runs = {
         parcel.operation.instance_id
         for parcel in aside
@@ -183,7 +200,13 @@ def independent_of(aside: Sequence[Parcel], waiting: Iterable[Parcel]) -> list[P
         operation = parcel.operation
         if id(parcel) in left:
             continue
-        if operation.instance_id not in touched_runs:
+        if isinstance(operation, RecordQuality):
+            if operation.instance_id in unregistered or (
+                (operation.instance_id, operation.name) in quality
+            ):
+                continue
+            independent.append(parcel)
+        elif operation.instance_id not in touched_runs:
             independent.append(parcel)
         elif (
             operation.instance_id in whole_runs

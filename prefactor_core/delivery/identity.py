@@ -19,6 +19,7 @@ from prefactor_core.operations import (
     FinishAgentInstance,
     FinishSpan,
     Operation,
+    RecordQuality,
     StartAgentInstance,
 )
 from prefactor_core.termination import Termination
@@ -26,6 +27,7 @@ from prefactor_core.termination import Termination
 logger = logging.getLogger("prefactor_core.delivery.identity")
 
 _NO_PARTITION = "0" * 32
+_ENDED_KEPT = 1_000
 
 
 class RunIdentity:
@@ -118,7 +120,7 @@ class RunIdentity:
                 return msgspec.structs.replace(
                     operation, instance_id=self.id, span_id=self.span_id(operation.span_id)
                 )
-            case StartAgentInstance() | FinishAgentInstance():
+            case StartAgentInstance() | FinishAgentInstance() | RecordQuality():
                 return msgspec.structs.replace(operation, instance_id=self.id)
             case _:
                 return operation
@@ -154,6 +156,9 @@ class Identities:
     def __init__(self) -> None:
         self.given_ids = True
         self._runs: dict[str, RunIdentity] = {}
+        # Ended ones of which something may still be said that an id alone does not tell. The
+        # last ones only: there may be any number.
+        self._ended: dict[str, RunIdentity] = {}
 
     def add(self, recorded_id: str, id: str | None = None) -> RunIdentity:
         """The identity of a run that is recorded as ``recorded_id`` from now on."""
@@ -171,7 +176,9 @@ class Identities:
 
     def of(self, instance_id: str) -> RunIdentity:
         """The identity of a run, by either id; one that was not added is called as it is."""
-        return self._runs.get(instance_id) or RunIdentity(instance_id)
+        return (
+            self._runs.get(instance_id) or self._ended.get(instance_id) or RunIdentity(instance_id)
+        )
 
     def open_runs(self) -> Sequence[RunIdentity]:
         """The runs that the API knows, and that neither it nor the agent has ended."""
@@ -187,8 +194,13 @@ class Identities:
         self._runs.setdefault(run.recorded_id, run)
 
     def forget(self, recorded_id: str) -> None:
-        """A run has ended, and all of it is delivered or lost."""
+        """A run has ended, and all of it is delivered or lost, but for its quality: that may be
+        recorded at any time."""
         run = self._runs.pop(recorded_id, None)
         if run is not None:
             self._runs.pop(run.id, None)
             run.forget_spans()
+            if run.id != recorded_id or run.lost is not None:
+                self._ended[recorded_id] = self._ended[run.id] = run
+                while len(self._ended) > _ENDED_KEPT:
+                    del self._ended[next(iter(self._ended))]

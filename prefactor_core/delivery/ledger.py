@@ -13,16 +13,16 @@ from prefactor_core.operations import Operation
 class Statistics(Struct, frozen=True, kw_only=True):
     """The balance of a client at one moment: accepted = delivered + pending + all dropped.
 
-    ``accepted``: operations recorded so far (starts and finishes of runs and spans; a span
-    that is first told when it has ended is one operation).
+    ``accepted``: operations recorded so far (starts and finishes of runs and spans, and each
+    ``record_quality()``; a span that is first told when it has ended is one operation).
     ``delivered``: taken by the API.
     ``pending``: waiting, or on their way. ``pending_bytes``: what they take, about.
     ``in_flight``: those of them that are in a request that has not been answered.
     ``dropped``: never to be delivered, by reason: ``refused`` (the API does not take it),
     ``retries_exhausted`` (the API failed at it again and again while it took others),
-    ``full`` (a new span met the bounds of :class:`~prefactor_core.QueueConfig`),
-    ``run_ended`` (a span that began after its run's end), ``drain_timeout`` (the scope ended
-    first), ``queue`` (the client's queue did not take it).
+    ``full`` (a new span, or what was told of a run's quality, met the bounds of
+    :class:`~prefactor_core.QueueConfig`), ``run_ended`` (a span that began after its run's end),
+    ``drain_timeout`` (the scope ended first), ``queue`` (the client's queue did not take it).
     ``requests``: requests sent. ``retries``: those that failed, and whose operations are
     sent again.
     ``merged``: finishes of spans that were sent together with their start, as one.

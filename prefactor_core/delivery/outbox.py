@@ -16,7 +16,7 @@ from prefactor_core.delivery.ledger import Ledger
 from prefactor_core.delivery.payloads import without_payload
 from prefactor_core.home import Home
 from prefactor_core.log import log
-from prefactor_core.operations import CreateSpan, FinishSpan, Operation
+from prefactor_core.operations import CreateSpan, FinishSpan, Operation, RecordQuality
 from prefactor_core.queue.base import Queue
 
 logger = logging.getLogger("prefactor_core.delivery.outbox")
@@ -81,8 +81,8 @@ class Outbox:
         """Accept an operation and queue it; whether it was taken.
 
         When the outbox is full, a new span is dropped, unless it has waited for its place; and
-        always if it is ``late``: its run has ended. Whatever belongs to what was taken before is
-        taken.
+        always if it is ``late``: its run has ended. So is what is told of a run's quality.
+        Whatever belongs to what was taken before is taken.
         """
         if late:
             if has_place:
@@ -91,7 +91,7 @@ class Outbox:
             message = "a span began in agent instance %s, which has ended"
             self._warn_of_loss("run_ended", message, operation.instance_id)
             return False
-        if self.full and not has_place and isinstance(operation, CreateSpan):
+        if self.full and not has_place and isinstance(operation, CreateSpan | RecordQuality):
             self._ledger.turn_away("full")
             self._warn_of_loss(
                 "full",

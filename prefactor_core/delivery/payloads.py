@@ -6,12 +6,12 @@ import msgspec
 from msgspec import UNSET
 
 from prefactor_core.capture import EMPTY, truncated
-from prefactor_core.operations import CreateSpan, FinishSpan, Operation
+from prefactor_core.operations import CreateSpan, FinishSpan, Operation, RecordQuality
 
 
 def without_payload(operation: Operation) -> Operation | None:
     """The operation with its larger payload replaced by a marker; None if none is large."""
-    payload = operation.payload if isinstance(operation, CreateSpan) else EMPTY
+    payload = operation.payload if isinstance(operation, CreateSpan | RecordQuality) else EMPTY
     result = operation.result_payload if isinstance(operation, CreateSpan | FinishSpan) else UNSET
     sizes = {"payload": len(payload), "result_payload": 0 if result is UNSET else len(result)}
     largest = max(sizes, key=sizes.__getitem__)

@@ -28,6 +28,7 @@ from prefactor_core.operations import (
     FinishSpan,
     Operation,
     OperationType,
+    RecordQuality,
     RegisterAgentInstance,
     StartAgentInstance,
     UpdateSpanPayload,
@@ -318,6 +319,8 @@ class Sender:
                 return None, (await self._api.start_agent_instance(operation)).control
             case FinishAgentInstance():
                 return None, (await self._api.finish_agent_instance(operation)).control
+            case RecordQuality():
+                return None, (await self._api.record_quality(operation)).control
             case RegisterAgentInstance():
                 registered = await self._api.register_agent_instance(operation)
                 return registered.details.id, registered.control
@@ -405,4 +408,6 @@ def _name(operation: Operation) -> str:
     name = operation.type.name
     if isinstance(operation, CreateSpan):
         return f"{name} of the {operation.schema_name!r} span {operation.span_id}"
+    if isinstance(operation, RecordQuality):
+        return f"{name} of {operation.name!r} in {operation.instance_id}"
     return f"{name} of {operation.instance_id}"

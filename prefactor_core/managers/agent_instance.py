@@ -155,26 +155,32 @@ class AgentInstanceManager:
         )
         return identity.id
 
-    def start(self, instance_id: str) -> None:
-        """The run begins now; nothing if it has begun already."""
-        self._move(self._find(instance_id), InstanceStatus.ACTIVE)
+    def start(self, instance_id: str, *, at: datetime | None = None) -> None:
+        """The run begins now, or ``at``; nothing if it has begun already."""
+        self._move(self._find(instance_id), InstanceStatus.ACTIVE, at)
 
-    def start_with(self, operation: CreateSpan) -> None:
+    def start_with(self, operation: CreateSpan, given: bool) -> None:
         """The run begins with its first span, ``operation``, if it has not begun.
 
-        The API gets to know a start before what was done in it. Nothing for runs that other
-        clients registered.
+        ``given``: whether the span's time comes from the caller, and counts as it is. The API
+        gets to know a start before what was done in it. Nothing for runs that other clients
+        registered.
         """
         instance = self._instances.get(operation.instance_id)
         if instance is not None and instance.status is InstanceStatus.PENDING:
-            # The span's time is that of another clock: within the run's own bounds.
-            at = max(instance.created_at, min(operation.timestamp, instance.clock.now()))
+            at = operation.timestamp
+            if not given:
+                # It is that of another clock: within the run's own bounds.
+                at = max(instance.created_at, min(at, instance.clock.now()))
             self._advance(instance, InstanceStatus.ACTIVE, at)
 
-    def finish(self, instance_id: str, status: Outcome = "complete") -> None:
-        """The run ends now. One that was not started is started first."""
+    def finish(
+        self, instance_id: str, status: Outcome = "complete", *, at: datetime | None = None
+    ) -> None:
+        """The run ends now, or ``at``, but not before its start. One that was not started is
+        started first."""
         check_outcome(status)
-        self._move(self._find(instance_id), InstanceStatus(status))
+        self._move(self._find(instance_id), InstanceStatus(status), at)
 
     def get(self, instance_id: str) -> AgentInstance:
         """The run of this id. Raises :class:`InstanceNotFoundError` if there is none."""
@@ -250,8 +256,10 @@ class AgentInstanceManager:
         # be a second run.
         return operation, None
 
-    def _move(self, instance: _OpenInstance, goal: InstanceStatus) -> None:
-        self.home.step(lambda: self._advance(instance, goal, instance.clock.now()))
+    def _move(
+        self, instance: _OpenInstance, goal: InstanceStatus, at: datetime | None = None
+    ) -> None:
+        self.home.step(lambda: self._advance(instance, goal, at or instance.clock.now()))
 
     def _advance(self, instance: _OpenInstance, goal: InstanceStatus, at: datetime) -> None:
         for call, status in instance_steps(instance.status, goal):
@@ -263,7 +271,8 @@ class AgentInstanceManager:
                     StartAgentInstance(timestamp=at, idempotency_key=key, instance_id=recorded_id)
                 )
             else:
-                instance.finished_at = at
+                # A start that was given may lie in the future.
+                instance.finished_at = at = max(at, instance.started_at or at)
                 self._enqueue(
                     FinishAgentInstance(
                         timestamp=at,

@@ -11,6 +11,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from prefactor_core import identifiers
 from prefactor_core.capture import EMPTY, Capture, fields_of, merge, with_fields
+from prefactor_core.checks import to_end
 from prefactor_core.clock import Clock
 from prefactor_core.context_stack import SpanContextStack
 from prefactor_core.delivery.identity import Identities, RunIdentity
@@ -55,7 +56,7 @@ class SpanManager:
         outbox: Outbox,
         identities: Identities,
         capture: Capture,
-        begin_run: Callable[[CreateSpan], None],
+        begin_run: Callable[[CreateSpan, bool], None],
         registry: SchemaRegistry | None = None,
     ) -> None:
         self._outbox = outbox
@@ -241,8 +242,13 @@ class SpanManager:
         self.begin(self._find(span_id), payload)
         return span_id
 
-    def begin(self, span: OpenSpan, payload: Mapping[str, object] | None = None) -> None:
-        """As :meth:`start`, of the span itself; nothing if it has ended."""
+    def begin(
+        self,
+        span: OpenSpan,
+        payload: Mapping[str, object] | None = None,
+        at: datetime | None = None,
+    ) -> None:
+        """As :meth:`start`, of the span itself, now or ``at``; nothing if it has ended."""
         if payload is not None and not self._home.is_left:
             captured = self._capture(payload)
             with self._lock:
@@ -253,7 +259,7 @@ class SpanManager:
                     span.captured = captured
             if not pending and fields_of(payload):
                 self._warn_of_late_payload(span.schema_name)
-        self._move(span, SpanStatus.ACTIVE)
+        self._move(span, SpanStatus.ACTIVE, at)
 
     def create(
         self,
@@ -273,26 +279,45 @@ class SpanManager:
         """The span is cancelled; if it had not started, as one that never did."""
         self.skip(self._find(span_id))
 
-    def skip(self, span: OpenSpan) -> None:
-        """As :meth:`cancel_unstarted`, of the span itself; nothing if it has ended."""
-        self._move(span, SpanStatus.CANCELLED, result=self._result(span))
+    def skip(self, span: OpenSpan, at: datetime | None = None) -> None:
+        """As :meth:`cancel_unstarted`, of the span itself, now or ``at``; nothing if it has
+        ended.
+
+        Raises :class:`PrefactorValueError` if that is before its start.
+        """
+        if at is not None:
+            # It need not have begun: what was skipped may have been so at any time.
+            at = to_end("timestamp", at, f"the {span.schema_name!r} span", span.started_at)
+        self._move(span, SpanStatus.CANCELLED, at, result=self._result(span))
 
     def finish(
         self,
         span_id: str,
         result_payload: Mapping[str, object] | None = None,
         status: Outcome = "complete",
+        *,
+        timestamp: datetime | None = None,
     ) -> None:
-        """The span ends now, with ``result_payload`` merged into its result.
+        """The span ends now, or at ``timestamp``, with ``result_payload`` merged into its result.
 
-        One that was not started has begun with its entering.
+        One that was not started has begun with its entering. Raises
+        :class:`PrefactorValueError` for a time that is naive, or before that.
         """
         check_outcome(status)
-        self.end(self._find(span_id), result_payload, status)
+        self.end(self._find(span_id), result_payload, status, timestamp)
 
-    def end(self, span: OpenSpan, result_payload: object, status: Outcome) -> None:
+    def end(
+        self,
+        span: OpenSpan,
+        result_payload: object,
+        status: Outcome,
+        at: datetime | None = None,
+    ) -> None:
         """As :meth:`finish`, of the span itself; nothing if it has ended."""
-        self._end(span, status, self._result(span, result_payload))
+        if at is not None:
+            start = span.started_at or span.created_at
+            at = to_end("timestamp", at, f"the {span.schema_name!r} span", start)
+        self._end(span, status, self._result(span, result_payload), at)
 
     def results_of_open(
         self, instance_id: str | None, result_payload: Mapping[str, object] | None = None
@@ -304,13 +329,18 @@ class SpanManager:
         return {span.id: self._result(span, result_payload) for span in self._open_of(instance_id)}
 
     def finish_open(
-        self, instance_id: str | None, status: Outcome, results: Mapping[str, Raw | UnsetType]
+        self,
+        instance_id: str | None,
+        status: Outcome,
+        results: Mapping[str, Raw | UnsetType],
+        at: datetime | None = None,
     ) -> None:
-        """End what is still open of an instance (None: of all), children before parents."""
+        """End what is still open of an instance (None: of all), children before parents; now, or
+        ``at``, but no span before its start."""
         with self._lock:
             for span in reversed(self._open_of(instance_id)):
                 # One that another thread has opened since the results were looked at has none.
-                self._end(span, status, results.get(span.id, UNSET))
+                self._end(span, status, results.get(span.id, UNSET), at)
 
     def _open_of(self, instance_id: str | None) -> list[OpenSpan]:
         if instance_id is None:
@@ -385,29 +415,41 @@ class SpanManager:
             merge(result, payload)
         return self._capture.result(result) if result else UNSET
 
-    def _end(self, span: OpenSpan, status: Outcome, result: Raw | UnsetType) -> None:
+    def _end(
+        self,
+        span: OpenSpan,
+        status: Outcome,
+        result: Raw | UnsetType,
+        at: datetime | None = None,
+    ) -> None:
         # Cancelled at once, it would be one that never began.
-        at = span.created_at if status == "cancelled" else None
-        self._move(span, _ENDS[status], at, result)
+        began = span.created_at if status == "cancelled" else None
+        self._move(span, _ENDS[status], at, began, result)
 
     def _move(
         self,
         span: OpenSpan,
         goal: SpanStatus,
         at: datetime | None = None,
+        began: datetime | None = None,
         result: Raw | UnsetType = UNSET,
     ) -> None:
-        """Bring the span to ``goal``, by way of its start at ``at`` if that is given."""
+        """Bring the span to ``goal``, now or ``at``; by way of its start if it ``began``."""
         if self._home.is_left:
             return  # of the process that was forked from: its span, and its to end
         # What only the span still holds ends after the lock: that may run the code of others too.
         _held = span.payload, span.result, span.context
-        self._home.step(self._advance, span, goal, at, result)
+        self._home.step(self._advance, span, goal, at, began, result)
         if goal is not SpanStatus.ACTIVE:
             SpanContextStack.remove(span)
 
     def _advance(
-        self, span: OpenSpan, goal: SpanStatus, at: datetime | None, result: Raw | UnsetType
+        self,
+        span: OpenSpan,
+        goal: SpanStatus,
+        at: datetime | None,
+        began: datetime | None,
+        result: Raw | UnsetType,
     ) -> None:
         if span.ended:
             return  # another thread was faster
@@ -415,9 +457,9 @@ class SpanManager:
         if context and context.from_result and result is not UNSET:
             # Before it is told: after that the API takes no payload.
             span.captured = with_fields(span.captured, result, context.from_result)
-        if at is not None:
-            self._operations.advance(span, SpanStatus.ACTIVE, at)
-        self._operations.advance(span, goal, span.clock.now(), result)
+        if began is not None:
+            self._operations.advance(span, SpanStatus.ACTIVE, began)
+        self._operations.advance(span, goal, at or span.clock.now(), result, at is not None)
         if goal is not SpanStatus.ACTIVE:
             # What an inherited context may still refer to is from now on a small shell.
             span.payload, span.result = {}, {}

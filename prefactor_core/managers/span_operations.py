@@ -20,11 +20,12 @@ _DROPPED_KEPT = 10_000
 class SpanOperations:
     """Makes the operations of spans, and gives them to ``outbox`` in the order of happening.
 
-    ``begin_run`` is called before a span is told. Whoever calls a method holds the lock of
+    ``begin_run`` is called before a span is told, also with whether its time was given by the
+    caller and not taken from a clock. Whoever calls a method holds the lock of
     ``outbox.home``.
     """
 
-    def __init__(self, outbox: Outbox, begin_run: Callable[[CreateSpan], None]) -> None:
+    def __init__(self, outbox: Outbox, begin_run: Callable[[CreateSpan, bool], None]) -> None:
         self._outbox = outbox
         self._begin_run = begin_run
         # Of spans that the outbox did not take: the nearest ancestor that it took, for
@@ -36,9 +37,17 @@ class SpanOperations:
         return self._dropped.get(span_id, span_id)
 
     def advance(
-        self, span: OpenSpan, goal: SpanStatus, at: datetime, result: Raw | UnsetType = UNSET
+        self,
+        span: OpenSpan,
+        goal: SpanStatus,
+        at: datetime,
+        result: Raw | UnsetType = UNSET,
+        given: bool = False,
     ) -> None:
-        """Tell what brings the span to ``goal``, and let it be there; ``result`` if it ends."""
+        """Tell what brings the span to ``goal``, and let it be there; ``result`` if it ends.
+
+        ``given``: whether ``at`` comes from the caller. No span ends before its start.
+        """
         for call, status in span_steps(span.status, goal):
             if call == "finish":
                 self._finish(span, status, at, result)
@@ -46,9 +55,10 @@ class SpanOperations:
             if span.parent is not None:
                 self._start_ancestors(span)
             if is_terminal(status):
-                self._create(span, status, span.created_at, finished_at=at, result=result)
+                start = span.created_at
+                self._create(span, status, start, finished_at=max(start, at), result=result)
             else:
-                self._create(span, status, at)
+                self._create(span, status, at, given=given)
 
     def _start_ancestors(self, span: OpenSpan) -> None:
         # The API knows a parent before its children, or refuses them. Outermost first, each
@@ -68,6 +78,7 @@ class SpanOperations:
         at: datetime,
         finished_at: datetime | None = None,
         result: Raw | UnsetType = UNSET,
+        given: bool = False,
     ) -> None:
         if span.parent is not None and span.parent.dropped:
             # Its parent, which was told before it, hangs on one that was recorded.
@@ -87,7 +98,7 @@ class SpanOperations:
             finished_at=finished_at,
             result_payload=result,
         )
-        self._begin_run(operation)
+        self._begin_run(operation, given)
         span.captured = EMPTY
         # Last is a run's finish: what comes after it is turned away here, and not by the API.
         late = span.run.termination.over
@@ -100,6 +111,8 @@ class SpanOperations:
     def _finish(
         self, span: OpenSpan, status: SpanStatus, at: datetime, result: Raw | UnsetType
     ) -> None:
+        if span.started_at is not None and at < span.started_at:
+            at = span.started_at  # which was given, and may lie in the future
         span.status, span.finished_at = status, at
         if not span.dropped:
             self._outbox.record(

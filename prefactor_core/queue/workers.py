@@ -122,7 +122,13 @@ class Workers:
                 stopped = stop
         # 5. The group, now empty, closes without the body's exception: Python raises that
         #    again as it was, unless something from outside goes before it.
-        await self._group.__aexit__(None, None, None)
+        try:
+            await self._group.__aexit__(None, None, None)
+        except BaseExceptionGroup as group:
+            # Ctrl-C may hit a worker's task when that has nothing of ours left to run.
+            self._interrupt = _interrupt_in(group)
+            if self._interrupt is None:
+                raise
         if self._interrupt is not None:
             raise self._interrupt
         if stopped is not None:
@@ -221,20 +227,27 @@ class Workers:
         self._cut_short = True
         message = "a worker was ended from outside (%r); another takes on what it left"
         log(logger, logging.INFO, message, stop)
-        parts = [stop]
-        for part in parts:
-            if isinstance(part, BaseExceptionGroup):
-                parts.extend(cast("BaseExceptionGroup[BaseException]", part).exceptions)
-            elif isinstance(part, KeyboardInterrupt | SystemExit):
-                self._interrupt = part
-                if self._drain is not None:
-                    self._drain.cancel()
-                elif self._group is not None:
-                    self._group.cancel_scope.cancel()
+        if (interrupt := _interrupt_in(stop)) is not None:
+            self._interrupt = interrupt
+            if self._drain is not None:
+                self._drain.cancel()
+            elif self._group is not None:
+                self._group.cancel_scope.cancel()
         if isinstance(stop, GeneratorExit) or (
             self._interrupt is None and outcome_of(stop) != "cancelled"
         ):
             raise stop
+
+
+def _interrupt_in(stop: BaseException) -> BaseException | None:
+    """What is to end the program in ``stop``, which may be a group."""
+    parts = [stop]
+    for part in parts:
+        if isinstance(part, BaseExceptionGroup):
+            parts.extend(cast("BaseExceptionGroup[BaseException]", part).exceptions)
+        elif isinstance(part, KeyboardInterrupt | SystemExit):
+            return part
+    return None
 
 
 async def _turns() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, assert_type
 
 from prefactor_core import (
@@ -20,6 +20,7 @@ from prefactor_core import (
     Queue,
     QueueConfig,
     SchemaRegistry,
+    Sensitive,
     Span,
     SpanContext,
     SpanContextStack,
@@ -31,6 +32,7 @@ from prefactor_core import (
     generate_idempotency_key,
     open_prefactor,
     open_prefactor_sync,
+    sensitive,
     traced,
     validate_idempotency_key,
 )
@@ -78,13 +80,16 @@ async def scopes(queue: Queue[Operation], registry: SchemaRegistry) -> None:
             assert_type(instance.id, str)
             async with instance.span("agent:llm", payload={"n": 1}) as span:
                 assert_type(span, SpanContext)
-                await span.start({"n": 1})
+                await span.start({"n": 1}, started_at=datetime.now(UTC))
                 span.set_result({"n": [1, 2]})
-                await span.complete({"n": 1})
+                await span.complete({"n": sensitive(1, "minors_data")}, timestamp=datetime.now(UTC))
+                await span.cancel(timestamp=1.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
             with instance.span("agent:tool") as same:
                 assert_type(same, SpanContext)
             assert_type(await instance.create_span("agent:tool"), str)
-            await instance.finish("failed")
+            await instance.record_quality("accuracy", {"score": 1})
+            await client.record_quality(instance.id, "accuracy")
+            await instance.finish("failed", timestamp=datetime.now(UTC))
             await instance.finish("done")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         handle = await client.create_agent_instance("agent", {"name": "Agent"})
         await client.create_agent_instance(
@@ -106,6 +111,12 @@ async def the_other_way() -> None:
         pass
 
 
+def marks() -> None:
+    assert_type(sensitive("Ada", "personal_identifiers", "minors_data"), Sensitive)
+    sensitive("Ada", "personal")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    sensitive(None, "minors_data")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
 def synchronous(registry: SchemaRegistry) -> None:
     with open_prefactor_sync(api_url="local:x.db", schema_registry=registry) as client:
         assert_type(client, SyncPrefactorClient)
@@ -123,7 +134,8 @@ def synchronous(registry: SchemaRegistry) -> None:
         assert_type(client.statistics(), Statistics)
         assert_type(client.flush(1.5), bool)
         assert_type(current_span(), SpanContext[Mapping[str, object] | Fields] | None)
-        client.finish_span("…", {"n": 1})
+        client.finish_span("…", {"n": 1}, timestamp=datetime.now(UTC))
+        client.record_quality(instance.id, "accuracy", {"score": 1})
         client.create_agent_instance(agent_version={}, purpose="live")
         client.create_agent_instance(agent_version={}, purpose="test")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         client.create_agent_instance(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,50 @@
+"""QualityManager: what is found out about the quality of runs, as the operations that tell it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import Raw
+
+from prefactor_core import identifiers
+from prefactor_core.capture import Capture
+from prefactor_core.clock import Clock
+from prefactor_core.delivery.identity import RunIdentity
+from prefactor_core.delivery.outbox import Outbox
+from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.operations import RecordQuality
+
+_REMOVED = Raw(b"null")
+
+
+class QualityManager:
+    """Gives ``outbox`` what is recorded of a run's quality, in the order of the calls."""
+
+    def __init__(self, outbox: Outbox, capture: Capture) -> None:
+        self._outbox = outbox
+        self._home = outbox.home
+        self._capture = capture
+
+    def record(self, run: RunIdentity, name: str, payload: Mapping[str, object] | None) -> None:
+        """From now on the quality payload ``name`` of ``run`` is ``payload``; None removes it.
+
+        ``payload`` is captured now: what changes in it later does not matter. Raises
+        :class:`PrefactorValueError` for what is no name, or no mapping.
+        """
+        if not isinstance(name, str) or not name:
+            raise PrefactorValueError(f"name must be the name of a quality schema, got {name!r}")
+        if payload is not None and not isinstance(payload, Mapping):
+            # Not shown: it may be what redact= would have hidden.
+            raise PrefactorValueError(
+                f"payload must be a mapping, or None to remove the quality payload {name!r}, got "
+                f"a {type(payload).__qualname__}"
+            )
+        operation = RecordQuality(
+            timestamp=Clock().now(),
+            # Not from the run's id: each call says something new.
+            idempotency_key=identifiers.generate(0),
+            instance_id=run.recorded_id,
+            name=name,
+            payload=_REMOVED if payload is None else self._capture(payload),
+        )
+        self._home.step(self._outbox.record, operation)

@@ -1,0 +1,100 @@
+"""Values that are marked as sensitive, as the API takes them (API.md section 8). Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import Final, Literal, TypeAlias, cast, get_args
+
+from msgspec import Struct, field
+
+from prefactor_core.exceptions import PrefactorValueError
+
+DataCategory: TypeAlias = Literal[
+    "personal_identifiers",
+    "contact_information",
+    "financial_information",
+    "health_and_medical",
+    "criminal_justice",
+    "authentication_and_secrets",
+    "organisational_confidential",
+    "minors_data",
+    "location_and_tracking",
+    "behavioural_and_inferred",
+    "gdpr_racial_or_ethnic_origin",
+    "gdpr_political_opinions",
+    "gdpr_religious_or_philosophical_beliefs",
+    "gdpr_trade_union_membership",
+    "gdpr_genetic_data",
+    "gdpr_biometric_for_identification",
+    "gdpr_sex_life_or_sexual_orientation",
+]
+"""What kind of data a value is (API.md section 9)."""
+
+_CATEGORIES: Final = cast("tuple[DataCategory, ...]", get_args(DataCategory))
+
+
+class Sensitive(Struct, frozen=True, kw_only=True):
+    """A value with the data categories that it is of; :func:`sensitive` makes one.
+
+    It is recorded as ``{"$sensitive": kind, "labels": labels, "value": value}``.
+    """
+
+    kind: Literal["string", "number", "boolean"] = field(name="$sensitive")
+    labels: tuple[DataCategory, ...]
+    value: str | float | bool
+
+    def __repr__(self) -> str:
+        return f"<sensitive {self.kind}: {', '.join(self.labels)}>"
+
+    def __rich_repr__(self) -> list[tuple[str, object]]:
+        return [("kind", self.kind), ("labels", self.labels)]
+
+
+def sensitive(value: str | float | bool, *labels: DataCategory) -> Sensitive:
+    """``value``, marked as sensitive wherever it stands in a payload or a result.
+
+    ``labels``: the data categories that it is of, one at least. Who looks at the span sees the
+    value as Prefactor lets them; it is recorded all the same, so what must not leave the program
+    is for ``redact=``.
+
+    Raises :class:`PrefactorValueError` for a label that is no category, and for a value that is
+    no text, number or boolean; the value is never shown.
+    """
+    if not labels:
+        raise PrefactorValueError(
+            "sensitive() needs the data categories of its value, such as "
+            "sensitive(email, 'contact_information')"
+        )
+    for label in labels:
+        _check_label(label)
+    if isinstance(value, str):
+        # Plain ones, whatever subclass it is.
+        return Sensitive(kind="string", labels=labels, value=str.__str__(value))
+    if isinstance(value, bool):
+        return Sensitive(kind="boolean", labels=labels, value=value)
+    if isinstance(value, int):
+        return Sensitive(kind="number", labels=labels, value=int.__int__(value))
+    if isinstance(value, float) and math.isfinite(value):
+        return Sensitive(kind="number", labels=labels, value=float.__float__(value))
+    what = "no finite number" if isinstance(value, float) else f"a {type(value).__qualname__}"
+    raise PrefactorValueError(
+        f"the value of sensitive() must be a text, a finite number or a boolean, and is {what}: "
+        "mark the parts of what is larger"
+    )
+
+
+def _check_label(label: object) -> None:
+    if label in _CATEGORIES:
+        return
+    from difflib import get_close_matches  # here: it takes its time to import
+
+    nearest = get_close_matches(label, _CATEGORIES, 1) if isinstance(label, str) else []
+    if nearest:
+        raise PrefactorValueError(
+            f"{label!r} is no data category: is {nearest[0]!r} what is meant?"
+        )
+    # Not shown: it may be the value, in the wrong place.
+    raise PrefactorValueError(
+        "the labels of sensitive() come after its value, and are data categories: "
+        + ", ".join(_CATEGORIES)
+    )
