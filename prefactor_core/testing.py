@@ -23,6 +23,7 @@ try:
     from prefactor_core.local.requests import TerminateBody
     from prefactor_core.local.service import Service
     from prefactor_core.local.store import Row, Store
+    from prefactor_core.local.versions import Versions
     from prefactor_core.local.views import Views
 except ImportError as error:
     raise ImportError(
@@ -49,7 +50,8 @@ class Recording:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._views = Views(store)
+        self._versions = Versions(store)
+        self._views = Views(store, self._versions)
         self._service = Service(store)
         self._app = LocalPrefactor(store)
 

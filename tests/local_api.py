@@ -94,7 +94,8 @@ class Api:
         return (await self.get(f"agent_instance/{instance_id}")).json()["details"]
 
     async def spans(self, instance_id: str) -> list[Any]:
-        answer = await self.get("agent_spans", agent_instance_id=instance_id)
+        query = {"agent_instance_id": instance_id, "include_summaries": "true"}
+        answer = await self.get("agent_spans", **query)
         return list(answer.json()["summaries"])
 
 

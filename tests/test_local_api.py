@@ -746,7 +746,8 @@ async def test_the_configured_token_is_taken() -> None:
         open_local_prefactor(":memory:", api_token="right") as app,
         calling(app, Authorization="Bearer right") as api,
     ):
-        assert (await api.get("ping")).json() == {"status": "success"}
+        pong = (await api.get("ping")).json()
+        assert pong == {"status": "success", "details": {"token_type": "account"}}
         await api.register()
 
 
@@ -854,6 +855,7 @@ async def test_a_list_comes_in_pages_that_say_where_they_stand(
     spans.sort(key=lambda span: str(span["id"]))
     query = {
         "agent_instance_id": instance_id,
+        "include_summaries": "true",
         "pagination[offset]": str(expected["page_offset"]),
         "pagination[page_size]": str(expected["page_size"]),
     }

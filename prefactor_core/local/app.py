@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -21,21 +20,27 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.local.agents import Agents
 from prefactor_core.local.bulk import Bulk
 from prefactor_core.local.faults import Faults, FaultyFront
 from prefactor_core.local.refusal import Refusal
 from prefactor_core.local.requests import (
     BulkBody,
+    CreateAgentBody,
     CreateSpanBody,
     FinishInstanceBody,
     FinishSpanBody,
+    MoveAgentBody,
+    RecordQualityBody,
     RegisterBody,
     StartBody,
     TerminateBody,
+    UpdateAgentBody,
     parse_body,
 )
 from prefactor_core.local.service import Service
 from prefactor_core.local.store import Store
+from prefactor_core.local.tokens import Deployment, Tokens, check_account
 from prefactor_core.log import log
 
 logger = logging.getLogger("prefactor_core.local")
@@ -50,23 +55,42 @@ async def open_local_prefactor(
     path: str,
     *,
     api_token: str | None = None,
+    deployment_tokens: Mapping[str, Deployment] | None = None,
     agents: Collection[str] | None = None,
     faults: Faults | None = None,
 ) -> AsyncGenerator[LocalPrefactor]:
     """The API on the database file ``path``, made if it is not there, as an ASGI application.
 
-    ``:memory:`` is a database that is gone when the block is left. ``api_token`` is the one
-    token that is taken, ``agents`` are the agents that exist; by default every token is taken,
-    also none, and every agent id exists. ``faults`` are what it does wrong.
+    ``:memory:`` is a database that is gone when the block is left. ``api_token`` is the token
+    of the account; each of ``deployment_tokens`` stands for one agent in one environment, and
+    may record and not read (API.md section 1). By default every token is taken, also none, as
+    the account's. ``agents`` are the agents that exist, beside those that are created; by
+    default every agent that registers a run is made known. ``faults`` are what it does wrong.
 
     Raises :class:`PrefactorValueError` if ``path`` can be no database.
     """
+
+    def make() -> tuple[Store, LocalPrefactor]:
+        store = Store(path)
+        try:
+            app = LocalPrefactor(
+                store,
+                api_token=api_token,
+                deployment_tokens=deployment_tokens,
+                agents=agents,
+                faults=faults,
+            )
+        except BaseException:
+            store.close()
+            raise
+        return store, app
+
     try:
-        store = Store(path) if path == MEMORY else await anyio.to_thread.run_sync(Store, path)
+        store, app = make() if path == MEMORY else await anyio.to_thread.run_sync(make)
     except (sqlite3.Error, ValueError) as error:
         raise PrefactorValueError(f"cannot open the database {path!r}: {error}") from None
     try:
-        yield LocalPrefactor(store, api_token=api_token, agents=agents, faults=faults)
+        yield app
     finally:
         store.close()
 
@@ -83,26 +107,38 @@ class LocalPrefactor:
         store: Store,
         *,
         api_token: str | None = None,
+        deployment_tokens: Mapping[str, Deployment] | None = None,
         agents: Collection[str] | None = None,
         faults: Faults | None = None,
     ) -> None:
         self.refusals: Counter[str] = Counter()
         self._faults = faults or Faults()
-        self._service = Service(store, agents, self._faults)
-        self._items = Bulk(self._service, self._faults)
-        self._api_token = api_token
+        self._agents = Agents(store, agents)
+        self._service = Service(store, self._agents, self._faults)
+        self._items = Bulk(self._service, self._agents, self._faults)
+        self._tokens = Tokens(api_token, deployment_tokens)
         # A file is read and written in a thread, one call at a time. Memory has nothing to
         # wait for; without threads, tests on virtual time can use it.
         self._limiter = None if store.path == MEMORY else anyio.CapacityLimiter(1)
         app = Starlette(
             routes=[
                 Route("/api/v1/ping", self._ping),
+                Route("/api/v1/agent", self._list_agents),
+                Route("/api/v1/agent", self._create_agent, methods=["POST"]),
+                Route("/api/v1/agent/show", self._show_agent),
+                Route("/api/v1/agent/{id}", self._get_agent),
+                Route("/api/v1/agent/{id}", self._update_agent, methods=["PUT"]),
+                Route("/api/v1/agent/{id}/retire", self._retire_agent, methods=["POST"]),
+                Route("/api/v1/agent/{id}/reinstate", self._reinstate_agent, methods=["POST"]),
                 Route("/api/v1/agent_instance", self._list_instances),
                 Route("/api/v1/agent_instance/register", self._register, methods=["POST"]),
                 Route("/api/v1/agent_instance/{id}", self._get_instance),
                 Route("/api/v1/agent_instance/{id}/start", self._start, methods=["POST"]),
                 Route("/api/v1/agent_instance/{id}/finish", self._finish, methods=["POST"]),
                 Route("/api/v1/agent_instance/{id}/terminate", self._terminate, methods=["POST"]),
+                Route(
+                    "/api/v1/agent_instance/{id}/record_quality", self._quality, methods=["POST"]
+                ),
                 Route("/api/v1/agent_spans", self._list_spans),
                 Route("/api/v1/agent_spans", self._create_span, methods=["POST"]),
                 Route("/api/v1/agent_spans/{id}/finish", self._finish_span, methods=["POST"]),
@@ -126,11 +162,46 @@ class LocalPrefactor:
         await self._app(scope, receive, send)
 
     async def _ping(self, request: Request) -> Response:
-        self._authorize(request)
-        return JSONResponse({"status": "success"})
+        caller = self._caller(request)
+        token_type = "account" if caller is None else "agent_deployment"
+        return JSONResponse({"status": "success", "details": {"token_type": token_type}})
+
+    async def _list_agents(self, request: Request) -> Response:
+        return await self._get(request, lambda: self._agents.list(request.query_params))
+
+    async def _create_agent(self, request: Request) -> Response:
+        return await self._manage(request, CreateAgentBody, self._agents.create)
+
+    async def _show_agent(self, request: Request) -> Response:
+        return await self._get(request, lambda: self._agents.show(request.query_params))
+
+    async def _get_agent(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        return await self._get(request, lambda: self._agents.get(id))
+
+    async def _update_agent(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        return await self._manage(
+            request, UpdateAgentBody, lambda body: self._agents.update(id, body)
+        )
+
+    async def _retire_agent(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        return await self._manage(
+            request, MoveAgentBody, lambda body: self._agents.retire(id, body)
+        )
+
+    async def _reinstate_agent(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        return await self._manage(
+            request, MoveAgentBody, lambda body: self._agents.reinstate(id, body)
+        )
 
     async def _register(self, request: Request) -> Response:
-        return await self._post(request, RegisterBody, self._service.register)
+        caller = self._caller(request)
+        return await self._post(
+            request, RegisterBody, lambda body: self._service.register(body, caller)
+        )
 
     async def _start(self, request: Request) -> Response:
         id = request.path_params["id"]
@@ -148,6 +219,12 @@ class LocalPrefactor:
             request, TerminateBody, lambda body: self._service.terminate(id, body)
         )
 
+    async def _quality(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        return await self._post(
+            request, RecordQualityBody, lambda body: self._service.record_quality(id, body)
+        )
+
     async def _create_span(self, request: Request) -> Response:
         return await self._post(request, CreateSpanBody, self._service.create_span)
 
@@ -162,8 +239,9 @@ class LocalPrefactor:
             raise HTTPException(404)
         # Items may run in a thread; the counter belongs to this one.
         refused: list[Refusal] = []
+        caller = self._caller(request)
         answer = await self._post(
-            request, BulkBody, lambda body: self._items.run(body, refused.append)
+            request, BulkBody, lambda body: self._items.run(body, refused.append, caller)
         )
         self.refusals.update(refusal.code for refusal in refused)
         return answer
@@ -181,12 +259,18 @@ class LocalPrefactor:
     async def _post(
         self, request: Request, body_type: type[Body], call: Callable[[Body], bytes]
     ) -> Response:
-        self._authorize(request)
+        self._caller(request)
         body = parse_body(await request.body(), body_type)
         return await self._answer(lambda: call(body))
 
+    async def _manage(
+        self, request: Request, body_type: type[Body], call: Callable[[Body], bytes]
+    ) -> Response:
+        check_account(self._caller(request))
+        return await self._post(request, body_type, call)
+
     async def _get(self, request: Request, call: Callable[[], bytes]) -> Response:
-        self._authorize(request)
+        check_account(self._caller(request))
         return await self._answer(call)
 
     async def _answer(self, call: Callable[[], bytes]) -> Response:
@@ -196,12 +280,8 @@ class LocalPrefactor:
             answer = await anyio.to_thread.run_sync(call, limiter=self._limiter)
         return Response(answer, media_type="application/json")
 
-    def _authorize(self, request: Request) -> None:
-        if self._api_token is None:
-            return
-        given = request.headers.get("Authorization", "").encode()
-        if not hmac.compare_digest(given, f"Bearer {self._api_token}".encode()):
-            raise Refusal(401, "bad_authtoken", "the token is wrong or has expired")
+    def _caller(self, request: Request) -> Deployment | None:
+        return self._tokens.caller(request.headers.get("Authorization", ""))
 
     async def _refused(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, Refusal)

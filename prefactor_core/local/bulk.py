@@ -7,49 +7,71 @@ from typing import Any, cast
 
 import msgspec
 
+from prefactor_core.local.agents import Agents
 from prefactor_core.local.faults import Faults
 from prefactor_core.local.refusal import Refusal, invalid
 from prefactor_core.local.requests import (
+    AgentItem,
     BulkBody,
     BulkItem,
+    CreateAgentBody,
     CreateSpanBody,
     FinishInstanceBody,
     FinishSpanBody,
     InstanceItem,
     ListItem,
+    RecordQualityBody,
     RegisterBody,
     SpanDetails,
     SpanItem,
     StartBody,
     TerminateBody,
+    UpdateAgentBody,
     convert_body,
 )
 from prefactor_core.local.service import Service
+from prefactor_core.local.tokens import Deployment, check_account
 
 Item = dict[str, Any]
 
+_REGISTER = "agent_instances/register"
+
 
 class Bulk:
-    """Runs the items of a request as single calls of ``service``."""
+    """Runs the items of a request as single calls of ``service`` and ``agents``."""
 
-    def __init__(self, service: Service, faults: Faults) -> None:
+    def __init__(self, service: Service, agents: Agents, faults: Faults) -> None:
         self._service = service
+        self._agents = agents
         self._faults = faults
-        self._calls: dict[str, Callable[[Item], bytes]] = {
-            "agent_instances/register": self._register,
+        # For any token; registering is, too, but asks for whom.
+        self._records: dict[str, Callable[[Item], bytes]] = {
             "agent_instances/start": self._start_instance,
             "agent_instances/finish": self._finish_instance,
+            "agent_instances/record_quality": self._record_quality,
             "agent_instances/terminate": self._terminate_instance,
-            "agent_instances/show": self._show_instance,
-            "agent_instances/list": self._list_instances,
             "agent_spans/create": self._create_span,
             "agent_spans/finish": self._finish_span,
+        }
+        # For the token of the account.
+        self._reads: dict[str, Callable[[Item], bytes]] = {
+            "agent_instances/show": self._show_instance,
+            "agent_instances/list": self._list_instances,
             "agent_spans/list": self._list_spans,
+            "agents/list": lambda item: agents.list(_query(item)),
+            "agents/show": lambda item: agents.show(_query(item)),
+            "agents/create": self._create_agent,
+            "agents/update": self._update_agent,
         }
 
-    def run(self, body: BulkBody, refused: Callable[[Refusal], object]) -> bytes:
-        """POST bulk: does the items in order, up to the first that is refused: this one's
-        refusal is also told to ``refused``.
+    def run(
+        self,
+        body: BulkBody,
+        refused: Callable[[Refusal], object],
+        caller: Deployment | None = None,
+    ) -> bytes:
+        """POST bulk, by a deployment or the account: does the items in order, up to the first
+        that is refused: this one's refusal is also told to ``refused``.
 
         Raises a :class:`Refusal`, before anything is done, if the request itself has not
         the right form; what is wrong with one item is the output of that item. A storage
@@ -60,22 +82,28 @@ class Bulk:
         outputs: dict[str, object] = {}
         for head, item in zip(heads, body.items, strict=True):
             try:
-                outputs[head.idempotency_key] = msgspec.Raw(self._call(head.type, item))
+                outputs[head.idempotency_key] = msgspec.Raw(self._call(head.type, item, caller))
             except Refusal as refusal:
                 outputs[head.idempotency_key] = refusal.body()
                 refused(refusal)
                 break
         return msgspec.json.encode({"status": "success", "outputs": outputs})
 
-    def _call(self, type: str, item: Item) -> bytes:
+    def _call(self, type: str, item: Item, caller: Deployment | None) -> bytes:
         types = self._faults.bulk_types
-        known = [known for known in self._calls if types is None or known in types]
+        known = [
+            known
+            for known in (_REGISTER, *self._records, *self._reads)
+            if types is None or known in types
+        ]
         if type not in known:
             raise invalid("_type", f"{type!r} is unknown; known are {', '.join(known)}")
-        return self._calls[type](item)
-
-    def _register(self, item: Item) -> bytes:
-        return self._service.register(convert_body(item, RegisterBody))
+        if type == _REGISTER:
+            return self._service.register(convert_body(item, RegisterBody), caller)
+        if type in self._records:
+            return self._records[type](item)
+        check_account(caller)
+        return self._reads[type](item)
 
     def _start_instance(self, item: Item) -> bytes:
         return self._service.start(_instance_id(item), convert_body(item, StartBody))
@@ -86,6 +114,10 @@ class Bulk:
 
     def _terminate_instance(self, item: Item) -> bytes:
         return self._service.terminate(_instance_id(item), convert_body(item, TerminateBody))
+
+    def _record_quality(self, item: Item) -> bytes:
+        body = convert_body(item, RecordQualityBody)
+        return self._service.record_quality(_instance_id(item), body)
 
     def _show_instance(self, item: Item) -> bytes:
         return self._service.get_instance(_instance_id(item))
@@ -106,6 +138,13 @@ class Bulk:
 
     def _list_spans(self, item: Item) -> bytes:
         return self._service.list_spans(_query(item))
+
+    def _create_agent(self, item: Item) -> bytes:
+        return self._agents.create(convert_body(item, CreateAgentBody))
+
+    def _update_agent(self, item: Item) -> bytes:
+        agent_id = convert_body(item, AgentItem).agent_id
+        return self._agents.update(agent_id, convert_body(item, UpdateAgentBody))
 
 
 def _heads(items: list[Item]) -> list[BulkItem]:
@@ -139,6 +178,8 @@ def _query(item: Item) -> dict[str, str]:
         if isinstance(value, dict):
             parts = cast("Item", value)
             query |= {f"{name}[{part}]": parts[part] for part in parts}
+        elif isinstance(value, bool):
+            query[name] = str(value).lower()
         else:
             query[name] = value
     return {name: str(value) for name, value in query.items() if value is not None}

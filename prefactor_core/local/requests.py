@@ -8,13 +8,15 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from prefactor_core.identifiers import is_pfid, partition_of
 from prefactor_core.lifecycle import OUTCOMES
 from prefactor_core.local.refusal import Refusal, invalid
 
 T = TypeVar("T", bound=Struct)
+
+_PURPOSES = ("live", "smoke_test", "eval")
 
 _PATH = re.compile(r" - at `\$\.?(?:details\.)?([^`]*)`$")
 _MISSING = re.compile(r"missing required field `([^`]*)`")
@@ -23,9 +25,9 @@ _MISSING = re.compile(r"missing required field `([^`]*)`")
 class RegisterBody(Struct, kw_only=True):
     """POST agent_instance/register."""
 
-    agent_id: str
     agent_version: dict[str, Any]
     agent_schema_version: dict[str, Any]
+    agent_id: str | None = None
     id: str | None = None
     environment_id: str | None = None
     external_identifier: str | None = None
@@ -53,6 +55,14 @@ class TerminateBody(Struct, kw_only=True):
     """POST agent_instance/{id}/terminate."""
 
     reason: str
+    idempotency_key: str | None = None
+
+
+class RecordQualityBody(Struct, kw_only=True):
+    """POST agent_instance/{id}/record_quality; None takes the payload of this name away."""
+
+    name: str
+    payload: dict[str, Any] | None
     idempotency_key: str | None = None
 
 
@@ -89,6 +99,49 @@ class FinishSpanBody(Struct, kw_only=True):
     idempotency_key: str | None = None
 
 
+class NewAgent(Struct, kw_only=True):
+    """What is inside ``details`` of POST agent."""
+
+    name: str
+    id: str | None = None
+    description: str | None = None
+    external_identifier: str | None = None
+    owner_person_id: str | None = None
+    risk_profile_id: str | None = None
+    team_id: str | None = None
+
+
+class CreateAgentBody(Struct, kw_only=True):
+    """POST agent."""
+
+    details: NewAgent
+    idempotency_key: str | None = None
+
+
+class AgentChanges(Struct, kw_only=True):
+    """What is inside ``details`` of PUT agent/{id}; what is left out stays as it is."""
+
+    name: str | UnsetType = UNSET
+    description: str | UnsetType | None = UNSET
+    external_identifier: str | UnsetType | None = UNSET
+    owner_person_id: str | UnsetType | None = UNSET
+    risk_profile_id: str | UnsetType | None = UNSET
+    team_id: str | UnsetType | None = UNSET
+
+
+class UpdateAgentBody(Struct, kw_only=True):
+    """PUT agent/{id}."""
+
+    details: AgentChanges
+    idempotency_key: str | None = None
+
+
+class MoveAgentBody(Struct, kw_only=True):
+    """POST agent/{id}/retire and agent/{id}/reinstate."""
+
+    idempotency_key: str | None = None
+
+
 class BulkBody(Struct, kw_only=True):
     """POST bulk; each item is the body of another call, and says of which."""
 
@@ -108,6 +161,12 @@ class InstanceItem(Struct, kw_only=True):
     agent_instance_id: str
 
 
+class AgentItem(Struct, kw_only=True):
+    """An item about one agent, likewise."""
+
+    agent_id: str
+
+
 class SpanItem(Struct, kw_only=True):
     """An item about one span, likewise."""
 
@@ -119,10 +178,11 @@ class ListItem(Struct, kw_only=True):
 
     agent_id: str | None = None
     agent_instance_id: str | None = None
+    external_identifier: str | None = None
 
 
-class _SpanType(Struct):
-    """What an entry of span_type_schemas has at least."""
+class _Named(Struct):
+    """What an entry of span_type_schemas or of quality_schemas has at least."""
 
     name: str
 
@@ -177,6 +237,11 @@ def stored_time(time: datetime) -> str:
     return time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
+def stored_now() -> str:
+    """This moment, as stored."""
+    return stored_time(datetime.now(UTC))
+
+
 def check_outcome(status: str | None) -> str:
     """How something ended; None is ``complete``."""
     if status is None:
@@ -184,6 +249,15 @@ def check_outcome(status: str | None) -> str:
     if status not in OUTCOMES:
         raise invalid("status", f"must be one of {', '.join(sorted(OUTCOMES))}, got {status!r}")
     return status
+
+
+def check_purpose(purpose: str | None) -> str:
+    """What a run is for; None is ``live`` (API.md section 6.1)."""
+    if purpose is None:
+        return "live"
+    if purpose not in _PURPOSES:
+        raise invalid("purpose", f"must be one of {', '.join(_PURPOSES)}, got {purpose!r}")
+    return purpose
 
 
 def check_id(id: str, partition: int) -> str:
@@ -212,16 +286,17 @@ def external_identifier_of(kind: str, version: Mapping[str, Any]) -> str | None:
 
 def check_schema_version(version: Mapping[str, Any]) -> None:
     """The parts that an agent_schema_version needs (API.md section 9)."""
-    types = version.get("span_type_schemas")
-    if types is not None:
+    for name in ("span_type_schemas", "quality_schemas"):
         try:
-            msgspec.convert(types, list[_SpanType])
+            msgspec.convert(version.get(name), list[_Named] | None)
         except msgspec.ValidationError as error:
-            raise invalid("agent_schema_version", f"span_type_schemas: {error}") from None
+            raise invalid("agent_schema_version", f"{name}: {error}") from None
     for name in ("span_schemas", "span_result_schemas"):
         if not isinstance(version.get(name, {}), dict):
             raise invalid("agent_schema_version", f"{name} must map names to schemas")
-    if "span_result_schemas" in version and not ("span_schemas" in version or types is not None):
+    if "span_result_schemas" in version and not (
+        "span_schemas" in version or version.get("span_type_schemas") is not None
+    ):
         raise invalid(
             "agent_schema_version", "span_result_schemas goes only together with span_schemas"
         )

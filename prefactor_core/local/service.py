@@ -7,13 +7,10 @@ choice, the strict one is taken: what a careless client gets wrong shall show he
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Collection, Mapping
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Mapping
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw
 
 from prefactor_core import identifiers
 from prefactor_core.lifecycle import (
@@ -23,49 +20,56 @@ from prefactor_core.lifecycle import (
     SpanStatus,
     is_terminal,
 )
+from prefactor_core.local.agents import Agents
 from prefactor_core.local.faults import Faults
+from prefactor_core.local.idempotency import Once
+from prefactor_core.local.pages import Answer
 from prefactor_core.local.refusal import Refusal, invalid, invalid_action, not_found
 from prefactor_core.local.requests import (
     CreateSpanBody,
     FinishInstanceBody,
     FinishSpanBody,
+    RecordQualityBody,
     RegisterBody,
     SpanDetails,
     StartBody,
     TerminateBody,
     check_id,
-    check_key,
     check_outcome,
-    check_schema_version,
-    external_identifier_of,
+    check_purpose,
     parse_time,
-    stored_time,
+    stored_now,
 )
 from prefactor_core.local.store import Row, Store
-from prefactor_core.local.views import Answer, Views
+from prefactor_core.local.tokens import Deployment
+from prefactor_core.local.versions import Versions
+from prefactor_core.local.views import Quality, Views
 
 
 class Service:
-    """The API over ``store``. ``agents`` are the known agents; None: every id is one."""
+    """The calls about runs and their spans. ``agents``: whose runs are taken; None: any."""
 
     def __init__(
-        self, store: Store, agents: Collection[str] | None = None, faults: Faults | None = None
+        self, store: Store, agents: Agents | None = None, faults: Faults | None = None
     ) -> None:
         self._store = store
-        self._agents = agents
+        self._agents = agents or Agents(store)
         self._faults = faults or Faults()
-        self._views = Views(store)
+        self._versions = Versions(store)
+        self._views = Views(store, self._versions)
+        self._once = Once(store)
         self._partition = identifiers.partition_of(store.account_id)
 
-    def register(self, body: RegisterBody) -> bytes:
-        """POST agent_instance/register."""
+    def register(self, body: RegisterBody, caller: Deployment | None = None) -> bytes:
+        """POST agent_instance/register, by a deployment, or by the account."""
+        body = self._for_caller(body, caller)
         return self._once("register", body, body.idempotency_key, lambda: self._register(body))
 
     def start(self, instance_id: str, body: StartBody) -> bytes:
         """POST agent_instance/{id}/start."""
 
         def act() -> Answer:
-            now = _now()
+            now = stored_now()
             changes = {"started_at": parse_time("timestamp", body.timestamp, now)}
             return self._move_instance(instance_id, InstanceStatus.ACTIVE, changes, now)
 
@@ -75,7 +79,7 @@ class Service:
         """POST agent_instance/{id}/finish."""
 
         def act() -> Answer:
-            now = _now()
+            now = stored_now()
             status = InstanceStatus(check_outcome(body.status))
             finished_at = parse_time("timestamp", body.timestamp, now)
             started_at = self._instance(instance_id)["started_at"] or finished_at
@@ -91,13 +95,32 @@ class Service:
         def act() -> Answer:
             if not body.reason.strip():
                 raise invalid("reason", "is required", "required")
-            now = _now()
+            now = stored_now()
             # Nothing ends before it started, but a run whose clock is ahead can be stopped, too.
             finished_at = max(now, self._instance(instance_id)["started_at"] or now)
             changes = {"termination_reason": body.reason, "finished_at": finished_at}
             return self._move_instance(instance_id, InstanceStatus.TERMINATED, changes, now)
 
         return self._once(f"terminate {instance_id}", body, body.idempotency_key, act)
+
+    def record_quality(self, instance_id: str, body: RecordQualityBody) -> bytes:
+        """POST agent_instance/{id}/record_quality, in whatever state the run is."""
+
+        def act() -> Answer:
+            instance = self._instance(instance_id)
+            schema = self._versions.schema(instance["agent_schema_version_id"])
+            schema.quality(body.name)
+            recorded = msgspec.json.decode(instance["quality"], type=dict[str, Quality])
+            if body.payload is None:
+                recorded.pop(body.name, None)
+            else:
+                flags = schema.check.quality(body.name, body.payload)
+                recorded[body.name] = Quality(Raw(_encode(body.payload)), flags)
+            changes = {"quality": _encode(recorded).decode(), "updated_at": stored_now()}
+            self._store.update("agent_instances", instance_id, changes)
+            return _success(self._views.instance(self._instance(instance_id)))
+
+        return self._once(f"record_quality {instance_id}", body, body.idempotency_key, act)
 
     def get_instance(self, instance_id: str) -> bytes:
         """GET agent_instance/{id}."""
@@ -129,35 +152,32 @@ class Service:
         return _encode(self._views.instances(query))
 
     def list_spans(self, query: Mapping[str, str]) -> bytes:
-        """GET agent_spans?agent_instance_id=…"""
-        if "agent_instance_id" not in query:
-            raise invalid("agent_instance_id", "is required", "required")
-        return _encode(self._views.spans(self._instance(query["agent_instance_id"]), query))
+        """GET agent_spans?agent_instance_id=… or agent_id=…"""
+        if "agent_instance_id" in query:
+            self._instance(query["agent_instance_id"])
+        return _encode(self._views.spans(query))
 
-    def _once(self, call: str, body: Struct, key: str | None, act: Callable[[], Answer]) -> bytes:
-        """Do it, or give the first answer again if the key was used for the same before."""
-        check_key(key)
-        request = hashlib.sha256(call.encode() + msgspec.json.encode(body)).hexdigest()
-        with self._store.transaction():
-            if key is not None:
-                known = self._store.one("SELECT * FROM idempotency_keys WHERE key = ?", key)
-                if known is not None:
-                    if known["request"] != request:
-                        raise Refusal(
-                            409, "idempotency_key_reused", f"{key!r} was used for another request"
-                        )
-                    return bytes(known["answer"], "utf-8")
-            answer = _encode(act())
-            if key is not None:
-                row = {"key": key, "request": request, "answer": answer.decode()}
-                self._store.insert("idempotency_keys", row)
-            return answer
+    def _for_caller(self, body: RegisterBody, caller: Deployment | None) -> RegisterBody:
+        """The request with the agent and the environment of who sends it (API.md section 1)."""
+        agent_id, environment_id = body.agent_id, body.environment_id or self._store.account_id
+        if caller is not None:
+            own = {
+                "agent_id": caller.agent_id,
+                "environment_id": caller.environment_id or self._store.account_id,
+            }
+            for name, value in own.items():
+                given = getattr(body, name)
+                if given is not None and given != value:
+                    raise invalid(name, f"the token is of another one than {given!r}")
+            agent_id, environment_id = own.values()
+        if agent_id is None:
+            raise invalid("agent_id", "is required", "required")
+        return msgspec.structs.replace(body, agent_id=agent_id, environment_id=environment_id)
 
     def _register(self, body: RegisterBody) -> Answer:
-        now = _now()
-        if self._agents is not None and body.agent_id not in self._agents:
-            raise not_found("agent", body.agent_id)
-        check_schema_version(body.agent_schema_version)
+        now = stored_now()
+        assert body.agent_id is not None
+        self._agents.use(body.agent_id)
         if body.id is None:
             instance_id = identifiers.generate(self._partition)
         else:
@@ -170,79 +190,27 @@ class Service:
             body.external_identifier,
         ):
             raise invalid("external_identifier", "has already been taken")
-        version = self._version(body.agent_id, "agent_version", body.agent_version, now)
-        schema = self._version(
-            body.agent_id, "agent_schema_version", body.agent_schema_version, now
-        )
+        agent_id = body.agent_id
+        version = self._versions.register_agent(agent_id, body.agent_version, now)
+        schema = self._versions.register_schema(agent_id, body.agent_schema_version, now)
         row: dict[str, object] = {
             "id": instance_id,
             "agent_id": body.agent_id,
             "agent_version_id": version["id"],
             "agent_schema_version_id": schema["id"],
-            "environment_id": body.environment_id or self._store.account_id,
+            "environment_id": body.environment_id,
             "external_identifier": body.external_identifier,
-            "purpose": body.purpose or "live",
+            "purpose": check_purpose(body.purpose),
             "status": "pending",
             "inserted_at": now,
             "updated_at": now,
         }
         self._store.insert("agent_instances", row)
         answer = _success(self._views.instance(self._instance(instance_id)))
-        answer["agent_version"] = version
-        types: list[dict[str, Any]] = schema.get("span_type_schemas") or []
-        schema["span_type_schemas"] = {span_type["name"]: span_type for span_type in types}
-        answer["agent_schema_version"] = schema
-        return answer
-
-    def _version(
-        self, agent_id: str, kind: str, version: Mapping[str, Any], now: str
-    ) -> dict[str, Any]:
-        """The stored version of this name; the same name with another content is refused."""
-        content = msgspec.json.encode(version, order="sorted").decode()
-        external_id = external_identifier_of(kind, version)
-        if external_id is None:
-            row = self._store.one(
-                "SELECT * FROM agent_versions WHERE agent_id = ? AND kind = ? "
-                "AND external_identifier IS NULL AND content = ?",
-                agent_id,
-                kind,
-                content,
-            )
-        else:
-            row = self._store.one(
-                "SELECT * FROM agent_versions WHERE agent_id = ? AND kind = ? "
-                "AND external_identifier = ?",
-                agent_id,
-                kind,
-                external_id,
-            )
-        if row is None:
-            id = identifiers.generate(self._partition)
-            self._store.insert(
-                "agent_versions",
-                {
-                    "id": id,
-                    "agent_id": agent_id,
-                    "kind": kind,
-                    "external_identifier": external_id,
-                    "content": content,
-                    "inserted_at": now,
-                },
-            )
-        elif row["content"] != content:
-            stored = msgspec.json.decode(row["content"], type=dict[str, Any])
-            changed = sorted(k for k in {*stored, *version} if stored.get(k) != version.get(k))
-            raise invalid(
-                kind,
-                f"{external_id!r} already exists with different details ({', '.join(changed)}): "
-                "give the changed one another external_identifier",
-            )
-        else:
-            id = row["id"]
-        return {"type": kind, **version, "id": id, "agent_id": agent_id}
+        return {**answer, "agent_version": version, "agent_schema_version": schema}
 
     def _create_span(self, details: SpanDetails) -> Answer:
-        now = _now()
+        now = stored_now()
         instance = self._instance(details.agent_instance_id)
         if instance["status"] in ("complete", "failed", "cancelled"):
             raise invalid_action(f"agent instance is {instance['status']}: it takes no more spans")
@@ -274,6 +242,10 @@ class Service:
         elif details.result_payload is not None:
             raise invalid("result_payload", f"a span that is {status} has no result yet")
         result = details.result_payload
+        check = self._versions.schema(instance["agent_schema_version_id"]).check
+        flags = check.payload(details.schema_name, details.payload)
+        if status is SpanStatus.COMPLETE and result is not None:
+            flags += check.result(details.schema_name, result)
         self._store.insert(
             "agent_spans",
             {
@@ -285,6 +257,7 @@ class Service:
                 "payload": _encode(details.payload).decode(),
                 "result_payload": None if result is None else _encode(result).decode(),
                 "sensitive_encoding": details.sensitive_encoding,
+                "flags": _encode(flags).decode(),
                 "inserted_at": now,
                 "updated_at": now,
                 "started_at": started_at,
@@ -294,7 +267,7 @@ class Service:
         return self._span_answer(span_id, instance)
 
     def _finish_span(self, span_id: str, body: FinishSpanBody) -> Answer:
-        now = _now()
+        now = stored_now()
         span = self._store.one("SELECT * FROM agent_spans WHERE id = ?", span_id)
         if span is None:
             raise not_found("span", span_id)
@@ -308,12 +281,20 @@ class Service:
             "finished_at": finished_at,
             "updated_at": now,
         }
+        instance = self._instance(span["agent_instance_id"])
         if body.result_payload is not None:
             changes["result_payload"] = _encode(body.result_payload).decode()
+            # The payload was checked as the span was created; results of what failed are errors.
+            if status is SpanStatus.COMPLETE:
+                check = self._versions.schema(instance["agent_schema_version_id"]).check
+                flags = check.result(span["schema_name"], body.result_payload)
+                if flags:
+                    flags = [*msgspec.json.decode(span["flags"]), *flags]
+                    changes["flags"] = _encode(flags).decode()
         if body.sensitive_encoding is not None:
             changes["sensitive_encoding"] = body.sensitive_encoding
         self._store.update("agent_spans", span_id, changes)
-        return self._span_answer(span_id, self._instance(span["agent_instance_id"]))
+        return self._span_answer(span_id, instance)
 
     def _given_id(self, id: str) -> str:
         if not self._faults.given_ids:
@@ -352,10 +333,6 @@ def _check_order(field: str, started_at: str | None, finished_at: str) -> None:
 
 def _success(details: Answer) -> Answer:
     return {"status": "success", "details": details}
-
-
-def _now() -> str:
-    return stored_time(datetime.now(UTC))
 
 
 def _encode(value: object) -> bytes:

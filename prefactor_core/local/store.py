@@ -17,7 +17,10 @@ _BUSY_TIMEOUT = 0.2
 """Seconds that a call waits for another process; its caller tries again. A thread in here
 cannot be interrupted, so this is also what a client may overrun its drain by."""
 
-_SCHEMA = """
+# How the tables came to be, step by step: a file says by its user_version how many it has behind
+# it. Files of the first versions say 0 and have the first step.
+_STEPS = (
+    """
 CREATE TABLE IF NOT EXISTS account (
     id TEXT PRIMARY KEY
 );
@@ -69,7 +72,27 @@ CREATE TABLE IF NOT EXISTS idempotency_keys (
     request TEXT NOT NULL,
     answer TEXT NOT NULL
 );
-"""
+""",
+    """
+CREATE TABLE agents (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    description TEXT,
+    external_identifier TEXT UNIQUE,
+    owner_person_id TEXT,
+    risk_profile_id TEXT,
+    team_id TEXT,
+    retired INTEGER NOT NULL DEFAULT 0,
+    inserted_at TEXT NOT NULL,
+    updated_at TEXT NOT NULL
+);
+INSERT INTO agents (id, name, inserted_at, updated_at)
+    SELECT agent_id, agent_id, min(inserted_at), min(inserted_at)
+    FROM agent_instances GROUP BY agent_id;
+ALTER TABLE agent_instances ADD COLUMN quality TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE agent_spans ADD COLUMN flags TEXT NOT NULL DEFAULT '[]';
+""",
+)
 
 
 class Store:
@@ -77,7 +100,8 @@ class Store:
     :meth:`transaction` they take turns.
 
     ``path`` is a file name, or ``:memory:`` for a database that is gone after
-    :meth:`close`. Several processes may have the same file open.
+    :meth:`close`. Several processes may have the same file open. A file of an earlier version
+    is brought up to date; one of a later version raises :class:`ValueError`.
     """
 
     def __init__(self, path: str) -> None:
@@ -92,8 +116,8 @@ class Store:
             self._use_wal()
             self._connection.execute("PRAGMA synchronous = NORMAL")
             self._connection.execute("PRAGMA foreign_keys = ON")
-            self._connection.executescript(_SCHEMA)
             with self.transaction():
+                self._make_tables()
                 account = self.one("SELECT id FROM account")
                 if account is None:
                     partition = random.randrange(1, identifiers.MAX_PARTITION)
@@ -104,6 +128,15 @@ class Store:
         except BaseException:
             self._connection.close()
             raise
+
+    def _make_tables(self) -> None:
+        (done,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if done > len(_STEPS):
+            raise ValueError("it was made by a later version of this package")
+        for step in _STEPS[done:]:
+            for statement in step.split(";"):
+                self._connection.execute(statement)
+        self._connection.execute(f"PRAGMA user_version = {len(_STEPS)}")
 
     def _use_wal(self) -> None:
         # While another process is just making the file, this is refused at once and not, as

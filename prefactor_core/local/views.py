@@ -1,15 +1,25 @@
-"""Views: what is stored, as the API shows it (API.md sections 6.4, 7 and 8). Synchronous."""
+"""Views: what is stored, as the API shows it (API.md sections 7 and 8). Synchronous."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from msgspec import Raw
+import msgspec
+from msgspec import Raw, Struct
 
+from prefactor_core.local.pages import Answer, Pages
 from prefactor_core.local.refusal import invalid
+from prefactor_core.local.requests import parse_time
 from prefactor_core.local.store import Row, Store
+from prefactor_core.local.versions import Versions
 
-Answer = dict[str, object]
+
+class Quality(Struct):
+    """A quality payload of a run, as stored."""
+
+    payload: Raw
+    flags: list[str]
+
 
 _COUNTED = ("pending", "active", "complete", "failed", "cancelled")
 
@@ -17,8 +27,10 @@ _COUNTED = ("pending", "active", "complete", "failed", "cancelled")
 class Views:
     """Shows the rows of ``store``, one by one or in pages."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, versions: Versions) -> None:
         self._store = store
+        self._versions = versions
+        self._pages = Pages(store)
 
     def instance(self, row: Row) -> Answer:
         """The details of a run, with the counts of its spans."""
@@ -30,92 +42,85 @@ class Views:
         ):
             counts[count["status"]] = count["spans"]
         finished = counts["complete"] + counts["failed"] + counts["cancelled"]
-        return {
+        answer: Answer = {
             "type": "agent_instance",
             "account_id": self._store.account_id,
-            # One deployment for each environment; accounts here have one environment.
+            # One deployment for each environment.
             "agent_deployment_id": row["environment_id"],
             **dict(row),
             "span_counts": {"total": sum(counts.values()), **counts, "finished": finished},
-            "quality_payloads": {},
-            "quality_summaries": {},
         }
+        del answer["quality"]
+        return {**answer, **self._quality(row)}
 
-    def span(self, row: Row, instance: Row) -> Answer:
+    def span(self, row: Row, instance: Row, *, summary: bool = True) -> Answer:
         """The details of a span of ``instance``."""
         result = row["result_payload"]
-        return {
+        schema = self._versions.schema(instance["agent_schema_version_id"])
+        shown = schema.span_type(row["schema_name"])
+        answer: Answer = {
             "type": "agent_span",
             "account_id": self._store.account_id,
             "agent_id": instance["agent_id"],
             **dict(row),
-            "schema_title": row["schema_name"],
+            "schema_title": shown.title,
+            "data_risk": shown.data_risk,
             "payload": Raw(row["payload"].encode()),
             "result_payload": None if result is None else Raw(result.encode()),
             "sensitive_encoding": bool(row["sensitive_encoding"]),
+            "flags": Raw(row["flags"].encode()),
             "purpose": "activity",
         }
+        if summary:
+            answer["summary"] = shown.summary(row["payload"], result)
+        return answer
 
     def instances(self, query: Mapping[str, str]) -> Answer:
         """A page of the runs of an agent."""
         if "agent_id" not in query:
             raise invalid("agent_id", "is required", "required")
-        return self._page("agent_instances", "agent_id", query["agent_id"], query, self.instance)
+        columns = ("agent_id", "agent_version_id")
+        where = {f"{column} = ?": query[column] for column in columns if column in query}
+        return self._pages.page("agent_instances", where, query, self.instance)
 
-    def spans(self, instance: Row, query: Mapping[str, str]) -> Answer:
-        """A page of the spans of ``instance``."""
-        return self._page(
-            "agent_spans",
-            "agent_instance_id",
-            instance["id"],
-            query,
-            lambda span: self.span(span, instance),
-        )
+    def spans(self, query: Mapping[str, str]) -> Answer:
+        """A page of the spans of a run, or else of an agent."""
+        where: dict[str, str] = {}
+        if "agent_instance_id" in query:
+            where["agent_instance_id = ?"] = query["agent_instance_id"]
+        elif "agent_id" in query:
+            runs = "SELECT id FROM agent_instances WHERE agent_id = ?"
+            where[f"agent_instance_id IN ({runs})"] = query["agent_id"]
+        else:
+            raise invalid("agent_instance_id", "is required, or agent_id", "required")
+        for name, operator in (("start_time", ">="), ("end_time", "<=")):
+            if name in query:
+                time = parse_time(name, query[name], "")
+                where[f"coalesce(started_at, inserted_at) {operator} ?"] = time
+        summary = query.get("include_summaries", "").lower() == "true"
+        instances: dict[str, Row | None] = {}
 
-    def _page(
-        self,
-        table: str,
-        column: str,
-        value: str,
-        query: Mapping[str, str],
-        details: Callable[[Row], Answer],
-    ) -> Answer:
-        offset = _whole(query, "pagination[offset]", 0, 0, 2**31)
-        size = _whole(query, "pagination[page_size]", 50, 1, 100)
-        field, direction = query.get("sorting[field]", "id"), query.get("sorting[direction]", "asc")
-        if "sorting" in query:
-            field = query["sorting"].removeprefix("-")
-            direction = "desc" if query["sorting"].startswith("-") else "asc"
-        if field != "id" or direction not in ("asc", "desc"):
-            raise invalid("sorting", "only by id, asc or desc")
-        counted = self._store.one(f"SELECT count(*) AS n FROM {table} WHERE {column} = ?", value)
-        total = counted["n"] if counted else 0
-        rows = self._store.all(
-            f"SELECT * FROM {table} WHERE {column} = ? ORDER BY id {direction} LIMIT ? OFFSET ?",
-            value,
-            size,
-            offset,
-        )
+        def details(span: Row) -> Answer:
+            id = span["agent_instance_id"]
+            if id not in instances:
+                instances[id] = self._store.one("SELECT * FROM agent_instances WHERE id = ?", id)
+            instance = instances[id]
+            assert instance is not None
+            return self.span(span, instance, summary=summary)
+
+        return self._pages.page("agent_spans", where, query, details)
+
+    def _quality(self, row: Row) -> Answer:
+        recorded = msgspec.json.decode(row["quality"], type=dict[str, Quality])
+        summaries: Answer = {}
+        if recorded:
+            schema = self._versions.schema(row["agent_schema_version_id"])
+            summaries = {
+                name: schema.quality(name).summary(quality.payload)
+                for name, quality in recorded.items()
+            }
         return {
-            "status": "success",
-            "summaries": [details(row) for row in rows],
-            "pagination": {
-                "item_count": total,
-                "item_start": offset + 1 if rows else 0,
-                "item_end": offset + len(rows) if rows else 0,
-                "next_page_offset": offset + size if offset + size < total else None,
-                "previous_page_offset": max(0, offset - size) if offset else None,
-                "page_count": -(-total // size),
-                "page_index": offset // size + 1,
-                "page_offset": offset,
-                "page_size": size,
-            },
-            "sorting": {"field": field, "direction": direction, "nulls": "last"},
+            "quality_payloads": {name: quality.payload for name, quality in recorded.items()},
+            "quality_summaries": summaries,
+            "quality_flags": {name: quality.flags for name, quality in recorded.items()},
         }
-
-
-def _whole(query: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
-    text = query.get(name, str(default))
-    if not text.isdecimal() or len(text) > 10 or not least <= int(text) <= most:
-        raise invalid(name, f"must be a whole number from {least} to {most}, got {text!r}")
-    return int(text)

@@ -1,0 +1,177 @@
+"""Agents: the calls about agents (API.md section 6.3), and which of them are known. Synchronous."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import msgspec
+from msgspec import UNSET
+
+from prefactor_core import identifiers
+from prefactor_core.local.idempotency import Once
+from prefactor_core.local.pages import Answer, Pages
+from prefactor_core.local.refusal import Refusal, invalid, invalid_action, not_found
+from prefactor_core.local.requests import (
+    CreateAgentBody,
+    MoveAgentBody,
+    UpdateAgentBody,
+    check_id,
+    stored_now,
+)
+from prefactor_core.local.store import Row, Store
+
+_STATUSES = ("pending", "active", "complete", "failed", "cancelled", "terminated")
+_FILTERS = ("risk_profile_id", "team_id", "owner_person_id")
+
+
+class Agents:
+    """The agents in ``store``. ``given``: those that there are before they are created; None:
+    every agent that registers a run is known from then on."""
+
+    def __init__(self, store: Store, given: Collection[str] | None = None) -> None:
+        self._store = store
+        self._once = Once(store)
+        self._pages = Pages(store)
+        self._all_known = given is None
+        with store.transaction():
+            for agent_id in given or ():
+                self._add_unknown(agent_id)
+
+    def use(self, agent_id: str) -> None:
+        """A run of this agent is registered; to be called in its transaction.
+
+        Raises a :class:`Refusal` if the agent is not known, or retired.
+        """
+        row = self._row(agent_id)
+        if row is None:
+            if not self._all_known:
+                raise not_found("agent", agent_id)
+            self._add_unknown(agent_id)
+        elif row["retired"]:
+            # API.md says nothing of it. Whoever retires an agent wants no more runs of it.
+            raise invalid_action(f"agent {agent_id!r} is retired: reinstate it for another run")
+
+    def create(self, body: CreateAgentBody) -> bytes:
+        """POST agent."""
+
+        def act() -> Answer:
+            details, now = body.details, stored_now()
+            _check_name(details.name)
+            if details.id is None:
+                id = identifiers.generate_related(self._store.account_id)
+            else:
+                id = check_id(details.id, identifiers.partition_of(self._store.account_id))
+                if self._row(id):
+                    raise Refusal(409, "already_exists", f"agent {id!r} exists")
+            external_id = details.external_identifier
+            if external_id is not None and self._named(external_id):
+                raise invalid("external_identifier", "has already been taken")
+            times = {"inserted_at": now, "updated_at": now}
+            self._store.insert("agents", {**msgspec.structs.asdict(details), "id": id, **times})
+            return self._answer(id)
+
+        return self._once("create_agent", body, body.idempotency_key, act)
+
+    def update(self, agent_id: str, body: UpdateAgentBody) -> bytes:
+        """PUT agent/{id}. The external_identifier is fixed."""
+
+        def act() -> Answer:
+            stored = self._existing(agent_id)
+            given = msgspec.structs.asdict(body.details)
+            changes = {name: value for name, value in given.items() if value is not UNSET}
+            _check_name(changes.get("name", stored["name"]))
+            external_id = stored["external_identifier"]
+            if changes.pop("external_identifier", external_id) != external_id:
+                raise invalid("external_identifier", f"is fixed: it is {external_id!r}")
+            self._store.update("agents", agent_id, {**changes, "updated_at": stored_now()})
+            return self._answer(agent_id)
+
+        return self._once(f"update_agent {agent_id}", body, body.idempotency_key, act)
+
+    def retire(self, agent_id: str, body: MoveAgentBody) -> bytes:
+        """POST agent/{id}/retire."""
+        return self._move(agent_id, "retire", body)
+
+    def reinstate(self, agent_id: str, body: MoveAgentBody) -> bytes:
+        """POST agent/{id}/reinstate."""
+        return self._move(agent_id, "reinstate", body)
+
+    def get(self, agent_id: str) -> bytes:
+        """GET agent/{id}."""
+        return msgspec.json.encode(self._answer(agent_id))
+
+    def show(self, query: Mapping[str, str]) -> bytes:
+        """GET agent/show?agent_id=… or external_identifier=…"""
+        names = [name for name in ("agent_id", "external_identifier") if name in query]
+        if len(names) != 1:
+            raise invalid("agent_id", "is required, or else external_identifier", "required")
+        if names == ["agent_id"]:
+            return self.get(query["agent_id"])
+        row = self._named(query["external_identifier"])
+        if row is None:
+            raise not_found("agent", query["external_identifier"])
+        return self.get(row["id"])
+
+    def list(self, query: Mapping[str, str]) -> bytes:
+        """GET agent."""
+        where = {f"{name} = ?": query[name] for name in _FILTERS if name in query}
+        page = self._pages.page("agents", where, query, self._details, ("id", "name"))
+        return msgspec.json.encode(page)
+
+    def _move(self, agent_id: str, action: str, body: MoveAgentBody) -> bytes:
+        def act() -> Answer:
+            retired = action == "retire"
+            if bool(self._existing(agent_id)["retired"]) == retired:
+                state = "retired already" if retired else "not retired"
+                raise invalid_action(f"agent {agent_id!r} is {state}")
+            changes = {"retired": retired, "updated_at": stored_now()}
+            self._store.update("agents", agent_id, changes)
+            return self._answer(agent_id)
+
+        return self._once(f"{action} {agent_id}", body, body.idempotency_key, act)
+
+    def _add_unknown(self, agent_id: str) -> None:
+        if self._row(agent_id) is None:
+            now = stored_now()
+            row = {"id": agent_id, "name": agent_id, "inserted_at": now, "updated_at": now}
+            self._store.insert("agents", row)
+
+    def _row(self, agent_id: str) -> Row | None:
+        return self._store.one("SELECT * FROM agents WHERE id = ?", agent_id)
+
+    def _named(self, external_identifier: str) -> Row | None:
+        query = "SELECT * FROM agents WHERE external_identifier = ?"
+        return self._store.one(query, external_identifier)
+
+    def _existing(self, agent_id: str) -> Row:
+        row = self._row(agent_id)
+        if row is None:
+            raise not_found("agent", agent_id)
+        return row
+
+    def _answer(self, agent_id: str) -> Answer:
+        return {"status": "success", "details": self._details(self._existing(agent_id))}
+
+    def _details(self, row: Row) -> Answer:
+        counts = dict.fromkeys(_STATUSES, 0)
+        for count in self._store.all(
+            "SELECT status, count(*) AS runs FROM agent_instances WHERE agent_id = ? "
+            "GROUP BY status",
+            row["id"],
+        ):
+            counts[count["status"]] = count["runs"]
+        total = sum(counts.values())
+        status = "retired" if row["retired"] else "active" if total else "pending"
+        answer: Answer = {"type": "agent", "account_id": self._store.account_id, **dict(row)}
+        del answer["retired"]
+        return {
+            **answer,
+            "status": status,
+            "available_actions": ["reinstate" if row["retired"] else "retire"],
+            "instance_counts": {"total": total, **counts},
+        }
+
+
+def _check_name(name: str) -> None:
+    if not name.strip():
+        raise invalid("name", "is required", "required")

@@ -1,0 +1,216 @@
+"""SchemaCheck: what of a payload does not fit the schemas that were registered. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from prefactor_core.exceptions import PrefactorValueError
+
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
+
+_MOST_PROBLEMS: Final = 10
+_LONG_VALUE: Final = 60
+_LONG_TEXT: Final = 300
+_KNOWN_NAMES: Final = 1_000
+
+# What stands for a payload that could not be kept as it was, see capture and truncation.
+_MARKERS: Final = frozenset({"$truncated", "$withheld", "$unreadable"})
+# Every payload is an object: there is nothing to check.
+_FITS_ALL: Final[tuple[object, ...]] = (None, True, {}, {"type": "object"})
+
+_Problems = Callable[[object], "Iterable[ValidationError]"]
+
+
+class SchemaCheck:
+    """Compares payloads with the schemas of an ``agent_schema_version`` (API.md section 9).
+
+    Each method gives one short text for each problem, ten at most, and none if all fits or
+    there is no schema. ``span_type_schemas`` go before the two maps. Sensitive values are
+    checked as what they are, and not shown (API.md section 8). What stands for a payload that
+    was too large, or withheld, is not checked. References to other documents are never fetched.
+
+    Raises :class:`PrefactorValueError` if the extra ``check`` is not installed.
+    """
+
+    def __init__(self, agent_schema_version: Mapping[str, object]) -> None:
+        try:
+            import jsonschema  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        except ImportError as error:
+            raise PrefactorValueError(
+                f"checking payloads needs the extra 'check' of this package ({error}): "
+                "pip install '.[check]' in its folder"
+            ) from None
+        types = agent_schema_version.get("span_type_schemas")
+        if types is None:
+            self._payloads = _mapping(agent_schema_version.get("span_schemas"))
+            self._results = _mapping(agent_schema_version.get("span_result_schemas"))
+        else:
+            self._payloads = _by_name(types, "params_schema")
+            self._results = _by_name(types, "result_schema")
+        self._qualities = _by_name(agent_schema_version.get("quality_schemas"), "schema")
+        self._compiled: dict[tuple[str, str], _Problems | str | None] = {}
+        self._unknown: dict[str, list[str]] = {}
+
+    def payload(self, schema_name: str, payload: object) -> list[str]:
+        """What of a span's payload, as decoded JSON, does not fit its type.
+
+        A type that is not registered is the one problem, unless none is.
+        """
+        if schema_name not in self._payloads and self._payloads:
+            return list(self._not_registered(schema_name))
+        return self._check("payload", self._payloads, schema_name, payload)
+
+    def result(self, schema_name: str, result: object) -> list[str]:
+        """What of a span's result, as decoded JSON, does not fit its type."""
+        return self._check("result", self._results, schema_name, result)
+
+    def quality(self, name: str, payload: object) -> list[str]:
+        """What of a quality payload, as decoded JSON, does not fit its schema."""
+        return self._check("quality", self._qualities, name, payload)
+
+    def _not_registered(self, name: str) -> list[str]:
+        known = self._unknown.get(name)
+        if known is None:
+            (nearest,) = get_close_matches(name, self._payloads, n=1, cutoff=0.0)
+            shown = _short(repr(name))
+            known = [f"schema_name: {shown} is not registered; the nearest that is: {nearest!r}"]
+            if len(self._unknown) < _KNOWN_NAMES:
+                self._unknown[name] = known
+        return known
+
+    def _check(
+        self, part: str, schemas: Mapping[str, object], name: str, value: object
+    ) -> list[str]:
+        compiled = self._compile(part, schemas, name)
+        if compiled is None or not _MARKERS.isdisjoint(_mapping(value)):
+            return []
+        if isinstance(compiled, str):
+            return [compiled]
+        try:
+            errors = compiled(_unwrapped(value))
+            return [_told(part, error) for error in islice(errors, _MOST_PROBLEMS)]
+        except Exception as error:  # a reference that leads nowhere, a value nested too deep
+            return [f"{part}: cannot be checked by the schema of {name!r}: {_reason(error)}"]
+
+    def _compile(
+        self, part: str, schemas: Mapping[str, object], name: str
+    ) -> _Problems | str | None:
+        """How to find the problems; None if there can be none; the problem of the schema."""
+        key = part, name
+        if key in self._compiled:
+            return self._compiled[key]
+        schema = schemas.get(name)
+        if schema in _FITS_ALL:
+            return None
+        self._compiled[key] = compiled = _compiled(part, name, schema)
+        return compiled
+
+
+def sensitive_labels(value: object) -> str | None:
+    """What is shown of a sensitive value: its labels, ``[authentication_and_secrets]``; None
+    if ``value`` is not in the tagged form (API.md section 8)."""
+    if not isinstance(value, dict) or "$sensitive" not in value or "value" not in value:
+        return None
+    labels = cast("dict[str, object]", value).get("labels")
+    texts = map(str, cast("list[object]", labels)) if isinstance(labels, list) else ()
+    return f"[{', '.join(texts) or 'sensitive'}]"
+
+
+def _compiled(part: str, name: str, schema: Any) -> _Problems | str:
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import validator_for
+    from referencing import Registry
+
+    try:
+        validator = validator_for(schema, default=Draft202012Validator)
+        validator.check_schema(schema)
+        # A registry of our own: the default one fetches what it does not know.
+        return cast("_Problems", validator(schema, registry=Registry()).iter_errors)
+    except Exception as error:
+        return f"{part}: the schema of {name!r} is no JSON Schema: {_reason(error)}"
+
+
+def _told(part: str, error: ValidationError) -> str:
+    path = "".join(
+        f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path
+    )
+    value, message = repr(error.instance), error.message
+    if message.startswith(value):
+        message = _short(value) + message[len(value) :]
+    return _short(f"{part}{path}: {message}", _LONG_TEXT)
+
+
+def _reason(error: Exception) -> str:
+    text = str(getattr(error, "message", error)).split("\n", 1)[0]
+    return _short(text or type(error).__name__, _LONG_TEXT)
+
+
+def _short(text: str, most: int = _LONG_VALUE) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+class _Hidden:
+    """A sensitive value: it is what it is, and looks like its labels in a message."""
+
+    labels = ""
+
+    def __repr__(self) -> str:
+        return self.labels
+
+
+class _HiddenText(_Hidden, str):  # noqa: SLOT000 - it has labels
+    pass
+
+
+class _HiddenInteger(_Hidden, int):
+    pass
+
+
+class _HiddenFloat(_Hidden, float):
+    pass
+
+
+def _unwrapped(value: object) -> object:
+    """``value`` with what is inside of the tagged form in its place."""
+    labels = sensitive_labels(value)
+    if labels is not None:
+        return _hidden(cast("dict[str, object]", value)["value"], labels)
+    if isinstance(value, dict):
+        fields = cast("dict[str, object]", value)
+        return {key: _unwrapped(item) for key, item in fields.items()}
+    if isinstance(value, list):
+        return [_unwrapped(item) for item in cast("list[object]", value)]
+    return value
+
+
+def _hidden(value: object, labels: str) -> object:
+    hidden: _Hidden
+    if isinstance(value, str):
+        hidden = _HiddenText(value)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        hidden = _HiddenInteger(value)
+    elif isinstance(value, float):
+        hidden = _HiddenFloat(value)
+    else:
+        return value  # True, False and null cannot be made to look like anything else
+    hidden.labels = labels
+    return hidden
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
+
+
+def _by_name(types: object, field: str) -> Mapping[str, object]:
+    """One schema of each entry of a list, by the name of the entry; None where it has none."""
+    found: dict[str, object] = {}
+    for entry in cast("list[object]", types) if isinstance(types, list | tuple) else ():
+        details = _mapping(entry)
+        name = details.get("name")
+        if isinstance(name, str):
+            found[name] = details.get(field)
+    return found
