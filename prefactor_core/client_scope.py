@@ -32,6 +32,7 @@ from prefactor_core.runtime_environment import build_runtime_environment
 
 if TYPE_CHECKING:
     from prefactor_core.api.client import ApiClient, AsgiApp
+    from prefactor_core.payload_check import PayloadChecks
 
 logger = logging.getLogger("prefactor_core.client")
 
@@ -43,7 +44,11 @@ class ClientScope:
     """Connections, delivery, runs and spans of a client, from :meth:`open` to :meth:`close`."""
 
     def __init__(
-        self, config: PrefactorCoreConfig, connections: AsyncExitStack, delivery: Delivery
+        self,
+        config: PrefactorCoreConfig,
+        connections: AsyncExitStack,
+        delivery: Delivery,
+        checks: PayloadChecks | None,
     ) -> None:
         self._connections = connections
         self._delivery = delivery
@@ -60,6 +65,7 @@ class ClientScope:
             is_away=delivery.is_away,
             on_timeout=delivery.sender.gave_up_waiting,
             environment=partial(build_runtime_environment, config.sdk_header_entry),
+            checks=checks,
             backoff=Backoff(
                 base=http.initial_retry_delay, multiplier=growth, cap=http.max_retry_delay
             ),
@@ -90,6 +96,7 @@ class ClientScope:
         """Open connections, queues and workers. No request is sent, except with
         ``validate_token``; what that raises leaves nothing open."""
         http, queueing = config.http_config, config.queue_config
+        checks = _payload_checks(config)
         async with AsyncExitStack() as opening:
             api = await opening.enter_async_context(
                 open_api(http, asgi_app, config.sdk_header_entry)
@@ -120,7 +127,7 @@ class ClientScope:
             )
             await delivery.__aenter__()
             # Nothing below waits or fails, so nothing has to undo the line above.
-            return cls(config, opening.pop_all(), delivery)
+            return cls(config, opening.pop_all(), delivery, checks)
 
     def check_task(self) -> None:
         """Raises :class:`ClientScopeError` in another task than the one that opened this."""
@@ -169,6 +176,14 @@ class ClientScope:
         #    in place of the body's own.
         if self._raise_on_loss and not raises and statistics.lost:
             raise PrefactorTelemetryFailureError(statistics.describe_loss(), statistics)
+
+
+def _payload_checks(config: PrefactorCoreConfig) -> PayloadChecks | None:
+    if config.check_payloads == "off" or not config.capture_payloads:
+        return None  # of payloads that are not kept there is nothing to check
+    from prefactor_core.payload_check import PayloadChecks  # here: production does without
+
+    return PayloadChecks(raises=config.check_payloads == "raise")
 
 
 async def _check_token(api: ApiClient, seconds: float) -> None:

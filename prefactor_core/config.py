@@ -13,10 +13,12 @@ from typing import (
     Any,
     Literal,
     Self,
+    TypeAlias,
     TypedDict,
     TypeVar,
     Unpack,
     cast,
+    get_args,
 )
 
 from msgspec import Struct, field
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
     import signal
 
 _NOWHERE = f"{LOCAL_PREFIX}:memory:"
+
+CheckMode: TypeAlias = Literal["off", "warn", "raise"]
+"""What becomes of a payload that does not fit its schema."""
 
 _NOTHING_CONFIGURED = (
     "nothing says which Prefactor to record to. Either set PREFACTOR_API_URL and "
@@ -119,6 +124,7 @@ class PrefactorOptions(TypedDict, total=False):
     termination_poll_interval: float
     cancel_on_signals: Sequence[signal.Signals]
     raise_on_loss: bool
+    check_payloads: CheckMode
     capture_payloads: bool
     max_payload_bytes: int
     redact: Redact | None
@@ -159,6 +165,9 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     thread only. By default the program's signals are its own.
     ``raise_on_loss``: whether a scope in which something was lost ends with a
     :class:`~prefactor_core.PrefactorTelemetryFailureError`, if its body did not raise.
+    ``check_payloads``: for development: ``"warn"`` logs, once each, what in payloads and in results
+    of complete spans does not fit the schemas of their run, and span types that are not in there;
+    ``"raise"`` makes a :class:`PrefactorValueError` of it. Needs the extra ``check``.
     ``capture_payloads``: False records what happened and when, but no payloads and results;
     of an error only its type.
     ``max_payload_bytes``: how large the JSON of one payload or result may be, at least 1,024
@@ -181,6 +190,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     termination_poll_interval: float = 30.0
     cancel_on_signals: Sequence[signal.Signals] = ()
     raise_on_loss: bool = False
+    check_payloads: CheckMode = "off"
     capture_payloads: bool = True
     max_payload_bytes: int = 500_000
     redact: Redact | None = None
@@ -201,6 +211,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
             termination_poll_interval: float = 30.0,
             cancel_on_signals: Sequence[signal.Signals] = (),
             raise_on_loss: bool = False,
+            check_payloads: CheckMode = "off",
             capture_payloads: bool = True,
             max_payload_bytes: int = 500_000,
             redact: Redact | None = None,
@@ -233,6 +244,10 @@ class PrefactorCoreConfig(Struct, kw_only=True):
                 raise PrefactorValueError(
                     f"{name} must be True or False, got {getattr(self, name)!r}"
                 )
+        if self.check_payloads not in get_args(CheckMode):
+            raise PrefactorValueError(
+                f"check_payloads must be 'off', 'warn' or 'raise', got {self.check_payloads!r}"
+            )
         self.max_payload_bytes = to_at_least("max_payload_bytes", self.max_payload_bytes, 1024)
         if self.redact is not None and not callable(self.redact):
             raise PrefactorValueError(f"redact must be a function, got {self.redact!r}")

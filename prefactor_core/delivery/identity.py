@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -24,6 +25,9 @@ from prefactor_core.operations import (
 )
 from prefactor_core.termination import Termination
 
+if TYPE_CHECKING:
+    from prefactor_core.payload_check import PayloadCheck
+
 logger = logging.getLogger("prefactor_core.delivery.identity")
 
 _NO_PARTITION = "0" * 32
@@ -36,12 +40,13 @@ class RunIdentity:
     ``recorded_id``: what its operations call the run. ``id``: what the API calls it, as soon
     as that is known. ``registered``: False while it waits for that. ``lost``: why the run, and so
     all of it, cannot be delivered; None if it can. ``ours``: whether this client made it.
-    ``termination``: its kill switch.
+    ``termination``: its kill switch. ``check``: what its payloads are held against, if they are.
     """
 
     __slots__ = (
         "_api_ids",
         "_lost_spans",
+        "check",
         "id",
         "lost",
         "ours",
@@ -57,6 +62,7 @@ class RunIdentity:
         self.ours = False
         self.lost: str | None = None
         self.termination = Termination()
+        self.check: PayloadCheck | None = None
         # Span ids as recorded, each to what the API made instead.
         self._api_ids: dict[str, str] = {}
         # Of creates that were given up: why, and the nearest ancestor that was not. By the part

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Protocol, get_args
+from typing import TYPE_CHECKING, Protocol, get_args
 
 import anyio
 import msgspec
@@ -36,6 +36,9 @@ from prefactor_core.operations import (
     StartAgentInstance,
 )
 
+if TYPE_CHECKING:
+    from prefactor_core.payload_check import PayloadChecks
+
 _PASSING = (PrefactorUnreachableError, PrefactorRateLimitError, PrefactorServerError)
 
 
@@ -60,7 +63,7 @@ class AgentInstanceManager:
     operations that go to ``enqueue``. Whoever does several things to a run that belong together
     holds the lock of ``home`` around them. ``is_away`` tells whether the API is known to be away;
     ``on_timeout`` is told that it has become so. ``environment`` gives what is added to an agent's
-    version, once for each run.
+    version, once for each run, ``checks`` what its payloads are held against.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class AgentInstanceManager:
         is_away: Callable[[], bool],
         on_timeout: Callable[[PrefactorUnreachableError], None],
         environment: Callable[[], Mapping[str, object]] | None = None,
+        checks: PayloadChecks | None = None,
         backoff: Backoff | None = None,
         max_retries: int = 3,
         timeout: float = 10.0,
@@ -84,6 +88,7 @@ class AgentInstanceManager:
         self._is_away = is_away
         self._on_timeout = on_timeout
         self._environment = environment
+        self._checks = checks
         self._backoff = backoff or Backoff()
         self._max_retries = max_retries
         self._timeout = timeout
@@ -146,6 +151,8 @@ class AgentInstanceManager:
         else:
             identity = self._identities.add(registered)
             self._related_id = registered
+        if self._checks is not None:
+            identity.check = self._checks.of(agent_schema_version)
         self._instances[identity.recorded_id] = _OpenInstance(
             id=identity.id,
             agent_id=agent_id,

@@ -39,12 +39,15 @@ class QualityManager:
                 f"payload must be a mapping, or None to remove the quality payload {name!r}, got "
                 f"a {type(payload).__qualname__}"
             )
+        captured = _REMOVED if payload is None else self._capture(payload)
+        if run.check is not None and payload is not None:
+            run.check.quality(name, captured)
         operation = RecordQuality(
             timestamp=Clock().now(),
             # Not from the run's id: each call says something new.
             idempotency_key=identifiers.generate(0),
             instance_id=run.recorded_id,
             name=name,
-            payload=_REMOVED if payload is None else self._capture(payload),
+            payload=captured,
         )
         self._home.step(self._outbox.record, operation)

@@ -171,6 +171,8 @@ class SpanManager:
         ``result``: what it will end with, as far as that is known; added to from outside.
         """
         captured = EMPTY if payload is None else self._capture(payload)
+        if run.check is not None and payload is not None:
+            run.check.payload(schema_name, captured)
         if self._home.is_left:
             self._home.check_process()
         with self._lock:
@@ -251,6 +253,8 @@ class SpanManager:
         """As :meth:`start`, of the span itself, now or ``at``; nothing if it has ended."""
         if payload is not None and not self._home.is_left:
             captured = self._capture(payload)
+            if span.run.check is not None:
+                span.run.check.payload(span.schema_name, captured)
             with self._lock:
                 pending = span.status is SpanStatus.PENDING
                 if pending:
@@ -317,7 +321,14 @@ class SpanManager:
         if at is not None:
             start = span.started_at or span.created_at
             at = to_end("timestamp", at, f"the {span.schema_name!r} span", start)
-        self._end(span, status, self._result(span, result_payload), at)
+        result = self._result(span, result_payload)
+        check, has_payload = span.run.check, bool(span.payload)
+        self._end(span, status, result, at)
+        if check is not None and status == "complete" and not self._home.is_left:
+            # What the agent did is recorded by now, whatever this raises.
+            if not has_payload:
+                check.payload(span.schema_name, EMPTY)
+            check.result(span.schema_name, EMPTY if isinstance(result, UnsetType) else result)
 
     def results_of_open(
         self, instance_id: str | None, result_payload: Mapping[str, object] | None = None

@@ -1,0 +1,73 @@
+"""PayloadChecks: what is recorded, held against the schemas of its run, in development. Pure."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import msgspec
+from msgspec import Raw
+
+from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.log import log
+from prefactor_core.schema_check import SchemaCheck
+
+logger = logging.getLogger("prefactor_core.payload_check")
+
+_TOLD_KEPT = 1_000
+
+
+class PayloadChecks:
+    """Makes the checks of a client's runs.
+
+    ``raises``: what does not fit is a :class:`PrefactorValueError`; else it is logged, each
+    problem once. Raises that error too if the extra ``check`` is not installed.
+    """
+
+    def __init__(self, *, raises: bool) -> None:
+        self._raises = raises
+        self._told: set[tuple[str, ...]] = set()
+        self._last: tuple[Mapping[str, object], SchemaCheck] = ({}, SchemaCheck({}))
+
+    def of(self, agent_schema_version: Mapping[str, object]) -> PayloadCheck:
+        """The check of a run with these span types."""
+        # Mostly all runs of a program have the same.
+        if self._last[0] != agent_schema_version:
+            self._last = agent_schema_version, SchemaCheck(agent_schema_version)
+        return PayloadCheck(self, self._last[1])
+
+    def tell(self, what: str, problems: Sequence[str]) -> None:
+        """Raise or log ``problems`` of ``what``, if there are any."""
+        if not problems:
+            return
+        message = f"{what} does not fit its schema: {'; '.join(problems)}"
+        if self._raises:
+            raise PrefactorValueError(message)
+        # By the fields: values are others each time.
+        fields = what, *(problem.partition(":")[0] for problem in problems)
+        if fields not in self._told and len(self._told) < _TOLD_KEPT:
+            self._told.add(fields)
+            log(logger, logging.WARNING, "%s", message)
+
+
+class PayloadCheck:
+    """Looks at what is recorded of one run, as it is recorded."""
+
+    def __init__(self, checks: PayloadChecks, schemas: SchemaCheck) -> None:
+        self._checks = checks
+        self._schemas = schemas
+
+    def payload(self, schema_name: str, payload: Raw) -> None:
+        """What a span starts with."""
+        problems = self._schemas.payload(schema_name, msgspec.json.decode(payload))
+        self._checks.tell(f"the payload of a {schema_name!r} span", problems)
+
+    def result(self, schema_name: str, result: Raw) -> None:
+        """What a span that is complete results in."""
+        problems = self._schemas.result(schema_name, msgspec.json.decode(result))
+        self._checks.tell(f"the result of a {schema_name!r} span", problems)
+
+    def quality(self, name: str, payload: Raw) -> None:
+        """What is told about the quality of the run."""
+        problems = self._schemas.quality(name, msgspec.json.decode(payload))
+        self._checks.tell(f"the quality payload {name!r}", problems)
