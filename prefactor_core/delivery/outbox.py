@@ -80,8 +80,8 @@ class Outbox:
     def record(self, operation: Operation, *, has_place: bool = False, late: bool = False) -> bool:
         """Accept an operation and queue it; whether it was taken.
 
-        When the outbox is full, a new span is dropped, unless it has waited for its place; and
-        always if it is ``late``: its run has ended. So is what is told of a run's quality.
+        When the outbox is full, what is told of a run's quality is dropped, and a new span unless
+        it has waited for its place; that is always dropped if it is ``late``: its run has ended.
         Whatever belongs to what was taken before is taken.
         """
         if late:

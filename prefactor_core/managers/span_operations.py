@@ -46,7 +46,7 @@ class SpanOperations:
     ) -> None:
         """Tell what brings the span to ``goal``, and let it be there; ``result`` if it ends.
 
-        ``given``: whether ``at`` comes from the caller. No span ends before its start.
+        ``given``: whether ``at`` comes from the caller. A span ends no earlier than it began.
         """
         for call, status in span_steps(span.status, goal):
             if call == "finish":
@@ -55,8 +55,7 @@ class SpanOperations:
             if span.parent is not None:
                 self._start_ancestors(span)
             if is_terminal(status):
-                start = span.created_at
-                self._create(span, status, start, finished_at=max(start, at), result=result)
+                self._create(span, status, span.created_at, finished_at=at, result=result)
             else:
                 self._create(span, status, at, given=given)
 
