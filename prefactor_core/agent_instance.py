@@ -24,7 +24,7 @@ from prefactor_core.type_schema import Fields, SpanParams
 from prefactor_core.typed_span import TypedStep
 
 if TYPE_CHECKING:
-    from prefactor_core.client import PrefactorCoreClient
+    from prefactor_core.recorder import Recorder
 
 Result = TypeVar("Result")
 
@@ -111,7 +111,7 @@ class AgentInstanceHandle:
     registered.
     """
 
-    def __init__(self, instance_id: str, client: PrefactorCoreClient) -> None:
+    def __init__(self, instance_id: str, client: Recorder) -> None:
         self._client = client
         self._instance = client.instance_manager.get(instance_id)
         self._identity = client.instance_manager.identity(instance_id)

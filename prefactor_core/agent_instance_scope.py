@@ -21,7 +21,7 @@ from prefactor_core.outcome import outcome_of
 from prefactor_core.run_end import finish_run
 
 if TYPE_CHECKING:
-    from prefactor_core.client import PrefactorCoreClient
+    from prefactor_core.recorder import Recorder
 
 # The scopes of runs that were entered in this context, innermost last.
 _run_scopes: ContextVar[tuple[AgentInstanceScope, ...]] = ContextVar(
@@ -44,7 +44,7 @@ class AgentInstanceScope:
 
     def __init__(
         self,
-        client: PrefactorCoreClient,
+        client: Recorder,
         register: Callable[[], Awaitable[AgentInstanceHandle]],
     ) -> None:
         self._client = client
@@ -110,7 +110,7 @@ class AgentInstanceScope:
         run.raise_if_terminated(left, caught=left is not error)
 
     @classmethod
-    def client_closes(cls, client: PrefactorCoreClient) -> None:
+    def client_closes(cls, client: Recorder) -> None:
         """The scope of ``client`` is left now, before those of its runs if there are any."""
         cls._go_on_without([scope for scope in _run_scopes.get() if scope._client is client])
 
@@ -133,7 +133,7 @@ class AgentInstanceScope:
 class OpenRun:
     """A run that ends with a block, and how that is left."""
 
-    def __init__(self, client: PrefactorCoreClient, handle: AgentInstanceHandle) -> None:
+    def __init__(self, client: Recorder, handle: AgentInstanceHandle) -> None:
         self._client = client
         instances = client.instance_manager
         self._home = instances.home
