@@ -274,13 +274,17 @@ class AgentInstanceHandle:
         """As :meth:`finish_span`, in synchronous code."""
         self._client.finish_span_nowait(span_id, result_payload, timestamp=timestamp)
 
-    async def record_quality(self, name: str, payload: Mapping[str, object] | None = None) -> None:
+    async def record_quality(
+        self, name: str, payload: Mapping[str, object] | Fields | None = None
+    ) -> None:
         """Tell what was found out about the run, also after its end; see
         :meth:`prefactor_core.PrefactorCoreClient.record_quality`."""
         self.record_quality_nowait(name, payload)
         await anyio.lowlevel.checkpoint()
 
-    def record_quality_nowait(self, name: str, payload: Mapping[str, object] | None = None) -> None:
+    def record_quality_nowait(
+        self, name: str, payload: Mapping[str, object] | Fields | None = None
+    ) -> None:
         """As :meth:`record_quality`, in synchronous code."""
         self._client.quality_manager.record(self._identity, name, payload)
 

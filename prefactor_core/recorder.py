@@ -209,7 +209,7 @@ class Recorder(ABC):
         self.span_manager.finish(span_id, result_payload, timestamp=timestamp)
 
     async def record_quality(
-        self, instance_id: str, name: str, payload: Mapping[str, object] | None = None
+        self, instance_id: str, name: str, payload: Mapping[str, object] | Fields | None = None
     ) -> None:
         """Tell what was found out about a run: its quality payload ``name`` is ``payload`` from
         now on; None removes it.
@@ -225,7 +225,7 @@ class Recorder(ABC):
         await anyio.lowlevel.checkpoint()
 
     def record_quality_nowait(
-        self, instance_id: str, name: str, payload: Mapping[str, object] | None = None
+        self, instance_id: str, name: str, payload: Mapping[str, object] | Fields | None = None
     ) -> None:
         """As :meth:`record_quality`, in synchronous code."""
         run = self.span_manager.run_of(instance_id)

@@ -60,6 +60,7 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct, field
 
 from prefactor_core.schema_registry import SchemaRegistry
+from prefactor_core.sensitive import Sensitive
 from prefactor_core.type_schema import SpanParams
 
 
@@ -109,7 +110,7 @@ class LLMResult(Struct, kw_only=True, omit_defaults=True):
     """What a model has answered. ``cost`` in US dollars, ``time_to_first_token`` in seconds;
     ``model``: the one that has answered, where that is another than was asked for."""
 
-    response: str | None = None
+    response: str | Sensitive | None = None
     tool_calls: Sequence[Mapping[str, object]] | None = None
     finish_reason: str | None = None
     token_usage: TokenUsage | None = None
@@ -129,9 +130,9 @@ class LLMCall(Struct, SpanParams[LLMResult], kw_only=True, omit_defaults=True):
     """``agent:llm_call``: a model is asked, by a ``prompt`` or by ``messages``."""
 
     model: str
-    prompt: str | None = None
+    prompt: str | Sensitive | None = None
     messages: Sequence[Mapping[str, object]] | None = None
-    system: str | None = None
+    system: str | Sensitive | None = None
     tools: Sequence[Mapping[str, object]] | None = None
     provider: str | None = None
     temperature: float | None = None
@@ -165,7 +166,7 @@ class Document(Struct, kw_only=True, omit_defaults=True):
     """A part of a source that was found."""
 
     id: str | None = None
-    text: str | None = None
+    text: str | Sensitive | None = None
     score: float | None = None
     metadata: Mapping[str, object] | None = None
 
@@ -180,7 +181,7 @@ class RetrievalResult(Struct, kw_only=True, omit_defaults=True):
 class Retrieval(Struct, SpanParams[RetrievalResult], kw_only=True, omit_defaults=True):
     """``agent:retrieval``: something is looked up in a source of data."""
 
-    query: str
+    query: str | Sensitive
     source: str | None = None
     top_k: int | None = None
 
@@ -189,7 +190,7 @@ class Feedback(Struct, kw_only=True, omit_defaults=True):
     """``agent:feedback``: somebody has rated the run: ``up``, ``down``, or a mark of your own."""
 
     rating: str
-    comment: str | None = None
+    comment: str | Sensitive | None = None
     inputs: dict[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:

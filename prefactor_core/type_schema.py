@@ -52,6 +52,14 @@ Fields: TypeAlias = msgspec.Struct | DataclassInstance | PydanticModel
 """An object with fields that can be the parameters or the result of a span."""
 
 
+def has_fields(value: object) -> bool:
+    """Whether ``value`` is a mapping, or an object of a class of fields."""
+    if isinstance(value, Mapping | msgspec.Struct):
+        return True
+    marks = "__dataclass_fields__", "model_dump_json"
+    return not isinstance(value, type) and any(hasattr(value, mark) for mark in marks)
+
+
 def result_type_of(params: type) -> type | None:
     """``R`` of a class that derives from ``SpanParams[R]``; None for any other."""
     for base in params.__mro__:

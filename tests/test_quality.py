@@ -247,7 +247,11 @@ async def test_what_goes_with_a_run_that_is_refused_is_counted_with_it() -> None
 WRONG: list[tuple[Any, Any, str]] = [
     ("", {}, "name must be the name of a quality schema, got ''"),
     (None, {}, "name must be the name of a quality schema, got None"),
-    ("accuracy", ["secret"], "payload must be a mapping, or None .*'accuracy', got a list"),
+    (
+        "accuracy",
+        ["secret"],
+        "payload must be a mapping or an object with fields, or None .*'accuracy', got a list",
+    ),
     ("accuracy", "secret", "got a str"),
 ]
 

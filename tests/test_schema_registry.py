@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from copy import deepcopy
 from types import MappingProxyType
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_args
 
 import pytest
 from hypothesis import given
@@ -15,6 +15,7 @@ from msgspec import Struct
 from prefactor_core import (
     ActionProfile,
     DataCategories,
+    DataCategory,
     DataRisk,
     PrefactorValueError,
     SchemaRegistry,
@@ -432,6 +433,10 @@ def test_a_risk_is_given_with_every_name_that_the_api_knows() -> None:
 def test_a_risk_that_the_api_does_not_know_is_refused(risk: Any, message: str) -> None:
     with pytest.raises(PrefactorValueError, match=re.escape(message)):
         SchemaRegistry().register_type("x", PARAMS, data_risk=risk)
+
+
+def test_the_categories_of_a_risk_are_those_of_sensitive_values() -> None:
+    assert DataCategories.__struct_fields__ == (*get_args(DataCategory), "classification")
 
 
 def test_quality_schemas_are_registered_once_and_merged() -> None:

@@ -11,7 +11,7 @@ import pytest
 from harness import AGENT
 from msgspec import Struct
 
-from prefactor_core import span_types
+from prefactor_core import sensitive, span_types
 from prefactor_core.span_types import (
     AgentRun,
     AgentRunResult,
@@ -141,6 +141,14 @@ async def test_a_step_that_raises_is_recorded_with_an_error_as_its_schema_says(
         assert span.result is not None
         assert span.result["error"]["type"] in ("ZeroDivisionError", "RateLimit")
         jsonschema.validate(span.result, schemas[span.schema_name])
+
+
+async def test_texts_may_be_marked_as_sensitive(prefactor: Recording) -> None:
+    call = LLMCall(model="small-1", prompt=sensitive("Ada", "personal_identifiers"))
+    (span,) = await record(prefactor, (call, LLMResult(response=sensitive("1815", "minors_data"))))
+    assert span.payload["prompt"]["value"] == "Ada"
+    assert span.result is not None
+    assert span.result["response"]["labels"] == ["minors_data"]
 
 
 def test_the_total_of_tokens_is_filled_in_and_one_that_is_given_is_kept() -> None:

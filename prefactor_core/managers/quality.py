@@ -13,6 +13,7 @@ from prefactor_core.delivery.identity import RunIdentity
 from prefactor_core.delivery.outbox import Outbox
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.operations import RecordQuality
+from prefactor_core.type_schema import Fields, has_fields
 
 _REMOVED = Raw(b"null")
 
@@ -25,19 +26,21 @@ class QualityManager:
         self._home = outbox.home
         self._capture = capture
 
-    def record(self, run: RunIdentity, name: str, payload: Mapping[str, object] | None) -> None:
+    def record(
+        self, run: RunIdentity, name: str, payload: Mapping[str, object] | Fields | None
+    ) -> None:
         """From now on the quality payload ``name`` of ``run`` is ``payload``; None removes it.
 
         ``payload`` is captured now: what changes in it later does not matter. Raises
-        :class:`PrefactorValueError` for what is no name, or no mapping.
+        :class:`PrefactorValueError` for what is no name, or has no fields.
         """
         if not isinstance(name, str) or not name:
             raise PrefactorValueError(f"name must be the name of a quality schema, got {name!r}")
-        if payload is not None and not isinstance(payload, Mapping):
+        if payload is not None and not has_fields(payload):
             # Not shown: it may be what redact= would have hidden.
             raise PrefactorValueError(
-                f"payload must be a mapping, or None to remove the quality payload {name!r}, got "
-                f"a {type(payload).__qualname__}"
+                "payload must be a mapping or an object with fields, or None to remove the quality "
+                f"payload {name!r}, got a {type(payload).__qualname__}"
             )
         captured = _REMOVED if payload is None else self._capture(payload)
         if run.check is not None and payload is not None:
