@@ -250,7 +250,7 @@ WRONG: list[tuple[Any, Any, str]] = [
     (
         "accuracy",
         ["secret"],
-        "payload must be a mapping or an object with fields, or None .*'accuracy', got a list",
+        "payload must be a mapping .* payload 'accuracy', got a list",
     ),
     ("accuracy", "secret", "got a str"),
 ]

@@ -15,6 +15,7 @@ from uuid import UUID
 
 import jsonschema
 import msgspec
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -282,8 +283,6 @@ class TestModelsOfPydantic:
 
     @pytest.mark.parametrize("by_alias", [True, False])
     def test_a_model_is_recorded_as_its_schema_says(self, by_alias: bool) -> None:
-        pydantic = pytest.importorskip("pydantic")
-
         class Inner(pydantic.BaseModel):
             n: int
 

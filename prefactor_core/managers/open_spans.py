@@ -193,14 +193,14 @@ class OpenSpans:
         if at is not None:
             start = span.started_at or span.created_at
             at = to_end("timestamp", at, f"the {span.schema_name!r} span", start)
-        result = self._result(span, result_payload)
-        check, has_payload = span.run.check, bool(span.payload)
+        result, has_payload = self._result(span, result_payload), span.payload
         self._end(span, status, result, at)
-        if check is not None and status == "complete" and not self._home.is_left:
+        if span.run.check is not None and status == "complete" and not self._home.is_left:
             # What the agent did is recorded by now, whatever this raises.
             if not has_payload:
-                check.payload(span.schema_name, EMPTY)
-            check.result(span.schema_name, EMPTY if isinstance(result, UnsetType) else result)
+                span.run.check.payload(span.schema_name, EMPTY)
+            result = EMPTY if isinstance(result, UnsetType) else result
+            span.run.check.result(span.schema_name, result)
 
     def results_of_open(
         self, instance_id: str | None, result_payload: Mapping[str, object] | None = None
@@ -308,11 +308,10 @@ class OpenSpans:
     ) -> None:
         if span.ended:
             return  # another thread was faster
-        context = span.context
-        pending = span.status is SpanStatus.PENDING
-        if pending and context and context.from_result and result is not UNSET:
+        late = span.context and span.context.from_result
+        if late and result is not UNSET and span.status is SpanStatus.PENDING:
             # Before it is told: after that the API takes no payload.
-            span.captured = with_fields(span.captured, result, context.from_result)
+            span.captured = with_fields(span.captured, result, late)
         if began is not None:
             self._operations.advance(span, SpanStatus.ACTIVE, began)
         self._operations.advance(span, goal, at or span.clock.now(), result, at is not None)

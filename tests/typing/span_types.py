@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypedDict, assert_type
 
 from msgspec import Struct
+from pydantic import BaseModel
 
 from prefactor_core import (
     AgentInstanceHandle,
@@ -44,6 +45,14 @@ class Plain(Struct):
     prompt: str
 
 
+class Model(BaseModel):
+    prompt: str
+
+
+class AskModel(BaseModel, SpanParams[Answer]):
+    prompt: str
+
+
 class Step(TypedDict):
     prompt: str
 
@@ -57,6 +66,8 @@ plain = registry.register_type("agent:plain", params=Plain, result_schema={"type
 
 
 def registered() -> None:
+    model = registry.register_type("agent:model", params=Model, result=Model)
+    assert_type(model, SpanType[Model, Model])
     assert_type(step, SpanType[Step, Done])
     assert_type(plain, SpanType[Plain, Mapping[str, object]])
     assert_type(registry.register_type("agent:x", {"type": "object"}), None)
@@ -85,6 +96,10 @@ async def of_any_other_class(client: PrefactorCoreClient, instance: AgentInstanc
         span.set_result(Answer("Hi"))
         span.set_result({"response": "Hi"})
         span.set_result(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    with instance.span(Model(prompt="Hello")) as model:
+        assert_type(model, SpanContext[Mapping[str, object] | Fields])
+        model.set_result(Model(prompt="Hello"))
+    assert_type(client.span(instance.id, AskModel(prompt="Hello")), SpanContext[Answer])
     assert_type(client.span(instance.id, Ask("Hello")), SpanContext[Answer])
     instance.span(3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     instance.span(Ask("Hello"), payload={})  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
