@@ -21,69 +21,52 @@ import anyio
 from prefactor_core import (
     AgentInstanceHandle,
     PrefactorCoreError,
-    SchemaRegistry,
     SpanContext,
     open_prefactor,
 )
-
-TEXT = {"type": "string"}
-
-registry = SchemaRegistry()
-registry.register_type(
-    name="agent:run",
-    params_schema={"type": "object", "properties": {"question": TEXT}},
-    result_schema={"type": "object", "properties": {"answer": TEXT}},
-    title="Run",
-    template="{{question}} → {{answer}}",
-)
-registry.register_type(
-    name="agent:llm",
-    params_schema={"type": "object", "properties": {"model": TEXT, "prompt": TEXT}},
-    result_schema={"type": "object", "properties": {"response": TEXT}},
-    title="LLM call",
-    template="{{model}}: {{prompt}} → {{response}}",
-)
-registry.register_type(
-    name="agent:retrieval",
-    params_schema={"type": "object", "properties": {"query": TEXT}},
-    result_schema={"type": "object", "properties": {"documents": {"type": "array"}}},
-    title="Retrieval",
-    template="{{query}}",
-)
-registry.register_type(
-    name="agent:tool",
-    params_schema={"type": "object", "properties": {"tool": TEXT}},
-    title="Tool call",
-    template="{{tool}}",
+from prefactor_core.span_types import (
+    AgentRun,
+    AgentRunResult,
+    Document,
+    LLMCall,
+    LLMResult,
+    Retrieval,
+    RetrievalResult,
+    TokenUsage,
+    ToolCall,
+    ToolResult,
+    standard_types,
 )
 
 
 async def call_llm(instance: AgentInstanceHandle, prompt: str, response: str) -> str:
-    """A span by its three steps: enter, start, complete."""
-    async with instance.span("agent:llm") as span:
-        await span.start({"model": "small-1", "prompt": prompt})
+    """A span that starts and ends with its block."""
+    async with instance.span(LLMCall(model="small-1", prompt=prompt)) as span:
         await anyio.sleep(0.02)  # the model thinks
-        await span.complete({"response": response})
+        usage = TokenUsage(prompt_tokens=len(prompt), completion_tokens=len(response))
+        span.set_result(LLMResult(response=response, finish_reason="stop", token_usage=usage))
     return response
 
 
 async def retrieve(instance: AgentInstanceHandle, query: str) -> None:
-    """A span that starts and ends with its block."""
-    async with instance.span("agent:retrieval", payload={"query": query}) as span:
+    """A span by its three steps: enter, start, complete."""
+    async with instance.span(Retrieval(query=query)) as span:
+        await span.start()
         await anyio.sleep(0.01)
-        span.set_result({"documents": [f"{query}, part {n}" for n in (1, 2)]})
+        parts = [Document(text=f"{query}, part {n}") for n in (1, 2)]
+        await span.complete(RetrievalResult(documents=parts))
 
 
 def convert_units(instance: AgentInstanceHandle, value: str) -> float:
     """A tool in synchronous code: plain ``with``. It fails on what is no number."""
-    with instance.span("agent:tool", payload={"tool": "convert_units", "value": value}) as span:
+    with instance.span(ToolCall(tool="convert_units", arguments={"value": value})) as span:
         metres = float(value) * 1000
-        span.set_result({"metres": metres})
+        span.set_result(ToolResult(output=metres))
         return metres
 
 
-async def research(instance: AgentInstanceHandle) -> SpanContext:
-    async with instance.span("agent:tool", payload={"tool": "research"}) as span:
+async def research(instance: AgentInstanceHandle) -> SpanContext[ToolResult]:
+    async with instance.span(ToolCall(tool="research")) as span:
         # Tasks that are started inside a span open theirs below it.
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(retrieve, instance, "height of Olympus Mons")
@@ -96,28 +79,29 @@ async def research(instance: AgentInstanceHandle) -> SpanContext:
 
 
 async def answer(instance: AgentInstanceHandle, question: str) -> None:
-    async with instance.span("agent:run", payload={"question": question}) as run:
+    async with instance.span(AgentRun(input=question)) as run:
         await call_llm(instance, f"Plan: {question}", "look both up, compare")
         researched = await research(instance)
 
         with anyio.move_on_after(0.05):  # too slow: recorded as cancelled
-            async with instance.span("agent:tool", payload={"tool": "slow_archive"}):
+            async with instance.span(ToolCall(tool="slow_archive")):
                 await anyio.sleep_forever()
 
-        async with instance.span("agent:retrieval", payload={"query": "a second opinion"}) as step:
+        async with instance.span(Retrieval(query="a second opinion")) as step:
             await step.cancel()  # not needed: recorded as a step that never began
 
-        # By hand, for a parent that is not the innermost open span.
-        async with instance.span("agent:tool", researched.id, {"tool": "check_sources"}) as check:
-            check.set_result({"sources": 4})
+        # By hand, for a parent that is not the innermost open span; here by the type's name.
+        check = {"tool": "check_sources"}
+        async with instance.span("agent:tool_call", researched.id, payload=check) as span:
+            span.set_result({"output": 4})
 
         text = await call_llm(instance, "Write the answer", "Olympus Mons, by 13 km")
-        run.set_result({"answer": text})
+        run.set_result(AgentRunResult(output=text))
 
 
 async def run_agent(api_url: str | None, agent_id: str) -> str:
     """Run the agent once; the id of the recorded agent instance."""
-    async with open_prefactor(api_url=api_url, schema_registry=registry) as client:
+    async with open_prefactor(api_url=api_url, schema_registry=standard_types()) as client:
         async with client.agent_instance(
             agent_id=agent_id,
             agent_version={"name": "Research agent", "external_identifier": "v1.0.0"},
