@@ -256,6 +256,7 @@ def test_the_defaults_are_those_that_are_documented() -> None:
         "termination_poll_interval": 30.0,
         "cancel_on_signals": (),
         "raise_on_loss": False,
+        "check_payloads": "off",
         "capture_payloads": True,
         "max_payload_bytes": 500_000,
         "redact": None,

@@ -57,7 +57,7 @@ def test_a_test_of_the_readme_passes_on_both_backends(
 
 CHECKERS = {
     "mypy": ["-m", "mypy", "--strict"],
-    "basedpyright": ["-m", "basedpyright"],
+    "basedpyright": ["-m", "basedpyright", "--pythonpath", sys.executable],
 }
 SLIPS = {
     "the example": ("", ""),
