@@ -21,6 +21,7 @@ from prefactor_core.exceptions import (
     PrefactorNotFoundError,
     PrefactorValueError,
 )
+from prefactor_core.http_config import LOCAL_PREFIX
 from prefactor_core.identifiers import is_pfid
 
 try:
@@ -79,7 +80,8 @@ def demo(api_url: str, agent_id: str, backend: str) -> None:
 @click.argument("agent_id")
 @api_url_option
 def show(agent_id: str, api_url: str) -> None:
-    """Show the tree of the newest run of AGENT_ID."""
+    """Show the tree of the newest run of AGENT_ID, and what in it does not fit its schemas."""
+    _check_there(api_url)
     _run(_show, api_url, agent_id)
 
 
@@ -94,7 +96,15 @@ def show(agent_id: str, api_url: str) -> None:
 @api_url_option
 def terminate(instance_id: str, reason: str, api_url: str) -> None:
     """Terminate the active run INSTANCE_ID; this cannot be undone."""
+    _check_there(api_url)
     _run(_terminate, api_url, instance_id, reason)
+
+
+def _check_there(api_url: str) -> None:
+    """To look at a database does not make one: its name may be mistyped."""
+    path = api_url.removeprefix(LOCAL_PREFIX)
+    if path != api_url and not Path(path).exists():
+        raise click.ClickException(f"there is no database {path!r}: nothing was recorded there")
 
 
 def _run(

@@ -128,6 +128,8 @@ class Recording:
         )
         answer = {
             **self._views.instance(row),
+            "agent_version": self._versions.stored(row["agent_version_id"]),
+            "schema_version": self._versions.stored(row["agent_schema_version_id"]),
             "spans": [self._views.span(span, row) for span in spans],
         }
         run = msgspec.json.decode(msgspec.json.encode(answer), type=RecordedRun)
@@ -139,7 +141,11 @@ class Recording:
 
 
 class RecordedSpan(Struct, frozen=True):
-    """A span as the API has it, with its ``children`` in the order of their start."""
+    """A span as the API has it, with its ``children`` in the order of their start.
+
+    ``flags``: what of payload and result does not fit the schemas of its type, or that this is
+    not registered. ``summary``: by the template of the type, if it has one.
+    """
 
     id: str
     schema_name: str
@@ -149,11 +155,17 @@ class RecordedSpan(Struct, frozen=True):
     parent_id: str | None = field(name="parent_span_id")
     started_at: datetime | None
     finished_at: datetime | None
+    flags: list[str]
+    summary: str | None
     children: list[RecordedSpan] = []
 
 
 class RecordedRun(Struct, frozen=True):
-    """A run as the API has it, with all its ``spans`` in the order of their start."""
+    """A run as the API has it, with all its ``spans`` in the order of their start.
+
+    ``quality``: the quality payloads that were recorded, by name. ``agent_version`` and
+    ``schema_version``: what it was registered with.
+    """
 
     id: str
     agent_id: str
@@ -162,6 +174,24 @@ class RecordedRun(Struct, frozen=True):
     started_at: datetime | None
     finished_at: datetime | None
     spans: list[RecordedSpan]
+    external_identifier: str | None
+    purpose: str
+    environment_id: str
+    agent_version: dict[str, Any]
+    schema_version: dict[str, Any]
+    quality: dict[str, dict[str, Any]] = field(name="quality_payloads")
+    quality_flags: dict[str, list[str]]
+
+    @property
+    def flags(self) -> list[str]:
+        """All that does not fit what was registered: of each span, after its name, and of the
+        quality payloads. ``assert run.flags == []`` finds misspelled span types, and payloads
+        that are not what their schemas say; without a schema registry nothing is compared."""
+        spans = [f"{span.schema_name}: {flag}" for span in self.spans for flag in span.flags]
+        qualities = [
+            f"{name}: {flag}" for name, flags in self.quality_flags.items() for flag in flags
+        ]
+        return spans + qualities
 
     @property
     def roots(self) -> list[RecordedSpan]:

@@ -23,7 +23,11 @@ _STYLES = {
 
 
 def run_tree(instance: AgentInstanceAnswer, spans: Iterable[AgentSpanAnswer]) -> Tree:
-    """A line for the run and one for each span: name, status, duration, payload → result."""
+    """A line for the run and one for each span: name, status, duration, and its summary, or
+    else payload → result.
+
+    Below the run are its quality payloads, and below each what of its payloads does not fit.
+    """
     children: dict[str | None, list[AgentSpanAnswer]] = defaultdict(list)
     # By time: ids made within one millisecond are in no order.
     ordered = sorted(spans, key=lambda span: _time(span.started_at or span.finished_at))
@@ -37,23 +41,46 @@ def run_tree(instance: AgentInstanceAnswer, spans: Iterable[AgentSpanAnswer]) ->
         # As JSON, like the payloads: the text of others stays on the line of the run.
         head.append(f"  {msgspec.json.encode(instance.termination_reason).decode()}", style="dim")
     tree = Tree(head)
+    for name, payload in instance.quality_payloads.items():
+        line = _line().append(f"quality {name}", style="bold")
+        branch = tree.add(line.append(f"  {bytes(payload).decode()}", style="dim"))
+        _add_flags(branch, instance.quality_flags.get(name, ()))
     # A list and no recursion: a run may be nested deeper than Python is.
     waiting = [(tree, span) for span in reversed(children[None])]
     while waiting:
         branch, span = waiting.pop()
         node = branch.add(_span_line(span))
+        _add_flags(node, span.flags)
         waiting.extend((node, child) for child in reversed(children[span.id]))
     return tree
 
 
 def _span_line(span: AgentSpanAnswer) -> Text:
-    line = Text(no_wrap=True, overflow="ellipsis", end="").append(span.schema_name, style="bold")
+    line = _line().append(span.schema_name, style="bold")
     _append_status(line, span.status, span.started_at, span.finished_at)
+    # What a span failed with is in its result, and in no template.
+    if span.summary and span.summary.strip() and span.status != "failed":
+        return line.append(f"  {_one_line(span.summary)}", style="dim")
     for mark, payload in (("  ", span.payload), (" → ", span.result_payload)):
         text = bytes(payload).decode()
         if text not in ("null", "{}"):
             line.append(mark + text, style="dim")
     return line
+
+
+def _add_flags(node: Tree, flags: Iterable[str]) -> None:
+    for flag in flags:
+        node.add(_line().append(f"⚠ {_one_line(flag)}", style="yellow"))
+
+
+def _line() -> Text:
+    return Text(no_wrap=True, overflow="ellipsis", end="")
+
+
+def _one_line(text: str) -> str:
+    """``text`` without what would move a terminal's cursor."""
+    shown = " ".join(text.split())
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in shown)
 
 
 def _append_status(

@@ -58,10 +58,16 @@ class AgentInstanceAnswer(Struct):
     started_at: str | None = None
     finished_at: str | None = None
     termination_reason: str | None = None
+    quality_payloads: dict[str, Raw] = field(default_factory=dict[str, Raw])
+    quality_flags: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
 
 
 class AgentSpanAnswer(Struct):
-    """A stored span. Times are ISO 8601 texts, payloads JSON as it came."""
+    """A stored span. Times are ISO 8601 texts, payloads JSON as it came.
+
+    ``flags``: what of the payloads does not fit their schemas. ``summary``: by the template of
+    the span's type, in lists only where it is asked for.
+    """
 
     id: str
     status: str
@@ -72,6 +78,8 @@ class AgentSpanAnswer(Struct):
     result_payload: Raw = field(default_factory=lambda: Raw(b"null"))
     started_at: str | None = None
     finished_at: str | None = None
+    flags: list[str] = field(default_factory=list[str])
+    summary: str | None = None
 
 
 class OutputDetails(Struct):
