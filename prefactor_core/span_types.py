@@ -205,33 +205,35 @@ def standard_types() -> SchemaRegistry:
         params=AgentRun,
         result=AgentRunResult,
         title="Run",
-        template="{{agent}} {{input}} → {{output}}",
+        template=(
+            "{% if agent %}{{agent}}: {% endif %}{{input}}{% if output %} → {{output}}{% endif %}"
+        ),
     )
     registry.register_type(
         "agent:llm_call",
         params=LLMCall,
         result=LLMResult,
         title="LLM call",
-        template="{{model}}: {{prompt}} → {{response}}",
+        template="{{model}}: {{prompt}}{% if response %} → {{response}}{% endif %}",
     )
     registry.register_type(
         "agent:tool_call",
         params=ToolCall,
         result=ToolResult,
         title="Tool call",
-        template="{{tool}} → {{output}}",
+        template="{{tool}}{% if output %} → {{output}}{% endif %}",
     )
     registry.register_type(
         "agent:retrieval",
         params=Retrieval,
         result=RetrievalResult,
         title="Retrieval",
-        template="{{query}} → {{documents | size}}",
+        template="{{query}}{% if documents %} → {{documents | size}} documents{% endif %}",
     )
     registry.register_type(
         "agent:feedback",
         params=Feedback,
         title="Feedback",
-        template="{{rating}} {{comment}}",
+        template="{{rating}}{% if comment %}: {{comment}}{% endif %}",
     )
     return registry

@@ -81,8 +81,10 @@ def test_the_demo_prints_the_tree_that_was_stored(tmp_path: Path, backend: str) 
     for line in (
         "recorded at local:prefactor.db",
         "agent:run  complete  ",
-        '{"tool":"convert_units","value":"twenty-two"} → {"error":{"type":"ValueError"',
-        'agent:retrieval  cancelled  {"query":"a second opinion"}',
+        '"arguments":{"value":"twenty-two"}} → {"error":{"type":"ValueError"',
+        "agent:retrieval  cancelled  a second opinion\n",
+        "height of Olympus Mons → 2 documents\n",
+        "small-1: Write the answer → Olympus Mons, by 13 km\n",
     ):
         assert line in result.stdout
 
@@ -114,7 +116,7 @@ def test_an_agent_that_another_process_stops_cleans_up_and_says_why(
     assert "  terminated  " in head
     assert head.endswith(f'"{reason}"')
     assert first.startswith("├── agent:tool  complete  ")
-    assert last.endswith('{"tool":"put everything back"}')
+    assert last.endswith("  put everything back")
     (stored,) = runs_in(tmp_path / "prefactor.db", "search")
     assert (stored.status, stored.termination_reason) == ("terminated", reason)
     assert {span.status for span in stored.spans.values()} <= {"complete", "cancelled"}

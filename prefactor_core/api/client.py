@@ -172,8 +172,8 @@ class ApiClient:
         return self._list("agent_instance", query, Summaries[AgentInstanceAnswer])
 
     def list_agent_spans(self, instance_id: str) -> AsyncIterator[AgentSpanAnswer]:
-        """The stored spans of a run, oldest first, page by page."""
-        query = {"agent_instance_id": instance_id}
+        """The stored spans of a run with their summaries, oldest first, page by page."""
+        query = {"agent_instance_id": instance_id, "include_summaries": "true"}
         return self._list("agent_spans", query, Summaries[AgentSpanAnswer])
 
     async def _list(
