@@ -81,8 +81,9 @@ def test_the_demo_prints_the_tree_that_was_stored(tmp_path: Path, backend: str) 
     for line in (
         "recorded at local:prefactor.db",
         "agent:run  complete  ",
-        '{"tool":"convert_units","value":"twenty-two"} → {"error":{"type":"ValueError"',
-        'agent:retrieval  cancelled  {"query":"a second opinion"}',
+        '{"tool":"convert_units","arguments":{"value":"twenty-two"}} → {"error":{"type":"ValueErr',
+        "agent:retrieval  cancelled  ",
+        "a second opinion",
     ):
         assert line in result.stdout
 
@@ -97,6 +98,16 @@ def test_the_newest_run_of_an_agent_is_shown(tmp_path: Path) -> None:
     result = run("-m", "prefactor_core", "show", "nobody", cwd=tmp_path)
     assert result.returncode == 1
     assert result.stderr == "Error: agent 'nobody' has no run at local:prefactor.db\n"
+
+
+@pytest.mark.parametrize("command", [("show", "research"), ("terminate", "0" * 32)])
+def test_to_look_at_a_database_that_is_not_there_does_not_make_one(
+    tmp_path: Path, command: tuple[str, str]
+) -> None:
+    result = run("-m", "prefactor_core", *command, "--api-url", "local:typo.db", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == ("Error: there is no database 'typo.db': nothing was recorded there\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
