@@ -53,7 +53,7 @@ class SchemaCheck:
             self._results = _by_name(types, "result_schema")
         self._qualities = _by_name(agent_schema_version.get("quality_schemas"), "schema")
         self._compiled: dict[tuple[str, str], _Problems | str | None] = {}
-        self._unknown: dict[str, list[str]] = {}
+        self._unknown: dict[tuple[str, str], list[str]] = {}
 
     def payload(self, schema_name: str, payload: object) -> list[str]:
         """What of a span's payload, as decoded JSON, does not fit its type.
@@ -61,7 +61,7 @@ class SchemaCheck:
         A type that is not registered is the one problem, unless none is.
         """
         if schema_name not in self._payloads and self._payloads:
-            return list(self._not_registered(schema_name))
+            return list(self._not_registered("schema_name", schema_name, self._payloads))
         return self._check("payload", self._payloads, schema_name, payload)
 
     def result(self, schema_name: str, result: object) -> list[str]:
@@ -69,17 +69,22 @@ class SchemaCheck:
         return self._check("result", self._results, schema_name, result)
 
     def quality(self, name: str, payload: object) -> list[str]:
-        """What of a quality payload, as decoded JSON, does not fit its schema."""
+        """What of a quality payload, as decoded JSON, does not fit its schema.
+
+        A name that is not registered is the one problem: the API refuses it.
+        """
+        if name not in self._qualities:
+            return list(self._not_registered("name", name, self._qualities))
         return self._check("quality", self._qualities, name, payload)
 
-    def _not_registered(self, name: str) -> list[str]:
-        known = self._unknown.get(name)
+    def _not_registered(self, field: str, name: str, registered: Mapping[str, object]) -> list[str]:
+        known = self._unknown.get((field, name))
         if known is None:
-            (nearest,) = get_close_matches(name, self._payloads, n=1, cutoff=0.0)
-            shown = _short(repr(name))
-            known = [f"schema_name: {shown} is not registered; the nearest that is: {nearest!r}"]
+            nearest = get_close_matches(name, registered, n=1, cutoff=0.0)
+            hint = f"the nearest that is: {nearest[0]!r}" if nearest else "nothing is"
+            known = [f"{field}: {_short(repr(name))} is not registered; {hint}"]
             if len(self._unknown) < _KNOWN_NAMES:
-                self._unknown[name] = known
+                self._unknown[field, name] = known
         return known
 
     def _check(

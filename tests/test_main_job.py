@@ -101,6 +101,16 @@ def test_the_newest_run_of_an_agent_is_shown(tmp_path: Path) -> None:
     assert result.stderr == "Error: agent 'nobody' has no run at local:prefactor.db\n"
 
 
+@pytest.mark.parametrize("command", [("show", "research"), ("terminate", "0" * 32)])
+def test_to_look_at_a_database_that_is_not_there_does_not_make_one(
+    tmp_path: Path, command: tuple[str, str]
+) -> None:
+    result = run("-m", "prefactor_core", *command, "--api-url", "local:typo.db", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == ("Error: there is no database 'typo.db': nothing was recorded there\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_an_agent_that_another_process_stops_cleans_up_and_says_why(
     tmp_path: Path, backend: str

@@ -93,6 +93,8 @@ async def test_a_payload_that_does_not_fit_raises_where_it_is_given(prefactor: R
                 pytest.fail("it was entered")
         with pytest.raises(PrefactorValueError, match="'score' does not fit its schema"):
             await instance.record_quality("score", {"score": "high"})
+        with pytest.raises(PrefactorValueError, match="'scor' is not registered; the nearest that"):
+            await instance.record_quality("scor", {"score": 1})
     # The one that was entered failed by it.
     assert prefactor.run.outline == "complete\nagent:ask failed"
 
@@ -111,13 +113,15 @@ async def test_a_result_that_does_not_fit_raises_after_it_is_recorded(
             with instance.span("agent:ask", payload={"prompt": "Hello"}) as step:
                 step.set_result({"response": 3})
         with pytest.raises(PrefactorValueError, match="'response' is a required property"):
-            with instance.span(Ask("Hello")):
-                pass
+            with instance.span("agent:ask", payload={"prompt": "Hello"}) as step:
+                step.set_result({"respons": "Hi"})
+        with instance.span(Ask("Hello")):
+            pass  # without a result there is nothing to check
         # A payload that is never given shows only at the end.
         with pytest.raises(PrefactorValueError, match="'prompt' is a required property"):
             with instance.span("agent:ask"):
                 pass
-    assert [span.status for span in prefactor.run.spans] == ["complete"] * 4
+    assert [span.status for span in prefactor.run.spans] == ["complete"] * 5
     assert prefactor.run.spans[0].result == {"response": 3}
 
 

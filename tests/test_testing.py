@@ -12,7 +12,13 @@ import anyio
 import pytest
 from harness import AGENT
 
-from prefactor_core import AgentInstanceHandle, PrefactorCoreError, PrefactorValueError, redact_keys
+from prefactor_core import (
+    AgentInstanceHandle,
+    PrefactorCoreError,
+    PrefactorValueError,
+    SchemaRegistry,
+    redact_keys,
+)
 from prefactor_core.testing import Recording, open_recording
 
 
@@ -74,6 +80,38 @@ async def test_a_run_is_seen_with_all_its_spans() -> None:
 
     skipped = run.named("agent:retrieval")
     assert (skipped.payload, skipped.result, skipped.started_at) == ({}, None, None)
+
+
+async def test_what_does_not_fit_its_schema_is_found() -> None:
+    registry = SchemaRegistry()
+    schema = {"type": "object", "properties": {"prompt": {"type": "string"}}}
+    registry.register_type("agent:llm", schema, template="asked: {{prompt}}")
+    with open_recording() as recording, anyio.fail_after(10):
+        async with recording.open(schema_registry=registry) as client:
+            async with client.agent_instance(**AGENT) as instance:
+                async with instance.span("agent:llm", payload={"prompt": "Hello"}):
+                    pass
+                await client.flush()
+                assert recording.run.flags == []
+                async with instance.span("agent:llm", payload={"prompt": 3}):
+                    pass
+                async with instance.span("agent:lllm"):
+                    pass
+        run = recording.run
+    assert run.flags == [
+        "agent:llm: payload.prompt: 3 is not of type 'string'",
+        "agent:lllm: schema_name: 'agent:lllm' is not registered; the nearest that is: 'agent:llm'",
+    ]
+    assert [span.summary for span in run.spans] == ["asked: Hello", "asked: 3", None]
+    assert run.agent_version["name"] == "Tested agent"
+    assert run.schema_version["span_type_schemas"][0]["params_schema"] == schema
+    assert (run.purpose, run.external_identifier, run.quality) == ("live", None, {})
+
+
+async def test_without_a_registry_spans_of_any_name_fit() -> None:
+    with open_recording() as recording, anyio.fail_after(10):
+        await record_run(recording)
+        assert recording.run.flags == []
 
 
 async def test_after_a_flush_an_open_run_is_seen_as_far_as_it_got() -> None:

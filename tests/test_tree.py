@@ -132,6 +132,34 @@ def test_a_long_payload_is_cut_at_the_end_of_the_line() -> None:
     assert shown[1].endswith("…")
 
 
+def test_a_summary_is_shown_in_place_of_payload_and_result() -> None:
+    llm = span("llm", payload={"a": 1}, result_payload={"b": 2}, summary="asked\n\x1b[2Ja  model")
+    assert lines(run(), llm)[1] == "└── llm  active  asked \N{REPLACEMENT CHARACTER}[2Ja model"
+    assert lines(run(), span("llm", payload={"a": 1}, summary=" "))[1].endswith('{"a":1}')
+
+
+def test_a_failed_span_shows_its_error_and_no_summary() -> None:
+    llm = span("llm", status="failed", result_payload={"error": 1}, summary="asked a model")
+    assert lines(run(), llm)[1] == '└── llm  failed → {"error":1}'
+
+
+def test_what_does_not_fit_is_shown_below_its_span_and_above_its_children() -> None:
+    shown = lines(run(), span("llm", flags=["payload.a: 1", "result: [b]"]), span("c", "llm"))
+    assert shown[1:] == [
+        "└── llm  active",
+        "    ├── ⚠ payload.a: 1",
+        "    ├── ⚠ result: [b]",
+        "    └── c  active",
+    ]
+
+
+def test_quality_payloads_are_shown_with_the_run() -> None:
+    quality = {"score": msgspec.Raw(b'{"n":9}')}
+    flags = {"score": ["quality.n: 9"]}
+    shown = lines(run(quality_payloads=quality, quality_flags=flags), span("llm"))
+    assert shown[1:] == ['├── quality score  {"n":9}', "│   └── ⚠ quality.n: 9", "└── llm  active"]
+
+
 def test_siblings_are_in_the_order_of_their_start() -> None:
     spans = [
         span("third", started_at="2026-01-01T12:00:01Z"),

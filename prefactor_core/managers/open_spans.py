@@ -199,8 +199,8 @@ class OpenSpans:
             # What the agent did is recorded by now, whatever this raises.
             if not has_payload:
                 span.run.check.payload(span.schema_name, EMPTY)
-            result = EMPTY if isinstance(result, UnsetType) else result
-            span.run.check.result(span.schema_name, result)
+            if not isinstance(result, UnsetType):
+                span.run.check.result(span.schema_name, result)
 
     def results_of_open(
         self, instance_id: str | None, result_payload: Mapping[str, object] | None = None
