@@ -74,7 +74,7 @@ def data_risk_json(name: str, data_risk: DataRisk | Mapping[str, object]) -> dic
     try:
         # Also a DataRisk is looked at: what its fields were given, nobody has checked.
         checked = msgspec.convert(msgspec.to_builtins(data_risk), DataRisk)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, msgspec.ValidationError) as error:
         raise PrefactorValueError(
             f"data_risk of {name!r} is no DataRisk, nor a mapping of its fields: {error}"
         ) from None

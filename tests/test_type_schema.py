@@ -194,13 +194,13 @@ def test_references_are_resolved() -> None:
         "properties": {"name": {"type": "string"}},
         "required": ["name"],
     }
-    assert schema_of("x", "params", Branch) == {
+    schema = schema_of("x", "params", Branch)
+    # Which is first depends on the version of msgspec.
+    assert sorted(schema["properties"]["right"].pop("anyOf"), key=len) == [{"type": "null"}, leaf]
+    assert schema == {
         "title": "Branch",
         "type": "object",
-        "properties": {
-            "left": leaf,
-            "right": {"anyOf": [leaf, {"type": "null"}], "default": None},
-        },
+        "properties": {"left": leaf, "right": {"default": None}},
         "required": ["left"],
     }
 

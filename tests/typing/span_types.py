@@ -16,6 +16,7 @@ from prefactor_core import (
     SpanContext,
     SpanParams,
     SpanType,
+    SyncPrefactorClient,
 )
 from prefactor_core.type_schema import Fields
 
@@ -103,6 +104,11 @@ async def of_any_other_class(client: PrefactorCoreClient, instance: AgentInstanc
     assert_type(client.span(instance.id, Ask("Hello")), SpanContext[Answer])
     instance.span(3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     instance.span(Ask("Hello"), payload={})  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def in_synchronous_code(client: SyncPrefactorClient, instance: AgentInstanceHandle) -> None:
+    assert_type(client.span(instance.id, Ask("Hello")), SpanContext[Answer])
+    assert_type(client.span(instance.id, "agent:ask", payload={"n": 1}), SpanContext)
 
 
 async def of_a_span_type(instance: AgentInstanceHandle) -> None:
