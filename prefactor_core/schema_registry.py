@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import Any, Generic, TypeVar, cast, get_origin, is_typeddict, overload
+from typing import Any, Generic, TypeVar, cast, get_origin, overload
 
 import msgspec
 
@@ -237,7 +237,7 @@ class SchemaRegistry:
         )
         if template is not None:
             check_template(name, template, params_schema, result_schema)
-        if params is not None and not is_typeddict(params):
+        if params is not None:
             self._add_class(params, name)
         self._span_type_schemas[name] = span_type
         self._names[name] = None
@@ -321,6 +321,8 @@ class SchemaRegistry:
 
     def _add_class(self, params: type, name: str) -> None:
         cls: type = get_origin(params) or params
+        if issubclass(cls, Mapping):
+            return  # a TypedDict, say: its objects do not know it
         known = self._names_by_class.setdefault(cls, name)
         if known != name:
             raise PrefactorValueError(

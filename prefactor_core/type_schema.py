@@ -62,7 +62,7 @@ def has_fields(value: object) -> bool:
 
 def result_type_of(params: type) -> type | None:
     """``R`` of a class that derives from ``SpanParams[R]``; None for any other."""
-    for base in params.__mro__:
+    for base in getattr(get_origin(params) or params, "__mro__", ()):
         for generic in base.__dict__.get("__orig_bases__", ()):
             if get_origin(generic) is SpanParams:
                 return cast("type", generic.__args__[0])
@@ -111,11 +111,22 @@ def _schema_of_object(cls: type) -> dict[str, Any]:
 
 def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
     definitions: dict[str, Any] = schema.pop("$defs", {})
+    below = {name: _references(definition) for name, definition in definitions.items()}
     kept: dict[str, Any] = {}
 
-    def resolve(node: Any, inside: tuple[str, ...]) -> Any:
+    def refers_to_itself(name: str) -> bool:
+        seen = set[str]()
+        waiting = [*below[name]]
+        while waiting:
+            reached = waiting.pop()
+            if reached not in seen:
+                seen.add(reached)
+                waiting += below[reached]
+        return name in seen
+
+    def resolve(node: Any) -> Any:
         if isinstance(node, list):
-            return [resolve(item, inside) for item in cast("Sequence[Any]", node)]
+            return [resolve(item) for item in cast("Sequence[Any]", node)]
         if not isinstance(node, dict):
             return deepcopy(node)
         parts = cast("dict[str, Any]", node)
@@ -123,24 +134,46 @@ def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
         if isinstance(reference, str) and reference.startswith(_REF):
             name = reference.removeprefix(_REF)
             # What stands beside a reference goes before what it refers to.
-            rest = {key: resolve(item, inside) for key, item in parts.items() if key != "$ref"}
-            if name in inside:
+            rest = {key: resolve(item) for key, item in parts.items() if key != "$ref"}
+            if refers_to_itself(name):
                 if name not in kept:
                     kept[name] = None  # first: it refers to itself
-                    kept[name] = resolve(definitions[name], (name,))
+                    kept[name] = resolve(definitions[name])
                 return {"$ref": reference, **rest}
-            return {**resolve(definitions[name], (*inside, name)), **rest}
+            return {**resolve(definitions[name]), **rest}
         return {
             # Docstrings are indented in one version of Python, and not in another.
-            key: cleandoc(item)
-            if key == "description" and isinstance(item, str)
-            else resolve(item, inside)
+            key: cleandoc(item) if key == "description" and isinstance(item, str) else resolve(item)
             for key, item in parts.items()
             if not _is_openapi(key, item)
         }
 
-    resolved: dict[str, Any] = resolve(schema, ())
+    root: dict[str, Any] = schema
+    if "$ref" in root:
+        # The type is to be seen, also of one that refers to itself.
+        root = {**definitions[root["$ref"].removeprefix(_REF)], **root}
+        del root["$ref"]
+    resolved: dict[str, Any] = resolve(root)
     return {**resolved, "$defs": kept} if kept else resolved
+
+
+def _references(node: Any) -> list[str]:
+    """The names of the definitions that a part of a schema refers to."""
+    if isinstance(node, list):
+        return [name for item in cast("Sequence[Any]", node) for name in _references(item)]
+    if not isinstance(node, dict):
+        return []
+    parts = cast("dict[str, Any]", node)
+    reference = parts.get("$ref")
+    found = [
+        name
+        for key, item in parts.items()
+        if not _is_openapi(key, item)
+        for name in _references(item)
+    ]
+    if isinstance(reference, str) and reference.startswith(_REF):
+        found.append(reference.removeprefix(_REF))
+    return found
 
 
 def _is_openapi(key: str, item: Any) -> bool:

@@ -10,7 +10,7 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum, IntEnum
 from itertools import count
-from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar, Union
+from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar, Union
 from uuid import UUID
 
 import jsonschema
@@ -170,6 +170,37 @@ class Loop(Struct):
     knot: Knot
 
 
+Node: TypeAlias = "One | Two | Three | Four | Five | Six | Seven | Eight | Nine"
+
+
+class One(Struct, tag=True):
+    inner: Node
+
+
+class Two(One, tag=True): ...
+
+
+class Three(One, tag=True): ...
+
+
+class Four(One, tag=True): ...
+
+
+class Five(One, tag=True): ...
+
+
+class Six(One, tag=True): ...
+
+
+class Seven(One, tag=True): ...
+
+
+class Eight(One, tag=True): ...
+
+
+class Nine(One, tag=True): ...
+
+
 class Cat(Struct, tag=True):
     name: str
 
@@ -213,6 +244,12 @@ def test_only_what_refers_to_itself_keeps_its_definition(cls: type) -> None:
     validator = jsonschema.Draft202012Validator(schema)
     assert validator.is_valid(knots if cls is Knot else {"knot": knots})
     assert not validator.is_valid({"knots": [3]} if cls is Knot else {"knot": {"knots": [3]}})
+
+
+def test_types_that_refer_to_each_other_are_described_once_each() -> None:
+    schema = schema_of("x", "params", One)
+    assert len(schema["$defs"]) == 9
+    assert len(msgspec.json.encode(schema)) < 5_000
 
 
 def test_what_is_told_apart_by_a_tag_has_no_word_of_openapi_in_its_schema() -> None:
@@ -261,7 +298,11 @@ def test_a_class_says_what_its_spans_result_in() -> None:
         query: str
 
     assert result_type_of(Ask) is result_type_of(Again) is Leaf
-    assert result_type_of(Search) is Place
+
+    class Find(Struct, SpanParams[Place], Generic[T]):
+        what: T
+
+    assert result_type_of(Search) is result_type_of(Find[int]) is Place
     assert result_type_of(Leaf) is None
     assert Again("Hello") == Again(prompt="Hello", times=2)
 
