@@ -15,6 +15,11 @@ from prefactor_core.exceptions import PrefactorValueError
 Result = TypeVar("Result")
 
 _REF = "#/$defs/"
+# Defaults are values of a program, which may be secrets, or others on each run. A discriminator
+# is OpenAPI's and no JSON Schema.
+_LEFT_OUT = ("default", "discriminator")
+_BY_NAME = ("properties", "patternProperties")
+_VALUES = ("enum", "const", "examples")
 
 
 class SpanParams(Generic[Result]):
@@ -73,6 +78,7 @@ def schema_of(name: str, field: str, cls: object) -> dict[str, Any]:
     """The JSON Schema of what ``cls`` looks like when it is recorded.
 
     References are resolved: only what refers to itself keeps its definition under ``$defs``.
+    Defaults are left out.
     Raises :class:`PrefactorValueError`, with ``field`` and the ``name`` of the span type, for what
     has none, or is no object in JSON.
     """
@@ -134,19 +140,30 @@ def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
         if isinstance(reference, str) and reference.startswith(_REF):
             name = reference.removeprefix(_REF)
             # What stands beside a reference goes before what it refers to.
-            rest = {key: resolve(item) for key, item in parts.items() if key != "$ref"}
+            rest = keywords({key: item for key, item in parts.items() if key != "$ref"})
             if refers_to_itself(name):
                 if name not in kept:
                     kept[name] = None  # first: it refers to itself
                     kept[name] = resolve(definitions[name])
                 return {"$ref": reference, **rest}
             return {**resolve(definitions[name]), **rest}
-        return {
-            # Docstrings are indented in one version of Python, and not in another.
-            key: cleandoc(item) if key == "description" and isinstance(item, str) else resolve(item)
-            for key, item in parts.items()
-            if not _is_openapi(key, item)
-        }
+        return keywords(parts)
+
+    def keywords(parts: dict[str, Any]) -> dict[str, Any]:
+        told: dict[str, Any] = {}
+        for key, item in parts.items():
+            if key in _LEFT_OUT:
+                continue
+            if key in _BY_NAME:
+                told[key] = {name: resolve(below) for name, below in item.items()}
+            elif key in _VALUES:
+                told[key] = deepcopy(item)
+            elif key == "description":
+                # Docstrings are indented in one version of Python, and not in another.
+                told[key] = cleandoc(item)
+            else:
+                told[key] = resolve(item)
+        return told
 
     root: dict[str, Any] = schema
     if "$ref" in root:
@@ -165,20 +182,10 @@ def _references(node: Any) -> list[str]:
         return []
     parts = cast("dict[str, Any]", node)
     reference = parts.get("$ref")
-    found = [
-        name
-        for key, item in parts.items()
-        if not _is_openapi(key, item)
-        for name in _references(item)
-    ]
+    found = [name for item in parts.values() for name in _references(item)]
     if isinstance(reference, str) and reference.startswith(_REF):
         found.append(reference.removeprefix(_REF))
     return found
-
-
-def _is_openapi(key: str, item: Any) -> bool:
-    """Whether this is a discriminator, which is no JSON Schema and refers to definitions."""
-    return key == "discriminator" and isinstance(item, dict) and "propertyName" in item
 
 
 def _shown(cls: object) -> str:

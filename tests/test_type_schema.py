@@ -90,7 +90,9 @@ def structs(draw: st.DrawFn, types: st.SearchStrategy[Typed]) -> Typed:
     values: dict[str, st.SearchStrategy[Any]] = {}
     for name, (kind, known) in draw(
         st.dictionaries(
-            st.sampled_from(["alpha", "b_c", "discriminator", "description"]), types, max_size=4
+            st.sampled_from(["alpha", "b_c", "discriminator", "description", "default"]),
+            types,
+            max_size=4,
         )
     ).items():
         if draw(st.booleans()):
@@ -230,7 +232,7 @@ def test_references_are_resolved() -> None:
         "type": "object",
         "properties": {
             "left": leaf,
-            "right": {"anyOf": [leaf, {"type": "null"}], "default": None},
+            "right": {"anyOf": [leaf, {"type": "null"}]},
         },
         "required": ["left"],
     }
@@ -244,6 +246,26 @@ def test_only_what_refers_to_itself_keeps_its_definition(cls: type) -> None:
     validator = jsonschema.Draft202012Validator(schema)
     assert validator.is_valid(knots if cls is Knot else {"knot": knots})
     assert not validator.is_valid({"knots": [3]} if cls is Knot else {"knot": {"knots": [3]}})
+
+
+def test_defaults_are_not_told() -> None:
+    # They may come from the environment, or be in no order.
+    @dataclasses.dataclass
+    class Call:
+        default: str
+        key: str = "sk-123"
+        place: Place = dataclasses.field(default_factory=lambda: Place("sk-123"))
+        tags: frozenset[str] = frozenset({"sk-123"})
+
+    class Model(pydantic.BaseModel):
+        default: str
+        key: str = "sk-123"
+        colour: Colour = Colour.RED
+
+    for cls in (Call, Model):
+        schema = schema_of("x", "params", cls)
+        assert "default" in schema["properties"]
+        assert "sk-123" not in repr(schema)
 
 
 def test_types_that_refer_to_each_other_are_described_once_each() -> None:
