@@ -48,4 +48,5 @@ def name_and_payload(
 
 def from_result(step: TypedStep) -> tuple[str, ...]:
     """The fields of the payload that are filled in from the result."""
-    return step.from_result if isinstance(step, SpanParams) else ()
+    params = step.params if isinstance(step, NamedParams) else step
+    return params.from_result if isinstance(params, SpanParams) else ()
