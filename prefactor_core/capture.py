@@ -114,18 +114,20 @@ class Capture:
         return EMPTY
 
     def with_fields(self, payload: Raw, result: Raw, names: Collection[str]) -> Raw:
-        """``payload`` with those fields of ``result`` among ``names`` that it has not, or as null;
-        as it is, if that is more than one payload may have."""
+        """``payload`` with those fields of ``result`` among ``names`` that it has not, or as null,
+        and that do not make it larger than one payload may be."""
         try:
             fields = msgspec.json.decode(payload, type=dict[str, Raw])
             found = msgspec.json.decode(result, type=dict[str, Raw])
         except msgspec.DecodeError:
             return payload  # there is a Raw in it that is no JSON
-        late = {n: found[n] for n in names if n in found and fields.get(n, _NULL) == _NULL}
-        if not late:
-            return payload
-        encoded = msgspec.json.encode(fields | late)
-        return Raw(encoded) if len(encoded) <= self._limit else payload
+        for name in names:
+            if name in found and fields.get(name, _NULL) == _NULL:
+                more = fields | {name: found[name]}
+                encoded = msgspec.json.encode(more)
+                if len(encoded) <= self._limit:
+                    fields, payload = more, Raw(encoded)
+        return payload
 
     def _carefully(self, payload: object) -> Raw:
         try:

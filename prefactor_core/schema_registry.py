@@ -320,7 +320,7 @@ class SchemaRegistry:
             ) from None
 
     def _add_class(self, params: type, name: str) -> None:
-        cls: type = get_origin(params) or params
+        cls: type[object] = get_origin(params) or params
         if issubclass(cls, Mapping):
             return  # a TypedDict, say: its objects do not know it
         known = self._names_by_class.setdefault(cls, name)

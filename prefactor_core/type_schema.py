@@ -31,7 +31,7 @@ class SpanParams(Generic[Result]):
 
     ``from_result``: fields that are filled in from the result when the span ends. Whoever reads
     them finds them in the payload, unless the span has been told before its end, by ``start()``
-    or because of a child.
+    or because of a child, or they would make it larger than ``max_payload_bytes``.
     """
 
     __slots__ = ()

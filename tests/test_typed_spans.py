@@ -187,7 +187,7 @@ async def test_fields_from_the_result_make_no_payload_larger_than_it_may_be(
     prefactor: Recording,
 ) -> None:
     class Long(Ask):
-        from_result = ("tokens", "response")
+        from_result = ("response", "tokens")
 
     types = SchemaRegistry()
     types.register_type("agent:ask", params=Long)
@@ -197,7 +197,7 @@ async def test_fields_from_the_result_make_no_payload_larger_than_it_may_be(
         instance.span(Long("a" * 1_500)) as span,
     ):
         span.set_result(Answer("b" * 1_500, tokens=7))
-    assert prefactor.run.spans[0].payload == {"prompt": "a" * 1_500}
+    assert prefactor.run.spans[0].payload == {"prompt": "a" * 1_500, "tokens": 7}
 
 
 async def test_json_that_is_none_never_raises(prefactor: Recording) -> None:

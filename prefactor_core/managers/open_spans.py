@@ -193,13 +193,11 @@ class OpenSpans:
         if at is not None:
             start = span.started_at or span.created_at
             at = to_end("timestamp", at, f"the {span.schema_name!r} span", start)
-        result = self._result(span, result_payload)
-        # Not bool() of it: a payload may be the caller's own mapping.
-        has_payload = type(span.payload) is not dict or span.payload != {}
+        result, payload = self._result(span, result_payload), span.payload
         self._end(span, status, result, at)
         if span.run.check is not None and status == "complete" and not self._home.is_left:
             # What the agent did is recorded by now, whatever this raises.
-            if not has_payload:
+            if not fields_of(payload):  # not bool() of it, which may be the caller's code
                 span.run.check.payload(span.schema_name, EMPTY)
             result = EMPTY if isinstance(result, UnsetType) else result
             span.run.check.result(span.schema_name, result)
