@@ -11,7 +11,7 @@ import msgspec
 from prefactor_core.data_risk import DataRisk, data_risk_json
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.template_fields import check_template
-from prefactor_core.type_schema import SpanParams, result_type_of, schema_of
+from prefactor_core.type_schema import SpanParams, check_from_result, result_type_of, schema_of
 
 Schema = Mapping[str, Any]
 """A JSON Schema, as the API takes it."""
@@ -216,6 +216,7 @@ class SchemaRegistry:
             if result is None and result_schema is None:
                 result = result_type_of(params)
             params_schema = schema_of(name, "params", params)
+            check_from_result(name, params)
         elif params_schema is None:
             raise PrefactorValueError(
                 f"{name!r} needs params=, a class, or params_schema=, a JSON Schema"

@@ -74,6 +74,21 @@ def result_type_of(params: type) -> type | None:
     return None
 
 
+def check_from_result(name: str, params: type) -> None:
+    """Raises :class:`PrefactorValueError`, with the ``name`` of the span type, for a
+    ``from_result`` of ``params`` that is no tuple of names."""
+    cls: object = get_origin(params) or params
+    if not (isinstance(cls, type) and issubclass(cls, SpanParams)):
+        return
+    given: object = cls.from_result
+    names = cast("tuple[object, ...]", given) if isinstance(given, tuple) else (None,)
+    if not all(isinstance(each, str) for each in names):
+        raise PrefactorValueError(
+            f"from_result of {cls.__qualname__}, the params of {name!r}, must be a tuple of the "
+            f"names of fields, such as ('tokens',), and no field itself, got {given!r}"
+        )
+
+
 def schema_of(name: str, field: str, cls: object) -> dict[str, Any]:
     """The JSON Schema of what ``cls`` looks like when it is recorded.
 

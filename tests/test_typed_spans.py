@@ -225,6 +225,19 @@ async def test_fields_that_share_parts_are_not_written_out(prefactor: Recording)
     assert "$truncated" in stored.result
 
 
+@pytest.mark.parametrize("given", ["tokens", 3, None, ("tokens", 3)])
+def test_fields_from_the_result_are_named_by_a_tuple(given: Any) -> None:
+    class Wrong(Struct, SpanParams[Answer]):
+        prompt: str
+
+        from_result = given
+
+    types = SchemaRegistry()
+    with pytest.raises(PrefactorValueError, match=r"Wrong, .*'agent:ask', must be a tuple of the"):
+        types.register_type("agent:ask", params=Wrong)
+    assert not types.has_schema("agent:ask")
+
+
 def test_a_type_of_mappings_has_no_class_to_be_found_by() -> None:
     types = SchemaRegistry()
     types.register_type("agent:a", params=dict[str, int])
