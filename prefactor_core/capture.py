@@ -36,17 +36,18 @@ __all__ = [
     "fields_of",
     "merge",
     "truncated",
-    "with_fields",
 ]
 
 logger = logging.getLogger("prefactor_core.capture")
 
 EMPTY: Final = Raw(b"{}")
+_NULL: Final = Raw(b"null")
 
 _UNREADABLE: Final = Raw(b'{"$unreadable":{}}')
 _MIN_BYTES: Final = 1_024
 _MEASURED: Final = 8
 _MAX_FIELDS: Final = 100_000
+_MAX_COPIED: Final = 1_000_000
 
 Redact = Callable[[dict[str, object]], Mapping[str, object]]
 """Gives what is recorded of a payload, which it gets as decoded JSON, its own to change."""
@@ -111,6 +112,22 @@ class Capture:
         if isinstance(error, ErrorDescription):
             return Raw(encode_within({"error": {"type": error["type"]}}, self._limit))
         return EMPTY
+
+    def with_fields(self, payload: Raw, result: Raw, names: Collection[str]) -> Raw:
+        """``payload`` with those fields of ``result`` among ``names`` that it has not, or as null,
+        and that do not make it larger than one payload may be."""
+        try:
+            fields = msgspec.json.decode(payload, type=dict[str, Raw])
+            found = msgspec.json.decode(result, type=dict[str, Raw])
+        except msgspec.DecodeError:
+            return payload  # there is a Raw in it that is no JSON
+        for name in names:
+            if name in found and fields.get(name, _NULL) == _NULL:
+                more = fields | {name: found[name]}
+                encoded = msgspec.json.encode(more)
+                if len(encoded) <= self._limit:
+                    fields, payload = more, Raw(encoded)
+        return payload
 
     def _carefully(self, payload: object) -> Raw:
         try:
@@ -202,19 +219,17 @@ def fields_of(data: object, name: str = "value") -> dict[str, object]:
         if issubclass(type(data), Mapping):
             found = items_of(cast("Mapping[object, object]", data), timebox, _MAX_FIELDS)
             return cast("dict[str, object]", found)
-        if (fields := named_fields(data, timebox)) is not None:
+        if (fields := named_fields(data, timebox, _copied)) is not None:
             return fields
     except Exception:
         return {name: describe(data, timebox)}
     return {name: data}
 
 
-def with_fields(payload: Raw, result: Raw, names: Collection[str]) -> Raw:
-    """``payload`` with those fields of ``result`` among ``names`` that it has not."""
-    fields = msgspec.json.decode(payload, type=dict[str, Raw])
-    found = msgspec.json.decode(result, type=dict[str, Raw])
-    late = {name: found[name] for name in names if name in found and name not in fields}
-    return Raw(msgspec.json.encode(fields | late)) if late else payload
+def _copied(value: object) -> object:
+    # By way of JSON, which ends where it gets too large: values that share parts can be small
+    # in memory and endless as a tree.
+    return msgspec.json.decode(encode_within(value, _MAX_COPIED))
 
 
 capture = Capture()

@@ -119,9 +119,15 @@ def _has_quick_text(error: BaseException) -> bool:
     )
 
 
-def named_fields(value: object, timebox: Timebox) -> dict[str, object] | None:
+def named_fields(
+    value: object, timebox: Timebox, copy: Callable[[object], object]
+) -> dict[str, object] | None:
     """The fields of a struct, a dataclass, a model of pydantic or an object of attrs, by their
-    names in JSON; None for anything else. Raises what a model raises, or a time-out."""
+    names in JSON; None for anything else. Raises what a model raises, or a time-out.
+
+    ``copy``: gives a value as what JSON has, and nothing of it that can change later; where it
+    raises, the fields are what they are.
+    """
     cls = type(value)
     if dump := _attribute(cls, "model_dump"):
         dumped = timebox.call(cls, lambda: _dumped(value, dump))
@@ -129,9 +135,9 @@ def named_fields(value: object, timebox: Timebox) -> dict[str, object] | None:
     if (names := _field_names(cls)) is None:
         return None
     try:
-        built: object = msgspec.to_builtins(value, str_keys=True)
+        built = copy(value)
     except Exception:
-        built = None  # something in it has no JSON form: that is looked at field by field
+        built = None  # too large, or without a JSON form: that is looked at field by field
     return (
         cast("dict[str, object]", built) if isinstance(built, dict) else dict(_fields(value, names))
     )

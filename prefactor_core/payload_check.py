@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 from msgspec import Raw
@@ -59,15 +59,25 @@ class PayloadCheck:
 
     def payload(self, schema_name: str, payload: Raw) -> None:
         """What a span starts with."""
-        problems = self._schemas.payload(schema_name, msgspec.json.decode(payload))
+        problems = _problems(self._schemas.payload, schema_name, payload)
         self._checks.tell(f"the payload of a {schema_name!r} span", problems)
 
     def result(self, schema_name: str, result: Raw) -> None:
         """What a span that is complete results in."""
-        problems = self._schemas.result(schema_name, msgspec.json.decode(result))
+        problems = _problems(self._schemas.result, schema_name, result)
         self._checks.tell(f"the result of a {schema_name!r} span", problems)
 
     def quality(self, name: str, payload: Raw) -> None:
         """What is told about the quality of the run."""
-        problems = self._schemas.quality(name, msgspec.json.decode(payload))
+        problems = _problems(self._schemas.quality, name, payload)
         self._checks.tell(f"the quality payload {name!r}", problems)
+
+
+def _problems(
+    check: Callable[[str, object], Sequence[str]], name: str, recorded: Raw
+) -> Sequence[str]:
+    try:
+        value: object = msgspec.json.decode(recorded)
+    except msgspec.DecodeError as error:  # there is a Raw in it that is not what it says
+        return [f"what is recorded: is no JSON: {error}"]
+    return check(name, value)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import Any, Generic, TypeVar, cast, get_origin, is_typeddict, overload
+from typing import Any, Generic, TypeVar, cast, get_origin, overload
 
 import msgspec
 
 from prefactor_core.data_risk import DataRisk, data_risk_json
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.template_fields import check_template
-from prefactor_core.type_schema import SpanParams, result_type_of, schema_of
+from prefactor_core.type_schema import SpanParams, check_from_result, result_type_of, schema_of
 
 Schema = Mapping[str, Any]
 """A JSON Schema, as the API takes it."""
@@ -216,6 +216,7 @@ class SchemaRegistry:
             if result is None and result_schema is None:
                 result = result_type_of(params)
             params_schema = schema_of(name, "params", params)
+            check_from_result(name, params)
         elif params_schema is None:
             raise PrefactorValueError(
                 f"{name!r} needs params=, a class, or params_schema=, a JSON Schema"
@@ -237,7 +238,7 @@ class SchemaRegistry:
         )
         if template is not None:
             check_template(name, template, params_schema, result_schema)
-        if params is not None and not is_typeddict(params):
+        if params is not None:
             self._add_class(params, name)
         self._span_type_schemas[name] = span_type
         self._names[name] = None
@@ -320,7 +321,9 @@ class SchemaRegistry:
             ) from None
 
     def _add_class(self, params: type, name: str) -> None:
-        cls: type = get_origin(params) or params
+        cls: type[object] = get_origin(params) or params
+        if issubclass(cls, Mapping):
+            return  # a TypedDict, say: its objects do not know it
         known = self._names_by_class.setdefault(cls, name)
         if known != name:
             raise PrefactorValueError(

@@ -119,7 +119,7 @@ class LLMResult(Struct, kw_only=True, omit_defaults=True):
     response_id: str | None = None
     time_to_first_token: float | None = None
     error: StepError | None = None
-    ai: dict[str, str] = field(default_factory=dict[str, str])
+    ai: dict[str, str] = {}
 
     def __post_init__(self) -> None:
         if self.finish_reason is not None:

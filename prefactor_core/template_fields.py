@@ -16,8 +16,11 @@ _LEFT_OUT = re.compile(
     r"\{%-?\s*(raw|comment)\s*-?%\}.*?\{%-?\s*end\1\s*-?%\}|\{%-?\s*#.*?%\}", re.DOTALL
 )
 _SHOWN = re.compile(r"\{\{-?(.*?)-?\}\}", re.DOTALL)
-# Names that tags give: {% assign x = … %}, {% capture x %}, {% for x in … %}.
-_NAMED = re.compile(r"\{%-?\s*(?:assign|capture|for|tablerow|increment|decrement)\s+([\w-]+)")
+# Names that tags give: {% assign x = … %}, {% capture x %}, {% for x in … %}; or the lines of
+# {% liquid … %}.
+_NAMED = re.compile(
+    r"(?:\{%-?|^)\s*(?:assign|capture|for|tablerow|increment|decrement)\s+([\w-]+)", re.MULTILINE
+)
 _PATH = re.compile(r"(?<![\w.\]\"'-])[A-Za-z_][\w-]*(?:\.[\w-]+\??|\[[^\]]*\])*")
 _PART = re.compile(r"\.([\w-]+)|\[\s*(?:\"([^\"]*)\"|'([^']*)'|[^\]]*)\s*\]")
 
@@ -108,7 +111,7 @@ def _fields_of(schema: object) -> Mapping[str, Mapping[str, Any]] | None:
     parts = cast("Mapping[str, Any]", schema)
     if any(key in parts for key in ("$ref", "anyOf", "oneOf", "allOf", "patternProperties")):
         return None
-    if parts.get("additionalProperties"):
+    if parts.get("additionalProperties", False) is not False:
         return None
     if "properties" in parts:
         return cast("Mapping[str, Mapping[str, Any]]", parts["properties"])

@@ -15,6 +15,11 @@ from prefactor_core.exceptions import PrefactorValueError
 Result = TypeVar("Result")
 
 _REF = "#/$defs/"
+# Defaults are values of a program, which may be secrets, or others on each run. A discriminator
+# is OpenAPI's and no JSON Schema.
+_LEFT_OUT = ("default", "discriminator")
+_BY_NAME = ("properties", "patternProperties")
+_VALUES = ("enum", "const", "examples")
 
 
 class SpanParams(Generic[Result]):
@@ -26,7 +31,7 @@ class SpanParams(Generic[Result]):
 
     ``from_result``: fields that are filled in from the result when the span ends. Whoever reads
     them finds them in the payload, unless the span has been told before its end, by ``start()``
-    or because of a child.
+    or because of a child, or they would make it larger than ``max_payload_bytes``.
     """
 
     __slots__ = ()
@@ -62,17 +67,33 @@ def has_fields(value: object) -> bool:
 
 def result_type_of(params: type) -> type | None:
     """``R`` of a class that derives from ``SpanParams[R]``; None for any other."""
-    for base in params.__mro__:
+    for base in getattr(get_origin(params) or params, "__mro__", ()):
         for generic in base.__dict__.get("__orig_bases__", ()):
             if get_origin(generic) is SpanParams:
                 return cast("type", generic.__args__[0])
     return None
 
 
+def check_from_result(name: str, params: type) -> None:
+    """Raises :class:`PrefactorValueError`, with the ``name`` of the span type, for a
+    ``from_result`` of ``params`` that is no tuple of names."""
+    cls: object = get_origin(params) or params
+    if not (isinstance(cls, type) and issubclass(cls, SpanParams)):
+        return
+    given: object = cls.from_result
+    names = cast("tuple[object, ...]", given) if isinstance(given, tuple) else (None,)
+    if not all(isinstance(each, str) for each in names):
+        raise PrefactorValueError(
+            f"from_result of {cls.__qualname__}, the params of {name!r}, must be a tuple of the "
+            f"names of fields, such as ('tokens',), and no field itself, got {given!r}"
+        )
+
+
 def schema_of(name: str, field: str, cls: object) -> dict[str, Any]:
     """The JSON Schema of what ``cls`` looks like when it is recorded.
 
     References are resolved: only what refers to itself keeps its definition under ``$defs``.
+    Defaults are left out.
     Raises :class:`PrefactorValueError`, with ``field`` and the ``name`` of the span type, for what
     has none, or is no object in JSON.
     """
@@ -111,11 +132,22 @@ def _schema_of_object(cls: type) -> dict[str, Any]:
 
 def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
     definitions: dict[str, Any] = schema.pop("$defs", {})
+    below = {name: _references(definition) for name, definition in definitions.items()}
     kept: dict[str, Any] = {}
 
-    def resolve(node: Any, inside: tuple[str, ...]) -> Any:
+    def refers_to_itself(name: str) -> bool:
+        seen = set[str]()
+        waiting = [*below[name]]
+        while waiting:
+            reached = waiting.pop()
+            if reached not in seen:
+                seen.add(reached)
+                waiting += below[reached]
+        return name in seen
+
+    def resolve(node: Any) -> Any:
         if isinstance(node, list):
-            return [resolve(item, inside) for item in cast("Sequence[Any]", node)]
+            return [resolve(item) for item in cast("Sequence[Any]", node)]
         if not isinstance(node, dict):
             return deepcopy(node)
         parts = cast("dict[str, Any]", node)
@@ -123,29 +155,52 @@ def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
         if isinstance(reference, str) and reference.startswith(_REF):
             name = reference.removeprefix(_REF)
             # What stands beside a reference goes before what it refers to.
-            rest = {key: resolve(item, inside) for key, item in parts.items() if key != "$ref"}
-            if name in inside:
+            rest = keywords({key: item for key, item in parts.items() if key != "$ref"})
+            if refers_to_itself(name):
                 if name not in kept:
                     kept[name] = None  # first: it refers to itself
-                    kept[name] = resolve(definitions[name], (name,))
+                    kept[name] = resolve(definitions[name])
                 return {"$ref": reference, **rest}
-            return {**resolve(definitions[name], (*inside, name)), **rest}
-        return {
-            # Docstrings are indented in one version of Python, and not in another.
-            key: cleandoc(item)
-            if key == "description" and isinstance(item, str)
-            else resolve(item, inside)
-            for key, item in parts.items()
-            if not _is_openapi(key, item)
-        }
+            return {**resolve(definitions[name]), **rest}
+        return keywords(parts)
 
-    resolved: dict[str, Any] = resolve(schema, ())
+    def keywords(parts: dict[str, Any]) -> dict[str, Any]:
+        told: dict[str, Any] = {}
+        for key, item in parts.items():
+            if key in _LEFT_OUT:
+                continue
+            if key in _BY_NAME:
+                told[key] = {name: resolve(below) for name, below in item.items()}
+            elif key in _VALUES:
+                told[key] = deepcopy(item)
+            elif key == "description":
+                # Docstrings are indented in one version of Python, and not in another.
+                told[key] = cleandoc(item)
+            else:
+                told[key] = resolve(item)
+        return told
+
+    root: dict[str, Any] = schema
+    if "$ref" in root:
+        # The type is to be seen, also of one that refers to itself.
+        root = {**definitions[root["$ref"].removeprefix(_REF)], **root}
+        del root["$ref"]
+    resolved: dict[str, Any] = resolve(root)
     return {**resolved, "$defs": kept} if kept else resolved
 
 
-def _is_openapi(key: str, item: Any) -> bool:
-    """Whether this is a discriminator, which is no JSON Schema and refers to definitions."""
-    return key == "discriminator" and isinstance(item, dict) and "propertyName" in item
+def _references(node: Any) -> list[str]:
+    """The names of the definitions that a part of a schema refers to."""
+    if isinstance(node, list):
+        return [name for item in cast("Sequence[Any]", node) for name in _references(item)]
+    if not isinstance(node, dict):
+        return []
+    parts = cast("dict[str, Any]", node)
+    reference = parts.get("$ref")
+    found = [name for item in parts.values() for name in _references(item)]
+    if isinstance(reference, str) and reference.startswith(_REF):
+        found.append(reference.removeprefix(_REF))
+    return found
 
 
 def _shown(cls: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from prefactor_core.capture import fields_of
 from prefactor_core.exceptions import PrefactorValueError
@@ -48,4 +48,7 @@ def name_and_payload(
 
 def from_result(step: TypedStep) -> tuple[str, ...]:
     """The fields of the payload that are filled in from the result."""
-    return step.from_result if isinstance(step, SpanParams) else ()
+    params: object = step.params if isinstance(step, NamedParams) else step
+    cls = cast("type[SpanParams[Any]]", type(params))
+    # Of the class, which was checked as it was registered.
+    return cls.from_result if issubclass(cls, SpanParams) else ()

@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 from harness import AGENT
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from prefactor_core import (
     DataCategory,
@@ -208,6 +208,29 @@ async def test_runs_of_one_client_are_checked_by_their_own_schemas(prefactor: Re
         with pytest.raises(PrefactorValueError, match=PROMPT):
             with first.span("agent:ask", payload={"prompt": 3}):
                 pytest.fail("it was entered")
+
+
+async def test_checking_runs_no_code_of_a_payload_and_never_raises_for_it(
+    prefactor: Recording, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Unsized(dict[str, object]):
+        def __len__(self) -> int:
+            raise RuntimeError("nobody knows")
+
+        def __bool__(self) -> bool:
+            raise RuntimeError("nobody knows")
+
+    async with (
+        prefactor.open(schema_registry=registry, check_payloads="warn") as client,
+        client.agent_instance(**AGENT) as instance,
+    ):
+        with instance.span("agent:ask", payload=Unsized(prompt="Hello")) as span:
+            span.set_result({"response": "Hi there"})
+        assert caplog.messages == []
+        with instance.span("agent:ask", payload={"prompt": Raw(b"{no")}) as span:
+            span.set_result({"response": "Hi there"})
+        assert "is no JSON" in caplog.messages[0]
+    assert prefactor.run.spans[0].status == "complete"
 
 
 def test_without_the_extra_the_client_does_not_open() -> None:

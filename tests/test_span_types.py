@@ -93,8 +93,14 @@ async def test_every_type_is_recorded_as_its_schemas_say(prefactor: Recording) -
 
 
 async def test_what_is_left_out_is_not_recorded(prefactor: Recording) -> None:
-    (span,) = await record(prefactor, (ToolCall(tool="search"), ToolResult()))
-    assert (span.payload, span.result) == ({"tool": "search"}, None)
+    tool, call = await record(
+        prefactor,
+        (ToolCall(tool="search"), ToolResult()),
+        (LLMCall(model="small-1"), LLMResult(response="Hi there")),
+    )
+    assert (tool.payload, tool.result) == ({"tool": "search"}, None)
+    assert call.payload == {"model": "small-1", "inputs": {"model": "small-1"}}
+    assert call.result == {"response": "Hi there"}
 
 
 # As the dashboard does it: https://github.com/prefactordev/prefactor-open-dashboard

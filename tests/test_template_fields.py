@@ -19,6 +19,7 @@ PARAMS = {
         "options": {"type": "object", "properties": {"max_tokens": {"type": "integer"}}},
         "anything": {"type": "object"},
         "labels": {"type": "object", "additionalProperties": TEXT, "properties": {"a": TEXT}},
+        "open": {"properties": {}, "additionalProperties": {}},
         "nullable": {"anyOf": [{"type": "object", "properties": {"x": TEXT}}, {"type": "null"}]},
     },
 }
@@ -45,6 +46,7 @@ RESULT = {
         ("{% for m in messages %}{{ m.role }} {{ forloop.index }}{% endfor %}", []),
         ("{% assign x = prompt %}{{ x }}{% capture y %}…{% endcapture %}{{ y }}", []),
         ("{% raw %}{{ x }}{% endraw %}{% comment %}{{ y }}{% endcomment %}{% # {{ z }} %}", []),
+        ("{% liquid\n  assign x = prompt\n  echo x\n%}{{ x }}", []),
         ("{{ tool-name }} {{ a_1 }}", ["tool-name", "a_1"]),
         ("no field, {one} brace", []),
     ],
@@ -63,7 +65,7 @@ def register(template: str, params: Any = PARAMS, result: Any = RESULT) -> None:
         "{{prompt}} {{response}}",
         "{{options.max_tokens}} {{options.n}}",
         "{{messages.size}} {{messages | size}} {{prompt.size}} {{messages.first}}",
-        "{{anything.at.all}} {{labels.any}} {{nullable.x}}",
+        "{{anything.at.all}} {{labels.any}} {{nullable.x}} {{open.x}}",
         "{{error.message}}",
     ],
 )

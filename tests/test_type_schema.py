@@ -10,7 +10,7 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum, IntEnum
 from itertools import count
-from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar, Union
+from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar, Union
 from uuid import UUID
 
 import jsonschema
@@ -90,7 +90,9 @@ def structs(draw: st.DrawFn, types: st.SearchStrategy[Typed]) -> Typed:
     values: dict[str, st.SearchStrategy[Any]] = {}
     for name, (kind, known) in draw(
         st.dictionaries(
-            st.sampled_from(["alpha", "b_c", "discriminator", "description"]), types, max_size=4
+            st.sampled_from(["alpha", "b_c", "discriminator", "description", "default"]),
+            types,
+            max_size=4,
         )
     ).items():
         if draw(st.booleans()):
@@ -170,6 +172,37 @@ class Loop(Struct):
     knot: Knot
 
 
+Node: TypeAlias = "One | Two | Three | Four | Five | Six | Seven | Eight | Nine"
+
+
+class One(Struct, tag=True):
+    inner: Node
+
+
+class Two(One, tag=True): ...
+
+
+class Three(One, tag=True): ...
+
+
+class Four(One, tag=True): ...
+
+
+class Five(One, tag=True): ...
+
+
+class Six(One, tag=True): ...
+
+
+class Seven(One, tag=True): ...
+
+
+class Eight(One, tag=True): ...
+
+
+class Nine(One, tag=True): ...
+
+
 class Cat(Struct, tag=True):
     name: str
 
@@ -200,7 +233,7 @@ def test_references_are_resolved() -> None:
     assert schema == {
         "title": "Branch",
         "type": "object",
-        "properties": {"left": leaf, "right": {"default": None}},
+        "properties": {"left": leaf, "right": {}},
         "required": ["left"],
     }
 
@@ -213,6 +246,32 @@ def test_only_what_refers_to_itself_keeps_its_definition(cls: type) -> None:
     validator = jsonschema.Draft202012Validator(schema)
     assert validator.is_valid(knots if cls is Knot else {"knot": knots})
     assert not validator.is_valid({"knots": [3]} if cls is Knot else {"knot": {"knots": [3]}})
+
+
+def test_defaults_are_not_told() -> None:
+    # They may come from the environment, or be in no order.
+    @dataclasses.dataclass
+    class Call:
+        default: str
+        key: str = "sk-123"
+        place: Place = dataclasses.field(default_factory=lambda: Place("sk-123"))
+        tags: frozenset[str] = frozenset({"sk-123"})
+
+    class Model(pydantic.BaseModel):
+        default: str
+        key: str = "sk-123"
+        colour: Colour = Colour.RED
+
+    for cls in (Call, Model):
+        schema = schema_of("x", "params", cls)
+        assert "default" in schema["properties"]
+        assert "sk-123" not in repr(schema)
+
+
+def test_types_that_refer_to_each_other_are_described_once_each() -> None:
+    schema = schema_of("x", "params", One)
+    assert len(schema["$defs"]) == 9
+    assert len(msgspec.json.encode(schema)) < 5_000
 
 
 def test_what_is_told_apart_by_a_tag_has_no_word_of_openapi_in_its_schema() -> None:
@@ -261,7 +320,11 @@ def test_a_class_says_what_its_spans_result_in() -> None:
         query: str
 
     assert result_type_of(Ask) is result_type_of(Again) is Leaf
-    assert result_type_of(Search) is Place
+
+    class Find(Struct, SpanParams[Place], Generic[T]):
+        what: T
+
+    assert result_type_of(Search) is result_type_of(Find[int]) is Place
     assert result_type_of(Leaf) is None
     assert Again("Hello") == Again(prompt="Hello", times=2)
 

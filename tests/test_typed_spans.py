@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import pytest
 from harness import AGENT
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from prefactor_core import (
     PrefactorValueError,
@@ -49,7 +49,7 @@ class Unknown(Struct):
 
 
 registry = SchemaRegistry()
-registry.register_type("agent:ask", params=Ask, result=Answer)
+ask_type = registry.register_type("agent:ask", params=Ask, result=Answer)
 registry.register_type("agent:search", params=Search, result_schema={"type": "object"})
 note = registry.register_type("agent:note", params=Note, result=Note)
 
@@ -158,8 +158,90 @@ async def test_fields_that_the_payload_has_already_are_kept(prefactor: Recording
         with instance.span(Ask("Hello")) as span:
             span.set_result(Answer("Hi there", tokens=7))
             span.cancel_nowait()
+        with instance.span(ask_type(Ask("Hello"))) as span:
+            span.set_result(Answer("Hi there", tokens=7))
     payloads = [span.payload.get("tokens") for span in prefactor.run.spans]
-    assert payloads == [1, None, 7, 7]
+    assert payloads == [1, None, 7, 7, 7]
+
+
+async def test_a_field_from_the_result_may_be_null_until_then(prefactor: Recording) -> None:
+    @dataclass
+    class Find(SpanParams[Answer]):
+        what: str
+        tokens: int | None = None
+
+        from_result = ("tokens",)
+
+    types = SchemaRegistry()
+    types.register_type("agent:find", params=Find)
+    async with (
+        prefactor.open(schema_registry=types) as client,
+        client.agent_instance(**AGENT) as instance,
+        instance.span(Find("Olympus")) as span,
+    ):
+        span.set_result(Answer("Hi there", tokens=7))
+    assert prefactor.run.spans[0].payload == {"what": "Olympus", "tokens": 7}
+
+
+async def test_fields_from_the_result_make_no_payload_larger_than_it_may_be(
+    prefactor: Recording,
+) -> None:
+    class Long(Ask):
+        from_result = ("response", "tokens")
+
+    types = SchemaRegistry()
+    types.register_type("agent:ask", params=Long)
+    async with (
+        prefactor.open(schema_registry=types, max_payload_bytes=2_000) as client,
+        client.agent_instance(**AGENT) as instance,
+        instance.span(Long("a" * 1_500)) as span,
+    ):
+        span.set_result(Answer("b" * 1_500, tokens=7))
+    assert prefactor.run.spans[0].payload == {"prompt": "a" * 1_500, "tokens": 7}
+
+
+async def test_json_that_is_none_never_raises(prefactor: Recording) -> None:
+    async with (
+        prefactor.open(schema_registry=registry) as client,
+        client.agent_instance(**AGENT) as instance,
+    ):
+        with instance.span(Ask("Hello")) as span:
+            span.set_result({"tokens": Raw(b"{no")})
+    assert client.statistics().lost == 1  # such a request is none
+
+
+async def test_fields_that_share_parts_are_not_written_out(prefactor: Recording) -> None:
+    endless: list[object] = []
+    for _ in range(60):
+        endless = [endless, endless]
+    async with (
+        prefactor.open(schema_registry=registry) as client,
+        client.agent_instance(**AGENT) as instance,
+    ):
+        with instance.span(Ask(cast("str", endless))) as span:
+            span.set_result(Answer(cast("str", endless)))
+    (stored,) = prefactor.run.spans
+    assert "$truncated" in stored.payload
+    assert "$truncated" in stored.result
+
+
+@pytest.mark.parametrize("given", ["tokens", 3, None, ("tokens", 3)])
+def test_fields_from_the_result_are_named_by_a_tuple(given: Any) -> None:
+    class Wrong(Struct, SpanParams[Answer]):
+        prompt: str
+
+        from_result = given
+
+    types = SchemaRegistry()
+    with pytest.raises(PrefactorValueError, match=r"Wrong, .*'agent:ask', must be a tuple of the"):
+        types.register_type("agent:ask", params=Wrong)
+    assert not types.has_schema("agent:ask")
+
+
+def test_a_type_of_mappings_has_no_class_to_be_found_by() -> None:
+    types = SchemaRegistry()
+    types.register_type("agent:a", params=dict[str, int])
+    assert types.register_type("agent:b", params=dict[str, str])({"a": "b"}).name == "agent:b"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import UNSET, Raw, UnsetType
 
 from prefactor_core import identifiers
-from prefactor_core.capture import EMPTY, Capture, fields_of, merge, with_fields
+from prefactor_core.capture import EMPTY, Capture, fields_of, merge
 from prefactor_core.checks import to_end
 from prefactor_core.clock import Clock
 from prefactor_core.context_stack import SpanContextStack
@@ -193,11 +193,11 @@ class OpenSpans:
         if at is not None:
             start = span.started_at or span.created_at
             at = to_end("timestamp", at, f"the {span.schema_name!r} span", start)
-        result, has_payload = self._result(span, result_payload), span.payload
+        result, payload = self._result(span, result_payload), span.payload
         self._end(span, status, result, at)
         if span.run.check is not None and status == "complete" and not self._home.is_left:
             # What the agent did is recorded by now, whatever this raises.
-            if not has_payload:
+            if not fields_of(payload):  # not bool() of it, which may be the caller's code
                 span.run.check.payload(span.schema_name, EMPTY)
             if not isinstance(result, UnsetType):
                 span.run.check.result(span.schema_name, result)
@@ -311,7 +311,7 @@ class OpenSpans:
         late = span.context and span.context.from_result
         if late and result is not UNSET and span.status is SpanStatus.PENDING:
             # Before it is told: after that the API takes no payload.
-            span.captured = with_fields(span.captured, result, late)
+            span.captured = self._capture.with_fields(span.captured, result, late)
         if began is not None:
             self._operations.advance(span, SpanStatus.ACTIVE, began)
         self._operations.advance(span, goal, at or span.clock.now(), result, at is not None)
