@@ -279,7 +279,7 @@ class AgentInstanceHandle:
     ) -> None:
         """Tell what was found out about the run, also after its end; see
         :meth:`prefactor_core.PrefactorCoreClient.record_quality`."""
-        self.record_quality_nowait(name, payload)
+        await self._client.quality_manager.record_in_turn(self._identity, name, payload)
         await anyio.lowlevel.checkpoint()
 
     def record_quality_nowait(

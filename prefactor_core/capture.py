@@ -85,12 +85,12 @@ class Capture:
             )
         self._limit = max_payload_bytes
         self._redact = redact
-        self._enabled = enabled
+        self.enabled = enabled
         self._warned = False
 
     def __call__(self, payload: object) -> Raw:
         """The JSON of ``payload``, always an object: anything else becomes ``{"value": …}``."""
-        if not self._enabled:
+        if not self.enabled:
             return EMPTY
         if self._redact is None:
             try:
@@ -106,7 +106,7 @@ class Capture:
 
     def result(self, fields: Mapping[str, object]) -> Raw:
         """As a call, for what a span resulted in: that it failed, and how, is always kept."""
-        if self._enabled:
+        if self.enabled:
             return self(fields)
         error = fields.get("error")
         if isinstance(error, ErrorDescription):

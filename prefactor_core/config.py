@@ -168,8 +168,8 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     ``check_payloads``: for development: ``"warn"`` logs, once each, what in payloads and in results
     of complete spans does not fit the schemas of their run, and span types that are not in there;
     ``"raise"`` makes a :class:`PrefactorValueError` of it. Needs the extra ``check``.
-    ``capture_payloads``: False records what happened and when, but no payloads and results;
-    of an error only its type.
+    ``capture_payloads``: False records what happened and when, but no payloads and results, and
+    no quality payloads; of an error only its type.
     ``max_payload_bytes``: how large the JSON of one payload or result may be, at least 1,024
     bytes; the largest texts in it are cut to what fits, and say so.
     ``redact``: a function that gets every payload and result, as decoded JSON, and gives what

@@ -219,9 +219,10 @@ class Recorder(ABC):
         (API.md section 9). The last call for a name counts.
 
         Raises :class:`InstanceNotFoundError` for what is no id of a run, and
-        :class:`PrefactorValueError` for what is no name, or no mapping.
+        :class:`PrefactorValueError` for what is no name, or has no fields.
         """
-        self.record_quality_nowait(instance_id, name, payload)
+        run = self.span_manager.run_of(instance_id)
+        await self.quality_manager.record_in_turn(run, name, payload)
         await anyio.lowlevel.checkpoint()
 
     def record_quality_nowait(

@@ -6,7 +6,17 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from inspect import cleandoc
-from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar, cast, get_origin
+from typing import (
+    Any,
+    ClassVar,
+    ForwardRef,
+    Generic,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    cast,
+    get_origin,
+)
 
 import msgspec
 
@@ -29,7 +39,8 @@ class SpanParams(Generic[Result]):
     result. It adds nothing to the class, and goes with structs, dataclasses and models of
     pydantic.
 
-    ``from_result``: fields that are filled in from the result when the span ends. Whoever reads
+    ``from_result``: fields, by their names in JSON, that are filled in from the result when the
+    span ends. Whoever reads
     them finds them in the payload, unless the span has been told before its end, by ``start()``
     or because of a child, or they would make it larger than ``max_payload_bytes``.
     """
@@ -66,11 +77,15 @@ def has_fields(value: object) -> bool:
 
 
 def result_type_of(params: type) -> type | None:
-    """``R`` of a class that derives from ``SpanParams[R]``; None for any other."""
+    """``R`` of a class that derives from ``SpanParams[R]``; None for any other, and where ``R`` is
+    no class."""
     for base in getattr(get_origin(params) or params, "__mro__", ()):
         for generic in base.__dict__.get("__orig_bases__", ()):
             if get_origin(generic) is SpanParams:
-                return cast("type", generic.__args__[0])
+                result: object = generic.__args__[0]
+                vague: tuple[object, ...] = (object, Any)
+                no_class = result in vague or isinstance(result, TypeVar | ForwardRef)
+                return None if no_class else cast("type", result)
     return None
 
 
@@ -108,7 +123,8 @@ def schema_of(name: str, field: str, cls: object) -> dict[str, Any]:
         ) from None
     if schema.get("type") != "object":
         raise PrefactorValueError(
-            f"{field} of {name!r} must be a class that is an object in JSON, got {_shown(cls)}"
+            f"{field} of {name!r} must be a class that is an object in JSON, got {_shown(cls)}; "
+            f"or give a schema of your own as {field}_schema="
         )
     return schema
 

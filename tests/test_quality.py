@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+import anyio
 import msgspec
 import pytest
 from harness import (
@@ -390,3 +391,56 @@ def test_synchronous_code_records_quality_the_same_way() -> None:
             instance.record_quality_nowait("cost", {"score": 2})
         statistics = client.statistics()
     assert (statistics.accepted, statistics.lost) == (4, 0)
+
+
+async def test_it_waits_for_its_place_where_spans_do() -> None:
+    queue = {"when_full": "wait", "max_pending_operations": 5, "batch_window": 0}
+    async with open_api() as api:
+        async with (
+            open_prefactor(make_config(queue=queue), asgi_app=api) as client,
+            client.agent_instance(**AGENT) as instance,
+        ):
+            api.away = True
+
+            async def come_back() -> None:
+                await anyio.sleep(30)
+                api.away = False
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(come_back)
+                with anyio.fail_after(300):
+                    for score in range(20):
+                        await instance.record_quality("accuracy", {"score": score})
+    assert [payload["score"] for _, payload in told(api)] == [*range(20)]
+    assert client.statistics().dropped == {}
+
+
+async def test_who_stops_waiting_for_a_place_has_recorded_nothing() -> None:
+    queue = {"when_full": "wait", "max_pending_operations": 2, "batch_window": 0}
+    async with open_api() as api:
+        async with (
+            open_prefactor(make_config(queue=queue), asgi_app=api) as client,
+            client.agent_instance(**AGENT) as instance,
+        ):
+            api.away = True
+            for score in range(9):
+                with anyio.move_on_after(1):
+                    await client.record_quality(instance.id, "accuracy", {"score": score})
+            api.away = False
+    scores = [payload["score"] for _, payload in told(api)]
+    assert scores == [*range(len(scores))]
+    assert 0 < len(scores) < 9
+    statistics = client.statistics()
+    assert (statistics.lost, statistics.pending) == (0, 0)
+
+
+async def test_where_no_payloads_are_kept_nothing_is_told_but_what_is_removed() -> None:
+    async with open_api() as api:
+        async with (
+            open_prefactor(make_config(capture_payloads=False), asgi_app=api) as client,
+            client.agent_instance(**AGENT) as instance,
+        ):
+            await instance.record_quality("accuracy", {"score": 1})
+            instance.record_quality_nowait("accuracy", {"score": 2})
+            await instance.record_quality("accuracy")
+    assert told(api) == [("accuracy", None)]

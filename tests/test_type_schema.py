@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
+import types
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -326,6 +327,9 @@ def test_a_class_says_what_its_spans_result_in() -> None:
 
     assert result_type_of(Search) is result_type_of(Find[int]) is Place
     assert result_type_of(Leaf) is None
+    for unknown in (Any, object, T, "Late"):
+        bases = (SpanParams[unknown],)  # type: ignore[valid-type]
+        assert result_type_of(types.new_class("Vague", bases)) is None
     assert Again("Hello") == Again(prompt="Hello", times=2)
 
 

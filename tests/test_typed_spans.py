@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, TypedDict, cast
 
 import pytest
@@ -289,6 +290,25 @@ async def test_where_everything_is_switched_off_no_class_is_looked_at() -> None:
         span.set_result(Answer("Hi there"))
         with instance.span(Unknown("…")):
             pass
+
+
+class Step(str):
+    __slots__ = ()
+
+
+class Steps(StrEnum):
+    ANY = "agent:any"
+
+
+@pytest.mark.parametrize("name", [Step("agent:any"), Steps.ANY])
+async def test_a_name_may_be_any_kind_of_text(prefactor: Recording, name: str) -> None:
+    async with (
+        prefactor.open() as client,
+        client.agent_instance(**AGENT) as instance,
+        instance.span(name),
+    ):
+        pass
+    assert prefactor.run.outline == "complete\nagent:any complete"
 
 
 def test_synchronous_code_opens_typed_spans(prefactor: Recording) -> None:

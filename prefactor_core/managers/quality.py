@@ -31,9 +31,30 @@ class QualityManager:
     ) -> None:
         """From now on the quality payload ``name`` of ``run`` is ``payload``; None removes it.
 
-        ``payload`` is captured now: what changes in it later does not matter. Raises
-        :class:`PrefactorValueError` for what is no name, or has no fields.
+        ``payload`` is captured now: what changes in it later does not matter. Where no payloads
+        are kept, none is recorded. Raises :class:`PrefactorValueError` for what is no name, or has
+        no fields.
         """
+        operation = self._operation(run, name, payload)
+        if operation is not None:
+            self._home.step(self._outbox.record, operation)
+
+    async def record_in_turn(
+        self, run: RunIdentity, name: str, payload: Mapping[str, object] | Fields | None
+    ) -> None:
+        """As :meth:`record`; where spans wait for their place while the outbox is full, so does
+        this."""
+        operation = self._operation(run, name, payload)
+        if operation is None:
+            return
+        waits = self._outbox.waits_when_full and self._home.is_here and not self._home.is_left
+        if waits:
+            await self._outbox.wait_for_place()
+        self._home.step(lambda: self._outbox.record(operation, has_place=waits))
+
+    def _operation(
+        self, run: RunIdentity, name: str, payload: Mapping[str, object] | Fields | None
+    ) -> RecordQuality | None:
         if not isinstance(name, str) or not name:
             raise PrefactorValueError(f"name must be the name of a quality schema, got {name!r}")
         if payload is not None and not has_fields(payload):
@@ -42,10 +63,15 @@ class QualityManager:
                 "payload must be a mapping or an object with fields, or None to remove the quality "
                 f"payload {name!r}, got a {type(payload).__qualname__}"
             )
-        captured = _REMOVED if payload is None else self._capture(payload)
-        if run.check is not None and payload is not None:
-            run.check.quality(name, captured)
-        operation = RecordQuality(
+        if payload is None:
+            captured = _REMOVED
+        elif not self._capture.enabled:
+            return None
+        else:
+            captured = self._capture(payload)
+            if run.check is not None:
+                run.check.quality(name, captured)
+        return RecordQuality(
             timestamp=Clock().now(),
             # Not from the run's id: each call says something new.
             idempotency_key=identifiers.generate(0),
@@ -53,4 +79,3 @@ class QualityManager:
             name=name,
             payload=captured,
         )
-        self._home.step(self._outbox.record, operation)

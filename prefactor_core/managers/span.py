@@ -105,6 +105,8 @@ class SpanManager(OpenSpans):
     ) -> SpanContext[Any]:
         """A span in the agent's hands; ``step``: its span type, or parameters that tell it."""
         if isinstance(step, str):
+            if type(step) is not str:
+                step = str.__str__(step)  # JSON is written of plain ones
             return SpanContext(self, run, step, parent_span_id, span_id, payload)
         schema_name, payload = name_and_payload(self._registry, step, payload)
         late = from_result(step)
