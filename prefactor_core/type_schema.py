@@ -25,6 +25,7 @@ from prefactor_core.exceptions import PrefactorValueError
 Result = TypeVar("Result")
 
 _REF = "#/$defs/"
+_ANYTHING: list[object] = [object, Any]
 # Defaults are values of a program, which may be secrets, or others on each run. A discriminator
 # is OpenAPI's and no JSON Schema.
 _LEFT_OUT = ("default", "discriminator")
@@ -83,8 +84,7 @@ def result_type_of(params: type) -> type | None:
         for generic in base.__dict__.get("__orig_bases__", ()):
             if get_origin(generic) is SpanParams:
                 result: object = generic.__args__[0]
-                vague: tuple[object, ...] = (object, Any)
-                no_class = result in vague or isinstance(result, TypeVar | ForwardRef)
+                no_class = result in _ANYTHING or isinstance(result, TypeVar | ForwardRef)
                 return None if no_class else cast("type", result)
     return None
 
