@@ -191,7 +191,7 @@ class AgentInstanceHandle:
         self,
         schema_name: str,
         parent_span_id: str | None = None,
-        payload: Mapping[str, object] | None = None,
+        payload: Mapping[str, object] | Fields | None = None,
     ) -> SpanContext: ...
 
     @overload
@@ -230,9 +230,9 @@ class AgentInstanceHandle:
 
     async def create_span(
         self,
-        schema_name: str,
+        schema_name: str | TypedStep,
         parent_span_id: str | None = None,
-        payload: Mapping[str, object] | None = None,
+        payload: Mapping[str, object] | Fields | None = None,
         *,
         started_at: datetime | None = None,
     ) -> str:
@@ -243,9 +243,9 @@ class AgentInstanceHandle:
 
     def create_span_nowait(
         self,
-        schema_name: str,
+        schema_name: str | TypedStep,
         parent_span_id: str | None = None,
-        payload: Mapping[str, object] | None = None,
+        payload: Mapping[str, object] | Fields | None = None,
         *,
         started_at: datetime | None = None,
     ) -> str:

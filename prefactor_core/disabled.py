@@ -22,6 +22,7 @@ from prefactor_core.models import Span
 from prefactor_core.operations import FinishAgentInstance, Operation, RegisterAgentInstance
 from prefactor_core.run_end import finish_open_runs
 from prefactor_core.span_context import DisabledSpan, SpanContext
+from prefactor_core.type_schema import Fields
 from prefactor_core.typed_span import TypedStep
 
 _NO_PAYLOADS: Final = Capture(enabled=False)
@@ -102,7 +103,7 @@ class _NoSpans(SpanManager):
         step: str | TypedStep,
         parent_span_id: str | None = None,
         span_id: str | None = None,
-        payload: Mapping[str, object] | None = None,
+        payload: Mapping[str, object] | Fields | None = None,
     ) -> SpanContext[Any]:
         return DisabledSpan()
 
@@ -111,7 +112,7 @@ class _NoSpans(SpanManager):
         instance_id: str,
         schema_name: str,
         parent_span_id: str | None = None,
-        payload: Mapping[str, object] | None = None,
+        payload: Mapping[str, object] | Fields | None = None,
         span_id: str | None = None,
     ) -> str:
         return self.new_id(self.run_of(instance_id), schema_name, span_id)
@@ -121,12 +122,12 @@ class _NoSpans(SpanManager):
         instance_id: str,
         schema_name: str,
         parent_span_id: str | None = None,
-        payload: Mapping[str, object] | None = None,
+        payload: Mapping[str, object] | Fields | None = None,
         has_place: bool = False,
     ) -> str:
         return self.prepare(instance_id, schema_name)
 
-    def start(self, span_id: str, payload: Mapping[str, object] | None = None) -> str:
+    def start(self, span_id: str, payload: Mapping[str, object] | Fields | None = None) -> str:
         return span_id
 
     def cancel_unstarted(self, span_id: str) -> None: ...

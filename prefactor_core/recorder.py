@@ -148,16 +148,16 @@ class Recorder(ABC):
     async def create_span(
         self,
         instance_id: str,
-        schema_name: str,
+        schema_name: str | TypedStep,
         parent_span_id: str | None = None,
-        payload: Mapping[str, object] | None = None,
+        payload: Mapping[str, object] | Fields | None = None,
         *,
         started_at: datetime | None = None,
     ) -> str:
         """Start a span, now or as of ``started_at`` (an aware datetime), and give its id. It is
         the innermost one of this context until :meth:`finish_span` ends it, in whichever task."""
         at = None if started_at is None else to_time("started_at", started_at)
-        span = self.span(instance_id, schema_name, parent_span_id, payload=payload)
+        span = self._span(instance_id, schema_name, parent_span_id, None, payload)
         if self.config.enabled:  # else nobody would leave it
             await span.__aenter__()
         try:
@@ -171,14 +171,14 @@ class Recorder(ABC):
     def create_span_nowait(
         self,
         instance_id: str,
-        schema_name: str,
+        schema_name: str | TypedStep,
         parent_span_id: str | None = None,
-        payload: Mapping[str, object] | None = None,
+        payload: Mapping[str, object] | Fields | None = None,
         *,
         started_at: datetime | None = None,
     ) -> str:
         """As :meth:`create_span`, in synchronous code."""
-        span = self.span(instance_id, schema_name, parent_span_id, payload=payload)
+        span = self._span(instance_id, schema_name, parent_span_id, None, payload)
         span.start_nowait(started_at=started_at)
         return span.id
 
@@ -239,7 +239,7 @@ class Recorder(ABC):
         schema_name: str,
         parent_span_id: str | None = None,
         span_id: str | None = None,
-        payload: Mapping[str, object] | None = None,
+        payload: Mapping[str, object] | Fields | None = None,
     ) -> SpanContext: ...
 
     @overload
@@ -277,6 +277,15 @@ class Recorder(ABC):
         of the same run in this context. ``span_id``: a PFID of your own. ``payload``: what the
         span starts with if :meth:`SpanContext.start` is not given one.
         """
+        return self._span(instance_id, schema_name, parent_span_id, span_id, payload)
+
+    def _span(
+        self,
+        instance_id: str,
+        step: str | TypedStep,
+        parent_span_id: str | None,
+        span_id: str | None,
+        payload: Mapping[str, object] | Fields | None,
+    ) -> SpanContext[Any]:
         spans = self.span_manager
-        run = spans.run_of(instance_id)
-        return spans.context(run, schema_name, parent_span_id, span_id, payload)
+        return spans.context(spans.run_of(instance_id), step, parent_span_id, span_id, payload)

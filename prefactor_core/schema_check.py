@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.sensitive import sensitive_labels
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
@@ -113,16 +114,6 @@ class SchemaCheck:
             return None
         self._compiled[key] = compiled = _compiled(part, name, schema)
         return compiled
-
-
-def sensitive_labels(value: object) -> str | None:
-    """What is shown of a sensitive value: its labels, ``[authentication_and_secrets]``; None
-    if ``value`` is not in the tagged form (API.md section 8)."""
-    if not isinstance(value, dict) or "$sensitive" not in value or "value" not in value:
-        return None
-    labels = cast("dict[str, object]", value).get("labels")
-    texts = map(str, cast("list[object]", labels)) if isinstance(labels, list) else ()
-    return f"[{', '.join(texts) or 'sensitive'}]"
 
 
 def _compiled(part: str, name: str, schema: Any) -> _Problems | str:

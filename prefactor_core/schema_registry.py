@@ -51,13 +51,14 @@ class NamedParams(SpanParams[Result]):
         self.params = params
 
 
-def _checked(name: str, field: str, schema: Schema) -> dict[str, Any]:
+def _checked(name: str, field: str, schema: object) -> dict[str, Any]:
     """A copy of ``schema``; raises :class:`PrefactorValueError` if it can be no JSON Schema."""
     if not isinstance(name, str) or not name:
         raise PrefactorValueError(f"the name of a span type must be a text, got {name!r}")
     if not isinstance(schema, Mapping):
-        raise PrefactorValueError(f"{field} of {name!r} must be a mapping, got {schema!r}")
-    copied = _copy(schema)
+        hint = "; a class is given as params= or result=" if isinstance(schema, type) else ""
+        raise PrefactorValueError(f"{field} of {name!r} must be a mapping, got {schema!r}{hint}")
+    copied = _copy(cast("Schema", schema))
     try:
         msgspec.json.encode(copied)
     except Exception as error:
@@ -213,8 +214,14 @@ class SchemaRegistry:
         if params is not None:
             if params_schema is not None:
                 raise PrefactorValueError(f"{name!r} has both params and params_schema: give one")
+            said = result_type_of(params)
             if result is None and result_schema is None:
-                result = result_type_of(params)
+                result = said
+            elif result is not None and said not in (None, result):
+                raise PrefactorValueError(
+                    f"the params of {name!r} say by SpanParams that its result is {said!r}, and "
+                    f"result= says {result!r}: leave one of them out"
+                )
             params_schema = schema_of(name, "params", params)
             check_from_result(name, params)
         elif params_schema is None:
@@ -317,7 +324,8 @@ class SchemaRegistry:
             known = ", ".join(each.__qualname__ for each in self._names_by_class) or "none"
             raise PrefactorValueError(
                 f"there is no span type with parameters of the class {cls!r}: register it, "
-                f"register_type(name, params={cls}). Registered are: {known}"
+                f"register_type(name, params={cls}), with the registry that is the client's "
+                f"schema_registry. Registered in that are: {known}"
             ) from None
 
     def _add_class(self, params: type, name: str) -> None:
@@ -378,8 +386,13 @@ class SchemaRegistry:
     def merge(self, other: SchemaRegistry) -> None:
         """Add everything of ``other``, or nothing.
 
-        Raises :class:`PrefactorValueError` that names every conflict, if a name is in both.
+        Raises :class:`PrefactorValueError` that names every conflict, if a name was registered the
+        same way in both, or a class for two names.
         """
+        if not isinstance(other, SchemaRegistry):
+            raise PrefactorValueError(
+                f"only a SchemaRegistry can be merged, got a {type(other).__qualname__}"
+            )
         pairs = [
             ("span_schemas", self._span_schemas, other._span_schemas),
             ("span_result_schemas", self._span_result_schemas, other._span_result_schemas),

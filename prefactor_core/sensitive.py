@@ -98,3 +98,26 @@ def _check_label(label: object) -> None:
         "the labels of sensitive() come after its value, and are data categories: "
         + ", ".join(_CATEGORIES)
     )
+
+
+def sensitive_labels(value: object) -> str | None:
+    """What is shown of a sensitive value: its labels, ``[authentication_and_secrets]``; None
+    if ``value`` is not in the tagged form (API.md section 8)."""
+    if not isinstance(value, dict) or "$sensitive" not in value or "value" not in value:
+        return None
+    labels = cast("dict[str, object]", value).get("labels")
+    texts = map(str, cast("list[object]", labels)) if isinstance(labels, list) else ()
+    return f"[{', '.join(texts) or 'sensitive'}]"
+
+
+def hidden(value: object) -> object:
+    """Decoded JSON with labels in place of what is sensitive."""
+    labels = sensitive_labels(value)
+    if labels is not None:
+        return labels
+    if isinstance(value, dict):
+        fields = cast("dict[str, object]", value)
+        return {name: hidden(item) for name, item in fields.items()}
+    if isinstance(value, list):
+        return [hidden(item) for item in cast("list[object]", value)]
+    return value

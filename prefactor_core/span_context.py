@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from prefactor_core.delivery.identity import RunIdentity
     from prefactor_core.managers.span import SpanManager
     from prefactor_core.open_span import OpenSpan
+    from prefactor_core.type_schema import Fields
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -78,7 +79,7 @@ class SpanContext(Generic[Result]):
         schema_name: str,
         parent_span_id: str | None = None,
         span_id: str | None = None,
-        payload: Mapping[str, object] | None = None,
+        payload: Mapping[str, object] | Fields | None = None,
         from_result: tuple[str, ...] = (),
     ) -> None:
         self._spans = spans
@@ -107,7 +108,10 @@ class SpanContext(Generic[Result]):
         return self._run.span_id(self._id)
 
     async def start(
-        self, payload: Mapping[str, object] | None = None, *, started_at: datetime | None = None
+        self,
+        payload: Mapping[str, object] | Fields | None = None,
+        *,
+        started_at: datetime | None = None,
     ) -> None:
         """The work begins now, or began at ``started_at``, with ``payload`` as its parameters.
 
@@ -118,7 +122,10 @@ class SpanContext(Generic[Result]):
         await anyio.lowlevel.checkpoint()
 
     def start_nowait(
-        self, payload: Mapping[str, object] | None = None, *, started_at: datetime | None = None
+        self,
+        payload: Mapping[str, object] | Fields | None = None,
+        *,
+        started_at: datetime | None = None,
     ) -> None:
         """As :meth:`start`, in synchronous code."""
         at = None if started_at is None else to_time("started_at", started_at)
@@ -287,7 +294,10 @@ class DisabledSpan(SpanContext[Any]):
             return self._id
 
     def start_nowait(
-        self, payload: Mapping[str, object] | None = None, *, started_at: datetime | None = None
+        self,
+        payload: Mapping[str, object] | Fields | None = None,
+        *,
+        started_at: datetime | None = None,
     ) -> None: ...
     def set_result(self, data: Mapping[str, object]) -> None: ...
     def complete_nowait(

@@ -181,6 +181,7 @@ class RecordedRun(Struct, frozen=True):
     schema_version: dict[str, Any]
     quality: dict[str, dict[str, Any]] = field(name="quality_payloads")
     quality_flags: dict[str, list[str]]
+    quality_summaries: dict[str, str | None]
 
     @property
     def flags(self) -> list[str]:

@@ -11,6 +11,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from prefactor_core.api.answers import AgentInstanceAnswer, AgentSpanAnswer
+from prefactor_core.sensitive import hidden
 
 _STYLES = {
     "pending": "dim",
@@ -43,7 +44,7 @@ def run_tree(instance: AgentInstanceAnswer, spans: Iterable[AgentSpanAnswer]) ->
     tree = Tree(head)
     for name, payload in instance.quality_payloads.items():
         line = _line().append(f"quality {name}", style="bold")
-        branch = tree.add(line.append(f"  {bytes(payload).decode()}", style="dim"))
+        branch = tree.add(line.append(f"  {_quality(instance, name, payload)}", style="dim"))
         _add_flags(branch, instance.quality_flags.get(name, ()))
     # A list and no recursion: a run may be nested deeper than Python is.
     waiting = [(tree, span) for span in reversed(children[None])]
@@ -62,10 +63,22 @@ def _span_line(span: AgentSpanAnswer) -> Text:
     if span.summary and span.summary.strip() and span.status != "failed":
         return line.append(f"  {_one_line(span.summary)}", style="dim")
     for mark, payload in (("  ", span.payload), (" → ", span.result_payload)):
-        text = bytes(payload).decode()
+        text = _shown(payload)
         if text not in ("null", "{}"):
             line.append(mark + text, style="dim")
     return line
+
+
+def _shown(payload: msgspec.Raw) -> str:
+    """A payload, without what is sensitive in it."""
+    if b'"$sensitive"' in bytes(payload):
+        payload = msgspec.Raw(msgspec.json.encode(hidden(msgspec.json.decode(payload))))
+    return bytes(payload).decode()
+
+
+def _quality(instance: AgentInstanceAnswer, name: str, payload: msgspec.Raw) -> str:
+    summary = instance.quality_summaries.get(name)
+    return _one_line(summary) if summary and summary.strip() else _shown(payload)
 
 
 def _add_flags(node: Tree, flags: Iterable[str]) -> None:

@@ -119,12 +119,12 @@ def schema_of(name: str, field: str, cls: object) -> dict[str, Any]:
         raise PrefactorValueError(
             f"{field} of {name!r}, {_shown(cls)}, has no JSON Schema: {why}. It must be a "
             "msgspec struct, a dataclass, a TypedDict or a pydantic model of types that JSON "
-            f"has; or give a schema of your own as {field}_schema="
+            "has; or give a JSON Schema of your own"
         ) from None
     if schema.get("type") != "object":
         raise PrefactorValueError(
             f"{field} of {name!r} must be a class that is an object in JSON, got {_shown(cls)}; "
-            f"or give a schema of your own as {field}_schema="
+            "or give a JSON Schema of your own"
         )
     return schema
 
@@ -220,4 +220,7 @@ def _references(node: Any) -> list[str]:
 
 
 def _shown(cls: object) -> str:
-    return getattr(cls, "__qualname__", None) or repr(cls)
+    if isinstance(cls, type):
+        return cls.__qualname__
+    # Of an object, which may be a payload, only what it is.
+    return repr(cls) if get_origin(cls) is not None else f"a {type(cls).__qualname__}"

@@ -17,7 +17,7 @@ TypedStep: TypeAlias = Fields | SpanParams[Any]
 def name_and_payload(
     registry: SchemaRegistry | None,
     step: TypedStep,
-    payload: Mapping[str, object] | None,
+    payload: Mapping[str, object] | Fields | None,
 ) -> tuple[str, Mapping[str, object] | None]:
     """The span type of ``step``, and what its span starts with.
 
@@ -33,6 +33,8 @@ def name_and_payload(
             f"the class {step.__qualname__}" if isinstance(step, type) else type(step).__qualname__
         )
         needs = "" if registry is not None else ", which needs a schema_registry"
+        if isinstance(step, Mapping):
+            got += "; that of a TypedDict goes by what register_type() gave, any other by payload="
         raise PrefactorValueError(
             "schema_name must be the name of a span type, or parameters of a registered class"
             f"{needs}, got {got}"

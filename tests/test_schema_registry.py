@@ -312,11 +312,18 @@ def test_the_decorator_registers_the_class_and_leaves_it_as_it_is() -> None:
     assert (search["title"], search["result_schema"]) == ("Search", ANSWER)
 
 
-def test_a_result_that_is_given_goes_before_the_one_that_the_class_says() -> None:
+def test_a_result_schema_that_is_given_goes_before_the_class_that_the_params_say() -> None:
     registry = SchemaRegistry()
-    registry.register_type("x", params=Ask, result=Note)
+    registry.register_type("x", params=Ask, result=Answer)
     registry.register_type("y", params=AskAgain, result_schema=RESULT)
-    assert [each["result_schema"].get("title") for each in span_types(registry)] == ["Note", None]
+    assert [each["result_schema"].get("title") for each in span_types(registry)] == ["Answer", None]
+
+
+def test_only_a_registry_can_be_merged() -> None:
+    with pytest.raises(
+        PrefactorValueError, match="only a SchemaRegistry can be merged"
+    ):
+        SchemaRegistry().merge({})  # type: ignore[arg-type]
 
 
 def test_only_the_class_itself_stands_for_its_span_type() -> None:
@@ -347,6 +354,8 @@ def test_a_class_stands_for_one_span_type() -> None:
             {"params": Ask, "result": Answer, "result_schema": {}},
             "'x' has both result and result_schema: give one",
         ),
+        ({"params": Ask, "result": Note}, "the params of 'x' say by SpanParams that its result is"),
+        ({"params_schema": Ask}, "; a class is given as params= or result="),
         ({"params": int}, "params of 'x' must be a class that is an object in JSON, got int"),
         ({"params_schema": {}, "result": int}, "result of 'x' must be a class that is an object"),
         ({"params": Ask, "data_risk": {"profile": {}}}, "data_risk of 'x' is no DataRisk"),

@@ -94,6 +94,12 @@ def test_a_field_that_no_schema_knows_is_named_with_the_nearest(
     assert nearest is None or repr(nearest) in str(raised.value)
 
 
+@pytest.mark.parametrize("template", ["{{prompt", "{{prompt}} {{", "prompt}}"])
+def test_a_template_that_is_not_closed_is_refused(template: str) -> None:
+    with pytest.raises(PrefactorValueError, match="has a {{ or a }} too many"):
+        register(template)
+
+
 @pytest.mark.parametrize(
     "schema",
     [

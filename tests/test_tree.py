@@ -198,3 +198,22 @@ def test_a_run_may_be_nested_deeper_than_python_is() -> None:
         (tree,) = tree.children
         assert str(tree.label) == f"s{n}  active"
     assert tree.children == []
+
+
+def test_what_is_sensitive_is_shown_as_its_labels() -> None:
+    marked = {"$sensitive": "string", "labels": ["minors_data"], "value": "xyzzy"}
+    shown = lines(
+        run(quality_payloads={"score": msgspec.Raw(msgspec.json.encode({"by": [marked]}))}),
+        span("ask", payload={"name": marked}, result_payload={"names": [marked, "Ada"]}),
+    )
+    assert shown[1:] == [
+        '├── quality score  {"by":["[minors_data]"]}',
+        '└── ask  active  {"name":"[minors_data]"} → {"names":["[minors_data]","Ada"]}',
+    ]
+
+
+def test_quality_is_shown_by_its_summary() -> None:
+    payloads = {"score": msgspec.Raw(b'{"n":1}'), "cost": msgspec.Raw(b'{"n":2}')}
+    summaries = {"score": "one", "cost": None}
+    shown = lines(run(quality_payloads=payloads, quality_summaries=summaries))
+    assert shown[1:] == ["├── quality score  one", '└── quality cost  {"n":2}']

@@ -300,7 +300,8 @@ def test_dataclasses_and_typed_dicts_have_schemas(cls: type) -> None:
     [
         (int, "params of 'x' must be a class that is an object in JSON, got int"),
         (Point, "params of 'x' must be a class that is an object in JSON, got Point"),
-        ({"type": "object"}, "params of 'x', {'type': 'object'}, has no JSON Schema: "),
+        (Leaf("xyzzy"), "params of 'x', a Leaf, has no JSON Schema"),
+        ({"type": "object"}, "params of 'x', a dict, has no JSON Schema: "),
         (msgspec.defstruct("Locked", [("lock", type)]), "type <class 'type'> is not supported"),
     ],
 )

@@ -107,6 +107,28 @@ async def test_results_are_merged_field_by_field(prefactor: Recording) -> None:
     assert prefactor.run.spans[0].result == {"response": "third", "tokens": 1, "more": True}
 
 
+async def test_a_payload_beside_a_name_may_be_an_object_too(prefactor: Recording) -> None:
+    async with (
+        prefactor.open(schema_registry=registry) as client,
+        client.agent_instance(**AGENT) as instance,
+    ):
+        with instance.span("agent:any", payload=Search("Olympus")):
+            pass
+        with instance.span("agent:any") as span:
+            span.start_nowait(Ask("Hello"))
+        for span_id in (
+            await instance.create_span(Search("Mars")),
+            client.create_span_nowait(instance.id, "agent:any", payload=Note(text="told")),
+        ):
+            await instance.finish_span(span_id)
+    assert [(span.schema_name, span.payload) for span in prefactor.run.spans] == [
+        ("agent:any", {"query": "Olympus", "limit": 3}),
+        ("agent:any", {"prompt": "Hello"}),
+        ("agent:search", {"query": "Mars", "limit": 3}),
+        ("agent:any", {"text": "told"}),
+    ]
+
+
 async def test_the_steps_of_a_span_take_objects_too(prefactor: Recording) -> None:
     async with (
         prefactor.open(schema_registry=registry) as client,

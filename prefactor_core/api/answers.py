@@ -60,6 +60,7 @@ class AgentInstanceAnswer(Struct):
     termination_reason: str | None = None
     quality_payloads: dict[str, Raw] = field(default_factory=dict[str, Raw])
     quality_flags: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    quality_summaries: dict[str, str | None] = field(default_factory=dict[str, str | None])
 
 
 class AgentSpanAnswer(Struct):

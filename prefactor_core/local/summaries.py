@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache, wraps
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 from liquid import Environment, RenderContext
 from liquid.builtin.output import Output, OutputNode
@@ -12,7 +12,7 @@ from liquid.builtin.tags.echo_tag import EchoTag
 from liquid.exceptions import LiquidError
 from liquid.template import BoundTemplate
 
-from prefactor_core.schema_check import sensitive_labels
+from prefactor_core.sensitive import hidden
 
 _MOST_ROUNDS = 1_000
 _MOST_BYTES = 10_000
@@ -38,7 +38,7 @@ class Template:
         """
         if self._template is None:
             return None
-        fields = {name: _shown(each[name]) for each in payloads for name in each}
+        fields = {name: hidden(each[name]) for each in payloads for name in each}
         try:
             return self._template.render(fields)
         except Exception:  # Liquid's own, and what its filters let through
@@ -89,16 +89,3 @@ def _without_long_ranges(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(value, *args, **options)
 
     return checked
-
-
-def _shown(value: object) -> object:
-    """``value`` with labels in place of what is sensitive."""
-    labels = sensitive_labels(value)
-    if labels is not None:
-        return labels
-    if isinstance(value, dict):
-        fields = cast("dict[str, object]", value)
-        return {name: _shown(item) for name, item in fields.items()}
-    if isinstance(value, list):
-        return [_shown(item) for item in cast("list[object]", value)]
-    return value

@@ -26,6 +26,7 @@ from prefactor_core.managers.span_operations import SpanOperations
 from prefactor_core.open_span import OpenSpan
 from prefactor_core.operations import CreateSpan
 from prefactor_core.span_context import SpanContext
+from prefactor_core.type_schema import Fields
 
 _ENDS = {str(status): status for status in SpanStatus}
 
@@ -65,7 +66,7 @@ class OpenSpans:
         run: RunIdentity,
         schema_name: str,
         parent_span_id: str | None,
-        payload: Mapping[str, object] | None,
+        payload: Mapping[str, object] | Fields | None,
         has_place: bool = False,
         context: SpanContext[Any] | None = None,
         result: dict[str, object] | None = None,
@@ -100,7 +101,7 @@ class OpenSpans:
                     instance_id=run.recorded_id,
                     schema_name=schema_name,
                     parent_span_id=parent_span_id,
-                    payload={} if payload is None else payload,
+                    payload=_fields(payload),
                     result={} if result is None else result,
                     created_at=clock.now(),
                     clock=clock,
@@ -147,7 +148,7 @@ class OpenSpans:
     def begin(
         self,
         span: OpenSpan,
-        payload: Mapping[str, object] | None = None,
+        payload: Mapping[str, object] | Fields | None = None,
         at: datetime | None = None,
     ) -> None:
         """The span starts, now or ``at``; nothing if it has ended. ``payload``: None to start with
@@ -160,7 +161,7 @@ class OpenSpans:
                 pending = span.status is SpanStatus.PENDING
                 if pending:
                     # Swapped: what it was given before ends after the lock.
-                    span.payload, payload = payload, span.payload
+                    span.payload, payload = _fields(payload), span.payload
                     span.captured = captured
             if not pending and fields_of(payload):
                 self._warn_of_late_payload(span.schema_name)
@@ -320,3 +321,9 @@ class OpenSpans:
             span.payload, span.result = {}, {}
             span.parent = span.context = None
             del self._spans[span.id]
+
+
+def _fields(payload: Mapping[str, object] | Fields | None) -> Mapping[str, object]:
+    if payload is None:
+        return {}
+    return payload if isinstance(payload, Mapping) else fields_of(payload)

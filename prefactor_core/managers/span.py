@@ -24,6 +24,7 @@ from prefactor_core.open_span import OpenSpan
 from prefactor_core.operations import CreateSpan, OperationType
 from prefactor_core.schema_registry import SchemaRegistry
 from prefactor_core.span_context import SpanContext
+from prefactor_core.type_schema import Fields
 from prefactor_core.typed_span import TypedStep, from_result, name_and_payload
 
 
@@ -101,7 +102,7 @@ class SpanManager(OpenSpans):
         step: str | TypedStep,
         parent_span_id: str | None = None,
         span_id: str | None = None,
-        payload: Mapping[str, object] | None = None,
+        payload: Mapping[str, object] | Fields | None = None,
     ) -> SpanContext[Any]:
         """A span in the agent's hands; ``step``: its span type, or parameters that tell it."""
         if isinstance(step, str):
@@ -117,7 +118,7 @@ class SpanManager(OpenSpans):
         instance_id: str,
         schema_name: str,
         parent_span_id: str | None = None,
-        payload: Mapping[str, object] | None = None,
+        payload: Mapping[str, object] | Fields | None = None,
         span_id: str | None = None,
     ) -> str:
         """Open a span here, as the innermost of this context; nothing is told yet. Its id.
@@ -129,7 +130,7 @@ class SpanManager(OpenSpans):
         span_id = self.new_id(run, schema_name, span_id)
         return self.open(span_id, run, schema_name, parent_span_id, payload).id
 
-    def start(self, span_id: str, payload: Mapping[str, object] | None = None) -> str:
+    def start(self, span_id: str, payload: Mapping[str, object] | Fields | None = None) -> str:
         """The span starts now, with ``payload`` or what it was prepared with. Its id.
 
         A span that was started already keeps its payload: the API takes none later.
@@ -142,7 +143,7 @@ class SpanManager(OpenSpans):
         instance_id: str,
         schema_name: str,
         parent_span_id: str | None = None,
-        payload: Mapping[str, object] | None = None,
+        payload: Mapping[str, object] | Fields | None = None,
         has_place: bool = False,
     ) -> str:
         """Open and start a span; it stays the innermost of this context until it ends."""

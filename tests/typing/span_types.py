@@ -102,6 +102,9 @@ async def of_any_other_class(client: PrefactorCoreClient, instance: AgentInstanc
         model.set_result(Model(prompt="Hello"))
     assert_type(client.span(instance.id, AskModel(prompt="Hello")), SpanContext[Answer])
     assert_type(client.span(instance.id, Ask("Hello")), SpanContext[Answer])
+    with instance.span("agent:ask", payload=Plain("Hello")) as named:
+        named.start_nowait(Plain("Hello"))
+    assert_type(await instance.create_span(Ask("Hello")), str)
     instance.span(3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     instance.span(Ask("Hello"), payload={})  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
 
