@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import signal
 
 # Of printable ASCII: it goes into a header.
-_SDK_ENTRY = re.compile(r"[!-~]+@[!-?A-~]+( [!-~]+@[!-?A-~]+)*")
+_SDK_ENTRY = r"[!-~]+@[!-?A-~]+( [!-~]+@[!-?A-~]+)*"
 
 
 def has_host(url: str) -> bool:
@@ -41,7 +41,7 @@ def to_text(name: str, value: object) -> str:
 def to_sdk_entry(name: str, value: object) -> str:
     """What names a package in ``X-Prefactor-SDK``, or several (API.md section 1)."""
     text = to_text(name, value)
-    if not _SDK_ENTRY.fullmatch(text):
+    if not re.fullmatch(_SDK_ENTRY, text):
         raise PrefactorValueError(
             f"{name} must be package@version, such as 'prefactor-langchain@0.3.0' (several are "
             f"divided by one blank), in printable ASCII, got {value!r}"

@@ -10,7 +10,6 @@ import msgspec
 
 from prefactor_core.data_risk import DataRisk, data_risk_json
 from prefactor_core.exceptions import PrefactorValueError
-from prefactor_core.template_fields import check_template
 from prefactor_core.type_schema import SpanParams, check_from_result, result_type_of, schema_of
 
 Schema = Mapping[str, Any]
@@ -66,6 +65,14 @@ def _checked(name: str, field: str, schema: object) -> dict[str, Any]:
             f"{field} of {name!r} cannot be written as JSON: {error}"
         ) from None
     return copied
+
+
+def _check_template(name: str, template: str | None, *schemas: Schema | None) -> None:
+    if template is not None:
+        # Here: its patterns take their time.
+        from prefactor_core.template_fields import check_template
+
+        check_template(name, template, *schemas)
 
 
 def _described(
@@ -243,8 +250,7 @@ class SchemaRegistry:
                 None if result_schema is None else _checked(name, "result_schema", result_schema)
             ),
         )
-        if template is not None:
-            check_template(name, template, params_schema, result_schema)
+        _check_template(name, template, params_schema, result_schema)
         if params is not None:
             self._add_class(params, name)
         self._span_type_schemas[name] = span_type
@@ -307,8 +313,7 @@ class SchemaRegistry:
             data_risk,
             schema=_checked(name, "schema", schema),
         )
-        if template is not None:
-            check_template(name, template, schema)
+        _check_template(name, template, schema)
         self._quality_schemas[name] = quality
 
     def name_of(self, params: object) -> str:

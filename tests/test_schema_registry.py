@@ -320,9 +320,7 @@ def test_a_result_schema_that_is_given_goes_before_the_class_that_the_params_say
 
 
 def test_only_a_registry_can_be_merged() -> None:
-    with pytest.raises(
-        PrefactorValueError, match="only a SchemaRegistry can be merged"
-    ):
+    with pytest.raises(PrefactorValueError, match="only a SchemaRegistry can be merged"):
         SchemaRegistry().merge({})  # type: ignore[arg-type]
 
 
