@@ -43,9 +43,10 @@ from prefactor_core.queue.executor import TaskExecutor
 from prefactor_core.queue.memory import InMemoryQueue
 from prefactor_core.redaction import SECRETS, redact_keys
 from prefactor_core.runtime_environment import build_runtime_environment
-from prefactor_core.schema_registry import SchemaRegistry, SpanType
+from prefactor_core.schema_registry import SchemaRegistry
 from prefactor_core.sensitive import DataCategory, Sensitive, sensitive
 from prefactor_core.span_context import SpanContext
+from prefactor_core.span_type import SpanType
 from prefactor_core.sync_client import SyncPrefactorClient, open_prefactor_sync
 from prefactor_core.type_schema import SpanParams
 

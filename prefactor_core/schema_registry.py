@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import Any, Generic, TypeVar, cast, get_origin, overload
+from typing import Any, TypeVar, cast, get_origin, overload
 
 import msgspec
 
 from prefactor_core.data_risk import DataRisk, data_risk_json
 from prefactor_core.exceptions import PrefactorValueError
-from prefactor_core.type_schema import SpanParams, check_from_result, result_type_of, schema_of
+from prefactor_core.span_type import SpanType
+from prefactor_core.type_schema import check_from_result, result_type_of, schema_of
 
 Schema = Mapping[str, Any]
 """A JSON Schema, as the API takes it."""
@@ -18,36 +19,6 @@ Schema = Mapping[str, Any]
 Params = TypeVar("Params")
 Result = TypeVar("Result")
 Class = TypeVar("Class", bound=type)
-
-
-class SpanType(Generic[Params, Result]):
-    """A span type that was registered with classes: ``instance.span(ask({"prompt": "Hello"}))``.
-
-    ``name``: what it is registered as. It is for parameters that cannot tell of which class they
-    are, those of a TypedDict; objects of all other classes find their span type by themselves.
-    """
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, params: Params) -> NamedParams[Result]:
-        """The parameters of a span of this type, for ``instance.span()``."""
-        return NamedParams(self.name, params)
-
-    def __repr__(self) -> str:
-        return f"<SpanType {self.name!r}>"
-
-
-class NamedParams(SpanParams[Result]):
-    """Parameters of the span type ``name``."""
-
-    __slots__ = ("name", "params")
-
-    def __init__(self, name: str, params: object) -> None:
-        self.name = name
-        self.params = params
 
 
 def _checked(name: str, field: str, schema: object) -> dict[str, Any]:

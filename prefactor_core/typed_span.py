@@ -7,7 +7,8 @@ from typing import Any, TypeAlias, cast
 
 from prefactor_core.capture import fields_of
 from prefactor_core.exceptions import PrefactorValueError
-from prefactor_core.schema_registry import NamedParams, SchemaRegistry
+from prefactor_core.schema_registry import SchemaRegistry
+from prefactor_core.span_type import NamedParams
 from prefactor_core.type_schema import Fields, SpanParams
 
 TypedStep: TypeAlias = Fields | SpanParams[Any]
