@@ -136,7 +136,12 @@ def test_nothing_that_is_shown_reaches_the_terminal_as_a_command() -> None:
         quality_payloads={text: msgspec.Raw(msgspec.json.encode(payload))},
         quality_flags={text: [text]},
     )
-    fields = {"schema_name": text, "status": text, "payload": payload, "result_payload": payload}
+    fields: dict[str, Any] = {
+        "schema_name": text,
+        "status": text,
+        "payload": payload,
+        "result_payload": payload,
+    }
     terminal = StringIO()
     console = Console(file=terminal, width=500, color_system=None)
     console.print(run_tree(instance, [span("s", **fields, flags=[text])]))
