@@ -170,6 +170,14 @@ class _HiddenFloat(_Hidden, float):
     pass
 
 
+class _HiddenFields(_Hidden, dict[str, object]):
+    pass
+
+
+class _HiddenItems(_Hidden, list[object]):
+    pass
+
+
 def _unwrapped(value: object) -> object:
     """``value`` with what is inside of the tagged form in its place."""
     labels = sensitive_labels(value)
@@ -191,6 +199,12 @@ def _hidden(value: object, labels: str) -> object:
         hidden = _HiddenInteger(value)
     elif isinstance(value, float):
         hidden = _HiddenFloat(value)
+    elif isinstance(value, dict):
+        fields = cast("dict[str, object]", value)
+        hidden = _HiddenFields({key: _hidden(item, labels) for key, item in fields.items()})
+    elif isinstance(value, list):
+        items = cast("list[object]", value)
+        hidden = _HiddenItems(_hidden(item, labels) for item in items)
     else:
         return value  # True, False and null cannot be made to look like anything else
     hidden.labels = labels

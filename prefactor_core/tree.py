@@ -36,14 +36,15 @@ def run_tree(instance: AgentInstanceAnswer, spans: Iterable[AgentSpanAnswer]) ->
     for span in ordered:
         parent = span.parent_span_id
         children[parent if parent in known else None].append(span)
-    head = Text.assemble(("agent instance ", "bold"), instance.id)
+    head = Text.assemble(("agent instance ", "bold"), _one_line(instance.id))
     _append_status(head, instance.status, instance.started_at, instance.finished_at)
     if instance.termination_reason:
         # As JSON, like the payloads: the text of others stays on the line of the run.
-        head.append(f"  {msgspec.json.encode(instance.termination_reason).decode()}", style="dim")
+        reason = msgspec.json.encode(instance.termination_reason).decode()
+        head.append(f"  {_printable(reason)}", style="dim")
     tree = Tree(head)
     for name, payload in instance.quality_payloads.items():
-        line = _line().append(f"quality {name}", style="bold")
+        line = _line().append(f"quality {_one_line(name)}", style="bold")
         branch = tree.add(line.append(f"  {_quality(instance, name, payload)}", style="dim"))
         _add_flags(branch, instance.quality_flags.get(name, ()))
     # A list and no recursion: a run may be nested deeper than Python is.
@@ -57,7 +58,7 @@ def run_tree(instance: AgentInstanceAnswer, spans: Iterable[AgentSpanAnswer]) ->
 
 
 def _span_line(span: AgentSpanAnswer) -> Text:
-    line = _line().append(span.schema_name, style="bold")
+    line = _line().append(_one_line(span.schema_name), style="bold")
     _append_status(line, span.status, span.started_at, span.finished_at)
     # What a span failed with is in its result, and in no template.
     if span.summary and span.summary.strip() and span.status != "failed":
@@ -65,20 +66,23 @@ def _span_line(span: AgentSpanAnswer) -> Text:
     for mark, payload in (("  ", span.payload), (" → ", span.result_payload)):
         text = _shown(payload)
         if text not in ("null", "{}"):
-            line.append(mark + text, style="dim")
+            line.append(mark + _printable(text), style="dim")
     return line
 
 
 def _shown(payload: msgspec.Raw) -> str:
     """A payload, without what is sensitive in it."""
-    if b'"$sensitive"' in bytes(payload):
-        payload = msgspec.Raw(msgspec.json.encode(hidden(msgspec.json.decode(payload))))
-    return bytes(payload).decode()
+    if b'"$sensitive"' not in bytes(payload):
+        return bytes(payload).decode()
+    try:
+        return msgspec.json.encode(hidden(msgspec.json.decode(payload))).decode()
+    except RecursionError:
+        return "<too deep>"
 
 
 def _quality(instance: AgentInstanceAnswer, name: str, payload: msgspec.Raw) -> str:
     summary = instance.quality_summaries.get(name)
-    return _one_line(summary) if summary and summary.strip() else _shown(payload)
+    return _one_line(summary) if summary and summary.strip() else _printable(_shown(payload))
 
 
 def _add_flags(node: Tree, flags: Iterable[str]) -> None:
@@ -91,15 +95,21 @@ def _line() -> Text:
 
 
 def _one_line(text: str) -> str:
-    """``text`` without what would move a terminal's cursor."""
-    shown = " ".join(text.split())
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in shown)
+    """``text`` on one line."""
+    return _printable(" ".join(text.split()))
+
+
+def _printable(text: str) -> str:
+    """``text`` without what a terminal would obey; JSON escapes only a part of that."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def _append_status(
     line: Text, status: str, started_at: str | None, finished_at: str | None
 ) -> None:
-    line.append(f"  {status}", style=_STYLES.get(status))
+    line.append(f"  {_one_line(status)}", style=_STYLES.get(status))
     if started_at and finished_at:
         seconds = _time(finished_at) - _time(started_at)
         line.append(f"  {seconds * 1000:.1f} ms")

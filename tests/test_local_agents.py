@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from local_api import REGISTRATION, Api, calling, create, invalid, item, opened, refused
 
+from prefactor_core import PrefactorValueError
 from prefactor_core.identifiers import generate, generate_related, is_pfid
 from prefactor_core.local import Deployment, open_local_prefactor
 
@@ -87,8 +88,22 @@ async def test_a_retired_agent_takes_no_runs_until_it_is_reinstated(api: Api) ->
     answer = await api.post("agent_instance/register", REGISTRATION)
     refused(answer, 409, "invalid_action")
     reinstated = await api.done("agent/a1/reinstate", {})
-    assert (reinstated["status"], reinstated["available_actions"]) == ("active", ["retire"])
+    assert reinstated["status"] == "active"
     await api.register()
+
+
+async def test_an_agent_says_what_can_be_done_with_it_and_counts_its_runs(api: Api) -> None:
+    # In the form that the official client takes; it refuses any other.
+    await api.register()
+    run = await api.start()
+    await api.done(f"agent_instance/{run}/finish", {})
+    agent = (await api.get("agent/a1")).json()["details"]
+    actions = {"update": True, "retire": True, "reinstate": False, "delete": False}
+    assert agent["available_actions"] == actions
+    counts = {"pending": 1, "active": 0, "complete": 1, "failed": 0, "cancelled": 0}
+    assert agent["instance_counts"] == {"total": 2, **counts, "terminated": 0, "finished": 1}
+    retired = await api.done("agent/a1/retire", {})
+    assert retired["available_actions"] == {**actions, "retire": False, "reinstate": True}
 
 
 async def test_agents_in_bulk(api: Api) -> None:
@@ -174,3 +189,42 @@ async def test_a_deployment_records_and_does_not_read_or_manage() -> None:
                 assert outputs[f"before {type}"]["status"] == "success"
                 assert outputs[f"read {type}"]["code"] == "unauthorized"
             await api.done(f"agent_instance/{run}/finish", {})
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"api_token": " "}, "every token must be a text, got an empty one"),
+        ({"api_token": 5}, "every token must be a text, got a int"),
+        ({"deployment_tokens": {"": Deployment(agent_id="a1")}}, "got an empty one"),
+        ({"deployment_tokens": {"s3cret": "a1"}}, "must be a Deployment, got 'a1'"),
+        ({"deployment_tokens": ["s3cret"]}, "must map tokens to deployments, got a list"),
+        (
+            {"api_token": "s3cret", "deployment_tokens": {"s3cret": Deployment(agent_id="a1")}},
+            "api_token is one of deployment_tokens",
+        ),
+        ({"agents": "a1"}, "agents must be a collection of ids, got 'a1'"),
+        ({"agents": [""]}, "agents must be a collection of ids"),
+        ({"agents": [1]}, "agents must be a collection of ids"),
+    ],
+)
+async def test_options_that_cannot_be_are_refused_and_no_token_is_told(
+    options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(PrefactorValueError, match=told) as caught:
+        async with open_local_prefactor(":memory:", **options):
+            pass
+    assert not str(caught.value).startswith("cannot open")
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ids", [{"agent_id": ""}, {"agent_id": "a1", "environment_id": ""}])
+def test_a_deployment_needs_ids(ids: dict[str, str]) -> None:
+    with pytest.raises(PrefactorValueError, match="must be a text"):
+        Deployment(**ids)
+
+
+async def test_a_database_has_a_name() -> None:
+    with pytest.raises(PrefactorValueError, match="path must be a file name"):
+        async with open_local_prefactor(""):
+            pass

@@ -38,6 +38,7 @@ from local_api import (
     invalid,
     opened,
     refused,
+    span_of,
 )
 
 from prefactor_core import PrefactorValueError
@@ -604,6 +605,27 @@ async def test_errors_have_the_form_of_the_api(api: Api) -> None:
 
 
 @pytest.mark.parametrize(
+    "version",
+    [
+        None,
+        {},
+        {"span_schemas": None, "span_result_schemas": None},
+        {"span_type_schemas": [], "span_schemas": None, "span_result_schemas": {}},
+    ],
+)
+async def test_a_run_may_have_no_schemas(api: Api, version: dict[str, Any] | None) -> None:
+    run = await api.register(agent_schema_version=version)
+    assert (await api.created(run))["flags"] == []
+    without = {key: REGISTRATION[key] for key in ("agent_id", "agent_version")}
+    await api.done("agent_instance/register", without)
+
+
+async def test_an_agent_has_an_id_that_is_not_empty(api: Api) -> None:
+    answer = await api.post("agent_instance/register", {**REGISTRATION, "agent_id": ""})
+    invalid(answer, "agent_id", "required")
+
+
+@pytest.mark.parametrize(
     ("name", "field"),
     [
         ("register", "agent_id"),
@@ -682,6 +704,27 @@ async def test_a_body_that_is_no_json_object_is_a_bad_request(
 )
 async def test_a_body_that_cannot_be_read_is_a_bad_request(api: Api, content: bytes) -> None:
     refused(await api.post("agent_instance/register", content), 400, "bad_request")
+
+
+@pytest.mark.parametrize("bulk", [False, True])
+async def test_a_body_is_stored_or_refused_however_deep_it_is_nested(api: Api, bulk: bool) -> None:
+    run = await api.start()
+    answers: set[int] = set()
+    # What can just so be read takes a little more to be written.
+    for depth in range(900, 1_000):
+        span = msgspec.json.encode(span_of(run, payload={"a": "deep"}))
+        span = span.replace(b'"deep"', b"[" * depth + b"]" * depth)
+        if bulk:
+            body = b'{"items":[{"_type":"agent_spans/create","idempotency_key":"depth %d",' % depth
+            answer = await api.post("bulk", body + b'"details":' + span + b"}]}")
+        else:
+            answer = await api.post("agent_spans", b'{"details":' + span + b"}")
+        output = answer.json()
+        if bulk and answer.status_code == 200:
+            (output,) = output["outputs"].values()
+        assert output["status"] == "success" or output["code"] == "bad_request"
+        answers.add(answer.status_code)
+    assert answers <= {200, 400}
 
 
 async def test_an_empty_body_is_an_empty_object(api: Api) -> None:

@@ -145,6 +145,14 @@ async def test_a_template_that_takes_too_much_makes_no_summary(api: Api, templat
     assert time.monotonic() - before < 5
 
 
+async def test_a_payload_nested_too_deep_for_a_summary_is_stored_without(api: Api) -> None:
+    payload: dict[str, Any] = {}
+    for _ in range(600):
+        payload = {"a": payload}
+    # Empty where Python recurses deep enough.
+    assert await summary(api, "{{b}}", payload) in (None, "")
+
+
 async def test_lists_have_summaries_where_they_are_asked_for(api: Api) -> None:
     run = await start(api)
     await api.created(run, payload={"prompt": "Hi"})

@@ -67,6 +67,17 @@ def test_a_sensitive_value_is_checked_as_what_it_is_and_not_shown() -> None:
     assert "hunter2" not in told
 
 
+@pytest.mark.parametrize("value", [{"password": "hunter2"}, ["hunter2"], [{"a": ["hunter2"]}]])
+def test_nothing_inside_of_a_sensitive_value_is_shown(value: object) -> None:
+    name, text = "authentication_and_secrets", {"type": "string", "maxLength": 3}
+    check = checking({"properties": {"key": text}})
+    told = [f"payload.key: [{name}] is not of type 'string'"]
+    assert check.payload("llm", {"key": secret(value)}) == told
+    inside = {"items": text, "additionalProperties": text}
+    (shown,) = checking({"properties": {"key": inside}}).payload("llm", {"key": secret(value)})
+    assert "hunter2" not in shown
+
+
 def test_a_type_that_is_not_registered_is_told_with_the_nearest_name() -> None:
     check = checking({"required": ["a"]})
     told = ["schema_name: 'lm' is not registered; the nearest that is: 'llm'"]

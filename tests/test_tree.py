@@ -125,6 +125,31 @@ def test_what_looks_like_markup_is_shown_literally(text: str) -> None:
     ]
 
 
+def test_nothing_that_is_shown_reaches_the_terminal_as_a_command() -> None:
+    # CSI as one character, an escape sequence, a line separator, a change of direction.
+    text = "a\x9b2Jb\x1b]0;c\x07\u2028\n\u202ed\x7f"
+    payload = {text: text}
+    instance = run(
+        id=text,
+        status=text,
+        termination_reason=text,
+        quality_payloads={text: msgspec.Raw(msgspec.json.encode(payload))},
+        quality_flags={text: [text]},
+    )
+    fields: dict[str, Any] = {
+        "schema_name": text,
+        "status": text,
+        "payload": payload,
+        "result_payload": payload,
+    }
+    terminal = StringIO()
+    console = Console(file=terminal, width=500, color_system=None)
+    console.print(run_tree(instance, [span("s", **fields, flags=[text])]))
+    shown = terminal.getvalue().split("\n")
+    assert len(shown) == 6
+    assert all(line.isprintable() for line in shown)
+
+
 def test_a_long_payload_is_cut_at_the_end_of_the_line() -> None:
     shown = lines(run(), span("llm", payload={"prompt": "why " * 100}), span("tool"))
     assert len(shown) == 3

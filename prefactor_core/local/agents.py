@@ -161,14 +161,24 @@ class Agents:
         ):
             counts[count["status"]] = count["runs"]
         total = sum(counts.values())
-        status = "retired" if row["retired"] else "active" if total else "pending"
+        retired = bool(row["retired"])
+        status = "retired" if retired else "active" if total else "pending"
         answer: Answer = {"type": "agent", "account_id": self._store.account_id, **dict(row)}
         del answer["retired"]
         return {
             **answer,
             "status": status,
-            "available_actions": ["reinstate" if row["retired"] else "retire"],
-            "instance_counts": {"total": total, **counts},
+            "available_actions": {
+                "update": True,
+                "retire": not retired,
+                "reinstate": retired,
+                "delete": False,
+            },
+            "instance_counts": {
+                "total": total,
+                **counts,
+                "finished": total - counts["pending"] - counts["active"],
+            },
         }
 
 

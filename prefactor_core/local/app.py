@@ -67,8 +67,12 @@ async def open_local_prefactor(
     the account's. ``agents`` are the agents that exist, beside those that are created; by
     default every agent that registers a run is made known. ``faults`` are what it does wrong.
 
-    Raises :class:`PrefactorValueError` if ``path`` can be no database.
+    Raises :class:`PrefactorValueError` if ``path`` can be no database, and for a token or an
+    agent that can be none.
     """
+    # SQLite takes "" for a file without a name, gone when it is closed.
+    if not path:
+        raise PrefactorValueError(f"path must be a file name or {MEMORY!r}, got {path!r}")
 
     def make() -> tuple[Store, LocalPrefactor]:
         store = Store(path)
@@ -87,6 +91,8 @@ async def open_local_prefactor(
 
     try:
         store, app = make() if path == MEMORY else await anyio.to_thread.run_sync(make)
+    except PrefactorValueError:
+        raise
     except (sqlite3.Error, ValueError) as error:
         raise PrefactorValueError(f"cannot open the database {path!r}: {error}") from None
     try:
@@ -111,12 +117,16 @@ class LocalPrefactor:
         agents: Collection[str] | None = None,
         faults: Faults | None = None,
     ) -> None:
+        if agents is not None and (
+            isinstance(agents, str) or not all(isinstance(id, str) and id for id in agents)
+        ):
+            raise PrefactorValueError(f"agents must be a collection of ids, got {agents!r}")
         self.refusals: Counter[str] = Counter()
+        self._tokens = Tokens(api_token, deployment_tokens)
         self._faults = faults or Faults()
         self._agents = Agents(store, agents)
         self._service = Service(store, self._agents, self._faults)
         self._items = Bulk(self._service, self._agents, self._faults)
-        self._tokens = Tokens(api_token, deployment_tokens)
         # A file is read and written in a thread, one call at a time. Memory has nothing to
         # wait for; without threads, tests on virtual time can use it.
         self._limiter = None if store.path == MEMORY else anyio.CapacityLimiter(1)

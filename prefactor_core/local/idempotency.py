@@ -25,6 +25,15 @@ class Once:
         """The JSON of what ``act`` answers, or the first answer again if the key was used for
         the same before. ``call`` tells the calls apart that have the same body."""
         check_key(key)
+        try:
+            return self._do(call, body, key, act)
+        except RecursionError:
+            # It could be read, just so; what is written or shown of it takes a little more.
+            raise Refusal(400, "bad_request", "the body is nested too deep") from None
+
+    def _do(
+        self, call: str, body: Struct, key: str | None, act: Callable[[], Mapping[str, object]]
+    ) -> bytes:
         request = hashlib.sha256(call.encode() + msgspec.json.encode(body)).hexdigest()
         with self._store.transaction():
             if key is not None:

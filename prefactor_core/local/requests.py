@@ -26,7 +26,7 @@ class RegisterBody(Struct, kw_only=True):
     """POST agent_instance/register."""
 
     agent_version: dict[str, Any]
-    agent_schema_version: dict[str, Any]
+    agent_schema_version: dict[str, Any] | None = None
     agent_id: str | None = None
     id: str | None = None
     environment_id: str | None = None
@@ -203,6 +203,8 @@ def convert_body(value: Mapping[str, Any], body_type: type[T]) -> T:
         return msgspec.convert(value, body_type)
     except msgspec.ValidationError as error:
         raise _wrong_form(error) from None
+    except RecursionError:
+        raise Refusal(400, "bad_request", "the item is nested too deep") from None
 
 
 def _wrong_form(error: msgspec.ValidationError) -> Refusal:
@@ -292,10 +294,10 @@ def check_schema_version(version: Mapping[str, Any]) -> None:
         except msgspec.ValidationError as error:
             raise invalid("agent_schema_version", f"{name}: {error}") from None
     for name in ("span_schemas", "span_result_schemas"):
-        if not isinstance(version.get(name, {}), dict):
+        if not isinstance(version.get(name), dict | None):
             raise invalid("agent_schema_version", f"{name} must map names to schemas")
-    if "span_result_schemas" in version and not (
-        "span_schemas" in version or version.get("span_type_schemas") is not None
+    if version.get("span_result_schemas") is not None and not (
+        version.get("span_schemas") is not None or version.get("span_type_schemas") is not None
     ):
         raise invalid(
             "agent_schema_version", "span_result_schemas goes only together with span_schemas"

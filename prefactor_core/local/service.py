@@ -170,7 +170,7 @@ class Service:
                 if given is not None and given != value:
                     raise invalid(name, f"the token is of another one than {given!r}")
             agent_id, environment_id = own.values()
-        if agent_id is None:
+        if not agent_id:
             raise invalid("agent_id", "is required", "required")
         return msgspec.structs.replace(body, agent_id=agent_id, environment_id=environment_id)
 
@@ -192,7 +192,7 @@ class Service:
             raise invalid("external_identifier", "has already been taken")
         agent_id = body.agent_id
         version = self._versions.register_agent(agent_id, body.agent_version, now)
-        schema = self._versions.register_schema(agent_id, body.agent_schema_version, now)
+        schema = self._versions.register_schema(agent_id, body.agent_schema_version or {}, now)
         row: dict[str, object] = {
             "id": instance_id,
             "agent_id": body.agent_id,

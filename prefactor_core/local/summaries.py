@@ -38,10 +38,10 @@ class Template:
         """
         if self._template is None:
             return None
-        fields = {name: hidden(each[name]) for each in payloads for name in each}
         try:
+            fields = {name: hidden(each[name]) for each in payloads for name in each}
             return self._template.render(fields)
-        except Exception:  # Liquid's own, and what its filters let through
+        except Exception:  # Liquid's own, what its filters let through, a value nested too deep
             return None
 
 

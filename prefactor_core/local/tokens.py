@@ -7,14 +7,23 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
+from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.local.refusal import Refusal
 
 
 class Deployment(Struct, frozen=True, kw_only=True):
-    """One agent in one environment; ``environment_id``: None for the default one."""
+    """One agent in one environment; ``environment_id``: None for the default one.
+
+    Raises :class:`PrefactorValueError` for an id that is not a text, or empty.
+    """
 
     agent_id: str
     environment_id: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_id("agent_id", self.agent_id)
+        if self.environment_id is not None:
+            _check_id("environment_id", self.environment_id)
 
 
 class Tokens:
@@ -23,7 +32,14 @@ class Tokens:
 
     def __init__(self, account: str | None, deployments: Mapping[str, Deployment] | None) -> None:
         self._account = account
-        self._deployments = dict(deployments or {})
+        self._deployments = _checked(deployments)
+        # The message is without the token, as everywhere.
+        for token in (account, *self._deployments):
+            if token is not None and not (isinstance(token, str) and token.strip()):
+                kind = "an empty one" if isinstance(token, str) else f"a {type(token).__name__}"
+                raise PrefactorValueError(f"every token must be a text, got {kind}")
+        if account in self._deployments:
+            raise PrefactorValueError("api_token is one of deployment_tokens, too")
 
     def caller(self, authorization: str) -> Deployment | None:
         """Whom the header stands for: a deployment, or None for the account.
@@ -40,6 +56,25 @@ class Tokens:
         if not known and (self._account is not None or self._deployments):
             raise Refusal(401, "bad_authtoken", "the token is wrong or has expired")
         return found
+
+
+def _checked(deployments: Mapping[str, Deployment] | None) -> dict[str, Deployment]:
+    """A copy, if each is a :class:`Deployment`."""
+    if not isinstance(deployments, Mapping | None):
+        raise PrefactorValueError(
+            f"deployment_tokens must map tokens to deployments, got a {type(deployments).__name__}"
+        )
+    for deployment in (deployments or {}).values():
+        if not isinstance(deployment, Deployment):
+            raise PrefactorValueError(
+                f"each of deployment_tokens must be a Deployment, got {deployment!r}"
+            )
+    return dict(deployments or {})
+
+
+def _check_id(name: str, id: object) -> None:
+    if not isinstance(id, str) or not id:
+        raise PrefactorValueError(f"{name} of a deployment must be a text, got {id!r}")
 
 
 def check_account(caller: Deployment | None) -> None:
