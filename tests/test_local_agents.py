@@ -191,6 +191,34 @@ async def test_a_deployment_records_and_does_not_read_or_manage() -> None:
             await api.done(f"agent_instance/{run}/finish", {})
 
 
+@pytest.mark.parametrize("token", ["of-a2", "of-a1-live"])
+async def test_a_deployment_knows_the_runs_of_no_other(token: str) -> None:
+    live = {"of-a1-live": Deployment(agent_id="a1", environment_id="live")}
+    tokens = {**TOKENS, "deployment_tokens": {**TOKENS["deployment_tokens"], **live}}  # type: ignore[dict-item]
+    async with open_local_prefactor(":memory:", **tokens) as app:
+        async with calling(app, Authorization="Bearer of-a1") as api:
+            run = (await api.done("agent_instance/register", ANONYMOUS))["id"]
+            await api.done(f"agent_instance/{run}/start", {})
+            span = (await api.created(run))["id"]
+        async with calling(app, Authorization=f"Bearer {token}") as api:
+            body = {"agent_instance_id": run, "schema_name": "x", "status": "active", "payload": {}}
+            for path, content in {
+                f"agent_instance/{run}/start": {},
+                f"agent_instance/{run}/finish": {},
+                f"agent_instance/{run}/terminate": {"reason": "no"},
+                f"agent_instance/{run}/record_quality": {"name": "score", "payload": None},
+                "agent_spans": {"details": body},
+                f"agent_spans/{span}/finish": {},
+            }.items():
+                refused(await api.post(path, content), 404, "not_found")
+            items = [create(run, "the span of another")]
+            outputs = (await api.post("bulk", {"items": items})).json()["outputs"]
+            assert outputs["the span of another"]["code"] == "not_found"
+        async with calling(app, Authorization="Bearer of-account") as api:
+            await api.done(f"agent_spans/{span}/finish", {})
+            await api.done(f"agent_instance/{run}/finish", {})
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -126,7 +126,6 @@ class LocalPrefactor:
         self._faults = faults or Faults()
         self._agents = Agents(store, agents)
         self._service = Service(store, self._agents, self._faults)
-        self._items = Bulk(self._service, self._agents, self._faults)
         # A file is read and written in a thread, one call at a time. Memory has nothing to
         # wait for; without threads, tests on virtual time can use it.
         self._limiter = None if store.path == MEMORY else anyio.CapacityLimiter(1)
@@ -208,51 +207,47 @@ class LocalPrefactor:
         )
 
     async def _register(self, request: Request) -> Response:
-        caller = self._caller(request)
-        return await self._post(
-            request, RegisterBody, lambda body: self._service.register(body, caller)
-        )
+        return await self._post(request, RegisterBody, self._acting(request).register)
 
     async def _start(self, request: Request) -> Response:
         id = request.path_params["id"]
-        return await self._post(request, StartBody, lambda body: self._service.start(id, body))
+        acting = self._acting(request)
+        return await self._post(request, StartBody, lambda body: acting.start(id, body))
 
     async def _finish(self, request: Request) -> Response:
         id = request.path_params["id"]
+        acting = self._acting(request)
         return await self._post(
-            request, FinishInstanceBody, lambda body: self._service.finish_instance(id, body)
+            request, FinishInstanceBody, lambda body: acting.finish_instance(id, body)
         )
 
     async def _terminate(self, request: Request) -> Response:
         id = request.path_params["id"]
-        return await self._post(
-            request, TerminateBody, lambda body: self._service.terminate(id, body)
-        )
+        acting = self._acting(request)
+        return await self._post(request, TerminateBody, lambda body: acting.terminate(id, body))
 
     async def _quality(self, request: Request) -> Response:
         id = request.path_params["id"]
+        acting = self._acting(request)
         return await self._post(
-            request, RecordQualityBody, lambda body: self._service.record_quality(id, body)
+            request, RecordQualityBody, lambda body: acting.record_quality(id, body)
         )
 
     async def _create_span(self, request: Request) -> Response:
-        return await self._post(request, CreateSpanBody, self._service.create_span)
+        return await self._post(request, CreateSpanBody, self._acting(request).create_span)
 
     async def _finish_span(self, request: Request) -> Response:
         id = request.path_params["id"]
-        return await self._post(
-            request, FinishSpanBody, lambda body: self._service.finish_span(id, body)
-        )
+        acting = self._acting(request)
+        return await self._post(request, FinishSpanBody, lambda body: acting.finish_span(id, body))
 
     async def _bulk(self, request: Request) -> Response:
         if not self._faults.bulk:
             raise HTTPException(404)
         # Items may run in a thread; the counter belongs to this one.
         refused: list[Refusal] = []
-        caller = self._caller(request)
-        answer = await self._post(
-            request, BulkBody, lambda body: self._items.run(body, refused.append, caller)
-        )
+        items = Bulk(self._service, self._agents, self._faults, self._caller(request))
+        answer = await self._post(request, BulkBody, lambda body: items.run(body, refused.append))
         self.refusals.update(refusal.code for refusal in refused)
         return answer
 
@@ -289,6 +284,9 @@ class LocalPrefactor:
         else:
             answer = await anyio.to_thread.run_sync(call, limiter=self._limiter)
         return Response(answer, media_type="application/json")
+
+    def _acting(self, request: Request) -> Service:
+        return self._service.acting_for(self._caller(request))
 
     def _caller(self, request: Request) -> Deployment | None:
         return self._tokens.caller(request.headers.get("Authorization", ""))

@@ -34,18 +34,20 @@ from prefactor_core.local.tokens import Deployment, check_account
 
 Item = dict[str, Any]
 
-_REGISTER = "agent_instances/register"
-
 
 class Bulk:
-    """Runs the items of a request as single calls of ``service`` and ``agents``."""
+    """Runs the items of a request as single calls of ``service`` and ``agents``, as ``caller``."""
 
-    def __init__(self, service: Service, agents: Agents, faults: Faults) -> None:
-        self._service = service
+    def __init__(
+        self, service: Service, agents: Agents, faults: Faults, caller: Deployment | None
+    ) -> None:
+        self._service = service.acting_for(caller)
+        self._caller = caller
         self._agents = agents
         self._faults = faults
-        # For any token; registering is, too, but asks for whom.
+        # For any token.
         self._records: dict[str, Callable[[Item], bytes]] = {
+            "agent_instances/register": self._register,
             "agent_instances/start": self._start_instance,
             "agent_instances/finish": self._finish_instance,
             "agent_instances/record_quality": self._record_quality,
@@ -64,14 +66,9 @@ class Bulk:
             "agents/update": self._update_agent,
         }
 
-    def run(
-        self,
-        body: BulkBody,
-        refused: Callable[[Refusal], object],
-        caller: Deployment | None = None,
-    ) -> bytes:
-        """POST bulk, by a deployment or the account: does the items in order, up to the first
-        that is refused: this one's refusal is also told to ``refused``.
+    def run(self, body: BulkBody, refused: Callable[[Refusal], object]) -> bytes:
+        """POST bulk: does the items in order, up to the first that is refused: this one's
+        refusal is also told to ``refused``.
 
         Raises a :class:`Refusal`, before anything is done, if the request itself has not
         the right form; what is wrong with one item is the output of that item. A storage
@@ -82,28 +79,27 @@ class Bulk:
         outputs: dict[str, object] = {}
         for head, item in zip(heads, body.items, strict=True):
             try:
-                outputs[head.idempotency_key] = msgspec.Raw(self._call(head.type, item, caller))
+                outputs[head.idempotency_key] = msgspec.Raw(self._call(head.type, item))
             except Refusal as refusal:
                 outputs[head.idempotency_key] = refusal.body()
                 refused(refusal)
                 break
         return msgspec.json.encode({"status": "success", "outputs": outputs})
 
-    def _call(self, type: str, item: Item, caller: Deployment | None) -> bytes:
+    def _call(self, type: str, item: Item) -> bytes:
         types = self._faults.bulk_types
         known = [
-            known
-            for known in (_REGISTER, *self._records, *self._reads)
-            if types is None or known in types
+            known for known in (*self._records, *self._reads) if types is None or known in types
         ]
         if type not in known:
             raise invalid("_type", f"{type!r} is unknown; known are {', '.join(known)}")
-        if type == _REGISTER:
-            return self._service.register(convert_body(item, RegisterBody), caller)
         if type in self._records:
             return self._records[type](item)
-        check_account(caller)
+        check_account(self._caller)
         return self._reads[type](item)
+
+    def _register(self, item: Item) -> bytes:
+        return self._service.register(convert_body(item, RegisterBody))
 
     def _start_instance(self, item: Item) -> bytes:
         return self._service.start(_instance_id(item), convert_body(item, StartBody))

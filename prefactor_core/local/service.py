@@ -8,6 +8,7 @@ choice, the strict one is taken: what a careless client gets wrong shall show he
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 
 import msgspec
 from msgspec import Raw
@@ -59,10 +60,17 @@ class Service:
         self._views = Views(store, self._versions)
         self._once = Once(store)
         self._partition = identifiers.partition_of(store.account_id)
+        self._caller: Deployment | None = None
 
-    def register(self, body: RegisterBody, caller: Deployment | None = None) -> bytes:
-        """POST agent_instance/register, by a deployment, or by the account."""
-        body = self._for_caller(body, caller)
+    def acting_for(self, caller: Deployment | None) -> Service:
+        """The calls as a deployment may make them, or the account: each knows its own runs."""
+        service = copy(self)
+        service._caller = caller
+        return service
+
+    def register(self, body: RegisterBody) -> bytes:
+        """POST agent_instance/register."""
+        body = self._for_caller(body)
         return self._once("register", body, body.idempotency_key, lambda: self._register(body))
 
     def start(self, instance_id: str, body: StartBody) -> bytes:
@@ -157,14 +165,17 @@ class Service:
             self._instance(query["agent_instance_id"])
         return _encode(self._views.spans(query))
 
-    def _for_caller(self, body: RegisterBody, caller: Deployment | None) -> RegisterBody:
-        """The request with the agent and the environment of who sends it (API.md section 1)."""
+    def _own(self) -> dict[str, str]:
+        """What all runs of a deployment have (API.md section 1); nothing for the account."""
+        if self._caller is None:
+            return {}
+        environment_id = self._caller.environment_id or self._store.account_id
+        return {"agent_id": self._caller.agent_id, "environment_id": environment_id}
+
+    def _for_caller(self, body: RegisterBody) -> RegisterBody:
+        """The request with the agent and the environment of who sends it."""
         agent_id, environment_id = body.agent_id, body.environment_id or self._store.account_id
-        if caller is not None:
-            own = {
-                "agent_id": caller.agent_id,
-                "environment_id": caller.environment_id or self._store.account_id,
-            }
+        if own := self._own():
             for name, value in own.items():
                 given = getattr(body, name)
                 if given is not None and given != value:
@@ -189,7 +200,8 @@ class Service:
             body.agent_id,
             body.external_identifier,
         ):
-            raise invalid("external_identifier", "has already been taken")
+            message = f"{body.external_identifier!r} is another run of this agent already"
+            raise invalid("external_identifier", message)
         agent_id = body.agent_id
         version = self._versions.register_agent(agent_id, body.agent_version, now)
         schema = self._versions.register_schema(agent_id, body.agent_schema_version or {}, now)
@@ -271,6 +283,7 @@ class Service:
         span = self._store.one("SELECT * FROM agent_spans WHERE id = ?", span_id)
         if span is None:
             raise not_found("span", span_id)
+        instance = self._instance(span["agent_instance_id"])
         status = SpanStatus(check_outcome(body.status))
         if status not in SPAN_TRANSITIONS[SpanStatus(span["status"])]:
             raise invalid_action(f"a span that is {span['status']} cannot become {status}")
@@ -281,7 +294,6 @@ class Service:
             "finished_at": finished_at,
             "updated_at": now,
         }
-        instance = self._instance(span["agent_instance_id"])
         if body.result_payload is not None:
             changes["result_payload"] = _encode(body.result_payload).decode()
             # The payload was checked as the span was created; results of what failed are errors.
@@ -313,7 +325,7 @@ class Service:
 
     def _instance(self, instance_id: str) -> Row:
         row = self._store.one("SELECT * FROM agent_instances WHERE id = ?", instance_id)
-        if row is None:
+        if row is None or any(row[name] != value for name, value in self._own().items()):
             raise not_found("agent instance", instance_id)
         return row
 
