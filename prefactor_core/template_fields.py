@@ -37,11 +37,8 @@ def check_template(name: str, template: str, *schemas: Mapping[str, Any] | None)
     It names the field, the span type and the nearest field. A schema that does not say which
     fields there are knows all.
     """
-    bare = _LEFT_OUT.sub("", template)
-    if bare.count("{{") != bare.count("}}"):
-        raise PrefactorValueError(
-            f"template of {name!r} has a {{{{ or a }}}} too many: {template!r}"
-        )
+    if "{{" in _SHOWN.sub("", _LEFT_OUT.sub("", template)):
+        raise PrefactorValueError(f"template of {name!r} has a {{{{ without }}}}: {template!r}")
     known = [{"properties": _ERROR}, *(schema for schema in schemas if schema is not None)]
     for path in shown_fields(template):
         _check_path(name, path, known)
