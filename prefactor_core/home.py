@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
-from typing import TYPE_CHECKING, Final, Self, TypeVarTuple, cast
+from typing import TYPE_CHECKING, Final, Self, TypeAlias, TypeVarTuple, cast
 from weakref import WeakSet
 
 import anyio.lowlevel
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Ts = TypeVarTuple("Ts")
 
 _TRIO: Final = "run_sync_soon"
+
+RunSoon: TypeAlias = Callable[[Callable[[], object]], None]
 
 
 class Home:
@@ -49,6 +51,7 @@ class Home:
         # One of these it is; neither is imported to find out.
         self._asyncio = cast("asyncio.AbstractEventLoop", loop)
         self._trio = cast("trio.lowlevel.TrioToken", loop) if hasattr(loop, _TRIO) else None
+        self._run_soon = _run_soon_of(loop)
 
     @classmethod
     def here(cls) -> Self:
@@ -96,12 +99,7 @@ class Home:
 
     def run_soon(self, function: Callable[[], object]) -> None:
         """Have the loop call ``function``; for any thread. Nothing if the loop has ended."""
-        # RuntimeError: asyncio's loop is closed; trio's is one of them.
-        with suppress(RuntimeError):
-            if self._trio is not None:
-                self._trio.run_sync_soon(function)
-            else:
-                self._asyncio.call_soon_threadsafe(function)
+        self._run_soon(function)
 
     async def wait_for_end(self) -> None:
         """In a fork: wait until asyncio cancels what is left of the loop's tasks.
@@ -120,6 +118,25 @@ class Home:
 
             return trio.lowlevel.spawn_system_task(function, name=name, context=Context())
         return self._asyncio.create_task(function(), name=name, context=Context())
+
+
+def run_soon_here() -> RunSoon:
+    """What has the running event loop call a function; for any thread. It does nothing once the
+    loop has ended."""
+    return _run_soon_of(anyio.lowlevel.current_token().native_token)
+
+
+def _run_soon_of(loop: object) -> RunSoon:
+    soon = cast(
+        "RunSoon", getattr(loop, _TRIO, None) or getattr(loop, "call_soon_threadsafe", None)
+    )
+
+    def run_soon(function: Callable[[], object]) -> None:
+        # RuntimeError: asyncio's loop is closed; trio's is one of them.
+        with suppress(RuntimeError):
+            soon(function)
+
+    return run_soon
 
 
 _homes: WeakSet[Home] = WeakSet()

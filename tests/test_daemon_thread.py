@@ -1,0 +1,85 @@
+"""DaemonThread: calls that may block, out of the way of the event loop and of every exit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import anyio
+import pytest
+
+from prefactor_core.daemon_thread import DaemonThread, call_in_daemon_thread
+
+
+async def test_a_call_gives_what_the_function_gives() -> None:
+    with anyio.fail_after(10):
+        name = await call_in_daemon_thread(lambda: threading.current_thread().name, "a helper")
+        assert name == "a helper"
+        assert await call_in_daemon_thread(lambda: threading.current_thread().daemon, "a helper")
+
+
+async def test_a_call_raises_what_the_function_raises() -> None:
+    error = LookupError("nothing there")
+
+    def fail() -> None:
+        raise error
+
+    with anyio.fail_after(10), pytest.raises(LookupError) as raised:
+        await call_in_daemon_thread(fail, "a helper")
+    assert raised.value is error
+
+
+async def test_calls_are_made_one_after_another_in_their_order() -> None:
+    thread, made = DaemonThread("a helper"), list[int]()
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            for number in range(50):
+                await anyio.lowlevel.checkpoint()
+                group.start_soon(thread.call, lambda number=number: made.append(number))
+                while len(made) <= number:
+                    await anyio.lowlevel.checkpoint()
+    assert made == list(range(50))
+
+
+async def test_who_is_cancelled_does_not_wait_for_the_call() -> None:
+    goes_on, ended = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        goes_on.wait(10)
+        ended.set()
+
+    thread = DaemonThread("a helper")
+    with anyio.fail_after(10):
+        with anyio.move_on_after(0.01) as scope:
+            await thread.call(wait)
+        assert scope.cancelled_caught
+        assert not ended.is_set()
+        goes_on.set()
+        # The next one comes after it.
+        assert await thread.call(ended.is_set)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_call_that_never_returns_holds_up_no_exit(backend: str) -> None:
+    program = f"""
+import threading
+import anyio
+from prefactor_core.daemon_thread import call_in_daemon_thread
+
+async def main():
+    with anyio.move_on_after(0.05):
+        await call_in_daemon_thread(threading.Event().wait, "a helper")
+    print("left")
+
+anyio.run(main, backend={backend!r})
+print("ended")
+"""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert (result.stdout, result.stderr) == ("left\nended\n", "")
