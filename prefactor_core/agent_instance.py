@@ -134,6 +134,13 @@ class AgentInstanceHandle:
         return self._records
 
     @property
+    def recorded(self) -> bool:
+        """Whether the run is recorded: False where everything is switched off, and for a run that
+        the API has refused, or that found no room in memory. Nothing of that is delivered; it
+        counts as dropped."""
+        return self._records and self._identity.lost is None
+
+    @property
     def terminated(self) -> str | None:
         """Why the API has stopped the run; None if it has not."""
         return self._termination.reason

@@ -56,20 +56,14 @@ class ClientScope:
         self.ledger = delivery.ledger
         self._host_task_id = anyio.get_current_task().id
         self._raise_on_loss = config.raise_on_loss
-        http, growth = config.http_config, config.http_config.retry_multiplier
         self.instance_manager = AgentInstanceManager(
-            delivery.sender,
             delivery.outbox.record,
             identities=delivery.identities,
             home=delivery.home,
-            is_away=delivery.is_away,
-            on_timeout=delivery.sender.gave_up_waiting,
+            registrations=delivery,
             environment=partial(build_runtime_environment, config.sdk_header_entry),
             checks=checks,
-            backoff=Backoff(
-                base=http.initial_retry_delay, multiplier=growth, cap=http.max_retry_delay
-            ),
-            max_retries=http.max_retries,
+            max_retries=config.http_config.max_retries,
             timeout=config.registration_timeout,
         )
         capture = Capture(

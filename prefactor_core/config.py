@@ -49,6 +49,9 @@ _NOWHERE = f"{LOCAL_PREFIX}:memory:"
 CheckMode: TypeAlias = Literal["off", "warn", "raise"]
 """What becomes of a payload that does not fit its schema."""
 
+OnRefused: TypeAlias = Literal["log", "raise"]
+"""What the scope of a run does if the API refuses to register the run."""
+
 _NOTHING_CONFIGURED = (
     "nothing says which Prefactor to record to. Either set PREFACTOR_API_URL and "
     "PREFACTOR_API_TOKEN in the environment (or pass api_url= and api_token=), or pass "
@@ -64,7 +67,9 @@ class QueueConfig(Struct):
     ``max_retries``: how often one operation that the API fails to take, while it is there
     for others, is tried again before it is given up; 0 or more. While the API itself is
     away, nothing is given up for as long as the scope lives.
-    ``retry_delay_base``: the first wait before another attempt, in seconds.
+    ``retry_delay_base``: seconds. A request that fails is sent again after a tenth of it; while
+    all requests fail, all workers wait, after each failure ``retry_multiplier`` times as long as
+    before. One operation that fails alone while others are taken waits that long itself.
     ``batch_window``: how long an operation waits for others to share its request, in
     seconds; 0 or more.
     ``max_batch_operations``, ``max_batch_bytes``: how much goes into one request, at least
@@ -120,6 +125,7 @@ class PrefactorOptions(TypedDict, total=False):
     sdk_header_entry: str | None
     validate_token: bool
     registration_timeout: float
+    on_refused: OnRefused
     drain_timeout: float
     termination_poll_interval: float
     cancel_on_signals: Sequence[signal.Signals]
@@ -157,6 +163,11 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     one is a :class:`~prefactor_core.PrefactorAuthError` then; an API that is away, or does not
     answer within ``registration_timeout``, is no reason not to open.
     ``registration_timeout``: how long ``create_agent_instance`` tries to register a run.
+    ``on_refused``: what becomes of a run whose registration the API refuses (a wrong token, an
+    unknown agent, an ``external_identifier`` that is taken). ``"log"``: one ERROR in the log, and
+    the run goes on unrecorded: ``instance.recorded`` is False, and what is recorded in it counts
+    as dropped, ``refused``. ``"raise"``: entering ``agent_instance()`` raises the
+    :class:`~prefactor_core.PrefactorApiError`, as ``create_agent_instance()`` always does.
     ``drain_timeout``: how long leaving the scope waits until everything is delivered.
     ``termination_poll_interval``: how often the API is asked whether it has terminated a run;
     ``math.inf`` leaves it at what the answers to spans say.
@@ -186,6 +197,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     sdk_header_entry: str | None = None
     validate_token: bool = False
     registration_timeout: float = 10.0
+    on_refused: OnRefused = "log"
     drain_timeout: float = 10.0
     termination_poll_interval: float = 30.0
     cancel_on_signals: Sequence[signal.Signals] = ()
@@ -207,6 +219,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
             sdk_header_entry: str | None = None,
             validate_token: bool = False,
             registration_timeout: float = 10.0,
+            on_refused: OnRefused = "log",
             drain_timeout: float = 10.0,
             termination_poll_interval: float = 30.0,
             cancel_on_signals: Sequence[signal.Signals] = (),
@@ -247,6 +260,10 @@ class PrefactorCoreConfig(Struct, kw_only=True):
         if self.check_payloads not in get_args(CheckMode):
             raise PrefactorValueError(
                 f"check_payloads must be 'off', 'warn' or 'raise', got {self.check_payloads!r}"
+            )
+        if self.on_refused not in get_args(OnRefused):
+            raise PrefactorValueError(
+                f"on_refused must be 'log' or 'raise', got {self.on_refused!r}"
             )
         self.max_payload_bytes = to_at_least("max_payload_bytes", self.max_payload_bytes, 1024)
         if self.redact is not None and not callable(self.redact):

@@ -12,6 +12,7 @@ from prefactor_core.capture import Capture
 from prefactor_core.config import QueueConfig
 from prefactor_core.delivery.identity import Identities, RunIdentity
 from prefactor_core.delivery.ledger import Ledger
+from prefactor_core.delivery.loss_report import LossReport
 from prefactor_core.delivery.outbox import Outbox
 from prefactor_core.home import Home
 from prefactor_core.lifecycle import Outcome, check_outcome
@@ -19,7 +20,7 @@ from prefactor_core.managers.agent_instance import AgentInstanceManager
 from prefactor_core.managers.quality import QualityManager
 from prefactor_core.managers.span import SpanManager
 from prefactor_core.models import Span
-from prefactor_core.operations import FinishAgentInstance, Operation, RegisterAgentInstance
+from prefactor_core.operations import FinishAgentInstance, Operation
 from prefactor_core.run_end import finish_open_runs
 from prefactor_core.span_context import DisabledSpan, SpanContext
 from prefactor_core.type_schema import Fields
@@ -40,12 +41,7 @@ class DisabledScope:
         identities = Identities()
         outbox = _NoOutbox(self.ledger, identities, self.home)
         self.instance_manager = AgentInstanceManager(
-            _NoApi(),
-            outbox.record,
-            identities=identities,
-            home=self.home,
-            is_away=lambda: True,
-            on_timeout=lambda error: None,
+            outbox.record, identities=identities, home=self.home
         )
         self.span_manager = _NoSpans(
             outbox, identities, _NO_PAYLOADS, self.instance_manager.start_with
@@ -72,18 +68,11 @@ class _AnyHome(Home):
         return True
 
 
-class _NoApi:
-    """Is away for ever, so that it is never asked."""
-
-    async def register_agent_instance(self, operation: RegisterAgentInstance) -> str:
-        raise NotImplementedError
-
-
 class _NoOutbox(Outbox):
     """Forgets what is recorded."""
 
     def __init__(self, ledger: Ledger, identities: Identities, home: Home) -> None:
-        super().__init__([], ledger, QueueConfig(), home)
+        super().__init__([], ledger, LossReport(ledger, home), QueueConfig(), home)
         self._identities = identities
 
     def record(self, operation: Operation, *, has_place: bool = False, late: bool = False) -> bool:

@@ -54,10 +54,11 @@ class HttpClientConfig(Struct):
     file inside this process, which needs no token.
     ``request_timeout``: for one attempt, from connecting to the whole answer.
     ``connect_timeout``: for the connecting alone.
-    ``max_retries``, ``initial_retry_delay``: how often, and first after which wait, a
-    registration is tried again (it is the one call that the agent waits for). What is
-    recorded in the background is retried as :class:`QueueConfig` says.
-    ``retry_multiplier``, ``max_retry_delay``: growth and cap of the waits of both.
+    ``max_retries``: for how many further attempts an agent waits while its run is being
+    registered, within ``registration_timeout``; then it goes on, and so do the attempts.
+    ``retry_multiplier``, ``max_retry_delay``: growth and cap of the waits between attempts.
+    ``initial_retry_delay``: taken for compatibility and without effect: the waits begin as
+    :class:`QueueConfig` says.
     ``retry_on_status_codes``: HTTP statuses that mean "try again", besides every 5xx and 429.
     ``default_idempotency_key``: taken for compatibility and without effect: every
     operation has a key of its own.

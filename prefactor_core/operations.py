@@ -7,7 +7,6 @@ sent as it is on every attempt. ``msgspec`` can write any of them down and read 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from enum import Enum, auto
 from typing import ClassVar, Literal, TypeAlias
@@ -52,26 +51,29 @@ class _Operation(Struct, frozen=True, kw_only=True, tag_field="operation_type"):
         return ENVELOPE_SIZE
 
 
-class RegisterAgentInstance(_Operation, frozen=True, kw_only=True, tag="REGISTER_AGENT_INSTANCE"):
+class RegisterAgentInstance(
+    _Operation, frozen=True, kw_only=True, gc=False, tag="REGISTER_AGENT_INSTANCE"
+):
     """A run is made known, with the agent's version and its span types.
 
     ``instance_id`` is what its other operations call the run; the API is asked to call it the
     same only if the id is the caller's own (``asks_for_id``). Without ``agent_id`` and
-    ``environment_id`` the token says which these are. ``runtime_environment`` is what was added
-    to the agent's version; None if nothing was.
+    ``environment_id`` the token says which these are. ``agent_version`` and
+    ``agent_schema_version`` are JSON as they were when the run was recorded;
+    ``runtime_environment`` is what is added to the former, None if nothing is.
     """
 
     type: ClassVar[OperationType] = OperationType.REGISTER_AGENT_INSTANCE
 
     agent_id: str | None
-    agent_version: Mapping[str, object]
-    agent_schema_version: Mapping[str, object]
+    agent_version: Raw
+    agent_schema_version: Raw
     instance_id: str
     asks_for_id: bool = False
     environment_id: str | None = None
     purpose: Purpose | None = None
     external_identifier: str | None = None
-    runtime_environment: Mapping[str, object] | None = None
+    runtime_environment: Raw | None = None
 
     def as_given(self) -> RegisterAgentInstance:
         """The same, with the agent's version as the caller gave it.
@@ -84,7 +86,13 @@ class RegisterAgentInstance(_Operation, frozen=True, kw_only=True, tag="REGISTER
 
     @property
     def size(self) -> int:
-        return ENVELOPE_SIZE + len(msgspec.json.encode(self))
+        environment = self.runtime_environment
+        return (
+            ENVELOPE_SIZE
+            + len(self.agent_version)
+            + len(self.agent_schema_version)
+            + (0 if environment is None else len(environment))
+        )
 
 
 class StartAgentInstance(

@@ -13,7 +13,7 @@ import anyio.lowlevel
 from prefactor_core.agent_instance import AgentInstanceHandle
 from prefactor_core.agent_instance_scope import AgentInstanceScope
 from prefactor_core.checks import to_time
-from prefactor_core.config import PrefactorCoreConfig
+from prefactor_core.config import OnRefused, PrefactorCoreConfig
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.operations import Purpose
 from prefactor_core.schema_version import choose_schema_version
@@ -64,6 +64,7 @@ class Recorder(ABC):
         environment_id: str | None = None,
         purpose: Purpose | None = None,
         external_identifier: str | None = None,
+        on_refused: OnRefused = "raise",
     ) -> AgentInstanceHandle:
         """Register a run and give its handle; the one call that waits for the API.
 
@@ -71,8 +72,9 @@ class Recorder(ABC):
         goes on under a provisional id, and is registered in the background.
 
         ``agent_id``, ``environment_id``: left out with a token that stands for an agent in an
-        environment (API.md section 1).
-        ``agent_version``: name, external_identifier, description (API.md section 6.1); required.
+        environment.
+        ``agent_version``: name, external_identifier, description (POST agent_instance/register);
+        required.
         Unless it says so itself, it gets the ``runtime_environment`` that
         :func:`build_runtime_environment` gives; not if the API refuses it so, as a version that
         it has stored without one or with another.
@@ -81,7 +83,11 @@ class Recorder(ABC):
         hash of their content, so that the same types are the same version on every run.
         ``instance_id``: an id of your own, a PFID of the account's partition.
         ``purpose``: why the run is made: ``live``, ``smoke_test`` or ``eval``.
-        ``external_identifier``: what you call the run; no two of an agent are called the same.
+        ``external_identifier``: what you call the run. It is unique for each agent: the API refuses
+        a second run of the same agent with the same one, such as the id of a chat that goes on or
+        of a job that is delivered again. Use it for what happens once.
+        ``on_refused``: what to do if the API refuses: ``"raise"``, or ``"log"`` an error and let
+        the run go on unrecorded.
 
         Raises :class:`PrefactorValueError` if ``agent_version`` is left out, or neither a schema
         version nor a registry is given, and a :class:`PrefactorApiError` if the API refuses.
@@ -110,6 +116,7 @@ class Recorder(ABC):
             environment_id=environment_id,
             purpose=purpose,
             external_identifier=external_identifier,
+            on_refused=on_refused,
         )
         return AgentInstanceHandle(registered, self)
 
@@ -124,11 +131,13 @@ class Recorder(ABC):
         environment_id: str | None = None,
         purpose: Purpose | None = None,
         external_identifier: str | None = None,
+        on_refused: OnRefused | None = None,
     ) -> AgentInstanceScope:
         """The scope of one run: ``async with client.agent_instance(...) as instance:``.
 
         Takes what :meth:`create_agent_instance` takes. The run is registered and started on
-        entering, and ends with the block, by how that ended.
+        entering, and ends with the block, by how that ended. ``on_refused``: by default what the
+        client's configuration says, which is ``"log"`` unless you say otherwise.
         """
         return AgentInstanceScope(
             self,
@@ -142,6 +151,7 @@ class Recorder(ABC):
                 environment_id=environment_id,
                 purpose=purpose,
                 external_identifier=external_identifier,
+                on_refused=self.config.on_refused if on_refused is None else on_refused,
             ),
         )
 

@@ -89,7 +89,10 @@ def _entering(
     def call(
         self: SyncPrefactorClient, /, *args: P.args, **kwargs: P.kwargs
     ) -> SyncAgentInstanceScope:
-        return SyncAgentInstanceScope(self.core, partial(method, self, *args, **kwargs))
+        # As in the asynchronous scope: a refusal does not end the agent's work.
+        options = {"on_refused": self.core.config.on_refused, **kwargs}
+        register = cast("Callable[..., AgentInstanceHandle]", method)
+        return SyncAgentInstanceScope(self.core, partial(register, self, *args, **options))
 
     update_wrapper(call, method)
     return call

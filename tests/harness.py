@@ -87,6 +87,7 @@ class Call:
 def _items_of(call: Call) -> list[Call]:
     """The items of a bulk request, each as the call that does the same alone."""
     paths = {
+        "agent_instances/register": "agent_instance/register",
         "agent_instances/start": "agent_instance/{agent_instance_id}/start",
         "agent_instances/finish": "agent_instance/{agent_instance_id}/finish",
         "agent_instances/record_quality": "agent_instance/{agent_instance_id}/record_quality",

@@ -171,13 +171,22 @@ class ApiClient:
         query = {"agent_id": agent_id}
         return self._list("agent_instance", query, Summaries[AgentInstanceAnswer])
 
+    def list_newest_agent_instances(self, agent_id: str) -> AsyncIterator[AgentInstanceAnswer]:
+        """The stored runs of an agent, newest first, page by page."""
+        query = {"agent_id": agent_id}
+        return self._list("agent_instance", query, Summaries[AgentInstanceAnswer], "desc")
+
     def list_agent_spans(self, instance_id: str) -> AsyncIterator[AgentSpanAnswer]:
         """The stored spans of a run with their summaries, oldest first, page by page."""
         query = {"agent_instance_id": instance_id, "include_summaries": "true"}
         return self._list("agent_spans", query, Summaries[AgentSpanAnswer])
 
     async def _list(
-        self, path: str, query: Mapping[str, str], page_type: type[Summaries[T]]
+        self,
+        path: str,
+        query: Mapping[str, str],
+        page_type: type[Summaries[T]],
+        direction: str = "asc",
     ) -> AsyncIterator[T]:
         offset: int | None = 0
         while offset is not None:
@@ -185,7 +194,7 @@ class ApiClient:
                 "pagination[offset]": str(offset),
                 "pagination[page_size]": str(_PAGE_SIZE),
                 "sorting[field]": "id",
-                "sorting[direction]": "asc",
+                "sorting[direction]": direction,
             }
             page = await self._call("GET", path, page_type, query={**query, **paging})
             for summary in page.summaries:

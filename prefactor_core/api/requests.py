@@ -5,10 +5,11 @@ API.md sections 6.1 (single calls), 8 (spans) and 10 (bulk).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
+import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from prefactor_core.exceptions import OperationError
@@ -32,8 +33,8 @@ _SENSITIVE: Final = b'"$sensitive":'
 class _Register(Struct, kw_only=True, omit_defaults=True):
     agent_id: str | None = None
     environment_id: str | None = None
-    agent_version: Mapping[str, object]
-    agent_schema_version: Mapping[str, object]
+    agent_version: Raw
+    agent_schema_version: Raw
     update_current_version: bool
     idempotency_key: str
     id: str | None = None
@@ -89,6 +90,10 @@ class _FinishSpan(Struct, kw_only=True, omit_defaults=True):
     idempotency_key: str
     result_payload: Raw | UnsetType = UNSET
     sensitive_encoding: bool = False
+
+
+class _RegisterItem(_Register, kw_only=True, tag_field="_type", tag="agent_instances/register"):
+    pass
 
 
 class _StartItem(_Start, kw_only=True, tag_field="_type", tag="agent_instances/start"):
@@ -152,20 +157,8 @@ def single(operation: Operation, *, given_id: bool = True) -> tuple[str, Struct]
                 payload=operation.payload,
                 idempotency_key=operation.idempotency_key,
             )
-        case RegisterAgentInstance(agent_version=version, runtime_environment=environment):
-            if environment is not None:
-                version = {**version, "runtime_environment": environment}
-            return "agent_instance/register", _Register(
-                agent_id=operation.agent_id,
-                environment_id=operation.environment_id,
-                external_identifier=operation.external_identifier,
-                purpose=operation.purpose,
-                agent_version=version,
-                agent_schema_version=operation.agent_schema_version,
-                update_current_version=True,
-                idempotency_key=operation.idempotency_key,
-                id=operation.instance_id if operation.asks_for_id else None,
-            )
+        case RegisterAgentInstance():
+            return "agent_instance/register", _Register(**_registration(operation))
         case _:
             raise OperationError(
                 "the API has no call that changes the payload of a span that has started",
@@ -180,7 +173,7 @@ def termination(instance_id: str, reason: str, idempotency_key: str) -> tuple[st
 
 
 def bulk(operations: Iterable[Operation], given_ids: Iterable[bool]) -> Struct:
-    """The body of one call for several operations, none of them a registration.
+    """The body of one call for several operations.
 
     ``given_ids``: for each, whether the API is told which id the span shall have.
     """
@@ -221,8 +214,29 @@ def _item(operation: Operation, given_id: bool) -> Struct:
                 payload=operation.payload,
                 idempotency_key=key,
             )
+        case RegisterAgentInstance():
+            return _RegisterItem(**_registration(operation))
         case _:
             raise OperationError(f"{operation.type.name} does not go into bulk", operation.type)
+
+
+def _registration(operation: RegisterAgentInstance) -> dict[str, Any]:
+    version = operation.agent_version
+    if operation.runtime_environment is not None:
+        fields = msgspec.json.decode(version, type=dict[str, Raw])
+        fields["runtime_environment"] = operation.runtime_environment
+        version = Raw(msgspec.json.encode(fields))
+    return {
+        "agent_id": operation.agent_id,
+        "environment_id": operation.environment_id,
+        "external_identifier": operation.external_identifier,
+        "purpose": operation.purpose,
+        "agent_version": version,
+        "agent_schema_version": operation.agent_schema_version,
+        "update_current_version": True,
+        "idempotency_key": operation.idempotency_key,
+        "id": operation.instance_id if operation.asks_for_id else None,
+    }
 
 
 def _span_details(operation: CreateSpan, given_id: bool) -> _SpanDetails:

@@ -1,12 +1,15 @@
-"""Backlog: what one worker has to send, in order; which of it goes into the next request. Pure.
+"""Backlog: what one worker has to send, run by run; which of it goes into the next request. Pure.
 
 An operation waits here as a :class:`Parcel`, from the moment the worker takes it out of its
-queue until it is settled.
+queue until it is settled. The order counts within a run; runs take turns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import math
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain
 
 from msgspec import Struct
 
@@ -29,14 +32,18 @@ class Parcel(Struct, eq=False, gc=False):
 
     ``position``: how many operations the worker took before this one. ``count``: how many
     operations it stands for, 1 or 2. ``size``: bytes in a request, about.
-    ``alone``: to be sent by its own endpoint. ``sent``: was in a request.
-    ``failed_in_bulk``: bulk gave an error for it. ``with_parent``: what it was before it lost a
-    parent that the API does not know.
+    ``alone``: to be sent by its own endpoint. ``in_bulk``: to be sent by bulk, although it is
+    alone. ``failed_in_bulk``: bulk gave an error for it, and not for what was sent with it.
+    ``sent``: was in a request. ``settled``: delivered, or given up.
+    ``original``: what it was before a parent that the API does not know was left out, or a payload
+    that it finds too large; for the case that it is not taken so either.
     ``given_id``: whether the API is told which id the span shall have; settled when it is sent,
     because its idempotency key stands for one body.
-    ``attempts``: requests that failed and had it in them. ``faults``: those among them that
-    were about this parcel, as the API took something else right after. ``due``: when it may be
-    sent again after one, on the clock of the event loop.
+    ``attempts``: requests that failed and had it in them. ``maybe_done``: one of them got no
+    answer. ``taken_before``: what :attr:`Outage.taken` was when it failed alone; None if it did
+    not. ``faults``: how often it failed alone again although others were taken since it had
+    failed before. ``overtaken``: whether what depends on it may be sent before it, for want of
+    anything else that would show whether the API takes operations. ``due``: when it may be sent again, on the clock of the event loop.
     """
 
     operation: Operation
@@ -44,34 +51,89 @@ class Parcel(Struct, eq=False, gc=False):
     size: int
     count: int = 1
     alone: bool = False
-    sent: bool = False
-    given_id: bool = True
+    in_bulk: bool = False
     failed_in_bulk: bool = False
-    with_parent: Operation | None = None
+    sent: bool = False
+    settled: bool = False
+    given_id: bool = True
+    original: Operation | None = None
     attempts: int = 0
+    maybe_done: bool = False
+    taken_before: int | None = None
     faults: int = 0
+    overtaken: bool = False
     due: float = 0.0
 
 
-class Backlog:
-    """Parcels in the order in which their operations were recorded."""
+class _Run:
+    """The parcels of one run, oldest first.
+
+    ``held_until``: nothing of it is sent before. ``aside``: parcels that failed alone; what does
+    not depend on them overtakes them until they are due.
+    """
+
+    __slots__ = ("aside", "held_until", "parcels")
 
     def __init__(self) -> None:
-        # Keyed by position: ordered, and cheap to remove from wherever it is.
-        self._parcels: dict[int, Parcel] = {}
+        self.parcels: deque[Parcel] = deque()
+        self.held_until = -math.inf
+        self.aside: list[Parcel] = []
+
+    def trim(self) -> None:
+        parcels = self.parcels
+        while parcels and parcels[0].settled:
+            parcels.popleft()
+        if self.aside:
+            self.aside = [parcel for parcel in self.aside if not parcel.settled]
+
+    def ready(self, now: float) -> Iterable[Parcel]:
+        if self.held_until > now:
+            return ()
+        self.held_until = -math.inf
+        aside = [parcel for parcel in self.aside if parcel.due > now]
+        waiting = (parcel for parcel in self.parcels if not parcel.settled)
+        return independent_of(aside, waiting) if aside else waiting
+
+    def overtaking(self, taken: int) -> Iterator[Parcel]:
+        """What may be sent although it depends on what failed again and again, until one of it is
+        taken: then what failed is tried once more."""
+        for parcel in self.aside:
+            before = parcel.taken_before
+            if not parcel.overtaken or before is None or before < taken:
+                return
+        aside = {id(parcel) for parcel in self.aside}
+        spans = {
+            parcel.operation.span_id
+            for parcel in self.aside
+            if isinstance(parcel.operation, CreateSpan)
+        }
+        for parcel in self.parcels:
+            operation = parcel.operation
+            if isinstance(operation, FinishSpan) and operation.span_id in spans:
+                continue
+            if not parcel.settled and id(parcel) not in aside:
+                yield parcel
+
+
+class Backlog:
+    """Parcels by run, in the order in which their operations were recorded."""
+
+    def __init__(self) -> None:
+        # In the order of their turns: who was in a request goes to the end.
+        self._runs: dict[str, _Run] = {}
         self._taken = 0
         self.operations = 0
         # Spans whose start waits here and was never sent: their finish can join it. One that
         # was sent keeps its form, or its idempotency key would stand for two requests.
         self._unsent_starts: dict[str, Parcel] = {}
 
-    def __len__(self) -> int:
-        return len(self._parcels)
+    def __bool__(self) -> bool:
+        return bool(self._runs)
 
     @property
     def settled_through(self) -> int:
         """How many operations, from the first ever taken on, are settled without a gap."""
-        return next(iter(self._parcels), self._taken)
+        return min((run.parcels[0].position for run in self._runs.values()), default=self._taken)
 
     @property
     def taken(self) -> int:
@@ -82,7 +144,7 @@ class Backlog:
         """Take an operation in; whether it could be merged into another.
 
         The finish of a span joins its start: one create with both times. A cancelled span
-        keeps its two steps: the API may know no other way (API.md section 8).
+        keeps its two steps: the API may know no other way.
         """
         position = self._taken
         self._taken += 1
@@ -96,74 +158,161 @@ class Backlog:
                 start.count = 2
                 return True
         parcel = Parcel(operation, position, operation.size)
-        self._parcels[position] = parcel
+        run = self._runs.get(operation.instance_id)
+        if run is None:
+            run = self._runs[operation.instance_id] = _Run()
+        run.parcels.append(parcel)
         if isinstance(operation, CreateSpan) and operation.status is SpanStatus.ACTIVE:
             self._unsent_starts[operation.span_id] = parcel
         return False
 
     def remove(self, parcel: Parcel) -> None:
         """A parcel is settled."""
-        if self._parcels.pop(parcel.position, None) is not None:
-            self.operations -= parcel.count
-            if isinstance(parcel.operation, CreateSpan):
-                self._unsent_starts.pop(parcel.operation.span_id, None)
+        if parcel.settled:
+            return
+        parcel.settled = True
+        self.operations -= parcel.count
+        operation = parcel.operation
+        if isinstance(operation, CreateSpan):
+            self._unsent_starts.pop(operation.span_id, None)
+        run = self._runs[operation.instance_id]
+        run.trim()
+        if not run.parcels:
+            del self._runs[operation.instance_id]
+
+    def hold(self, parcels: Iterable[Parcel], until: float) -> None:
+        """Nothing of the runs of ``parcels`` is sent before ``until``."""
+        for instance_id in {parcel.operation.instance_id for parcel in parcels}:
+            self._runs[instance_id].held_until = until
+
+    def put_aside(self, parcel: Parcel, due: float) -> None:
+        """``parcel`` is not sent before ``due``; what does not depend on it is."""
+        parcel.due = due
+        aside = self._runs[parcel.operation.instance_id].aside
+        if not any(other is parcel for other in aside):
+            aside.append(parcel)
+
+    def hurry(self) -> None:
+        """Nothing waits for its time any more."""
+        for run in self._runs.values():
+            run.held_until = -math.inf
+            for parcel in run.aside:
+                parcel.due = 0.0
+
+    def next_due(self) -> float:
+        """When the first of what waits for its time may be sent."""
+        return min(
+            chain.from_iterable(
+                [run.held_until] if run.held_until > -math.inf else [p.due for p in run.aside]
+                for run in self._runs.values()
+            ),
+            default=-math.inf,
+        )
 
     def next_request(
         self,
         max_operations: int,
         max_bytes: int,
         *,
+        now: float = 0.0,
         alone: Collection[OperationType] = (),
         given_ids: bool = True,
-        aside: Sequence[Parcel] = (),
+        asking: bool = False,
+        overtaking: int | None = None,
     ) -> list[Parcel]:
-        """The parcels of the next request: the oldest ones that fit, at least one.
+        """The parcels of the next request: the oldest ones of each run that fit.
 
-        ``alone``: types that can only be sent one by one. ``given_ids``: False if a span can
-        be referred to only after the API has answered its create. ``aside``: parcels that
-        are overtaken now by what does not depend on them; if all does, the first of them comes.
+        At least one, unless all have to wait for their time. ``alone``: types that can only be sent
+        one by one. ``given_ids``: False if a span can be referred to only after the API has
+        answered its create. ``asking``: whether the request is to show if the API is back, for
+        which any operation will do. ``overtaking``: what :attr:`Outage.taken` is now, in the drain, where
+        an operation that fails again and again must not keep back for ever what depends on it.
         """
-        waiting: Iterable[Parcel] = self._parcels.values()
-        if aside:
-            waiting = independent_of(aside, waiting) or aside[:1]
-        request: list[Parcel] = []
-        operations = size = 0
-        created: set[str] = set()
-        keys: set[str] = set()
-        for parcel in waiting:
-            operation = parcel.operation
-            single = (
-                parcel.alone
-                or isinstance(operation, RegisterAgentInstance)
-                or operation.type in alone
-            )
-            operations += parcel.count
-            size += parcel.size
-            if request and (single or operations > max_operations or size > max_bytes):
+        request = _Request(max_operations, max_bytes, alone, given_ids)
+        for run in self._runs.values():
+            if not request.take(run.ready(now)):
                 break
-            # Whoever gives a span the id of another gives it its keys, too.
-            if operation.idempotency_key in keys:
-                break
-            keys.add(operation.idempotency_key)
-            if not given_ids and isinstance(operation, _SPANS):
-                if operation.span_id in created or (
-                    isinstance(operation, CreateSpan) and operation.parent_span_id in created
-                ):
+        if overtaking is not None and not request.parcels:
+            for run in self._runs.values():
+                if run.aside and not request.take(run.overtaking(overtaking)):
                     break
-                created.add(operation.span_id)
-            request.append(parcel)
-            if single:
-                break
+        if asking and not request.parcels:
+            aside = [parcel for run in self._runs.values() for parcel in run.aside]
+            request.take(sorted(aside, key=lambda parcel: parcel.due)[:1])
+        return request.parcels
+
+    def sent(
+        self, request: Sequence[Parcel], *, given_ids: bool = True, one_given_id: bool = False
+    ) -> None:
+        """``request`` is sent now. ``one_given_id``: one of its spans is given an id although the
+        others are not."""
         for parcel in request:
+            operation = parcel.operation
             if not parcel.sent:
                 parcel.sent, parcel.given_id = True, given_ids
-                if isinstance(parcel.operation, CreateSpan):
-                    self._unsent_starts.pop(parcel.operation.span_id, None)
-        return request
+                if isinstance(operation, CreateSpan):
+                    self._unsent_starts.pop(operation.span_id, None)
+                    parcel.given_id = given_ids or one_given_id
+                    one_given_id = False
+        for instance_id in {parcel.operation.instance_id for parcel in request}:
+            self._runs[instance_id] = self._runs.pop(instance_id)
 
 
-def independent_of(aside: Sequence[Parcel], waiting: Iterable[Parcel]) -> list[Parcel]:
-    """Those among ``waiting`` that may be sent although those ``aside``, which are older, were not.
+class _Request:
+    """Parcels that go into one request."""
+
+    def __init__(
+        self,
+        max_operations: int,
+        max_bytes: int,
+        alone: Collection[OperationType],
+        given_ids: bool,
+    ) -> None:
+        self.parcels: list[Parcel] = []
+        self._max_operations = max_operations
+        self._max_bytes = max_bytes
+        self._alone = alone
+        self._given_ids = given_ids
+        self._operations = self._size = 0
+        self._created: set[str] = set()
+        self._keys: set[str] = set()
+
+    def take(self, parcels: Iterable[Parcel]) -> bool:
+        """Take the first of a run's parcels that can go together; whether there is room for
+        more."""
+        for parcel in parcels:
+            operation = parcel.operation
+            single = parcel.alone or parcel.in_bulk or operation.type in self._alone
+            self._operations += parcel.count
+            self._size += parcel.size
+            if self.parcels and (
+                self._operations > self._max_operations or self._size > self._max_bytes
+            ):
+                return False
+            if self.parcels and single:
+                # Its turn comes: a run that was in a request goes to the end.
+                return True
+            # Whoever gives a span the id of another gives it its keys, too.
+            if operation.idempotency_key in self._keys:
+                return True
+            if not self._given_ids and isinstance(operation, _SPANS):
+                if operation.span_id in self._created or (
+                    isinstance(operation, CreateSpan) and operation.parent_span_id in self._created
+                ):
+                    return True
+                self._created.add(operation.span_id)
+            self._keys.add(operation.idempotency_key)
+            self.parcels.append(parcel)
+            if single:
+                return False
+            if isinstance(operation, RegisterAgentInstance):
+                return True  # what the API calls the run comes with the answer
+        return True
+
+
+def independent_of(aside: Sequence[Parcel], waiting: Iterable[Parcel]) -> Iterator[Parcel]:
+    """Those of a run's parcels, ``waiting``, that may be sent although those ``aside``, which are
+    older, were not.
 
     Dependent are: on a span's start, its finish and its children, and on their starts again;
     on anything of a run, its finish; on the registration or the start of a run, all of it.
@@ -172,53 +321,30 @@ def independent_of(aside: Sequence[Parcel], waiting: Iterable[Parcel]) -> list[P
     What those aside depend on themselves must have been settled before.
     """
     left = {id(parcel) for parcel in aside}
-    quality = {
-        (parcel.operation.instance_id, parcel.operation.name)
-        for parcel in aside
-        if isinstance(parcel.operation, RecordQuality)
-    }
-    unregistered = {
-        parcel.operation.instance_id
-        for parcel in aside
-        if isinstance(parcel.operation, RegisterAgentInstance)
-    }
-    touched_runs = {
-        parcel.operation.instance_id
-        for parcel in aside
-        if not isinstance(parcel.operation, RecordQuality)
-    }
-    whole_runs = {
-        parcel.operation.instance_id
-        for parcel in aside
-        if isinstance(parcel.operation, RegisterAgentInstance | StartAgentInstance)
-    }
-    spans = {
-        parcel.operation.span_id for parcel in aside if isinstance(parcel.operation, CreateSpan)
-    }
-    independent: list[Parcel] = []
+    operations = [parcel.operation for parcel in aside]
+    quality = {operation.name for operation in operations if isinstance(operation, RecordQuality)}
+    unregistered = any(isinstance(operation, RegisterAgentInstance) for operation in operations)
+    nothing_goes = any(
+        isinstance(operation, RegisterAgentInstance | StartAgentInstance)
+        for operation in operations
+    )
+    all_goes = all(isinstance(operation, RecordQuality) for operation in operations)
+    spans = {operation.span_id for operation in operations if isinstance(operation, CreateSpan)}
     for parcel in waiting:
         operation = parcel.operation
         if id(parcel) in left:
             continue
         if isinstance(operation, RecordQuality):
-            if operation.instance_id in unregistered or (
-                (operation.instance_id, operation.name) in quality
-            ):
-                continue
-            independent.append(parcel)
-        elif operation.instance_id not in touched_runs:
-            independent.append(parcel)
-        elif (
-            operation.instance_id in whole_runs
-            or not isinstance(operation, _SPANS)
-            or operation.span_id in spans
-        ):
+            if not unregistered and operation.name not in quality:
+                yield parcel
+        elif all_goes:
+            yield parcel
+        elif nothing_goes or not isinstance(operation, _SPANS) or operation.span_id in spans:
             continue
         elif isinstance(operation, CreateSpan) and operation.parent_span_id in spans:
             spans.add(operation.span_id)
         else:
-            independent.append(parcel)
-    return independent
+            yield parcel
 
 
 def half(request: Sequence[Parcel]) -> int:

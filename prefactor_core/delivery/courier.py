@@ -12,10 +12,27 @@ from prefactor_core.delivery.ledger import Ledger
 from prefactor_core.delivery.outage import Outage
 from prefactor_core.delivery.outbox import Lane, Outbox
 from prefactor_core.delivery.sender import Sender
-from prefactor_core.delivery.verdict import Verdict, judge_request, may_be_its_fault
+from prefactor_core.delivery.verdict import (
+    Verdict,
+    is_firm,
+    is_of_the_api,
+    is_out_of_service,
+    judge_request,
+    lacks_call,
+    was_not_sent,
+)
 from prefactor_core.exceptions import PrefactorApiError
 from prefactor_core.operations import ENVELOPE_SIZE, Operation
 from prefactor_core.queue.base import QueueClosedError
+
+_AHEAD = 4
+"""Requests' worth of operations that are taken out of the queue at a time: a run that is
+registered does not wait behind all of another run's."""
+
+_PATIENCE = 3
+"""Times as many failures blame an operation if they speak of the state of the API."""
+
+_TOO_LARGE = 413
 
 
 class Courier:
@@ -43,10 +60,14 @@ class Courier:
         self._max_operations = config.max_batch_operations
         self._max_retries = config.max_retries
         # How many operations a request may have, while one that does not go through is looked
-        # for.
+        # for; and whether to send a single one next, to see if the API takes anything.
         self._limit: int | None = None
-        # Parcels at which the API fails while it takes others; these overtake them.
-        self._faulty: list[Parcel] = []
+        self._single_next = False
+        # What Outage.taken was when a batch failed.
+        self._taken_before: int | None = None
+        self._outages_ended = 0
+        self._has_just_asked = False
+        self._draining = False
 
     async def serve(self) -> None:
         """Deliver until the queue is closed and all of it is settled.
@@ -72,10 +93,11 @@ class Courier:
             except QueueClosedError:
                 return False
             await self._wait_for_more()
-        # What has to wait for its turn does not keep others out.
-        faulty = self._waiting_for_their_turn()
-        most = self._max_operations - (0 if faulty else backlog.operations)
-        await queue.drain(self._take, most)
+        if queue.closed and not self._draining:
+            self._draining = True
+            backlog.hurry()
+        most = self._max_operations
+        await queue.drain(self._take, max(most, _AHEAD * most - backlog.operations))
         return True
 
     async def _wait_for_more(self) -> None:
@@ -94,85 +116,138 @@ class Courier:
         if backlog.add(operation):
             self._ledger.merge(ENVELOPE_SIZE)
 
-    def _waiting_for_their_turn(self) -> list[Parcel]:
-        if self._faulty:
-            # At the end, no wait of ours is worth more than the little time that is left.
-            now = math.inf if self._lane.queue.closed else anyio.current_time()
-            self._faulty = [parcel for parcel in self._faulty if parcel.due > now]
-        return self._faulty
-
     async def _send(self) -> None:
-        backlog = self._lane.backlog
+        """Make one request, or wait until one may be made."""
+        now, limits = anyio.current_time(), self._sender.limits
+        backlog, given_ids = self._lane.backlog, self._sender.identities.given_ids
+        if self._outages_ended != self._outage.ended:
+            # Most of what failed alone did so in the outage, and waits for nothing now.
+            self._outages_ended = self._outage.ended
+            backlog.hurry()
+        single = self._single_next or self._outage.is_limited
         request = backlog.next_request(
-            self._limit or self._max_operations,
-            self._sender.max_bytes,
-            alone=self._sender.alone,
-            given_ids=self._sender.identities.given_ids,
-            aside=self._waiting_for_their_turn(),
+            1 if single else self._limit or self._max_operations,
+            limits.max_bytes(now),
+            now=now,
+            alone=limits.alone(now),
+            given_ids=given_ids,
+            asking=self._outage.is_limited,
+            overtaking=self._outage.taken if self._draining else None,
         )
-        settled = [parcel for parcel in request if self._sender.drop_if_lost(parcel)]
-        if not settled:
-            if await self._wait_for_turn(request[0]):
-                return
-            round, sent_at = self._outage.round, anyio.current_time()
-            try:
-                settled = await self._sender.send(request)
-            except Exception as error:
-                settled = await self._failed(request, error, round, sent_at)
-            else:
+        if lost := [parcel for parcel in request if self._sender.drop_if_lost(parcel)]:
+            for parcel in lost:
+                backlog.remove(parcel)
+            self._outbox.settled()
+        elif (wait := self._outage.wait(now)) > 0:
+            # The worker that has just asked lets the others, with other operations, go first.
+            await self._lane.pause(1.05 * wait if self._has_just_asked else wait)
+            self._has_just_asked = False
+        elif request:
+            one_given_id = not given_ids and limits.gives_ids(now)
+            backlog.sent(request, given_ids=given_ids, one_given_id=one_given_id)
+            await self._send_request(request)
+        else:
+            await self._lane.pause_for_more(backlog.next_due() - now)
+
+    async def _send_request(self, request: list[Parcel]) -> None:
+        limited = self._outage.is_limited
+        try:
+            await self._sender.send(request, self._settle)
+        except Exception as error:
+            self._failed(request, error)
+        else:
+            self._single_next = False
+            if len(request) > 1:
+                self._taken_before = None
                 # Twice as much as what went through, until all goes through again.
                 if self._limit is not None:
-                    self._limit = min(2 * self._limit, self._max_operations)
-        for parcel in settled:
-            backlog.remove(parcel)
+                    self._limit = 2 * self._limit
+            if self._limit is not None and self._limit >= self._max_operations:
+                self._limit = None
+        finally:
+            if limited:
+                self._has_just_asked = True
+                self._outbox.wake()  # the other workers wait for how this ended
         self._outbox.settled()
 
-    async def _wait_for_turn(self, first: Parcel) -> bool:
-        """Wait until a request may be sent; whether there may be something else to send now."""
-        while (seconds := self._outage.wait(anyio.current_time())) > 0:
-            await self._lane.pause(seconds)
-        if first not in self._waiting_for_their_turn():
-            return False
-        await self._lane.pause(first.due - anyio.current_time())
-        return True
+    def _settle(self, parcel: Parcel) -> None:
+        self._lane.backlog.remove(parcel)
 
-    async def _failed(
-        self, request: list[Parcel], error: Exception, round: int, sent_at: float
-    ) -> list[Parcel]:
-        """A whole request failed; the parcels that are given up for it, one at most."""
+    def _failed(self, request: list[Parcel], error: Exception) -> None:
         verdict = judge_request(error)
-        if verdict is Verdict.REFUSED:
-            # Of several, the API does not say which: by halves it comes down to one, and
-            # what that one's own endpoint says decides.
-            self._split(request)
-            return []
-        self._ledger.retry()
-        for parcel in request:
-            parcel.attempts += 1
-        exhausted = max(parcel.attempts for parcel in request) > self._max_retries
-        # Is it the API, or something in this request? What it took last, it takes again.
-        patience = verdict is Verdict.BUSY or (
-            isinstance(error, PrefactorApiError) and error.retry_after is not None
-        )
-        in_doubt = (may_be_its_fault(error) or exhausted) and not patience
-        if not in_doubt or not await self._sender.probe():
-            took = anyio.current_time() - sent_at
-            self._sender.unanswered(error, round, took)
-            return []
-        if len(request) > 1:
-            self._split(request)
-            return []
-        (parcel,) = request
-        parcel.alone = True
-        parcel.faults += 1
-        if parcel.faults > self._max_retries:
-            reason = "refused" if verdict is Verdict.DENIED else "retries_exhausted"
-            self._sender.give_up(parcel, error, reason)
-            return [parcel]
-        parcel.due = anyio.current_time() + self._outage.backoff.delay(parcel.faults)
-        self._faulty.append(parcel)
-        return []
+        if len(request) == 1:
+            self._failed_alone(request[0], error, verdict)
+        elif was_not_sent(error):
+            self._limit = half(request)
+        elif verdict is Verdict.TOO_LARGE and is_of_the_api(error):
+            pass  # the next one is smaller
+        elif lacks_call(error) and is_of_the_api(error):
+            pass  # the next ones are single calls
+        elif verdict is not Verdict.BUSY:
+            self._failed_together(request, error, verdict)
 
-    def _split(self, request: list[Parcel]) -> None:
-        self._limit = half(request)
-        self._sender.bulk_failed()
+    def _failed_together(self, request: list[Parcel], error: Exception, verdict: Verdict) -> None:
+        before, self._taken_before = self._taken_before, self._outage.taken
+        to_blame = before is not None and self._outage.taken > before
+        if to_blame or self._limit is not None:
+            # By halves it comes down to one.
+            self._limit = half(request)
+            self._single_next = True
+            self._sender.bulk_failed()
+        elif verdict in (Verdict.REFUSED, Verdict.DENIED) or lacks_call(error):
+            # It is not sent again as it was: the same would be said.
+            self._single_next = True
+        else:
+            self._lane.backlog.hold(request, anyio.current_time() + self._outage.soon())
+
+    def _failed_alone(self, parcel: Parcel, error: Exception, verdict: Verdict) -> None:
+        outage, now = self._outage, anyio.current_time()
+        refused = verdict in (Verdict.REFUSED, Verdict.TOO_LARGE)
+        has_bulk = parcel.operation.type not in self._sender.limits.alone(now)
+        if was_not_sent(error) or (
+            refused and not has_bulk and is_firm(error) and outage.failures == 1
+        ):
+            self._give_up(parcel, error, "refused")
+            return
+        if refused and has_bulk and not parcel.in_bulk:
+            # Bulk tells an operation that is refused from an API that refuses everything.
+            self._sender.ask_bulk(parcel, error)
+            return
+        parcel.in_bulk = False
+        if verdict is not Verdict.BUSY:
+            before, parcel.taken_before = parcel.taken_before, outage.taken
+            if before is not None and outage.taken > before:
+                # It is this one that the API fails at: from now on it goes alone.
+                parcel.alone = True
+                parcel.faults += 1
+                if _is_too_large(error) and self._sender.shrink(parcel):
+                    return
+                if self._is_to_blame(parcel, error, refused=refused):
+                    given_up = refused or verdict is Verdict.DENIED
+                    self._give_up(parcel, error, "refused" if given_up else "retries_exhausted")
+                    return
+        parcel.overtaken = self._draining and parcel.attempts > self._retries(error)
+        wait = outage.wait(now)
+        pause = max(outage.soon(), wait if wait < math.inf else 0.0)
+        if outage.is_limited:
+            pause *= 2  # another operation is to show whether the API is back, if there is one
+        elif parcel.faults and not self._draining:
+            pause = max(pause, outage.backoff.delay(parcel.faults))
+        self._lane.backlog.put_aside(parcel, now + pause)
+
+    def _is_to_blame(self, parcel: Parcel, error: Exception, *, refused: bool) -> bool:
+        retries = 0 if refused else self._retries(error)
+        if self._draining and parcel.attempts > retries:
+            return True  # there may be nothing else that could be taken in between
+        return parcel.faults >= max(1, retries)
+
+    def _retries(self, error: Exception) -> int:
+        return self._max_retries * (_PATIENCE if is_out_of_service(error) else 1)
+
+    def _give_up(self, parcel: Parcel, error: Exception, reason: str) -> None:
+        self._sender.give_up(parcel, error, reason)
+        self._settle(parcel)
+
+
+def _is_too_large(error: Exception) -> bool:
+    return isinstance(error, PrefactorApiError) and error.status_code == _TOO_LARGE

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+import anyio
+
 from prefactor_core.backoff import Backoff
 from prefactor_core.config import QueueConfig
+from prefactor_core.delivery.api_limits import ApiLimits
 from prefactor_core.delivery.courier import Courier
 from prefactor_core.delivery.identity import Identities
 from prefactor_core.delivery.ledger import Ledger
+from prefactor_core.delivery.loss_report import LossReport
 from prefactor_core.delivery.outage import Outage
 from prefactor_core.delivery.outbox import Outbox
 from prefactor_core.delivery.sender import Sender
@@ -40,14 +45,15 @@ class Delivery:
         drain_timeout: float,
         poll_interval: float,
     ) -> None:
+        self._drain_timeout = drain_timeout
         self.home = Home.here()
         self.ledger = Ledger()
         self.identities = Identities()
-        self.outbox = Outbox(queues, self.ledger, config, self.home)
+        self._losses = LossReport(self.ledger, self.home)
+        self.outbox = Outbox(queues, self.ledger, self._losses, config, self.home)
         self._outage = Outage(backoff)
-        self.sender = Sender(
-            api, self.ledger, self.identities, self._outage, config.max_batch_bytes
-        )
+        limits = ApiLimits(self.ledger, config.max_batch_bytes)
+        self.sender = Sender(api, self.ledger, self.identities, self._outage, limits, self._losses)
         self._couriers = [
             Courier(lane, self.outbox, self.sender, self._outage, self.ledger, config)
             for lane in self.outbox.lanes
@@ -56,7 +62,11 @@ class Delivery:
             api, self.identities, self._outage, self.ledger, self.home, poll_interval
         )
         self._workers = Workers(
-            [*(courier.serve for courier in self._couriers), self._poll.serve],
+            [
+                *(courier.serve for courier in self._couriers),
+                self._poll.serve,
+                self._losses.serve,
+            ],
             self._close_queues,
             drain_timeout=drain_timeout,
         )
@@ -77,15 +87,34 @@ class Delivery:
             self.ledger.drop_rest("drain_timeout")
             self.outbox.close()
 
+    @property
     def is_away(self) -> bool:
         """Whether there is an outage."""
         return self._outage.told
 
+    @property
+    def answers(self) -> int:
+        """How many requests the API has answered as it should."""
+        return self._outage.answers
+
+    @property
+    def takes_environment(self) -> bool:
+        """Whether the API takes a runtime environment that is added, as far as it has shown."""
+        return self.sender.limits.takes_environment(anyio.current_time())
+
+    def hurry(self) -> AbstractContextManager[None]:
+        """While somebody waits for something to be settled, workers skip the batch window."""
+        return self.outbox.hurry()
+
+    def gave_up_waiting(self, seconds: float) -> None:
+        """A caller has waited so long for a registration, and no request was answered."""
+        self.sender.gave_up_waiting(seconds)
+
     async def _close_queues(self) -> None:
         self._poll.close()
+        self._losses.close()
         self.outbox.take_over()
-        # No wait of ours is worth more than the little time that is left.
-        self._outage.hurry()
+        self._outage.drain(anyio.current_time() + self._drain_timeout)
         for lane in self.outbox.lanes:
             try:
                 await lane.queue.close(1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 
@@ -30,8 +30,26 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("prefactor_core.delivery.identity")
 
+V = TypeVar("V")
+
 _NO_PARTITION = "0" * 32
 _ENDED_KEPT = 1_000
+_SPANS_KEPT = 10_000
+_FOREIGN_KEPT = 1_000
+
+
+class RegistrationWait(Protocol):
+    """A task that waits until the API has answered the registration of a run."""
+
+    def registered(self) -> None:
+        """The API knows the run."""
+
+    def refused(self, error: Exception) -> bool:
+        """The API does not take the run; whether the caller is told of it."""
+        ...
+
+    def failed(self) -> None:
+        """An attempt failed; there will be others."""
 
 
 class RunIdentity:
@@ -39,19 +57,23 @@ class RunIdentity:
 
     ``recorded_id``: what its operations call the run. ``id``: what the API calls it, as soon
     as that is known. ``registered``: False while it waits for that. ``lost``: why the run, and so
-    all of it, cannot be delivered; None if it can. ``ours``: whether this client made it.
-    ``termination``: its kill switch. ``check``: what its payloads are held against, if they are.
+    all of it, cannot be delivered; None if it can.
+    ``agent_id``: whose run it is, as far as the caller said. ``termination``: its kill switch.
+    ``check``: what its payloads are held against, if they are. ``registration``: the task that
+    waits for its registration, if one does.
     """
 
     __slots__ = (
         "_api_ids",
+        "_ended_api_ids",
         "_lost_spans",
+        "agent_id",
         "check",
         "id",
         "lost",
-        "ours",
         "recorded_id",
         "registered",
+        "registration",
         "termination",
     )
 
@@ -59,12 +81,15 @@ class RunIdentity:
         self.recorded_id = recorded_id
         self.id = recorded_id if id is None else id
         self.registered = True
-        self.ours = False
         self.lost: str | None = None
+        self.agent_id: str | None = None
+        self.registration: RegistrationWait | None = None
         self.termination = Termination()
         self.check: PayloadCheck | None = None
-        # Span ids as recorded, each to what the API made instead.
+        # Span ids as recorded, each to what the API made instead. Of spans that have ended only
+        # the last ones: they can still be named as parents.
         self._api_ids: dict[str, str] = {}
+        self._ended_api_ids: dict[str, str] = {}
         # Of creates that were given up: why, and the nearest ancestor that was not. By the part
         # of the span's id that stays the same.
         self._lost_spans: dict[str, tuple[str, str | None]] = {}
@@ -72,7 +97,9 @@ class RunIdentity:
     @property
     def is_plain(self) -> bool:
         """Whether everything of the run is called as it was recorded, and nothing was lost."""
-        return self.id == self.recorded_id and not self._api_ids and not self._lost_spans
+        return self.id == self.recorded_id and not (
+            self._api_ids or self._ended_api_ids or self._lost_spans
+        )
 
     def terminate(self, reason: str | None) -> None:
         """The API has stopped the run; ``reason`` is the one that it gave."""
@@ -82,7 +109,7 @@ class RunIdentity:
 
     def span_id(self, recorded_id: str) -> str:
         """What the API calls a span, as far as that is known."""
-        known = self._api_ids.get(recorded_id)
+        known = self._api_ids.get(recorded_id) or self._ended_api_ids.get(recorded_id)
         if known is not None:
             return known
         if self.id == self.recorded_id:
@@ -94,6 +121,13 @@ class RunIdentity:
         if api_id != self.span_id(recorded_id):
             self._api_ids[recorded_id] = api_id
 
+    def span_ended(self, recorded_id: str) -> None:
+        """The end of a span is delivered: its id is needed only by later children of it."""
+        api_id = self._api_ids.pop(recorded_id, None)
+        if api_id is not None:
+            self._ended_api_ids[recorded_id] = api_id
+            _keep_last(self._ended_api_ids, _SPANS_KEPT)
+
     def span_lost(self, create: CreateSpan, reason: str) -> None:
         """A span was given up: its finish goes with it, its children hang on its parent."""
         # Resolved now: ids and parents may be the user's own, and run in a circle.
@@ -102,6 +136,7 @@ class RunIdentity:
         if parent_id is not None and _bare(parent_id) == bare:
             parent_id = None
         self._lost_spans[bare] = (reason, parent_id)
+        _keep_last(self._lost_spans, _SPANS_KEPT)
 
     def reason_lost(self, operation: Operation) -> str | None:
         """Why an operation cannot be delivered any more; None if it can."""
@@ -134,6 +169,7 @@ class RunIdentity:
     def forget_spans(self) -> None:
         """Nothing of the run is to be delivered any more."""
         self._api_ids.clear()
+        self._ended_api_ids.clear()
         self._lost_spans.clear()
 
     def _not_lost(self, span_id: str | None) -> str | None:
@@ -147,6 +183,11 @@ class RunIdentity:
         return span_id
 
 
+def _keep_last(kept: dict[str, V], most: int) -> None:
+    while len(kept) > most:
+        del kept[next(iter(kept))]
+
+
 def _bare(span_id: str) -> str:
     """What is the same in a span's provisional id and its final one."""
     return identifiers.with_partition_of(_NO_PARTITION, span_id)
@@ -155,13 +196,16 @@ def _bare(span_id: str) -> str:
 class Identities:
     """The identities of a client's runs, for as long as something of them is to be delivered.
 
-    ``given_ids``: whether the API takes the ids that it is given; once it does not, it makes
-    all of them, for this client's life.
+    ``given_ids``: whether the API takes the ids that it is given, as far as it has shown; if not,
+    it makes all of them.
     """
 
     def __init__(self) -> None:
         self.given_ids = True
         self._runs: dict[str, RunIdentity] = {}
+        # Runs of other clients of which something is remembered. The last ones only: nobody says
+        # when they end.
+        self._foreign: dict[str, RunIdentity] = {}
         # Ended ones of which something may still be said that an id alone does not tell. The
         # last ones only: there may be any number.
         self._ended: dict[str, RunIdentity] = {}
@@ -169,8 +213,8 @@ class Identities:
     def add(self, recorded_id: str, id: str | None = None) -> RunIdentity:
         """The identity of a run that is recorded as ``recorded_id`` from now on."""
         # What the answer to its registration said about it may have been kept.
-        run = self._runs.get(recorded_id) or RunIdentity(recorded_id, id)
-        run.ours = True
+        run = self._runs.get(recorded_id) or self._foreign.pop(recorded_id, None)
+        run = run or RunIdentity(recorded_id, id)
         self._runs[recorded_id] = self._runs[run.id] = run
         return run
 
@@ -179,16 +223,32 @@ class Identities:
         run = self.of(recorded_id)
         run.id, run.registered = id, True
         self._runs[recorded_id] = self._runs[id] = run
+        if run.registration is not None:
+            run.registration.registered()
+
+    def rename(self, run: RunIdentity) -> None:
+        """From now on operations call ``run``, of which none was recorded but its registration,
+        what the API calls it."""
+        if run.recorded_id != run.id:
+            del self._runs[run.recorded_id]
+            run.recorded_id = run.id
 
     def of(self, instance_id: str) -> RunIdentity:
         """The identity of a run, by either id; one that was not added is called as it is."""
         return (
-            self._runs.get(instance_id) or self._ended.get(instance_id) or RunIdentity(instance_id)
+            self._runs.get(instance_id)
+            or self._ended.get(instance_id)
+            or self._foreign.get(instance_id)
+            or RunIdentity(instance_id)
         )
+
+    def knows(self, instance_id: str) -> bool:
+        """Whether a run of this client that has not ended is called so."""
+        return instance_id in self._runs
 
     def open_runs(self) -> Sequence[RunIdentity]:
         """The runs that the API knows, and that neither it nor the agent has ended."""
-        runs = [run for key, run in self._runs.items() if key == run.recorded_id and run.ours]
+        runs = [run for key, run in self._runs.items() if key == run.recorded_id]
         return [
             run
             for run in runs
@@ -197,7 +257,10 @@ class Identities:
 
     def keep(self, run: RunIdentity) -> None:
         """Something about a run that another client registered is to be remembered."""
-        self._runs.setdefault(run.recorded_id, run)
+        if run.recorded_id not in self._runs and run.recorded_id not in self._ended:
+            self._foreign.pop(run.recorded_id, None)
+            self._foreign[run.recorded_id] = run
+            _keep_last(self._foreign, _FOREIGN_KEPT)
 
     def forget(self, recorded_id: str) -> None:
         """A run has ended, and all of it is delivered or lost, but for its quality: that may be
@@ -208,5 +271,4 @@ class Identities:
             run.forget_spans()
             if run.id != recorded_id or run.lost is not None:
                 self._ended[recorded_id] = self._ended[run.id] = run
-                while len(self._ended) > _ENDED_KEPT:
-                    del self._ended[next(iter(self._ended))]
+                _keep_last(self._ended, _ENDED_KEPT)

@@ -20,7 +20,7 @@ class Statistics(Struct, frozen=True, kw_only=True):
     ``in_flight``: those of them that are in a request that has not been answered.
     ``dropped``: never to be delivered, by reason: ``refused`` (the API does not take it),
     ``retries_exhausted`` (the API failed at it again and again while it took others),
-    ``full`` (a new span, or what was told of a run's quality, met the bounds of
+    ``full`` (a new run or span, or what was told of a run's quality, met the bounds of
     :class:`~prefactor_core.QueueConfig`), ``run_ended`` (a span that began after its run's end),
     ``drain_timeout`` (the scope ended first), ``queue`` (the client's queue did not take it).
     ``requests``: requests sent. ``retries``: those that failed, and whose operations are
@@ -29,6 +29,8 @@ class Statistics(Struct, frozen=True, kw_only=True):
     ``last_error``: why the last request that failed did; None if none did.
     ``outage_since``: since when no request has been answered as it should, aware, in UTC;
     None if the last one was.
+    ``assumed``: what the API has shown that it does not do, as ``"no bulk"``, and what is
+    therefore done without for now. Each is tried again after a while.
     """
 
     accepted: int
@@ -42,6 +44,7 @@ class Statistics(Struct, frozen=True, kw_only=True):
     merged: int
     last_error: str | None
     outage_since: datetime | None
+    assumed: tuple[str, ...] = ()
 
     @property
     def lost(self) -> int:
@@ -75,11 +78,13 @@ class Ledger:
         self.outage_since: datetime | None = None
         self._settled_bytes = 0
         self._dropped: Counter[str] = Counter()
-        self._settled = 0
+        self._settled = self._handed_back = 0
         self._requests = 0
         self._retries = 0
         self._merged = 0
         self._last_error: str | None = None
+        # By what is assumed.
+        self._assumed: dict[str, None] = {}
 
     def accept(self, operation: Operation) -> None:
         """An operation was recorded."""
@@ -91,10 +96,19 @@ class Ledger:
         """An operation was recorded only to be given up at once."""
         self._turned_away[reason] += 1
 
+    def dropped(self) -> dict[str, int]:
+        """How many operations were given up, by reason."""
+        return dict(self._dropped) | dict(self._turned_away)
+
+    @property
+    def last_error(self) -> str | None:
+        """Why the last request that failed did."""
+        return self._last_error
+
     @property
     def accepted(self) -> int:
         """How many operations were recorded."""
-        return self._accepted + self._turned_away.total()
+        return self._accepted - self._handed_back + self._turned_away.total()
 
     @property
     def pending(self) -> int:
@@ -135,6 +149,13 @@ class Ledger:
         """A request that failed will be sent again, or what is left of it."""
         self._retries += 1
 
+    def assume(self, what: str, holds: bool) -> None:
+        """From now on ``what`` is assumed of the API, or no more."""
+        if holds:
+            self._assumed[what] = None
+        else:
+            self._assumed.pop(what, None)
+
     def deliver(self, count: int, size: int) -> None:
         """The API has taken ``count`` operations of ``size`` bytes."""
         self.delivered += count
@@ -148,6 +169,13 @@ class Ledger:
             self._settled += count
             self._settled_bytes += size
 
+    def hand_back(self, count: int, size: int) -> None:
+        """The caller is told that ``count`` operations were refused: they count as never
+        accepted."""
+        self._handed_back += count
+        self._settled += count
+        self._settled_bytes += size
+
     def drop_rest(self, reason: str) -> None:
         """Everything that is pending is given up."""
         self.drop(reason, self.pending, self.pending_bytes)
@@ -157,7 +185,8 @@ class Ledger:
         # Each count is read once, and what goes up first is read last: other threads count on.
         turned_away, dropped = dict(self._turned_away), dict(self._dropped)
         delivered, settled_bytes = self.delivered, self._settled_bytes
-        accepted, accepted_bytes = self._accepted, self._accepted_bytes
+        handed_back = self._handed_back
+        accepted, accepted_bytes = self._accepted - handed_back, self._accepted_bytes
         return Statistics(
             accepted=accepted + sum(turned_away.values()),
             delivered=delivered,
@@ -170,4 +199,5 @@ class Ledger:
             merged=self._merged,
             last_error=self._last_error,
             outage_since=self.outage_since,
+            assumed=tuple(self._assumed),
         )

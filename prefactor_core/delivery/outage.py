@@ -1,4 +1,4 @@
-"""Outage: when the workers may send again after the API failed, all of them together. Pure.
+"""Outage: when the workers may send, all of them together, after the API failed. Pure.
 
 Times are seconds of the event loop's clock, passed in.
 """
@@ -13,30 +13,80 @@ from prefactor_core.backoff import Backoff
 _LONGEST_ASKED = 3600.0
 """Seconds: nobody means more, and one mistake must not end the delivery."""
 
-_TOLD_AFTER = 2
-"""Failed rounds after which it is an outage and no hiccup."""
+_SOON = 0.1
+"""The part of the first wait that passes before a request that failed for the first time is sent
+again."""
+
+_TOLD_AFTER = 4
+"""Failures in a row that are an outage and no hiccup; fewer if they take long."""
+
+_NO_HICCUP = 5.0
+"""Seconds without a success after which a failure is an outage."""
 
 
 class Outage:
-    """The failed requests since the last one that was answered as it should be.
+    """What all workers know about the state of the API.
 
-    ``since``: when the first of them failed, aware, in UTC; None if there are none. ``told``:
-    whether they are more than a hiccup.
+    One failure holds up its own request only. From the second in a row on, all workers wait
+    together, longer after each failure, and then send one request at a time, with one operation
+    in it. The first success ends that.
+
+    ``since``: when the first failure after the last success was, aware, in UTC; None if there was
+    none. ``told``: whether the log was told. ``failures``: how many there were in a row.
+    ``taken``: how many operations the API has taken that it cannot have known before. A failure is
+    the fault of an operation only if that number grows meanwhile: answers to what it knew already
+    may come from a cache, before an API that takes nothing. ``ended``: how many times several
+    failures in a row came to an end. ``answers``: how many requests were answered as they should.
     """
 
     def __init__(self, backoff: Backoff) -> None:
         self.backoff = backoff
+        self._soon = Backoff(
+            base=backoff.base * _SOON, multiplier=backoff.multiplier, cap=backoff.cap
+        )
         self.since: datetime | None = None
-        self._began = 0.0
         self.told = False
-        self._failures = 0
+        self.failures = 0
+        self.taken = 0
+        self.ended = 0
+        self.answers = 0
+        self._began = 0.0
         self._until = self._asked_until = -math.inf
+        self._probing = False
+        self._drained_at = math.inf
         # Requests that are on their way together fail together: only the first one counts.
-        self.round = 0
+        self._round = 0
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether requests are sent one at a time, each with one operation."""
+        return self.failures > 1
 
     def wait(self, now: float) -> float:
-        """The seconds until another request may be sent; not positive if it may be sent now."""
-        return max(self._until, self._asked_until) - now
+        """The seconds until another request may be sent; not positive if it may be sent now.
+
+        Infinite while another worker's request finds out whether the API is back.
+        """
+        if self.is_limited and self._probing:
+            return math.inf
+        wait = max(self._until, self._asked_until) - now
+        # No wait may cost the last attempt of a drain.
+        left = self._drained_at - now
+        return wait if wait < left else min(wait, left / 2)
+
+    def begin(self) -> int:
+        """A request is sent; what :meth:`failed` and :meth:`end` are to be told of it."""
+        if self.is_limited:
+            self._probing = True
+        return self._round
+
+    def end(self) -> None:
+        """A request has come to its end, whatever that was."""
+        self._probing = False
+
+    def soon(self) -> float:
+        """The seconds before a request that failed for the first time is sent again."""
+        return self._soon.delay(1)
 
     def failed(
         self,
@@ -44,41 +94,38 @@ class Outage:
         now: float,
         retry_after: float | None = None,
         *,
-        denied: bool = False,
-        certain: bool = False,
+        took: float = 0.0,
     ) -> bool:
-        """A request that was sent in ``round`` failed; whether that is news to be told.
-
-        ``retry_after``: the wait in seconds that the API asked for. ``denied``: the token was
-        not taken; the next attempt is as far away as the schedule goes. ``certain``: this is
-        no hiccup, although it is the first.
-        """
+        """A request that was sent in ``round`` failed ``took`` seconds later; whether that is news
+        to be told. ``retry_after``: the wait in seconds that the API asked for."""
         if retry_after is not None:
             self._asked_until = max(self._asked_until, now + min(retry_after, _LONGEST_ASKED))
-        if round != self.round:
+        if round != self._round:
             return False
-        self.round += 1
-        self._failures += 1
+        self._round += 1
+        self.failures += 1
         if self.since is None:
-            self.since, self._began = datetime.now(UTC), now
-        delay = self.backoff.cap if denied else self.backoff.delay(self._failures)
-        self._until = now + delay
-        news = not self.told and (denied or certain or self._failures >= _TOLD_AFTER)
+            self.since, self._began = datetime.now(UTC), now - took
+        if self.failures > 1:
+            self._until = now + self._soon.delay(self.failures)
+        lasts = self.failures >= _TOLD_AFTER or now - self._began >= _NO_HICCUP
+        news = lasts and not self.told
         self.told = self.told or news
         return news
 
-    def answered(self, now: float) -> float | None:
-        """A request was answered; the seconds that an outage took that was told, if one was.
-
-        Waits that have begun are kept: one worker's success must not hurry another's retry.
-        """
+    def succeeded(self, now: float) -> float | None:
+        """A request was answered as it should be; the seconds that an outage took that was told,
+        if one was. What the API asked to wait for is still waited for."""
         took = now - self._began if self.told else None
+        self.answers += 1
+        self.ended += self.failures > 1
         self.since = None
         self.told = False
-        self._failures = 0
+        self.failures = 0
+        self._until = -math.inf
         return took
 
-    def hurry(self) -> None:
-        """Little time is left: only the waits that the API asked for are still kept."""
+    def drain(self, until: float) -> None:
+        """Little time is left, until ``until``: the waits begin anew, and none outlasts it."""
+        self._drained_at = until
         self._until = -math.inf
-        self._failures = 0

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import anyio
 
 from prefactor_core.config import QueueConfig
 from prefactor_core.delivery.backlog import Backlog
 from prefactor_core.delivery.ledger import Ledger
+from prefactor_core.delivery.loss_report import LossReport
 from prefactor_core.delivery.payloads import without_payload
 from prefactor_core.home import Home
-from prefactor_core.log import log
-from prefactor_core.operations import CreateSpan, FinishSpan, Operation, RecordQuality
+from prefactor_core.operations import (
+    CreateSpan,
+    FinishSpan,
+    Operation,
+    RecordQuality,
+    RegisterAgentInstance,
+)
 from prefactor_core.queue.base import Queue
 
-logger = logging.getLogger("prefactor_core.delivery.outbox")
+_NEW = (CreateSpan, RecordQuality, RegisterAgentInstance)
+"""What is not let in when the outbox is full; all else belongs to what was let in before."""
 
 
 class Lane:
@@ -33,12 +38,22 @@ class Lane:
         self.found = queue.size()
         # What its worker waits on when it waits for time to pass.
         self._alarm = anyio.Event()
+        # Whether it has nothing to send before that time but what is recorded now.
+        self.waits_for_more = False
 
     async def pause(self, seconds: float) -> None:
         """Wait, until :meth:`hurry` at the longest."""
         self._alarm = anyio.Event()
         with anyio.move_on_after(seconds):
             await self._alarm.wait()
+
+    async def pause_for_more(self, seconds: float) -> None:
+        """Wait, until something is recorded or :meth:`hurry` at the longest."""
+        self.waits_for_more = self.queue.size() == 0
+        try:
+            await self.pause(seconds if self.waits_for_more else 0)
+        finally:
+            self.waits_for_more = False
 
     def hurry(self) -> None:
         """What the worker waits for may have changed."""
@@ -53,7 +68,12 @@ class Outbox:
     """
 
     def __init__(
-        self, queues: Sequence[Queue[Operation]], ledger: Ledger, config: QueueConfig, home: Home
+        self,
+        queues: Sequence[Queue[Operation]],
+        ledger: Ledger,
+        losses: LossReport,
+        config: QueueConfig,
+        home: Home,
     ) -> None:
         self.home = home
         self.lanes = [Lane(queue) for queue in queues]
@@ -66,7 +86,7 @@ class Outbox:
         self.waits_when_full = config.when_full == "wait"
         # Spans that have waited for their place and are not recorded yet.
         self._places = 0
-        self._warned: set[str] = set()
+        self._losses = losses
         # Somebody waits for this: something has been settled.
         self._settled: anyio.Event | None = None
         # What other threads have recorded, until the loop takes it over.
@@ -80,26 +100,17 @@ class Outbox:
     def record(self, operation: Operation, *, has_place: bool = False, late: bool = False) -> bool:
         """Accept an operation and queue it; whether it was taken.
 
-        When the outbox is full, what is told of a run's quality is dropped, and a new span unless
-        it has waited for its place; that is always dropped if it is ``late``: its run has ended.
+        When the outbox is full, new runs and quality are dropped, and new spans unless they have
+        waited for their place. A span is always dropped if it is ``late``: its run has ended.
         Whatever belongs to what was taken before is taken.
         """
         if late:
             if has_place:
                 self.give_place_back()
-            self._ledger.turn_away("run_ended")
-            message = "a span began in agent instance %s, which has ended"
-            self._warn_of_loss("run_ended", message, operation.instance_id)
+            self._turn_away("run_ended")
             return False
-        if self.full and not has_place and isinstance(operation, CreateSpan | RecordQuality):
-            self._ledger.turn_away("full")
-            self._warn_of_loss(
-                "full",
-                "%d operations of %d bytes wait for the Prefactor API: max_pending_operations or "
-                "max_pending_bytes is reached",
-                self._ledger.pending,
-                self._ledger.pending_bytes,
-            )
+        if self.full and not has_place and isinstance(operation, _NEW):
+            self._turn_away("full")
             return False
         if has_place:
             self.give_place_back()
@@ -131,7 +142,7 @@ class Outbox:
 
     async def wait_for_place(self) -> None:
         """Return when a new span may come in; its place is kept until it is recorded."""
-        with self._hurry():
+        with self.hurry():
             while not self._take_place():
                 await self._wait_for_change()
 
@@ -155,10 +166,15 @@ class Outbox:
         """Return when everything that is recorded so far is settled."""
         self.take_over()
         goals = [(lane, lane.found + lane.recorded) for lane in self.lanes]
-        with self._hurry():
+        with self.hurry():
             for lane, goal in goals:
                 while lane.backlog.settled_through < goal and not self.closed:
                     await self._wait_for_change()
+
+    def wake(self) -> None:
+        """What the workers wait for may have changed."""
+        for lane in self.lanes:
+            lane.hurry()
 
     def settled(self) -> None:
         """Some operations were delivered, or given up."""
@@ -172,10 +188,10 @@ class Outbox:
         self.settled()
 
     @contextmanager
-    def _hurry(self) -> Generator[None]:
+    def hurry(self) -> Generator[None]:
+        """While somebody waits for something to be settled, workers skip the batch window."""
         self.hurried += 1
-        for lane in self.lanes:
-            lane.hurry()
+        self.wake()
         try:
             yield
         finally:
@@ -194,19 +210,13 @@ class Outbox:
             # Only a queue of the user's own can do this (full, or broken).
             self._ledger.fail(error)
             self._ledger.drop("queue", 1, operation.size)
-            self._warn_of_loss(
-                "queue",
-                "the Prefactor client's queue takes no operations (%s: %s)",
-                type(error).__name__,
-                error,
-            )
+            self._losses.dropped_anywhere("queue")
             return False
         lane.recorded += 1
+        if lane.waits_for_more:
+            lane.hurry()
         return True
 
-    def _warn_of_loss(self, reason: str, message: str, *args: object) -> None:
-        if reason not in self._warned:
-            self._warned.add(reason)
-            message += "; what is not taken is counted, in statistics()"
-            # Not here: the lock is held, and a handler of the program's may wait for who wants it.
-            self.home.run_soon(partial(log, logger, logging.WARNING, message, *args))
+    def _turn_away(self, reason: str) -> None:
+        self._ledger.turn_away(reason)
+        self._losses.dropped_anywhere(reason)

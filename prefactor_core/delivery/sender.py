@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
+import anyio.lowlevel
 import msgspec
 
+from prefactor_core.delivery.api_limits import ApiLimits
 from prefactor_core.delivery.backlog import Parcel
 from prefactor_core.delivery.identity import Identities
 from prefactor_core.delivery.ledger import Ledger
+from prefactor_core.delivery.loss_report import LossReport
 from prefactor_core.delivery.outage import Outage
 from prefactor_core.delivery.payloads import without_payload
-from prefactor_core.delivery.verdict import Verdict, judge, judge_request, lacks_call
+from prefactor_core.delivery.verdict import (
+    Verdict,
+    is_of_the_api,
+    judge,
+    judge_request,
+    lacks_call,
+    may_be_done,
+)
 from prefactor_core.exceptions import (
     OperationError,
     PrefactorApiError,
     PrefactorContractError,
     PrefactorCoreError,
+    PrefactorUnreachableError,
 )
+from prefactor_core.identifiers import is_pfid
+from prefactor_core.lifecycle import is_terminal
 from prefactor_core.log import log
 from prefactor_core.operations import (
     CreateSpan,
     FinishAgentInstance,
     FinishSpan,
     Operation,
-    OperationType,
     RecordQuality,
     RegisterAgentInstance,
     StartAgentInstance,
@@ -42,48 +54,39 @@ logger = logging.getLogger("prefactor_core.delivery.sender")
 
 T = TypeVar("T")
 
-_ALL_TYPES = frozenset(OperationType)
-_ITS_OWN_FAULT = (Verdict.REFUSED, Verdict.ID_REFUSED, Verdict.TOO_LARGE)
-_ANSWERS = (Verdict.REFUSED, Verdict.TOO_LARGE)
+Settle = Callable[[Parcel], None]
+"""Is told of each parcel that was delivered or given up, as soon as that is so."""
 
-_NO_HICCUP = 5.0
-"""Seconds of waiting for an answer after which a single failure is an outage."""
-
-_BULK_FAILURES = 5
-"""How often bulk fails as a whole, while single calls go through, until it is not used more."""
-
-_TIMES_ONLY_ALONE = 2
-"""How often bulk fails at a type, having never taken it, until it is sent alone for good."""
+_SLICE = 100
+"""Outputs that are read in one turn of the loop."""
 
 
 class Sender:
-    """Sends parcels and enters in the ledger what became of them.
+    """Sends parcels and counts what became of them.
 
-    ``alone``: the types that the API takes only by their own endpoints, as far as it has
-    shown. ``max_bytes``: how large a request may be, as far as it has shown.
+    ``limits``: what the API does not do, as far as it has shown.
     """
 
     def __init__(
-        self, api: ApiClient, ledger: Ledger, identities: Identities, outage: Outage, max_bytes: int
+        self,
+        api: ApiClient,
+        ledger: Ledger,
+        identities: Identities,
+        outage: Outage,
+        limits: ApiLimits,
+        losses: LossReport,
     ) -> None:
         self._api = api
         self._ledger = ledger
         self.identities = identities
         self._outage = outage
-        self.max_bytes = max_bytes
-        self.alone: frozenset[OperationType] = frozenset()
-        # What it has taken last, and whether with an id that it was given.
-        self._last_taken: tuple[Operation, bool] | None = None
-        # Types that were taken in bulk; and how often each other type was taken only alone.
-        self._proven: set[OperationType] = set()
-        self._only_alone: dict[OperationType, int] = {}
-        # Whether single calls were taken since bulk failed last; how often it failed after that.
+        self.limits = limits
+        self._losses = losses
+        # Whether single calls were taken since bulk failed last.
         self._taken_alone = False
-        self._bulk_failures = 0
-        # Whether the API has taken an id that it was given: then it can only refuse this one.
-        self._took_given_id = False
-        self._warned_of_loss = False
-        self._warned_of_parents = False
+        # Why parcels were refused that bulk is asked about now. Not in the parcels: an error
+        # refers to the frames that refer to these.
+        self._refusals: dict[int, Exception] = {}
 
     def drop_if_lost(self, parcel: Parcel) -> bool:
         """Give a parcel up if what it belongs to was given up; whether it was."""
@@ -94,34 +97,19 @@ class Sender:
         self._drop(parcel, reason)
         return True
 
-    async def register_agent_instance(self, operation: RegisterAgentInstance) -> str:
-        """Make a run known by one request, for who waits for it; its id, or what the API says."""
-        round, sent_at = self._outage.round, anyio.current_time()
-        try:
-            registered = await self._request((), self._api.register_agent_instance(operation))
-        except Exception as error:
-            if judge_request(error) in (Verdict.FAILED, Verdict.BUSY):
-                self.unanswered(error, round, anyio.current_time() - sent_at)
-            raise
-        self._last_taken = operation, True
-        self._heed(registered.details.id, registered.control)
-        return registered.details.id
-
-    def gave_up_waiting(self, error: PrefactorApiError) -> None:
-        """A registration has found the API away: nobody waits for its answer any more."""
+    def gave_up_waiting(self, seconds: float) -> None:
+        """A caller has waited for a registration, for so long, and no answer came to anything."""
+        error = PrefactorUnreachableError(f"the API did not register a run within {seconds:g} s")
         self._ledger.fail(error)
-        self.unanswered(error, self._outage.round, _NO_HICCUP)
+        self._failed(error, self._outage.begin(), seconds)
+        self._outage.end()
 
-    def unanswered(self, error: Exception, round: int, took: float) -> None:
-        """A request that was sent in ``round`` of the outage failed after ``took`` seconds,
-        and nothing shows that the API is there."""
-        denied = judge_request(error) is Verdict.DENIED
+    def _failed(self, error: Exception, round: int, took: float) -> None:
         asked = error.retry_after if isinstance(error, PrefactorApiError) else None
-        news = self._outage.failed(
-            round, anyio.current_time(), asked, denied=denied, certain=took >= _NO_HICCUP
-        )
+        news = self._outage.failed(round, anyio.current_time(), asked, took=took)
         self._ledger.outage_since = self._outage.since
         if news:
+            denied = judge_request(error) is Verdict.DENIED
             log(
                 logger,
                 logging.ERROR if denied else logging.WARNING,
@@ -130,31 +118,53 @@ class Sender:
                 error,
             )
 
-    async def send(self, request: Sequence[Parcel]) -> list[Parcel]:
-        """Make one request; the parcels that it settled.
+    async def send(self, request: Sequence[Parcel], settle: Settle) -> None:
+        """Make one request. What is not settled then, perhaps changed, is to be sent again.
 
-        Those that are not settled, perhaps changed, are to be sent again at once. Raises if
-        nothing is settled and the API, or something on the way to it, is the reason; or if it
-        refuses the whole of a bulk request and does not say for which item.
+        Raises if nothing is settled, and the API, something on the way to it, or what was sent is
+        the reason; the outage has been told of it.
         """
-        if len(request) == 1:
-            return [request[0]] if await self._send_alone(request[0]) else []
-        return await self._send_in_bulk(request)
-
-    async def probe(self) -> bool:
-        """See whether the API takes anything, where there is nothing new that it could take.
-
-        What it took last is sent once more, with the same key: that has no second effect
-        (API.md section 5), and goes the way of all operations, which a ping does not. False
-        also where it has taken nothing yet.
-        """
-        if self._last_taken is None:
-            return False
-        operation, given_id = self._last_taken
+        round, sent_at = self._outage.begin(), anyio.current_time()
         try:
-            await self._request((), self._call(operation, given_id))
+            if len(request) == 1 and not request[0].in_bulk:
+                await self._send_alone(request[0], settle)
+            else:
+                await self._send_in_bulk(request, settle)
         except Exception as error:
-            return judge_request(error) in _ANSWERS
+            for parcel in request:
+                self._refusals.pop(id(parcel), None)
+                parcel.attempts += 1
+                parcel.maybe_done |= may_be_done(error)
+                self._tell_registration_of_failure(parcel)
+            if judge_request(error) is not Verdict.REFUSED:
+                self._ledger.retry()
+            self._failed(error, round, anyio.current_time() - sent_at)
+            raise
+        finally:
+            self._outage.end()
+
+    def ask_bulk(self, parcel: Parcel, refusal: Exception) -> None:
+        """Find out by bulk whether the API refuses ``parcel``, as it has said, or everything."""
+        parcel.in_bulk, parcel.alone = True, False
+        self._refusals[id(parcel)] = refusal
+
+    def give_up(self, parcel: Parcel, error: Exception, reason: str) -> None:
+        """A parcel will not be delivered, and is the only one to blame."""
+        # It was not the parent, then: what is below can hang there.
+        parcel.operation = parcel.original or parcel.operation
+        self._drop(parcel, reason, error)
+        if not isinstance(error, PrefactorCoreError):
+            # A bug of ours deserves its traceback; what the API says needs none.
+            message = "%s met an error that was not expected"
+            log(logger, logging.ERROR, message, _name(parcel.operation), error=error)
+
+    def shrink(self, parcel: Parcel) -> bool:
+        """Leave the larger payload of a parcel out at the next attempt; whether there is one."""
+        smaller = without_payload(parcel.operation)
+        if smaller is None:
+            return False
+        parcel.original = parcel.original or parcel.operation
+        parcel.operation = smaller
         return True
 
     def bulk_failed(self) -> None:
@@ -165,70 +175,76 @@ class Sender:
         """
         if self._taken_alone:
             self._taken_alone = False
-            self._bulk_failures += 1
-            if self._bulk_failures >= _BULK_FAILURES:
-                self._stop_bulk("it fails at what single calls are taken for")
+            self.limits.bulk_failed(anyio.current_time())
 
-    def give_up(self, parcel: Parcel, error: Exception, reason: str) -> None:
-        """A parcel will not be delivered, and is the only one to blame."""
-        self._drop(parcel, reason)
-        if not self._warned_of_loss:
-            self._warned_of_loss = True
-            log(
-                logger,
-                logging.WARNING,
-                "%s is given up (%s): %s. Further losses are only counted, in statistics()",
-                _name(parcel.operation),
-                reason,
-                error,
-                # A bug of ours deserves its traceback; what the API says needs none.
-                error=None if isinstance(error, PrefactorCoreError) else error,
-            )
-
-    async def _send_alone(self, parcel: Parcel) -> bool:
+    async def _send_alone(self, parcel: Parcel, settle: Settle) -> None:
         operation = self.identities.of(parcel.operation.instance_id).addressed(parcel.operation)
+        api_id = None
         try:
             api_id, control = await self._request([parcel], self._call(operation, parcel.given_id))
         except Exception as error:
-            verdict = judge(operation, error)
-            if verdict is Verdict.ID_REFUSED and parcel.given_id and not self._took_given_id:
-                self._api_makes_ids()
-                parcel.given_id = False
-                return False
-            if verdict is Verdict.PARENT_REFUSED:
-                # Better kept without a parent than lost with all that is below it.
-                parcel.with_parent = parcel.operation
-                parcel.operation = msgspec.structs.replace(parcel.operation, parent_span_id=None)
-                return False
-            if isinstance(operation, RegisterAgentInstance) and (
-                verdict is Verdict.ENVIRONMENT_REFUSED
-            ):
-                parcel.operation = operation.as_given()
-                return False
-            if verdict is Verdict.TOO_LARGE and (smaller := without_payload(parcel.operation)):
-                self._ledger.shrink(parcel.size - smaller.size)
-                parcel.operation, parcel.size = smaller, smaller.size
-                return False
-            if verdict in _ITS_OWN_FAULT:
-                # It was not the parent, then: what is below can hang there.
-                parcel.operation = parcel.with_parent or parcel.operation
-                self.give_up(parcel, error, "refused")
-                return True
-            if verdict is not Verdict.SETTLED:
+            if self._refused_alone(parcel, operation, error, settle):
+                return
+            if judge(operation, error) is not Verdict.SETTLED:
+                if parcel.original is not None:
+                    # With less it was not taken either.
+                    parcel.operation, parcel.original = parcel.original, None
                 raise
-            api_id = None
+            self._succeeded()
+            parcel.maybe_done = True  # by whom, nobody knows
         else:
             self._heed(operation.instance_id, control)
             if parcel.failed_in_bulk:
-                self._taken_only_alone(operation.type)
-        if parcel.with_parent is not None:
-            self._warn_of_parent(parcel.operation)
+                self.limits.taken_only_alone(operation.type, anyio.current_time())
+        if isinstance(operation, CreateSpan) and operation.parent_span_id is None:
+            self._warn_of_parent(parcel.original)
         self._taken_alone = True
         self._deliver(parcel, api_id)
-        self._last_taken = operation, parcel.given_id
+        settle(parcel)
+
+    def _refused_alone(
+        self, parcel: Parcel, operation: Operation, error: Exception, settle: Settle
+    ) -> bool:
+        """Whether an answer to ``parcel`` alone says what to do with it at once."""
+        verdict = judge(operation, error)
+        if verdict is Verdict.ID_REFUSED and parcel.given_id and not self.limits.took_given_id:
+            self._api_makes_ids()
+            parcel.given_id = False
+        elif verdict is Verdict.PARENT_REFUSED:
+            # Better kept without a parent than lost with all that is below it.
+            parcel.original = parcel.original or parcel.operation
+            parcel.operation = msgspec.structs.replace(parcel.operation, parent_span_id=None)
+        elif verdict is Verdict.ENVIRONMENT_REFUSED:
+            assert isinstance(parcel.operation, RegisterAgentInstance)
+            parcel.operation = parcel.operation.as_given()
+            self.limits.refuses_environment(anyio.current_time())
+        elif verdict is Verdict.TOO_LARGE and self.shrink(parcel):
+            pass
+        elif self._has_an_answer_for_caller(parcel, error) or (
+            parcel.failed_in_bulk
+            and verdict in (Verdict.REFUSED, Verdict.ID_REFUSED, Verdict.TOO_LARGE)
+        ):
+            self._succeeded()
+            self.give_up(parcel, error, "refused")
+            settle(parcel)
+        else:
+            return False
         return True
 
-    async def _send_in_bulk(self, request: Sequence[Parcel]) -> list[Parcel]:
+    def _has_an_answer_for_caller(self, parcel: Parcel, error: Exception) -> bool:
+        """Whether somebody waits for a registration, and the API says that it refuses that."""
+        operation = parcel.operation
+        if not isinstance(operation, RegisterAgentInstance) or not is_of_the_api(error):
+            return False
+        waits = self.identities.of(operation.instance_id).registration is not None
+        return waits and judge(operation, error) in (
+            Verdict.REFUSED,
+            Verdict.ID_REFUSED,
+            Verdict.TOO_LARGE,
+            Verdict.DENIED,
+        )
+
+    async def _send_in_bulk(self, request: Sequence[Parcel], settle: Settle) -> None:
         operations = [
             self.identities.of(parcel.operation.instance_id).addressed(parcel.operation)
             for parcel in request
@@ -237,45 +253,51 @@ class Sender:
         try:
             outputs = await self._request(request, self._bulk(operations, given_ids))
         except Exception as error:
-            failure = error
-        else:
-            return self._read_outputs(request, operations, outputs)
-        # A gateway may say the same, in its own words, while the API behind it is away.
-        if lacks_call(failure) and (
-            not isinstance(failure, PrefactorContractError) or await self.probe()
-        ):
-            self._stop_bulk(str(failure))
-            return []
-        if judge_request(failure) is Verdict.TOO_LARGE:
-            size = sum(parcel.size for parcel in request)
-            self.max_bytes = max(1, min(self.max_bytes, size // 2))
-            return []
-        raise failure
+            now = anyio.current_time()
+            if lacks_call(error) and is_of_the_api(error):
+                self.limits.lacks_bulk(now, str(error))
+            if judge_request(error) is Verdict.TOO_LARGE and len(request) > 1:
+                self.limits.too_large(sum(parcel.size for parcel in request), now)
+            if is_of_the_api(error) and judge_request(error) is Verdict.DENIED:
+                # Callers that wait for a registration get their answer.
+                refused = [p for p in request if self._has_an_answer_for_caller(p, error)]
+                for parcel in refused:
+                    self.give_up(parcel, error, "refused")
+                    settle(parcel)
+                if refused:
+                    return
+            raise
+        await self._read_outputs(request, operations, outputs, settle)
 
-    def _read_outputs(
+    async def _read_outputs(
         self,
         request: Sequence[Parcel],
         operations: Sequence[Operation],
         outputs: Mapping[str, Output],
-    ) -> list[Parcel]:
-        settled: list[Parcel] = []
-        for parcel, operation in zip(request, operations, strict=True):
+        settle: Settle,
+    ) -> None:
+        for place, (parcel, operation) in enumerate(zip(request, operations, strict=True)):
+            if place % _SLICE == _SLICE - 1:
+                # If this is cut short, the rest is sent again under the same keys.
+                await anyio.lowlevel.checkpoint()
             # After an error the API does nothing more: what has no output is sent again.
             output = outputs.get(operation.idempotency_key)
             if output is None:
                 parcel.sent = False
                 continue
             self._heed(operation.instance_id, output.control)
-            if output.succeeded:
-                self._proven.add(operation.type)
+            if output.succeeded and not _lacks_id(operation, output):
+                self.limits.taken_in_bulk(operation.type, len(request))
                 self._deliver(parcel, output.details.id if output.details else None)
-                self._last_taken = operation, parcel.given_id
-                self._taken_alone, self._bulk_failures = False, 0
-                settled.append(parcel)
+                self._refusals.pop(id(parcel), None)
+                self._taken_alone = False
+                settle(parcel)
+            elif (refusal := self._refusals.pop(id(parcel), None)) is not None:
+                self.give_up(parcel, refusal, "refused")
+                settle(parcel)
             else:
                 # What its own endpoint says has a status, which decides.
                 parcel.alone = parcel.failed_in_bulk = True
-        return settled
 
     async def _request(self, request: Sequence[Parcel], call: Awaitable[T]) -> T:
         operations = sum(parcel.count for parcel in request)
@@ -287,12 +309,10 @@ class Sender:
             settles = len(request) == 1 and judge(request[0].operation, error) is Verdict.SETTLED
             if not settles:
                 self._ledger.fail(error)
-            if isinstance(error, PrefactorApiError) and judge_request(error) in _ANSWERS:
-                self._answered()
             raise
         finally:
             self._ledger.in_flight -= operations
-        self._answered()
+        self._succeeded()
         return answer
 
     async def _bulk(
@@ -331,7 +351,7 @@ class Sender:
                 )
 
     def _heed(self, instance_id: str, control: Control | None) -> None:
-        """An answer may say that its run is to stop (API.md section 7)."""
+        """An answer may say that its run is to stop."""
         if control is not None and control.terminate:
             run = self.identities.of(instance_id)
             # Also one that another client registered: this one takes no more spans of it.
@@ -340,25 +360,31 @@ class Sender:
 
     def _deliver(self, parcel: Parcel, api_id: str | None) -> None:
         self._ledger.deliver(parcel.count, parcel.size)
+        if not parcel.maybe_done:
+            self._outage.taken += 1
         operation = parcel.operation
         run = self.identities.of(operation.instance_id)
         match operation:
             case CreateSpan(span_id=span_id) if api_id is not None:
-                if api_id == run.span_id(span_id):
-                    self._took_given_id = True
-                else:
-                    self._api_makes_ids()
+                if api_id != run.span_id(span_id):
+                    if parcel.given_id:
+                        self._api_makes_ids()
                     run.span_made(span_id, api_id)
                     self.identities.keep(run)
+                elif parcel.given_id:
+                    self._api_takes_ids()
             case RegisterAgentInstance(instance_id=instance_id) if api_id is not None:
                 self.identities.registered(instance_id, api_id)
             case FinishAgentInstance():
                 self.identities.forget(run.recorded_id)
             case _:
                 pass
+        if isinstance(operation, FinishSpan) or (
+            isinstance(operation, CreateSpan) and is_terminal(operation.status)
+        ):
+            run.span_ended(operation.span_id)
 
-    def _drop(self, parcel: Parcel, reason: str) -> None:
-        self._ledger.drop(reason, parcel.count, parcel.size)
+    def _drop(self, parcel: Parcel, reason: str, error: Exception | None = None) -> None:
         operation = parcel.operation
         run = self.identities.of(operation.instance_id)
         match operation:
@@ -367,41 +393,54 @@ class Sender:
                 self.identities.keep(run)
             case RegisterAgentInstance():
                 run.lost = reason
+                if run.registration is not None and error is not None:
+                    # What it means is said there.
+                    if run.registration.refused(error):
+                        self._ledger.hand_back(parcel.count, parcel.size)
+                    else:
+                        self._ledger.drop(reason, parcel.count, parcel.size)
+                    return
             case FinishAgentInstance():
                 self.identities.forget(run.recorded_id)
             case _:
                 pass
+        self._ledger.drop(reason, parcel.count, parcel.size)
+        if run.lost is None or error is not None:
+            detail = None if error is None else f"{_name(operation)} is given up: {error}"
+            self._losses.dropped(reason, detail)
 
-    def _warn_of_parent(self, operation: Operation) -> None:
-        if not self._warned_of_parents:
-            self._warned_of_parents = True
-            message = "%s is kept without the parent that it was given: the API does not know that"
-            log(logger, logging.WARNING, message, _name(operation))
+    def _tell_registration_of_failure(self, parcel: Parcel) -> None:
+        if isinstance(parcel.operation, RegisterAgentInstance):
+            run = self.identities.of(parcel.operation.instance_id)
+            if run.registration is not None:
+                run.registration.failed()
 
-    def _stop_bulk(self, why: str) -> None:
-        self.alone = _ALL_TYPES
-        message = "operations go to the Prefactor API one by one: it has no bulk that works (%s)"
-        log(logger, logging.INFO, message, why)
+    def _warn_of_parent(self, original: Operation | None) -> None:
+        """A span was taken without a parent; perhaps not so in its ``original`` form."""
+        if not isinstance(original, CreateSpan) or original.parent_span_id is None:
+            return
+        self._losses.kept_without_parent(_name(original))
 
     def _api_makes_ids(self) -> None:
-        if self.identities.given_ids:
-            self.identities.given_ids = False
-            log(logger, logging.INFO, "the Prefactor API makes the ids of spans itself")
+        self.identities.given_ids = False
+        self.limits.makes_ids(anyio.current_time())
 
-    def _taken_only_alone(self, operation_type: OperationType) -> None:
-        """Bulk failed at what its own endpoint takes: perhaps it does not know the type."""
-        if operation_type not in self._proven:
-            times = self._only_alone.get(operation_type, 0) + 1
-            self._only_alone[operation_type] = times
-            if times >= _TIMES_ONLY_ALONE:
-                self.alone |= {operation_type}
+    def _api_takes_ids(self) -> None:
+        self.identities.given_ids = True
+        self.limits.takes_ids()
 
-    def _answered(self) -> None:
-        outage = self._outage.answered(anyio.current_time())
+    def _succeeded(self) -> None:
+        outage = self._outage.succeeded(anyio.current_time())
         self._ledger.outage_since = None
         if outage is not None:
             message = "the Prefactor API takes operations again after %.1f s"
             log(logger, logging.INFO, message, outage)
+
+
+def _lacks_id(operation: Operation, output: Output) -> bool:
+    """Whether a registration was answered without what the run is called from now on."""
+    id = output.details.id if output.details else None
+    return isinstance(operation, RegisterAgentInstance) and not is_pfid(id)
 
 
 def _name(operation: Operation) -> str:

@@ -28,6 +28,8 @@ from prefactor_core.operations import (
 
 _NO_SUCH_CALL = (404, 405, 501)
 _TOO_LARGE = 413
+_FIRM = (400, 409, 422)
+_NOT_NOW = (408, 425)
 _OUT_OF_SERVICE = (408, 425, 429, 502, 503, 504)
 
 
@@ -38,7 +40,7 @@ class Verdict(Enum):
     """The API is where the operation wanted it: as good as delivered."""
 
     REFUSED = auto()
-    """The API does not take this; another attempt would not change that."""
+    """The API does not take this, if it takes anything at all."""
 
     TOO_LARGE = auto()
     """The API would take it if it were smaller."""
@@ -74,8 +76,8 @@ def judge(operation: Operation, error: Exception) -> Verdict:
         and operation.runtime_environment is not None
         and isinstance(error, PrefactorValidationError | PrefactorConflictError)
     ):
-        # An agent's version is fixed once it is stored under its external_identifier (API.md
-        # section 9), and what the agent runs on changes with every update of a package.
+        # The API keeps an agent's version as it was stored first under its external_identifier,
+        # and what the agent runs on changes with every update of a package.
         return Verdict.ENVIRONMENT_REFUSED
     if isinstance(operation, CreateSpan) and isinstance(error, PrefactorValidationError):
         fields = {name.removeprefix("details.") for name in error.errors}
@@ -88,21 +90,23 @@ def judge(operation: Operation, error: Exception) -> Verdict:
         and isinstance(error, PrefactorNotFoundError)
         and operation.parent_span_id is not None
     ):
-        # The parent, or else the run: without the parent, the answer tells (API.md section 8).
+        # The parent, or else the run: without the parent, the answer tells.
         return Verdict.PARENT_REFUSED
     return judge_request(error)
 
 
 def judge_request(error: Exception) -> Verdict:
     """What ``error`` means for a request of any number of operations."""
-    if isinstance(error, PrefactorApiError) and error.status_code == _TOO_LARGE:
-        return Verdict.TOO_LARGE
     match error:
         case PrefactorAuthError():
             return Verdict.DENIED
         case PrefactorRateLimitError():
             return Verdict.BUSY
         case PrefactorUnreachableError() | PrefactorServerError() | PrefactorContractError():
+            return Verdict.FAILED
+        case PrefactorApiError() if error.status_code == _TOO_LARGE:
+            return Verdict.TOO_LARGE
+        case PrefactorApiError() if error.status_code in _NOT_NOW:
             return Verdict.FAILED
         case PrefactorApiError() | PrefactorValueError() | OperationError():
             return Verdict.REFUSED
@@ -111,16 +115,37 @@ def judge_request(error: Exception) -> Verdict:
             return Verdict.FAILED
 
 
-def may_be_its_fault(error: Exception) -> bool:
-    """Whether ``error`` is an answer that can be about what was sent, and not only about the
-    state that the API is in."""
-    return (
-        isinstance(error, PrefactorApiError)
-        and error.status_code is not None
-        and error.status_code not in _OUT_OF_SERVICE
+def was_not_sent(error: Exception) -> bool:
+    """Whether the request could not even be written: no API has a part in that."""
+    return isinstance(error, PrefactorValueError | OperationError)
+
+
+def is_firm(error: Exception) -> bool:
+    """Whether ``error`` is of the statuses by which an API refuses what it has looked at."""
+    return isinstance(error, PrefactorApiError) and error.status_code in _FIRM
+
+
+def is_out_of_service(error: Exception) -> bool:
+    """Whether ``error`` speaks of the state that the API is in, rather than of what was sent."""
+    return not isinstance(error, PrefactorApiError) or (
+        error.status_code is None or error.status_code in _OUT_OF_SERVICE
     )
 
 
+def may_be_done(error: Exception) -> bool:
+    """Whether the API may have done what was asked for all the same: no answer came."""
+    return isinstance(error, PrefactorUnreachableError)
+
+
 def lacks_call(error: Exception) -> bool:
-    """Whether ``error`` says that the API has no such call at all."""
+    """Whether ``error`` says that there is no such call."""
     return isinstance(error, PrefactorApiError) and error.status_code in _NO_SUCH_CALL
+
+
+def is_of_the_api(error: Exception) -> bool:
+    """Whether ``error`` is an answer in the API's own form, and not that of a gateway."""
+    return (
+        isinstance(error, PrefactorApiError)
+        and error.status_code is not None
+        and not isinstance(error, PrefactorContractError)
+    )

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import TYPE_CHECKING, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import anyio
 import msgspec
+from msgspec import Raw
 
 from prefactor_core import identifiers
 from prefactor_core.agent_instance import AgentInstanceHandle as AgentInstanceHandle
-from prefactor_core.backoff import Backoff
 from prefactor_core.checks import to_optional_text
 from prefactor_core.clock import Clock
 from prefactor_core.delivery.identity import Identities, RunIdentity
-from prefactor_core.delivery.verdict import Verdict, judge
 from prefactor_core.exceptions import (
     InstanceNotFoundError,
-    PrefactorApiError,
-    PrefactorRateLimitError,
-    PrefactorServerError,
-    PrefactorUnreachableError,
+    PrefactorAuthError,
+    PrefactorConflictError,
+    PrefactorNotFoundError,
     PrefactorValueError,
 )
 from prefactor_core.home import Home
 from prefactor_core.lifecycle import InstanceStatus, Outcome, check_outcome, instance_steps
+from prefactor_core.log import log
 from prefactor_core.models import AgentInstance
 from prefactor_core.operations import (
     CreateSpan,
@@ -39,13 +40,60 @@ from prefactor_core.operations import (
 if TYPE_CHECKING:
     from prefactor_core.payload_check import PayloadChecks
 
-_PASSING = (PrefactorUnreachableError, PrefactorRateLimitError, PrefactorServerError)
+logger = logging.getLogger("prefactor_core.managers.agent_instance")
 
 
-class Registrar(Protocol):
-    """What registers runs: an ``ApiClient``, or what counts its requests too."""
+class Registrations(Protocol):
+    """What becomes of the registrations that were queued: the delivery, seen from here."""
 
-    async def register_agent_instance(self, operation: RegisterAgentInstance) -> str: ...
+    @property
+    def is_away(self) -> bool:
+        """Whether the API is known to be away: nobody has to wait for it."""
+        ...
+
+    @property
+    def answers(self) -> int:
+        """How many requests it has answered as it should."""
+        ...
+
+    @property
+    def takes_environment(self) -> bool:
+        """Whether it takes a runtime environment that is added, as far as it has shown."""
+        ...
+
+    def hurry(self) -> AbstractContextManager[None]:
+        """While somebody waits, nothing waits for company."""
+        ...
+
+    def gave_up_waiting(self, seconds: float) -> None:
+        """Somebody has waited so long, and no request was answered."""
+        ...
+
+
+class _Waiting:
+    """A caller that waits for the answer to a registration, and not for endless attempts.
+
+    ``hands_error_on``: whether the caller gets the error of a refusal, and so knows of it.
+    """
+
+    def __init__(self, max_retries: int, *, hands_error_on: bool) -> None:
+        self.over = anyio.Event()
+        self.error: Exception | None = None
+        self._attempts_left = max_retries + 1
+        self._hands_error_on = hands_error_on
+
+    def registered(self) -> None:
+        self.over.set()
+
+    def refused(self, error: Exception) -> bool:
+        self.error = error
+        self.over.set()
+        return self._hands_error_on
+
+    def failed(self) -> None:
+        self._attempts_left -= 1
+        if self._attempts_left <= 0:
+            self.over.set()
 
 
 class _OpenInstance(AgentInstance, kw_only=True):
@@ -58,46 +106,38 @@ class _OpenInstance(AgentInstance, kw_only=True):
 class AgentInstanceManager:
     """Knows every run of this client that has not ended.
 
-    Registering waits for the API: ``timeout`` seconds at most, with up to ``max_retries``
-    more attempts while the API is away. What it could not register then, and all else, are
-    operations that go to ``enqueue``. Whoever does several things to a run that belong together
-    holds the lock of ``home`` around them. ``is_away`` tells whether the API is known to be away;
-    ``on_timeout`` is told that it has become so. ``environment`` gives what is added to an agent's
-    version, once for each run, ``checks`` what its payloads are held against.
+    All that is done to a run is an operation that goes to ``enqueue``, which says whether it takes
+    it; also its registration, for whose outcome the caller waits: ``timeout`` seconds and
+    ``max_retries`` further attempts at most. Whoever does several things to a run that belong
+    together holds the lock of ``home`` around them. ``environment`` gives what is added to an
+    agent's version, once for each run, ``checks`` what its payloads are held against.
     """
 
     def __init__(
         self,
-        http_client: Registrar,
-        enqueue: Callable[[Operation], object],
+        enqueue: Callable[[Operation], bool],
         *,
         identities: Identities,
         home: Home,
-        is_away: Callable[[], bool],
-        on_timeout: Callable[[PrefactorUnreachableError], None],
+        registrations: Registrations | None = None,
         environment: Callable[[], Mapping[str, object]] | None = None,
         checks: PayloadChecks | None = None,
-        backoff: Backoff | None = None,
         max_retries: int = 3,
         timeout: float = 10.0,
     ) -> None:
-        self._api = http_client
         self._enqueue = enqueue
         self._identities = identities
         self.home = home
-        self._is_away = is_away
-        self._on_timeout = on_timeout
+        self._registrations = registrations
         self._environment = environment
         self._checks = checks
-        self._backoff = backoff or Backoff()
         self._max_retries = max_retries
         self._timeout = timeout
         # By the id that operations call them.
         self._instances: dict[str, _OpenInstance] = {}
         # An id of the account's partition, once one is known.
         self._related_id: str | None = None
-        # The last run that could not be registered.
-        self._waiting: RunIdentity | None = None
+        self._refusals = 0
 
     async def register(
         self,
@@ -109,13 +149,15 @@ class AgentInstanceManager:
         environment_id: str | None = None,
         purpose: Purpose | None = None,
         external_identifier: str | None = None,
+        on_refused: Literal["log", "raise"] = "raise",
     ) -> str:
         """Make a run known to the API; the id that it is known by.
 
         ``agent_id`` and ``environment_id``: None if the token says which these are.
         ``instance_id`` asks for that id, which must be a PFID of the account's partition. If
         the API is away, the run goes on with a provisional id, and is registered in the
-        background.
+        background. ``on_refused``: whether a refusal is raised, or logged as an error, and the
+        run goes on unrecorded.
 
         Raises :class:`PrefactorValueError` for what cannot be sent, and a
         :class:`PrefactorApiError` if the API refuses.
@@ -123,6 +165,10 @@ class AgentInstanceManager:
         self.home.check("a run is registered")
         if instance_id is not None and not identifiers.is_pfid(instance_id):
             raise PrefactorValueError(f"instance_id must be a PFID, got {instance_id!r}")
+        if instance_id is not None and self._identities.knows(instance_id):
+            raise PrefactorConflictError(
+                f"instance_id {instance_id!r} belongs to another agent instance of this client"
+            )
         if purpose is not None and purpose not in get_args(Purpose):
             known = ", ".join(repr(known) for known in get_args(Purpose))
             raise PrefactorValueError(f"purpose must be one of {known}, got {purpose!r}")
@@ -133,6 +179,7 @@ class AgentInstanceManager:
             # Not from the id: whoever asks for one twice shall hear that it is taken.
             idempotency_key=identifiers.generate(0),
             agent_id=agent_id,
+            # Captured now: later changes of the caller's objects do not matter.
             agent_version=_json_object("agent_version", agent_version),
             agent_schema_version=_json_object("agent_schema_version", agent_schema_version),
             instance_id=recorded_id,
@@ -142,25 +189,63 @@ class AgentInstanceManager:
             external_identifier=to_optional_text("external_identifier", external_identifier),
             runtime_environment=self._environment_beside(agent_version),
         )
-        operation, registered = await self._register(operation)
-        if registered is None:
-            identity = self._identities.add(operation.instance_id)
-            identity.registered = False
-            self._waiting = identity
-            self.home.step(self._enqueue, operation)
-        else:
-            identity = self._identities.add(registered)
-            self._related_id = registered
-        if self._checks is not None:
-            identity.check = self._checks.of(agent_schema_version)
-        self._instances[identity.recorded_id] = _OpenInstance(
-            id=identity.id,
-            agent_id=agent_id,
-            created_at=clock.now(),
-            clock=clock,
-            identity=identity,
+        run = self._identities.add(recorded_id)
+        run.registered, run.agent_id = False, agent_id
+        with self.home.lock:
+            if not self._enqueue(operation):
+                run.lost = "full"
+        instance = _OpenInstance(
+            id=recorded_id, agent_id=agent_id, created_at=clock.now(), clock=clock, identity=run
         )
-        return identity.id
+        if run.lost is None:
+            await self._wait_for_registration(instance, on_refused)
+        if run.registered:
+            # Nothing else was recorded yet, so all of it can be called what the API calls it.
+            self._identities.rename(run)
+            instance.id = self._related_id = run.id
+        if self._checks is not None:
+            run.check = self._checks.of(agent_schema_version)
+        self._instances[run.recorded_id] = instance
+        return run.id
+
+    async def _wait_for_registration(
+        self, instance: _OpenInstance, on_refused: Literal["log", "raise"]
+    ) -> None:
+        """Return when the API has registered a run, or is known to be away."""
+        registrations, run = self._registrations, instance.identity
+        if registrations is None or registrations.is_away:
+            # An earlier run or the delivery has found that out: nobody has to wait again.
+            return
+        waiting = _Waiting(self._max_retries, hands_error_on=on_refused == "raise")
+        run.registration = waiting
+        answers = registrations.answers
+        try:
+            with registrations.hurry(), anyio.move_on_after(self._timeout) as time:
+                await waiting.over.wait()
+        except BaseException:
+            # Cancelled: nobody will get the run, but the API does.
+            self._move(instance, InstanceStatus.CANCELLED)
+            raise
+        finally:
+            run.registration = None
+        if waiting.error is not None:
+            if on_refused == "raise":
+                self._identities.forget(run.recorded_id)
+                raise waiting.error
+            self._tell_of_refusal(instance, waiting.error)
+        elif time.cancelled_caught and registrations.answers == answers:
+            registrations.gave_up_waiting(self._timeout)
+
+    def _tell_of_refusal(self, instance: _OpenInstance, error: Exception) -> None:
+        self._refusals += 1
+        if self._refusals & (self._refusals - 1):
+            return  # said for the first, the second, the fourth...
+        message = (
+            "a run of agent %s goes on unrecorded (number %d): the Prefactor API does not register "
+            "it: %s. %s"
+        )
+        way_out = _way_out(error)
+        log(logger, logging.ERROR, message, instance.agent_id, self._refusals, error, way_out)
 
     def start(self, instance_id: str, *, at: datetime | None = None) -> None:
         """The run begins now, or ``at``; nothing if it has begun already."""
@@ -213,13 +298,13 @@ class AgentInstanceManager:
         instance.id = instance.identity.id
         return instance
 
-    def _environment_beside(
-        self, agent_version: Mapping[str, object]
-    ) -> Mapping[str, object] | None:
+    def _environment_beside(self, agent_version: Mapping[str, object]) -> Raw | None:
         """What is added to an agent's version; None if the caller says it, if only as null."""
         if self._environment is None or "runtime_environment" in agent_version:
             return None
-        return self._environment()
+        if self._registrations is not None and not self._registrations.takes_environment:
+            return None
+        return _json_object("runtime_environment", self._environment())
 
     def _provisional_id(self, agent_id: str | None) -> str:
         # With a little luck it is of the right partition already: all ids of an account are
@@ -228,40 +313,6 @@ class AgentInstanceManager:
         if identifiers.is_pfid(related):
             return identifiers.generate_related(related)
         return identifiers.generate(0)
-
-    async def _register(
-        self, operation: RegisterAgentInstance
-    ) -> tuple[RegisterAgentInstance, str | None]:
-        """The operation that was tried last, and the id that the API gave; None if it is away."""
-        waiting = self._waiting
-        if self._is_away() or (waiting and not waiting.registered and waiting.lost is None):
-            # Found out already, by an earlier run or by the delivery: nobody has to wait again.
-            return operation, None
-        first, attempt = operation, 0
-        with anyio.move_on_after(self._timeout):
-            while True:
-                try:
-                    registered = await self._api.register_agent_instance(operation)
-                    if operation is not first:
-                        # It was the environment: the next run need not find that out again.
-                        self._environment = None
-                    return operation, registered
-                except PrefactorApiError as error:
-                    if judge(operation, error) is Verdict.ENVIRONMENT_REFUSED:
-                        operation = operation.as_given()
-                        continue
-                    if not isinstance(error, _PASSING):
-                        raise
-                    attempt += 1
-                    if attempt > self._max_retries:
-                        return operation, None
-                    asked = error.retry_after
-                await anyio.sleep(self._backoff.delay(attempt, at_least=asked))
-        message = f"the API did not register a run within {self._timeout:g} s"
-        self._on_timeout(PrefactorUnreachableError(message))
-        # Not another request than the one that may have been done without an answer: that would
-        # be a second run.
-        return operation, None
 
     def _move(
         self, instance: _OpenInstance, goal: InstanceStatus, at: datetime | None = None
@@ -294,11 +345,24 @@ class AgentInstanceManager:
             self._instances.pop(instance.identity.recorded_id, None)
 
 
-def _json_object(name: str, value: Mapping[str, object]) -> Mapping[str, object]:
+def _json_object(name: str, value: Mapping[str, object]) -> Raw:
     if not isinstance(value, Mapping):
-        raise PrefactorValueError(f"{name} must be a mapping, got {value!r}")
+        raise PrefactorValueError(f"{name} must be a mapping, got a {type(value).__qualname__}")
     try:
-        msgspec.json.encode(value)
+        return Raw(msgspec.json.encode(value))
     except Exception as error:
         raise PrefactorValueError(f"{name} cannot be written as JSON: {error}") from None
-    return value
+
+
+def _way_out(error: Exception) -> str:
+    """What to do about a refused registration."""
+    if isinstance(error, PrefactorAuthError):
+        return "Check the API token (api_token, or PREFACTOR_API_TOKEN in the environment)"
+    if isinstance(error, PrefactorNotFoundError):
+        return "Check agent_id: it must be the id of an agent of this account"
+    if isinstance(error, PrefactorConflictError):
+        return (
+            "An external_identifier is unique for each agent: leave it out, or make another for "
+            "each run"
+        )
+    return "With on_refused='raise' it is an error of agent_instance()"
