@@ -32,6 +32,9 @@ registered does not wait behind all of another run's."""
 _PATIENCE = 3
 """Times as many failures blame an operation if they speak of the state of the API."""
 
+_FEW = 2
+"""A bulk request of so few operations fails for one of them, or because there is no bulk."""
+
 _TOO_LARGE = 413
 
 
@@ -151,19 +154,20 @@ class Courier:
 
     async def _send_request(self, request: list[Parcel]) -> None:
         limited = self._outage.is_limited
+        single = limited or self._single_next
         try:
             await self._sender.send(request, self._settle)
         except Exception as error:
             self._failed(request, error)
         else:
             self._single_next = False
-            if len(request) > 1:
+            if not single:
                 self._taken_before = None
                 # Twice as much as what went through, until all goes through again.
                 if self._limit is not None:
-                    self._limit = 2 * self._limit
-            if self._limit is not None and self._limit >= self._max_operations:
-                self._limit = None
+                    self._limit *= 2
+                    if self._limit >= self._max_operations:
+                        self._limit = None
         finally:
             if limited:
                 self._has_just_asked = True
@@ -193,7 +197,8 @@ class Courier:
             # By halves it comes down to one.
             self._limit = half(request)
             self._single_next = True
-            self._sender.bulk_failed()
+            if len(request) <= _FEW:
+                self._sender.bulk_failed()
         elif verdict in (Verdict.REFUSED, Verdict.DENIED) or lacks_call(error):
             # It is not sent again as it was: the same would be said.
             self._single_next = True
