@@ -155,7 +155,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     divided by a blank; the API gets to know it with every request and every run.
     ``validate_token``: whether opening the client asks the API if it takes the token. A wrong
     one is a :class:`~prefactor_core.PrefactorAuthError` then; an API that is away, or does not
-    answer within ``registration_timeout``, is no reason not to open.
+    answer within ``registration_timeout``, or a gateway's 401 or 403, is no reason not to open.
     ``registration_timeout``: how long ``create_agent_instance`` tries to register a run.
     ``drain_timeout``: how long leaving the scope waits until everything is delivered.
     ``termination_poll_interval``: how often the API is asked whether it has terminated a run;

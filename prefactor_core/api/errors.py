@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Final
 
 import msgspec
 
@@ -21,6 +22,15 @@ from prefactor_core.exceptions import (
     PrefactorValidationError,
 )
 
+_REFUSALS: Final[dict[int, type[PrefactorApiError]]] = {
+    400: PrefactorValidationError,
+    401: PrefactorAuthError,
+    403: PrefactorAuthError,
+    404: PrefactorNotFoundError,
+    409: PrefactorConflictError,
+    422: PrefactorValidationError,
+}
+
 
 def error_from_answer(
     call: str,
@@ -31,6 +41,9 @@ def error_from_answer(
     token: str = "",
 ) -> PrefactorApiError:
     """The exception for an answer of status 400 or more.
+
+    A refusal (401, 404, 422, ...) is one only in the API's error form; in another form it is a
+    :class:`PrefactorContractError`, because a gateway may have answered.
 
     ``call`` is the method and path; ``retry_after`` the header of that name; ``passing``
     the statuses below 500 that are configured to mean "try again". A server or a proxy may
@@ -56,30 +69,30 @@ def error_from_answer(
     if fields:
         message += " (" + ", ".join(f"{name}: {text}" for name, text in fields.items()) + ")"
 
+    kind = _kind(status, passing, answer)
+    if kind is PrefactorAuthError:
+        message += "; is the API token right, and meant for this?"
+    elif kind is PrefactorContractError:
+        message += ", not in the form of the Prefactor API; is api_url right?"
+    wait = _wait(answer, retry_after)
+    if kind is PrefactorValidationError:
+        return PrefactorValidationError(
+            message, code=code, status_code=status, retry_after=wait, errors=fields
+        )
+    return kind(message, code=code, status_code=status, retry_after=wait)
+
+
+def _kind(
+    status: int, passing: Collection[int], answer: ErrorAnswer | None
+) -> type[PrefactorApiError]:
     if status == 429:
-        return PrefactorRateLimitError(
-            message, code=code, status_code=status, retry_after=_wait(answer, retry_after)
-        )
+        return PrefactorRateLimitError
     if status >= 500 or status in passing:
-        return PrefactorServerError(
-            message, code=code, status_code=status, retry_after=_wait(answer, retry_after)
-        )
-    if status in (401, 403):
-        return PrefactorAuthError(
-            f"{message}; is the API token right, and meant for this?", code=code, status_code=status
-        )
+        return PrefactorServerError
     if answer is None:
-        return PrefactorContractError(
-            f"{message}, not in the form of the Prefactor API; is api_url right?",
-            status_code=status,
-        )
-    if status in (400, 422):
-        return PrefactorValidationError(message, code=code, status_code=status, errors=fields)
-    if status == 404:
-        return PrefactorNotFoundError(message, code=code, status_code=status)
-    if status == 409:
-        return PrefactorConflictError(message, code=code, status_code=status)
-    return PrefactorApiError(message, code=code, status_code=status)
+        # Of a gateway, or a server that is not the API: it refuses nothing that the API would take.
+        return PrefactorContractError
+    return _REFUSALS.get(status, PrefactorApiError)
 
 
 def _field_messages(answer: ErrorAnswer | None) -> dict[str, str]:
