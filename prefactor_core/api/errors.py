@@ -6,11 +6,13 @@ import math
 from collections.abc import Collection
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from itertools import islice
 from typing import Final
 
 import msgspec
 
 from prefactor_core.api.answers import ErrorAnswer, FieldError, decode
+from prefactor_core.api.quoting import quoted
 from prefactor_core.exceptions import (
     PrefactorApiError,
     PrefactorAuthError,
@@ -21,6 +23,9 @@ from prefactor_core.exceptions import (
     PrefactorServerError,
     PrefactorValidationError,
 )
+
+_FIELDS: Final = 20
+"""How many wrong fields an error names."""
 
 _REFUSALS: Final[dict[int, type[PrefactorApiError]]] = {
     400: PrefactorValidationError,
@@ -46,12 +51,9 @@ def error_from_answer(
     :class:`PrefactorContractError`, because a gateway may have answered.
 
     ``call`` is the method and path; ``retry_after`` the header of that name; ``passing``
-    the statuses below 500 that are configured to mean "try again". A server or a proxy may
-    repeat the ``token`` that it was sent; the exception does not.
+    the statuses below 500 that are configured to mean "try again". The texts of the answer are
+    :func:`quoted`: a server may repeat the ``token`` that it was sent, the exception does not.
     """
-
-    def without_token(text: str) -> str:
-        return text.replace(token, "***") if token else text
 
     try:
         answer = decode(body, ErrorAnswer)
@@ -59,13 +61,13 @@ def error_from_answer(
         answer = None
     if answer and answer.code is None and answer.status != "error" and not answer.errors:
         answer = None  # JSON, but not the API's: a gateway's
-    code = without_token(answer.code or "unknown") if answer else "unknown"
+    code = quoted(answer.code or "unknown", token) if answer else "unknown"
     fields = {
-        without_token(name): without_token(text) for name, text in _field_messages(answer).items()
+        quoted(name, token): quoted(text, token) for name, text in _field_messages(answer).items()
     }
     message = f"{call} was answered {status}"
     if answer and (answer.code or answer.message):
-        message += f" {code}: {without_token(answer.message or '')}".rstrip(": ")
+        message += f" {code}: {quoted(answer.message or '', token)}".rstrip(": ")
     if fields:
         message += " (" + ", ".join(f"{name}: {text}" for name, text in fields.items()) + ")"
 
@@ -98,7 +100,8 @@ def _kind(
 def _field_messages(answer: ErrorAnswer | None) -> dict[str, str]:
     messages: dict[str, str] = {}
     errors = answer.errors if answer else None
-    for name, raw in (errors if isinstance(errors, dict) else {}).items():
+    of_fields = errors if isinstance(errors, dict) else {}
+    for name, raw in islice(of_fields.items(), _FIELDS):
         try:
             error = decode(raw, FieldError)
             messages[name] = error.message or error.code
