@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from itertools import groupby
 from typing import Final
 
 _MASK: Final = "***"
 _LIMIT: Final = 500
-_LONGEST_SPELLING: Final = 9
-"""Characters that one character of a token can take: four backslashes and ``u002f``."""
+_LONGEST_SPELLING: Final = 13
+"""Characters that one character of a token can take: eight backslashes and ``u002f``."""
 
 
 def quoted(text: str, token: str) -> str:
@@ -43,11 +44,16 @@ def _printable(text: str) -> str:
 
 @lru_cache(maxsize=32)
 def _pattern_of(token: str) -> re.Pattern[str]:
-    return re.compile("".join(map(_spellings, token)))
-
-
-def _spellings(character: str) -> str:
-    code = f"{ord(character):02x}"
-    digits = "".join(f"[{d}{d.upper()}]" if d.isalpha() else d for d in code)
-    plain = r"[ +]" if character == " " else re.escape(character)
-    return rf"(?:\\{{0,4}}(?:{plain}|u00{digits}|x{digits})|%(?:25){{0,2}}{digits})"
+    # The quantifiers are possessive (}+): a long run of backslashes is not tried in every way.
+    parts: list[str] = []
+    for character, run in groupby(token):
+        length = len(list(run))
+        code = f"{ord(character):02x}"
+        digits = "".join(f"[{d}{d.upper()}]" if d.isalpha() else d for d in code)
+        coded = rf"\\{{0,8}}+(?:u00{digits}|x{digits})|%(?:25){{0,2}}{digits}"
+        if character == "\\":
+            parts.append(rf"(?:\\{{{length},{8 * length}}}+|(?:{coded}){{{length}}})")
+        else:
+            plain = "[ +]" if character == " " else re.escape(character)
+            parts.append(rf"(?:\\{{0,8}}+{plain}|{coded}){{{length}}}")
+    return re.compile("".join(parts))

@@ -15,6 +15,10 @@ _CHUNKS: Final = 32
 """Parts of an answer that are taken in one turn of the loop, however small they are."""
 
 
+_LEAST: Final = 64
+"""Bytes that a part counts for, however small it is: it takes time, too."""
+
+
 class UnreadableAnswerError(Exception):
     """The body is too long, or packed in a way that cannot be read."""
 
@@ -23,40 +27,34 @@ class _Plain:
     """Takes a body as it comes."""
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.parts: list[bytes] = []
-        self._length = 0
+        self._taken = _Bytes(limit)
+        self._parts: list[bytes] = []
 
     async def add(self, chunk: bytes) -> None:
-        self._take(chunk)
+        self._taken.count(chunk)
+        self._parts.append(chunk)
 
     def end(self) -> bytes:
-        return b"".join(self.parts)
-
-    def _take(self, part: bytes) -> None:
-        self._length += len(part)
-        if self._length > self.limit:
-            raise too_long(self.limit)
-        self.parts.append(part)
+        return b"".join(self._parts)
 
 
-class _Gzip(_Plain):
+class _Gzip:
     """Unpacks a body, slice by slice."""
 
     def __init__(self, limit: int) -> None:
-        super().__init__(limit)
+        self._packed = _Bytes(limit)  # there are blocks that unpack to nothing
+        self._unpacked = _Plain(limit)
         self._unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
-        self._packed = 0
 
     async def add(self, chunk: bytes) -> None:
-        self._packed += len(chunk)
-        if self._packed > self.limit:
-            raise too_long(self.limit)  # blocks that unpack to nothing
+        self._packed.count(chunk)
         while chunk and not self._unpacker.eof:
             try:
-                self._take(self._unpacker.decompress(chunk, _SLICE))
+                part = self._unpacker.decompress(chunk, _SLICE)
             except zlib.error as error:
                 raise UnreadableAnswerError(f"it is not gzip ({error})") from None
+            if part:
+                await self._unpacked.add(part)
             chunk = self._unpacker.unconsumed_tail
             if chunk:
                 await anyio.lowlevel.cancel_shielded_checkpoint()
@@ -64,19 +62,26 @@ class _Gzip(_Plain):
     def end(self) -> bytes:
         if not self._unpacker.eof:
             raise UnreadableAnswerError("its gzip breaks off")
-        return super().end()
+        return self._unpacked.end()
 
 
-def too_long(limit: int) -> UnreadableAnswerError:
-    """The error for a body of more than ``limit`` bytes."""
-    return UnreadableAnswerError(f"it has more than {limit:,} bytes")
+class _Bytes:
+    """Counts the bytes of parts up to a limit."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+
+    def count(self, part: bytes) -> None:
+        self._left -= max(len(part), _LEAST)
+        if self._left < -_LEAST:  # the last part may be a small one
+            raise UnreadableAnswerError("it is too long")
 
 
 async def read_body(answer: httpx.Response, limit: int) -> bytes:
     """The body of ``answer``. The loop gets a turn after each slice of work.
 
-    Raises :class:`UnreadableAnswerError` if it has more than ``limit`` bytes, packed or unpacked,
-    or is packed otherwise than with gzip; and what httpx raises.
+    Raises :class:`UnreadableAnswerError` if it has (about) more than ``limit`` bytes, packed or
+    unpacked, or is packed otherwise than with gzip; and what httpx raises.
     """
     packing = answer.headers.get("Content-Encoding", "").strip().lower()
     body = _Gzip(limit) if packing in ("gzip", "x-gzip") else _Plain(limit)
@@ -84,7 +89,7 @@ async def read_body(answer: httpx.Response, limit: int) -> bytes:
     if packing not in ("", "identity", "gzip", "x-gzip"):
         failure = UnreadableAnswerError("it is packed in a way that was not asked for")
     elif (length := answer.headers.get("Content-Length", "")).isdigit() and int(length) > limit:
-        failure = too_long(limit)
+        failure = UnreadableAnswerError("it is too long")
     if failure is not None:
         raise failure
     chunks = 0
