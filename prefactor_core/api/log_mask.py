@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ _LOGGERS: Final = (
     "httpcore.socks",
 )
 
-_lock: Final = Lock()
+_lock = Lock()
 _uses: Final = Counter[str]()
 _secrets: tuple[str, ...] = ()
 
@@ -63,3 +64,13 @@ def _change(secrets: tuple[str, ...], uses: int) -> None:
         _secrets = tuple(sorted(_uses, key=len, reverse=True))
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_mask)  # once: logging sees to it
+
+
+def _renew_lock() -> None:
+    """In the child of a fork, where another thread may have held it, for ever."""
+    global _lock
+    _lock = Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
