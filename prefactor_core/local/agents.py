@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET
 
 from prefactor_core import identifiers
+from prefactor_core.local.faults import Faults
 from prefactor_core.local.idempotency import Once
 from prefactor_core.local.pages import Answer, Pages
 from prefactor_core.local.refusal import Refusal, invalid, invalid_action, not_found
@@ -28,9 +29,11 @@ class Agents:
     """The agents in ``store``. ``given``: those that there are before they are created; None:
     every agent that registers a run is known from then on."""
 
-    def __init__(self, store: Store, given: Collection[str] | None = None) -> None:
+    def __init__(
+        self, store: Store, given: Collection[str] | None = None, faults: Faults | None = None
+    ) -> None:
         self._store = store
-        self._once = Once(store)
+        self._once = Once(store, faults or Faults())
         self._pages = Pages(store)
         self._all_known = given is None
         with store.transaction():

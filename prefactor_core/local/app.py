@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.local.agents import Agents
 from prefactor_core.local.bulk import Bulk
-from prefactor_core.local.faults import Faults, FaultyFront
+from prefactor_core.local.faults import Faults, FaultyFront, ReadOnly
 from prefactor_core.local.refusal import Refusal
 from prefactor_core.local.requests import (
     BulkBody,
@@ -124,7 +124,7 @@ class LocalPrefactor:
         self.refusals: Counter[str] = Counter()
         self._tokens = Tokens(api_token, deployment_tokens)
         self._faults = faults or Faults()
-        self._agents = Agents(store, agents)
+        self._agents = Agents(store, agents, self._faults)
         self._service = Service(store, self._agents, self._faults)
         # A file is read and written in a thread, one call at a time. Memory has nothing to
         # wait for; without threads, tests on virtual time can use it.
@@ -157,6 +157,7 @@ class LocalPrefactor:
                 Refusal: self._refused,
                 HTTPException: self._no_such_call,
                 sqlite3.Error: self._no_storage,
+                ReadOnly: self._failed,
             },
         )
         app.router.redirect_slashes = False
@@ -301,6 +302,9 @@ class LocalPrefactor:
         code = "not_found" if error.status_code == 404 else "bad_request"
         message = f"{request.method} {request.url.path}: {error.detail}"
         return await self._refused(request, Refusal(error.status_code, code, message))
+
+    async def _failed(self, request: Request, error: Exception) -> Response:
+        return self._app.failure()
 
     async def _no_storage(self, request: Request, error: Exception) -> Response:
         # A full disk or a locked file passes: the client keeps its operations and tries again.

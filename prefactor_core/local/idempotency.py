@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 from msgspec import Struct
 
+from prefactor_core.local.faults import Faults, ReadOnly
 from prefactor_core.local.refusal import Refusal
 from prefactor_core.local.requests import check_key
 from prefactor_core.local.store import Store
@@ -16,8 +17,9 @@ from prefactor_core.local.store import Store
 class Once:
     """Does each call in one transaction; and one that has a key, once."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, faults: Faults) -> None:
         self._store = store
+        self._faults = faults
 
     def __call__(
         self, call: str, body: Struct, key: str | None, act: Callable[[], Mapping[str, object]]
@@ -44,6 +46,8 @@ class Once:
                             409, "idempotency_key_reused", f"{key!r} was used for another request"
                         )
                     return bytes(known["answer"], "utf-8")
+            if self._faults.read_only:
+                raise ReadOnly
             answer = msgspec.json.encode(act())
             if key is not None:
                 row = {"key": key, "request": request, "answer": answer.decode()}
