@@ -16,17 +16,19 @@ async def open_api(
     config: HttpClientConfig,
     asgi_app: AsgiApp | None = None,
     sdk_header_entry: str | None = None,
+    opening_timeout: float = 10.0,
 ) -> AsyncGenerator[ApiClient]:
     """The calls of the service at ``config.api_url``, of the local Prefactor on a file
     (``local:PATH``), or of ``asgi_app`` in place of either. No request is sent.
     ``sdk_header_entry`` names what records by this package (API.md section 1).
+    ``opening_timeout``: seconds to wait for a local file that another process has locked.
 
     Raises :class:`PrefactorValueError` if a local one cannot be opened.
     """
     sdk_header = SDK if sdk_header_entry is None else f"{sdk_header_entry} {SDK}"
     if asgi_app is None and config.is_local:
         async with (
-            _local_app(config.api_url.removeprefix(LOCAL_PREFIX)) as local_app,
+            _local_app(config.api_url.removeprefix(LOCAL_PREFIX), opening_timeout) as local_app,
             ApiClient(config, sdk_header, local_app) as api,
         ):
             yield api
@@ -35,7 +37,7 @@ async def open_api(
             yield api
 
 
-def _local_app(path: str) -> AbstractAsyncContextManager[AsgiApp]:
+def _local_app(path: str, opening_timeout: float) -> AbstractAsyncContextManager[AsgiApp]:
     try:
         from prefactor_core.local import open_local_prefactor
     except ImportError as error:
@@ -43,4 +45,4 @@ def _local_app(path: str) -> AbstractAsyncContextManager[AsgiApp]:
             f"api_url 'local:{path}' needs the extra 'local' of this package ({error}): "
             "pip install '.[local]' in its folder"
         ) from None
-    return open_local_prefactor(path)
+    return open_local_prefactor(path, opening_timeout=opening_timeout)

@@ -36,9 +36,9 @@ class Agents:
         self._once = Once(store, faults or Faults())
         self._pages = Pages(store)
         self._all_known = given is None
-        with store.transaction():
-            for agent_id in given or ():
-                self._add_unknown(agent_id)
+        # A file in which all are known is not written to, and needs no lock.
+        if given and store.until_free(lambda: any(self._row(id) is None for id in given)):
+            store.until_free(lambda: self._add_all(given))
 
     def use(self, agent_id: str) -> None:
         """A run of this agent is registered; to be called in its transaction.
@@ -132,6 +132,11 @@ class Agents:
             return self._answer(agent_id)
 
         return self._once(f"{action} {agent_id}", body, body.idempotency_key, act)
+
+    def _add_all(self, agent_ids: Collection[str]) -> None:
+        with self._store.transaction():
+            for agent_id in agent_ids:
+                self._add_unknown(agent_id)
 
     def _add_unknown(self, agent_id: str) -> None:
         if self._row(agent_id) is None:
