@@ -240,6 +240,16 @@ async def test_a_call_whose_caller_is_gone_before_it_began_is_not_made(path: str
             assert len(await api.spans(run)) <= 1
 
 
+async def test_its_thread_ends_when_a_file_is_closed(path: str) -> None:
+    with anyio.fail_after(60):
+        before = set(threading.enumerate())
+        async with open_local_prefactor(path):
+            (thread,) = set(threading.enumerate()) - before
+            assert thread.daemon
+        thread.join(4)  # it would end without that, too, after five seconds
+        assert not thread.is_alive()
+
+
 # --- transactions
 
 

@@ -117,7 +117,10 @@ async def open_local_prefactor(
                 suppress(RuntimeError, sqlite3.Error),
                 anyio.move_on_after(close_timeout, shield=True),
             ):
-                await thread.call(close)
+                try:
+                    await thread.call(close)
+                finally:
+                    thread.end()
 
 
 async def _opened(
