@@ -25,7 +25,8 @@ class DaemonThread:
     """Makes one call after another, in the order in which they were asked for.
 
     The thread begins with the first call and ends with :meth:`end`, or when there was none for
-    five seconds. With the next call, or in the child of a fork, it begins again. Any number of tasks, of any event loop, may call.
+    five seconds. With the next call, or in the child of a fork, it begins again. Any number of
+    tasks, of any event loop, may call.
     """
 
     def __init__(self, name: str) -> None:

@@ -202,6 +202,25 @@ async def test_a_lock_is_an_outage_and_one_line_in_the_log_for_all_of_it(
     ]
 
 
+async def test_another_failure_is_one_warning_for_all_of_it(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="prefactor_core.local")
+    with anyio.fail_after(60):
+        async with opened(path) as api:
+            run = await api.start()
+            with closing(sqlite3.connect(path)) as other:
+                other.execute("ALTER TABLE agent_spans RENAME TO moved")
+                for _ in range(3):
+                    refused(await api.create(run), 503, "storage_unavailable")
+                other.execute("ALTER TABLE moved RENAME TO agent_spans")
+            await api.created(run)
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "the local database failed: no such table: agent_spans"),
+        ("INFO", "the local database works again"),
+    ]
+
+
 async def test_a_client_keeps_what_it_records_while_its_file_is_locked(
     path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
