@@ -268,6 +268,7 @@ def downgrade(path: Path) -> None:
     """What a file of the first version is like."""
     with sqlite3.connect(path) as old:
         old.executescript(
+            "ALTER TABLE idempotency_keys DROP COLUMN used_at;"
             "ALTER TABLE agent_spans DROP COLUMN flags; DROP TABLE agents;"
             "ALTER TABLE agent_instances DROP COLUMN quality; PRAGMA user_version = 0"
         )
