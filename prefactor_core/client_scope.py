@@ -93,7 +93,7 @@ class ClientScope:
         checks = _payload_checks(config)
         async with AsyncExitStack() as opening:
             api = await opening.enter_async_context(
-                open_api(http, asgi_app, config.sdk_header_entry)
+                open_api(http, asgi_app, config.sdk_header_entry, config.registration_timeout)
             )
             if config.validate_token:
                 try:

@@ -17,10 +17,12 @@ async def open_api(
     config: HttpClientConfig,
     asgi_app: AsgiApp | None = None,
     sdk_header_entry: str | None = None,
+    opening_timeout: float = 10.0,
 ) -> AsyncGenerator[ApiClient]:
     """The calls of the service at ``config.api_url``, of the local Prefactor on a file
     (``local:PATH``), or of ``asgi_app`` in place of either. No request is sent.
     ``sdk_header_entry`` names what records by this package (API.md section 1).
+    ``opening_timeout``: seconds to wait for a local file that another process has locked.
 
     Raises :class:`PrefactorValueError` if a local one cannot be opened, or if the environment
     names a proxy or certificates that cannot be used.
@@ -29,7 +31,7 @@ async def open_api(
     if asgi_app is None and config.is_local:
         await _import_local(config.api_url)
         async with (
-            _local_app(config.api_url.removeprefix(LOCAL_PREFIX)) as local_app,
+            _local_app(config.api_url.removeprefix(LOCAL_PREFIX), opening_timeout) as local_app,
             ApiClient(config, sdk_header, local_app) as api,
         ):
             yield api
@@ -48,7 +50,7 @@ async def _import_local(api_url: str) -> None:
         ) from None
 
 
-def _local_app(path: str) -> AbstractAsyncContextManager[AsgiApp]:
+def _local_app(path: str, opening_timeout: float) -> AbstractAsyncContextManager[AsgiApp]:
     from prefactor_core.local import open_local_prefactor
 
-    return open_local_prefactor(path)
+    return open_local_prefactor(path, opening_timeout=opening_timeout)

@@ -24,14 +24,15 @@ _IDLE_SECONDS: Final = 5.0
 class DaemonThread:
     """Makes one call after another, in the order in which they were asked for.
 
-    The thread begins with the first call and ends when there was none for five seconds. In the
-    child of a fork it begins again. Any number of tasks, of any event loop, may call.
+    The thread begins with the first call and ends with :meth:`end`, or when there was none for
+    five seconds. With the next call, or in the child of a fork, it begins again. Any number of
+    tasks, of any event loop, may call.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._lock = Lock()
-        self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: Thread | None = None
 
     async def call(self, function: Callable[[], T]) -> T:
@@ -63,6 +64,12 @@ class DaemonThread:
         finally:
             del error  # it has this frame
 
+    def end(self) -> None:
+        """Have the thread end after the calls that were asked for. Waits for nothing."""
+        with self._lock:
+            if self._thread is not None:
+                self._calls.put(None)
+
     def _ask(self, make: Callable[[], None]) -> None:
         with self._lock:
             self._calls.put(make)
@@ -75,6 +82,8 @@ class DaemonThread:
             try:
                 make = self._calls.get(timeout=_IDLE_SECONDS)
             except Empty:
+                make = None
+            if make is None:
                 # Under the lock: a call that is asked for now finds this thread, or a new one.
                 with self._lock:
                     if self._calls.empty():
@@ -87,4 +96,8 @@ class DaemonThread:
 
 async def call_in_daemon_thread(function: Callable[[], T], name: str) -> T:
     """What ``function()`` gives, or raises, in a thread of its own; see :class:`DaemonThread`."""
-    return await DaemonThread(name).call(function)
+    thread = DaemonThread(name)
+    try:
+        return await thread.call(function)
+    finally:
+        thread.end()

@@ -19,11 +19,11 @@ from prefactor_core.schema_registry import SchemaRegistry
 from prefactor_core.sync_client import SyncPrefactorClient
 
 try:
-    from prefactor_core.local.app import MEMORY, LocalPrefactor
+    from prefactor_core.local.app import LocalPrefactor
     from prefactor_core.local.refusal import Refusal
     from prefactor_core.local.requests import TerminateBody
     from prefactor_core.local.service import Service
-    from prefactor_core.local.store import Row, Store
+    from prefactor_core.local.store import MEMORY, Row, Store
     from prefactor_core.local.versions import Versions
     from prefactor_core.local.views import Views
 except ImportError as error:

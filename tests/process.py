@@ -59,7 +59,7 @@ class Process:
     def send(self, number: int) -> None:
         os.kill(self.process.pid, number)
 
-    def wait(self, timeout: float = 20) -> tuple[int, str, str]:
+    def wait(self, timeout: float = 60) -> tuple[int, str, str]:
         """Its exit code, and what it printed, less the lines that were read."""
         out, err = self.process.communicate(timeout=timeout)
         return self.process.returncode, out.strip(), err.strip()

@@ -25,7 +25,7 @@ async def test_a_call_raises_what_the_function_raises() -> None:
     def fail() -> None:
         raise error
 
-    with anyio.fail_after(10), pytest.raises(LookupError) as raised:
+    with anyio.fail_after(60), pytest.raises(LookupError) as raised:
         await call_in_daemon_thread(fail, "a helper")
     assert raised.value is error
 
@@ -58,6 +58,37 @@ async def test_who_is_cancelled_does_not_wait_for_the_call() -> None:
         goes_on.set()
         # The next one comes after it.
         assert await thread.call(ended.is_set)
+
+
+async def test_a_thread_ends_when_it_is_told_to_and_begins_again() -> None:
+    thread = DaemonThread("a helper")
+    thread.end()  # it has not begun
+    with anyio.fail_after(60):
+        first = await thread.call(threading.current_thread)
+        thread.end()
+        first.join(4)  # it would end without that, too, after five seconds
+        assert not first.is_alive()
+        assert await thread.call(threading.current_thread) is not first
+    thread.end()
+
+
+async def test_a_thread_makes_the_calls_that_were_asked_for_before_it_ends() -> None:
+    goes_on, made = threading.Event(), threading.Event()
+    thread = DaemonThread("a helper")
+    with anyio.fail_after(60):
+        for function in (lambda: goes_on.wait(60), made.set):
+            with anyio.move_on_after(0):
+                await thread.call(function)
+        thread.end()
+        goes_on.set()
+        assert made.wait(60)
+
+
+async def test_the_thread_of_one_call_ends_with_it() -> None:
+    with anyio.fail_after(60):
+        thread = await call_in_daemon_thread(threading.current_thread, "a helper")
+    thread.join(4)  # as above
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

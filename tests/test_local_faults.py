@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,55 @@ async def test_a_rate_is_the_part_that_fails_and_the_seed_says_which() -> None:
     assert one.count(503) + one.count(200) == 200
     assert await statuses_of(Faults(failure_rate=0.3, seed=1)) == one
     assert await statuses_of(Faults(failure_rate=0.3, seed=2)) != one
+
+
+async def test_a_read_only_prefactor_fails_new_writes_and_answers_reads_and_replays() -> None:
+    async with faulty(faults=Faults(failure_status=500)) as (app, api):
+        run = await api.start()
+        span = await api.created(run, idempotency_key="create-1")
+        app.faults.read_only = True
+        assert await api.created(run, idempotency_key="create-1") == span
+        assert await api.spans(run) == [span]
+        for key in ("create-2", None):
+            refused(await api.create(run, idempotency_key=key), 500, "unavailable")
+        refused(await api.post("agent", {"details": {"name": "An agent"}}), 500, "unavailable")
+        known, new = create(run, "bulk-key-1"), create(run, "bulk-key-2")
+        refused(await api.post("bulk", {"items": [known]}), 500, "unavailable")
+        app.faults.read_only = False
+        outputs = (await api.post("bulk", {"items": [known]})).json()["outputs"]
+        app.faults.read_only = True
+        assert (await api.post("bulk", {"items": [known]})).json()["outputs"] == outputs
+        refused(await api.post("bulk", {"items": [known, new]}), 500, "unavailable")
+        assert len(await api.spans(run)) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "title"),
+    [(413, HTTPStatus(413).phrase), (502, "Bad Gateway"), (599, "")],
+)
+async def test_a_gateway_answers_failures_with_a_page_of_its_own(status: int, title: str) -> None:
+    faults = Faults(gateway=True, failure_rate=1, failure_status=status, retry_after=1.5)
+    async with faulty(faults=faults) as (app, api):
+        answer = await api.get("ping")
+        assert answer.status_code == status
+        assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+        assert answer.headers["Retry-After"] == "2"
+        assert f"<h1>{f'{status} {title}'.strip()}</h1>" in answer.text
+        assert app.refusals == {"gateway": 1}
+
+
+async def test_a_gateway_answers_what_it_lets_through_is_too_large_or_is_not_written() -> None:
+    async with faulty(faults=Faults(gateway=True)) as (app, api):
+        run = await api.start()
+        refused(await api.get("nothing"), 404, "not_found")
+        app.faults.read_only = True
+        assert "<h1>503 Service Unavailable</h1>" in (await api.create(run)).text
+        app.faults.max_body_bytes = 10
+        answer = await api.create(run)
+        assert (answer.status_code, answer.headers["Content-Type"]) == (
+            413,
+            "text/html; charset=utf-8",
+        )
 
 
 # --- dropped connections
@@ -381,6 +431,8 @@ async def test_the_sender_of_a_large_body_reads_why_it_was_not_taken(
         ({"failure_status": ()}, "failure_status must hold at least one status, got ()"),
         ({"retry_after": -1}, "retry_after must be a number, between 0 and 86400, got -1"),
         ({"retry_after": math.inf}, "retry_after must be a number, between 0 and 86400, got inf"),
+        ({"read_only": 1}, "read_only must be True or False, got 1"),
+        ({"gateway": "nginx"}, "gateway must be True or False, got 'nginx'"),
         ({"bulk": 0}, "bulk must be True or False, got 0"),
         ({"given_ids": None}, "given_ids must be True or False, got None"),
         (

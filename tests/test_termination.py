@@ -126,7 +126,7 @@ def test_who_watches_from_another_thread_meanwhile_calls_its_own_callback_only()
     def watch_elsewhere(reason: str) -> None:
         thread = threading.Thread(target=termination.watch, args=(lambda _: note("late"),))
         thread.start()
-        thread.join(5)
+        thread.join(60)
 
     termination = Termination()
     termination.watch(watch_elsewhere)

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET
 
 from prefactor_core import identifiers
+from prefactor_core.local.faults import Faults
 from prefactor_core.local.idempotency import Once
 from prefactor_core.local.pages import Answer, Pages
 from prefactor_core.local.refusal import Refusal, invalid, invalid_action, not_found
@@ -28,14 +29,16 @@ class Agents:
     """The agents in ``store``. ``given``: those that there are before they are created; None:
     every agent that registers a run is known from then on."""
 
-    def __init__(self, store: Store, given: Collection[str] | None = None) -> None:
+    def __init__(
+        self, store: Store, given: Collection[str] | None = None, faults: Faults | None = None
+    ) -> None:
         self._store = store
-        self._once = Once(store)
+        self._once = Once(store, faults or Faults())
         self._pages = Pages(store)
         self._all_known = given is None
-        with store.transaction():
-            for agent_id in given or ():
-                self._add_unknown(agent_id)
+        # A file in which all are known is not written to, and needs no lock.
+        if given and store.until_free(lambda: any(self._row(id) is None for id in given)):
+            store.until_free(lambda: self._add_all(given))
 
     def use(self, agent_id: str) -> None:
         """A run of this agent is registered; to be called in its transaction.
@@ -129,6 +132,11 @@ class Agents:
             return self._answer(agent_id)
 
         return self._once(f"{action} {agent_id}", body, body.idempotency_key, act)
+
+    def _add_all(self, agent_ids: Collection[str]) -> None:
+        with self._store.transaction():
+            for agent_id in agent_ids:
+                self._add_unknown(agent_id)
 
     def _add_unknown(self, agent_id: str) -> None:
         if self._row(agent_id) is None:

@@ -6,11 +6,10 @@ import logging
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
-from typing import TypeVar
+from contextlib import asynccontextmanager, suppress
+from typing import Final, TypeVar
 
 import anyio
-import anyio.to_thread
 from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,10 +18,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from prefactor_core.daemon_thread import DaemonThread
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.local.agents import Agents
 from prefactor_core.local.bulk import Bulk
-from prefactor_core.local.faults import Faults, FaultyFront
+from prefactor_core.local.faults import Faults, FaultyFront, ReadOnly
 from prefactor_core.local.refusal import Refusal
 from prefactor_core.local.requests import (
     BulkBody,
@@ -39,7 +39,7 @@ from prefactor_core.local.requests import (
     parse_body,
 )
 from prefactor_core.local.service import Service
-from prefactor_core.local.store import Store
+from prefactor_core.local.store import MEMORY, Store, is_busy
 from prefactor_core.local.tokens import Deployment, Tokens, check_account
 from prefactor_core.log import log
 
@@ -47,7 +47,8 @@ logger = logging.getLogger("prefactor_core.local")
 
 Body = TypeVar("Body", bound=Struct)
 
-MEMORY = ":memory:"
+_CLOSE_TIMEOUT: Final = 1.0
+"""Seconds to wait for the file to be closed; after them its thread does that alone."""
 
 
 @asynccontextmanager
@@ -58,6 +59,7 @@ async def open_local_prefactor(
     deployment_tokens: Mapping[str, Deployment] | None = None,
     agents: Collection[str] | None = None,
     faults: Faults | None = None,
+    opening_timeout: float = 10.0,
 ) -> AsyncGenerator[LocalPrefactor]:
     """The API on the database file ``path``, made if it is not there, as an ASGI application.
 
@@ -66,43 +68,86 @@ async def open_local_prefactor(
     may record and not read (API.md section 1). By default every token is taken, also none, as
     the account's. ``agents`` are the agents that exist, beside those that are created; by
     default every agent that registers a run is made known. ``faults`` are what it does wrong.
+    ``opening_timeout``: seconds to wait while other processes have the file locked and it must
+    be made, or brought up to date; otherwise no lock is needed.
 
-    Raises :class:`PrefactorValueError` if ``path`` can be no database, and for a token or an
-    agent that can be none.
+    A file that it makes is for its owner alone. Another process may have the same file open. A
+    call that finds it locked for 0.2 s is answered 503.
+
+    Raises :class:`PrefactorValueError` if ``path`` can be no database or cannot be opened in
+    time, and for a token or an agent that can be none.
     """
     # SQLite takes "" for a file without a name, gone when it is closed.
     if not path:
         raise PrefactorValueError(f"path must be a file name or {MEMORY!r}, got {path!r}")
 
-    def make() -> tuple[Store, LocalPrefactor]:
-        store = Store(path)
-        try:
-            app = LocalPrefactor(
-                store,
-                api_token=api_token,
-                deployment_tokens=deployment_tokens,
-                agents=agents,
-                faults=faults,
-            )
-        except BaseException:
-            store.close()
-            raise
-        return store, app
+    # A thread that nothing waits for: one that hangs in a lock or a disk, or a loop that is
+    # stopped in the middle, must not keep the process from ending.
+    thread = None if path == MEMORY else DaemonThread("prefactor local")
+    stores: list[Store] = []
 
+    def make() -> LocalPrefactor:
+        store = Store(path, opening_timeout)
+        stores.append(store)
+        return LocalPrefactor(
+            store,
+            api_token=api_token,
+            deployment_tokens=deployment_tokens,
+            agents=agents,
+            faults=faults,
+            thread=thread,
+        )
+
+    def close() -> None:
+        for store in stores:
+            store.close()
+
+    close_timeout = 0.0  # for an opening that failed, or whose caller is gone
     try:
-        store, app = make() if path == MEMORY else await anyio.to_thread.run_sync(make)
-    except PrefactorValueError:
-        raise
-    except (sqlite3.Error, ValueError) as error:
-        raise PrefactorValueError(f"cannot open the database {path!r}: {error}") from None
-    try:
+        app = await _opened(path, make, thread, opening_timeout)
+        close_timeout = _CLOSE_TIMEOUT
         yield app
     finally:
-        store.close()
+        if thread is None:
+            close()
+        else:
+            # The same thread closes it, after calls that nobody waits for any more.
+            # RuntimeError: it cannot be started; SQLite closes what nothing refers to.
+            with (
+                suppress(RuntimeError, sqlite3.Error),
+                anyio.move_on_after(close_timeout, shield=True),
+            ):
+                try:
+                    await thread.call(close)
+                finally:
+                    thread.end()
+
+
+async def _opened(
+    path: str,
+    make: Callable[[], LocalPrefactor],
+    thread: DaemonThread | None,
+    seconds: float,
+) -> LocalPrefactor:
+    try:
+        if thread is None:
+            return make()
+        # A second more: who waits for a lock gives up itself, and says so better.
+        with anyio.fail_after(seconds + 1.0):
+            return await thread.call(make)
+    except PrefactorValueError:
+        raise
+    except TimeoutError:
+        problem = f"the disk did not answer within {seconds + 1.0:g} s"
+    except (sqlite3.Error, OSError, ValueError, RuntimeError) as error:
+        # RuntimeError: no thread can be started.
+        problem = str(error)
+    raise PrefactorValueError(f"cannot open the database {path!r}: {problem}")
 
 
 class LocalPrefactor:
-    """The API over ``store``; see :func:`open_local_prefactor`.
+    """The API over ``store``; see :func:`open_local_prefactor`. ``thread``: where the calls on
+    a file are made, by default in one of its own.
 
     ``refusals`` counts the answers that were errors, by their code, also those of an item in
     a bulk.
@@ -116,6 +161,7 @@ class LocalPrefactor:
         deployment_tokens: Mapping[str, Deployment] | None = None,
         agents: Collection[str] | None = None,
         faults: Faults | None = None,
+        thread: DaemonThread | None = None,
     ) -> None:
         if agents is not None and (
             isinstance(agents, str) or not all(isinstance(id, str) and id for id in agents)
@@ -124,11 +170,13 @@ class LocalPrefactor:
         self.refusals: Counter[str] = Counter()
         self._tokens = Tokens(api_token, deployment_tokens)
         self._faults = faults or Faults()
-        self._agents = Agents(store, agents)
+        self._agents = Agents(store, agents, self._faults)
         self._service = Service(store, self._agents, self._faults)
         # A file is read and written in a thread, one call at a time. Memory has nothing to
         # wait for; without threads, tests on virtual time can use it.
-        self._limiter = None if store.path == MEMORY else anyio.CapacityLimiter(1)
+        in_memory = store.path == MEMORY
+        self._thread = None if in_memory else thread or DaemonThread("prefactor local")
+        self._storage_fails = False
         app = Starlette(
             routes=[
                 Route("/api/v1/ping", self._ping),
@@ -157,6 +205,7 @@ class LocalPrefactor:
                 Refusal: self._refused,
                 HTTPException: self._no_such_call,
                 sqlite3.Error: self._no_storage,
+                ReadOnly: self._failed,
             },
         )
         app.router.redirect_slashes = False
@@ -266,7 +315,11 @@ class LocalPrefactor:
     ) -> Response:
         self._caller(request)
         body = parse_body(await request.body(), body_type)
-        return await self._answer(lambda: call(body))
+        answer = await self._answer(lambda: call(body))
+        if self._storage_fails:
+            self._storage_fails = False
+            log(logger, logging.INFO, "the local database works again")
+        return answer
 
     async def _manage(
         self, request: Request, body_type: type[Body], call: Callable[[Body], bytes]
@@ -279,11 +332,18 @@ class LocalPrefactor:
         return await self._answer(call)
 
     async def _answer(self, call: Callable[[], bytes]) -> Response:
-        if self._limiter is None:
-            answer = call()
-        else:
-            answer = await anyio.to_thread.run_sync(call, limiter=self._limiter)
-        return Response(answer, media_type="application/json")
+        return Response(await self._call(call), media_type="application/json")
+
+    async def _call(self, call: Callable[[], bytes]) -> bytes:
+        if self._thread is None:
+            return call()
+        waiting = [call]
+        try:
+            return await self._thread.call(lambda: waiting.pop()())
+        finally:
+            # If the caller is gone before its call began, it is not made, and not kept: with a
+            # disk that hangs, such calls would pile up.
+            waiting.clear()
 
     def _acting(self, request: Request) -> Service:
         return self._service.acting_for(self._caller(request))
@@ -302,7 +362,14 @@ class LocalPrefactor:
         message = f"{request.method} {request.url.path}: {error.detail}"
         return await self._refused(request, Refusal(error.status_code, code, message))
 
+    async def _failed(self, request: Request, error: Exception) -> Response:
+        return self._app.failure()
+
     async def _no_storage(self, request: Request, error: Exception) -> Response:
         # A full disk or a locked file passes: the client keeps its operations and tries again.
-        log(logger, logging.WARNING, "the local database failed: %s", error)
+        # It also warns, once, of the outage; where it runs elsewhere, one line for each does.
+        if not self._storage_fails:
+            self._storage_fails = True
+            level = logging.INFO if is_busy(error) else logging.WARNING
+            log(logger, level, "the local database failed: %s", error)
         return await self._refused(request, Refusal(503, "storage_unavailable", str(error)))

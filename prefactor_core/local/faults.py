@@ -6,11 +6,12 @@ import math
 import random
 from collections import Counter
 from collections.abc import Collection, Mapping
+from http import HTTPStatus
 from typing import cast
 
 import anyio
 from msgspec import Struct
-from starlette.responses import JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prefactor_core.exceptions import PrefactorValueError
@@ -26,6 +27,11 @@ class Faults(Struct, kw_only=True):
     ``failure_rate``: the part of the requests (0 to 1) that are not done and answered
     ``failure_status``, or one of several, each 400 to 599; ``retry_after`` is how long these
     answers ask to wait, in seconds up to a day (the header in whole ones, rounded up).
+    ``read_only``: whether new writes fail like this, all of them, while reads, and writes whose
+    idempotency key is known, are answered: a database in maintenance, behind a cache. A bulk
+    with a new write fails whole.
+    ``gateway``: whether failures, and refusals of large bodies, are a gateway's page in HTML
+    and not in the form of the API's errors; ``refusals`` counts them as ``gateway``.
     ``drop_rate``: the part of the requests whose connection breaks: for one half before the
     call is done, for the other after it, so that only the answer is lost.
     ``bulk``: whether POST bulk is there; ``bulk_types``: which types of items it knows, None
@@ -42,6 +48,8 @@ class Faults(Struct, kw_only=True):
     failure_rate: float = 0.0
     failure_status: int | Collection[int] = 503
     retry_after: float | None = None
+    read_only: bool = False
+    gateway: bool = False
     drop_rate: float = 0.0
     bulk: bool = True
     bulk_types: Collection[str] | None = None
@@ -55,6 +63,8 @@ class Faults(Struct, kw_only=True):
         _check_statuses("failure_status", self.failure_status)
         if self.retry_after is not None:
             _check_number("retry_after", self.retry_after, _DAY)
+        _check_bool("read_only", self.read_only)
+        _check_bool("gateway", self.gateway)
         _check_number("drop_rate", self.drop_rate, 1)
         _check_bool("bulk", self.bulk)
         _check_names("bulk_types", self.bulk_types)
@@ -62,6 +72,10 @@ class Faults(Struct, kw_only=True):
         if self.max_body_bytes is not None:
             _check_whole("max_body_bytes", self.max_body_bytes, 0)
         _check_whole("seed", self.seed, -math.inf)
+
+
+class ReadOnly(Exception):  # noqa: N818 - the fault of this name
+    """A new write while ``Faults.read_only``; answered as :meth:`FaultyFront.failure`."""
 
 
 class FaultyFront:
@@ -100,7 +114,7 @@ class FaultyFront:
         if done:
             app = self._app
             if failed:
-                app = self._failure()
+                app = self.failure()
             elif most is not None and size > most:
                 message = f"the body has {size} bytes, at most {most} are taken"
                 app = self._refuse(413, "payload_too_large", message)
@@ -108,10 +122,8 @@ class FaultyFront:
         if dropped:
             await _break_connection(send_late)
 
-    def _happens(self, rate: float) -> bool:
-        return rate > 0 and self._random.random() < rate
-
-    def _failure(self) -> JSONResponse:
+    def failure(self) -> Response:
+        """The answer to a request that is not done."""
         statuses, wait = self._faults.failure_status, self._faults.retry_after
         status = statuses if isinstance(statuses, int) else self._random.choice(sorted(statuses))
         code = "rate_limited" if status == 429 else "unavailable"
@@ -121,6 +133,9 @@ class FaultyFront:
         headers = {"Retry-After": str(math.ceil(wait))}
         return self._refuse(status, code, message, headers, retry_after_ms=round(wait * 1000))
 
+    def _happens(self, rate: float) -> bool:
+        return rate > 0 and self._random.random() < rate
+
     def _refuse(
         self,
         status: int,
@@ -128,10 +143,19 @@ class FaultyFront:
         message: str,
         headers: Mapping[str, str] | None = None,
         **more: object,
-    ) -> JSONResponse:
+    ) -> Response:
+        if self._faults.gateway:
+            self._refusals["gateway"] += 1
+            return HTMLResponse(_page(status), status, headers=headers)
         self._refusals[code] += 1
         body = {**Refusal(status, code, message).body(), **more}
         return JSONResponse(body, status, headers=headers)
+
+
+def _page(status: int) -> str:
+    known = status in HTTPStatus.__members__.values()
+    title = f"{status} {HTTPStatus(status).phrase}" if known else str(status)
+    return f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>"
 
 
 async def _read(receive: Receive, most: int | None) -> tuple[list[Message], int]:

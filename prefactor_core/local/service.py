@@ -58,7 +58,7 @@ class Service:
         self._faults = faults or Faults()
         self._versions = Versions(store)
         self._views = Views(store, self._versions)
-        self._once = Once(store)
+        self._once = Once(store, self._faults)
         self._partition = identifiers.partition_of(store.account_id)
         self._caller: Deployment | None = None
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
 import threading
 import time
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Final, TypeVar
 
 from prefactor_core import identifiers
 
 Row = sqlite3.Row
+T = TypeVar("T")
+
+MEMORY: Final = ":memory:"
 
 _BUSY_TIMEOUT = 0.2
-"""Seconds that a call waits for another process; its caller tries again. A thread in here
-cannot be interrupted, so this is also what a client may overrun its drain by."""
+"""Seconds that a call waits for another process; its caller tries again."""
 
 # How the tables came to be, step by step: a file says by its user_version how many it has behind
 # it. Files of the first versions say 0 and have the first step.
@@ -92,7 +96,22 @@ INSERT INTO agents (id, name, inserted_at, updated_at)
 ALTER TABLE agent_instances ADD COLUMN quality TEXT NOT NULL DEFAULT '{}';
 ALTER TABLE agent_spans ADD COLUMN flags TEXT NOT NULL DEFAULT '[]';
 """,
+    # Answers that were stored before count from now on.
+    """
+ALTER TABLE idempotency_keys ADD COLUMN used_at INTEGER NOT NULL DEFAULT :now;
+""",
 )
+
+_LONGEST_WAIT: Final = 1e6  # seconds: SQLite counts milliseconds in 32 bits
+
+# SQLite's codes for "another process is in the way, try again".
+_BUSY_CODES: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
+
+
+def is_busy(error: Exception) -> bool:
+    """Whether SQLite raised ``error`` because another process holds a lock on the file."""
+    # The lowest byte is the code, the others say more about it.
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _BUSY_CODES
 
 
 class Store:
@@ -104,51 +123,78 @@ class Store:
     is brought up to date; one of a later version raises :class:`ValueError`.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, opening_timeout: float = 10.0) -> None:
+        """``opening_timeout``: seconds to wait for other processes that write to the file while
+        its tables have to be made or brought up to date. After that, and for a file that is
+        no database, raises :class:`sqlite3.Error`; :class:`OSError` if it cannot be made."""
         self.path = path
         self._turn = threading.Lock()
+        self._give_up_at = time.monotonic() + opening_timeout
+        if path != MEMORY:
+            _create_private(path)
         # autocommit: the only transactions are those of transaction().
-        self._connection = sqlite3.connect(
-            path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
-        )
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
             self._connection.row_factory = sqlite3.Row
-            self._use_wal()
+            # Only a file that is not up to date needs a lock to be opened.
+            self.account_id = self.until_free(self._find_account) or self.until_free(self._make)
             self._connection.execute("PRAGMA synchronous = NORMAL")
             self._connection.execute("PRAGMA foreign_keys = ON")
-            with self.transaction():
-                self._make_tables()
-                account = self.one("SELECT id FROM account")
-                if account is None:
-                    partition = random.randrange(1, identifiers.MAX_PARTITION)
-                    self.account_id = identifiers.generate(partition)
-                    self.insert("account", {"id": self.account_id})
-                else:
-                    self.account_id = str(account["id"])
         except BaseException:
             self._connection.close()
             raise
 
-    def _make_tables(self) -> None:
+    def _find_account(self) -> str | None:
+        """The id of the account, if the file is up to date."""
+        (mode,) = self._connection.execute("PRAGMA journal_mode").fetchone()
+        if self._steps_done() < len(_STEPS) or mode not in ("wal", "memory"):
+            return None
+        account = self.one("SELECT id FROM account")
+        return None if account is None else str(account["id"])
+
+    def _make(self) -> str:
+        """Make the tables, or bring them up to date, and give the id of the account."""
+        # Outside of a transaction, or SQLite does not do it.
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        with self.transaction():
+            # Read again: another process may have been faster.
+            for step in _STEPS[self._steps_done() :]:
+                for statement in step.replace(":now", str(int(time.time()))).split(";"):
+                    self._connection.execute(statement)
+            self._connection.execute(f"PRAGMA user_version = {len(_STEPS)}")
+            account = self.one("SELECT id FROM account")
+            if account is not None:
+                return str(account["id"])
+            account_id = identifiers.generate(random.randrange(1, identifiers.MAX_PARTITION))
+            self.insert("account", {"id": account_id})
+            return account_id
+
+    def _steps_done(self) -> int:
         (done,) = self._connection.execute("PRAGMA user_version").fetchone()
         if done > len(_STEPS):
             raise ValueError("it was made by a later version of this package")
-        for step in _STEPS[done:]:
-            for statement in step.split(";"):
-                self._connection.execute(statement)
-        self._connection.execute(f"PRAGMA user_version = {len(_STEPS)}")
+        return int(done)
 
-    def _use_wal(self) -> None:
-        # While another process is just making the file, this is refused at once and not, as
-        # everything else, after the time-out of the connection.
-        for attempts_left in reversed(range(500)):
-            try:
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError:
-                if not attempts_left:
-                    raise
-                time.sleep(0.01)
+    def until_free(self, call: Callable[[], T]) -> T:
+        """What ``call()`` gives, tried again while another process is in its way, as long as
+        the opening may take."""
+        try:
+            while True:
+                left = self._give_up_at - time.monotonic()
+                self._wait_for_locks(left)
+                try:
+                    return call()
+                except sqlite3.OperationalError as error:
+                    if left <= 0 or not is_busy(error):
+                        raise
+                # SQLite waits for most locks itself, but not for that of a change to WAL.
+                time.sleep(random.uniform(0.001, 0.02))
+        finally:
+            self._wait_for_locks(_BUSY_TIMEOUT)
+
+    def _wait_for_locks(self, seconds: float) -> None:
+        milliseconds = max(0, round(min(seconds, _LONGEST_WAIT) * 1000))
+        self._connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
 
     def close(self) -> None:
         """Close the file."""
@@ -159,13 +205,16 @@ class Store:
     def transaction(self) -> Generator[None]:
         """All that is written inside, or nothing if it raises."""
         with self._turn:
-            self._connection.execute("BEGIN IMMEDIATE")
             try:
+                self._connection.execute("BEGIN IMMEDIATE")
                 yield
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                # A COMMIT that failed may have left the transaction open; on a full disk SQLite
+                # has rolled back already.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
 
     def one(self, query: str, *values: object) -> Row | None:
         """The first row, or None."""
@@ -176,12 +225,21 @@ class Store:
         """All rows."""
         return self._connection.execute(query, values).fetchall()
 
-    def insert(self, table: str, row: Mapping[str, object]) -> None:
-        """Add a row. ``table`` and the keys are names from the code, never from a caller."""
+    def insert(self, table: str, row: Mapping[str, object]) -> int:
+        """Add a row and give its rowid. ``table`` and the keys are names from the code, never
+        from a caller."""
         columns, marks = ", ".join(row), ", ".join("?" * len(row))
-        self._connection.execute(
+        cursor = self._connection.execute(
             f"INSERT INTO {table} ({columns}) VALUES ({marks})", tuple(row.values())
         )
+        return cursor.lastrowid or 0
+
+    def delete_oldest(self, table: str, most: int, where: str, *values: object) -> None:
+        """Delete those of the ``most`` oldest rows for which ``where`` holds; names as for
+        :meth:`insert`."""
+        oldest = f"SELECT rowid FROM {table} ORDER BY rowid LIMIT {most}"
+        query = f"DELETE FROM {table} WHERE rowid IN ({oldest}) AND ({where})"
+        self._connection.execute(query, values)
 
     def update(self, table: str, id: str, changes: Mapping[str, object]) -> None:
         """Change a row; names as for :meth:`insert`."""
@@ -189,3 +247,27 @@ class Store:
         self._connection.execute(
             f"UPDATE {table} SET {columns} WHERE id = ?", (*changes.values(), id)
         )
+
+
+_creating = threading.Lock()
+
+
+def _create_private(path: str) -> None:
+    """Create the file, for its owner alone; SQLite gives those beside it the same mode.
+
+    The mode of a file that is there stays.
+    """
+    # One at a time: to close any descriptor of a file takes the locks away that this process
+    # has on it, by POSIX, and so must not happen after another thread opened it by SQLite.
+    with _creating, suppress(FileExistsError):
+        os.close(os.open(os.path.realpath(path), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
+
+def _forget_creating() -> None:
+    global _creating
+    _creating = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    # Another thread may have held it, which the child does not have.
+    os.register_at_fork(after_in_child=_forget_creating)
