@@ -120,6 +120,47 @@ class Home:
         return self._asyncio.create_task(function(), name=name, context=Context())
 
 
+class UnownedTasks:
+    """Tasks of asyncio's that no task group owns, for the task that makes this object.
+
+    A task that is cancelled before its first step never runs, and the task group that owns it
+    takes that for a failure: it cancels its own host. Here that is told to who started it.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        import asyncio  # it runs already
+
+        self._loop = loop
+        self._host = asyncio.current_task(loop)
+        # asyncio itself may forget a task that nobody refers to.
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    def here(cls) -> Self | None:
+        """None on trio, where nobody can cancel a single task."""
+        loop = anyio.lowlevel.current_token().native_token
+        return None if hasattr(loop, _TRIO) else cls(cast("asyncio.AbstractEventLoop", loop))
+
+    @property
+    def host_has_ended(self) -> bool:
+        """Whether the task has ended that made this object."""
+        return self._host is None or self._host.done()
+
+    def start(
+        self, work: Coroutine[None, None, None], name: str, on_end: Callable[[], object]
+    ) -> None:
+        """Start a task, in an empty context; ``on_end`` is called when it has ended, if it began or
+        not. That may be in no task, where most of anyio does not work."""
+        task = self._loop.create_task(work, name=name, context=Context())
+        self._tasks.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            on_end()
+
+        task.add_done_callback(ended)
+
+
 def run_soon_here() -> RunSoon:
     """What has the running event loop call a function; for any thread. It does nothing once the
     loop has ended."""
