@@ -110,14 +110,25 @@ class Home:
         if self._trio is None:
             await self._asyncio.create_future()
 
-    def spawn(self, function: Callable[[], Coroutine[None, None, None]], name: str) -> object:
+    def spawn(
+        self,
+        function: Callable[[], Coroutine[None, None, None]],
+        name: str,
+        on_cancelled: Callable[[], object],
+    ) -> object:
         """Start a task that lasts until it ends, or the loop does. The caller keeps what this
-        gives, or asyncio may forget the task."""
+        gives, or asyncio may forget the task.
+
+        ``on_cancelled`` is called when the task has ended by asyncio's own ``Task.cancel()``,
+        before its first step perhaps. That is in no task, where most of anyio does not work.
+        """
         if self._trio is not None:
             import trio
 
             return trio.lowlevel.spawn_system_task(function, name=name, context=Context())
-        return self._asyncio.create_task(function(), name=name, context=Context())
+        task = self._asyncio.create_task(function(), name=name, context=Context())
+        task.add_done_callback(lambda task: on_cancelled() if task.cancelled() else None)
+        return task
 
 
 class UnownedTasks:

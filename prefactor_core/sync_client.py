@@ -119,9 +119,12 @@ class SyncPrefactorClient:
 
     def __enter__(self) -> Self:
         if self.core.config.enabled:
-            from prefactor_core.loop_thread import LoopThread  # here: it takes its time
+            # Here: it takes its time.
+            from prefactor_core.client_scope import CLOSE_TIMEOUT
+            from prefactor_core.loop_thread import LoopThread
 
-            loop = LoopThread(self.core)
+            seconds = self.core.config.drain_timeout + CLOSE_TIMEOUT
+            loop = LoopThread(self.core, seconds)
             loop.open()
             self._loop = loop
         else:

@@ -11,7 +11,7 @@ import pytest
 from harness import AGENT, make_config, open_faulty_api, stored_run
 from virtual_time import VirtualTimeLoop
 
-from prefactor_core import open_prefactor
+from prefactor_core import ClientScopeError, open_prefactor
 
 ROUNDS = pytest.mark.parametrize(
     ("times", "apart"), [(1, 0), (2, 0), (2, 1), (2, 2), (3, 0), (3, 1), (3, 2)]
@@ -149,6 +149,32 @@ def test_whoever_cancels_the_agent_as_well_ends_it_with_everything_counted(
                 delivered += statistics.delivered
             assert asyncio.all_tasks() == {me}
         assert delivered > 0
+
+    run(main)
+
+
+@pytest.mark.parametrize("whom", ["everybody", "our tasks"])
+def test_an_opening_whose_task_is_cancelled_comes_to_an_end(whom: str) -> None:
+    async def main() -> None:
+        me = asyncio.current_task()
+        refused = 0
+        async with open_faulty_api() as api:
+            for at in range(12):
+                client = open_prefactor(make_config(), asgi_app=api)
+                opening = asyncio.create_task(client.initialize())
+                await turns(at)
+                cancel_all_but(me, opening if whom == "our tasks" else None)
+                with anyio.fail_after(60):
+                    await asyncio.wait([opening])
+                    await client.close()
+                if not opening.cancelled() and opening.exception() is not None:
+                    refused += 1
+                    with pytest.raises(ClientScopeError, match="was cancelled"):
+                        await opening
+                assert asyncio.all_tasks() == {me}
+                await client.initialize()
+                await client.close()
+        assert refused > 0 or whom == "everybody"
 
     run(main)
 
