@@ -67,6 +67,11 @@ class Home:
             )
 
     @property
+    def loop_is_closed(self) -> bool:
+        """Whether the loop will never run again. Trio's end no client outlives."""
+        return self._trio is None and self._asyncio.is_closed()
+
+    @property
     def is_here(self) -> bool:
         """Whether the caller is in the loop's own thread."""
         return threading.get_ident() == self._thread_id

@@ -42,6 +42,9 @@ def open_prefactor_sync(
 ) -> SyncPrefactorClient:
     """The scope of everything that is recorded: ``with open_prefactor_sync() as client:``.
 
+    One that is never left is left as the program ends: open runs end as ``cancelled``, and what
+    there is is delivered within ``drain_timeout`` seconds.
+
     Takes what :func:`~prefactor_core.open_prefactor` takes, except ``cancel_on_signals``.
     """
     return SyncPrefactorClient(

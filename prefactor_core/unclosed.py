@@ -21,10 +21,22 @@ def watch(delivery: object, ledger: Ledger, home: Home) -> weakref.finalize[...,
     """Say what was not delivered, if ``delivery`` is collected, or the interpreter ends, before
     ``detach()`` is called on what this gives.
 
-    ``delivery``: what the workers refer to. While their tasks exist, something may be delivered.
+    ``delivery``: what the workers refer to. While their tasks exist, something may be delivered;
+    but anyio keeps tasks of a loop that is closed for ever. What was lost with such a loop is
+    said when the next client opens.
     """
+    for other, its_home in list(_watched.items()):
+        if its_home.loop_is_closed:
+            other()
+        if not other.alive:
+            _watched.pop(other, None)
     # This keeps nothing of the client alive: neither of the two refers to it.
-    return weakref.finalize(delivery, _say, ledger, home)
+    watched = weakref.finalize(delivery, _say, ledger, home)
+    _watched[watched] = home
+    return watched
+
+
+_watched: dict[weakref.finalize[..., object], Home] = {}
 
 
 def _say(ledger: Ledger, home: Home) -> None:

@@ -146,6 +146,21 @@ say("collected")
     assert run(code, hanging=True) == (0, [NEVER_CLOSED, "collected"])
 
 
+def test_the_next_client_says_what_was_lost_with_a_loop_that_is_closed() -> None:
+    code = """
+loop.run_until_complete(opened())
+loop.close()
+say("closed")
+
+async def another():
+    async with open_prefactor(config, asgi_app=api):
+        say("opened")
+
+asyncio.run(another())
+"""
+    assert run(code, hanging=True) == (0, ["closed", NEVER_CLOSED, "opened"])
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_forked_child_says_nothing_of_its_parents_client() -> None:
     code = """
