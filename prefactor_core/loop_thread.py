@@ -24,8 +24,7 @@ T = TypeVar("T")
 
 _CLOSED_MEANWHILE: Final = "the client was closed by another thread in the meantime"
 
-
-_GRACE: Final = 1.0
+_GRACE: Final = 2.0
 """Seconds for the thread to end in, after the times that its scope has."""
 
 
@@ -35,7 +34,7 @@ class LoopThread:
     ``seconds``: how long leaving the scope takes at most, by its own times. A thread that has not
     ended then is stuck in a call that blocks it, and is left to itself.
 
-    A scope that is never left is left as the interpreter ends, as by a cancellation.
+    A scope that nobody leaves is left as the interpreter ends, as by a cancellation.
     """
 
     def __init__(self, scope: AbstractAsyncContextManager[object], seconds: float) -> None:
@@ -57,8 +56,8 @@ class LoopThread:
         except BaseException:
             self._opened.cancel()  # Ctrl-C: nobody will close it
             raise
-        # Daemon threads run until all handlers of atexit have been called; the last one that is
-        # registered is called first, so logging still works, and the loss has not been said.
+        # Daemon threads run on while the interpreter calls these handlers, the last one that was
+        # registered first: logging still works, and the loss has not been said yet.
         atexit.register(self._close_at_exit)
 
     def close(self, error: BaseException | None) -> None:
@@ -93,7 +92,7 @@ class LoopThread:
 
     def _wait(self, seconds: float) -> None:
         """Return when the thread has ended, or has not in time."""
-        # A wait has an end that the platform can tell.
+        # With drain_timeout=math.inf, as long as the platform can wait.
         if self._ended.wait(min(seconds, threading.TIMEOUT_MAX)):
             self._thread.join()
             self._body_error = None

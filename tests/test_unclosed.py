@@ -210,8 +210,9 @@ ENDS = {
 @pytest.mark.parametrize("end", ENDS)
 def test_a_synchronous_client_that_is_never_left_delivers_as_the_program_ends(end: str) -> None:
     code, statement = ENDS[end]
+    status = "atexit.register(lambda: say(api.operations[-1].body['status']))"
     # The start of the run, the span, and the end of the run.
-    assert run(SYNC + statement, hanging=False) == (code, ["3"])
+    assert run(status + SYNC + statement, hanging=False) == (code, ["3", "cancelled"])
 
 
 LOST = "2 of 4 Prefactor operations were not delivered (2 drain_timeout); no answer came in time"

@@ -193,7 +193,7 @@ class Workers:
         self._group.create_task(work, name=name, context=Context())
 
     def _successor_has_ended(self, worker: _Worker) -> None:
-        if worker.scope is None:
+        if worker.scope is None and self._running.get(worker.number) is worker:
             # It was cancelled before its first step.
             self._endings[worker.number].in_a_row += 1
             self._succeed(worker.number, 0.0)
@@ -236,6 +236,7 @@ class Workers:
         self._ended.set()
 
     def _goes_on(self, number: int) -> bool:
+        """Whether a worker that was ended from outside gets a successor."""
         if self._drained or self._interrupt is not None:
             return False
         if self._endings[number].in_a_row > _MOST_IN_A_ROW:
