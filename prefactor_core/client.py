@@ -197,7 +197,8 @@ class PrefactorCoreClient(Recorder):
 
         For frameworks that open in one task and close in another; see
         :class:`~prefactor_core.host_task.HostTask` for what that can and cannot promise. No
-        request is sent, except with ``validate_token``.
+        request is sent, except with ``validate_token``. If :meth:`close` is never called, and
+        operations are lost by that, one warning says so, as the program ends at the latest.
 
         Raises :class:`ClientAlreadyInitializedError` if it is open or still closing, and
         :class:`PrefactorValueError` with ``cancel_on_signals``, which needs a block to cancel.

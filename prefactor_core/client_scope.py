@@ -29,6 +29,7 @@ from prefactor_core.queue.base import Queue
 from prefactor_core.queue.memory import InMemoryQueue
 from prefactor_core.run_end import finish_open_runs
 from prefactor_core.runtime_environment import build_runtime_environment
+from prefactor_core.unclosed import watch
 
 if TYPE_CHECKING:
     from prefactor_core.api.client import ApiClient, AsgiApp
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("prefactor_core.client")
 
-_CLOSE_TIMEOUT = 2.0
+CLOSE_TIMEOUT = 2.0
 """Seconds for closing connections and the local database, after the drain."""
 
 
@@ -79,6 +80,7 @@ class ClientScope:
             config.schema_registry,
         )
         self.quality_manager = QualityManager(delivery.outbox, capture)
+        self._unclosed = watch(delivery, delivery.ledger, delivery.home)
 
     @classmethod
     async def open(
@@ -100,7 +102,7 @@ class ClientScope:
                     await _check_token(api, config.registration_timeout)
                 except BaseException:
                     # Refused, or cancelled. There are no workers yet: this is all to close.
-                    with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+                    with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
                         await opening.aclose()
                     raise
             queues: list[Queue[Operation]] = (
@@ -160,11 +162,12 @@ class ClientScope:
             await self._delivery.__aexit__(None, None, None)
         finally:
             # 4. What was not delivered has been counted, and is reported.
+            self._unclosed.detach()
             statistics = self.ledger.statistics()
             if statistics.lost:
                 log(logger, logging.WARNING, "%s", statistics.describe_loss())
             # 5. Connections close, and the local database.
-            with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+            with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
                 await self._connections.aclose()
         # 6. Everything is closed. A loss is an error if the caller wants it to be, but never
         #    in place of the body's own.

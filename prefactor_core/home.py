@@ -67,6 +67,11 @@ class Home:
             )
 
     @property
+    def loop_is_closed(self) -> bool:
+        """Whether the loop will never run again. Trio's end no client outlives."""
+        return self._trio is None and self._asyncio.is_closed()
+
+    @property
     def is_here(self) -> bool:
         """Whether the caller is in the loop's own thread."""
         return threading.get_ident() == self._thread_id
@@ -110,14 +115,66 @@ class Home:
         if self._trio is None:
             await self._asyncio.create_future()
 
-    def spawn(self, function: Callable[[], Coroutine[None, None, None]], name: str) -> object:
+    def spawn(
+        self,
+        function: Callable[[], Coroutine[None, None, None]],
+        name: str,
+        on_cancelled: Callable[[], object],
+    ) -> object:
         """Start a task that lasts until it ends, or the loop does. The caller keeps what this
-        gives, or asyncio may forget the task."""
+        gives, or asyncio may forget the task.
+
+        ``on_cancelled`` is called when the task has ended by asyncio's own ``Task.cancel()``,
+        before its first step perhaps. That is in no task, where most of anyio does not work.
+        """
         if self._trio is not None:
             import trio
 
             return trio.lowlevel.spawn_system_task(function, name=name, context=Context())
-        return self._asyncio.create_task(function(), name=name, context=Context())
+        task = self._asyncio.create_task(function(), name=name, context=Context())
+        task.add_done_callback(lambda task: on_cancelled() if task.cancelled() else None)
+        return task
+
+
+class UnownedTasks:
+    """Tasks of asyncio's that no task group owns, for the task that makes this object.
+
+    A task that is cancelled before its first step never runs, and the task group that owns it
+    takes that for a failure: it cancels its own host. Here that is told to who started it.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        import asyncio  # it runs already
+
+        self._loop = loop
+        self._host = asyncio.current_task(loop)
+        # asyncio itself may forget a task that nobody refers to.
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    def here(cls) -> Self | None:
+        """None on trio, where nobody can cancel a single task."""
+        loop = anyio.lowlevel.current_token().native_token
+        return None if hasattr(loop, _TRIO) else cls(cast("asyncio.AbstractEventLoop", loop))
+
+    @property
+    def host_has_ended(self) -> bool:
+        """Whether the task has ended that made this object."""
+        return self._host is None or self._host.done()
+
+    def start(
+        self, work: Coroutine[None, None, None], name: str, on_end: Callable[[], object]
+    ) -> None:
+        """Start a task, in an empty context; ``on_end`` is called when it has ended, if it began or
+        not. That may be in no task, where most of anyio does not work."""
+        task = self._loop.create_task(work, name=name, context=Context())
+        self._tasks.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            on_end()
+
+        task.add_done_callback(ended)
 
 
 def run_soon_here() -> RunSoon:

@@ -24,7 +24,7 @@ class HostTask:
 
     What it cannot keep: nothing of the callers is inside of the scope. Their exceptions and
     cancellations do not reach it, so it cannot tell how their work ended. A loop that is
-    stopped without cancelling its tasks drains nothing.
+    stopped without cancelling its tasks drains nothing; that is said, as the program ends.
     """
 
     def __init__(self, scope: AbstractAsyncContextManager[object]) -> None:
@@ -39,8 +39,11 @@ class HostTask:
         self._task: object = None
 
     async def open(self) -> None:
-        """Return when the scope is open. Raises what its entering raises."""
-        self._task = self._home.spawn(self._host, "prefactor-core-host")
+        """Return when the scope is open. Raises what its entering raises.
+
+        Raises :class:`ClientScopeError` if something has cancelled the task in the meantime.
+        """
+        self._task = self._home.spawn(self._host, "prefactor-core-host", self._cancelled)
         try:
             await self._opened.wait()
         except BaseException:
@@ -80,6 +83,14 @@ class HostTask:
         if error is not None:
             raise error
 
+    def _cancelled(self) -> None:
+        if not self._opened.is_set():
+            self._error = ClientScopeError(
+                "the task that opens the client was cancelled: call initialize() again"
+            )
+        self._opened.set()
+        self._closed.set()
+
     async def _host(self) -> None:
         try:
             with self._opening:
@@ -93,6 +104,8 @@ class HostTask:
             # It has hit a worker on trio, where a task like this must not end by it: trio
             # raises it in the main task.
             signal.raise_signal(signal.SIGINT)
-        finally:
-            self._opened.set()
-            self._closed.set()
+        except BaseException:
+            self._cancelled()
+            raise
+        self._opened.set()
+        self._closed.set()

@@ -42,6 +42,9 @@ def open_prefactor_sync(
 ) -> SyncPrefactorClient:
     """The scope of everything that is recorded: ``with open_prefactor_sync() as client:``.
 
+    One that is never left is left as the program ends: open runs end as ``cancelled``, and what
+    there is is delivered within ``drain_timeout`` seconds.
+
     Takes what :func:`~prefactor_core.open_prefactor` takes, except ``cancel_on_signals``.
     """
     return SyncPrefactorClient(
@@ -122,9 +125,12 @@ class SyncPrefactorClient:
 
     def __enter__(self) -> Self:
         if self.core.config.enabled:
-            from prefactor_core.loop_thread import LoopThread  # here: it takes its time
+            # Here: it takes its time.
+            from prefactor_core.client_scope import CLOSE_TIMEOUT
+            from prefactor_core.loop_thread import LoopThread
 
-            loop = LoopThread(self.core)
+            seconds = self.core.config.drain_timeout + CLOSE_TIMEOUT
+            loop = LoopThread(self.core, seconds)
             loop.open()
             self._loop = loop
         else:

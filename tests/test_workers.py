@@ -176,6 +176,29 @@ async def test_what_cannot_be_closed_is_served_until_the_drain_is_over(
 
 
 @virtual_time
+async def test_a_cancellation_that_a_job_has_kept_and_raises_again_ends_no_worker() -> None:
+    kept: list[BaseException] = []
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        try:
+            await anyio.sleep(1)
+        except BaseException as error:
+            kept.append(error)
+            raise
+    service = Service(1, 2)
+
+    async def serve() -> None:
+        if kept:
+            raise kept.pop()
+        await service.serve(0)
+
+    with anyio.fail_after(20):
+        async with Workers([serve], service.close, drain_timeout=5):
+            await anyio.sleep(10)
+            assert service.done == [1, 2]
+
+
+@virtual_time
 async def test_workers_do_not_inherit_the_context_of_the_body() -> None:
     variable = ContextVar("variable", default="outside")
     variable.set("inside the block")

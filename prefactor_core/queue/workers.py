@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import Context
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Final, Self, cast
 
 import anyio
 import anyio.lowlevel
 
 from prefactor_core.backoff import Backoff
+from prefactor_core.home import UnownedTasks
 from prefactor_core.log import log
 from prefactor_core.outcome import outcome_of
 
@@ -21,8 +24,42 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("prefactor_core.queue.workers")
 
-_PAUSE = 1.0
+_PAUSE: Final = 1.0
 """Seconds between two successors of a worker that is ended from outside, in the body."""
+
+_MOST_IN_A_ROW: Final = 5
+"""A worker that is ended more often than this, with hardly any time in between, gets no further
+successor: whoever cancels every task until there is none means it."""
+
+
+class _Endings:
+    """How often a worker was ended from outside, and when.
+
+    ``in_a_row``: with hardly any time in between. ``successor_at``: when the last successor began,
+    or will.
+    """
+
+    def __init__(self) -> None:
+        self.in_a_row = 0
+        self._last = -math.inf
+        self._successor_at = -math.inf
+
+    def add(self, now: float) -> float:
+        """One more; after how many seconds its successor shall begin."""
+        self.in_a_row = self.in_a_row + 1 if now - self._last < _PAUSE / 2 else 1
+        self._last = now
+        self._successor_at = min(max(now, self._successor_at + _PAUSE), now + _PAUSE)
+        return self._successor_at - now
+
+
+class _Worker:
+    """A task that does the job of this number. ``scope``: its own; None until it has begun."""
+
+    def __init__(self, number: int, delay: float) -> None:
+        self.number = number
+        self.delay = delay
+        self.scope: anyio.CancelScope | None = None
+        self.name = f"prefactor-core-worker-{number}"
 
 
 class Workers:
@@ -49,14 +86,17 @@ class Workers:
         self._close = close
         self._drain_timeout = drain_timeout
         self._group: TaskGroup | None = None
-        self._scopes: list[anyio.CancelScope] = []
-        self._running: set[int] = set()
-        # When one got its last successor while the body goes on, by number.
-        self._succeeded: dict[int, float] = {}
+        self._first: list[Coroutine[None, None, None]] = []
+        # Successors, on asyncio. They begin while something cancels tasks: not in the group,
+        # which a task that is cancelled before its first step would cancel, and the body with it.
+        self._successors: UnownedTasks | None = None
+        # Who does which job, until that is done.
+        self._running: dict[int, _Worker] = {}
+        self._endings: defaultdict[int, _Endings] = defaultdict(_Endings)
         self._host_id = 0
         self._draining = anyio.Event()
         self._ended = anyio.Event()
-        self._cut_short = False
+        self._drained = False
         self._interrupt: BaseException | None = None
         self._drain: anyio.CancelScope | None = None
 
@@ -64,8 +104,11 @@ class Workers:
         if self._group is not None:
             raise RuntimeError("workers can be entered once only")
         self._host_id = anyio.get_current_task().id
+        self._successors = UnownedTasks.here()
         self._group = await anyio.create_task_group().__aenter__()
-        self._start_workers()
+        for worker in (_Worker(number, 0.0) for number in range(len(self._jobs))):
+            self._first.append(self._work(worker))
+            self._start_in_group(worker.name, self._first[-1])
         try:
             await _turns()
         except BaseException as error:
@@ -94,16 +137,13 @@ class Workers:
                 except Exception as error:
                     message = "a queue could not be closed; its workers end with the drain"
                     log(logger, logging.ERROR, message, error=error)
-                # 3. The workers end by themselves within the time. Those that something
-                #    from outside has ended get successors, and these once more: what ended
-                #    the body may be on its way to the workers still.
-                for _ in range(2):
-                    self._cut_short = False
-                    self._start_workers()
-                    await _turns()
-                    await self._wait_for_workers()
-                    if not self._cut_short:
-                        break
+                # 3. The workers end by themselves within the time. Those that something from
+                #    outside has ended, or ends now, get successors.
+                self._endings.clear()
+                for number in range(len(self._jobs)):
+                    if number not in self._running:
+                        self._start(_Worker(number, 0.0))
+                await self._wait_for_workers()
         except stops as stop:
             # asyncio's own Task.cancel(), or Ctrl-C on trio, which no shield stops: the drain
             # is broken off.
@@ -111,8 +151,10 @@ class Workers:
         # 4. What still runs is cancelled; nothing at all if the drain was complete. This has
         #    no time-out, or tasks would run on, and nothing more from outside breaks it off:
         #    a group that is not left corrupts the scopes of its task.
-        for scope in self._scopes:
-            scope.cancel()
+        self._drained = True
+        for worker in self._running.values():
+            if worker.scope is not None:
+                worker.scope.cancel()
         while True:
             try:
                 with anyio.CancelScope(shield=True):
@@ -129,78 +171,80 @@ class Workers:
             self._interrupt = _interrupt_in(group)
             if self._interrupt is None:
                 raise
+        for work in self._first:
+            work.close()  # Python complains of what was cancelled before it began
         if self._interrupt is not None:
             raise self._interrupt
         if stopped is not None:
             raise stopped
 
-    def _start_workers(self) -> None:
-        for number in range(len(self._jobs)):
-            if number not in self._running:
-                self._start_worker(number)
+    def _start(self, worker: _Worker) -> None:
+        self._running[worker.number] = worker
+        if self._successors is None:
+            self._start_in_group(worker.name, self._work(worker))
+            return
+        on_end = partial(self._successor_has_ended, worker)
+        self._successors.start(self._work(worker), worker.name, on_end)
 
-    def _start_worker(self, number: int, delay: float = 0.0) -> None:
+    def _start_in_group(self, name: str, work: Coroutine[None, None, None]) -> None:
         assert self._group is not None
-        scope = anyio.CancelScope(shield=True)
-        self._scopes.append(scope)
         # An empty context: workers must not inherit the caller's open spans, nor keep alive
         # what else its context holds.
-        self._group.create_task(
-            self._work(number, scope, delay),
-            name=f"prefactor-core-worker-{number}",
-            context=Context(),
-        )
+        self._group.create_task(work, name=name, context=Context())
+
+    def _successor_has_ended(self, worker: _Worker) -> None:
+        if worker.scope is None and self._running.get(worker.number) is worker:
+            # It was cancelled before its first step.
+            self._endings[worker.number].in_a_row += 1
+            self._succeed(worker.number, 0.0)
 
     async def _wait_for_workers(self) -> None:
+        await _turns()
         while self._running:
             self._ended = anyio.Event()
             await self._ended.wait()
         await _turns()
 
-    async def _work(self, number: int, scope: anyio.CancelScope, delay: float) -> None:
-        if number in self._running:
-            return  # a successor that the drain has overtaken
-        self._running.add(number)
-        stopped = False
+    async def _work(self, worker: _Worker) -> None:
+        number = worker.number
+        if self._running.setdefault(number, worker) is not worker:
+            return  # the drain was faster, and has started another
         try:
             # Shielded: a cancellation from outside reaches the body, and the workers outlive
             # its unwinding.
-            with scope:
-                if delay > 0:
-                    with anyio.move_on_after(delay):
+            with anyio.CancelScope(shield=True) as worker.scope:
+                if worker.delay > 0:
+                    with anyio.move_on_after(worker.delay):
                         await self._draining.wait()
-                await self._serve_on(number)
+                if not self._drained:
+                    await self._serve_on(number)
         except BaseException as stop:
             self._stopped_by(stop)
-            stopped = True
-        finally:
-            self._running.discard(number)
-            self._scopes.remove(scope)
-            self._ended.set()
-        if stopped and self._body_goes_on():
-            await self._succeed(number)
+            self._succeed(number, self._endings[number].add(anyio.current_time()))
+        else:
+            self._forget(number)
 
-    def _body_goes_on(self) -> bool:
+    def _succeed(self, number: int, delay: float) -> None:
+        """Start a successor of a worker that was ended from outside, if there is to be one."""
+        if self._goes_on(number):
+            self._start(_Worker(number, 0.0 if self._draining.is_set() else delay))
+        else:
+            self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        del self._running[number]
+        self._ended.set()
+
+    def _goes_on(self, number: int) -> bool:
+        """Whether a worker that was ended from outside gets a successor."""
+        if self._drained or self._interrupt is not None:
+            return False
+        if self._endings[number].in_a_row > _MOST_IN_A_ROW:
+            return False
         # Where all tasks end together there is nobody left who could end a successor.
-        return (
-            self._interrupt is None
-            and not self._draining.is_set()
-            and any(task.id == self._host_id for task in anyio.get_running_tasks())
-        )
-
-    async def _succeed(self, number: int) -> None:
-        """Start a successor: at once, but what is ended again and again must not spin the loop."""
-        try:
-            await _turns()
-        except BaseException as stop:
-            # Who cancels every task until there is none means it: the drain goes on from here.
-            self._stopped_by(stop)
-            return
-        if self._body_goes_on():
-            now = anyio.current_time()
-            at = max(now, self._succeeded.get(number, -math.inf) + _PAUSE)
-            self._succeeded[number] = at
-            self._start_worker(number, at - now)
+        if self._successors is not None:
+            return not self._successors.host_has_ended
+        return any(task.id == self._host_id for task in anyio.get_running_tasks())
 
     async def _serve_on(self, number: int) -> None:
         backoff = Backoff()
@@ -224,19 +268,18 @@ class Workers:
         raises in whichever task is running, also as a group if a handler has a nursery: it
         is for the body, which is cancelled, and leaves the scope as itself.
         """
-        self._cut_short = True
+        if isinstance(stop, GeneratorExit):
+            raise stop  # the loop is gone
         message = "a worker was ended from outside (%r); another takes on what it left"
         log(logger, logging.INFO, message, stop)
-        if (interrupt := _interrupt_in(stop)) is not None:
-            self._interrupt = interrupt
+        self._interrupt = _interrupt_in(stop) or self._interrupt
+        if self._interrupt is None and outcome_of(stop) != "cancelled":
+            self._interrupt = stop
+        if self._interrupt is not None:
             if self._drain is not None:
                 self._drain.cancel()
             elif self._group is not None:
                 self._group.cancel_scope.cancel()
-        if isinstance(stop, GeneratorExit) or (
-            self._interrupt is None and outcome_of(stop) != "cancelled"
-        ):
-            raise stop
 
 
 def _interrupt_in(stop: BaseException) -> BaseException | None:
