@@ -27,7 +27,7 @@ from prefactor_core.jsonable import (
 )
 from prefactor_core.log import log
 from prefactor_core.timebox import Timebox
-from prefactor_core.truncation import encode_within, fit, truncated, unshared
+from prefactor_core.truncation import check_object, encode_within, fit, truncated, unshared
 
 __all__ = [
     "EMPTY",
@@ -96,8 +96,11 @@ class Capture:
         if self._redact is None:
             try:
                 encoded = encode_within(payload, self._limit)
-                if encoded.startswith(b"{"):
-                    return Raw(encoded)
+                # A broken Raw in it would break the whole request.
+                if not encoded.isascii():
+                    encoded.decode()
+                check_object(encoded)
+                return Raw(encoded)
             except Exception:
                 pass
         try:
@@ -136,7 +139,10 @@ class Capture:
                 return Raw(fit(_object(plain(payload, self._limit)), self._limit))
             redacted = self._redacted(self._redact, payload)
             try:
-                return Raw(encode_within(redacted, self._limit))
+                encoded = encode_within(redacted, self._limit)
+                encoded.decode()
+                check_object(encoded)
+                return Raw(encoded)
             except Exception:
                 return Raw(fit(_object(plain(redacted, self._limit)), self._limit))
         except TooLargeError:
@@ -194,7 +200,10 @@ def describe_error(error: BaseException) -> ErrorDescription:
         lines = timebox.call(type(error), lambda: traceback.format_exception(error))
     except Exception:
         # One of its causes cannot say what it is, or not in time.
-        lines = traceback.format_tb(error.__traceback__)
+        try:
+            lines = traceback.format_tb(error.__traceback__)
+        except Exception:  # a loader that cannot show its source, or no stack to look at it
+            lines = []
     return ErrorDescription(
         type=full_type_name(type(error)), message=message, stacktrace="".join(lines)
     )
@@ -203,9 +212,12 @@ def describe_error(error: BaseException) -> ErrorDescription:
 def merge(fields: dict[str, object], data: object) -> None:
     """Put what :func:`fields_of` finds in ``data`` into ``fields``; later keys win."""
     try:
-        fields.update(fields_of(data))
+        if type(data) is dict:
+            fields.update(data)  # pyright: ignore[reportUnknownArgumentType]
+        else:
+            fields.update(fields_of(data))
     except Exception:  # keys that raise when they are compared
-        fields["value"] = describe(data, Timebox())
+        fields["value"] = describe(data, Timebox())  # pyright: ignore[reportUnknownArgumentType]
 
 
 def fields_of(data: object, name: str = "value") -> dict[str, object]:
@@ -214,7 +226,7 @@ def fields_of(data: object, name: str = "value") -> dict[str, object]:
     Fields have mappings, structs, dataclasses and models of pydantic.
     """
     if type(data) is dict:
-        return dict(cast("dict[str, object]", data))
+        return data.copy()  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
     if issubclass(type(data), msgspec.Struct):
         # Most of what comes here: none of the questions below has to be asked.
         with suppress(Exception):

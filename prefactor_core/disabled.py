@@ -12,7 +12,7 @@ from prefactor_core.capture import Capture
 from prefactor_core.config import QueueConfig
 from prefactor_core.delivery.identity import Identities, RunIdentity
 from prefactor_core.delivery.ledger import Ledger
-from prefactor_core.delivery.outbox import Outbox
+from prefactor_core.delivery.outbox import Outbox, Recorded
 from prefactor_core.home import Home
 from prefactor_core.lifecycle import Outcome, check_outcome
 from prefactor_core.managers.agent_instance import AgentInstanceManager
@@ -86,7 +86,20 @@ class _NoOutbox(Outbox):
         super().__init__([], ledger, QueueConfig(), home)
         self._identities = identities
 
-    def record(self, operation: Operation, *, has_place: bool = False, late: bool = False) -> bool:
+    def record(
+        self,
+        operation: Operation,
+        of: Recorded | None = None,
+        status: object = None,
+        started_at: datetime | None = None,
+        finished_at: datetime | None = None,
+        *,
+        held: int = 0,
+        has_place: bool = False,
+        late: bool = False,
+    ) -> bool:
+        if of is not None:
+            of.status, of.started_at, of.finished_at = status, started_at, finished_at
         if isinstance(operation, FinishAgentInstance):
             self._identities.forget(operation.instance_id)
         return True

@@ -83,7 +83,7 @@ class Home:
         """Call ``function`` with the lock held: one step of what is recorded, whole.
 
         A finaliser that records something may run in the middle of it, in the same thread: that
-        is done right after.
+        is done right after, or by the next step if an exception interrupts this one.
         """
         with self.lock:
             if self._stepping:
@@ -91,6 +91,8 @@ class Home:
                 return
             self._stepping = True
             try:
+                while self._steps:
+                    self._steps.popleft()()
                 function(*args)
                 while self._steps:
                     self._steps.popleft()()

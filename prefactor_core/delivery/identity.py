@@ -46,6 +46,7 @@ class RunIdentity:
     __slots__ = (
         "_api_ids",
         "_lost_spans",
+        "_recorded_ids",
         "check",
         "id",
         "lost",
@@ -65,6 +66,7 @@ class RunIdentity:
         self.check: PayloadCheck | None = None
         # Span ids as recorded, each to what the API made instead.
         self._api_ids: dict[str, str] = {}
+        self._recorded_ids: dict[str, str] = {}
         # Of creates that were given up: why, and the nearest ancestor that was not. By the part
         # of the span's id that stays the same.
         self._lost_spans: dict[str, tuple[str, str | None]] = {}
@@ -93,6 +95,11 @@ class RunIdentity:
         """The API has made a span, under an id that may be its own."""
         if api_id != self.span_id(recorded_id):
             self._api_ids[recorded_id] = api_id
+            self._recorded_ids[api_id] = recorded_id
+
+    def recorded_span_id(self, api_id: str) -> str | None:
+        """What a span is recorded as that the API has given this id; None if it gave none."""
+        return self._recorded_ids.get(api_id)
 
     def span_lost(self, create: CreateSpan, reason: str) -> None:
         """A span was given up: its finish goes with it, its children hang on its parent."""
@@ -134,6 +141,7 @@ class RunIdentity:
     def forget_spans(self) -> None:
         """Nothing of the run is to be delivered any more."""
         self._api_ids.clear()
+        self._recorded_ids.clear()
         self._lost_spans.clear()
 
     def _not_lost(self, span_id: str | None) -> str | None:
