@@ -84,7 +84,7 @@ class Capture:
             raise PrefactorValueError(
                 f"redact must be a function that takes a payload and returns one, got {redact!r}"
             )
-        self._limit = max_payload_bytes
+        self.max_payload_bytes = self._limit = max_payload_bytes
         self._redact = redact
         self.enabled = enabled
         self._warned = False
@@ -116,6 +116,28 @@ class Capture:
         if isinstance(error, ErrorDescription):
             return Raw(encode_within({"error": {"type": error["type"]}}, self._limit))
         return EMPTY
+
+    def item(self, value: object, room: int) -> Raw | None:
+        """The JSON of one of several values that are to be recorded together; None if it has more
+        than ``room`` bytes.
+
+        It is as the value is now. ``redact`` sees it later, with the others; only without one its
+        largest strings are cut to make it fit.
+        """
+        try:
+            encoded = encode_within(value, room)
+            if not encoded.isascii():
+                encoded.decode()
+            return msgspec.json.decode(encoded, type=Raw)
+        except Exception:
+            pass
+        try:
+            tree = plain(value, self._limit)
+            if self._redact is not None:
+                return Raw(encode_within(tree, room))
+            return Raw(fit({"": tree}, room)[len(b'{"":') : -len(b"}")])
+        except Exception:
+            return None  # too large, or there was no stack or memory left to look at it
 
     def with_fields(self, payload: Raw, result: Raw, names: Collection[str]) -> Raw:
         """``payload`` with those fields of ``result`` among ``names`` that it has not, or as null,

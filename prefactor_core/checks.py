@@ -123,7 +123,7 @@ def to_count(name: str, value: object) -> int:
 
 def to_time(name: str, value: object) -> datetime:
     """A moment, in UTC, as a plain ``datetime``: it must say how it lies to UTC."""
-    if not isinstance(value, datetime):
+    if not isinstance(value, PLAIN_DATETIME):
         shown = repr(value) if isinstance(value, int | float | str) else type(value).__qualname__
         raise PrefactorValueError(
             f"{name} must be a datetime, got {shown}: datetime.now(UTC) gives one"

@@ -61,7 +61,8 @@ class DisabledScope:
     async def close(self, error: BaseException | None, *, raises: bool) -> None:
         """End open runs."""
         self.span_manager.close()
-        finish_open_runs(self, error)
+        for _ in finish_open_runs(self, error):
+            pass
 
 
 class _AnyHome(Home):

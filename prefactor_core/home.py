@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
@@ -102,6 +102,34 @@ class Home:
     def run_soon(self, function: Callable[[], object]) -> None:
         """Have the loop call ``function``; for any thread. Nothing if the loop has ended."""
         self._run_soon(function)
+
+    async def in_turns(self, slices: Iterator[None]) -> None:
+        """Go through ``slices``, and give other tasks a turn after each.
+
+        All of it is done, whatever is cancelled meanwhile: after a cancellation by asyncio itself,
+        which no shield stops, without further turns. That one arrives with the next wait.
+        """
+        try:
+            for _ in slices:
+                try:
+                    await anyio.lowlevel.cancel_shielded_checkpoint()
+                except anyio.get_cancelled_exc_class() as cancelled:
+                    self._cancel_later(cancelled)
+                    break
+        finally:
+            for _ in slices:
+                pass
+
+    def _cancel_later(self, cancelled: BaseException) -> None:
+        if self._trio is not None:
+            raise cancelled
+        import asyncio
+
+        task = asyncio.current_task()
+        assert task is not None
+        # As if this one had not arrived: time-outs count how often their task was cancelled.
+        task.uncancel()
+        task.cancel(*cancelled.args)
 
     async def wait_for_end(self) -> None:
         """In a fork: wait until asyncio cancels what is left of the loop's tasks.

@@ -19,6 +19,7 @@ from prefactor_core.outcome import outcome_of
 
 if TYPE_CHECKING:
     from prefactor_core.agent_instance import AgentInstanceHandle
+    from prefactor_core.capture import Capture
     from prefactor_core.delivery.identity import RunIdentity
     from prefactor_core.managers.span import SpanManager
     from prefactor_core.open_span import OpenSpan
@@ -259,8 +260,9 @@ class SpanContext(Generic[Result]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        span = self._open()
-        if span.ended:
+        # Asked without a call: an exception from outside would leave the span open here.
+        span = self.opened
+        if span is not None and span.finished_at is not None:
             return  # what ended it has made a checkpoint
         self.__exit__(exc_type, error, traceback)
         # No checkpoint on the way out of an error: a cancellation that waits there would
@@ -268,6 +270,11 @@ class SpanContext(Generic[Result]):
         # the span has not ended.
         if error is None and self._open().ended:
             await anyio.lowlevel.checkpoint()  # noqa: ASYNC102
+
+    @property
+    def capture(self) -> Capture:
+        """Makes JSON of its payload and its result."""
+        return self._spans.capture
 
     @property
     def is_open(self) -> bool:

@@ -41,8 +41,8 @@ class Termination:
         return self.reason is not None and (self.over or not self.has_scope)
 
     def throw(self, reason: str | None) -> bool:
-        """The run is stopped; whether that is news. Nothing for a run that has ended."""
-        if self.over or self.reason is not None:
+        """The run is stopped; whether that is news. Nothing for a run that ends, or has ended."""
+        if self.over or self.ending or self.reason is not None:
             return False
         self.reason = reason or NO_REASON
         while self._callbacks:

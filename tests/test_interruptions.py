@@ -6,13 +6,13 @@ A signal handler may raise between any two calls; where the stack ends, any call
 from __future__ import annotations
 
 import dis
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from functools import cache
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
@@ -23,7 +23,7 @@ import prefactor_core
 from prefactor_core import AgentInstanceHandle, SpanContextStack, SpanNotFoundError
 from prefactor_core.local import LocalPrefactor
 
-PACKAGE = os.path.dirname(prefactor_core.__file__)
+PACKAGE = str(Path(prefactor_core.__file__).parent)
 PAYLOAD = {"prompt": "what is it?", "tags": ["a", "b"]}
 RESULT = {"answer": "it is that"}
 
@@ -72,7 +72,7 @@ def alarm(at: int) -> Iterator[None]:
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
         # Python itself cannot say whether it has entered a block or left it then.
-        if frame.f_code.co_qualname != "SpanContext.__exit__":
+        if frame.f_code.co_qualname not in ("SpanContext.__exit__", "SpanContext.__aexit__"):
             arrive()
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return in_frame
@@ -117,6 +117,15 @@ def a_block_that_raises(run: AgentInstanceHandle) -> None:
         raise ZeroDivisionError
 
 
+def an_async_block_that_raises(run: AgentInstanceHandle) -> None:
+    async def block() -> None:
+        async with run.span("agent:llm"):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        block().send(None)  # it waits for nothing
+
+
 def a_block_that_is_skipped(run: AgentInstanceHandle) -> None:
     with run.span("agent:llm", payload=PAYLOAD) as span:
         span.cancel_nowait()
@@ -149,6 +158,7 @@ STEPS = [
     a_block_that_starts,
     a_block_in_a_block,
     a_block_that_raises,
+    an_async_block_that_raises,
     a_block_that_is_skipped,
     a_traced_function,
     steps_by_hand,

@@ -236,16 +236,16 @@ class SpanManager(OpenSpans):
         status: Outcome,
         most: int,
         result_payload: Mapping[str, object] | None = None,
-    ) -> bool:
+        at: datetime | None = None,
+    ) -> None:
         """End up to ``most`` of what is open of an instance (None: of all), as
-        :meth:`finish_open` does; whether there may be more."""
+        :meth:`finish_open` does."""
         with self._lock:
             some = self.index.last(instance_id, most)
         results = [self._result(span, result_payload) for span in some]
         with self._lock:
             for span, result in zip(some, results, strict=True):
-                self._end(span, status, result)
-        return len(some) == most
+                self._end(span, status, result, at)
 
     def _find(self, span_id: str) -> OpenSpan:
         span = self.index.find(span_id)
