@@ -121,8 +121,8 @@ class Capture:
         """The JSON of one of several values that are to be recorded together; None if it has more
         than ``room`` bytes.
 
-        It is as the value is now. ``redact`` sees it later, with the others; only without one its
-        largest strings are cut to make it fit.
+        It is as the value is now. ``redact`` sees it later, with the others. Only without one, and
+        where there is room for half a payload, its largest strings are cut to make it fit.
         """
         try:
             encoded = encode_within(value, room)
@@ -133,7 +133,7 @@ class Capture:
             pass
         try:
             tree = plain(value, self._limit)
-            if self._redact is not None:
+            if self._redact is not None or room < self._limit / 2:
                 return Raw(encode_within(tree, room))
             return Raw(fit({"": tree}, room)[len(b'{"":') : -len(b"}")])
         except Exception:

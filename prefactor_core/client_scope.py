@@ -162,7 +162,7 @@ class ClientScope:
                 # Of ours; nothing of the exit below may be skipped for it, nor for a Ctrl-C.
                 log(logger, logging.ERROR, "open runs could not be finished", error=bug)
         finally:
-            await self._close(raises)
+            await self._close(raises)  # noqa: ASYNC102 - shields and bounds what it awaits
 
     async def _close(self, raises: bool) -> None:
         try:

@@ -113,9 +113,9 @@ class Home:
             for _ in slices:
                 try:
                     await anyio.lowlevel.cancel_shielded_checkpoint()
-                except anyio.get_cancelled_exc_class() as cancelled:
+                except anyio.get_cancelled_exc_class() as cancelled:  # noqa: ASYNC103
                     self._cancel_later(cancelled)
-                    break
+                    break  # noqa: ASYNC104 - raised at the next wait
         finally:
             for _ in slices:
                 pass
