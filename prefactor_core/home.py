@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Ts = TypeVarTuple("Ts")
 
 _TRIO: Final = "run_sync_soon"
+_DONE: Final = object()
 
 RunSoon: TypeAlias = Callable[[Callable[[], object]], None]
 
@@ -110,12 +111,13 @@ class Home:
         which no shield stops, without further turns. That one arrives with the next wait.
         """
         try:
-            for _ in slices:
+            goes_on = True
+            while goes_on and next(slices, _DONE) is not _DONE:
                 try:
                     await anyio.lowlevel.cancel_shielded_checkpoint()
                 except anyio.get_cancelled_exc_class() as cancelled:  # noqa: ASYNC103
                     self._cancel_later(cancelled)
-                    break  # noqa: ASYNC104 - raised at the next wait
+                    goes_on = False
         finally:
             for _ in slices:
                 pass

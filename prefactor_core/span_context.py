@@ -35,6 +35,9 @@ else:
     Result = TypeVar("Result", contravariant=True)
 
 
+_PENDING, _ACTIVE = SpanStatus.PENDING, SpanStatus.ACTIVE
+
+
 class SpanContext(Generic[Result]):
     """One step of a run: an LLM call, a tool call, a retrieval.
 
@@ -311,8 +314,11 @@ class SpanContext(Generic[Result]):
 
     def _finish(self, outcome: Outcome, result: object, timestamp: datetime | None = None) -> None:
         at = None if timestamp is None else to_time("timestamp", timestamp)
-        span = self._open()
-        if not span.ended:
+        span = self.opened
+        if span is None:
+            span = self._open()
+        status = span.status  # not span.ended: a call
+        if status is _PENDING or status is _ACTIVE:
             self._spans.end(span, result, outcome, at)
 
 

@@ -30,6 +30,7 @@ from prefactor_core.span_context import SpanContext
 from prefactor_core.type_schema import Fields
 
 _ENDS = {str(status): status for status in SpanStatus}
+_PENDING, _ACTIVE = SpanStatus.PENDING, SpanStatus.ACTIVE
 _WARNINGS_KEPT: Final = 1_000
 
 Unended: TypeAlias = tuple[OpenSpan, Outcome, object, datetime | None, "Unended | None"]
@@ -99,7 +100,8 @@ class OpenSpans:
             held = len(captured)
             if run.check is not None:
                 run.check.payload(schema_name, captured)
-            payload = _fields(payload)
+            if type(payload) is not dict:
+                payload = _fields(payload)
         if self._home.is_left:
             self._home.check_process()
         span: OpenSpan | None = None
@@ -128,7 +130,7 @@ class OpenSpans:
                         instance_id=run.recorded_id,
                         schema_name=schema_name,
                         parent_span_id=parent_span_id,
-                        payload={} if payload is None else payload,
+                        payload={} if payload is None else payload,  # pyright: ignore[reportUnknownArgumentType]
                         result={} if result is None else result,
                         created_at=clock.now(),
                         clock=clock,
@@ -328,7 +330,9 @@ class OpenSpans:
         if payload is not None:
             result = dict(result)
             merge(result, payload)
-        return self._capture.result(result) if result else UNSET
+        if not result:
+            return UNSET
+        return self._capture(result) if self._capture.enabled else self._capture.result(result)
 
     def _end(
         self,
@@ -366,12 +370,13 @@ class OpenSpans:
         began: datetime | None,
         result: Raw | UnsetType,
     ) -> None:
-        if span.ended:
+        status = span.status  # not span.ended: a call
+        if status is not _PENDING and status is not _ACTIVE:
             # Another thread was faster, or an exception came right after it had ended.
             self._forget(span)
             return
         late = span.context and span.context.from_result
-        if late and result is not UNSET and span.status is SpanStatus.PENDING:
+        if late and result is not UNSET and status is _PENDING:
             # Before it is told: after that the API takes no payload.
             captured = self._capture.with_fields(span.captured, result, late)
             held = len(captured)
@@ -388,6 +393,4 @@ class OpenSpans:
 
 
 def _fields(payload: Mapping[str, object] | Fields) -> Mapping[str, object]:
-    if type(payload) is dict or isinstance(payload, Mapping):  # the first is quicker
-        return payload  # pyright: ignore[reportUnknownVariableType]
-    return fields_of(payload)
+    return payload if isinstance(payload, Mapping) else fields_of(payload)

@@ -67,8 +67,8 @@ class SpanIndex:
         # or, where it makes the ids, by another id: each run knows those of its spans.
         if not self._identities.given_ids:
             for of_run in list(self._by_run.values()):
-                run = next(iter(of_run.values())).run
-                recorded_id = run.recorded_span_id(span_id)
+                one = next(iter(of_run.values()), None)  # another thread may have ended the last
+                recorded_id = None if one is None else one.run.recorded_span_id(span_id)
                 if recorded_id is not None:
                     return of_run.get(recorded_id)
         return None

@@ -15,6 +15,8 @@ from prefactor_core.open_span import OpenSpan
 from prefactor_core.operations import CreateSpan, FinishSpan
 
 _DROPPED_KEPT = 10_000
+_PENDING, _ACTIVE = SpanStatus.PENDING, SpanStatus.ACTIVE
+_COMPLETE, _FAILED = SpanStatus.COMPLETE, SpanStatus.FAILED
 
 
 class SpanOperations:
@@ -51,18 +53,18 @@ class SpanOperations:
 
         ``given``: whether ``at`` comes from the caller. A span ends no earlier than it began.
         """
+        if span.parent is not None and span.status is _PENDING:
+            self._start_ancestors(span)
+        if span.status is _PENDING and (goal is _COMPLETE or goal is _FAILED):
+            # Most spans: both steps in one, without asking which there are.
+            began = span.created_at
+            if at < began:  # a clock that was frozen, or thawed, meanwhile
+                at = began
+            self._create(span, goal, began, at, result)
+            return
         for call, status in span_steps(span.status, goal):
             if call == "finish":
                 self._finish(span, status, at, result)
-                continue
-            if span.parent is not None:
-                self._start_ancestors(span)
-            if status is not SpanStatus.ACTIVE and status is not SpanStatus.PENDING:
-                began = span.created_at
-                end = at
-                if at < began:  # a clock that was frozen, or thawed, meanwhile
-                    end = began
-                self._create(span, status, began, finished_at=end, result=result)
             else:
                 self._create(span, status, at, given=given)
 
@@ -71,11 +73,11 @@ class SpanOperations:
         # as of its own entering. A loop, not recursion: trees may be deep.
         waiting: list[OpenSpan] = []
         parent = span.parent
-        while parent is not None and parent.status is SpanStatus.PENDING:
+        while parent is not None and parent.status is _PENDING:
             waiting.append(parent)
             parent = parent.parent
         for ancestor in reversed(waiting):
-            self._create(ancestor, SpanStatus.ACTIVE, ancestor.created_at)
+            self._create(ancestor, _ACTIVE, ancestor.created_at)
 
     def _create(
         self,
@@ -91,9 +93,9 @@ class SpanOperations:
             span.parent_span_id = span.parent.parent_span_id
         started_at: datetime | None = at
         told = status
-        if status is SpanStatus.PENDING:
+        if status is _PENDING:
             # Its finish follows, and needs no other create if it is interrupted now.
-            started_at, told = None, SpanStatus.ACTIVE
+            started_at, told = None, _ACTIVE
         operation = CreateSpan(
             timestamp=at,
             idempotency_key=identifiers.idempotency_key(span.id, "create"),
