@@ -172,11 +172,11 @@ class Recorder(ABC):
             await span.__aenter__()
         try:
             await span.start(started_at=at)
+            return span.id
         except BaseException:
             # Cancelled: nobody will get the id, so nobody could end the span.
             span.cancel_nowait()
             raise
-        return span.id
 
     def create_span_nowait(
         self,
@@ -189,8 +189,14 @@ class Recorder(ABC):
     ) -> str:
         """As :meth:`create_span`, in synchronous code."""
         span = self._span(instance_id, schema_name, parent_span_id, None, payload)
-        span.start_nowait(started_at=started_at)
-        return span.id
+        try:
+            span.start_nowait(started_at=started_at)
+            return span.id
+        except BaseException:
+            if span.is_open:
+                # Nobody will get the id, so nobody could end the span.
+                span.cancel_nowait()
+            raise
 
     async def finish_span(
         self,

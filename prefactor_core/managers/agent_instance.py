@@ -31,7 +31,6 @@ from prefactor_core.models import AgentInstance
 from prefactor_core.operations import (
     CreateSpan,
     FinishAgentInstance,
-    Operation,
     Purpose,
     RegisterAgentInstance,
     StartAgentInstance,
@@ -115,7 +114,7 @@ class AgentInstanceManager:
 
     def __init__(
         self,
-        enqueue: Callable[[Operation], bool],
+        enqueue: Callable[..., bool],
         *,
         identities: Identities,
         home: Home,
@@ -323,25 +322,23 @@ class AgentInstanceManager:
         for call, status in instance_steps(instance.status, goal):
             recorded_id = instance.identity.recorded_id
             key = identifiers.idempotency_key(recorded_id, call)
+            # Recorded together with the run's new status: an exception from outside, of a signal
+            # handler say, leaves both or none.
             if call == "start":
-                instance.started_at = at
-                self._enqueue(
-                    StartAgentInstance(timestamp=at, idempotency_key=key, instance_id=recorded_id)
+                start = StartAgentInstance(
+                    timestamp=at, idempotency_key=key, instance_id=recorded_id
                 )
+                self._enqueue(start, instance, status, at)
             else:
                 # A start that was given may lie in the future.
-                instance.finished_at = at = max(at, instance.started_at or at)
-                self._enqueue(
-                    FinishAgentInstance(
-                        timestamp=at,
-                        idempotency_key=key,
-                        instance_id=recorded_id,
-                        status=status,
-                    )
+                at = max(at, instance.started_at or at)
+                # First: a span that comes between the two would be recorded after the finish.
+                instance.identity.termination.run_ended()
+                finish = FinishAgentInstance(
+                    timestamp=at, idempotency_key=key, instance_id=recorded_id, status=status
                 )
-            instance.status = status
+                self._enqueue(finish, instance, status, instance.started_at, at)
         if instance.ended:
-            instance.identity.termination.run_ended()
             self._instances.pop(instance.identity.recorded_id, None)
 
 
