@@ -322,7 +322,8 @@ class Outbox:
             self._putting = None
             self._ledger.fail(error)
             self._ledger.drop("queue", 1, operation.size)
-            self._losses.dropped_anywhere("queue")
+            detail = f"the client's queue does not take them ({type(error).__name__}: {error})"
+            self._losses.dropped_anywhere("queue", detail)
             return False
         lane.recorded, self._putting = lane.recorded + 1, None
         if lane.waits_for_more:
