@@ -137,6 +137,7 @@ class AgentInstanceManager:
         # An id of the account's partition, once one is known.
         self._related_id: str | None = None
         self._refusals = 0
+        self._turn = anyio.Lock()
 
     async def register(
         self,
@@ -171,31 +172,33 @@ class AgentInstanceManager:
         if purpose is not None and purpose not in get_args(Purpose):
             known = ", ".join(repr(known) for known in get_args(Purpose))
             raise PrefactorValueError(f"purpose must be one of {known}, got {purpose!r}")
-        clock = Clock()
-        recorded_id = instance_id or self._provisional_id(agent_id)
-        operation = RegisterAgentInstance(
-            timestamp=clock.now(),
-            # Not from the id: whoever asks for one twice shall hear that it is taken.
-            idempotency_key=identifiers.generate(0),
-            agent_id=agent_id,
-            # Captured now: later changes of the caller's objects do not matter.
-            agent_version=_json_object("agent_version", agent_version),
-            agent_schema_version=_json_object("agent_schema_version", agent_schema_version),
-            instance_id=recorded_id,
-            asks_for_id=instance_id is not None,
-            environment_id=to_optional_text("environment_id", environment_id),
-            purpose=purpose,
-            external_identifier=to_optional_text("external_identifier", external_identifier),
-            runtime_environment=self._environment_beside(agent_version),
-        )
-        run = self._identities.add(recorded_id)
-        run.registered, run.agent_id = False, agent_id
-        with self.home.lock:
-            if not self._enqueue(operation):
-                run.lost = "full"
-        instance = _OpenInstance(
-            id=recorded_id, agent_id=agent_id, created_at=clock.now(), clock=clock, identity=run
-        )
+        # One in a turn of the loop: a thousand runs that begin together must not hold it.
+        async with self._turn:
+            clock = Clock()
+            recorded_id = instance_id or self._provisional_id(agent_id)
+            operation = RegisterAgentInstance(
+                timestamp=clock.now(),
+                # Not from the id: whoever asks for one twice shall hear that it is taken.
+                idempotency_key=identifiers.generate(0),
+                agent_id=agent_id,
+                # Captured now: later changes of the caller's objects do not matter.
+                agent_version=_json_object("agent_version", agent_version),
+                agent_schema_version=_json_object("agent_schema_version", agent_schema_version),
+                instance_id=recorded_id,
+                asks_for_id=instance_id is not None,
+                environment_id=to_optional_text("environment_id", environment_id),
+                purpose=purpose,
+                external_identifier=to_optional_text("external_identifier", external_identifier),
+                runtime_environment=self._environment_beside(agent_version),
+            )
+            run = self._identities.add(recorded_id)
+            run.registered, run.agent_id = False, agent_id
+            with self.home.lock:
+                if not self._enqueue(operation):
+                    run.lost = "full"
+            instance = _OpenInstance(
+                id=recorded_id, agent_id=agent_id, created_at=clock.now(), clock=clock, identity=run
+            )
         if run.lost is None:
             await self._wait_for_registration(instance, on_refused)
         if run.registered:
