@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
-from typing import Final, TypeVar, cast
+from typing import TypeVar, cast
 
 import anyio
 
@@ -18,18 +18,17 @@ from prefactor_core.home import run_soon_here
 
 T = TypeVar("T")
 
-_IDLE_SECONDS: Final = 5.0
-
 
 class DaemonThread:
     """Makes one call after another, in the order in which they were asked for.
 
-    The thread begins with the first call and ends when there was none for five seconds. In the
-    child of a fork it begins again. Any number of tasks, of any event loop, may call.
+    The thread begins with the first call and ends when there was none for ``idle_seconds``. In
+    the child of a fork it begins again. Any number of tasks, of any event loop, may call.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, idle_seconds: float = 5.0) -> None:
         self._name = name
+        self._idle_seconds = idle_seconds
         self._lock = Lock()
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._thread: Thread | None = None
@@ -73,7 +72,7 @@ class DaemonThread:
     def _serve(self) -> None:
         while True:
             try:
-                make = self._calls.get(timeout=_IDLE_SECONDS)
+                make = self._calls.get(timeout=self._idle_seconds)
             except Empty:
                 # Under the lock: a call that is asked for now finds this thread, or a new one.
                 with self._lock:
@@ -87,4 +86,4 @@ class DaemonThread:
 
 async def call_in_daemon_thread(function: Callable[[], T], name: str) -> T:
     """What ``function()`` gives, or raises, in a thread of its own; see :class:`DaemonThread`."""
-    return await DaemonThread(name).call(function)
+    return await DaemonThread(name, idle_seconds=0).call(function)
