@@ -267,6 +267,7 @@ class Sender:
                 if refused:
                     return
             raise
+        self.limits.taken_of_size(sum(parcel.size for parcel in request))
         await self._read_outputs(request, operations, outputs, settle)
 
     async def _read_outputs(
