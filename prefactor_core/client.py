@@ -14,6 +14,7 @@ from prefactor_core.exceptions import (
     ClientScopeError,
     PrefactorValueError,
 )
+from prefactor_core.importing import import_in_thread
 from prefactor_core.operations import Operation
 from prefactor_core.queue.base import Queue, QueueClosedError
 from prefactor_core.recorder import Recorder
@@ -141,7 +142,7 @@ class PrefactorCoreClient(Recorder):
         return self
 
     # What only an open client needs, httpx before all, is most of the cost of importing this
-    # package: it is imported when it is needed.
+    # package: it is imported when it is needed, and in a thread.
 
     def _signal_cancellation(self) -> SignalCancellation | None:
         if not self._config.cancel_on_signals:
@@ -152,6 +153,7 @@ class PrefactorCoreClient(Recorder):
 
     async def _open(self) -> ClientScope | DisabledScope:
         if self._config.enabled:
+            await import_in_thread("prefactor_core.client_scope")
             from prefactor_core.client_scope import ClientScope
 
             return await ClientScope.open(self._config, self._queue, self._asgi_app)

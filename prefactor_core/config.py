@@ -161,7 +161,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     divided by a blank; the API gets to know it with every request and every run.
     ``validate_token``: whether opening the client asks the API if it takes the token. A wrong
     one is a :class:`~prefactor_core.PrefactorAuthError` then; an API that is away, or does not
-    answer within ``registration_timeout``, is no reason not to open.
+    answer within ``registration_timeout``, or a gateway's 401 or 403, is no reason not to open.
     ``registration_timeout``: how long ``create_agent_instance`` tries to register a run.
     ``on_refused``: what becomes of a run whose registration the API refuses (a wrong token, an
     unknown agent, an ``external_identifier`` that is taken). ``"log"``: one ERROR in the log, and

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from prefactor_core.api.client import ApiClient, AsgiApp
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.http_config import LOCAL_PREFIX, HttpClientConfig
+from prefactor_core.importing import import_in_thread
 from prefactor_core.runtime_environment import SDK
 
 
@@ -21,10 +22,12 @@ async def open_api(
     (``local:PATH``), or of ``asgi_app`` in place of either. No request is sent.
     ``sdk_header_entry`` names what records by this package (API.md section 1).
 
-    Raises :class:`PrefactorValueError` if a local one cannot be opened.
+    Raises :class:`PrefactorValueError` if a local one cannot be opened, or if the environment
+    names a proxy or certificates that cannot be used.
     """
     sdk_header = SDK if sdk_header_entry is None else f"{sdk_header_entry} {SDK}"
     if asgi_app is None and config.is_local:
+        await _import_local(config.api_url)
         async with (
             _local_app(config.api_url.removeprefix(LOCAL_PREFIX)) as local_app,
             ApiClient(config, sdk_header, local_app) as api,
@@ -35,12 +38,17 @@ async def open_api(
             yield api
 
 
-def _local_app(path: str) -> AbstractAsyncContextManager[AsgiApp]:
+async def _import_local(api_url: str) -> None:
     try:
-        from prefactor_core.local import open_local_prefactor
+        await import_in_thread("prefactor_core.local")
     except ImportError as error:
         raise PrefactorValueError(
-            f"api_url 'local:{path}' needs the extra 'local' of this package ({error}): "
+            f"api_url {api_url!r} needs the extra 'local' of this package ({error}): "
             "pip install '.[local]' in its folder"
         ) from None
+
+
+def _local_app(path: str) -> AbstractAsyncContextManager[AsgiApp]:
+    from prefactor_core.local import open_local_prefactor
+
     return open_local_prefactor(path)

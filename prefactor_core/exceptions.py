@@ -128,9 +128,10 @@ class PrefactorValidationError(PrefactorApiError):
         *,
         code: str = "unknown",
         status_code: int | None = None,
+        retry_after: float | None = None,
         errors: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message, code=code, status_code=status_code)
+        super().__init__(message, code=code, status_code=status_code, retry_after=retry_after)
         self.errors: dict[str, str] = dict(errors or {})
 
 
@@ -151,4 +152,7 @@ class PrefactorUnreachableError(PrefactorApiError):
 
 
 class PrefactorContractError(PrefactorApiError):
-    """The answer is not what the API is known to answer (not JSON, or a part is missing)."""
+    """The answer is not in the form of the API: not JSON, a part missing, or too long.
+
+    Also an error status of what stands before the API, a gateway say, except 429 and 5xx.
+    """

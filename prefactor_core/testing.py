@@ -11,6 +11,7 @@ from typing import Any, Unpack
 import msgspec
 from msgspec import Struct, field
 
+# Else the first client to open imports it in a thread, which no test on virtual time may wait for.
 from prefactor_core.client import PrefactorCoreClient, open_prefactor
 from prefactor_core.config import PrefactorOptions
 from prefactor_core.exceptions import PrefactorCoreError

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+# Else the first client to open imports it in a thread, which no test on virtual time may wait for.
+import prefactor_core.client_scope  # noqa: F401
+
 pytest_plugins = ["pytester"]
 
 # Continuous integration and developers see the same examples, and no machine's speed counts.

@@ -81,15 +81,30 @@ def test_an_error_of_the_api_may_have_no_code() -> None:
     assert str(error) == f"{CALL} was answered 404"
 
 
-@pytest.mark.parametrize("body", [b"{}", b'{"message":"Not Found"}'])
-def test_json_that_does_not_say_that_it_is_an_error_is_not_the_apis(body: bytes) -> None:
-    error = error_from_answer(CALL, 404, body, None)
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 407, 409, 413, 422, 451])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>Sign in</html>",
+        b"{}",
+        b'{"message": "Not Found"}',
+        b'{"status": 404, "error": "Not Found"}',
+        b'{"error": {"code": 403, "status": "PERMISSION_DENIED"}}',
+        b"[]",
+    ],
+)
+def test_an_error_status_in_another_form_is_a_gateways_and_no_refusal(
+    status: int, body: bytes
+) -> None:
+    error = error_from_answer(CALL, status, body, "3")
     assert type(error) is PrefactorContractError
+    assert (error.status_code, error.code, error.retry_after) == (status, "unknown", 3.0)
     assert "not in the form of the Prefactor API" in str(error)
 
 
 def test_an_auth_error_says_what_to_look_at() -> None:
-    assert "is the API token right" in str(error_from_answer(CALL, 401, b"{}", None))
+    assert "is the API token right" in str(error_from_answer(CALL, 401, error_body(), None))
 
 
 @pytest.mark.parametrize("status", [400, 422])
@@ -119,7 +134,7 @@ def test_an_answer_without_fields_has_no_field_errors() -> None:
     assert error.errors == {}
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("status", [401, 422, 429, 503])
 @pytest.mark.parametrize(
     ("header", "milliseconds", "wait"),
     [
@@ -144,7 +159,6 @@ def test_the_wait_asked_for_is_read_in_seconds(
     status: int, header: str | None, milliseconds: float | None, wait: float | None
 ) -> None:
     error = error_from_answer(CALL, status, error_body(retry_after_ms=milliseconds), header)
-    assert isinstance(error, PrefactorRateLimitError | PrefactorServerError)
     assert error.retry_after == wait
 
 
@@ -220,5 +234,4 @@ def test_every_answer_becomes_an_error_of_ours(
     error = error_from_answer(CALL, status, body, header)
     assert isinstance(error, PrefactorApiError)
     assert error.status_code == status
-    if isinstance(error, PrefactorRateLimitError | PrefactorServerError):
-        assert error.retry_after is None or 0 <= error.retry_after < math.inf
+    assert error.retry_after is None or 0 <= error.retry_after < math.inf

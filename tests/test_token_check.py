@@ -108,7 +108,17 @@ def test_a_wrong_token_leaves_the_opening_of_a_synchronous_client() -> None:
 @pytest.mark.virtual_time
 @each_way
 @pytest.mark.parametrize(
-    "fault", [ConnectionRefusedError("nobody is there"), 404, 429, 500, 503, (200, {}, b"<html>")]
+    "fault",
+    [
+        ConnectionRefusedError("nobody is there"),
+        404,
+        429,
+        500,
+        503,
+        (200, {}, b"<html>"),
+        (401, {}, b"<html>of a gateway"),
+        (403, {}, b"{}"),
+    ],
 )
 async def test_an_api_that_cannot_say_is_no_reason_not_to_open(
     api: FaultyApi, use: Opening, fault: object, caplog: pytest.LogCaptureFixture
@@ -164,7 +174,9 @@ async def test_an_opening_that_fails_leaves_no_connection(use: Opening, cancelle
         async with stream:
             await stream.receive()
             if not cancelled:
-                await stream.send(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\n{}")
+                await stream.send(
+                    b'HTTP/1.1 401 Unauthorized\r\nContent-Length: 18\r\n\r\n{"status":"error"}'
+                )
             with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
                 await stream.receive()
             hung_up.set()

@@ -124,7 +124,7 @@ def test_a_conflict_of_a_whole_request_settles_nothing() -> None:
         (405, Verdict.FAILED),
         (409, Verdict.FAILED),
         (422, Verdict.FAILED),
-        (401, Verdict.DENIED),
+        (401, Verdict.FAILED),
         (413, Verdict.TOO_LARGE),
         (429, Verdict.BUSY),
         (502, Verdict.FAILED),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
+from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Any, Final, Self, TypeAlias, TypeVar, cast
 
 import anyio
 import httpx
@@ -15,6 +16,7 @@ from prefactor_core.api import requests
 from prefactor_core.api.answers import (
     AgentInstanceAnswer,
     AgentSpanAnswer,
+    Control,
     Details,
     Output,
     Outputs,
@@ -22,12 +24,16 @@ from prefactor_core.api.answers import (
     decode,
 )
 from prefactor_core.api.errors import error_from_answer
+from prefactor_core.api.log_mask import masks_in_logs
+from prefactor_core.api.quoting import quoted
+from prefactor_core.api.reading import UnreadableAnswerError, read_body
 from prefactor_core.exceptions import (
     PrefactorContractError,
     PrefactorUnreachableError,
     PrefactorValueError,
 )
 from prefactor_core.http_config import HttpClientConfig
+from prefactor_core.importing import import_in_thread
 from prefactor_core.operations import (
     CreateSpan,
     FinishAgentInstance,
@@ -47,7 +53,17 @@ AsgiApp: TypeAlias = Callable[
 ]
 """An ASGI application, as its specification types it."""
 
-_PAGE_SIZE = 100
+_PAGE_SIZE: Final = 100
+
+_MOST_BYTES: Final = 2 * 1024 * 1024
+"""Bytes of an answer, at most, besides twice as many as were sent. It is decoded in one go, in
+about 2 ms for each million."""
+
+_MOST_PAGE_BYTES: Final = 64 * 1024 * 1024
+"""The same of a page of a list, which can have 100 spans with their payloads."""
+
+_MOST_ERROR_BYTES: Final = 256 * 1024
+"""The same of an error."""
 
 
 class ApiClient:
@@ -62,28 +78,47 @@ class ApiClient:
         self, config: HttpClientConfig, sdk_header: str, asgi_app: AsgiApp | None = None
     ) -> None:
         self._config = config
-        base = "http://in-process" if asgi_app is not None else config.api_url.rstrip("/")
+        self._sdk_header = sdk_header
+        self._asgi_app = asgi_app
+        self._connections = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        config = self._config
         headers = {
             "Content-Type": "application/json",
             "Accept": "application/json",
-            "X-Prefactor-SDK": sdk_header,
+            "Accept-Encoding": "gzip",
+            "X-Prefactor-SDK": self._sdk_header,
         }
         if config.api_token:
             headers["Authorization"] = f"Bearer {config.api_token}"
+        secrets = [config.api_token]
+        transport: httpx.AsyncBaseTransport
+        if self._asgi_app is not None:
+            base = "http://in-process"
+            transport = httpx.ASGITransport(self._asgi_app)
+        else:
+            base = config.api_url.rstrip("/")
+            await import_in_thread("prefactor_core.api.transport")
+            from prefactor_core.api.transport import open_transport
+
+            transport = network = await open_transport(base)
+            secrets.append(network.password)
         try:
+            # The transport has read the environment; httpx is not to read it once more.
             self._http = httpx.AsyncClient(
                 base_url=f"{base}/api/v1/",
                 headers=headers,
-                timeout=httpx.Timeout(config.request_timeout, connect=config.connect_timeout),
-                transport=None if asgi_app is None else httpx.ASGITransport(asgi_app),
+                timeout=httpx.Timeout(None, connect=config.connect_timeout),
+                transport=transport,
+                trust_env=False,
             )
-        except (httpx.InvalidURL, ImportError) as error:
-            # ImportError: the environment names a proxy that httpx has no package for.
+        except httpx.InvalidURL as error:
             raise PrefactorUnreachableError(
                 f"api_url {config.api_url!r} cannot be asked: {error}"
             ) from None
-
-    async def __aenter__(self) -> Self:
+        self._connections.enter_context(masks_in_logs(*secrets))
+        self._connections.push_async_callback(self._http.aclose)
         return self
 
     async def __aexit__(
@@ -92,7 +127,7 @@ class ApiClient:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._http.aclose()
+        await self._connections.aclose()
 
     async def ping(self) -> None:
         """Ask whether the API is there and takes the token."""
@@ -106,8 +141,8 @@ class ApiClient:
         registered = await self._call("POST", path, Details[AgentInstanceAnswer], body)
         if not identifiers.is_pfid(registered.details.id):
             raise PrefactorContractError(
-                f"the API registered an agent instance as {registered.details.id!r}, "
-                "which is no PFID"
+                "the API registered an agent instance as "
+                f"'{self._quoted(registered.details.id)}', which is no PFID"
             )
         return registered
 
@@ -196,7 +231,9 @@ class ApiClient:
                 "sorting[field]": "id",
                 "sorting[direction]": direction,
             }
-            page = await self._call("GET", path, page_type, query={**query, **paging})
+            page = await self._call(
+                "GET", path, page_type, query={**query, **paging}, most_bytes=_MOST_PAGE_BYTES
+            )
             for summary in page.summaries:
                 yield summary
             offset = page.pagination.next_page_offset if page.pagination else None
@@ -208,15 +245,19 @@ class ApiClient:
         answer_type: type[T],
         body: msgspec.Struct | None = None,
         query: Mapping[str, str] | None = None,
+        most_bytes: int = _MOST_BYTES,
     ) -> T:
         call = f"{method} {path} at {self._config.api_url}"
         try:
             content = None if body is None else msgspec.json.encode(body)
         except Exception as error:
             raise PrefactorValueError(f"{call} cannot be written as JSON: {error}") from None
+        # Bulk answers repeat what they were sent.
+        limit = most_bytes + 2 * len(content or b"")
         try:
             with anyio.fail_after(self._config.request_timeout):
-                answer = await self._http.request(method, path, params=query, content=content)
+                async with self._http.stream(method, path, params=query, content=content) as answer:
+                    return await self._read(call, answer, answer_type, limit)
         except (TimeoutError, httpx.TimeoutException):
             raise PrefactorUnreachableError(
                 f"{call}: no answer within {self._config.request_timeout:g} s "
@@ -225,8 +266,6 @@ class ApiClient:
         except httpx.LocalProtocolError:
             # Its text shows what it complains about, and that may be the token.
             raise PrefactorUnreachableError(f"{call}: the request cannot be written") from None
-        except httpx.DecodingError as error:
-            raise PrefactorContractError(f"{call}: the answer cannot be read: {error}") from None
         except (
             httpx.TransportError,
             httpx.InvalidURL,  # what was put into the path fits into none
@@ -235,23 +274,65 @@ class ApiClient:
             OverflowError,
             RuntimeError,  # the connections were closed while this call was on its way
         ) as error:
-            raise PrefactorUnreachableError(
-                f"{call}: {str(error) or type(error).__name__}"
-            ) from None
-        if answer.status_code >= 400:
+            text = self._quoted(str(error)) or type(error).__name__
+            raise PrefactorUnreachableError(f"{call}: {text}") from None
+
+    async def _read(self, call: str, answer: httpx.Response, answer_type: type[T], limit: int) -> T:
+        """What was answered, if it is a success. Raises what it says, if it is none."""
+        status = answer.status_code
+        if status >= 400:
+            try:
+                body = await read_body(answer, _MOST_ERROR_BYTES)
+            except UnreadableAnswerError:
+                body = b""  # none of the API's, whatever it is
             raise error_from_answer(
                 call,
-                answer.status_code,
-                answer.content,
+                status,
+                body,
                 answer.headers.get("Retry-After"),
                 self._config.retry_on_status_codes,
                 self._config.api_token,
             )
         try:
-            return decode(answer.content, answer_type)
+            decoded = decode(await read_body(answer, limit), answer_type)
+            self._quote_texts(decoded)
+            return decoded
+        except UnreadableAnswerError as error:
+            raise PrefactorContractError(
+                f"{call} was answered {status}, and the answer cannot be read: {error}",
+                status_code=status,
+            ) from None
         except msgspec.DecodeError as error:
             raise PrefactorContractError(
-                f"{call} was answered {answer.status_code}, not in the form of the "
-                f"Prefactor API ({error}); is api_url right?",
-                status_code=answer.status_code,
+                f"{call} was answered {status}, not in the form of the Prefactor API "
+                f"({self._quoted(str(error))}); is api_url right?",
+                status_code=status,
             ) from None
+
+    def _quote_texts(self, answer: object) -> None:
+        """Quote the texts of ``answer`` that messages and logs show."""
+        if isinstance(answer, Details):
+            one = cast("Details[object]", answer)
+            self._quote_reason(one.details)
+            self._quote_control(one.control)
+        elif isinstance(answer, Summaries):
+            for summary in cast("Summaries[object]", answer).summaries:
+                self._quote_reason(summary)
+        elif isinstance(answer, Outputs):
+            for output in answer.outputs.values():
+                self._quote_control(output.control)
+                if output.code is not None:
+                    output.code = self._quoted(output.code)
+                if output.message is not None:
+                    output.message = self._quoted(output.message)
+
+    def _quote_reason(self, instance: object) -> None:
+        if isinstance(instance, AgentInstanceAnswer) and instance.termination_reason is not None:
+            instance.termination_reason = self._quoted(instance.termination_reason)
+
+    def _quote_control(self, control: Control | None) -> None:
+        if control is not None and control.reason is not None:
+            control.reason = self._quoted(control.reason)
+
+    def _quoted(self, text: str) -> str:
+        return quoted(text, self._config.api_token)

@@ -6,10 +6,13 @@ import math
 from collections.abc import Collection
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from itertools import islice
+from typing import Final
 
 import msgspec
 
 from prefactor_core.api.answers import ErrorAnswer, FieldError, decode
+from prefactor_core.api.quoting import quoted
 from prefactor_core.exceptions import (
     PrefactorApiError,
     PrefactorAuthError,
@@ -20,6 +23,18 @@ from prefactor_core.exceptions import (
     PrefactorServerError,
     PrefactorValidationError,
 )
+
+_FIELDS: Final = 20
+"""How many wrong fields an error names."""
+
+_REFUSALS: Final[dict[int, type[PrefactorApiError]]] = {
+    400: PrefactorValidationError,
+    401: PrefactorAuthError,
+    403: PrefactorAuthError,
+    404: PrefactorNotFoundError,
+    409: PrefactorConflictError,
+    422: PrefactorValidationError,
+}
 
 
 def error_from_answer(
@@ -32,13 +47,13 @@ def error_from_answer(
 ) -> PrefactorApiError:
     """The exception for an answer of status 400 or more.
 
-    ``call`` is the method and path; ``retry_after`` the header of that name; ``passing``
-    the statuses below 500 that are configured to mean "try again". A server or a proxy may
-    repeat the ``token`` that it was sent; the exception does not.
-    """
+    A refusal (401, 404, 422, ...) is one only in the API's error form; in another form it is a
+    :class:`PrefactorContractError`, because a gateway may have answered.
 
-    def without_token(text: str) -> str:
-        return text.replace(token, "***") if token else text
+    ``call`` is the method and path; ``retry_after`` the header of that name; ``passing``
+    the statuses below 500 that are configured to mean "try again". The texts of the answer are
+    :func:`quoted`: a server may repeat the ``token`` that it was sent, the exception does not.
+    """
 
     try:
         answer = decode(body, ErrorAnswer)
@@ -46,46 +61,47 @@ def error_from_answer(
         answer = None
     if answer and answer.code is None and answer.status != "error" and not answer.errors:
         answer = None  # JSON, but not the API's: a gateway's
-    code = without_token(answer.code or "unknown") if answer else "unknown"
+    code = quoted(answer.code or "unknown", token) if answer else "unknown"
     fields = {
-        without_token(name): without_token(text) for name, text in _field_messages(answer).items()
+        quoted(name, token): quoted(text, token) for name, text in _field_messages(answer).items()
     }
     message = f"{call} was answered {status}"
     if answer and (answer.code or answer.message):
-        message += f" {code}: {without_token(answer.message or '')}".rstrip(": ")
+        message += f" {code}: {quoted(answer.message or '', token)}".rstrip(": ")
     if fields:
         message += " (" + ", ".join(f"{name}: {text}" for name, text in fields.items()) + ")"
 
+    kind = _kind(status, passing, answer)
+    if kind is PrefactorAuthError:
+        message += "; is the API token right, and meant for this?"
+    elif kind is PrefactorContractError:
+        message += ", not in the form of the Prefactor API; is api_url right?"
+    wait = _wait(answer, retry_after)
+    if kind is PrefactorValidationError:
+        return PrefactorValidationError(
+            message, code=code, status_code=status, retry_after=wait, errors=fields
+        )
+    return kind(message, code=code, status_code=status, retry_after=wait)
+
+
+def _kind(
+    status: int, passing: Collection[int], answer: ErrorAnswer | None
+) -> type[PrefactorApiError]:
     if status == 429:
-        return PrefactorRateLimitError(
-            message, code=code, status_code=status, retry_after=_wait(answer, retry_after)
-        )
+        return PrefactorRateLimitError
     if status >= 500 or status in passing:
-        return PrefactorServerError(
-            message, code=code, status_code=status, retry_after=_wait(answer, retry_after)
-        )
-    if status in (401, 403):
-        return PrefactorAuthError(
-            f"{message}; is the API token right, and meant for this?", code=code, status_code=status
-        )
+        return PrefactorServerError
     if answer is None:
-        return PrefactorContractError(
-            f"{message}, not in the form of the Prefactor API; is api_url right?",
-            status_code=status,
-        )
-    if status in (400, 422):
-        return PrefactorValidationError(message, code=code, status_code=status, errors=fields)
-    if status == 404:
-        return PrefactorNotFoundError(message, code=code, status_code=status)
-    if status == 409:
-        return PrefactorConflictError(message, code=code, status_code=status)
-    return PrefactorApiError(message, code=code, status_code=status)
+        # Of a gateway, or a server that is not the API: it refuses nothing that the API would take.
+        return PrefactorContractError
+    return _REFUSALS.get(status, PrefactorApiError)
 
 
 def _field_messages(answer: ErrorAnswer | None) -> dict[str, str]:
     messages: dict[str, str] = {}
     errors = answer.errors if answer else None
-    for name, raw in (errors if isinstance(errors, dict) else {}).items():
+    of_fields = errors if isinstance(errors, dict) else {}
+    for name, raw in islice(of_fields.items(), _FIELDS):
         try:
             error = decode(raw, FieldError)
             messages[name] = error.message or error.code

@@ -1,0 +1,65 @@
+"""Masks secrets in what httpx and httpcore log: at DEBUG, httpcore shows what servers answer."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
+from threading import Lock
+from typing import Final
+
+from prefactor_core.api.quoting import masked
+
+_LOGGERS: Final = (
+    "httpx",
+    "httpcore.connection",
+    "httpcore.http11",
+    "httpcore.proxy",
+    "httpcore.socks",
+)
+
+_lock: Final = Lock()
+_uses: Final = Counter[str]()
+_secrets: tuple[str, ...] = ()
+
+
+class _Mask(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Lets every record pass, without secrets."""
+        secrets = _secrets
+        try:
+            text = shown = record.getMessage()
+        except Exception:
+            return True  # logging says itself what is wrong with it
+        for secret in secrets:
+            shown = masked(shown, secret)
+        if shown != text:
+            record.msg, record.args = shown, ()
+        return True
+
+
+_mask: Final = _Mask()
+
+
+@contextmanager
+def masks_in_logs(*secrets: str) -> Generator[None]:
+    """Mask ``secrets`` in the log records of httpx and httpcore until the block is left."""
+    _change(secrets, +1)
+    try:
+        yield
+    finally:
+        _change(secrets, -1)
+
+
+def _change(secrets: tuple[str, ...], uses: int) -> None:
+    global _secrets
+    with _lock:
+        for secret in filter(None, secrets):
+            _uses[secret] += uses
+            if not _uses[secret]:
+                del _uses[secret]
+        # The longest first: one may be a part of another.
+        _secrets = tuple(sorted(_uses, key=len, reverse=True))
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_mask)  # once: logging sees to it

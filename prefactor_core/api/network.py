@@ -1,0 +1,165 @@
+"""Network: connections for httpcore, by addresses that a daemon thread has looked up."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterable
+from typing import Any, Final, cast
+
+import anyio
+import anyio.lowlevel
+
+# httpcore uses it, and leaves the import to others.
+import anyio.streams.tls  # pyright: ignore[reportUnusedImport]
+import httpcore
+
+from prefactor_core.api.resolver import resolve
+
+_STAGGER: Final = 0.25
+"""Seconds that an address has to itself before the next one is tried beside it."""
+
+_MOST_HEADERS: Final = 32 * 1024
+"""Bytes of an answer before its body, at most."""
+
+_HEADER_READ: Final = 4096
+"""Bytes that are read at once before the body: h11 parses them in one go, however many answers
+"100 Continue" they hold."""
+
+
+# ASYNC109: the time-outs are httpcore's.
+
+
+class Network(httpcore.AsyncNetworkBackend):
+    """Connects by TCP; each connection is a :class:`Connection`."""
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Look ``host`` up and connect, within ``timeout`` seconds in all."""
+        try:
+            with anyio.fail_after(timeout):
+                addresses = await resolve(host, port)
+                if len(addresses) == 1:
+                    stream = await _backend_here().connect_tcp(addresses[0], port)
+                else:
+                    stream = await _connect_to_one(addresses, port)
+        except TimeoutError:
+            raise httpcore.ConnectTimeout(f"no connection to {host}") from None
+        except OSError as error:
+            raise httpcore.ConnectError(str(error)) from None
+        return Connection(stream)
+
+
+class Connection(httpcore.AsyncNetworkStream):
+    """A TCP or TLS connection. What an answer has before its body is bounded."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+        self._headers_left: int | None = _MOST_HEADERS
+        self._is_given_up = False
+
+    def body_begins(self) -> None:
+        """The headers of the answer are read: no bound from here to the next request."""
+        self._headers_left = None
+
+    def give_up(self) -> None:
+        """Have the next read fail: nothing more of the answer is wanted."""
+        self._is_given_up = True
+
+    async def read(
+        self,
+        max_bytes: int,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> bytes:
+        """The next bytes."""
+        if self._is_given_up:
+            raise httpcore.ReadError("the answer was given up")
+        if self._headers_left is None:
+            return await self._stream.read(max_bytes, timeout)
+        if self._headers_left <= 0:
+            raise httpcore.RemoteProtocolError(
+                f"the answer has more than {_MOST_HEADERS:,} bytes before its body"
+            )
+        data = await self._stream.read(min(max_bytes, _HEADER_READ), timeout)
+        self._headers_left -= len(data)
+        return data
+
+    async def write(
+        self,
+        buffer: bytes,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> None:
+        """Send a request, or a part of one."""
+        self._headers_left = _MOST_HEADERS
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> httpcore.AsyncNetworkStream:
+        """The same connection, encrypted."""
+        return Connection(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        """What httpcore wants to know of the connection."""
+        return self._stream.get_extra_info(info)
+
+
+async def _connect_to_one(addresses: list[str], port: int) -> httpcore.AsyncNetworkStream:
+    """A connection to the first address that takes it. Each is tried a little after the one
+    before, or as soon as that has failed."""
+    backend = _backend_here()
+    connected: httpcore.AsyncNetworkStream | None = None
+    problems: list[Exception] = []
+
+    async def attempt(address: str, failed: anyio.Event) -> None:
+        nonlocal connected
+        try:
+            stream = await backend.connect_tcp(address, port)
+        except (httpcore.NetworkError, httpcore.TimeoutException) as error:
+            problems.append(error)
+            failed.set()
+            return
+        if connected is None:
+            connected = stream
+            attempts.cancel_scope.cancel()
+        else:
+            await stream.aclose()
+
+    try:
+        async with anyio.create_task_group() as attempts:
+            for address in addresses:
+                failed = anyio.Event()
+                attempts.start_soon(attempt, address, failed)
+                with anyio.move_on_after(_STAGGER):
+                    await failed.wait()
+    except BaseException:
+        # Cancelled in the same turn in which a connection was made.
+        if connected is not None:
+            with anyio.CancelScope(shield=True):  # a TCP connection closes at once
+                await connected.aclose()
+        raise
+    if connected is None:
+        raise httpcore.ConnectError(str(problems[0]) if problems else "no address")
+    return connected
+
+
+def _backend_here() -> httpcore.AsyncNetworkBackend:
+    """The connections of the running event loop."""
+    is_trio = hasattr(anyio.lowlevel.current_token().native_token, "run_sync_soon")
+    # The cast: either class has a stand-in for where its package is missing.
+    return cast(
+        "httpcore.AsyncNetworkBackend",
+        httpcore.TrioBackend() if is_trio else httpcore.AnyIOBackend(),
+    )
