@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
+from msgspec import UNSET
+
 from prefactor_core.exceptions import (
     OperationError,
     PrefactorApiError,
@@ -73,7 +75,7 @@ def judge(operation: Operation, error: Exception) -> Verdict:
         return Verdict.SETTLED
     if (
         isinstance(operation, RegisterAgentInstance)
-        and operation.runtime_environment is not None
+        and operation.runtime_environment is not UNSET
         and isinstance(error, PrefactorValidationError | PrefactorConflictError)
     ):
         # The API keeps an agent's version as it was stored first under its external_identifier,
