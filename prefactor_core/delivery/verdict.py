@@ -146,6 +146,9 @@ def lacks_call(error: Exception) -> bool:
 
 def is_of_the_api(error: Exception) -> bool:
     """Whether ``error`` is an answer in the API's own form, and not that of a gateway."""
+    if isinstance(error, PrefactorServerError | PrefactorRateLimitError):
+        # A gateway's has the same class. Only the API gives these a code.
+        return error.code != "unknown"
     return (
         isinstance(error, PrefactorApiError)
         and error.status_code is not None
