@@ -453,7 +453,7 @@ def test_open_are_the_runs_that_the_api_knows_and_that_nobody_has_ended() -> Non
     for run in (runs, ends, stopped, forgotten):
         identities.registered(run.recorded_id, generate(7))
     assert identities.open_runs() == [runs, ends, stopped, forgotten]  # each one once
-    ends.termination.over = True
+    ends.termination.run_ended()
     stopped.terminate("over budget")
     identities.forget(forgotten.recorded_id)
     assert identities.open_runs() == [runs]
