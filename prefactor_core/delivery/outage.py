@@ -69,10 +69,7 @@ class Outage:
         """
         if self.is_limited and self._probing:
             return math.inf
-        wait = max(self._until, self._asked_until) - now
-        # No wait may cost the last attempt of a drain.
-        left = self._drained_at - now
-        return wait if wait < left else min(wait, left / 2)
+        return max(self._until, self._asked_until) - now
 
     def begin(self) -> int:
         """A request is sent; what :meth:`failed` and :meth:`end` are to be told of it."""
@@ -99,7 +96,8 @@ class Outage:
         """A request that was sent in ``round`` failed ``took`` seconds later; whether that is news
         to be told. ``retry_after``: the wait in seconds that the API asked for."""
         if retry_after is not None:
-            self._asked_until = max(self._asked_until, now + min(retry_after, _LONGEST_ASKED))
+            asked = self._in_time(now, now + min(retry_after, _LONGEST_ASKED))
+            self._asked_until = max(self._asked_until, asked)
         if round != self._round:
             return False
         self._round += 1
@@ -107,7 +105,7 @@ class Outage:
         if self.since is None:
             self.since, self._began = datetime.now(UTC), now - took
         if self.failures > 1:
-            self._until = now + self._soon.delay(self.failures)
+            self._until = self._in_time(now, now + self._soon.delay(self.failures))
         lasts = self.failures >= _TOLD_AFTER or now - self._began >= _NO_HICCUP
         news = lasts and not self.told
         self.told = self.told or news
@@ -125,7 +123,15 @@ class Outage:
         self._until = -math.inf
         return took
 
-    def drain(self, until: float) -> None:
+    def drain(self, now: float, until: float) -> None:
         """Little time is left, until ``until``: the waits begin anew, and none outlasts it."""
         self._drained_at = until
+        self.failures = min(self.failures, 2)
         self._until = -math.inf
+        self._asked_until = self._in_time(now, self._asked_until)
+
+    def _in_time(self, now: float, until: float) -> float:
+        """The end of a wait; no wait may cost the last attempt of a drain."""
+        # Decided when the wait begins: later on half of the rest would be left again and again.
+        left = self._drained_at - now
+        return until if until - now < left else now + left / 2
