@@ -52,7 +52,8 @@ class Outage:
         self.answers = 0
         self._began = 0.0
         self._until = self._asked_until = -math.inf
-        self._probing = False
+        # The round of the one request that is on its way while requests are limited.
+        self._probe: int | None = None
         self._drained_at = math.inf
         # Requests that are on their way together fail together: only the first one counts.
         self._round = 0
@@ -67,19 +68,21 @@ class Outage:
 
         Infinite while another worker's request finds out whether the API is back.
         """
-        if self.is_limited and self._probing:
+        if self.is_limited and self._probe is not None:
             return math.inf
         return max(self._until, self._asked_until) - now
 
     def begin(self) -> int:
         """A request is sent; what :meth:`failed` and :meth:`end` are to be told of it."""
         if self.is_limited:
-            self._probing = True
+            self._probe = self._round
         return self._round
 
-    def end(self) -> None:
-        """A request has come to its end, whatever that was."""
-        self._probing = False
+    def end(self, round: int) -> None:
+        """A request that was sent in ``round`` has come to its end, whatever that was."""
+        # One that was sent before the failures is of an earlier round: it is not waited for.
+        if round == self._probe:
+            self._probe = None
 
     def soon(self) -> float:
         """The seconds before a request that failed for the first time is sent again."""
@@ -110,6 +113,12 @@ class Outage:
         news = lasts and not self.told
         self.told = self.told or news
         return news
+
+    def unanswered(self, now: float, waited: float) -> bool:
+        """A caller has waited ``waited`` seconds, and nothing was answered; whether that is news
+        to be told. As many callers as there are may say the same: once it is known, it is no
+        further failure."""
+        return not self.told and self.failed(self._round, now, took=waited)
 
     def succeeded(self, now: float) -> float | None:
         """A request was answered as it should be; the seconds that an outage took that was told,
