@@ -546,6 +546,15 @@ ASIDE = [
     (finish(), [create("y", run="other"), finish("other")], ["y-create", "other-finish"]),
     (create("s"), [create("y", run="other"), cancel("y", "other")], ["y-create", "y-finish"]),
     (create("s"), [update("x")], []),
+    (
+        quality("cost"),
+        [quality("cost", key="later"), quality("score"), create("x"), finish()],
+        ["run-score", "x-create", "run-finish"],
+    ),
+    (start(), [quality("cost"), create("x")], ["run-cost"]),
+    (create("s"), [quality("cost"), end("x")], ["run-cost", "x-finish"]),
+    (finish(), [quality("cost")], ["run-cost"]),
+    (register(), [quality("cost"), start()], []),
 ]
 
 
