@@ -24,7 +24,6 @@ NO_PARENT: Final = "spans are kept without the parent that they were given"
 _WHY: Final[Mapping[str, str]] = {
     "full": "max_pending_operations or max_pending_bytes is reached",
     "run_ended": "they were recorded in an agent instance that has ended",
-    "queue": "the client's queue does not take them",
     "refused": "the Prefactor API refuses them",
     "retries_exhausted": "the Prefactor API fails at them while it takes others",
     NO_PARENT: "the Prefactor API does not know it",
@@ -52,10 +51,10 @@ class LossReport:
         """An operation was dropped; in the thread of the loop. ``detail``: which, and why."""
         self._lost(reason, detail)
 
-    def dropped_anywhere(self, reason: str) -> None:
+    def dropped_anywhere(self, reason: str, detail: str | None = None) -> None:
         """As :meth:`dropped`; for any thread, which may hold the lock of recording."""
         if reason not in self._told:
-            self._home.run_soon(partial(self._lost, reason))
+            self._home.run_soon(partial(self._lost, reason, detail))
 
     def kept_without_parent(self, detail: str) -> None:
         """A span was kept, but not its parent. ``detail``: which."""

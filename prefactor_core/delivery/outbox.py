@@ -210,7 +210,8 @@ class Outbox:
             # Only a queue of the user's own can do this (full, or broken).
             self._ledger.fail(error)
             self._ledger.drop("queue", 1, operation.size)
-            self._losses.dropped_anywhere("queue")
+            detail = f"the client's queue does not take them ({type(error).__name__}: {error})"
+            self._losses.dropped_anywhere("queue", detail)
             return False
         lane.recorded += 1
         if lane.waits_for_more:
