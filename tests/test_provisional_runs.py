@@ -134,13 +134,13 @@ async def test_open_spans_of_a_run_that_was_provisional_end_before_it() -> None:
 async def test_registering_is_tried_as_often_as_the_configuration_says(max_retries: int) -> None:
     async with open_local_prefactor(":memory:") as app:
         api = FaultyApi(app, away=True)
-        http: dict[str, object] = {"max_retries": max_retries, "initial_retry_delay": 0.2}
+        http: dict[str, object] = {"max_retries": max_retries}
         config = make_config(registration_timeout=60, drain_timeout=0, http=http)
         async with open_prefactor(config, asgi_app=api) as client:
             before = anyio.current_time()
             await client.create_agent_instance(**AGENT)
             assert len(api.calls) == 1 + max_retries
-            # 0.2 and 0.4 seconds, give or take a quarter
+            # The waits are about a tenth of retry_delay_base, and twice as long each time.
             assert anyio.current_time() - before <= (0.75 if max_retries else 0)
 
 
