@@ -754,7 +754,7 @@ async def test_a_client_that_closes_releases_those_who_wait_for_a_place(api: Fau
                     await record(instance, 3)
                     tasks.start_soon(open_one)
                     await anyio.sleep(1)
-        assert client.statistics().accepted == 5
+                    assert client.statistics().accepted == 5
     assert outcomes == ["refused"]
     assert client.statistics().dropped == {"drain_timeout": 5}
     assert_settled(client.statistics())
