@@ -8,7 +8,7 @@ venv := ".venv"
 # ASYNC103, ASYNC104: workers survive what was not meant for them; what is raised in a thread of
 # ours is handed to the caller, and what leaves a cancel scope to who leaves that.
 not_here := "ASYNC124,ASYNC127"
-survivors := "prefactor_core/cancellation.py:ASYNC103,ASYNC104 prefactor_core/queue/workers.py:ASYNC103,ASYNC104 prefactor_core/loop_thread.py:ASYNC103,ASYNC104 prefactor_core/termination.py:ASYNC103 prefactor_core/timebox.py:ASYNC103,ASYNC104"
+survivors := "prefactor_core/cancellation.py:ASYNC103,ASYNC104 prefactor_core/queue/workers.py:ASYNC103,ASYNC104 prefactor_core/loop_thread.py:ASYNC103,ASYNC104 prefactor_core/termination.py:ASYNC103 prefactor_core/timebox.py:ASYNC103,ASYNC104 prefactor_core/daemon_thread.py:ASYNC103"
 python := venv / "bin/python"
 
 # List the verbs.

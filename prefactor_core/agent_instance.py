@@ -17,7 +17,7 @@ from prefactor_core.exceptions import (
 )
 from prefactor_core.lifecycle import InstanceStatus, Outcome
 from prefactor_core.open_span import OpenSpan
-from prefactor_core.run_end import finish_run
+from prefactor_core.run_end import finish_run, finish_run_in_slices
 from prefactor_core.span_context import DisabledSpan, SpanContext
 from prefactor_core.tracing import F, traced_by
 from prefactor_core.type_schema import Fields, SpanParams
@@ -82,9 +82,16 @@ def traced(
 
     The span of a generator lasts from the first item that is asked for to the end: one that is
     left early is ``cancelled``. It is innermost only while the generator's own code runs. Its
-    result is ``items``, at most the first 10,000 (``items_left_out``: how many more there were),
-    or what ``reduce`` makes of that list. The generator begins with its first item, so that
-    arguments that do not fit raise there and not at the call.
+    result is ``items``, each as it was when it was yielded: the first 10,000 at most, of
+    ``max_payload_bytes`` in all (``items_left_out``: how many more there were). With ``reduce`` it
+    is what that makes of the list of the first 10,000, which are kept in memory for it, as they
+    are, until the generator ends. The generator begins with its first item, so that arguments that
+    do not fit raise there and not at the call.
+
+    A decorated function does what it does without the decorator: where its call cannot be recorded,
+    in a forked process say, it runs unrecorded. Two errors do reach its caller, as they are meant
+    to: a :class:`~prefactor_core.PrefactorTerminatedError` in a run that was stopped, and with
+    ``check_payloads="raise"`` that of a payload that does not fit its schema.
 
     What counts is what :mod:`inspect` says of the function: the call of one that only hands out
     a coroutine or generator of another function ends as soon as it has done so. Raises
@@ -113,6 +120,7 @@ class AgentInstanceHandle:
 
     def __init__(self, instance_id: str, client: Recorder) -> None:
         self._client = client
+        self._home = client.instance_manager.home
         self._instance = client.instance_manager.get(instance_id)
         self._identity = client.instance_manager.identity(instance_id)
         self._termination = self._identity.termination
@@ -183,7 +191,10 @@ class AgentInstanceHandle:
         Spans of it that are still open end first, at the same time, as ``cancelled``. A second
         call does nothing.
         """
-        self.finish_nowait(status, timestamp=timestamp)
+        slices = finish_run_in_slices(self._client, self._instance, status, timestamp=timestamp)
+        # With many open spans, other tasks have their turns in between.
+        await self._home.in_turns(slices)
+        forget_ended_runs()
         await anyio.lowlevel.checkpoint()
 
     def finish_nowait(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from prefactor_core.exceptions import (
     PrefactorTerminatedError,
 )
 from prefactor_core.outcome import outcome_of
-from prefactor_core.run_end import finish_run
+from prefactor_core.run_end import finish_run_in_slices
 
 if TYPE_CHECKING:
     from prefactor_core.recorder import Recorder
@@ -84,6 +84,8 @@ class AgentInstanceScope:
         traceback: TracebackType | None,
     ) -> None:
         assert self._run is not None
+        # Mostly at once; with many open spans, other tasks have their turns in between.
+        await self._run.finish_in_turns(error)  # noqa: ASYNC102 - nothing cancels it
         self._leave(self._run, error)
         # As for a span: no checkpoint on the way out of an error.
         if error is None and not self._run.is_left:
@@ -141,6 +143,7 @@ class OpenRun:
         self._identity = instances.identity(handle.id)
         self._termination = self._identity.termination
         self._terminated: str | None = None
+        self._finishing = False
 
     @property
     def is_left(self) -> bool:
@@ -157,13 +160,22 @@ class OpenRun:
         self._termination.has_scope = False
 
     def finish(self, error: BaseException | None) -> None:
-        """The block ended with ``error``, or without one."""
-        if self._home.is_left:
-            return  # in a fork, which the run does not belong to
+        """The block ended with ``error``, or without one; a second call does nothing."""
+        for _ in self._finish(error):
+            pass
+
+    async def finish_in_turns(self, error: BaseException | None) -> None:
+        """As :meth:`finish`, with turns of other tasks if there is much to do."""
+        await self._home.in_turns(self._finish(error))
+
+    def _finish(self, error: BaseException | None) -> Iterator[None]:
+        if self._finishing or self._home.is_left:
+            return  # in a fork the run is not its own
+        self._finishing = True
         # Once, and first: a termination that comes later than this is too late.
         self._terminated = self._termination.reason
         outcome = outcome_of(error) if self._terminated is None else "cancelled"
-        finish_run(self._client, self._instance, outcome, error)
+        yield from finish_run_in_slices(self._client, self._instance, outcome, error)
         forget_ended_runs()
 
     def raise_if_terminated(self, error: BaseException | None, *, caught: bool = False) -> None:

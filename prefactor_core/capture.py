@@ -27,7 +27,7 @@ from prefactor_core.jsonable import (
 )
 from prefactor_core.log import log
 from prefactor_core.timebox import Timebox
-from prefactor_core.truncation import encode_within, fit, truncated, unshared
+from prefactor_core.truncation import check_object, encode_within, fit, truncated, unshared
 
 __all__ = [
     "EMPTY",
@@ -84,7 +84,7 @@ class Capture:
             raise PrefactorValueError(
                 f"redact must be a function that takes a payload and returns one, got {redact!r}"
             )
-        self._limit = max_payload_bytes
+        self.max_payload_bytes = self._limit = max_payload_bytes
         self._redact = redact
         self.enabled = enabled
         self._warned = False
@@ -96,8 +96,11 @@ class Capture:
         if self._redact is None:
             try:
                 encoded = encode_within(payload, self._limit)
-                if encoded.startswith(b"{"):
-                    return Raw(encoded)
+                # A broken Raw in it would break the whole request.
+                if not encoded.isascii():
+                    encoded.decode()
+                check_object(encoded)
+                return Raw(encoded)
             except Exception:
                 pass
         try:
@@ -113,6 +116,28 @@ class Capture:
         if isinstance(error, ErrorDescription):
             return Raw(encode_within({"error": {"type": error["type"]}}, self._limit))
         return EMPTY
+
+    def item(self, value: object, room: int) -> Raw | None:
+        """The JSON of one of several values that are to be recorded together; None if it has more
+        than ``room`` bytes.
+
+        It is as the value is now. ``redact`` sees it later, with the others. Only without one, and
+        where there is room for half a payload, its largest strings are cut to make it fit.
+        """
+        try:
+            encoded = encode_within(value, room)
+            if not encoded.isascii():
+                encoded.decode()
+            return msgspec.json.decode(encoded, type=Raw)
+        except Exception:
+            pass
+        try:
+            tree = plain(value, self._limit)
+            if self._redact is not None or room < self._limit / 2:
+                return Raw(encode_within(tree, room))
+            return Raw(fit({"": tree}, room)[len(b'{"":') : -len(b"}")])
+        except Exception:
+            return None  # too large, or there was no stack or memory left to look at it
 
     def with_fields(self, payload: Raw, result: Raw, names: Collection[str]) -> Raw:
         """``payload`` with those fields of ``result`` among ``names`` that it has not, or as null,
@@ -136,7 +161,10 @@ class Capture:
                 return Raw(fit(_object(plain(payload, self._limit)), self._limit))
             redacted = self._redacted(self._redact, payload)
             try:
-                return Raw(encode_within(redacted, self._limit))
+                encoded = encode_within(redacted, self._limit)
+                encoded.decode()
+                check_object(encoded)
+                return Raw(encoded)
             except Exception:
                 return Raw(fit(_object(plain(redacted, self._limit)), self._limit))
         except TooLargeError:
@@ -194,7 +222,10 @@ def describe_error(error: BaseException) -> ErrorDescription:
         lines = timebox.call(type(error), lambda: traceback.format_exception(error))
     except Exception:
         # One of its causes cannot say what it is, or not in time.
-        lines = traceback.format_tb(error.__traceback__)
+        try:
+            lines = traceback.format_tb(error.__traceback__)
+        except Exception:  # a loader that cannot show its source, or no stack to look at it
+            lines = []
     return ErrorDescription(
         type=full_type_name(type(error)), message=message, stacktrace="".join(lines)
     )
@@ -203,9 +234,12 @@ def describe_error(error: BaseException) -> ErrorDescription:
 def merge(fields: dict[str, object], data: object) -> None:
     """Put what :func:`fields_of` finds in ``data`` into ``fields``; later keys win."""
     try:
-        fields.update(fields_of(data))
+        if type(data) is dict:
+            fields.update(data)  # pyright: ignore[reportUnknownArgumentType]
+        else:
+            fields.update(fields_of(data))
     except Exception:  # keys that raise when they are compared
-        fields["value"] = describe(data, Timebox())
+        fields["value"] = describe(data, Timebox())  # pyright: ignore[reportUnknownArgumentType]
 
 
 def fields_of(data: object, name: str = "value") -> dict[str, object]:
@@ -214,7 +248,7 @@ def fields_of(data: object, name: str = "value") -> dict[str, object]:
     Fields have mappings, structs, dataclasses and models of pydantic.
     """
     if type(data) is dict:
-        return dict(cast("dict[str, object]", data))
+        return data.copy()  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
     if issubclass(type(data), msgspec.Struct):
         # Most of what comes here: none of the questions below has to be asked.
         with suppress(Exception):

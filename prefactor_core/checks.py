@@ -9,12 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from prefactor_core.exceptions import PrefactorValueError
 
 if TYPE_CHECKING:
     import signal
+
+PLAIN_DATETIME: Final = cast("type[datetime]", datetime.__mro__[-3])
+"""The ``datetime`` of C. JSON is written of no subclass, and libraries that freeze time put one
+in the place of ``datetime`` in every module."""
 
 # Of printable ASCII: it goes into a header.
 _SDK_ENTRY = r"[!-~]+@[!-?A-~]+( [!-~]+@[!-?A-~]+)*"
@@ -119,15 +123,24 @@ def to_count(name: str, value: object) -> int:
 
 def to_time(name: str, value: object) -> datetime:
     """A moment, in UTC, as a plain ``datetime``: it must say how it lies to UTC."""
-    if not isinstance(value, datetime):
+    if not isinstance(value, PLAIN_DATETIME):
         shown = repr(value) if isinstance(value, int | float | str) else type(value).__qualname__
         raise PrefactorValueError(
             f"{name} must be a datetime, got {shown}: datetime.now(UTC) gives one"
         )
     try:
         if value.utcoffset() is not None:
-            utc = value.astimezone(UTC)
-            return datetime.combine(utc.date(), utc.time(), UTC)
+            return PLAIN_DATETIME(
+                value.year,
+                value.month,
+                value.day,
+                value.hour,
+                value.minute,
+                value.second,
+                value.microsecond,
+                value.tzinfo,
+                fold=value.fold,
+            ).astimezone(UTC)
     except Exception as error:  # out of all bounds in UTC, or its tzinfo is somebody's own
         raise PrefactorValueError(f"{name} {value!r} is no moment in UTC: {error}") from None
     raise PrefactorValueError(

@@ -149,12 +149,18 @@ class ClientScope:
         #    raises it again, as the same object, when __aexit__ returns.
         # 2. No more spans begin, in whichever thread; open runs are finished, their open spans
         #    first. Then nothing more is recorded.
+        #    There may be many of them: other tasks have their turns in between.
         self.span_manager.close()
         try:
-            finish_open_runs(self, error)
-        except Exception as bug:
-            # Of ours; nothing of the exit below may be skipped for it.
-            log(logger, logging.ERROR, "open runs could not be finished", error=bug)
+            try:
+                await self.home.in_turns(finish_open_runs(self, error))
+            except Exception as bug:
+                # Of ours; nothing of the exit below may be skipped for it, nor for a Ctrl-C.
+                log(logger, logging.ERROR, "open runs could not be finished", error=bug)
+        finally:
+            await self._close(raises)  # noqa: ASYNC102 - shields and bounds what it awaits
+
+    async def _close(self, raises: bool) -> None:
         try:
             # 3. The queues close, the workers drain for at most drain_timeout, what is left
             #    is cancelled, the task group closes: all in the delivery, shielded from

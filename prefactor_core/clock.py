@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
+from prefactor_core.checks import PLAIN_DATETIME
+
 
 class Clock:
     """The wall clock as it stood when this was made, carried on by the monotonic clock.
@@ -21,4 +23,4 @@ class Clock:
 
     def now(self) -> datetime:
         """Now, aware, in UTC."""
-        return datetime.fromtimestamp((self._offset + time.monotonic_ns()) / 1e9, UTC)
+        return PLAIN_DATETIME.fromtimestamp((self._offset + time.monotonic_ns()) / 1e9, UTC)

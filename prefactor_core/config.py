@@ -75,7 +75,9 @@ class QueueConfig(Struct):
     ``max_batch_operations``, ``max_batch_bytes``: how much goes into one request, at least
     one operation. The bytes are those of payloads, and an estimate for the rest.
     ``max_pending_operations``, ``max_pending_bytes``: how much may wait to be delivered. By
-    default there is room for a burst of more than 50,000 ordinary spans.
+    default there is room for a burst of more than 50,000 ordinary spans. The bytes include the
+    payloads of open spans: where these take the room, a marker stands for any further payload,
+    and the span itself is recorded.
     ``when_full``: what becomes of a new span then. ``"drop"``: it is not recorded, but
     counted, and its children become those of its parent. ``"wait"``: ``async with`` and
     ``create_span`` wait for room, and nothing is lost; synchronous code, which cannot wait,

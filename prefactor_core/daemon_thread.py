@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
-from typing import Final, TypeVar, cast
+from typing import TypeVar, cast
 
 import anyio
 
@@ -18,19 +18,18 @@ from prefactor_core.home import run_soon_here
 
 T = TypeVar("T")
 
-_IDLE_SECONDS: Final = 5.0
-
 
 class DaemonThread:
     """Makes one call after another, in the order in which they were asked for.
 
     The thread begins with the first call and ends with :meth:`end`, or when there was none for
-    five seconds. With the next call, or in the child of a fork, it begins again. Any number of
+    ``idle_seconds``. With the next call, or in the child of a fork, it begins again. Any number of
     tasks, of any event loop, may call.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, idle_seconds: float = 5.0) -> None:
         self._name = name
+        self._idle_seconds = idle_seconds
         self._lock = Lock()
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: Thread | None = None
@@ -80,7 +79,7 @@ class DaemonThread:
     def _serve(self) -> None:
         while True:
             try:
-                make = self._calls.get(timeout=_IDLE_SECONDS)
+                make = self._calls.get(timeout=self._idle_seconds)
             except Empty:
                 make = None
             if make is None:
@@ -96,8 +95,4 @@ class DaemonThread:
 
 async def call_in_daemon_thread(function: Callable[[], T], name: str) -> T:
     """What ``function()`` gives, or raises, in a thread of its own; see :class:`DaemonThread`."""
-    thread = DaemonThread(name)
-    try:
-        return await thread.call(function)
-    finally:
-        thread.end()
+    return await DaemonThread(name, idle_seconds=0).call(function)

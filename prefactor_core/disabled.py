@@ -13,7 +13,7 @@ from prefactor_core.config import QueueConfig
 from prefactor_core.delivery.identity import Identities, RunIdentity
 from prefactor_core.delivery.ledger import Ledger
 from prefactor_core.delivery.loss_report import LossReport
-from prefactor_core.delivery.outbox import Outbox
+from prefactor_core.delivery.outbox import Outbox, Recorded
 from prefactor_core.home import Home
 from prefactor_core.lifecycle import Outcome, check_outcome
 from prefactor_core.managers.agent_instance import AgentInstanceManager
@@ -57,7 +57,8 @@ class DisabledScope:
     async def close(self, error: BaseException | None, *, raises: bool) -> None:
         """End open runs."""
         self.span_manager.close()
-        finish_open_runs(self, error)
+        for _ in finish_open_runs(self, error):
+            pass
 
 
 class _AnyHome(Home):
@@ -75,7 +76,20 @@ class _NoOutbox(Outbox):
         super().__init__([], ledger, LossReport(ledger, home), QueueConfig(), home)
         self._identities = identities
 
-    def record(self, operation: Operation, *, has_place: bool = False, late: bool = False) -> bool:
+    def record(
+        self,
+        operation: Operation,
+        of: Recorded | None = None,
+        status: object = None,
+        started_at: datetime | None = None,
+        finished_at: datetime | None = None,
+        *,
+        held: int = 0,
+        has_place: bool = False,
+        late: bool = False,
+    ) -> bool:
+        if of is not None:
+            of.status, of.started_at, of.finished_at = status, started_at, finished_at
         if isinstance(operation, FinishAgentInstance):
             self._identities.forget(operation.instance_id)
         return True

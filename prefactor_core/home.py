@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Ts = TypeVarTuple("Ts")
 
 _TRIO: Final = "run_sync_soon"
+_DONE: Final = object()
 
 RunSoon: TypeAlias = Callable[[Callable[[], object]], None]
 
@@ -88,7 +89,7 @@ class Home:
         """Call ``function`` with the lock held: one step of what is recorded, whole.
 
         A finaliser that records something may run in the middle of it, in the same thread: that
-        is done right after.
+        is done right after, or by the next step if an exception interrupts this one.
         """
         with self.lock:
             if self._stepping:
@@ -96,6 +97,8 @@ class Home:
                 return
             self._stepping = True
             try:
+                while self._steps:
+                    self._steps.popleft()()
                 function(*args)
                 while self._steps:
                     self._steps.popleft()()
@@ -105,6 +108,35 @@ class Home:
     def run_soon(self, function: Callable[[], object]) -> None:
         """Have the loop call ``function``; for any thread. Nothing if the loop has ended."""
         self._run_soon(function)
+
+    async def in_turns(self, slices: Iterator[None]) -> None:
+        """Go through ``slices``, and give other tasks a turn after each.
+
+        All of it is done, whatever is cancelled meanwhile: after a cancellation by asyncio itself,
+        which no shield stops, without further turns. That one arrives with the next wait.
+        """
+        try:
+            goes_on = True
+            while goes_on and next(slices, _DONE) is not _DONE:
+                try:
+                    await anyio.lowlevel.cancel_shielded_checkpoint()
+                except anyio.get_cancelled_exc_class() as cancelled:  # noqa: ASYNC103
+                    self._cancel_later(cancelled)
+                    goes_on = False
+        finally:
+            for _ in slices:
+                pass
+
+    def _cancel_later(self, cancelled: BaseException) -> None:
+        if self._trio is not None:
+            raise cancelled
+        import asyncio
+
+        task = asyncio.current_task()
+        assert task is not None
+        # As if this one had not arrived: time-outs count how often their task was cancelled.
+        task.uncancel()
+        task.cancel(*cancelled.args)
 
     async def wait_for_end(self) -> None:
         """In a fork: wait until asyncio cancels what is left of the loop's tasks.

@@ -85,6 +85,11 @@ def with_partition_of(pfid: str, other: str) -> str:
     return other[: _PARTITION.start] + pfid[_PARTITION] + other[_PARTITION.stop :]
 
 
+def without_partition(pfid: str) -> str:
+    """What a PFID has in common with the same one of another partition."""
+    return pfid[: _PARTITION.start] + pfid[_PARTITION.stop :]
+
+
 def is_pfid(text: object) -> TypeGuard[str]:
     """Whether ``text`` has the form of a PFID."""
     return isinstance(text, str) and _PFID.fullmatch(text) is not None

@@ -12,7 +12,7 @@ from typing import Final
 
 from prefactor_core.daemon_thread import DaemonThread
 
-_thread: Final = DaemonThread("prefactor-import")
+_thread: Final = DaemonThread("prefactor-import", idle_seconds=0)
 _importing: Final = RLock()
 
 if hasattr(os, "register_at_fork"):

@@ -18,15 +18,18 @@ class OpenSpan(Span, kw_only=True):
     """What the recorder knows of a span until it has ended.
 
     ``captured``: the payload that it starts with, as JSON. ``parent``: the open span above it.
-    ``has_place``: whether it has waited for its place in the outbox. ``dropped``: whether it was
-    not taken there. ``context``: what the agent holds of it.
+    ``held``: its bytes, as long as they count as those of an open span. ``has_place``: whether it
+    has waited for its place in the outbox. ``dropped``: whether it was not taken there. ``late``:
+    whether its run was ending when it was opened. ``context``: what the agent holds of it.
     """
 
     clock: Clock
     captured: Raw
     run: RunIdentity
     parent: OpenSpan | None = None
+    held: int = 0
     has_place: bool = False
+    late: bool = False
     dropped: bool = False
     context: SpanContext[Any] | None = None
 

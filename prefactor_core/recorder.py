@@ -16,6 +16,7 @@ from prefactor_core.checks import to_time
 from prefactor_core.config import OnRefused, PrefactorCoreConfig
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.operations import Purpose
+from prefactor_core.schema_registry import Schema
 from prefactor_core.schema_version import choose_schema_version
 from prefactor_core.span_context import SpanContext
 from prefactor_core.type_schema import Fields, SpanParams
@@ -31,6 +32,9 @@ Result = TypeVar("Result")
 
 class Recorder(ABC):
     """The part of a :class:`~prefactor_core.PrefactorCoreClient` that records."""
+
+    # The schema version of the last run, and what it was chosen by.
+    _chosen: tuple[tuple[object, ...], Schema] | None = None
 
     @property
     @abstractmethod
@@ -106,12 +110,7 @@ class Recorder(ABC):
         registered = await instances.register(
             agent_id,
             agent_version,
-            choose_schema_version(
-                agent_id,
-                agent_schema_version,
-                external_schema_version_id,
-                self.config.schema_registry,
-            ),
+            self._schema_version(agent_id, agent_schema_version, external_schema_version_id),
             instance_id,
             environment_id=environment_id,
             purpose=purpose,
@@ -155,6 +154,18 @@ class Recorder(ABC):
             ),
         )
 
+    def _schema_version(
+        self, agent_id: str | None, given: Schema | None, external_id: str | None
+    ) -> Schema:
+        registry = self.config.schema_registry
+        if given is not None or registry is None:
+            return choose_schema_version(agent_id, given, external_id, registry)
+        # Mostly all runs of a program have the same, and it takes its time.
+        key = registry, registry.revision, agent_id, external_id
+        if self._chosen is None or self._chosen[0] != key:
+            self._chosen = key, choose_schema_version(agent_id, None, external_id, registry)
+        return self._chosen[1]
+
     async def create_span(
         self,
         instance_id: str,
@@ -172,11 +183,11 @@ class Recorder(ABC):
             await span.__aenter__()
         try:
             await span.start(started_at=at)
+            return span.id
         except BaseException:
             # Cancelled: nobody will get the id, so nobody could end the span.
             span.cancel_nowait()
             raise
-        return span.id
 
     def create_span_nowait(
         self,
@@ -189,8 +200,14 @@ class Recorder(ABC):
     ) -> str:
         """As :meth:`create_span`, in synchronous code."""
         span = self._span(instance_id, schema_name, parent_span_id, None, payload)
-        span.start_nowait(started_at=started_at)
-        return span.id
+        try:
+            span.start_nowait(started_at=started_at)
+            return span.id
+        except BaseException:
+            if span.is_open:
+                # Nobody will get the id, so nobody could end the span.
+                span.cancel_nowait()
+            raise
 
     async def finish_span(
         self,

@@ -87,6 +87,8 @@ class SchemaRegistry:
     """
 
     def __init__(self) -> None:
+        # Another one after each change.
+        self.revision = 0
         # The names of all span types, in the order of registration.
         self._names: dict[str, None] = {}
         # Each map by name, in the order of registration.
@@ -110,6 +112,7 @@ class SchemaRegistry:
         """Add the schema of a span type's payload, in place of one of the same name."""
         self._span_schemas[name] = _checked(name, "schema", schema)
         self._names[name] = None
+        self.revision += 1
 
     def register_result(self, name: str, schema: Schema) -> None:
         """Add the schema of a span type's result.
@@ -119,6 +122,7 @@ class SchemaRegistry:
         if name in self._span_result_schemas:
             raise PrefactorValueError(f"Result schema '{name}' is already registered")
         self._span_result_schemas[name] = _checked(name, "schema", schema)
+        self.revision += 1
 
     @overload
     def register_type(
@@ -226,6 +230,7 @@ class SchemaRegistry:
             self._add_class(params, name)
         self._span_type_schemas[name] = span_type
         self._names[name] = None
+        self.revision += 1
         return None if params is None else SpanType(name)
 
     def span_type(
@@ -286,6 +291,7 @@ class SchemaRegistry:
         )
         _check_template(name, template, schema)
         self._quality_schemas[name] = quality
+        self.revision += 1
 
     def name_of(self, params: object) -> str:
         """The name of the span type that was registered with the class of ``params``.
@@ -389,3 +395,4 @@ class SchemaRegistry:
             mine.update(_copy(theirs))
         self._names.update(other._names)
         self._names_by_class.update(other._names_by_class)
+        self.revision += 1

@@ -12,13 +12,14 @@ import anyio.lowlevel
 
 from prefactor_core.capture import describe_error, merge
 from prefactor_core.checks import to_time
-from prefactor_core.exceptions import PrefactorCoreError
+from prefactor_core.exceptions import PrefactorCoreError, PrefactorValueError
 from prefactor_core.identifiers import generate
-from prefactor_core.lifecycle import Outcome
+from prefactor_core.lifecycle import Outcome, SpanStatus
 from prefactor_core.outcome import outcome_of
 
 if TYPE_CHECKING:
     from prefactor_core.agent_instance import AgentInstanceHandle
+    from prefactor_core.capture import Capture
     from prefactor_core.delivery.identity import RunIdentity
     from prefactor_core.managers.span import SpanManager
     from prefactor_core.open_span import OpenSpan
@@ -32,6 +33,9 @@ else:
     from typing import TypeVar
 
     Result = TypeVar("Result", contravariant=True)
+
+
+_PENDING, _ACTIVE = SpanStatus.PENDING, SpanStatus.ACTIVE
 
 
 class SpanContext(Generic[Result]):
@@ -129,9 +133,17 @@ class SpanContext(Generic[Result]):
     ) -> None:
         """As :meth:`start`, in synchronous code."""
         at = None if started_at is None else to_time("started_at", started_at)
-        span = self._open()
-        if not span.ended:
-            self._spans.begin(span, payload, at)
+        before = self.opened
+        try:
+            span = self._open()
+            if not span.ended:
+                self._spans.begin(span, payload, at)
+        except PrefactorValueError:
+            raise
+        except BaseException:
+            if before is None:
+                self._let_go()
+            raise
 
     def set_result(self, data: Result) -> None:
         """Merge into the result that the span will end with; later keys win."""
@@ -198,7 +210,11 @@ class SpanContext(Generic[Result]):
                 f"the {self._schema_name!r} span was entered before: call span() again for another"
             )
         self._entered = True
-        self._open()
+        try:
+            self._open()
+        except BaseException:
+            self._let_go()
+            raise
         return self
 
     def __exit__(
@@ -207,22 +223,39 @@ class SpanContext(Generic[Result]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is None:
-            self._finish("complete", None)
-            return
-        outcome = outcome_of(error)
-        self._finish(outcome, {"error": describe_error(error)} if outcome == "failed" else None)
+        outcome: Outcome = "complete" if error is None else "cancelled"
+        try:
+            if error is None:
+                self._finish("complete", None)
+                return
+            outcome = outcome_of(error)
+            self._finish(outcome, {"error": describe_error(error)} if outcome == "failed" else None)
+        except (RecursionError, MemoryError):
+            # There was no stack or memory left to look at it: no reason to trouble the agent.
+            if self.opened is not None:
+                self._spans.unended = self.opened, outcome, None, None, self._spans.unended
+        except BaseException:
+            if self.opened is not None:
+                self._spans.unended = self.opened, outcome, None, None, self._spans.unended
+            raise
 
     async def __aenter__(self) -> Self:
-        if self._spans.waits_for_place and not self._entered:
+        if self._spans.waits_for_place and not self._entered and self.opened is None:
             await self._spans.wait_for_place()
             self._has_place = True
             try:
                 return self.__enter__()
             except BaseException:
+                self._let_go()
                 self._spans.give_place_back()
                 raise
-        return self.__enter__()
+        try:
+            return self.__enter__()
+        except PrefactorCoreError:
+            raise
+        except BaseException:
+            self._let_go()
+            raise
 
     async def __aexit__(
         self,
@@ -230,8 +263,9 @@ class SpanContext(Generic[Result]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        span = self._open()
-        if span.ended:
+        # Asked without a call: an exception from outside would leave the span open here.
+        span = self.opened
+        if span is not None and span.finished_at is not None:
             return  # what ended it has made a checkpoint
         self.__exit__(exc_type, error, traceback)
         # No checkpoint on the way out of an error: a cancellation that waits there would
@@ -240,9 +274,27 @@ class SpanContext(Generic[Result]):
         if error is None and self._open().ended:
             await anyio.lowlevel.checkpoint()  # noqa: ASYNC102
 
+    @property
+    def capture(self) -> Capture:
+        """Makes JSON of its payload and its result."""
+        return self._spans.capture
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was opened, and has not ended."""
+        return self.opened is not None and not self.opened.ended
+
     def __repr__(self) -> str:
         status = self.opened.status if self.opened else "not entered"
         return f"<SpanContext {self._schema_name!r} {self.id} {status}>"
+
+    def _let_go(self) -> None:
+        """An exception came in the middle of the opening: nobody will end the span."""
+        span = self.opened
+        if span is not None:
+            if span.status is SpanStatus.PENDING:
+                span.status = SpanStatus.CANCELLED  # nothing was told of it, and nothing will be
+            self._spans.unended = span, "cancelled", None, None, self._spans.unended
 
     def _open(self) -> OpenSpan:
         span = self.opened
@@ -262,8 +314,11 @@ class SpanContext(Generic[Result]):
 
     def _finish(self, outcome: Outcome, result: object, timestamp: datetime | None = None) -> None:
         at = None if timestamp is None else to_time("timestamp", timestamp)
-        span = self._open()
-        if not span.ended:
+        span = self.opened
+        if span is None:
+            span = self._open()
+        status = span.status  # not span.ended: a call
+        if status is _PENDING or status is _ACTIVE:
             self._spans.end(span, result, outcome, at)
 
 
@@ -283,6 +338,11 @@ class DisabledSpan(SpanContext[Any]):
     def innermost() -> DisabledSpan | None:
         """The innermost one of this context."""
         return _disabled.get()
+
+    @property
+    def is_open(self) -> bool:
+        """Never: nothing is recorded of it."""
+        return False
 
     @property
     def id(self) -> str:

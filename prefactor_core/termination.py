@@ -22,13 +22,16 @@ class Termination:
 
     ``reason``: why the run was stopped; None if it was not. ``has_scope``: whether a scope of the
     run is cancelled for it; what is done inside of that while it unwinds is still recorded.
+    ``ending``: the run's open spans are being ended, and no other one belongs to it any more.
+    ``over``: it has ended.
     """
 
-    __slots__ = ("_callbacks", "has_scope", "over", "reason")
+    __slots__ = ("_callbacks", "ending", "has_scope", "over", "reason")
 
     def __init__(self) -> None:
         self.reason: str | None = None
         self.has_scope = False
+        self.ending = False
         self.over = False
         self._callbacks: list[partial[object]] = []
 
@@ -38,8 +41,8 @@ class Termination:
         return self.reason is not None and (self.over or not self.has_scope)
 
     def throw(self, reason: str | None) -> bool:
-        """The run is stopped; whether that is news. Nothing for a run that has ended."""
-        if self.over or self.reason is not None:
+        """The run is stopped; whether that is news. Nothing for a run that ends, or has ended."""
+        if self.over or self.ending or self.reason is not None:
             return False
         self.reason = reason or NO_REASON
         while self._callbacks:

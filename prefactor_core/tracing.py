@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Mapping
-from contextlib import suppress
 from functools import wraps
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
 
 from prefactor_core.capture import fields_of
 from prefactor_core.context_stack import OtherStack
-from prefactor_core.exceptions import ClientNotInitializedError, PrefactorValueError
+from prefactor_core.exceptions import (
+    ClientNotInitializedError,
+    ClientScopeError,
+    PrefactorCoreError,
+    PrefactorTerminatedError,
+    PrefactorValueError,
+)
 from prefactor_core.jsonable import full_type_name
 from prefactor_core.log import log
 from prefactor_core.span_context import SpanContext
 
 if TYPE_CHECKING:
     from prefactor_core.agent_instance import AgentInstanceHandle
+    from prefactor_core.capture import Capture
 
 logger = logging.getLogger("prefactor_core.tracing")
 
 MAX_ITEMS: Final = 10_000
+_AROUND_ITEMS: Final = 64  # bytes: {"items":[],"items_left_out":…}
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -104,6 +112,7 @@ class _Calls:
         # Never its repr: that of a partial has its arguments.
         self.name: str = getattr(function, "__qualname__", type(function).__qualname__)
         self.captures_result = capture_result
+        self.reduces = reduce is not None
         self._instance = instance
         self._schema_name = schema_name
         self._reduce = reduce
@@ -125,9 +134,23 @@ class _Calls:
             message = "%s is called outside of a run: this call and others like it are not recorded"
             self._tell_once(logging.INFO, message, self.name)
         elif instance.records:
-            with suppress(ClientNotInitializedError):  # another thread has just closed it
+            try:
                 return instance.span(self._schema_name, payload=self._arguments(args, kwargs))
+            except PrefactorCoreError as error:
+                self.goes_on_after(error)
         return None
+
+    def goes_on_after(self, error: PrefactorCoreError) -> None:
+        """A call goes on unrecorded; raises ``error`` if that is meant to stop the agent."""
+        match error:
+            case PrefactorTerminatedError() | PrefactorValueError():
+                raise error  # the latter in development only: check_payloads="raise"
+            case ClientNotInitializedError():
+                pass  # another thread has closed the client just now
+            case ClientScopeError():
+                _tell_of_fork(self.name)
+            case _:
+                self._tell_once(logging.WARNING, "%s is not recorded: %s", self.name, error)
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, object]:
         try:
@@ -167,6 +190,18 @@ class _Calls:
             log(logger, level, message, *args)
 
 
+# The process in which it was said last.
+_fork_told_in = 0
+
+
+def _tell_of_fork(name: str) -> None:
+    global _fork_told_in
+    if _fork_told_in != os.getpid():
+        _fork_told_in = os.getpid()
+        message = "%s is called in a fork of its client's process: such calls are not recorded"
+        log(logger, logging.WARNING, message, name)
+
+
 def _signature_of(function: Callable[..., Any]) -> inspect.Signature:
     try:
         return inspect.signature(function)
@@ -184,22 +219,27 @@ class _Call:
     def returns(self, value: object) -> None:
         """The function has returned."""
         if self._span is not None:
-            self._span.complete_nowait(self._calls.result(value))
+            try:  # noqa: SIM105 - that would take more stack
+                self._span.complete_nowait(self._calls.result(value))
+            except (RecursionError, MemoryError):
+                pass  # the span ends with the block, without a result
 
     def __enter__(self) -> Self:
         if self._span is not None:
             try:
                 self._span.__enter__()
-            except ClientNotInitializedError:
-                self._span = None  # another thread has closed the client just now
+            except PrefactorCoreError as error:
+                self._span = None
+                self._calls.goes_on_after(error)
         return self
 
     async def __aenter__(self) -> Self:
         if self._span is not None:
             try:
                 await self._span.__aenter__()
-            except ClientNotInitializedError:
+            except PrefactorCoreError as error:
                 self._span = None
+                self._calls.goes_on_after(error)
         return self
 
     def __exit__(
@@ -229,18 +269,29 @@ class _Stream(_Call):
 
     def __init__(self, calls: _Calls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__(calls, args, kwargs)
-        self._collects = calls.captures_result and self._span is not None
+        # What captures an item as it is yielded; None where nothing is kept of them. Only for
+        # reduce= the items themselves are kept.
+        self._capture: Capture | None = None
+        if calls.captures_result and self._span is not None and self._span.capture.enabled:
+            self._capture = self._span.capture
+            self._room = self._capture.max_payload_bytes - _AROUND_ITEMS
         self._items: list[object] = []
         self._left_out = 0
         self.outside = OtherStack()
 
     def add(self, item: object) -> None:
         """The generator yields this now."""
-        if self._collects:
-            if len(self._items) < MAX_ITEMS:
-                self._items.append(item)
-            else:
-                self._left_out += 1
+        if self._capture is None:
+            return
+        if len(self._items) == MAX_ITEMS or self._left_out:
+            self._left_out += 1
+        elif self._calls.reduces:
+            self._items.append(item)
+        elif (captured := self._capture.item(item, self._room)) is None:
+            self._left_out += 1
+        else:
+            self._room = max(0, self._room - len(captured) - 1)
+            self._items.append(captured)
 
     def __exit__(
         self,
@@ -248,7 +299,7 @@ class _Stream(_Call):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._span is not None and self._collects:
+        if self._span is not None and self._capture is not None:
             self._span.set_result(self._calls.result_of_items(self._items, self._left_out))
         super().__exit__(exc_type, error, traceback)
         self.outside.swap()

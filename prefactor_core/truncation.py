@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final, cast
 
-from msgspec import Raw
-from msgspec.json import Encoder
+from msgspec import Raw, Struct
+from msgspec.json import Decoder, Encoder
 
 from prefactor_core.jsonable import SHORT, TooLargeError, utf8
 
@@ -32,7 +32,7 @@ def encode_within(value: object, limit: int) -> bytes:
 
     Never takes time or memory for more than ``limit`` bytes: values that share parts can be
     small in memory and endless as JSON. Raises what msgspec raises for values it cannot encode;
-    a :class:`msgspec.Raw` it takes for the JSON that its maker says it is.
+    a :class:`msgspec.Raw` is written as it is, also if it is no JSON (see :data:`check_object`).
     """
     for size in _BUFFERS:
         if size >= limit:
@@ -45,6 +45,10 @@ def encode_within(value: object, limit: int) -> bytes:
     if len(encoded) > limit:
         raise BufferError
     return encoded
+
+
+class _AnyObject(Struct):
+    """An object with any fields, which are skipped."""
 
 
 def _encode_into(value: object, buffer: bytearray) -> bytes:
@@ -161,3 +165,5 @@ def _size(text: str) -> int:
 
 
 _encoder = Encoder()
+check_object = Decoder(_AnyObject).decode
+"""Raises :class:`ValueError` for what is no JSON, or no object. Text that is not UTF-8 it takes."""

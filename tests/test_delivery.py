@@ -146,7 +146,7 @@ async def test_after_failures_in_a_row_one_operation_shows_whether_the_api_is_ba
             sizes = [len(call.items) or 1 for call in api.calls[2:]]
             # The batch and once more as it was; one operation at a time; then all the rest.
             assert sizes == [5, 5, *[1] * (len(sizes) - 3), 4]
-            assert 5 < len(sizes) < 12
+            assert 5 < len(sizes) < 20
     assert client.statistics().lost == 0
 
 
@@ -349,7 +349,7 @@ async def test_an_operation_that_fails_alone_is_tried_again_as_often_as_max_retr
     failed = [call for call in api.calls if call.status == 500]
     # Only failures before and after others were taken count; while there was nothing else, it was
     # the one thing to see by whether the API is back.
-    assert 1 + max_retries <= len(failed) <= 10 * (1 + max_retries) + 10
+    assert 1 + max_retries <= len(failed) <= 20 * (1 + max_retries) + 20
     assert client.statistics().dropped == {"retries_exhausted": 1}
 
 
@@ -603,8 +603,8 @@ async def test_what_the_api_fails_at_is_kept_until_it_takes_something_else(
                 pass
             await anyio.sleep(3600)
             assert client.statistics().lost == 0
-            # The waits have grown to a minute: that is all that it costs.
-            assert len(api.calls) - seen < 80
+            # The waits grow to a minute: that is all that it costs.
+            assert len(api.calls) - seen < 120
             for _ in range(20):
                 async with instance.span("agent:tool"):
                     await anyio.sleep(60)

@@ -137,6 +137,7 @@ def test_a_new_ledger_is_empty() -> None:
         delivered=0,
         pending=0,
         pending_bytes=0,
+        open_bytes=0,
         in_flight=0,
         dropped={},
         requests=0,

@@ -44,6 +44,7 @@ ZERO = {
     "delivered": 0,
     "pending": 0,
     "pending_bytes": 0,
+    "open_bytes": 0,
     "in_flight": 0,
     "dropped": {},
     "requests": 0,

@@ -229,8 +229,8 @@ async def test_checking_runs_no_code_of_a_payload_and_never_raises_for_it(
         assert caplog.messages == []
         with instance.span("agent:ask", payload={"prompt": Raw(b"{no")}) as span:
             span.set_result({"response": "Hi there"})
-        assert "is no JSON" in caplog.messages[0]
-    assert prefactor.run.spans[0].status == "complete"
+        assert caplog.messages == []  # a text stands for what is no JSON
+    assert [span.status for span in prefactor.run.spans] == ["complete"] * 2
 
 
 def test_without_the_extra_the_client_does_not_open() -> None:

@@ -58,7 +58,7 @@ loop = asyncio.new_event_loop()
 """
 
 NEVER_CLOSED = (
-    "1 of 3 Prefactor operations were not delivered (1 never closed); the client was not closed "
+    "1 of 4 Prefactor operations were not delivered (1 never closed); the client was not closed "
     "before its event loop or the program ended: use 'async with', or call close()"
 )
 
@@ -211,15 +211,15 @@ ENDS = {
 def test_a_synchronous_client_that_is_never_left_delivers_as_the_program_ends(end: str) -> None:
     code, statement = ENDS[end]
     status = "atexit.register(lambda: say(api.operations[-1].body['status']))"
-    # The start of the run, the span, and the end of the run.
-    assert run(status + SYNC + statement, hanging=False) == (code, ["3", "cancelled"])
+    # The registration, the start of the run, the span, and the end of the run.
+    assert run(status + SYNC + statement, hanging=False) == (code, ["4", "cancelled"])
 
 
-LOST = "2 of 4 Prefactor operations were not delivered (2 drain_timeout); no answer came in time"
+LOST = "2 of 5 Prefactor operations were not delivered (2 drain_timeout); no answer came in time"
 
 
 def test_a_synchronous_client_that_is_never_left_says_what_it_could_not_deliver_in_time() -> None:
-    assert run(SYNC, hanging=True, drain_timeout=0.2) == (0, [LOST, "2"])
+    assert run(SYNC, hanging=True, drain_timeout=0.2) == (0, [LOST, "3"])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT for one process")
@@ -257,5 +257,5 @@ say("left")
     code, said = run(code, hanging=False, drain_timeout=0)
     assert (code, said[1]) == (0, "left")
     assert "is left to itself: it is in" in said[0]
-    assert said[2].startswith("2 of 2 Prefactor operations were not delivered (2 never closed)")
+    assert said[2].startswith("2 of 3 Prefactor operations were not delivered (2 never closed)")
     assert len(said) == 3

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeAlias, TypeVar, cast
 
 import anyio
+import anyio.lowlevel
 import httpx
 import msgspec
 
@@ -52,6 +53,10 @@ AsgiApp: TypeAlias = Callable[
     Awaitable[None],
 ]
 """An ASGI application, as its specification types it."""
+
+_SLICE_ITEMS = 50
+_SLICE_BYTES = 256 * 1024
+"""What of a bulk request is written in one turn of the loop."""
 
 _PAGE_SIZE: Final = 100
 
@@ -193,7 +198,15 @@ class ApiClient:
         ``given_ids``: for each, whether it is told which id the span shall have. What came of
         each, by idempotency key; nothing for those after a failure (API.md section 10).
         """
-        body = requests.bulk(operations, given_ids)
+        items: list[bytes] = []
+        size = written = 0
+        for operation, given_id in zip(operations, given_ids, strict=True):
+            if size >= _SLICE_BYTES or len(items) - written >= _SLICE_ITEMS:
+                size, written = 0, len(items)
+                await anyio.lowlevel.checkpoint()
+            items.append(self._written("POST bulk", requests.item(operation, given_id)))
+            size += len(items[-1])
+        body = b'{"items":[' + b",".join(items) + b"]}"
         return (await self._call("POST", "bulk", Outputs, body)).outputs
 
     async def get_agent_instance(self, instance_id: str) -> AgentInstanceAnswer:
@@ -243,15 +256,12 @@ class ApiClient:
         method: str,
         path: str,
         answer_type: type[T],
-        body: msgspec.Struct | None = None,
+        body: msgspec.Struct | bytes | None = None,
         query: Mapping[str, str] | None = None,
         most_bytes: int = _MOST_BYTES,
     ) -> T:
         call = f"{method} {path} at {self._config.api_url}"
-        try:
-            content = None if body is None else msgspec.json.encode(body)
-        except Exception as error:
-            raise PrefactorValueError(f"{call} cannot be written as JSON: {error}") from None
+        content = self._written(call, body) if isinstance(body, msgspec.Struct) else body
         # Bulk answers repeat what they were sent.
         limit = most_bytes + 2 * len(content or b"")
         try:
@@ -276,6 +286,12 @@ class ApiClient:
         ) as error:
             text = self._quoted(str(error)) or type(error).__name__
             raise PrefactorUnreachableError(f"{call}: {text}") from None
+
+    def _written(self, call: str, body: msgspec.Struct) -> bytes:
+        try:
+            return msgspec.json.encode(body)
+        except Exception as error:
+            raise PrefactorValueError(f"{call} cannot be written as JSON: {error}") from None
 
     async def _read(self, call: str, answer: httpx.Response, answer_type: type[T], limit: int) -> T:
         """What was answered, if it is a success. Raises what it says, if it is none."""

@@ -5,7 +5,6 @@ API.md sections 6.1 (single calls), 8 (spans) and 10 (bulk).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Final
 
@@ -118,10 +117,6 @@ class _FinishSpanItem(_FinishSpan, kw_only=True, tag_field="_type", tag="agent_s
     agent_span_id: str
 
 
-class _Bulk(Struct):
-    items: list[Struct]
-
-
 def single(operation: Operation, *, given_id: bool = True) -> tuple[str, Struct]:
     """The path below ``/api/v1/`` and the body of an operation's own call.
 
@@ -172,15 +167,12 @@ def termination(instance_id: str, reason: str, idempotency_key: str) -> tuple[st
     return f"agent_instance/{instance_id}/terminate", body
 
 
-def bulk(operations: Iterable[Operation], given_ids: Iterable[bool]) -> Struct:
-    """The body of one call for several operations.
+def item(operation: Operation, given_id: bool) -> Struct:
+    """An operation as an item of a bulk request.
 
-    ``given_ids``: for each, whether the API is told which id the span shall have.
+    ``given_id``: whether the API is told which id a span shall have. Raises
+    :class:`OperationError` for what the API has no call for.
     """
-    return _Bulk([_item(*item) for item in zip(operations, given_ids, strict=True)])
-
-
-def _item(operation: Operation, given_id: bool) -> Struct:
     key = operation.idempotency_key
     match operation:
         case CreateSpan():

@@ -18,7 +18,7 @@ _MOST_CONNECTIONS: Final = 100
 _MOST_IDLE: Final = 20
 _IDLE_SECONDS: Final = 5.0
 
-_thread: Final = DaemonThread("prefactor-transport")
+_thread: Final = DaemonThread("prefactor-transport", idle_seconds=0)
 
 
 async def open_transport(url: str) -> Transport:

@@ -43,7 +43,8 @@ class Parcel(Struct, eq=False, gc=False):
     answer. ``taken_before``: what :attr:`Outage.taken` was when it failed alone; None if it did
     not. ``faults``: how often it failed alone again although others were taken since it had
     failed before. ``overtaken``: whether what depends on it may be sent before it, for want of
-    anything else that would show whether the API takes operations. ``due``: when it may be sent again, on the clock of the event loop.
+    anything else that would show whether the API takes operations. ``due``: when it may be sent
+    again, on the clock of the event loop.
     """
 
     operation: Operation
@@ -225,8 +226,9 @@ class Backlog:
         At least one, unless all have to wait for their time. ``alone``: types that can only be sent
         one by one. ``given_ids``: False if a span can be referred to only after the API has
         answered its create. ``asking``: whether the request is to show if the API is back, for
-        which any operation will do. ``overtaking``: what :attr:`Outage.taken` is now, in the drain, where
-        an operation that fails again and again must not keep back for ever what depends on it.
+        which any operation will do. ``overtaking``: what :attr:`Outage.taken` is now, in the drain,
+        where an operation that fails again and again must not keep back for ever what depends on
+        it.
         """
         request = _Request(max_operations, max_bytes, alone, given_ids)
         for run in self._runs.values():

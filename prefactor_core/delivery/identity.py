@@ -67,6 +67,7 @@ class RunIdentity:
         "_api_ids",
         "_ended_api_ids",
         "_lost_spans",
+        "_recorded_ids",
         "agent_id",
         "check",
         "id",
@@ -90,6 +91,7 @@ class RunIdentity:
         # the last ones: they can still be named as parents.
         self._api_ids: dict[str, str] = {}
         self._ended_api_ids: dict[str, str] = {}
+        self._recorded_ids: dict[str, str] = {}
         # Of creates that were given up: why, and the nearest ancestor that was not. By the part
         # of the span's id that stays the same.
         self._lost_spans: dict[str, tuple[str, str | None]] = {}
@@ -120,11 +122,17 @@ class RunIdentity:
         """The API has made a span, under an id that may be its own."""
         if api_id != self.span_id(recorded_id):
             self._api_ids[recorded_id] = api_id
+            self._recorded_ids[api_id] = recorded_id
+
+    def recorded_span_id(self, api_id: str) -> str | None:
+        """What a span is recorded as that the API has given this id; None if it gave none."""
+        return self._recorded_ids.get(api_id)
 
     def span_ended(self, recorded_id: str) -> None:
         """The end of a span is delivered: its id is needed only by later children of it."""
         api_id = self._api_ids.pop(recorded_id, None)
         if api_id is not None:
+            self._recorded_ids.pop(api_id, None)
             self._ended_api_ids[recorded_id] = api_id
             _keep_last(self._ended_api_ids, _SPANS_KEPT)
 
@@ -170,6 +178,7 @@ class RunIdentity:
         """Nothing of the run is to be delivered any more."""
         self._api_ids.clear()
         self._ended_api_ids.clear()
+        self._recorded_ids.clear()
         self._lost_spans.clear()
 
     def _not_lost(self, span_id: str | None) -> str | None:

@@ -17,6 +17,7 @@ class Statistics(Struct, frozen=True, kw_only=True):
     ``record_quality()``; a span that is first told when it has ended is one operation).
     ``delivered``: taken by the API.
     ``pending``: waiting, or on their way. ``pending_bytes``: what they take, about.
+    ``open_bytes``: the payloads of open spans of which nothing was recorded yet.
     ``in_flight``: those of them that are in a request that has not been answered.
     ``dropped``: never to be delivered, by reason: ``refused`` (the API does not take it),
     ``retries_exhausted`` (the API failed at it again and again while it took others),
@@ -37,6 +38,7 @@ class Statistics(Struct, frozen=True, kw_only=True):
     delivered: int
     pending: int
     pending_bytes: int
+    open_bytes: int
     in_flight: int
     dropped: dict[str, int]
     requests: int
@@ -64,14 +66,17 @@ class Statistics(Struct, frozen=True, kw_only=True):
 class Ledger:
     """Counts operations from recording to their end; each ends delivered or dropped.
 
-    What is counted up where something is recorded (:meth:`accept`, :meth:`turn_away`) is
-    written in any thread, under the lock of recording; all else by the thread of the event
-    loop alone. So no count is written by two threads at once.
+    What is counted up where something is recorded (``taken``, ``open_bytes``,
+    :meth:`turn_away`) is written in any thread, under the lock of recording; all else by the
+    thread of the event loop alone. So no count is written by two threads at once.
+
+    ``taken``, ``taken_bytes``: what was taken into a queue. ``open_bytes``: what open spans hold.
     """
 
     def __init__(self) -> None:
-        self._accepted = 0
-        self._accepted_bytes = 0
+        self.taken = 0
+        self.taken_bytes = 0
+        self.open_bytes = 0
         self._turned_away: Counter[str] = Counter()
         self.delivered = 0
         self.in_flight = 0
@@ -89,8 +94,7 @@ class Ledger:
     def accept(self, operation: Operation) -> None:
         """An operation was recorded."""
         size = operation.size  # a call, in which a signal or a finaliser may record as well
-        self._accepted += 1
-        self._accepted_bytes += size
+        self.taken, self.taken_bytes = self.taken + 1, self.taken_bytes + size
 
     def turn_away(self, reason: str) -> None:
         """An operation was recorded only to be given up at once."""
@@ -109,25 +113,37 @@ class Ledger:
     @property
     def accepted(self) -> int:
         """How many operations were recorded."""
-        return self._accepted - self._handed_back + self._turned_away.total()
+        return self.taken - self._handed_back + self._turned_away.total()
 
     @property
     def pending(self) -> int:
         """How many of them are neither delivered nor dropped."""
-        return self._accepted - self._settled
+        return self.taken - self._settled
 
     def reaches(self, operations: int, size: int) -> bool:
         """Whether so many are pending, or so many bytes."""
         # Not by the properties: this is asked for every operation.
         return (
-            self._accepted - self._settled >= operations
-            or self._accepted_bytes - self._settled_bytes >= size
+            self.taken - self._settled >= operations
+            or self.taken_bytes - self._settled_bytes >= size
+        )
+
+    def holds(self, operations: int, size: int) -> bool:
+        """Whether so many are pending, or so many bytes with the payloads of open spans."""
+        return (
+            self.taken - self._settled >= operations
+            or self.taken_bytes - self._settled_bytes + self.open_bytes >= size
         )
 
     @property
     def pending_bytes(self) -> int:
         """How many bytes these take."""
-        return self._accepted_bytes - self._settled_bytes
+        return self.taken_bytes - self._settled_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes these and the payloads of open spans take."""
+        return self.taken_bytes - self._settled_bytes + self.open_bytes
 
     def merge(self, saved: int) -> None:
         """Two operations will be sent as one, which takes ``saved`` bytes less."""
@@ -187,12 +203,13 @@ class Ledger:
         turned_away, dropped = Counter(self._turned_away), Counter(self._dropped)
         delivered, settled_bytes = self.delivered, self._settled_bytes
         handed_back = self._handed_back
-        accepted, accepted_bytes = self._accepted - handed_back, self._accepted_bytes
+        accepted, accepted_bytes = self.taken - handed_back, self.taken_bytes
         return Statistics(
             accepted=accepted + turned_away.total(),
             delivered=delivered,
             pending=accepted - delivered - dropped.total(),
             pending_bytes=accepted_bytes - settled_bytes,
+            open_bytes=self.open_bytes,
             in_flight=self.in_flight,
             dropped=dict(dropped + turned_away),
             requests=self._requests,

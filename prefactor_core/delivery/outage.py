@@ -20,6 +20,12 @@ again."""
 _TOLD_AFTER = 4
 """Failures in a row that are an outage and no hiccup; fewer if they take long."""
 
+_PATIENT = 5.0
+"""Seconds that any wait may take."""
+
+_PATIENCE = 0.1
+"""The part of an outage's length that a wait in it may take, if that is more."""
+
 _NO_HICCUP = 5.0
 """Seconds without a success after which a failure is an outage."""
 
@@ -55,7 +61,7 @@ class Outage:
         self._probing = False
         self._drained_at = math.inf
         # Requests that are on their way together fail together: only the first one counts.
-        self._round = 0
+        self._round: int = 0
 
     @property
     def is_limited(self) -> bool:
@@ -95,9 +101,11 @@ class Outage:
         retry_after: float | None = None,
         *,
         took: float = 0.0,
+        denied: bool = False,
     ) -> bool:
         """A request that was sent in ``round`` failed ``took`` seconds later; whether that is news
-        to be told. ``retry_after``: the wait in seconds that the API asked for."""
+        to be told. ``retry_after``: the wait in seconds that the API asked for. ``denied``: it does
+        not take the token, which does not pass by itself."""
         if retry_after is not None:
             self._asked_until = max(self._asked_until, now + min(retry_after, _LONGEST_ASKED))
         if round != self._round:
@@ -107,7 +115,11 @@ class Outage:
         if self.since is None:
             self.since, self._began = datetime.now(UTC), now - took
         if self.failures > 1:
-            self._until = now + self._soon.delay(self.failures)
+            wait = self._soon.delay(self.failures)
+            if not denied:
+                # One operation costs little, and what has just begun may soon be over.
+                wait = min(wait, max(_PATIENT, (now - self._began) * _PATIENCE))
+            self._until = now + wait
         lasts = self.failures >= _TOLD_AFTER or now - self._began >= _NO_HICCUP
         news = lasts and not self.told
         self.told = self.told or news

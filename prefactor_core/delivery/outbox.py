@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Protocol
 
 import anyio
 
@@ -21,10 +23,19 @@ from prefactor_core.operations import (
     RecordQuality,
     RegisterAgentInstance,
 )
-from prefactor_core.queue.base import Queue
+from prefactor_core.queue.base import Queue, QueueClosedError
+from prefactor_core.queue.memory import InMemoryQueue
 
 _NEW = (CreateSpan, RecordQuality, RegisterAgentInstance)
 """What is not let in when the outbox is full; all else belongs to what was let in before."""
+
+
+class Recorded(Protocol):
+    """The run or the span that an operation is about."""
+
+    status: Any
+    started_at: datetime | None
+    finished_at: datetime | None
 
 
 class Lane:
@@ -32,6 +43,10 @@ class Lane:
 
     def __init__(self, queue: Queue[Operation]) -> None:
         self.queue = queue
+        # Anything else that a queue of ours raises comes from outside of it.
+        self.refusal: type[Exception] = (
+            QueueClosedError if type(queue) is InMemoryQueue else Exception
+        )
         self.backlog = Backlog()
         self.recorded = 0
         # A queue of the user's own may bring what an earlier process put there.
@@ -80,9 +95,9 @@ class Outbox:
         # How many tasks wait for something to be settled: nothing then waits for company.
         self.hurried = 0
         self.closed = False
-        self._ledger = ledger
+        self.ledger = self._ledger = ledger
         self._max_operations = config.max_pending_operations
-        self._max_bytes = config.max_pending_bytes
+        self.max_bytes = config.max_pending_bytes
         self.waits_when_full = config.when_full == "wait"
         # Spans that have waited for their place and are not recorded yet.
         self._places = 0
@@ -91,49 +106,137 @@ class Outbox:
         self._settled: anyio.Event | None = None
         # What other threads have recorded, until the loop takes it over.
         self._handed_over: deque[Operation] = deque()
+        self._called_loop = False
+        # An exception from outside (of a signal handler, or for want of stack) may interrupt
+        # record() anywhere. What it was at is kept in these two, and the next call goes on there:
+        # an operation that is accepted, and not yet in a queue or handed over;
+        self._entering: Operation | None = None
+        # and one that the loop's thread puts into its queue.
+        self._putting: Operation | None = None
 
     @property
     def full(self) -> bool:
         """Whether no new span may come in."""
-        return self._ledger.reaches(self._max_operations - self._places, self._max_bytes)
+        return self._ledger.reaches(self._max_operations - self._places, self.max_bytes)
 
-    def record(self, operation: Operation, *, has_place: bool = False, late: bool = False) -> bool:
+    def record(
+        self,
+        operation: Operation,
+        of: Recorded | None = None,
+        status: object = None,
+        started_at: datetime | None = None,
+        finished_at: datetime | None = None,
+        *,
+        held: int = 0,
+        has_place: bool = False,
+        late: bool = False,
+    ) -> bool:
         """Accept an operation and queue it; whether it was taken.
+
+        ``of``: the run or span that has this status and these times with it; they change if it is
+        taken, and only then. ``held``: the bytes of the operation that were counted as those of an
+        open span.
 
         When the outbox is full, new runs and quality are dropped, and new spans unless they have
         waited for their place. A span is always dropped if it is ``late``: its run has ended.
         Whatever belongs to what was taken before is taken.
         """
+        if self._entering is not None:
+            self._enter(self._entering)
         if late:
             if has_place:
                 self.give_place_back()
             self._turn_away("run_ended")
             return False
-        if self.full and not has_place and isinstance(operation, _NEW):
-            self._turn_away("full")
-            return False
+        ledger = self._ledger
+        # This counts open spans too: mostly nothing else has to be asked.
+        if not has_place and ledger.holds(
+            self._max_operations - self._places, self.max_bytes + held
+        ):
+            if self.full and isinstance(operation, _NEW):
+                self._turn_away("full")
+                return False
+            if isinstance(operation, CreateSpan | FinishSpan) and ledger.held_bytes - held >= (
+                self.max_bytes
+            ):
+                # It is let in, as it must; of a large payload only that it was there.
+                operation = without_payload(operation) or operation
+        size = operation.size
+        # Here it is recorded: by one statement that calls nothing, so that nothing interrupts it.
+        if of is None:
+            ledger.taken, ledger.taken_bytes, self._places, self._entering = (
+                ledger.taken + 1,
+                ledger.taken_bytes + size,
+                self._places - has_place,
+                operation,
+            )
+        else:
+            (
+                ledger.taken,
+                ledger.taken_bytes,
+                self._places,
+                self._entering,
+                of.status,
+                of.started_at,
+                of.finished_at,
+            ) = (
+                ledger.taken + 1,
+                ledger.taken_bytes + size,
+                self._places - has_place,
+                operation,
+                status,
+                started_at,
+                finished_at,
+            )
+        taken = self._enter(operation)
         if has_place:
-            self.give_place_back()
-        if isinstance(operation, FinishSpan) and self._ledger.pending_bytes >= self._max_bytes:
-            # It is let in, as it must; of a large result only that it was there.
-            operation = without_payload(operation) or operation
-        self._ledger.accept(operation)
-        if not self.home.is_here:
-            self._handed_over.append(operation)
-            if len(self._handed_over) == 1:
-                self.home.run_soon(self.take_over)
-            return True
-        if self._handed_over:
-            self._take_over()
-        return self._put(operation)
+            self._place_is_free()
+        return taken
+
+    def _enter(self, operation: Operation) -> bool:
+        """Bring an operation that is accepted to the loop; whether its queue takes it."""
+        if self.home.is_here:
+            if self._handed_over or self._putting is not None:
+                self._take_over()
+            self._putting, self._entering = operation, None
+            return self._put(operation)
+        handed_over = self._handed_over
+        if not handed_over or handed_over[-1] is not operation:
+            handed_over.append(operation)
+        self._entering = None
+        if not self._called_loop:
+            self.home.run_soon(self.take_over)
+            self._called_loop = True
+        return True
 
     def take_over(self) -> None:
         """Queue what other threads have recorded; in the thread of the loop."""
-        self.home.step(self._take_over)
+        self.home.step(self._take_all_over)
+
+    def _take_all_over(self) -> None:
+        self._called_loop = False
+        if self._entering is not None:
+            self._enter(self._entering)
+        self._take_over()
 
     def _take_over(self) -> None:
-        while self._handed_over:
-            self._put(self._handed_over.popleft())
+        handed_over = self._handed_over
+        while True:
+            if (operation := self._putting) is None:
+                if not handed_over:
+                    return
+                operation = self._putting = handed_over[0]
+                handed_over.popleft()
+                self._put(operation)
+                continue
+            # Interrupted in the middle of the above, or of its put: is it in the queue?
+            if handed_over and handed_over[0] is operation:
+                handed_over.popleft()
+            lane = self._lane_of(operation)
+            if lane.queue.size() + lane.backlog.taken > lane.found + lane.recorded:
+                lane.recorded, self._putting = lane.recorded + 1, None
+            else:
+                self._put(operation)
 
     def found(self, operation: Operation) -> None:
         """Accept an operation that was in its queue before."""
@@ -157,6 +260,9 @@ class Outbox:
         """A place that was waited for is taken now, or not needed."""
         with self.home.lock:
             self._places -= 1
+        self._place_is_free()
+
+    def _place_is_free(self) -> None:
         if self.home.is_here:
             self.settled()
         else:
@@ -202,18 +308,24 @@ class Outbox:
             self._settled = anyio.Event()
         await self._settled.wait()
 
+    def _lane_of(self, operation: Operation) -> Lane:
+        return self.lanes[hash(operation.instance_id) % len(self.lanes)]
+
     def _put(self, operation: Operation) -> bool:
         lane = self.lanes[hash(operation.instance_id) % len(self.lanes)]
         try:
             lane.queue.put_nowait(operation)
-        except Exception as error:
+        except lane.refusal as error:
+            if isinstance(error, RecursionError | MemoryError):
+                raise
             # Only a queue of the user's own can do this (full, or broken).
+            self._putting = None
             self._ledger.fail(error)
             self._ledger.drop("queue", 1, operation.size)
             detail = f"the client's queue does not take them ({type(error).__name__}: {error})"
             self._losses.dropped_anywhere("queue", detail)
             return False
-        lane.recorded += 1
+        lane.recorded, self._putting = lane.recorded + 1, None
         if lane.waits_for_more:
             lane.hurry()
         return True

@@ -106,10 +106,10 @@ class Sender:
 
     def _failed(self, error: Exception, round: int, took: float) -> None:
         asked = error.retry_after if isinstance(error, PrefactorApiError) else None
-        news = self._outage.failed(round, anyio.current_time(), asked, took=took)
+        denied = judge_request(error) is Verdict.DENIED
+        news = self._outage.failed(round, anyio.current_time(), asked, took=took, denied=denied)
         self._ledger.outage_since = self._outage.since
         if news:
-            denied = judge_request(error) is Verdict.DENIED
             log(
                 logger,
                 logging.ERROR if denied else logging.WARNING,

@@ -32,7 +32,6 @@ from prefactor_core.models import AgentInstance
 from prefactor_core.operations import (
     CreateSpan,
     FinishAgentInstance,
-    Operation,
     Purpose,
     RegisterAgentInstance,
     StartAgentInstance,
@@ -116,7 +115,7 @@ class AgentInstanceManager:
 
     def __init__(
         self,
-        enqueue: Callable[[Operation], bool],
+        enqueue: Callable[..., bool],
         *,
         identities: Identities,
         home: Home,
@@ -139,6 +138,7 @@ class AgentInstanceManager:
         # An id of the account's partition, once one is known.
         self._related_id: str | None = None
         self._refusals = 0
+        self._turn = anyio.Lock()
 
     async def register(
         self,
@@ -173,31 +173,33 @@ class AgentInstanceManager:
         if purpose is not None and purpose not in get_args(Purpose):
             known = ", ".join(repr(known) for known in get_args(Purpose))
             raise PrefactorValueError(f"purpose must be one of {known}, got {purpose!r}")
-        clock = Clock()
-        recorded_id = instance_id or self._provisional_id(agent_id)
-        operation = RegisterAgentInstance(
-            timestamp=clock.now(),
-            # Not from the id: whoever asks for one twice shall hear that it is taken.
-            idempotency_key=identifiers.generate(0),
-            agent_id=agent_id,
-            # Captured now: later changes of the caller's objects do not matter.
-            agent_version=_json_object("agent_version", agent_version),
-            agent_schema_version=_json_object("agent_schema_version", agent_schema_version),
-            instance_id=recorded_id,
-            asks_for_id=instance_id is not None,
-            environment_id=to_optional_text("environment_id", environment_id),
-            purpose=purpose,
-            external_identifier=to_optional_text("external_identifier", external_identifier),
-            runtime_environment=self._environment_beside(agent_version),
-        )
-        run = self._identities.add(recorded_id)
-        run.registered, run.agent_id = False, agent_id
-        with self.home.lock:
-            if not self._enqueue(operation):
-                run.lost = "full"
-        instance = _OpenInstance(
-            id=recorded_id, agent_id=agent_id, created_at=clock.now(), clock=clock, identity=run
-        )
+        # One in a turn of the loop: a thousand runs that begin together must not hold it.
+        async with self._turn:
+            clock = Clock()
+            recorded_id = instance_id or self._provisional_id(agent_id)
+            operation = RegisterAgentInstance(
+                timestamp=clock.now(),
+                # Not from the id: whoever asks for one twice shall hear that it is taken.
+                idempotency_key=identifiers.generate(0),
+                agent_id=agent_id,
+                # Captured now: later changes of the caller's objects do not matter.
+                agent_version=_json_object("agent_version", agent_version),
+                agent_schema_version=_json_object("agent_schema_version", agent_schema_version),
+                instance_id=recorded_id,
+                asks_for_id=instance_id is not None,
+                environment_id=to_optional_text("environment_id", environment_id),
+                purpose=purpose,
+                external_identifier=to_optional_text("external_identifier", external_identifier),
+                runtime_environment=self._environment_beside(agent_version),
+            )
+            run = self._identities.add(recorded_id)
+            run.registered, run.agent_id = False, agent_id
+            with self.home.lock:
+                if not self._enqueue(operation):
+                    run.lost = "full"
+            instance = _OpenInstance(
+                id=recorded_id, agent_id=agent_id, created_at=clock.now(), clock=clock, identity=run
+            )
         if run.lost is None:
             await self._wait_for_registration(instance, on_refused)
         if run.registered:
@@ -324,25 +326,23 @@ class AgentInstanceManager:
         for call, status in instance_steps(instance.status, goal):
             recorded_id = instance.identity.recorded_id
             key = identifiers.idempotency_key(recorded_id, call)
+            # Recorded together with the run's new status: an exception from outside, of a signal
+            # handler say, leaves both or none.
             if call == "start":
-                instance.started_at = at
-                self._enqueue(
-                    StartAgentInstance(timestamp=at, idempotency_key=key, instance_id=recorded_id)
+                start = StartAgentInstance(
+                    timestamp=at, idempotency_key=key, instance_id=recorded_id
                 )
+                self._enqueue(start, instance, status, at)
             else:
                 # A start that was given may lie in the future.
-                instance.finished_at = at = max(at, instance.started_at or at)
-                self._enqueue(
-                    FinishAgentInstance(
-                        timestamp=at,
-                        idempotency_key=key,
-                        instance_id=recorded_id,
-                        status=status,
-                    )
+                at = max(at, instance.started_at or at)
+                # First: a span that comes between the two would be recorded after the finish.
+                instance.identity.termination.run_ended()
+                finish = FinishAgentInstance(
+                    timestamp=at, idempotency_key=key, instance_id=recorded_id, status=status
                 )
-            instance.status = status
+                self._enqueue(finish, instance, status, instance.started_at, at)
         if instance.ended:
-            instance.identity.termination.run_ended()
             self._instances.pop(instance.identity.recorded_id, None)
 
 

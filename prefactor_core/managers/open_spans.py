@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 from msgspec import UNSET, Raw, UnsetType
 
 from prefactor_core import identifiers
-from prefactor_core.capture import EMPTY, Capture, fields_of, merge
+from prefactor_core.capture import EMPTY, Capture, fields_of, merge, truncated
 from prefactor_core.checks import to_end
 from prefactor_core.clock import Clock
 from prefactor_core.context_stack import SpanContextStack
@@ -22,6 +22,7 @@ from prefactor_core.exceptions import (
 )
 from prefactor_core.lifecycle import Outcome, SpanStatus
 from prefactor_core.log import log
+from prefactor_core.managers.span_index import SpanIndex
 from prefactor_core.managers.span_operations import SpanOperations
 from prefactor_core.open_span import OpenSpan
 from prefactor_core.operations import CreateSpan
@@ -29,6 +30,11 @@ from prefactor_core.span_context import SpanContext
 from prefactor_core.type_schema import Fields
 
 _ENDS = {str(status): status for status in SpanStatus}
+_PENDING, _ACTIVE = SpanStatus.PENDING, SpanStatus.ACTIVE
+_WARNINGS_KEPT: Final = 1_000
+
+Unended: TypeAlias = tuple[OpenSpan, Outcome, object, datetime | None, "Unended | None"]
+"""A span whose end was interrupted, with how it ends, its result and when; and the one before."""
 
 logger = logging.getLogger("prefactor_core.managers.open_spans")
 
@@ -40,6 +46,11 @@ class OpenSpans:
     called before a span is told. Everything here is a plain function, for any thread: recording
     waits for nothing. What moves a span on holds the lock of ``outbox.home``, so that each step
     is told once and in order; payloads are looked at before, since that runs the code of others.
+
+    An exception from outside may interrupt any call here, anywhere: for want of stack or memory,
+    or raised by a signal handler. What such a call leaves is whole. A span whose opening was
+    interrupted was never there; one whose end was interrupted is in ``unended``, and the next call
+    ends it.
     """
 
     def __init__(
@@ -50,15 +61,17 @@ class OpenSpans:
         begin_run: Callable[[CreateSpan, bool], None],
     ) -> None:
         self._outbox = outbox
+        self._ledger = outbox.ledger
         self._home = outbox.home
         self._lock = outbox.home.lock
         self._identities = identities
-        self._capture = capture
+        self.capture = self._capture = capture
         self._operations = SpanOperations(outbox, begin_run)
-        # In the order of entering, so parents stand before their children.
-        self._spans: dict[str, OpenSpan] = {}
+        self.index = SpanIndex(outbox.ledger, identities)
         self._warned_of_late_payload: set[str] = set()
         self._closed = False
+        # Added to by one statement, and by nothing that might be interrupted as well.
+        self.unended: Unended | None = None
 
     def open(
         self,
@@ -79,42 +92,92 @@ class OpenSpans:
         ``context``: what the agent holds of it; opened once, also by several threads.
         ``result``: what it will end with, as far as that is known; added to from outside.
         """
-        captured = EMPTY if payload is None else self._capture(payload)
-        if run.check is not None and payload is not None:
-            run.check.payload(schema_name, captured)
+        if self.unended is not None:
+            self._end_unended()
+        captured, held = EMPTY, 0
+        if payload is not None:
+            captured = self._capture(payload)
+            held = len(captured)
+            if run.check is not None:
+                run.check.payload(schema_name, captured)
+            if type(payload) is not dict:
+                payload = _fields(payload)
         if self._home.is_left:
             self._home.check_process()
-        with self._lock:
-            if self._closed:
-                raise ClientNotInitializedError(
-                    f"the {schema_name!r} span was made by a client that has closed since"
-                )
-            span = None if context is None else context.opened
-            if span is None:
-                if span_id in self._spans:
-                    raise PrefactorValueError(f"span_id {span_id!r} belongs to a span that is open")
-                parent, parent_span_id = self._parent_of(span_id, run, parent_span_id)
-                # A child runs on its parent's clock, so that it cannot lie outside of it.
-                clock = parent.clock if parent else Clock()
-                span = self._spans[span_id] = OpenSpan(
-                    id=span_id,
-                    instance_id=run.recorded_id,
-                    schema_name=schema_name,
-                    parent_span_id=parent_span_id,
-                    payload=_fields(payload),
-                    result={} if result is None else result,
-                    created_at=clock.now(),
-                    clock=clock,
-                    captured=captured,
-                    run=run,
-                    parent=parent,
-                    has_place=has_place,
-                    context=context,
-                )
+        span: OpenSpan | None = None
+        opening: OpenSpan | None = None
+        try:
+            with self._lock:
+                if self._closed:
+                    raise ClientNotInitializedError(
+                        f"the {schema_name!r} span was made by a client that has closed since"
+                    )
                 if context is not None:
-                    context.opened = span
-        SpanContextStack.push(span)
+                    span = context.opened
+                if span is None:
+                    if span_id in self.index.spans:
+                        raise PrefactorValueError(
+                            f"span_id {span_id!r} belongs to a span that is open"
+                        )
+                    if held and not has_place and self._ledger.held_bytes >= self._outbox.max_bytes:
+                        captured = truncated(held)
+                        held = len(captured)
+                    parent, parent_span_id = self._parent_of(span_id, run, parent_span_id)
+                    # A child runs on its parent's clock, so that it cannot lie outside of it.
+                    clock = parent.clock if parent else Clock()
+                    opening = OpenSpan(
+                        id=span_id,
+                        instance_id=run.recorded_id,
+                        schema_name=schema_name,
+                        parent_span_id=parent_span_id,
+                        payload={} if payload is None else payload,  # pyright: ignore[reportUnknownArgumentType]
+                        result={} if result is None else result,
+                        created_at=clock.now(),
+                        clock=clock,
+                        captured=captured,
+                        run=run,
+                        parent=parent,
+                        has_place=has_place,
+                        late=run.termination.ending,
+                        context=context,
+                    )
+                    self.index.add(opening, held)
+                    if context is not None:
+                        context.opened = opening
+                    span = opening
+            SpanContextStack.push(span)
+        except BaseException:
+            if opening is not None:
+                # Passed over from now on, wherever it is referred to already.
+                opening.status = SpanStatus.CANCELLED
+                self.unended = (opening, "cancelled", None, None, self.unended)
+            raise
         return span
+
+    def _forget(self, span: OpenSpan) -> None:
+        """The span is open no more; what an inherited context may refer to is a small shell."""
+        span.payload, span.result = {}, {}
+        span.parent = span.context = None
+        if span.held:  # it was never told, or interrupted right after
+            span.captured, self._ledger.open_bytes, span.held = (
+                EMPTY,
+                self._ledger.open_bytes - span.held,
+                0,
+            )
+        self.index.remove(span)
+
+    def _end_unended(self) -> None:
+        """End what could not end, or be opened, when it should."""
+        while (first := self.unended) is not None:
+            span, outcome, result, at, self.unended = first
+            try:
+                self._end(span, outcome, self._result(span, result), at)
+            except (RecursionError, MemoryError):
+                self.unended = (span, outcome, result, at, self.unended)
+                return  # another time: what was called for may still do
+            except BaseException:
+                self.unended = (span, outcome, result, at, self.unended)
+                raise
 
     def _parent_of(
         self, span_id: str, run: RunIdentity, parent_span_id: str | None
@@ -122,9 +185,12 @@ class OpenSpans:
         """The open span above a new one, if it is known, and the id that the API shall hear."""
         if parent_span_id is None:
             innermost = SpanContextStack.innermost(run.recorded_id)
+            if innermost is None:
+                return None, None
             if isinstance(innermost, OpenSpan):
                 return innermost, innermost.id
-            return None, innermost if isinstance(innermost, str) else None
+            # Pushed by hand. What is no id would cost the API's refusal of the whole span.
+            return None, str.__str__(innermost) if identifiers.is_pfid(innermost) else None
         if not identifiers.is_pfid(parent_span_id):
             # A text is shown; of anything else, which may be a payload, only what it is.
             shown = (
@@ -133,9 +199,10 @@ class OpenSpans:
                 else f"a {type(parent_span_id).__qualname__}; a payload is passed as payload="
             )
             raise PrefactorValueError(f"parent_span_id must be the id of a span, got {shown}")
+        parent_span_id = str.__str__(parent_span_id)
         if parent_span_id == span_id:
             raise PrefactorValueError(f"parent_span_id {parent_span_id!r} is the span itself")
-        parent = self._lookup(parent_span_id)
+        parent = self.index.find(parent_span_id)
         if parent is None:
             return None, self._operations.recorded(parent_span_id)
         if parent.instance_id != run.recorded_id:
@@ -153,19 +220,35 @@ class OpenSpans:
     ) -> None:
         """The span starts, now or ``at``; nothing if it has ended. ``payload``: None to start with
         what it was opened with; one that comes after its start is not recorded."""
+        if self.unended is not None:
+            self._end_unended()
         if payload is not None and not self._home.is_left:
             captured = self._capture(payload)
             if span.run.check is not None:
                 span.run.check.payload(span.schema_name, captured)
-            with self._lock:
-                pending = span.status is SpanStatus.PENDING
-                if pending:
-                    # Swapped: what it was given before ends after the lock.
-                    span.payload, payload = _fields(payload), span.payload
-                    span.captured = captured
-            if not pending and fields_of(payload):
+            if not self.keep_payload(span, _fields(payload), captured) and fields_of(payload):
                 self._warn_of_late_payload(span.schema_name)
         self._move(span, SpanStatus.ACTIVE, at)
+
+    def keep_payload(self, span: OpenSpan, payload: Mapping[str, object], captured: Raw) -> bool:
+        """The span shall start with another payload; False if it has started."""
+        size = len(captured)
+        before = span.payload  # what it was given before ends after the lock
+        with self._lock:
+            if span.status is not SpanStatus.PENDING:
+                return False
+            others = self._ledger.held_bytes - span.held
+            if others >= self._outbox.max_bytes and not span.has_place:
+                captured = truncated(size)
+                size = len(captured)
+            span.payload, span.captured, self._ledger.open_bytes, span.held = (
+                payload,
+                captured,
+                self._ledger.open_bytes + size - span.held,
+                size,
+            )
+        del before
+        return True
 
     def skip(self, span: OpenSpan, at: datetime | None = None) -> None:
         """The span is cancelled, now or ``at``, as one that never began if it had not started;
@@ -176,7 +259,13 @@ class OpenSpans:
         if at is not None:
             # It need not have begun: what was skipped may have been so at any time.
             at = to_end("timestamp", at, f"the {span.schema_name!r} span", span.started_at)
-        self._move(span, SpanStatus.CANCELLED, at, result=self._result(span))
+        if self.unended is not None:
+            self._end_unended()
+        try:
+            self._move(span, SpanStatus.CANCELLED, at, result=self._result(span))
+        except BaseException:
+            self.unended = (span, "cancelled", None, at, self.unended)
+            raise
 
     def end(
         self,
@@ -194,8 +283,17 @@ class OpenSpans:
         if at is not None:
             start = span.started_at or span.created_at
             at = to_end("timestamp", at, f"the {span.schema_name!r} span", start)
-        result, payload = self._result(span, result_payload), span.payload
-        self._end(span, status, result, at)
+        if self.unended is not None:
+            self._end_unended()
+        payload = span.payload
+        try:
+            result = self._result(span, result_payload)
+            # Cancelled at once, it would be one that never began.
+            began = span.created_at if status == "cancelled" else None
+            self._move(span, _ENDS[status], at, began, result)
+        except BaseException:
+            self.unended = (span, status, result_payload, at, self.unended)
+            raise
         if span.run.check is not None and status == "complete" and not self._home.is_left:
             # What the agent did is recorded by now, whatever this raises.
             if not fields_of(payload):  # not bool() of it, which may be the caller's code
@@ -203,51 +301,14 @@ class OpenSpans:
             if not isinstance(result, UnsetType):
                 span.run.check.result(span.schema_name, result)
 
-    def results_of_open(
-        self, instance_id: str | None, result_payload: Mapping[str, object] | None = None
-    ) -> dict[str, Raw | UnsetType]:
-        """What is still open of an instance (None: of all) would end with, by the spans' ids.
-
-        For :meth:`finish_open`, whose caller may hold the lock then.
-        """
-        return {span.id: self._result(span, result_payload) for span in self._open_of(instance_id)}
-
-    def finish_open(
-        self,
-        instance_id: str | None,
-        status: Outcome,
-        results: Mapping[str, Raw | UnsetType],
-        at: datetime | None = None,
-    ) -> None:
-        """End what is still open of an instance (None: of all), children before parents; now, or
-        ``at``, but no span before its start."""
-        with self._lock:
-            for span in reversed(self._open_of(instance_id)):
-                # One that another thread has opened since the results were looked at has none.
-                self._end(span, status, results.get(span.id, UNSET), at)
-
-    def _open_of(self, instance_id: str | None) -> list[OpenSpan]:
-        if instance_id is None:
-            return list(self._spans.values())
-        recorded_id = self._identities.of(instance_id).recorded_id
-        return [s for s in list(self._spans.values()) if s.instance_id == recorded_id]
-
     def close(self) -> None:
         """Open no more spans."""
         with self._lock:
             self._closed = True
 
-    def _lookup(self, span_id: str) -> OpenSpan | None:
-        span = self._spans.get(span_id)
-        if span is None:
-            # What the API calls a span may differ from what it is recorded as.
-            for candidate in list(self._spans.values()):
-                if candidate.run.span_id(candidate.id) == span_id:
-                    return candidate
-        return span
-
     def _warn_of_late_payload(self, schema_name: str) -> None:
-        if schema_name not in self._warned_of_late_payload:
+        warned = self._warned_of_late_payload
+        if schema_name not in warned and len(warned) < _WARNINGS_KEPT:
             self._warned_of_late_payload.add(schema_name)
             log(
                 logger,
@@ -269,7 +330,9 @@ class OpenSpans:
         if payload is not None:
             result = dict(result)
             merge(result, payload)
-        return self._capture.result(result) if result else UNSET
+        if not result:
+            return UNSET
+        return self._capture(result) if self._capture.enabled else self._capture.result(result)
 
     def _end(
         self,
@@ -307,23 +370,27 @@ class OpenSpans:
         began: datetime | None,
         result: Raw | UnsetType,
     ) -> None:
-        if span.ended:
-            return  # another thread was faster
+        status = span.status  # not span.ended: a call
+        if status is not _PENDING and status is not _ACTIVE:
+            # Another thread was faster, or an exception came right after it had ended.
+            self._forget(span)
+            return
         late = span.context and span.context.from_result
-        if late and result is not UNSET and span.status is SpanStatus.PENDING:
+        if late and result is not UNSET and status is _PENDING:
             # Before it is told: after that the API takes no payload.
-            span.captured = self._capture.with_fields(span.captured, result, late)
+            captured = self._capture.with_fields(span.captured, result, late)
+            held = len(captured)
+            span.captured, self._ledger.open_bytes, span.held = (
+                captured,
+                self._ledger.open_bytes + held - span.held,
+                held,
+            )
         if began is not None:
             self._operations.advance(span, SpanStatus.ACTIVE, began)
         self._operations.advance(span, goal, at or span.clock.now(), result, at is not None)
         if goal is not SpanStatus.ACTIVE:
-            # What an inherited context may still refer to is from now on a small shell.
-            span.payload, span.result = {}, {}
-            span.parent = span.context = None
-            del self._spans[span.id]
+            self._forget(span)
 
 
-def _fields(payload: Mapping[str, object] | Fields | None) -> Mapping[str, object]:
-    if payload is None:
-        return {}
+def _fields(payload: Mapping[str, object] | Fields) -> Mapping[str, object]:
     return payload if isinstance(payload, Mapping) else fields_of(payload)

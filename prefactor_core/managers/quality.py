@@ -12,6 +12,7 @@ from prefactor_core.clock import Clock
 from prefactor_core.delivery.identity import RunIdentity
 from prefactor_core.delivery.outbox import Outbox
 from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.jsonable import utf8
 from prefactor_core.operations import RecordQuality
 from prefactor_core.type_schema import Fields, has_fields
 
@@ -71,6 +72,8 @@ class QualityManager:
             captured = self._capture(payload)
             if run.check is not None:
                 run.check.quality(name, captured)
+        # JSON is written of plain text only.
+        name = utf8(str.__str__(name))
         return RecordQuality(
             timestamp=Clock().now(),
             # Not from the run's id: each call says something new.

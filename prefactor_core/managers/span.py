@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
+from msgspec import UNSET, Raw, UnsetType
+
 from prefactor_core import identifiers
 from prefactor_core.capture import Capture, fields_of, merge
 from prefactor_core.delivery.identity import Identities, RunIdentity
@@ -17,6 +19,7 @@ from prefactor_core.exceptions import (
     PrefactorValueError,
     SpanNotFoundError,
 )
+from prefactor_core.jsonable import utf8
 from prefactor_core.lifecycle import Outcome, SpanStatus, check_outcome
 from prefactor_core.managers.open_spans import OpenSpans
 from prefactor_core.models import Span
@@ -57,10 +60,10 @@ class SpanManager(OpenSpans):
                 f"instance_id {instance_id!r} is not the id of an agent instance (32 characters); "
                 "use the id of what create_agent_instance() gave"
             )
-        return self._identities.of(instance_id)
+        return self._identities.of(str.__str__(instance_id))
 
     def new_id(self, run: RunIdentity, schema_name: str, span_id: str | None = None) -> str:
-        """The id of a span to be: ``span_id`` if it can be one, else a new one.
+        """The id of a span to be: ``span_id`` if it can be one, else a new one; plain text.
 
         Raises :class:`PrefactorValueError` for names and ids that no span can have, and
         :class:`PrefactorTerminatedError` if the run was stopped.
@@ -80,7 +83,7 @@ class SpanManager(OpenSpans):
             raise PrefactorValueError(
                 f"span_id {span_id!r} is not of the partition of instance {run.id!r}"
             )
-        return span_id
+        return str.__str__(span_id)
 
     @property
     def waits_for_place(self) -> bool:
@@ -106,10 +109,11 @@ class SpanManager(OpenSpans):
     ) -> SpanContext[Any]:
         """A span in the agent's hands; ``step``: its span type, or parameters that tell it."""
         if isinstance(step, str):
-            if type(step) is not str:
-                step = str.__str__(step)  # JSON is written of plain ones
+            if type(step) is not str or not step.isascii():
+                step = utf8(str.__str__(step))  # of anything else no JSON is written
             return SpanContext(self, run, step, parent_span_id, span_id, payload)
         schema_name, payload = name_and_payload(self._registry, step, payload)
+        schema_name = utf8(str.__str__(schema_name))
         late = from_result(step)
         return SpanContext(self, run, schema_name, parent_span_id, span_id, payload, late)
 
@@ -128,6 +132,7 @@ class SpanManager(OpenSpans):
         """
         run = self.run_of(instance_id)
         span_id = self.new_id(run, schema_name, span_id)
+        schema_name = utf8(str.__str__(schema_name))
         return self.open(span_id, run, schema_name, parent_span_id, payload).id
 
     def start(self, span_id: str, payload: Mapping[str, object] | Fields | None = None) -> str:
@@ -149,8 +154,14 @@ class SpanManager(OpenSpans):
         """Open and start a span; it stays the innermost of this context until it ends."""
         run = self.run_of(instance_id)
         span_id = self.new_id(run, schema_name)
-        self.open(span_id, run, schema_name, parent_span_id, payload, has_place)
-        return self.start(span_id)
+        schema_name = utf8(str.__str__(schema_name))
+        span = self.open(span_id, run, schema_name, parent_span_id, payload, has_place)
+        try:
+            return self.start(span_id)
+        except BaseException:
+            # Nobody will get the id, so nobody could end the span.
+            self.unended = (span, "cancelled", None, None, self.unended)
+            raise
 
     def cancel_unstarted(self, span_id: str) -> None:
         """The span is cancelled; if it had not started, as one that never did."""
@@ -186,14 +197,58 @@ class SpanManager(OpenSpans):
             )
         merged = fields_of(span.payload)
         merge(merged, payload)
-        span.payload, span.captured = merged, self._capture(merged)
+        self.keep_payload(span, merged, self._capture(merged))
 
     def get_span(self, span_id: str) -> Span:
         """The open span of this id. Raises :class:`SpanNotFoundError` if there is none."""
         return self._find(span_id)
 
+    def results_of_open(
+        self, instance_id: str | None, result_payload: Mapping[str, object] | None = None
+    ) -> dict[str, Raw | UnsetType]:
+        """What is still open of an instance (None: of all) would end with, by the spans' ids.
+
+        For :meth:`finish_open`, whose caller may hold the lock then.
+        """
+        if self.unended is not None:
+            self._end_unended()
+        with self._lock:
+            spans = self.index.last(instance_id)
+        return {span.id: self._result(span, result_payload) for span in spans}
+
+    def finish_open(
+        self,
+        instance_id: str | None,
+        status: Outcome,
+        results: Mapping[str, Raw | UnsetType],
+        at: datetime | None = None,
+    ) -> None:
+        """End what is still open of an instance (None: of all), children before parents; now, or
+        ``at``, but no span before its start."""
+        with self._lock:
+            for span in self.index.last(instance_id):
+                # One that another thread has opened since the results were looked at has none.
+                self._end(span, status, results.get(span.id, UNSET), at)
+
+    def end_some(
+        self,
+        instance_id: str | None,
+        status: Outcome,
+        most: int,
+        result_payload: Mapping[str, object] | None = None,
+        at: datetime | None = None,
+    ) -> None:
+        """End up to ``most`` of what is open of an instance (None: of all), as
+        :meth:`finish_open` does."""
+        with self._lock:
+            some = self.index.last(instance_id, most)
+        results = [self._result(span, result_payload) for span in some]
+        with self._lock:
+            for span, result in zip(some, results, strict=True):
+                self._end(span, status, result, at)
+
     def _find(self, span_id: str) -> OpenSpan:
-        span = self._lookup(span_id)
+        span = self.index.find(span_id)
         if span is None:
             raise SpanNotFoundError(
                 f"no open span has the id {span_id!r}: it has ended, or is not of this client"

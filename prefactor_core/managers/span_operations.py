@@ -10,11 +10,13 @@ from msgspec import UNSET, Raw, UnsetType
 from prefactor_core import identifiers
 from prefactor_core.capture import EMPTY
 from prefactor_core.delivery.outbox import Outbox
-from prefactor_core.lifecycle import SpanStatus, is_terminal, span_steps
+from prefactor_core.lifecycle import SpanStatus, span_steps
 from prefactor_core.open_span import OpenSpan
 from prefactor_core.operations import CreateSpan, FinishSpan
 
 _DROPPED_KEPT = 10_000
+_PENDING, _ACTIVE = SpanStatus.PENDING, SpanStatus.ACTIVE
+_COMPLETE, _FAILED = SpanStatus.COMPLETE, SpanStatus.FAILED
 
 
 class SpanOperations:
@@ -22,11 +24,14 @@ class SpanOperations:
 
     ``begin_run`` is called before a span is told, also with whether its time was given by the
     caller and not taken from a clock. Whoever calls a method holds the lock of
-    ``outbox.home``.
+    ``outbox.home``. An exception from outside may interrupt any of them: each operation is
+    recorded together with the span's new status or not at all, so the same call goes on where it
+    was.
     """
 
     def __init__(self, outbox: Outbox, begin_run: Callable[[CreateSpan, bool], None]) -> None:
         self._outbox = outbox
+        self._ledger = outbox.ledger
         self._begin_run = begin_run
         # Of spans that the outbox did not take: the nearest ancestor that it took, for
         # who names one as parent later. The last ones only: there may be any number.
@@ -48,14 +53,18 @@ class SpanOperations:
 
         ``given``: whether ``at`` comes from the caller. A span ends no earlier than it began.
         """
+        if span.parent is not None and span.status is _PENDING:
+            self._start_ancestors(span)
+        if span.status is _PENDING and (goal is _COMPLETE or goal is _FAILED):
+            # Most spans: both steps in one, without asking which there are.
+            began = span.created_at
+            if at < began:  # a clock that was frozen, or thawed, meanwhile
+                at = began
+            self._create(span, goal, began, at, result)
+            return
         for call, status in span_steps(span.status, goal):
             if call == "finish":
                 self._finish(span, status, at, result)
-                continue
-            if span.parent is not None:
-                self._start_ancestors(span)
-            if is_terminal(status):
-                self._create(span, status, span.created_at, finished_at=at, result=result)
             else:
                 self._create(span, status, at, given=given)
 
@@ -64,11 +73,11 @@ class SpanOperations:
         # as of its own entering. A loop, not recursion: trees may be deep.
         waiting: list[OpenSpan] = []
         parent = span.parent
-        while parent is not None and parent.status is SpanStatus.PENDING:
+        while parent is not None and parent.status is _PENDING:
             waiting.append(parent)
             parent = parent.parent
         for ancestor in reversed(waiting):
-            self._create(ancestor, SpanStatus.ACTIVE, ancestor.created_at)
+            self._create(ancestor, _ACTIVE, ancestor.created_at)
 
     def _create(
         self,
@@ -82,9 +91,11 @@ class SpanOperations:
         if span.parent is not None and span.parent.dropped:
             # Its parent, which was told before it, hangs on one that was recorded.
             span.parent_span_id = span.parent.parent_span_id
-        span.status = status
-        span.started_at = None if status is SpanStatus.PENDING else at
-        span.finished_at = finished_at
+        started_at: datetime | None = at
+        told = status
+        if status is _PENDING:
+            # Its finish follows, and needs no other create if it is interrupted now.
+            started_at, told = None, _ACTIVE
         operation = CreateSpan(
             timestamp=at,
             idempotency_key=identifiers.idempotency_key(span.id, "create"),
@@ -97,30 +108,51 @@ class SpanOperations:
             finished_at=finished_at,
             result_payload=result,
         )
-        self._begin_run(operation, given)
-        span.captured = EMPTY
         # Last is a run's finish: what comes after it is turned away here, and not by the API.
-        late = span.run.termination.over
-        if not self._outbox.record(operation, has_place=span.has_place, late=late):
-            span.dropped = True
+        late = span.late or span.run.termination.over
+        if not late:
+            self._begin_run(operation, given)
+        if not self._outbox.record(
+            operation,
+            span,
+            told,
+            started_at,
+            finished_at,
+            held=span.held,
+            has_place=span.has_place,
+            late=late,
+        ):
+            span.status, span.started_at, span.finished_at, span.dropped = (
+                told,
+                started_at,
+                finished_at,
+                True,
+            )
             self._dropped[span.id] = span.parent_span_id
             if len(self._dropped) > _DROPPED_KEPT:
                 del self._dropped[next(iter(self._dropped))]
+        span.captured, self._ledger.open_bytes, span.held = (
+            EMPTY,
+            self._ledger.open_bytes - span.held,
+            0,
+        )
 
     def _finish(
         self, span: OpenSpan, status: SpanStatus, at: datetime, result: Raw | UnsetType
     ) -> None:
-        if span.started_at is not None and at < span.started_at:
+        if span.started_at is None:
+            status = SpanStatus.CANCELLED  # created as one that never began: nothing else follows
+        elif at < span.started_at:
             at = span.started_at  # which was given, and may lie in the future
-        span.status, span.finished_at = status, at
-        if not span.dropped:
-            self._outbox.record(
-                FinishSpan(
-                    timestamp=at,
-                    idempotency_key=identifiers.idempotency_key(span.id, "finish"),
-                    instance_id=span.instance_id,
-                    span_id=span.id,
-                    status=status,
-                    result_payload=result,
-                )
-            )
+        if span.dropped:
+            span.status, span.finished_at = status, at
+            return
+        operation = FinishSpan(
+            timestamp=at,
+            idempotency_key=identifiers.idempotency_key(span.id, "finish"),
+            instance_id=span.instance_id,
+            span_id=span.id,
+            status=status,
+            result_payload=result,
+        )
+        self._outbox.record(operation, span, status, span.started_at, at)

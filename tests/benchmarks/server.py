@@ -11,9 +11,11 @@ while the API is away: then nobody listens on the API's port, and its connection
 from __future__ import annotations
 
 import asyncio
+import random
 import sys
 import threading
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import cast
 
 import msgspec
@@ -46,12 +48,15 @@ class Settings(Struct):
     """What the control port takes; what is not given stays as it is.
 
     ``delay``: seconds from a whole request to its answer. ``reset``: counting starts anew.
-    ``listening``: whether the API is there.
+    ``listening``: whether the API is there. ``hanging``: whether it takes requests and answers
+    none. ``failure_rate``: the part of the requests (0 to 1) that is not done and answered 503.
     """
 
     delay: float | UnsetType = UNSET
     reset: bool = False
     listening: bool | UnsetType = UNSET
+    hanging: bool | UnsetType = UNSET
+    failure_rate: float | UnsetType = UNSET
 
 
 class Counts(Struct):
@@ -245,6 +250,8 @@ class Connection(asyncio.Protocol):
             body = bytes(self._received[:size])
             del self._received[:size]
             self._size = None
+            if self._server.hanging:
+                return
             content = self._answer(self._head[0], self._head[1], body)
             if delay := self._server.delay:
                 asyncio.get_running_loop().call_later(delay, self._write, content)
@@ -273,6 +280,9 @@ class Server:
 
     def __init__(self) -> None:
         self.delay = 0.0
+        self.hanging = False
+        self._failure_rate = 0.0
+        self._random = random.Random(11)
         self.connections: set[asyncio.Transport] = set()
         self._api = Api()
         self._port = 0
@@ -304,10 +314,17 @@ class Server:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
+        self._reset_connections()
+
+    def _reset_connections(self) -> None:
         for transport in list(self.connections):
             transport.abort()
 
     def _answer_api(self, method: str, path: str, body: bytes) -> bytes:
+        if self._random.random() < self._failure_rate:
+            self._api.tally.refused += 1
+            answer = {"status": "error", "code": "unavailable", "message": "try again"}
+            return _response(503, _JSON, msgspec.json.encode(answer))
         try:
             return _response(200, *self._api.answer(method, path, body))
         except (RefusedError, msgspec.DecodeError, ValueError) as error:
@@ -320,6 +337,12 @@ class Server:
         counts = self._api.tally.counts()
         if settings.delay is not UNSET:
             self.delay = settings.delay
+        if settings.hanging is not UNSET:
+            self.hanging = settings.hanging
+            if not self.hanging:
+                self._reset_connections()
+        if settings.failure_rate is not UNSET:
+            self._failure_rate = settings.failure_rate
         if settings.reset:
             self._api.tally = Tally()
         if settings.listening is True:
@@ -330,7 +353,7 @@ class Server:
 
 
 def _response(status: int, kind: str, body: bytes) -> bytes:
-    reason = "OK" if status == 200 else "Bad Request"
+    reason = HTTPStatus(status).phrase
     head = f"HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}"
     return head.encode() + b"\r\n\r\n" + body
 
