@@ -118,9 +118,9 @@ async def test_a_runs_finish_never_overtakes_its_start_or_its_spans() -> None:
                 or any(id in call.path for id in run.spans)
             ]
             names = [call.name for call in calls]
-            # The inner span's finish may have been sent with its start.
             assert names[:3] == ["start", "agent_spans", "agent_spans"]
-            assert names[3:] in (["finish"] * 2, ["finish"] * 3)
+            # The finish of a span may have been sent with its start.
+            assert names[3:] in [["finish"] * count for count in (1, 2, 3)]
             assert run.id in calls[-1].path
 
 
