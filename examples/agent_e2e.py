@@ -105,6 +105,8 @@ async def run_agent(api_url: str | None, agent_id: str) -> str:
         async with client.agent_instance(
             agent_id=agent_id,
             agent_version={"name": "Research agent", "external_identifier": "v1.0.0"},
+            # By default a refused run goes on unrecorded: here there is nothing else to see.
+            on_refused="raise",
         ) as instance:
             await answer(instance, "Which mountain is higher?")
     return instance.id

@@ -19,6 +19,7 @@ from prefactor_core.lifecycle import InstanceStatus, SpanStatus
 ENVELOPE_SIZE = 512
 """Bytes that an operation takes besides its payloads, in a request as in memory, about."""
 
+_AS_GIVEN = "-as-given"
 
 Purpose: TypeAlias = Literal["live", "smoke_test", "eval"]
 """Why a run is made."""
@@ -82,8 +83,13 @@ class RegisterAgentInstance(
         It has a key of its own, as it is another request (API.md section 5).
         """
         return msgspec.structs.replace(
-            self, runtime_environment=UNSET, idempotency_key=f"{self.idempotency_key}-as-given"
+            self, runtime_environment=UNSET, idempotency_key=self.idempotency_key + _AS_GIVEN
         )
+
+    @property
+    def is_as_given(self) -> bool:
+        """Whether this is what :meth:`as_given` made of another one."""
+        return self.idempotency_key.endswith(_AS_GIVEN)
 
     @property
     def size(self) -> int:

@@ -103,6 +103,8 @@ REFUSED_QUEUE: list[tuple[str, Any, str]] = [
 ]
 REFUSED_CORE: list[tuple[str, Any, str]] = [
     ("registration_timeout", 0, "registration_timeout must be positive, got 0"),
+    ("on_refused", "ignore", "on_refused must be 'log' or 'raise', got 'ignore'"),
+    ("on_refused", None, "on_refused must be 'log' or 'raise', got None"),
     ("registration_timeout", "soon", "registration_timeout must be a number, got 'soon'"),
     ("drain_timeout", -0.5, "drain_timeout must be non-negative, got -0.5"),
     ("validate_token", 1, "validate_token must be True or False, got 1"),
@@ -249,6 +251,7 @@ def test_the_defaults_are_those_that_are_documented() -> None:
         ),
         "schema_registry": None,
         "registration_timeout": 10.0,
+        "on_refused": "log",
         "drain_timeout": 10.0,
         "enabled": True,
         "sdk_header_entry": None,

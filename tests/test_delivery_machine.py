@@ -74,7 +74,7 @@ class Deliveries(RuleBasedStateMachine):
             # Faults are drawn: nothing here is the fault of an operation.
             "max_retries": 1_000,
         }
-        http = {"max_retry_delay": 0.002, "initial_retry_delay": 0.001}
+        http = {"max_retry_delay": 0.002}
         self.host = Host(
             self.backend, queue=queue, http=http, drain_timeout=10.0, registration_timeout=0.01
         )

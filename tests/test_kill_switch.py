@@ -837,7 +837,7 @@ async def test_a_run_that_is_known_to_be_terminated_is_not_polled_again(api: Fau
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_a_token_that_may_not_read_ends_the_poll_with_one_line(
+async def test_a_token_that_may_not_read_polls_more_and_more_rarely_and_says_so_once(
     api: FaultyApi, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "prefactor_core")
@@ -845,7 +845,8 @@ async def test_a_token_that_may_not_read_ends_the_poll_with_one_line(
     async with opened(api, termination_poll_interval=POLL) as client:
         async with client.agent_instance(**AGENT), client.agent_instance(**AGENT):
             await anyio.sleep(10 * POLL)
-        assert len(polls(api)) == 1
+        assert polls(api) == pytest.approx([5.0, 10.0, 20.0, 40.0], abs=0.1)
+        assert client.statistics().assumed == ("no reading of runs",)
         (record_,) = (r for r in caplog.records if r.name.startswith("prefactor_core"))
         assert record_.levelno == logging.INFO
         assert "this token may not read runs" in record_.getMessage()
@@ -853,6 +854,20 @@ async def test_a_token_that_may_not_read_ends_the_poll_with_one_line(
         with pytest.raises(PrefactorTerminatedError):
             async with client.agent_instance(**AGENT) as instance:
                 await hear(api, client, instance)
+
+
+async def test_a_token_that_may_read_again_hears_of_a_termination_by_the_poll(
+    api: FaultyApi,
+) -> None:
+    denials: list[object] = [403] * 3
+    api.faults["*"] = lambda call: denials.pop() if call.method == "GET" and denials else None
+    async with opened(api, termination_poll_interval=POLL) as client:
+        with pytest.raises(PrefactorTerminatedError):
+            async with client.agent_instance(**AGENT) as instance:
+                await kill(api, client, instance)
+                await anyio.sleep_forever()
+        assert client.statistics().assumed == ()
+    assert polls(api) == pytest.approx([5.0, 10.0, 20.0, 40.0], abs=0.1)
 
 
 @pytest.mark.parametrize("fault", [404, 429, 500, (200, {}, b"?"), ConnectionResetError()])

@@ -52,6 +52,7 @@ ZERO = {
     "merged": 0,
     "last_error": None,
     "outage_since": None,
+    "assumed": (),
 }
 
 

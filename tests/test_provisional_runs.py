@@ -71,6 +71,31 @@ async def test_both_ids_of_a_run_and_of_its_spans_can_be_used_by_hand() -> None:
     assert {child.name for child in root.children} == {"agent:tool", "agent:llm"}
 
 
+async def test_nothing_of_a_run_is_sent_before_its_registration_is_taken_not_even_in_the_drain() -> (
+    None
+):
+    async with open_local_prefactor(":memory:") as app:
+        # All else is answered all the time: that no run is called so, if it is sent.
+        api = FaultyApi(app, faults={"register": 503})
+        config = make_config(registration_timeout=1.0, drain_timeout=120)
+        async with anyio.create_task_group() as tasks:
+            async with open_prefactor(config, asgi_app=api) as client:
+                async with client.agent_instance(**AGENT) as instance:
+                    async with instance.span("agent:run"):
+                        async with instance.span("agent:tool"):
+                            pass
+
+                async def recover() -> None:
+                    await anyio.sleep(100)
+                    api.faults.clear()
+
+                tasks.start_soon(recover)
+        assert {call.name for call in api.operations if call.time < 100} == {"register"}
+        assert (await stored_run(app)).shape == TREE
+        assert app.refusals == {}
+    assert client.statistics().lost == 0
+
+
 async def test_after_an_outage_runs_are_registered_at_once_again() -> None:
     async with open_local_prefactor(":memory:") as app:
         api = FaultyApi(app, away=True)
@@ -134,13 +159,13 @@ async def test_open_spans_of_a_run_that_was_provisional_end_before_it() -> None:
 async def test_registering_is_tried_as_often_as_the_configuration_says(max_retries: int) -> None:
     async with open_local_prefactor(":memory:") as app:
         api = FaultyApi(app, away=True)
-        http: dict[str, object] = {"max_retries": max_retries, "initial_retry_delay": 0.2}
+        http: dict[str, object] = {"max_retries": max_retries}
         config = make_config(registration_timeout=60, drain_timeout=0, http=http)
         async with open_prefactor(config, asgi_app=api) as client:
             before = anyio.current_time()
             await client.create_agent_instance(**AGENT)
             assert len(api.calls) == 1 + max_retries
-            # 0.2 and 0.4 seconds, give or take a quarter
+            # The waits are about a tenth of retry_delay_base, and twice as long each time.
             assert anyio.current_time() - before <= (0.75 if max_retries else 0)
 
 

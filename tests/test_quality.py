@@ -94,8 +94,8 @@ async def test_quality_is_told_in_order_each_with_a_key_of_its_own() -> None:
         assert len(set(keys)) == 4
         assert all(8 <= len(key) <= 64 for key in keys)
         assert api.names()[0] == "register"
-    # Registering was waited for: start, four of these, the span, finish.
-    assert (statistics.accepted, statistics.delivered, statistics.lost) == (7, 7, 0)
+    # The registration, the start, four of these, the span, and the finish.
+    assert (statistics.accepted, statistics.delivered, statistics.lost) == (8, 8, 0)
 
 
 async def test_a_quality_payload_is_captured_at_the_call() -> None:
@@ -206,7 +206,9 @@ async def test_threads_record_quality_too() -> None:
 
 async def test_what_is_refused_is_given_up_alone_and_counted() -> None:
     async with open_api() as api:
-        api.faults["record_quality"] = [422, answer]
+        api.faults["record_quality"] = lambda call: (
+            422 if call.body["name"] == "unknown" else answer(call)
+        )
         async with (
             open_prefactor(alone(), asgi_app=api) as client,
             client.agent_instance(**AGENT) as instance,
@@ -390,7 +392,7 @@ def test_synchronous_code_records_quality_the_same_way() -> None:
             client.record_quality(instance.id, "accuracy", {"score": 1})
             instance.record_quality_nowait("cost", {"score": 2})
         statistics = client.statistics()
-    assert (statistics.accepted, statistics.lost) == (4, 0)
+    assert (statistics.accepted, statistics.lost) == (5, 0)
 
 
 def scores_once(api: FaultyApi) -> list[object]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import msgspec
 import pytest
 from harness import (
     AGENT,
+    TOKEN,
     Call,
     FaultyApi,
     make_config,
@@ -21,12 +23,16 @@ from harness import (
 )
 
 from prefactor_core import (
+    PrefactorApiError,
     PrefactorConflictError,
     PrefactorCoreClient,
+    PrefactorTelemetryFailureError,
     PrefactorValidationError,
     PrefactorValueError,
+    Statistics,
     __version__,
     build_runtime_environment,
+    current_span,
     open_prefactor,
     open_prefactor_sync,
 )
@@ -344,3 +350,295 @@ async def test_the_package_that_records_by_this_one_is_named_first(
 def test_a_package_that_is_none_is_refused() -> None:
     with pytest.raises(PrefactorValueError, match="sdk_header_entry must be package@version"):
         PrefactorCoreClient(make_config(), sdk_header_entry="langchain")
+
+
+# --- what becomes of a run that the API refuses ---
+
+
+class Refused(NamedTuple):
+    """What came of a run that was refused: the client's balance, and what was logged."""
+
+    statistics: Statistics
+    lines: list[tuple[int, str]]
+
+    def errors(self) -> list[str]:
+        return [line for level, line in self.lines if level == logging.ERROR]
+
+
+def lines_of(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
+    ours = (record for record in caplog.records if record.name.startswith("prefactor_core"))
+    return [(r.levelno, r.getMessage()) for r in ours if r.levelno > logging.INFO]
+
+
+async def refused_by_asyncs(api: FaultyApi, caplog: pytest.LogCaptureFixture) -> Refused:
+    async with opened(api) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            told: list[str] = []
+            instance.on_terminate(told.append)
+            assert (instance.recorded, instance.records) == (False, True)
+            assert is_pfid(instance.id)
+            async with instance.span("agent:run", payload={"n": 1}) as span:
+                assert current_span() is span
+                with instance.span("agent:tool"):
+                    pass
+                span.set_result({"n": 2})
+            await instance.record_quality("accuracy", {"score": 1})
+            await client.flush()
+            instance.check()
+        assert (instance.ended, instance.terminated, told) == (True, None, [])
+    return Refused(client.statistics(), lines_of(caplog))
+
+
+def refused_by_syncs(api: FaultyApi, caplog: pytest.LogCaptureFixture) -> Refused:
+    with open_prefactor_sync(make_config(), asgi_app=api) as client:
+        with client.agent_instance(**AGENT) as instance:
+            told: list[str] = []
+            instance.on_terminate(told.append)
+            assert (instance.recorded, instance.records) == (False, True)
+            with instance.span("agent:run", payload={"n": 1}) as span:
+                assert current_span() is span
+                with instance.span("agent:tool"):
+                    pass
+                span.set_result({"n": 2})
+            instance.record_quality_nowait("accuracy", {"score": 1})
+            client.flush()
+            instance.check()
+        assert (instance.ended, instance.terminated, told) == (True, None, [])
+    return Refused(client.statistics(), lines_of(caplog))
+
+
+def assert_refused(refused: Refused, api: FaultyApi, status: int, way_out: str) -> None:
+    # The registration, the run's start and finish, two spans, and the quality. Started below
+    # another span, a span is told as it starts and as it ends, unless both are sent as one.
+    assert refused.statistics.dropped.keys() == {"refused"}
+    assert refused.statistics.accepted == refused.statistics.lost >= 6
+    assert (refused.statistics.pending, refused.statistics.pending_bytes) == (0, 0)
+    (error,) = refused.errors()
+    for part in ("goes on unrecorded", "tested-agent", f"was answered {status}", way_out):
+        assert part in error
+    assert TOKEN not in error
+    # And one line at the end says how much it was.
+    assert [line for _, line in refused.lines if line != error] == [
+        refused.statistics.describe_loss()
+    ]
+    assert {call.name for call in api.operations} == {"register"}
+
+
+WAYS_OUT = {
+    401: "Check the API token",
+    403: "Check the API token",
+    404: "Check agent_id",
+    409: "external_identifier is unique for each agent",
+    413: "With on_refused='raise' it is an error",
+    422: "Correct what agent_instance() is given",
+}
+
+
+@pytest.mark.parametrize(("status", "way_out"), WAYS_OUT.items())
+async def test_the_block_of_a_refused_run_goes_on_unrecorded_and_says_so_once(
+    api: FaultyApi, status: int, way_out: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.faults["*"] = status
+    assert_refused(await refused_by_asyncs(api, caplog), api, status, way_out)
+
+
+@pytest.mark.parametrize(("status", "way_out"), WAYS_OUT.items())
+def test_synchronous_code_goes_on_after_a_refusal_too(
+    status: int, way_out: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with open_recording() as recording:
+        api = FaultyApi(recording._app, faults={"*": status})
+        assert_refused(refused_by_syncs(api, caplog), api, status, way_out)
+
+
+async def test_a_second_run_of_one_external_identifier_goes_on_unrecorded(
+    api: FaultyApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(api) as client:
+        for recorded in (True, False):
+            async with client.agent_instance(**AGENT, external_identifier="chat-1") as instance:
+                assert instance.recorded is recorded
+                with instance.span("agent:run"):
+                    pass
+    assert client.statistics().dropped == {"refused": 4}
+    assert client.statistics().delivered == 4
+    assert (await stored_run(api)).shape == ("complete", [("agent:run", "complete", [])])
+    assert "leave it out, or make another for each run" in caplog.text
+
+
+async def test_a_hundred_refused_runs_are_a_few_errors(
+    api: FaultyApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        async with client.agent_instance(**AGENT) as instance:
+            assert not instance.recorded
+
+    api.faults["*"] = 401
+    async with opened(api) as client:
+        for _ in range(50):
+            await run()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(50):
+                tasks.start_soon(run)
+    errors = [line for level, line in lines_of(caplog) if level == logging.ERROR]
+    numbers = [int(line.partition("(number ")[2].partition(")")[0]) for line in errors]
+    assert numbers == [1, 2, 4, 8, 16, 32, 64]
+    assert client.statistics().dropped == {"refused": 300}
+    assert len(lines_of(caplog)) == len(errors) + 1
+
+
+async def test_a_refused_run_is_a_loss_that_raises_if_losses_do(api: FaultyApi) -> None:
+    api.faults["*"] = 401
+    done = False
+    with pytest.raises(PrefactorTelemetryFailureError, match="3 refused.* 401") as caught:
+        async with opened(api, raise_on_loss=True) as client:
+            async with client.agent_instance(**AGENT):
+                done = True
+    assert done
+    assert caught.value.dropped_operations == 3
+
+
+@pytest.mark.parametrize("status", WAYS_OUT)
+async def test_the_configuration_or_the_call_says_that_a_refusal_is_raised(
+    api: FaultyApi, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.faults["*"] = status
+    async with opened(api, on_refused="raise") as client:
+        with pytest.raises(PrefactorApiError) as caught:
+            async with client.agent_instance(**AGENT):
+                pytest.fail("the body must not run")
+        async with client.agent_instance(**AGENT, on_refused="log") as instance:
+            assert not instance.recorded
+    assert caught.value.status_code == status
+    async with opened(api) as client:
+        with pytest.raises(PrefactorApiError):
+            async with client.agent_instance(**AGENT, on_refused="raise"):
+                pytest.fail("the body must not run")
+        # Whoever gets the error needs no other word of it.
+        assert (client.statistics().accepted, client.statistics().lost) == (0, 0)
+    assert sum(level == logging.ERROR for level, _ in lines_of(caplog)) == 1
+
+
+@pytest.mark.parametrize("status", WAYS_OUT)
+def test_synchronous_code_can_have_a_refusal_raised(status: int) -> None:
+    with open_recording() as recording:
+        api = FaultyApi(recording._app, faults={"*": status})
+        with open_prefactor_sync(make_config(on_refused="raise"), asgi_app=api) as client:
+            with pytest.raises(PrefactorApiError):
+                with client.agent_instance(**AGENT):
+                    pytest.fail("the body must not run")
+            with client.agent_instance(**AGENT, on_refused="log") as instance:
+                assert not instance.recorded
+            # What has no scope hands its error to who can handle it.
+            with pytest.raises(PrefactorApiError):
+                client.create_agent_instance(**AGENT)
+
+
+# --- what only looks like a refusal ---
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("status", [200, 401, 403, 404, 409, 422])
+async def test_a_run_that_a_gateway_refuses_is_recorded_when_the_api_is_back(
+    api: FaultyApi, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.faults["*"] = status, {"content-type": "text/html"}, b"<html>Who are you?</html>"
+    async with opened(api, registration_timeout=2, on_refused="raise", drain_timeout=60) as client:
+        with anyio.fail_after(3):
+            async with client.agent_instance(**AGENT) as instance:
+                assert instance.recorded
+                assert partition_of(instance.id) == 0
+                with instance.span("agent:run"):
+                    pass
+        await anyio.sleep(30)
+        assert (client.statistics().lost, client.statistics().pending) == (0, 4)
+        api.faults.clear()
+    assert (await stored_run(api)).shape == ("complete", [("agent:run", "complete", [])])
+    assert (await stored_run(api)).id == instance.id
+    assert (client.statistics().lost, client.statistics().delivered) == (0, 4)
+    assert not any("unrecorded" in line for _, line in lines_of(caplog))
+
+
+# --- what never gets as far as the API ---
+
+
+async def test_an_id_that_an_open_run_has_is_refused_at_once(api: FaultyApi) -> None:
+    async with opened(api) as client:
+        async with client.agent_instance(**AGENT) as first:
+            before = len(registrations(api))
+            with pytest.raises(PrefactorConflictError, match="another agent instance of this"):
+                async with client.agent_instance(**AGENT, instance_id=first.id):
+                    pytest.fail("the body must not run")
+            with pytest.raises(PrefactorConflictError):
+                await client.create_agent_instance(**AGENT, instance_id=first.id)
+            assert len(registrations(api)) == before
+        assert first.recorded
+    assert (await stored_run(api)).status == "complete"
+    assert client.statistics().lost == 0
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("on_refused", ["log", "raise"])
+async def test_a_run_for_which_there_is_no_room_goes_on_unrecorded(
+    api: FaultyApi, on_refused: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.away = True
+    options = {"on_refused": on_refused, "registration_timeout": 1, "drain_timeout": 60}
+    async with opened(api, queue={"max_pending_operations": 2}, **options) as client:
+        async with client.agent_instance(**AGENT) as first:
+            assert first.recorded
+            before = anyio.current_time()
+            async with client.agent_instance(**AGENT) as second:
+                assert not second.recorded
+                with second.span("agent:run"):
+                    pass
+            assert anyio.current_time() == before  # there is nothing to wait for
+            assert client.statistics().dropped["full"] >= 2
+            api.away = False
+    assert (await stored_run(api)).shape == ("complete", [])
+    # Of the second run all of it, of the first nothing.
+    statistics = client.statistics()
+    assert (statistics.dropped, statistics.delivered) == ({"full": 4}, 3)
+    assert sum("are dropped (full)" in line for _, line in lines_of(caplog)) == 1
+
+
+# --- what becomes of a run for which nobody waits any more ---
+
+
+@pytest.mark.virtual_time
+async def test_a_run_whose_registration_is_cancelled_is_recorded_as_cancelled(
+    api: FaultyApi,
+) -> None:
+    async with opened(api, drain_timeout=60) as client:
+        api.hanging = True
+        with anyio.move_on_after(0.5) as scope:
+            async with client.agent_instance(**AGENT):
+                pytest.fail("the body must not run")
+        assert scope.cancelled_caught
+        api.hanging = False
+    assert [run.status for run in await stored_runs(api)] == ["cancelled"]
+    assert client.statistics().lost == 0
+    # It was never begun: its registration, a start, and its end.
+    assert client.statistics().accepted == client.statistics().delivered == 3
+
+
+@pytest.mark.virtual_time
+async def test_what_the_caller_changes_in_an_outage_is_registered_as_it_was(
+    api: FaultyApi,
+) -> None:
+    version = {**VERSION, "tags": ["first"]}
+    schemas: dict[str, Any] = {"external_identifier": "s1", "span_schemas": {"agent:run": {}}}
+    api.away = True
+    async with opened(api, registration_timeout=1, drain_timeout=60) as client:
+        instance = await client.create_agent_instance("tested-agent", version, schemas)
+        version["tags"] = {object()}  # what is no JSON any more
+        schemas["span_schemas"].clear()
+        api.away = False
+        await client.flush()
+        await instance.finish()
+    assert client.statistics().pending_bytes == 0
+    assert client.statistics().lost == 0
+    body = registrations(api)[-1].body
+    assert body["agent_version"]["tags"] == ["first"]
+    assert body["agent_schema_version"]["span_schemas"] == {"agent:run": {}}
+    assert len({call.body["idempotency_key"] for call in registrations(api)}) == 1

@@ -462,5 +462,5 @@ async def test_a_span_that_begins_after_its_run_is_turned_away_and_counted(
     assert stored.shape == ("complete", [])
     assert client.statistics().dropped == {"run_ended": 4}
     assert not api.app.refusals
-    told = [record for record in caplog.records if "which has ended" in record.getMessage()]
+    told = [record for record in caplog.records if "(run_ended)" in record.getMessage()]
     assert len(told) == 1

@@ -95,7 +95,7 @@ async def test_flush_waits_for_every_lane(api: FaultyApi) -> None:
         with anyio.fail_after(5):
             await client.flush()
         assert anyio.current_time() == before
-        assert client.statistics().delivered == 120
+        assert client.statistics().delivered == 160
         assert_settled(client.statistics())
 
 
@@ -105,7 +105,7 @@ async def test_flush_takes_as_many_requests_as_it_needs(api: FaultyApi) -> None:
             await record(instance, 9)
             with anyio.fail_after(5):
                 await client.flush()
-            assert (client.statistics().delivered, client.statistics().requests) == (10, 6)
+            assert (client.statistics().delivered, client.statistics().requests) == (11, 6)
 
 
 async def test_flush_does_not_wait_for_what_is_recorded_after_it_was_called(
@@ -125,7 +125,7 @@ async def test_flush_does_not_wait_for_what_is_recorded_after_it_was_called(
             with anyio.fail_after(5):
                 await client.flush()
             api.app = app
-            assert (client.statistics().delivered, client.statistics().pending) == (6, 1)
+            assert (client.statistics().delivered, client.statistics().pending) == (7, 1)
 
 
 async def test_flush_waits_while_the_api_is_away_and_returns_when_it_is_back(
@@ -143,7 +143,7 @@ async def test_flush_waits_while_the_api_is_away_and_returns_when_it_is_back(
             with anyio.fail_after(120):
                 await client.flush()
             assert_settled(client.statistics())
-            assert client.statistics().delivered == 2
+            assert client.statistics().delivered == 3
 
 
 async def test_flush_returns_also_for_what_is_given_up(api: FaultyApi) -> None:
@@ -249,7 +249,7 @@ async def test_operations_that_were_in_a_queue_of_ones_own_before_are_counted_an
                 await client.flush()
                 assert api.names().count("agent_spans") == 2
     statistics = client.statistics()
-    assert (statistics.accepted, statistics.delivered, statistics.lost) == (6, 6, 0)
+    assert (statistics.accepted, statistics.delivered, statistics.lost) == (8, 8, 0)
     assert_settled(statistics)
 
 
@@ -302,7 +302,7 @@ async def test_merged_counts_the_finishes_that_travelled_with_their_start(
             # The start was on its way before its finish was recorded.
             assert client.statistics().merged == 2
     statistics = client.statistics()
-    assert (statistics.accepted, statistics.delivered) == (10, 10)
+    assert (statistics.accepted, statistics.delivered) == (11, 11)
     assert_settled(statistics)
     stored = {s.payload["way"]: s for s in (await stored_run(api)).roots if s.payload}
     assert {way: span.status for way, span in stored.items()} == {
@@ -410,7 +410,7 @@ async def test_a_loss_raises_after_everything_is_closed_if_it_shall(
 ) -> None:
     client = open_client(api, raise_on_loss=True)
     for _ in range(2):  # closed well enough to be opened again
-        with pytest.raises(PrefactorTelemetryFailureError, match="1 of 3 .*1 refused") as caught:
+        with pytest.raises(PrefactorTelemetryFailureError, match="1 of 4 .*1 refused") as caught:
             async with client:
                 await lose(client, api)
         assert caught.value.statistics == client.statistics()
@@ -488,7 +488,7 @@ async def test_new_spans_are_dropped_when_too_many_operations_wait(
             assert client.statistics().dropped == {"full": 6}
     assert (await stored_run(api)).shape == ("complete", [TOOL] * 6)
     assert_settled(client.statistics())
-    told = [r for r in caplog.records if r.name == "prefactor_core.delivery.outbox"]
+    told = [r for r in caplog.records if r.name == "prefactor_core.delivery.loss_report"]
     assert [record.levelno for record in told] == [logging.WARNING]
 
 
@@ -509,21 +509,21 @@ async def test_finishes_and_operations_of_runs_always_get_in(api: FaultyApi) -> 
     async with open_client(api, queue={**HELD, "max_pending_operations": 1}) as client:
         async with client.agent_instance(**AGENT) as instance:
             await client.flush()
+            others = [await client.create_agent_instance(**AGENT) for _ in range(3)]
             async with instance.span("agent:run") as span:
                 await span.start()
                 span.set_result({"found": 1})
             # Its start was all that fits.
             assert client.statistics().pending == 2
             await record(instance)
-            for _ in range(3):
-                other = await client.create_agent_instance(**AGENT)
+            for other in others:
                 await other.start()
                 await other.finish("failed")
     assert client.statistics().dropped == {"full": 1}
-    first, *others = await stored_runs(api)
+    first, *rest = await stored_runs(api)
     assert first.shape == ("complete", [("agent:run", "complete", [])])
     assert first.named("agent:run").result == {"found": 1}
-    assert [run.status for run in others] == ["failed"] * 3
+    assert [run.status for run in rest] == ["failed"] * 3
 
 
 async def test_a_dropped_span_is_one_loss_and_its_finish_is_none(api: FaultyApi) -> None:
@@ -754,7 +754,7 @@ async def test_a_client_that_closes_releases_those_who_wait_for_a_place(api: Fau
                     await record(instance, 3)
                     tasks.start_soon(open_one)
                     await anyio.sleep(1)
-                    assert client.statistics().accepted == 4
+                    assert client.statistics().accepted == 5
     assert outcomes == ["refused"]
     assert client.statistics().dropped == {"drain_timeout": 5}
     assert_settled(client.statistics())

@@ -216,7 +216,7 @@ def test_a_run_that_the_api_refuses_raises_its_error_and_the_next_one_is_recorde
             client.create_agent_instance(**AGENT)
         assert caught.value.status_code == 422
         with pytest.raises(PrefactorValidationError):
-            with client.agent_instance(**AGENT):
+            with client.agent_instance(**AGENT, on_refused="raise"):
                 pytest.fail("the body must not run")
         with client.agent_instance(**AGENT):
             pass
@@ -489,15 +489,18 @@ say(client.statistics().lost)
 api.app = hang
 began = time.monotonic()
 try:
-    with open_prefactor_sync(make_config(registration_timeout=60), asgi_app=api) as client:
+    config = make_config(registration_timeout=60, drain_timeout=0)
+    with open_prefactor_sync(config, asgi_app=api) as client:
         try:
             client.create_agent_instance(**AGENT)
         finally:
-            assert given_up.wait(10)  # at once, and not with the end of the scope
+            assert not given_up.is_set()  # a worker sends it, as long as the scope lasts
 except KeyboardInterrupt:
     say(time.monotonic() - began < 10)
 say([thread.name for thread in threading.enumerate()])
-say(client.statistics().accepted)
+say(given_up.is_set())
+# A run that was registered and is cancelled: its start and its end.
+say(client.statistics().dropped)
 """,
     "while draining": """
 try:
@@ -516,9 +519,10 @@ say(client.statistics().delivered)
 }
 SAID = {
     "in the body": ["True", "cancelled", "0"],
-    "while registering": ["True", "['MainThread']", "0"],
-    "while draining": ["out {'drain_timeout': 2} 0", "['MainThread']", "0", "2"],
+    "while registering": ["True", "['MainThread']", "True", "{'drain_timeout': 3}"],
+    "while draining": ["out {'drain_timeout': 2} 0", "['MainThread']", "0", "3"],
 }
+LOST = {"in the body": 0, "while registering": 3, "while draining": 2}
 
 
 @CTRL_C
@@ -545,8 +549,9 @@ given_up = threading.Event()
             output, errors = process.communicate(timeout=20)
         finally:
             process.kill()
-    loss = "2 of 2 Prefactor operations were not delivered (2 drain_timeout)"
-    said = f"{loss}; no answer came in time\n" if when == "while draining" else ""
+    lost = LOST[when]
+    loss = f"{lost} of 3 Prefactor operations were not delivered ({lost} drain_timeout)"
+    said = f"{loss}; no answer came in time\n" if lost else ""
     assert (process.returncode, errors) == (0, said)
     assert output.splitlines() == SAID[when]
 
@@ -567,8 +572,8 @@ if child:
     say(client.statistics().delivered)
     say(client.statistics().lost)
 """
-    # The start of a run, a span, the end of the run.
-    assert run(code) == (0, ["3", "0"], "")
+    # The registration of a run, its start, a span, the end of the run.
+    assert run(code) == (0, ["4", "0"], "")
 
 
 @FORK
@@ -606,7 +611,7 @@ else:
     say("parent")
 """
     status, output, errors = run(code)
-    assert (status, sorted(output), errors) == (0, ["3", "child", "parent"], "")
+    assert (status, sorted(output), errors) == (0, ["4", "child", "parent"], "")
 
 
 @FORK
@@ -632,7 +637,7 @@ with open_prefactor_sync(make_config(), asgi_app=LocalPrefactor(Store(MEMORY))) 
         say(process.exitcode)
 say(client.statistics().lost)
 """
-    assert run(code) == (0, ["[2, 3, 4, 5]", "0", "0"], "")
+    assert run(code) == (0, ["[3, 4, 5, 6]", "0", "0"], "")
 
 
 @pytest.mark.parametrize("end", ["", "sys.exit(0)", "client.create_agent_instance(**AGENT)"])
@@ -654,7 +659,7 @@ with open_prefactor_sync(
         pass
 say(client.statistics().delivered)
 """
-    assert run(code) == (0, ["3"], "")
+    assert run(code) == (0, ["4"], "")
 
 
 def test_an_unreachable_api_lets_the_program_go_on(api: FaultyApi) -> None:

@@ -246,7 +246,7 @@ async def test_many_threads_and_the_loop_record_at_the_same_time(hasty_threads: 
     assert_settled(statistics)
     # A parent that starts before its child is told twice, the child once; and the finish of the
     # run comes after the last look.
-    assert statistics.accepted == statistics.delivered == recorded + 1 == each * 11 * 3 + 2
+    assert statistics.accepted == statistics.delivered == recorded + 1 == each * 11 * 3 + 3
 
 
 async def test_of_several_threads_that_end_a_span_one_does(hasty_threads: None) -> None:
@@ -343,7 +343,7 @@ async def test_a_run_begins_once_whichever_thread_begins_it(hasty_threads: None)
                     threads.start(begin, run, number)
                 await threads.join()
             await run.finish()
-        assert r.client.statistics().accepted == 30 * (3 * 3 + 2) + 1
+        assert r.client.statistics().accepted == 30 * (3 * 3 + 3) + 2
     assert [run.shape for run in r.runs[1:]] == [("complete", [LLM] * 3)] * 30
     assert not refusals(r)
 
@@ -478,7 +478,7 @@ async def test_flush_delivers_what_threads_have_recorded_before() -> None:
             thread.join(SECONDS)
             await r.client.flush()
             statistics = r.client.statistics()
-            assert (statistics.pending, statistics.accepted) == (0, 3 * number + 1)
+            assert (statistics.pending, statistics.accepted) == (0, 3 * number + 2)
             assert len((await stored_run(r.api)).spans) == 2 * number
     assert_settled(r.client.statistics())
 
@@ -515,7 +515,7 @@ async def test_a_bound_holds_whoever_records(hasty_threads: None) -> None:
                     await threads.join()
                 statistics = client.statistics()
                 assert (statistics.pending, statistics.dropped) == (50, {"full": 351})
-                assert statistics.accepted == 401
+                assert statistics.accepted == 402
         # Of 50 the first is the start of the run.
         assert (await stored_run(api)).shape == ("complete", [TOOL] * 49)
     assert_settled(client.statistics())

@@ -97,8 +97,11 @@ class _Run:
 
     def overtaking(self, taken: int) -> Iterator[Parcel]:
         """What may be sent although it depends on what failed again and again, until one of it is
-        taken: then what failed is tried once more."""
+        taken: then what failed is tried once more. Nothing if the run is not registered: the API
+        does not know it by its id."""
         for parcel in self.aside:
+            if isinstance(parcel.operation, RegisterAgentInstance):
+                return
             before = parcel.taken_before
             if not parcel.overtaken or before is None or before < taken:
                 return

@@ -102,7 +102,8 @@ class Ledger:
 
     def dropped(self) -> dict[str, int]:
         """How many operations were given up, by reason."""
-        return dict(self._dropped) | dict(self._turned_away)
+        # A run that found no room is turned away, and what is recorded in it is dropped.
+        return dict(Counter(self._dropped) + Counter(self._turned_away))
 
     @property
     def last_error(self) -> str | None:
@@ -199,18 +200,18 @@ class Ledger:
     def statistics(self) -> Statistics:
         """The balance of this moment; for any thread."""
         # Each count is read once, and what goes up first is read last: other threads count on.
-        turned_away, dropped = dict(self._turned_away), dict(self._dropped)
+        turned_away, dropped = Counter(self._turned_away), Counter(self._dropped)
         delivered, settled_bytes = self.delivered, self._settled_bytes
         handed_back = self._handed_back
         accepted, accepted_bytes = self.taken - handed_back, self.taken_bytes
         return Statistics(
-            accepted=accepted + sum(turned_away.values()),
+            accepted=accepted + turned_away.total(),
             delivered=delivered,
-            pending=accepted - delivered - sum(dropped.values()),
+            pending=accepted - delivered - dropped.total(),
             pending_bytes=accepted_bytes - settled_bytes,
             open_bytes=self.open_bytes,
             in_flight=self.in_flight,
-            dropped=dropped | turned_away,
+            dropped=dict(dropped + turned_away),
             requests=self._requests,
             retries=self._retries,
             merged=self._merged,

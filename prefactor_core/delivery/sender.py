@@ -220,7 +220,6 @@ class Sender:
         elif verdict is Verdict.ENVIRONMENT_REFUSED:
             assert isinstance(parcel.operation, RegisterAgentInstance)
             parcel.operation = parcel.operation.as_given()
-            self.limits.refuses_environment(anyio.current_time())
         elif verdict is Verdict.TOO_LARGE and self.shrink(parcel):
             pass
         elif self._has_an_answer_for_caller(parcel, error) or (
@@ -378,6 +377,9 @@ class Sender:
                 elif parcel.given_id:
                     self._api_takes_ids()
             case RegisterAgentInstance(instance_id=instance_id) if api_id is not None:
+                if operation.is_as_given:
+                    # Refused with an environment, and taken without: that was it.
+                    self.limits.refuses_environment(anyio.current_time())
                 self.identities.registered(instance_id, api_id)
             case FinishAgentInstance():
                 self.identities.forget(run.recorded_id)

@@ -22,6 +22,7 @@ from prefactor_core.exceptions import (
     PrefactorAuthError,
     PrefactorConflictError,
     PrefactorNotFoundError,
+    PrefactorValidationError,
     PrefactorValueError,
 )
 from prefactor_core.home import Home
@@ -347,7 +348,7 @@ class AgentInstanceManager:
 
 def _json_object(name: str, value: Mapping[str, object]) -> Raw:
     if not isinstance(value, Mapping):
-        raise PrefactorValueError(f"{name} must be a mapping, got a {type(value).__qualname__}")
+        raise PrefactorValueError(f"{name} must be a mapping, got {value!r}")
     try:
         return Raw(msgspec.json.encode(value))
     except Exception as error:
@@ -360,9 +361,13 @@ def _way_out(error: Exception) -> str:
         return "Check the API token (api_token, or PREFACTOR_API_TOKEN in the environment)"
     if isinstance(error, PrefactorNotFoundError):
         return "Check agent_id: it must be the id of an agent of this account"
-    if isinstance(error, PrefactorConflictError):
+    fields = error.errors if isinstance(error, PrefactorValidationError) else {}
+    names = {name.removeprefix("details.") for name in fields}
+    if isinstance(error, PrefactorConflictError) or "external_identifier" in names:
         return (
             "An external_identifier is unique for each agent: leave it out, or make another for "
             "each run"
         )
+    if isinstance(error, PrefactorValidationError):
+        return "Correct what agent_instance() is given"
     return "With on_refused='raise' it is an error of agent_instance()"
