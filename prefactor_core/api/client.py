@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias, TypeVar, cast
@@ -219,8 +227,10 @@ class ApiClient:
         query = {"agent_id": agent_id}
         return self._list("agent_instance", query, Summaries[AgentInstanceAnswer])
 
-    def list_newest_agent_instances(self, agent_id: str) -> AsyncIterator[AgentInstanceAnswer]:
-        """The stored runs of an agent, newest first, page by page."""
+    def list_newest_agent_instances(
+        self, agent_id: str
+    ) -> AsyncGenerator[AgentInstanceAnswer, None]:
+        """The stored runs of an agent, newest first, page by page. To be closed if it is left."""
         query = {"agent_id": agent_id}
         return self._list("agent_instance", query, Summaries[AgentInstanceAnswer], "desc")
 
@@ -235,7 +245,7 @@ class ApiClient:
         query: Mapping[str, str],
         page_type: type[Summaries[T]],
         direction: str = "asc",
-    ) -> AsyncIterator[T]:
+    ) -> AsyncGenerator[T, None]:
         offset: int | None = 0
         while offset is not None:
             paging = {

@@ -6,6 +6,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import anyio
@@ -117,13 +118,14 @@ class StatusPoll:
         listed = 0
         self._ledger.request()
         try:
-            async for instance in self._api.list_newest_agent_instances(agent_id):
-                listed += 1
-                run = missing.pop(instance.id, None)
-                if run is not None:
-                    self._look_at(run, instance)
-                if not missing or instance.id < oldest or listed >= _MAX_LISTED:
-                    break
+            async with aclosing(self._api.list_newest_agent_instances(agent_id)) as instances:
+                async for instance in instances:
+                    listed += 1
+                    run = missing.pop(instance.id, None)
+                    if run is not None:
+                        self._look_at(run, instance)
+                    if not missing or instance.id < oldest or listed >= _MAX_LISTED:
+                        break
         except PrefactorCoreError as error:
             # The single calls may do what the list does not.
             if not self._noted(error):
