@@ -41,6 +41,10 @@ fuzz *options: (_install venv "dev")
 bench *options: (_install venv "dev")
     PYTHONPATH=tests {{ python }} -m benchmarks {{ options }}
 
+# Measure runs that begin together, and outages, before an API that fails.
+bench-faults *options: (_install venv "dev")
+    PYTHONPATH=tests {{ python }} -m benchmarks.faults {{ options }}
+
 # Check style, types and floors.
 check: (_install venv "dev")
     {{ venv }}/bin/ruff check .
