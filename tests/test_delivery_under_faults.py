@@ -465,3 +465,45 @@ def test_no_wait_is_longer_than_what_is_left_of_the_drain() -> None:
             outage.end()
         outage.drain(failures + 8.0)
         assert outage.wait(float(failures)) < 8.0
+
+
+# --- the event loop
+
+
+async def test_a_batch_is_written_and_its_answer_read_in_slices(api: FaultyApi) -> None:
+    turns = 0
+    asked_at = answered_at = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async def noting(scope: AsgiMessage, receive: Any, send: Any) -> None:
+        nonlocal asked_at, answered_at
+        if not scope["path"].endswith("bulk"):
+            return await api(scope, receive, send)
+        asked_at = turns
+        await api(scope, receive, send)
+        answered_at = turns
+        return None
+
+    config = make_config(queue={"num_workers": 1, "batch_window": 3600.0})
+    async with open_prefactor(config, asgi_app=noting) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            await client.flush()
+            for _ in range(499):
+                with instance.span("agent:tool"):
+                    pass
+            async with anyio.create_task_group() as group:
+                group.start_soon(count_turns)
+                await anyio.lowlevel.checkpoint()
+                began = turns
+                await client.flush()
+                ended = turns
+                group.cancel_scope.cancel()
+    assert [len(call.items) for call in api.calls].count(500) == 1
+    # Fifty operations are written in a turn, and a hundred outputs read.
+    assert asked_at - began >= 9
+    assert ended - answered_at >= 4
