@@ -493,7 +493,7 @@ async def test_a_batch_is_written_and_its_answer_read_in_slices(api: FaultyApi) 
     async with open_prefactor(config, asgi_app=noting) as client:
         async with client.agent_instance(**AGENT) as instance:
             await client.flush()
-            for _ in range(499):
+            for _ in range(500):
                 with instance.span("agent:tool"):
                     pass
             async with anyio.create_task_group() as group:
