@@ -52,9 +52,11 @@ class LossReport:
         self._lost(reason, detail)
 
     def dropped_anywhere(self, reason: str, detail: str | None = None) -> None:
-        """As :meth:`dropped`; for any thread, which may hold the lock of recording."""
+        """As :meth:`dropped`; for any thread, which holds the lock of recording."""
         if reason not in self._told:
-            self._home.run_soon(partial(self._lost, reason, detail))
+            # Noted now, or a burst would have the loop called for each of its operations.
+            self._told[reason] = self._counts()[reason]
+            self._home.run_soon(partial(self._tell_of_beginning, reason, detail))
 
     def kept_without_parent(self, detail: str) -> None:
         """A span was kept, but not its parent. ``detail``: which."""
@@ -64,7 +66,8 @@ class LossReport:
     async def serve(self) -> None:
         """Say each minute what goes on to be lost, until :meth:`close`."""
         while not self._closing.is_set():
-            await self._began.wait()
+            if not self._told:  # else a worker before this one was ended while it lasts
+                await self._began.wait()
             self._began = anyio.Event()
             while self._told and not self._closing.is_set():
                 with anyio.move_on_after(_INTERVAL) as pause:
@@ -84,6 +87,9 @@ class LossReport:
         if what in self._told:
             return
         self._told[what] = self._counts()[what]
+        self._tell_of_beginning(what, detail)
+
+    def _tell_of_beginning(self, what: str, detail: str | None = None) -> None:
         self._began.set()
         message = "Prefactor: %s: %s. More of it is counted, and said once a minute"
         log(logger, logging.WARNING, message, _named(what), detail or _WHY.get(what, "see there"))
