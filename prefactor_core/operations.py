@@ -61,7 +61,7 @@ class RegisterAgentInstance(
     same only if the id is the caller's own (``asks_for_id``). Without ``agent_id`` and
     ``environment_id`` the token says which these are. ``agent_version`` and
     ``agent_schema_version`` are JSON as they were when the run was recorded;
-    ``runtime_environment`` is what is added to the former, None if nothing is.
+    ``runtime_environment`` is what is added to the former, unset if nothing is.
     """
 
     type: ClassVar[OperationType] = OperationType.REGISTER_AGENT_INSTANCE
@@ -74,7 +74,8 @@ class RegisterAgentInstance(
     environment_id: str | None = None
     purpose: Purpose | None = None
     external_identifier: str | None = None
-    runtime_environment: Raw | None = None
+    # Unset, not None: msgspec cannot read ``Raw | None`` back.
+    runtime_environment: Raw | UnsetType = UNSET
 
     def as_given(self) -> RegisterAgentInstance:
         """The same, with the agent's version as the caller gave it.
@@ -82,7 +83,7 @@ class RegisterAgentInstance(
         It has a key of its own, as it is another request (API.md section 5).
         """
         return msgspec.structs.replace(
-            self, runtime_environment=None, idempotency_key=self.idempotency_key + _AS_GIVEN
+            self, runtime_environment=UNSET, idempotency_key=self.idempotency_key + _AS_GIVEN
         )
 
     @property
@@ -97,7 +98,7 @@ class RegisterAgentInstance(
             ENVELOPE_SIZE
             + len(self.agent_version)
             + len(self.agent_schema_version)
-            + (0 if environment is None else len(environment))
+            + (0 if environment is UNSET else len(environment))
         )
 
 

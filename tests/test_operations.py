@@ -11,6 +11,7 @@ from msgspec import UNSET, Raw, Struct
 
 from prefactor_core.lifecycle import InstanceStatus, SpanStatus
 from prefactor_core.operations import (
+    ENVELOPE_SIZE,
     CreateSpan,
     FinishAgentInstance,
     FinishSpan,
@@ -31,8 +32,8 @@ SPAN = {"instance_id": "i" * 32, "span_id": "s" * 32}
 REQUIRED: dict[type[Any], dict[str, Any]] = {
     RegisterAgentInstance: {
         "agent_id": "agent",
-        "agent_version": {"name": "Agent", "labels": ["a", {"b": None}]},
-        "agent_schema_version": {"span_schemas": {"agent:llm": {"type": "object"}}},
+        "agent_version": Raw(b'{"name":"Agent", "labels":["a",{"b":null}]}'),
+        "agent_schema_version": Raw(b'{"span_schemas":{"agent:llm":{"type":"object"}}}'),
         "instance_id": "i" * 32,
     },
     StartAgentInstance: {"instance_id": "i" * 32},
@@ -53,7 +54,7 @@ OPTIONAL: dict[type[Any], dict[str, Any]] = {
         "environment_id": "environment",
         "purpose": "eval",
         "external_identifier": "ticket-1",
-        "runtime_environment": {"os": "linux", "agent_sdk": []},
+        "runtime_environment": Raw(b'{"os":"linux","agent_sdk":[]}'),
     },
     CreateSpan: {
         "parent_span_id": "p" * 32,
@@ -144,3 +145,32 @@ def test_what_names_no_known_kind_is_not_read() -> None:
     written = msgspec.json.encode(make(FinishSpan)).replace(b"FINISH_SPAN", b"FINISH_SPIN")
     with pytest.raises(msgspec.ValidationError, match="FINISH_SPIN"):
         msgspec.json.decode(written, type=Operation)
+
+
+@each_kind
+def test_the_size_of_an_operation_is_its_envelope_and_its_json(kind: type[Any]) -> None:
+    for others in ({}, OPTIONAL.get(kind, {})):
+        operation = make(kind, **others)
+        json = [value for value in msgspec.structs.astuple(operation) if isinstance(value, Raw)]
+        counted = [] if kind is UpdateSpanPayload else json  # that is never sent
+        assert operation.size == ENVELOPE_SIZE + sum(len(bytes(text)) for text in counted)
+
+
+def test_a_registration_as_given_is_another_request_without_the_environment() -> None:
+    plain = make(RegisterAgentInstance)
+    added = make(RegisterAgentInstance, **OPTIONAL[RegisterAgentInstance])
+    given = added.as_given()
+    assert given.runtime_environment is UNSET
+    assert given.idempotency_key != added.idempotency_key
+    back = msgspec.structs.replace(
+        given,
+        runtime_environment=added.runtime_environment,
+        idempotency_key=added.idempotency_key,
+    )
+    assert back == added
+    assert plain.as_given().idempotency_key == given.idempotency_key
+
+
+def test_a_registration_may_name_neither_agent_nor_environment() -> None:
+    operation = msgspec.structs.replace(make(RegisterAgentInstance), agent_id=None)
+    assert msgspec.json.decode(msgspec.json.encode(operation), type=Operation) == operation

@@ -4,193 +4,306 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
-from itertools import pairwise
+from itertools import pairwise, product
 
+import anyio
 import pytest
+from harness import AGENT, make_config, open_faulty_api
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefactor_core import PrefactorCoreClient, open_prefactor
 from prefactor_core.backoff import Backoff
 from prefactor_core.delivery.outage import Outage
 
 NOW = 1_000.0
 CAP = 60.0
+HOUR = 3_600.0
 
 
 def make(base: float = 1.0) -> Outage:
     return Outage(Backoff(base=base, multiplier=2.0, cap=CAP))
 
 
-def fail_again(outage: Outage, now: float, *, denied: bool = False) -> bool:
-    """A request that is sent at ``now``, in the round of that moment, fails at once."""
-    return outage.failed(outage.round, now, denied=denied)
+def fail_again(outage: Outage, now: float = NOW, asked: float | None = None) -> bool:
+    """A request that is sent at ``now`` fails at once; whether that is news."""
+    round = outage.begin()
+    news = outage.failed(round, now, asked)
+    outage.end(round)
+    return news
+
+
+def fail_often(failures: int, now: float = NOW) -> Outage:
+    outage = make()
+    for _ in range(failures):
+        fail_again(outage, now)
+    return outage
 
 
 def test_nothing_waits_before_anything_failed() -> None:
     outage = make()
     assert outage.wait(NOW) <= 0
+    assert not outage.is_limited
     assert outage.since is None
-    assert outage.answered(NOW) is None
+    assert outage.succeeded(NOW) is None
 
 
-def test_the_waits_grow_from_round_to_round_up_to_the_cap() -> None:
-    outage, now, waits = make(), NOW, list[float]()
-    for _ in range(10):
-        fail_again(outage, now)
-        waits.append(outage.wait(now))
-        now += waits[-1]
-        assert outage.wait(now) <= 1e-9
-    assert all(shorter < longer for shorter, longer in pairwise(waits[:6]))
-    for wait, middle in zip(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60, 60], strict=True):
-        assert wait == pytest.approx(middle, rel=0.2500001)
+# One failure
 
 
-def test_a_wait_passes_with_time() -> None:
-    outage = make()
-    fail_again(outage, NOW)
-    wait = outage.wait(NOW)
-    assert outage.wait(NOW + wait / 2) == pytest.approx(wait / 2)
-    assert outage.wait(NOW + wait + 1) == pytest.approx(-1)
+def test_one_failure_holds_up_its_own_request_only_and_not_for_long() -> None:
+    outage = fail_often(1)
+    assert outage.wait(NOW) <= 0
+    assert not outage.is_limited
+    # A tenth of the first wait of the schedule.
+    assert {round(outage.soon(), 1) for _ in range(100)} == {0.1}
+    assert len({outage.soon() for _ in range(100)}) > 1
 
 
 @pytest.mark.parametrize("workers", [2, 20])
 def test_requests_that_were_on_their_way_together_count_as_one_failure(workers: int) -> None:
     outage = make()
-    round = outage.round
-    told = [outage.failed(round, NOW + number / 100) for number in range(workers)]
+    rounds = [outage.begin() for _ in range(workers)]
+    told = [outage.failed(round, NOW + number / 100) for number, round in enumerate(rounds)]
     assert told == [False] * workers
-    assert outage.wait(NOW) <= 1.25
-    fail_again(outage, NOW + 2)
-    assert outage.wait(NOW + 2) <= 2.5
+    assert (outage.failures, outage.is_limited) == (1, False)
+    assert outage.wait(NOW + 1) <= 0
+
+
+def test_failures_with_successes_in_between_limit_nothing() -> None:
+    outage = make()
+    for _ in range(20):
+        assert not fail_again(outage)
+        assert outage.succeeded(NOW) is None
+        assert (outage.wait(NOW) <= 0, outage.is_limited) == (True, False)
+    assert outage.ended == 0
+
+
+# From the second on
+
+
+def test_the_waits_grow_from_the_second_failure_in_a_row_on_up_to_the_cap() -> None:
+    outage, now, waits = fail_often(1), NOW, list[float]()
+    for _ in range(11):
+        fail_again(outage, now)
+        waits.append(outage.wait(now))
+        now += waits[-1]
+        assert outage.wait(now) <= 1e-9
+    assert all(shorter < longer for shorter, longer in pairwise(waits[:7]))
+    middles = [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2, 60, 60]
+    for wait, middle in zip(waits, middles, strict=True):
+        assert wait == pytest.approx(middle, rel=0.2500001)
+
+
+def test_a_wait_passes_with_time() -> None:
+    outage = fail_often(2)
+    wait = outage.wait(NOW)
+    assert outage.wait(NOW + wait / 2) == pytest.approx(wait / 2)
+    assert outage.wait(NOW + wait + 1) == pytest.approx(-1)
+
+
+def test_in_an_outage_one_request_at_a_time_is_on_its_way() -> None:
+    outage = fail_often(2)
+    later = NOW + 10
+    assert outage.is_limited
+    assert outage.wait(later) <= 0
+    probe = outage.begin()
+    assert outage.wait(later) == math.inf
+    outage.end(probe)
+    assert outage.wait(later) <= 0
+
+
+def test_the_end_of_a_request_from_before_the_outage_is_not_that_of_the_one_on_its_way() -> None:
+    outage = make()
+    slow, slower = outage.begin(), outage.begin()
+    fail_again(outage)
+    late = outage.begin()
+    fail_again(outage)
+    probe = outage.begin()
+    for round in (slow, slower, late):
+        outage.failed(round, NOW + 5)
+        outage.end(round)
+        assert outage.wait(NOW + 100) == math.inf
+    assert outage.failures == 2
+    outage.end(probe)
+    assert outage.wait(NOW + 100) <= 0
 
 
 def test_a_late_failure_of_an_earlier_round_does_not_lengthen_the_wait() -> None:
     outage = make()
-    slow = outage.round
-    fail_again(outage, NOW)
-    until = NOW + outage.wait(NOW)
-    outage.failed(slow, NOW + 0.5)
-    assert outage.wait(NOW) == pytest.approx(until - NOW)
+    slow = outage.begin()
+    fail_again(outage)
+    fail_again(outage)
+    wait = outage.wait(NOW)
+    outage.failed(slow, NOW + 0.1)
+    assert (outage.wait(NOW), outage.failures) == (wait, 2)
+
+
+def test_the_first_success_ends_all_of_it() -> None:
+    outage = fail_often(10)
+    outage.succeeded(NOW)
+    assert (outage.wait(NOW) <= 0, outage.is_limited) == (True, False)
+    fail_again(outage)
+    fail_again(outage)
+    assert outage.wait(NOW) <= 0.25
+
+
+def test_a_success_while_a_request_finds_out_lets_all_others_go() -> None:
+    outage = fail_often(2)
+    probe = outage.begin()
+    outage.succeeded(NOW)
+    assert outage.wait(NOW) <= 0
+    outage.end(probe)
+    assert outage.wait(NOW) <= 0
+
+
+def test_ended_counts_the_failures_in_a_row_that_were_several() -> None:
+    outage = make()
+    for failures, ended in [(0, 0), (1, 0), (2, 1), (7, 2), (1, 2)]:
+        for _ in range(failures):
+            fail_again(outage)
+        outage.succeeded(NOW)
+        assert outage.ended == ended
+    assert outage.answers == 5
 
 
 # What the API asks for
 
 
-def test_the_wait_that_the_api_asks_for_is_kept_beyond_the_schedule() -> None:
-    outage = make()
-    outage.failed(outage.round, NOW, 100.0)
+@pytest.mark.parametrize("failures", [1, 2])
+def test_the_wait_that_the_api_asks_for_is_kept_beyond_the_schedule(failures: int) -> None:
+    outage = fail_often(failures - 1)
+    fail_again(outage, asked=100.0)
     assert outage.wait(NOW) == pytest.approx(100)
     assert outage.wait(NOW + 99) == pytest.approx(1)
 
 
 def test_the_wait_that_the_api_asks_for_does_not_shorten_the_schedule() -> None:
-    outage = make(base=30.0)
-    outage.failed(outage.round, NOW, 0.5)
-    assert outage.wait(NOW) >= 22.5
+    outage = make(base=300.0)
+    fail_again(outage, asked=0.5)
+    fail_again(outage, asked=0.5)
+    assert outage.wait(NOW) >= 45
 
 
 def test_every_worker_is_heard_that_was_asked_to_wait() -> None:
     # The first failure of a round counts, but the wait may be asked for in the second.
     outage = make()
-    round = outage.round
-    outage.failed(round, NOW)
-    outage.failed(round, NOW, 50.0)
-    outage.failed(round, NOW, 10.0)
+    rounds = [outage.begin() for _ in range(3)]
+    for round, asked in zip(rounds, [None, 50.0, 10.0], strict=True):
+        outage.failed(round, NOW, asked)
     assert outage.wait(NOW) == pytest.approx(50)
 
 
-def test_leaving_the_scope_gives_up_waits_but_those_that_the_api_asked_for() -> None:
-    outage = make(base=30.0)
-    fail_again(outage, NOW)
-    outage.hurry()
-    assert outage.wait(NOW) <= 0
-    outage.failed(outage.round, NOW, 40.0)
-    outage.hurry()
-    assert outage.wait(NOW) == pytest.approx(40)
-
-
-def test_after_leaving_the_scope_the_waits_are_short_again() -> None:
+def test_nobody_waits_longer_than_an_hour_for_what_the_api_asks() -> None:
     outage = make()
-    for _ in range(10):
-        fail_again(outage, NOW)
-    outage.hurry()
-    fail_again(outage, NOW)
-    assert outage.wait(NOW) <= 1.25
+    fail_again(outage, asked=1e9)
+    assert outage.wait(NOW) == pytest.approx(HOUR)
 
 
-def test_an_answer_to_one_worker_does_not_hurry_the_others() -> None:
+def test_a_success_does_not_end_the_wait_that_the_api_asked_for() -> None:
     outage = make()
-    fail_again(outage, NOW)
-    wait = outage.wait(NOW)
-    outage.answered(NOW)
-    assert outage.wait(NOW) == wait
-    outage.failed(outage.round, NOW, 100.0)
-    outage.answered(NOW + 1)
+    fail_again(outage, asked=100.0)
+    outage.succeeded(NOW + 1)
     assert outage.wait(NOW + 1) == pytest.approx(99)
 
 
-def test_after_an_answer_the_waits_begin_anew() -> None:
+# The drain
+
+
+def attempts_of_drain(outage: Outage, seconds: float, asked: float | None = None) -> list[float]:
+    """When the requests of a drain are sent, each of which fails after 10 ms."""
+    outage.drain(NOW, NOW + seconds)
+    now, attempts = NOW, list[float]()
+    for _ in range(1_000):
+        if now >= NOW + seconds:
+            return attempts
+        if (wait := outage.wait(now)) > 0:
+            now += wait
+        else:
+            attempts.append(now - NOW)
+            now += 0.01
+            fail_again(outage, now, asked)
+    raise AssertionError("the drain spins")
+
+
+@pytest.mark.parametrize("seconds", [0.1, 1.0, 8.0, 60.0])
+@pytest.mark.parametrize("failures", [0, 1, 2, 10])
+def test_a_drain_tries_at_once_and_again_and_again_until_its_end(
+    failures: int, seconds: float
+) -> None:
+    attempts = attempts_of_drain(fail_often(failures), seconds)
+    assert attempts[0] == 0
+    assert 3 <= len(attempts) <= 20
+    # Also late enough to see an API that comes back in the last part of it.
+    assert attempts[-1] >= 0.8 * seconds
+
+
+def test_a_wait_that_the_api_asks_for_leaves_attempts_in_the_drain() -> None:
     outage = make()
-    for _ in range(10):
-        fail_again(outage, NOW)
-    outage.answered(NOW)
-    fail_again(outage, NOW)
-    assert outage.wait(NOW) <= 1.25
+    fail_again(outage, asked=100.0)
+    attempts = attempts_of_drain(outage, 8.0, asked=100.0)
+    assert attempts[:3] == pytest.approx([4.0, 6.0, 7.0], abs=0.02)
+    assert len(attempts) <= 20
 
 
-# A token that is not taken
-
-
-def test_a_denied_request_is_tried_again_after_the_longest_wait() -> None:
+def test_a_wait_that_ends_within_the_drain_is_kept() -> None:
     outage = make()
-    outage.failed(outage.round, NOW, denied=True)
-    assert outage.wait(NOW) == pytest.approx(CAP)
-
-
-def test_leaving_the_scope_tries_a_denied_request_once_more_at_once() -> None:
+    fail_again(outage, asked=5.0)
+    outage.drain(NOW, NOW + 8)
+    assert outage.wait(NOW) == pytest.approx(5)
     outage = make()
-    outage.failed(outage.round, NOW, denied=True)
-    outage.hurry()
-    assert outage.wait(NOW) <= 0
+    outage.drain(NOW, NOW + 8)
+    fail_again(outage, asked=5.0)
+    assert outage.wait(NOW) == pytest.approx(5)
+
+
+def test_a_drain_stays_limited_and_begins_the_waits_anew() -> None:
+    outage = fail_often(10)
+    outage.drain(NOW, NOW + 1_000)
+    assert outage.is_limited
+    fail_again(outage)
+    assert outage.wait(NOW) <= 0.5
 
 
 # News
 
 
-def test_a_failure_is_no_news_and_the_second_round_is_told_once() -> None:
+def test_the_fourth_failure_in_a_row_is_news_once() -> None:
     outage = make()
-    assert [fail_again(outage, NOW) for _ in range(5)] == [False, True, False, False, False]
+    assert [fail_again(outage) for _ in range(6)] == [False, False, False, True, False, False]
 
 
-def test_a_denied_request_is_told_at_once_and_once() -> None:
+def test_a_failure_five_seconds_after_the_first_is_news() -> None:
     outage = make()
-    assert [fail_again(outage, NOW, denied=True) for _ in range(3)] == [True, False, False]
     assert not fail_again(outage, NOW)
+    assert not fail_again(outage, NOW + 4.9)
+    assert fail_again(outage, NOW + 5)
+    assert not fail_again(outage, NOW + 6)
+
+
+def test_a_first_request_that_got_no_answer_for_five_seconds_is_news() -> None:
+    outage = make()
+    assert outage.failed(outage.begin(), NOW, took=5.0)
+    assert outage.succeeded(NOW + 2) == pytest.approx(7)
+    assert not outage.failed(outage.begin(), NOW, took=4.9)
 
 
 def test_each_outage_is_told() -> None:
     outage = make()
     for _ in range(3):
-        assert [fail_again(outage, NOW) for _ in range(3)] == [False, True, False]
-        assert outage.answered(NOW) is not None
-
-
-def test_failures_with_answers_in_between_are_no_outage() -> None:
-    outage = make()
-    for _ in range(5):
-        assert not fail_again(outage, NOW)
-        assert outage.answered(NOW) is None
+        assert [fail_again(outage) for _ in range(5)] == [False, False, False, True, False]
+        assert outage.succeeded(NOW) is not None
 
 
 def test_the_end_of_an_outage_that_was_told_gives_its_length_once() -> None:
     outage = make()
     fail_again(outage, NOW)
     fail_again(outage, NOW + 5)
-    assert outage.answered(NOW + 7.5) == pytest.approx(7.5)
-    assert outage.answered(NOW + 8) is None
+    assert outage.succeeded(NOW + 7.5) == pytest.approx(7.5)
+    assert outage.succeeded(NOW + 8) is None
 
 
-def test_since_is_when_the_first_failure_was_and_ends_with_an_answer() -> None:
+def test_since_is_when_the_first_failure_was_and_ends_with_a_success() -> None:
     outage = make()
     before = datetime.now(UTC)
     fail_again(outage, NOW)
@@ -198,83 +311,127 @@ def test_since_is_when_the_first_failure_was_and_ends_with_an_answer() -> None:
     assert since is not None
     assert before <= since <= datetime.now(UTC)
     fail_again(outage, NOW + 1)
+    outage.drain(NOW + 1, NOW + 9)
     assert outage.since is since
-    outage.hurry()
-    assert outage.since is since
-    outage.answered(NOW + 2)
+    outage.succeeded(NOW + 2)
     assert outage.since is None
+
+
+# Callers that gave up waiting
+
+
+def test_a_caller_that_waited_long_without_an_answer_is_news_once() -> None:
+    outage = make()
+    assert outage.unanswered(NOW, 10.0)
+    assert outage.since is not None
+    assert not outage.unanswered(NOW, 10.0)
+    assert outage.succeeded(NOW + 1) == pytest.approx(11)
+
+
+@pytest.mark.parametrize("waited", [0.1, 10.0])
+def test_many_callers_that_give_up_together_do_not_lengthen_the_waits(waited: float) -> None:
+    outage = make()
+    news = [outage.unanswered(NOW, waited) for _ in range(250)]
+    assert news.count(True) == 1
+    assert outage.failures <= 4
+    assert outage.wait(NOW) <= 1
+
+
+def test_a_caller_that_gives_up_lets_no_second_request_go() -> None:
+    outage = fail_often(2)
+    probe = outage.begin()
+    outage.unanswered(NOW, 10.0)
+    assert outage.wait(NOW + 100) == math.inf
+    outage.end(probe)
+
+
+@pytest.mark.virtual_time
+async def test_after_250_runs_that_timed_out_at_once_delivery_goes_on_when_the_api_does() -> None:
+    async with open_faulty_api() as api:
+        api.hanging = True
+        options = {"registration_timeout": 5.0, "drain_timeout": 5.0}
+        async with open_prefactor(make_config(**options), asgi_app=api) as client:
+            async with anyio.create_task_group() as tasks:
+                for _ in range(250):
+                    tasks.start_soon(_register, client)
+            api.hanging = False
+            before = anyio.current_time()
+            with anyio.fail_after(600):
+                await client.flush()
+            # The request that hung ends by its own time-out, of 30 s; then the waits are short.
+            assert anyio.current_time() - before <= 35
+    assert client.statistics().lost == 0
+
+
+async def _register(client: PrefactorCoreClient) -> None:
+    await client.create_agent_instance(**AGENT)
 
 
 # Whatever happens
 
 EVENTS = st.lists(
     st.one_of(
-        st.tuples(
-            st.just("fail"),
-            # How many rounds ago the request was sent that fails; what it was asked to wait.
-            st.integers(0, 2),
-            st.none() | st.floats(0, 1_000),
-            st.booleans(),
-        ),
-        st.tuples(st.just("answered")),
-        st.tuples(st.just("hurry")),
+        st.tuples(st.just("begin")),
+        # Which of the requests on their way fails, or succeeds; the wait that it is asked for.
+        st.tuples(st.just("fail"), st.integers(0, 3), st.none() | st.floats(0, 1_000)),
+        st.tuples(st.just("succeed"), st.integers(0, 3)),
+        st.tuples(st.just("give up"), st.floats(0, 20)),
         st.tuples(st.just("pass"), st.floats(0, 100)),
     ),
-    max_size=30,
+    max_size=40,
 )
 
 
 @given(EVENTS)
-def test_nobody_ever_waits_less_than_the_api_asked_for_nor_without_end(
+def test_whatever_happens_waits_are_kept_and_bounded_and_outages_told_in_turn(
     events: list[tuple[object, ...]],
 ) -> None:
-    outage, now, asked_until, longest = make(), NOW, -math.inf, -math.inf
+    outage, now, told = make(), NOW, False
+    asked_until = longest = -math.inf
+    # The requests on their way: in which round they were sent, and whether as the only one.
+    sent: list[tuple[int, bool]] = []
     for event in events:
+        news, took, succeeded = False, None, False
         match event:
-            case ("fail", int() as ago, asked, bool() as denied):
-                assert asked is None or isinstance(asked, float)
-                outage.failed(max(0, outage.round - ago), now, asked, denied=denied)
-                asked_until = asked_until if asked is None else max(asked_until, now + asked)
+            case ("begin",):
+                if outage.wait(now) <= 0:
+                    limited = outage.is_limited
+                    # One at a time, besides those from before the outage.
+                    assert not limited or not any(only for _, only in sent)
+                    sent.append((outage.begin(), limited))
+            case ("fail", int() as place, float() | None as asked) if sent:
+                round, _ = sent.pop(place % len(sent))
+                news = outage.failed(round, now, asked)
+                outage.end(round)
+                if asked is not None:
+                    asked_until = max(asked_until, now + asked)
+                longest = now + 1.25 * CAP
+            case ("succeed", int() as place) if sent:
+                round, _ = sent.pop(place % len(sent))
+                took, succeeded = outage.succeeded(now), True
+                outage.end(round)
+                sent = [(round, False) for round, _ in sent]
+            case ("give up", float() as waited):
+                news = outage.unanswered(now, waited)
                 longest = now + 1.25 * CAP
             case ("pass", float() as seconds):
                 now += seconds
-            case ("answered",):
-                outage.answered(now)
             case _:
-                outage.hurry()
-                longest = -math.inf
-        assert outage.wait(now) >= asked_until - now - 1e-9
-        assert outage.wait(now) <= max(asked_until, longest) - now + 1e-9
+                pass
+        assert not (news and told)
+        assert (took is not None) == (told and succeeded)
+        assert took is None or took >= 0
+        told = (told or news) and not succeeded
+        wait = outage.wait(now)
+        assert wait >= asked_until - now - 1e-9
+        if not (outage.is_limited and any(only for _, only in sent)):
+            assert wait <= max(asked_until, longest) - now + 1e-9
 
 
-@given(EVENTS)
-def test_every_outage_is_told_before_its_end_is(events: list[tuple[object, ...]]) -> None:
-    outage, now, told = make(), NOW, False
-    for event in events:
-        match event:
-            case ("fail", int() as ago, _, bool() as denied):
-                round = outage.round
-                counts = ago == 0
-                news = outage.failed(round - ago, now, denied=denied)
-                assert not (news and told)
-                assert counts or not news
-                assert news or told or not (denied and counts)
-                told = told or news
-            case ("pass", float() as seconds):
-                now += seconds
-            case ("answered",):
-                took = outage.answered(now)
-                assert (took is not None) == told
-                assert took is None or took >= 0
-                told = False
-            case _:
-                outage.hurry()
-
-
-def test_the_rounds_count_failures_that_follow_each_other() -> None:
-    outage = make()
-    rounds = [outage.round]
-    for _ in range(3):
-        fail_again(outage, NOW)
-        rounds.append(outage.round)
-    assert all(earlier < later for earlier, later in pairwise(rounds))
+def test_any_wait_is_cut_to_what_the_drain_has_left() -> None:
+    for failures, asked in product((1, 2, 10), (None, 3_600.0)):
+        outage = make(base=600.0)
+        outage.drain(NOW, NOW + 8)
+        for _ in range(failures):
+            fail_again(outage, asked=asked)
+        assert outage.wait(NOW) <= 4

@@ -54,8 +54,8 @@ def register(**own: Any) -> RegisterAgentInstance:
         timestamp=AT,
         idempotency_key="run-register",
         agent_id="agent",
-        agent_version={"name": "Agent"},
-        agent_schema_version={"span_schemas": {}},
+        agent_version=Raw(b'{"name":"Agent"}'),
+        agent_schema_version=Raw(b'{"span_schemas":{}}'),
         instance_id="run",
         **own,
     )
@@ -190,6 +190,30 @@ SINGLE: list[tuple[Operation, str, bytes]] = [
 
 ITEMS: list[tuple[Operation, bytes]] = [
     (
+        register(),
+        (
+            b'{"_type":"agent_instances/register","agent_id":"agent",'
+            b'"agent_version":{"name":"Agent"},"agent_schema_version":{"span_schemas":{}},'
+            b'"update_current_version":true,"idempotency_key":"run-register"}'
+        ),
+    ),
+    (
+        register(
+            asks_for_id=True,
+            environment_id="test",
+            purpose="eval",
+            external_identifier="ticket-1",
+            runtime_environment=Raw(b'{"os":"linux"}'),
+        ),
+        (
+            b'{"_type":"agent_instances/register","agent_id":"agent","environment_id":"test",'
+            b'"agent_version":{"name":"Agent","runtime_environment":{"os":"linux"}},'
+            b'"agent_schema_version":{"span_schemas":{}},"update_current_version":true,'
+            b'"idempotency_key":"run-register","id":"run","external_identifier":"ticket-1",'
+            b'"purpose":"eval"}'
+        ),
+    ),
+    (
         START,
         (
             b'{"_type":"agent_instances/start","timestamp":"2026-07-20T12:00:00.123456Z",'
@@ -258,7 +282,7 @@ def test_a_registration_without_an_agent_names_none() -> None:
 
 
 def test_what_a_run_runs_on_is_a_part_of_its_agents_version() -> None:
-    operation = register(runtime_environment={"os": "linux"})
+    operation = register(runtime_environment=Raw(b'{"os":"linux"}'))
     body = msgspec.json.encode(single(operation)[1])
     assert b'"agent_version":{"name":"Agent","runtime_environment":{"os":"linux"}}' in body
     # As the caller gave it, it is another request.
@@ -332,7 +356,35 @@ def test_what_the_api_has_no_call_for_is_refused() -> None:
     assert caught.value.operation_type is OperationType.UPDATE_SPAN_PAYLOAD
 
 
-def test_a_registration_does_not_go_into_bulk() -> None:
-    with pytest.raises(OperationError, match="REGISTER_AGENT_INSTANCE") as caught:
-        bulk([register()], [True])
-    assert caught.value.operation_type is OperationType.REGISTER_AGENT_INSTANCE
+def test_the_version_of_an_agent_is_sent_byte_for_byte_as_it_was_recorded() -> None:
+    # Also what msgspec would write in another way: the same key stands for the same body.
+    version = Raw(b'{ "name" : "\\u00e9" , "n" : 1.50e1 , "name" : "twice" }')
+    schemas = Raw(b'{"span_schemas" : { }}')
+    operation = msgspec.structs.replace(
+        register(), agent_version=version, agent_schema_version=schemas
+    )
+    for body in (single(operation)[1], bulk([operation], [True])):
+        text = msgspec.json.encode(body)
+        assert b'"agent_version":%s,"agent_schema_version":%s,' % (version, schemas) in text
+
+
+def test_an_environment_is_added_beside_fields_that_are_sent_as_they_were_recorded() -> None:
+    version = Raw(b'{"name":"Agent","n": 1.50e1 }')
+    operation = msgspec.structs.replace(
+        register(runtime_environment=Raw(b'{"os" : "linux"}')), agent_version=version
+    )
+    expected = b'"agent_version":{"name":"Agent","n":1.50e1,"runtime_environment":{"os" : "linux"}}'
+    for body in (single(operation)[1], bulk([operation], [True])):
+        assert expected in msgspec.json.encode(body)
+
+
+def test_an_item_of_bulk_says_what_the_single_call_says() -> None:
+    # With the ids of its path, and the type of the item.
+    for operation, _ in ITEMS:
+        path, body = single(operation)
+        alone = msgspec.to_builtins(msgspec.json.decode(msgspec.json.encode(body)))
+        (item,) = msgspec.json.decode(msgspec.json.encode(bulk([operation], [True])))["items"]
+        more = {name: item.pop(name) for name in set(item) - set(alone)}
+        assert item == alone
+        assert more.pop("_type").split("/")[0] in ("agent_instances", "agent_spans")
+        assert all(value in path.split("/") for value in more.values())

@@ -89,8 +89,8 @@ def registration(run: str) -> RegisterAgentInstance:
         timestamp=NOON,
         idempotency_key="key-register",
         agent_id="agent",
-        agent_version={},
-        agent_schema_version={},
+        agent_version=Raw(b"{}"),
+        agent_schema_version=Raw(b"{}"),
         instance_id=run,
         asks_for_id=True,
     )
@@ -306,6 +306,38 @@ def test_a_span_that_was_made_under_the_id_it_was_given_takes_no_memory(
     assert span not in texts_kept_by(run)
 
 
+def test_of_spans_that_ended_the_last_ids_that_the_api_made_are_kept_for_children() -> None:
+    run = RunIdentity(generate(3))
+    open_span, open_id = generate(3), generate(5)
+    run.span_made(open_span, open_id)
+    pairs = [(generate(3), generate(5)) for _ in range(10_100)]
+    for span, api_id in pairs:
+        run.span_made(span, api_id)
+        run.span_ended(span)
+    assert run.span_id(open_span) == open_id
+    assert [run.span_id(span) for span, _ in pairs[100:]] == [made for _, made in pairs[100:]]
+    kept = texts_kept_by(run)
+    assert not kept & {text for pair in pairs[:100] for text in pair}
+    assert not run.is_plain
+
+
+def test_a_span_that_ended_under_its_own_id_takes_no_memory() -> None:
+    run = RunIdentity(generate(3))
+    run.span_ended(span := generate(3))
+    assert run.is_plain
+    assert span not in texts_kept_by(run)
+
+
+def test_of_spans_that_were_lost_the_last_ones_are_remembered() -> None:
+    recorded = generate(3)
+    run = RunIdentity(recorded)
+    spans = [generate(3) for _ in range(10_100)]
+    for span in spans:
+        run.span_lost(create(span, None, recorded), "refused")
+    reasons = [run.reason_lost(end(span, recorded)) for span in spans]
+    assert reasons == [None] * 100 + ["refused"] * 10_000
+
+
 def texts_kept_by(owner: object) -> set[str]:
     """The texts that an object keeps alive, in dicts and tuples too."""
     seen: set[int] = set()
@@ -348,6 +380,107 @@ def test_a_registration_ends_what_was_provisional() -> None:
     run.registered = False
     identities.registered(run.recorded_id, generate(7))
     assert run.registered
+
+
+class Waiting:
+    """A task that waits for the registration of a run."""
+
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+
+    def registered(self) -> None:
+        self.heard.append("registered")
+
+    def refused(self, error: Exception) -> bool:
+        self.heard.append(error)
+        return True
+
+    def failed(self) -> None:
+        self.heard.append("failed")
+
+
+def test_a_registration_is_told_to_the_task_that_waits_for_it() -> None:
+    identities = Identities()
+    run, other = identities.add(generate(0)), identities.add(generate(0))
+    run.registration, other.registration = waiting, deaf = Waiting(), Waiting()
+    identities.registered(run.recorded_id, generate(7))
+    assert (waiting.heard, deaf.heard) == (["registered"], [])
+
+
+def test_a_run_that_was_renamed_is_found_by_the_id_of_the_api_only() -> None:
+    identities = Identities()
+    recorded, known = generate(0), generate(7)
+    run = identities.add(recorded)
+    identities.registered(recorded, known)
+    identities.rename(run)
+    assert (run.recorded_id, run.id, run.is_plain) == (known, known, True)
+    assert identities.of(known) is run
+    assert recorded not in texts_kept_by(identities)
+    # Its operations are recorded under the new id: nothing is to be translated.
+    begun = create(generate(7), None, known)
+    assert run.addressed(begun) is begun
+    identities.forget(known)
+    assert known not in texts_kept_by(identities)
+
+
+def test_a_run_that_got_the_id_it_asked_for_is_renamed_without_effect() -> None:
+    identities = Identities()
+    run = identities.add(generate(3))
+    identities.registered(run.recorded_id, run.recorded_id)
+    identities.rename(run)
+    assert identities.of(run.id) is run
+
+
+def test_a_client_knows_its_own_runs_by_both_ids_until_they_end() -> None:
+    identities = Identities()
+    recorded, known, foreign = generate(0), generate(7), generate(3)
+    identities.add(recorded)
+    identities.registered(recorded, known)
+    identities.keep(identities.of(foreign))
+    assert [identities.knows(id_) for id_ in (recorded, known, foreign)] == [True, True, False]
+    identities.forget(recorded)
+    assert not identities.knows(recorded)
+    assert not identities.knows(known)
+
+
+def test_open_are_the_runs_that_the_api_knows_and_that_nobody_has_ended() -> None:
+    identities = Identities()
+    waits, runs, ends, stopped, forgotten = (identities.add(generate(0)) for _ in range(5))
+    for run in (waits, runs, ends, stopped, forgotten):
+        run.registered = False
+    identities.keep(RunIdentity(generate(3)))
+    assert identities.open_runs() == []
+    for run in (runs, ends, stopped, forgotten):
+        identities.registered(run.recorded_id, generate(7))
+    assert identities.open_runs() == [runs, ends, stopped, forgotten]  # each one once
+    ends.termination.run_ended()
+    stopped.terminate("over budget")
+    identities.forget(forgotten.recorded_id)
+    assert identities.open_runs() == [runs]
+
+
+def test_what_an_answer_said_of_a_run_before_it_was_added_is_kept() -> None:
+    identities = Identities()
+    id_ = generate(3)
+    early = identities.of(id_)
+    early.terminate("at once")
+    identities.keep(early)
+    assert identities.add(id_) is early
+    identities.forget(id_)
+    assert id_ not in texts_kept_by(identities)
+
+
+def test_of_runs_of_other_clients_the_last_ones_are_remembered() -> None:
+    identities = Identities()
+    first = identities.of(generate(3))
+    lost = generate(3)
+    first.span_lost(create(lost, None, first.id), "refused")
+    others = [generate(3) for _ in range(1_500)]
+    for id_ in others:
+        identities.keep(identities.of(id_))
+        identities.keep(first)  # one of which something is remembered again and again stays
+    assert identities.of(first.id) is first
+    assert texts_kept_by(identities) & {*others} == {*others[-999:]}
 
 
 def test_a_run_of_another_client_is_kept_once_there_is_something_to_remember() -> None:
@@ -454,6 +587,12 @@ class Client(RuleBasedStateMachine):
             known = run.recorded_id if same else self.new_id()
             self.identities.registered(run.recorded_id, known)
             self.open[known] = run
+
+    @rule(run=runs)
+    def rename(self, run: RunIdentity) -> None:
+        if run.id != run.recorded_id:
+            del self.open[run.recorded_id]
+            self.identities.rename(run)
 
     @rule(run=consumes(runs))
     def forget(self, run: RunIdentity) -> None:

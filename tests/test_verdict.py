@@ -11,7 +11,17 @@ import pytest
 from msgspec import Raw
 
 from prefactor_core.api.errors import error_from_answer
-from prefactor_core.delivery.verdict import Verdict, judge, judge_request, lacks_call
+from prefactor_core.delivery.verdict import (
+    Verdict,
+    is_firm,
+    is_of_the_api,
+    is_out_of_service,
+    judge,
+    judge_request,
+    lacks_call,
+    may_be_done,
+    was_not_sent,
+)
 from prefactor_core.exceptions import (
     OperationError,
     PrefactorApiError,
@@ -44,7 +54,9 @@ COMMON: dict[str, Any] = {
     "instance_id": "run",
 }
 OPERATIONS: list[Operation] = [
-    RegisterAgentInstance(**COMMON, agent_id="agent", agent_version={}, agent_schema_version={}),
+    RegisterAgentInstance(
+        **COMMON, agent_id="agent", agent_version=Raw(b"{}"), agent_schema_version={}
+    ),
     StartAgentInstance(**COMMON),
     FinishAgentInstance(**COMMON, status=InstanceStatus.COMPLETE),
     CreateSpan(
@@ -58,6 +70,7 @@ OPERATIONS: list[Operation] = [
     UpdateSpanPayload(**COMMON, span_id="span", payload=Raw(b"{}")),
     RecordQuality(**COMMON, name="accuracy", payload=Raw(b"{}")),
 ]
+CREATE = OPERATIONS[3]
 FINISHES = {OperationType.FINISH_AGENT_INSTANCE, OperationType.FINISH_SPAN}
 
 every_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: o.type.name)
@@ -69,12 +82,17 @@ PROPER = {
     403: Verdict.DENIED,
     404: Verdict.REFUSED,
     405: Verdict.REFUSED,
-    408: Verdict.REFUSED,
+    407: Verdict.REFUSED,
+    408: Verdict.FAILED,
     410: Verdict.REFUSED,
     413: Verdict.TOO_LARGE,
     418: Verdict.REFUSED,
     422: Verdict.REFUSED,
+    423: Verdict.REFUSED,
+    425: Verdict.FAILED,
     429: Verdict.BUSY,
+    431: Verdict.REFUSED,
+    451: Verdict.REFUSED,
     499: Verdict.REFUSED,
     500: Verdict.FAILED,
     501: Verdict.FAILED,
@@ -114,28 +132,14 @@ def test_a_conflict_of_a_whole_request_settles_nothing() -> None:
     assert judge_request(answer(409)) is Verdict.REFUSED
 
 
-@every_operation
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'"no"'])
-@pytest.mark.parametrize(
-    ("status", "verdict"),
-    [
-        (400, Verdict.FAILED),
-        (404, Verdict.FAILED),
-        (405, Verdict.FAILED),
-        (409, Verdict.FAILED),
-        (422, Verdict.FAILED),
-        (401, Verdict.FAILED),
-        (413, Verdict.TOO_LARGE),
-        (429, Verdict.BUSY),
-        (502, Verdict.FAILED),
-    ],
-)
-def test_what_is_not_in_the_form_of_the_api_refuses_nothing(
-    operation: Operation, status: int, verdict: Verdict, body: bytes
-) -> None:
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'"no"', b'{"detail":"Not Found"}'])
+@pytest.mark.parametrize("status", [*PROPER, 409])
+def test_what_is_not_in_the_form_of_the_api_refuses_nothing(status: int, body: bytes) -> None:
     # Something in between answers: it has no say in what the API would take.
-    assert judge(operation, answer(status, body)) is verdict
-    assert judge_request(answer(status, body)) is verdict
+    error = answer(status, body)
+    expected = Verdict.BUSY if status == 429 else Verdict.FAILED
+    assert {judge(operation, error) for operation in OPERATIONS} == {expected}
+    assert judge_request(error) is expected
 
 
 @pytest.mark.parametrize("status", [400, 404, 408, 422, 451])
@@ -154,8 +158,7 @@ def test_a_conflict_that_is_configured_to_pass_is_no_end() -> None:
 def test_only_the_create_of_a_span_can_be_refused_for_its_id(
     operation: Operation, status: int, name: str
 ) -> None:
-    errors = {name: {"code": "invalid_value"}, "schema_name": {"code": "required"}}
-    error = answer(status, msgspec.json.encode({"status": "error", "errors": errors}))
+    error = answer(status, fields(name, "schema_name"))
     is_create = operation.type is OperationType.CREATE_SPAN
     assert judge(operation, error) is (Verdict.ID_REFUSED if is_create else Verdict.REFUSED)
     assert judge_request(error) is Verdict.REFUSED
@@ -166,6 +169,40 @@ def test_only_the_create_of_a_span_can_be_refused_for_its_id(
 def test_another_field_is_not_the_id(operation: Operation, name: str) -> None:
     error = PrefactorValidationError("no", status_code=422, errors={name: "wrong"})
     assert judge(operation, error) is Verdict.REFUSED
+
+
+def fields(*names: str) -> bytes:
+    """The body of an answer that finds these fields wrong."""
+    errors = {name: {"code": "invalid_value"} for name in names}
+    return msgspec.json.encode({"status": "error", "errors": errors})
+
+
+@every_operation
+@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize("names", [["parent_span_id"], ["id", "details.parent_span_id"]])
+def test_only_a_span_with_a_parent_can_be_refused_for_it(
+    operation: Operation, status: int, names: list[str]
+) -> None:
+    error = answer(status, fields(*names))
+    if not isinstance(operation, CreateSpan):
+        assert judge(operation, error) is Verdict.REFUSED
+        return
+    # The API cannot mean a parent that it was not told of.
+    without = Verdict.ID_REFUSED if "id" in names else Verdict.REFUSED
+    assert judge(operation, error) is without
+    child = msgspec.structs.replace(operation, parent_span_id="parent")
+    assert judge(child, error) is Verdict.PARENT_REFUSED
+    assert judge_request(error) is Verdict.REFUSED
+
+
+def test_what_the_api_does_not_find_of_a_child_may_be_its_parent() -> None:
+    child = msgspec.structs.replace(CREATE, parent_span_id="parent")
+    assert judge(child, answer(404)) is Verdict.PARENT_REFUSED
+    assert judge(CREATE, answer(404)) is Verdict.REFUSED
+    # A gateway that does not find the path says nothing of parents.
+    assert judge(child, answer(404, b"<html>")) is Verdict.FAILED
+    for status in (401, 405, 409, 410, 413, 429, 500, 503):
+        assert judge(child, answer(status)) is judge(CREATE, answer(status))
 
 
 CLASSES: list[tuple[Exception, Verdict]] = [
@@ -214,10 +251,14 @@ def test_no_kind_of_error_of_the_api_was_forgotten_here() -> None:
     }
 
 
+# What else is asked of an error
+
+ANSWERED = [*PROPER, 409]
+
+
 @pytest.mark.parametrize("body", [None, b"<html>"], ids=["proper", "html"])
-@pytest.mark.parametrize("status", [400, 401, 404, 405, 409, 413, 422, 429, 500, 501, 503])
-def test_a_call_is_lacking_by_its_status_whoever_says_so(status: int, body: bytes | None) -> None:
-    assert lacks_call(answer(status, body)) == (status in (404, 405, 501))
+def test_a_call_is_lacking_by_its_status_whoever_says_so(body: bytes | None) -> None:
+    assert {s for s in ANSWERED if lacks_call(answer(s, body))} == {404, 405, 501}
 
 
 @pytest.mark.parametrize("error", [PrefactorUnreachableError("no"), ValueError("no")])
@@ -225,12 +266,58 @@ def test_without_an_answer_no_call_is_lacking(error: Exception) -> None:
     assert not lacks_call(error)
 
 
+@pytest.mark.parametrize("status", ANSWERED)
+def test_an_answer_is_of_the_api_if_it_is_in_its_form(status: int) -> None:
+    assert is_of_the_api(answer(status))
+    # Also of the statuses that mean the same whoever says so: 429, and from 500 on.
+    for body in (b"", b"<html>", b'{"detail":"Not Found"}'):
+        assert not is_of_the_api(answer(status, body))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PrefactorUnreachableError("nobody is there"),
+        PrefactorContractError("what is this", status_code=200),
+        PrefactorValueError("cannot be written as JSON"),
+        RuntimeError("a bug"),
+    ],
+)
+def test_what_is_no_answer_is_not_of_the_api(error: Exception) -> None:
+    assert not is_of_the_api(error)
+
+
+def test_the_api_refuses_firmly_what_it_has_looked_at() -> None:
+    assert {status for status in ANSWERED if is_firm(answer(status))} == {400, 409, 422}
+    assert not is_firm(PrefactorUnreachableError("nobody is there"))
+    assert not is_firm(PrefactorValueError("cannot be written as JSON"))
+
+
+def test_some_statuses_and_every_want_of_an_answer_speak_of_the_state_of_the_api() -> None:
+    out = {status for status in ANSWERED if is_out_of_service(answer(status))}
+    assert out == {408, 425, 429, 502, 503, 504}
+    for error in (PrefactorUnreachableError("no"), PrefactorContractError("no"), OSError("no")):
+        assert is_out_of_service(error)
+
+
+def test_what_could_not_be_written_was_not_sent() -> None:
+    not_sent = [error for error, _ in CLASSES if was_not_sent(error)]
+    assert [type(error) for error in not_sent] == [PrefactorValueError, OperationError]
+
+
+def test_only_without_an_answer_may_it_be_done() -> None:
+    assert may_be_done(PrefactorUnreachableError("the connection broke"))
+    assert not {status for status in ANSWERED if may_be_done(answer(status))}
+
+
 def test_a_registration_is_refused_for_its_environment_only_where_one_was_added() -> None:
     plain = OPERATIONS[0]
     assert isinstance(plain, RegisterAgentInstance)
-    added = msgspec.structs.replace(plain, runtime_environment={"os": "linux"})
+    added = msgspec.structs.replace(plain, runtime_environment=Raw(b'{"os":"linux"}'))
     for status in (400, 409, 422):
         assert judge(added, answer(status)) is Verdict.ENVIRONMENT_REFUSED
         assert judge(added.as_given(), answer(status)) is Verdict.REFUSED
+        # A gateway has not looked at it.
+        assert judge(added, answer(status, b"<html>")) is Verdict.FAILED
     for status in (401, 404, 413, 429, 500):
         assert judge(added, answer(status)) is judge(plain, answer(status))

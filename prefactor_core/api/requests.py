@@ -214,7 +214,7 @@ def item(operation: Operation, given_id: bool) -> Struct:
 
 def _registration(operation: RegisterAgentInstance) -> dict[str, Any]:
     version = operation.agent_version
-    if operation.runtime_environment is not None:
+    if operation.runtime_environment is not UNSET:
         fields = msgspec.json.decode(version, type=dict[str, Raw])
         fields["runtime_environment"] = operation.runtime_environment
         version = Raw(msgspec.json.encode(fields))

@@ -52,13 +52,7 @@ class ApiLimits:
 
     def max_bytes(self, now: float) -> int:
         """How large a request may be for now."""
-        if self._max_bytes < self._most_bytes and not self._size.holds(now):
-            # As large as it ever was if nothing else is said: twice as large at each attempt.
-            self._max_bytes = min(2 * self._max_bytes, self._most_bytes)
-            self._ledger.assume("smaller requests", self._max_bytes < self._most_bytes)
-            if self._max_bytes < self._most_bytes:
-                self._size.make(now)
-        return self._max_bytes
+        return self._max_bytes if self._size.holds(now) else self._most_bytes
 
     def gives_ids(self, now: float) -> bool:
         """Whether the API is told an id, to see whether it takes one by now."""
@@ -102,9 +96,16 @@ class ApiLimits:
 
     def too_large(self, size: int, now: float) -> None:
         """A request of ``size`` bytes was too large."""
-        self._max_bytes = max(1, min(self._max_bytes, size // 2))
+        if size <= self._max_bytes:
+            self._max_bytes = max(1, size // 2)
         self._size.make(now)
         self._ledger.assume("smaller requests", True)
+
+    def taken_of_size(self, size: int) -> None:
+        """A bulk request of ``size`` bytes was taken."""
+        if size > self._max_bytes and self._size.refute():
+            self._max_bytes = self._most_bytes
+            self._ledger.assume("smaller requests", False)
 
     def makes_ids(self, now: float) -> None:
         """The API has not taken an id that it was given."""

@@ -203,15 +203,13 @@ class Backlog:
             for parcel in run.aside:
                 parcel.due = 0.0
 
-    def next_due(self) -> float:
-        """When the first of what waits for its time may be sent."""
-        return min(
-            chain.from_iterable(
-                [run.held_until] if run.held_until > -math.inf else [p.due for p in run.aside]
-                for run in self._runs.values()
-            ),
-            default=-math.inf,
+    def next_due(self, now: float) -> float:
+        """When the first may be sent of what has to wait for its time, if there is any."""
+        times = chain.from_iterable(
+            [run.held_until] if run.held_until > now else [parcel.due for parcel in run.aside]
+            for run in self._runs.values()
         )
+        return min((time for time in times if time > now), default=-math.inf)
 
     def next_request(
         self,
@@ -259,7 +257,7 @@ class Backlog:
                     self._unsent_starts.pop(operation.span_id, None)
                     parcel.given_id = given_ids or one_given_id
                     one_given_id = False
-        for instance_id in {parcel.operation.instance_id for parcel in request}:
+        for instance_id in dict.fromkeys(parcel.operation.instance_id for parcel in request):
             self._runs[instance_id] = self._runs.pop(instance_id)
 
 
@@ -288,15 +286,12 @@ class _Request:
         for parcel in parcels:
             operation = parcel.operation
             single = parcel.alone or parcel.in_bulk or operation.type in self._alone
-            self._operations += parcel.count
-            self._size += parcel.size
-            if self.parcels and (
-                self._operations > self._max_operations or self._size > self._max_bytes
-            ):
-                return False
             if self.parcels and single:
                 # Its turn comes: a run that was in a request goes to the end.
                 return True
+            operations, size = self._operations + parcel.count, self._size + parcel.size
+            if self.parcels and (operations > self._max_operations or size > self._max_bytes):
+                return False
             # Whoever gives a span the id of another gives it its keys, too.
             if operation.idempotency_key in self._keys:
                 return True
@@ -307,6 +302,7 @@ class _Request:
                     return True
                 self._created.add(operation.span_id)
             self._keys.add(operation.idempotency_key)
+            self._operations, self._size = operations, size
             self.parcels.append(parcel)
             if single:
                 return False

@@ -150,7 +150,7 @@ class Courier:
             backlog.sent(request, given_ids=given_ids, one_given_id=one_given_id)
             await self._send_request(request)
         else:
-            await self._lane.pause_for_more(backlog.next_due() - now)
+            await self._lane.pause_for_more(backlog.next_due(now) - now)
 
     async def _send_request(self, request: list[Parcel]) -> None:
         limited = self._outage.is_limited

@@ -114,7 +114,8 @@ class Delivery:
         self._poll.close()
         self._losses.close()
         self.outbox.take_over()
-        self._outage.drain(anyio.current_time() + self._drain_timeout)
+        now = anyio.current_time()
+        self._outage.drain(now, now + self._drain_timeout)
         for lane in self.outbox.lanes:
             try:
                 await lane.queue.close(1)

@@ -267,8 +267,8 @@ class Identities:
     def keep(self, run: RunIdentity) -> None:
         """Something about a run that another client registered is to be remembered."""
         if run.recorded_id not in self._runs and run.recorded_id not in self._ended:
-            self._foreign.pop(run.recorded_id, None)
-            self._foreign[run.recorded_id] = run
+            # The one that is remembered, if there is one, and from now on the newest.
+            self._foreign[run.recorded_id] = self._foreign.pop(run.recorded_id, run)
             _keep_last(self._foreign, _FOREIGN_KEPT)
 
     def forget(self, recorded_id: str) -> None:

@@ -58,7 +58,8 @@ class Outage:
         self.answers = 0
         self._began = 0.0
         self._until = self._asked_until = -math.inf
-        self._probing = False
+        # The round of the one request that is on its way while requests are limited.
+        self._probe: int | None = None
         self._drained_at = math.inf
         # Requests that are on their way together fail together: only the first one counts.
         self._round: int = 0
@@ -73,22 +74,21 @@ class Outage:
 
         Infinite while another worker's request finds out whether the API is back.
         """
-        if self.is_limited and self._probing:
+        if self.is_limited and self._probe is not None:
             return math.inf
-        wait = max(self._until, self._asked_until) - now
-        # No wait may cost the last attempt of a drain.
-        left = self._drained_at - now
-        return wait if wait < left else min(wait, left / 2)
+        return max(self._until, self._asked_until) - now
 
     def begin(self) -> int:
         """A request is sent; what :meth:`failed` and :meth:`end` are to be told of it."""
         if self.is_limited:
-            self._probing = True
+            self._probe = self._round
         return self._round
 
-    def end(self) -> None:
-        """A request has come to its end, whatever that was."""
-        self._probing = False
+    def end(self, round: int) -> None:
+        """A request that was sent in ``round`` has come to its end, whatever that was."""
+        # One that was sent before the failures is of an earlier round: it is not waited for.
+        if round == self._probe:
+            self._probe = None
 
     def soon(self) -> float:
         """The seconds before a request that failed for the first time is sent again."""
@@ -107,7 +107,8 @@ class Outage:
         to be told. ``retry_after``: the wait in seconds that the API asked for. ``denied``: it does
         not take the token, which does not pass by itself."""
         if retry_after is not None:
-            self._asked_until = max(self._asked_until, now + min(retry_after, _LONGEST_ASKED))
+            asked = self._in_time(now, now + min(retry_after, _LONGEST_ASKED))
+            self._asked_until = max(self._asked_until, asked)
         if round != self._round:
             return False
         self._round += 1
@@ -119,11 +120,17 @@ class Outage:
             if not denied:
                 # One operation costs little, and what has just begun may soon be over.
                 wait = min(wait, max(_PATIENT, (now - self._began) * _PATIENCE))
-            self._until = now + wait
+            self._until = self._in_time(now, now + wait)
         lasts = self.failures >= _TOLD_AFTER or now - self._began >= _NO_HICCUP
         news = lasts and not self.told
         self.told = self.told or news
         return news
+
+    def unanswered(self, now: float, waited: float) -> bool:
+        """A caller has waited ``waited`` seconds, and nothing was answered; whether that is news
+        to be told. As many callers as there are may say the same: once it is known, it is no
+        further failure."""
+        return not self.told and self.failed(self._round, now, took=waited)
 
     def succeeded(self, now: float) -> float | None:
         """A request was answered as it should be; the seconds that an outage took that was told,
@@ -137,7 +144,15 @@ class Outage:
         self._until = -math.inf
         return took
 
-    def drain(self, until: float) -> None:
+    def drain(self, now: float, until: float) -> None:
         """Little time is left, until ``until``: the waits begin anew, and none outlasts it."""
         self._drained_at = until
+        self.failures = min(self.failures, 2)
         self._until = -math.inf
+        self._asked_until = self._in_time(now, self._asked_until)
+
+    def _in_time(self, now: float, until: float) -> float:
+        """The end of a wait; no wait may cost the last attempt of a drain."""
+        # Decided when the wait begins: later on half of the rest would be left again and again.
+        left = self._drained_at - now
+        return until if until - now < left else now + left / 2

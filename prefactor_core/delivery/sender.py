@@ -101,13 +101,16 @@ class Sender:
         """A caller has waited for a registration, for so long, and no answer came to anything."""
         error = PrefactorUnreachableError(f"the API did not register a run within {seconds:g} s")
         self._ledger.fail(error)
-        self._failed(error, self._outage.begin(), seconds)
-        self._outage.end()
+        self._note_outage(error, self._outage.unanswered(anyio.current_time(), seconds))
 
     def _failed(self, error: Exception, round: int, took: float) -> None:
         asked = error.retry_after if isinstance(error, PrefactorApiError) else None
         denied = judge_request(error) is Verdict.DENIED
         news = self._outage.failed(round, anyio.current_time(), asked, took=took, denied=denied)
+        self._note_outage(error, news)
+
+    def _note_outage(self, error: Exception, news: bool) -> None:
+        denied = judge_request(error) is Verdict.DENIED
         self._ledger.outage_since = self._outage.since
         if news:
             log(
@@ -141,7 +144,7 @@ class Sender:
             self._failed(error, round, anyio.current_time() - sent_at)
             raise
         finally:
-            self._outage.end()
+            self._outage.end(round)
 
     def ask_bulk(self, parcel: Parcel, refusal: Exception) -> None:
         """Find out by bulk whether the API refuses ``parcel``, as it has said, or everything."""
@@ -266,6 +269,7 @@ class Sender:
                 if refused:
                     return
             raise
+        self.limits.taken_of_size(sum(parcel.size for parcel in request))
         await self._read_outputs(request, operations, outputs, settle)
 
     async def _read_outputs(

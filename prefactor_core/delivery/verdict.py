@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
+from msgspec import UNSET
+
 from prefactor_core.exceptions import (
     OperationError,
     PrefactorApiError,
@@ -73,7 +75,7 @@ def judge(operation: Operation, error: Exception) -> Verdict:
         return Verdict.SETTLED
     if (
         isinstance(operation, RegisterAgentInstance)
-        and operation.runtime_environment is not None
+        and operation.runtime_environment is not UNSET
         and isinstance(error, PrefactorValidationError | PrefactorConflictError)
     ):
         # The API keeps an agent's version as it was stored first under its external_identifier,
@@ -144,6 +146,9 @@ def lacks_call(error: Exception) -> bool:
 
 def is_of_the_api(error: Exception) -> bool:
     """Whether ``error`` is an answer in the API's own form, and not that of a gateway."""
+    if isinstance(error, PrefactorServerError | PrefactorRateLimitError):
+        # A gateway's has the same class. Only the API gives these a code.
+        return error.code != "unknown"
     return (
         isinstance(error, PrefactorApiError)
         and error.status_code is not None

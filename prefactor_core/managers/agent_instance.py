@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import anyio
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw, UnsetType
 
 from prefactor_core import identifiers
 from prefactor_core.agent_instance import AgentInstanceHandle as AgentInstanceHandle
@@ -301,12 +301,12 @@ class AgentInstanceManager:
         instance.id = instance.identity.id
         return instance
 
-    def _environment_beside(self, agent_version: Mapping[str, object]) -> Raw | None:
-        """What is added to an agent's version; None if the caller says it, if only as null."""
+    def _environment_beside(self, agent_version: Mapping[str, object]) -> Raw | UnsetType:
+        """What is added to an agent's version; unset if the caller says it, if only as null."""
         if self._environment is None or "runtime_environment" in agent_version:
-            return None
+            return UNSET
         if self._registrations is not None and not self._registrations.takes_environment:
-            return None
+            return UNSET
         return _json_object("runtime_environment", self._environment())
 
     def _provisional_id(self, agent_id: str | None) -> str:
