@@ -71,7 +71,7 @@ async def test_both_ids_of_a_run_and_of_its_spans_can_be_used_by_hand() -> None:
     assert {child.name for child in root.children} == {"agent:tool", "agent:llm"}
 
 
-async def test_nothing_of_a_run_is_sent_before_its_registration_even_in_the_drain() -> None:
+async def test_nothing_of_a_run_overtakes_its_registration_even_in_the_drain() -> None:
     async with open_local_prefactor(":memory:") as app:
         # All else is answered all the time: that no run is called so, if it is sent.
         api = FaultyApi(app, faults={"register": 503})

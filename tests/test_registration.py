@@ -37,7 +37,7 @@ from prefactor_core import (
     open_prefactor_sync,
 )
 from prefactor_core.api.client import AsgiApp, AsgiMessage
-from prefactor_core.identifiers import is_pfid, partition_of
+from prefactor_core.identifiers import generate_related, is_pfid, partition_of
 from prefactor_core.schema_version import content_hash
 from prefactor_core.testing import open_recording
 
@@ -574,6 +574,26 @@ async def test_an_id_that_an_open_run_has_is_refused_at_once(api: FaultyApi) -> 
             assert len(registrations(api)) == before
         assert first.recorded
     assert (await stored_run(api)).status == "complete"
+    assert client.statistics().lost == 0
+
+
+async def test_of_two_runs_that_ask_for_one_id_at_once_one_gets_it(api: FaultyApi) -> None:
+    async def register() -> None:
+        try:
+            await client.create_agent_instance(**AGENT, instance_id=own)
+        except PrefactorConflictError:
+            outcomes.append("refused")
+        else:
+            outcomes.append("registered")
+
+    outcomes: list[str] = []
+    async with opened(api) as client:
+        own = generate_related((await client.create_agent_instance(**AGENT)).id)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(register)
+    assert sorted(outcomes) == ["refused", "refused", "registered"]
+    assert len(await stored_runs(api)) == 2
     assert client.statistics().lost == 0
 
 

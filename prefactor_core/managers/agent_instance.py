@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
@@ -166,15 +166,16 @@ class AgentInstanceManager:
         self.home.check("a run is registered")
         if instance_id is not None and not identifiers.is_pfid(instance_id):
             raise PrefactorValueError(f"instance_id must be a PFID, got {instance_id!r}")
-        if instance_id is not None and self._identities.knows(instance_id):
-            raise PrefactorConflictError(
-                f"instance_id {instance_id!r} belongs to another agent instance of this client"
-            )
         if purpose is not None and purpose not in get_args(Purpose):
             known = ", ".join(repr(known) for known in get_args(Purpose))
             raise PrefactorValueError(f"purpose must be one of {known}, got {purpose!r}")
-        # One in a turn of the loop: a thousand runs that begin together must not hold it.
-        async with self._turn:
+        # One in a turn of the loop: a thousand runs that begin together must not hold it. Where
+        # everything is switched off, there may be no loop, or several.
+        async with nullcontext() if self._registrations is None else self._turn:
+            if instance_id is not None and self._identities.knows(instance_id):
+                raise PrefactorConflictError(
+                    f"instance_id {instance_id!r} belongs to another agent instance of this client"
+                )
             clock = Clock()
             recorded_id = instance_id or self._provisional_id(agent_id)
             operation = RegisterAgentInstance(
