@@ -58,7 +58,9 @@ def test_one_strange_character_is_judged_as_the_reference_does(at: int, strange:
 
 
 @pytest.mark.parametrize(
-    "other", ["", VALID[:-1], VALID + "0", VALID + "\n", VALID.upper(), VALID.encode(), None, 7]
+    "other",
+    ["", VALID[:-1], VALID + "0", VALID + "\n", VALID.upper(), VALID.encode(), None, 7],
+    ids=["empty", "short", "long", "a line", "upper case", "bytes", "None", "a number"],
 )
 def test_what_has_not_the_form_is_no_pfid(other: object) -> None:
     assert not is_pfid(other)
