@@ -212,13 +212,24 @@ def test_the_size_comes_back_by_doubling_and_is_as_it_was_in_the_end() -> None:
     limits.too_large(400_000, NOW)
     assert limits.max_bytes(NOW + 4.9) == 200_000
     assert limits.max_bytes(NOW + 5) == 400_000
-    assert limits.max_bytes(NOW + 5) == 400_000  # however often it is asked
-    assert limits.max_bytes(NOW + 14.9) == 400_000
-    assert limits.max_bytes(NOW + 15) == 800_000
+    assert limits.max_bytes(NOW + 5.9) == 400_000  # however often it is asked
+    assert limits.max_bytes(NOW + 6) == 800_000
     assert limits.assumed == ("smaller requests",)
-    assert limits.max_bytes(NOW + 35) == MOST
+    assert limits.max_bytes(NOW + 7) == MOST
     assert limits.assumed == ()
     assert limits.max_bytes(NOW + 1_000) == MOST
+
+
+def test_a_moment_in_which_every_request_was_too_large_is_over_within_half_a_minute() -> None:
+    # As a gateway says it that is being set up, in the form of the API.
+    limits, now = Limits(), NOW
+    for _ in range(20):
+        limits.too_large(limits.max_bytes(now), now)
+        now += 0.1
+    assert limits.max_bytes(now) == 1
+    while limits.max_bytes(now) < MOST:
+        now += 0.1
+    assert now - NOW < 30
 
 
 def test_a_size_that_is_too_large_again_is_tried_less_and_less_often() -> None:

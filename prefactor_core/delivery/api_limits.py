@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection
 
 from prefactor_core.delivery.guess import Guess
@@ -16,6 +17,9 @@ _ALL_TYPES = frozenset(OperationType)
 
 _BULK_FAILURES = 5
 """How often bulk fails as a whole, while single calls go through, until it is not used."""
+
+_LARGER_AFTER = 1.0
+"""Seconds until requests are twice as large again, once they are let grow."""
 
 _TIMES_ONLY_ALONE = 2
 """How often bulk fails at a type, having never taken it, until it is sent alone."""
@@ -38,6 +42,7 @@ class ApiLimits:
         self._most_bytes = max_bytes
         self._max_bytes = max_bytes
         self._size = Guess()
+        self._larger_at = -math.inf
         self._ids = Guess()
         self._environment = Guess()
         self.took_given_id = False
@@ -52,12 +57,16 @@ class ApiLimits:
 
     def max_bytes(self, now: float) -> int:
         """How large a request may be for now."""
-        if self._max_bytes < self._most_bytes and not self._size.holds(now):
-            # As large as it ever was if nothing else is said: twice as large at each attempt.
+        if (
+            self._max_bytes < self._most_bytes
+            and not self._size.holds(now)
+            and now >= self._larger_at
+        ):
+            # As large as it ever was if nothing else is said: twice as large at each attempt. Only
+            # an attempt that fails lengthens the pause before the next.
             self._max_bytes = min(2 * self._max_bytes, self._most_bytes)
+            self._larger_at = now + _LARGER_AFTER
             self._ledger.assume("smaller requests", self._max_bytes < self._most_bytes)
-            if self._max_bytes < self._most_bytes:
-                self._size.make(now)
         return self._max_bytes
 
     def gives_ids(self, now: float) -> bool:
