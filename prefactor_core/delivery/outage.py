@@ -56,7 +56,7 @@ class Outage:
         self._probe: int | None = None
         self._drained_at = math.inf
         # Requests that are on their way together fail together: only the first one counts.
-        self._round = 0
+        self._round: int = 0
 
     @property
     def is_limited(self) -> bool:
