@@ -201,24 +201,39 @@ def test_a_request_that_was_too_large_is_made_half_as_large() -> None:
     limits.too_large(600_000, NOW)
     assert limits.max_bytes(NOW) == 300_000
     assert limits.assumed == ("smaller requests",)
-    # Of requests that were on their way together the smallest counts.
+    # Others that were on their way are larger still, and say nothing new.
     limits.too_large(500_000, NOW)
-    limits.too_large(600_000, NOW)
-    assert limits.max_bytes(NOW) == 250_000
+    assert limits.max_bytes(NOW) == 300_000
+    limits.too_large(300_000, NOW)
+    assert limits.max_bytes(NOW) == 150_000
 
 
-def test_the_size_comes_back_by_doubling_and_is_as_it_was_in_the_end() -> None:
+def test_after_a_while_a_request_of_full_size_shows_whether_it_is_too_large_still() -> None:
     limits = Limits()
     limits.too_large(400_000, NOW)
     assert limits.max_bytes(NOW + 4.9) == 200_000
-    assert limits.max_bytes(NOW + 5) == 400_000
-    assert limits.max_bytes(NOW + 5) == 400_000  # however often it is asked
-    assert limits.max_bytes(NOW + 14.9) == 400_000
-    assert limits.max_bytes(NOW + 15) == 800_000
+    assert limits.max_bytes(NOW + 5) == MOST
     assert limits.assumed == ("smaller requests",)
-    assert limits.max_bytes(NOW + 35) == MOST
+    limits.too_large(MOST, NOW + 5)
+    assert limits.max_bytes(NOW + 14.9) == 200_000  # which is known to be small enough
+    assert limits.max_bytes(NOW + 15) == MOST
+    limits.taken_of_size(150_000)  # says nothing
+    assert limits.assumed == ("smaller requests",)
+    limits.taken_of_size(MOST)
     assert limits.assumed == ()
-    assert limits.max_bytes(NOW + 1_000) == MOST
+    assert limits.max_bytes(NOW + 16) == MOST
+
+
+def test_a_moment_in_which_every_request_was_too_large_is_over_within_half_a_minute() -> None:
+    # As a gateway says it that is being set up, in the form of the API.
+    limits, now = Limits(), NOW
+    for _ in range(20):
+        limits.too_large(limits.max_bytes(now), now)
+        now += 0.1
+    assert limits.max_bytes(now) == 1
+    while limits.max_bytes(now) < MOST:
+        now += 0.1
+    assert now - NOW < 30
 
 
 def test_a_size_that_is_too_large_again_is_tried_less_and_less_often() -> None:
@@ -239,7 +254,9 @@ def test_the_size_comes_back_within_an_hour_each_time() -> None:
         limits.too_large(MOST, now)
         assert limits.max_bytes(now + 4.9) == MOST // 2
         now += 3_600
-        assert (limits.max_bytes(now), limits.assumed) == (MOST, ())
+        assert limits.max_bytes(now) == MOST
+        limits.taken_of_size(MOST)
+        assert limits.assumed == ()
 
 
 def test_no_request_is_so_small_that_nothing_fits() -> None:

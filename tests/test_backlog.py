@@ -1229,5 +1229,5 @@ def refers_to_new(operations: Sequence[Operation]) -> bool:
 
 def test_any_recording_arrives_once_in_order_and_whole() -> None:
     run_state_machine_as_test(
-        Deliveries, settings=settings(max_examples=200, stateful_step_count=40)
+        Deliveries, settings=settings(max_examples=100, stateful_step_count=40)
     )

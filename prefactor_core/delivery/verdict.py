@@ -32,6 +32,7 @@ _NO_SUCH_CALL = (404, 405, 501)
 _TOO_LARGE = 413
 _FIRM = (400, 409, 422)
 _NOT_NOW = (408, 425)
+_OF_A_GATEWAY = (502, 504)
 _OUT_OF_SERVICE = (408, 425, 429, 502, 503, 504)
 
 
@@ -135,8 +136,17 @@ def is_out_of_service(error: Exception) -> bool:
 
 
 def may_be_done(error: Exception) -> bool:
-    """Whether the API may have done what was asked for all the same: no answer came."""
-    return isinstance(error, PrefactorUnreachableError)
+    """Whether the API may have done what was asked for all the same: it is not the API that
+    answered, or its answer cannot be read."""
+    match error:
+        case PrefactorUnreachableError():
+            return True
+        case PrefactorContractError():
+            return error.status_code is None or error.status_code < 400
+        case PrefactorServerError():
+            return error.status_code in _OF_A_GATEWAY
+        case _:
+            return False
 
 
 def lacks_call(error: Exception) -> bool:
