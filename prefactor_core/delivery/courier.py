@@ -137,7 +137,7 @@ class Courier:
             asking=self._outage.is_limited,
             overtaking=self._outage.taken if self._draining else None,
         )
-        if lost := [parcel for parcel in request if self._sender.drop_if_lost(parcel)]:
+        if lost := [parcel for parcel in request if self._sender.settlement.drop_if_lost(parcel)]:
             for parcel in lost:
                 backlog.remove(parcel)
             self._outbox.settled()
@@ -250,7 +250,7 @@ class Courier:
         return self._max_retries * (_PATIENCE if is_out_of_service(error) else 1)
 
     def _give_up(self, parcel: Parcel, error: Exception, reason: str) -> None:
-        self._sender.give_up(parcel, error, reason)
+        self._sender.settlement.give_up(parcel, error, reason)
         self._settle(parcel)
 
 

@@ -19,6 +19,7 @@ from prefactor_core.delivery.loss_report import LossReport
 from prefactor_core.delivery.outage import Outage
 from prefactor_core.delivery.outbox import Outbox
 from prefactor_core.delivery.sender import Sender
+from prefactor_core.delivery.settlement import Settlement
 from prefactor_core.delivery.status_poll import StatusPoll
 from prefactor_core.home import Home
 from prefactor_core.operations import Operation
@@ -53,7 +54,8 @@ class Delivery:
         self.outbox = Outbox(queues, self.ledger, self._losses, config, self.home)
         self._outage = Outage(backoff)
         limits = ApiLimits(self.ledger, config.max_batch_bytes)
-        self.sender = Sender(api, self.ledger, self.identities, self._outage, limits, self._losses)
+        settlement = Settlement(self.ledger, self.identities, self._outage, limits, self._losses)
+        self.sender = Sender(api, self.ledger, self._outage, settlement)
         self._couriers = [
             Courier(lane, self.outbox, self.sender, self._outage, self.ledger, config)
             for lane in self.outbox.lanes

@@ -10,13 +10,11 @@ import anyio
 import anyio.lowlevel
 import msgspec
 
-from prefactor_core.delivery.api_limits import ApiLimits
 from prefactor_core.delivery.backlog import Parcel
-from prefactor_core.delivery.identity import Identities
 from prefactor_core.delivery.ledger import Ledger
-from prefactor_core.delivery.loss_report import LossReport
 from prefactor_core.delivery.outage import Outage
 from prefactor_core.delivery.payloads import without_payload
+from prefactor_core.delivery.settlement import Settlement
 from prefactor_core.delivery.verdict import (
     Verdict,
     is_of_the_api,
@@ -24,16 +22,15 @@ from prefactor_core.delivery.verdict import (
     judge_request,
     lacks_call,
     may_be_done,
+    was_not_sent,
 )
 from prefactor_core.exceptions import (
     OperationError,
     PrefactorApiError,
     PrefactorContractError,
-    PrefactorCoreError,
     PrefactorUnreachableError,
 )
 from prefactor_core.identifiers import is_pfid
-from prefactor_core.lifecycle import is_terminal
 from prefactor_core.log import log
 from prefactor_core.operations import (
     CreateSpan,
@@ -62,40 +59,26 @@ _SLICE = 100
 
 
 class Sender:
-    """Sends parcels and counts what became of them.
-
-    ``limits``: what the API does not do, as far as it has shown.
-    """
+    """Sends parcels; ``settlement`` counts what became of them."""
 
     def __init__(
         self,
         api: ApiClient,
         ledger: Ledger,
-        identities: Identities,
         outage: Outage,
-        limits: ApiLimits,
-        losses: LossReport,
+        settlement: Settlement,
     ) -> None:
         self._api = api
         self._ledger = ledger
-        self.identities = identities
         self._outage = outage
-        self.limits = limits
-        self._losses = losses
+        self.settlement = settlement
+        self.identities = settlement.identities
+        self.limits = settlement.limits
         # Whether single calls were taken since bulk failed last.
         self._taken_alone = False
         # Why parcels were refused that bulk is asked about now. Not in the parcels: an error
         # refers to the frames that refer to these.
         self._refusals: dict[int, Exception] = {}
-
-    def drop_if_lost(self, parcel: Parcel) -> bool:
-        """Give a parcel up if what it belongs to was given up; whether it was."""
-        operation = parcel.operation
-        reason = self.identities.of(operation.instance_id).reason_lost(operation)
-        if reason is None:
-            return False
-        self._drop(parcel, reason)
-        return True
 
     def gave_up_waiting(self, seconds: float) -> None:
         """A caller has waited for a registration, for so long, and no answer came to anything."""
@@ -138,10 +121,11 @@ class Sender:
                 self._refusals.pop(id(parcel), None)
                 parcel.attempts += 1
                 parcel.maybe_done |= may_be_done(error)
-                self._tell_registration_of_failure(parcel)
+                self.settlement.attempt_failed(parcel)
             if judge_request(error) is not Verdict.REFUSED:
                 self._ledger.retry()
-            self._failed(error, round, anyio.current_time() - sent_at)
+            if not was_not_sent(error):
+                self._failed(error, round, anyio.current_time() - sent_at)
             raise
         finally:
             self._outage.end(round)
@@ -150,16 +134,6 @@ class Sender:
         """Find out by bulk whether the API refuses ``parcel``, as it has said, or everything."""
         parcel.in_bulk, parcel.alone = True, False
         self._refusals[id(parcel)] = refusal
-
-    def give_up(self, parcel: Parcel, error: Exception, reason: str) -> None:
-        """A parcel will not be delivered, and is the only one to blame."""
-        # It was not the parent, then: what is below can hang there.
-        parcel.operation = parcel.original or parcel.operation
-        self._drop(parcel, reason, error)
-        if not isinstance(error, PrefactorCoreError):
-            # A bug of ours deserves its traceback; what the API says needs none.
-            message = "%s met an error that was not expected"
-            log(logger, logging.ERROR, message, _name(parcel.operation), error=error)
 
     def shrink(self, parcel: Parcel) -> bool:
         """Leave the larger payload of a parcel out at the next attempt; whether there is one."""
@@ -196,13 +170,13 @@ class Sender:
             self._succeeded()
             parcel.maybe_done = True  # by whom, nobody knows
         else:
-            self._heed(operation.instance_id, control)
+            self.settlement.heed(operation.instance_id, control)
             if parcel.failed_in_bulk:
                 self.limits.taken_only_alone(operation.type, anyio.current_time())
         if isinstance(operation, CreateSpan) and operation.parent_span_id is None:
-            self._warn_of_parent(parcel.original)
+            self.settlement.kept_without_parent(parcel.original)
         self._taken_alone = True
-        self._deliver(parcel, api_id)
+        self.settlement.deliver(parcel, api_id)
         settle(parcel)
 
     def _refused_alone(
@@ -211,7 +185,7 @@ class Sender:
         """Whether an answer to ``parcel`` alone says what to do with it at once."""
         verdict = judge(operation, error)
         if verdict is Verdict.ID_REFUSED and parcel.given_id and not self.limits.took_given_id:
-            self._api_makes_ids()
+            self.settlement.api_makes_ids()
             parcel.given_id = False
         elif verdict is Verdict.PARENT_REFUSED:
             # Better kept without a parent than lost with all that is below it.
@@ -227,7 +201,7 @@ class Sender:
             and verdict in (Verdict.REFUSED, Verdict.ID_REFUSED, Verdict.TOO_LARGE)
         ):
             self._succeeded()
-            self.give_up(parcel, error, "refused")
+            self.settlement.give_up(parcel, error, "refused")
             settle(parcel)
         else:
             return False
@@ -264,7 +238,7 @@ class Sender:
                 # Callers that wait for a registration get their answer.
                 refused = [p for p in request if self._has_an_answer_for_caller(p, error)]
                 for parcel in refused:
-                    self.give_up(parcel, error, "refused")
+                    self.settlement.give_up(parcel, error, "refused")
                     settle(parcel)
                 if refused:
                     return
@@ -288,15 +262,15 @@ class Sender:
             if output is None:
                 parcel.sent = False
                 continue
-            self._heed(operation.instance_id, output.control)
+            self.settlement.heed(operation.instance_id, output.control)
             if output.succeeded and not _lacks_id(operation, output):
                 self.limits.taken_in_bulk(operation.type, len(request))
-                self._deliver(parcel, output.details.id if output.details else None)
+                self.settlement.deliver(parcel, output.details.id if output.details else None)
                 self._refusals.pop(id(parcel), None)
                 self._taken_alone = False
                 settle(parcel)
             elif (refusal := self._refusals.pop(id(parcel), None)) is not None:
-                self.give_up(parcel, refusal, "refused")
+                self.settlement.give_up(parcel, refusal, "refused")
                 settle(parcel)
             else:
                 # What its own endpoint says has a status, which decides.
@@ -353,88 +327,6 @@ class Sender:
                     operation.type,
                 )
 
-    def _heed(self, instance_id: str, control: Control | None) -> None:
-        """An answer may say that its run is to stop."""
-        if control is not None and control.terminate:
-            run = self.identities.of(instance_id)
-            # Also one that another client registered: this one takes no more spans of it.
-            self.identities.keep(run)
-            run.terminate(control.reason)
-
-    def _deliver(self, parcel: Parcel, api_id: str | None) -> None:
-        self._ledger.deliver(parcel.count, parcel.size)
-        if not parcel.maybe_done:
-            self._outage.taken += 1
-        operation = parcel.operation
-        run = self.identities.of(operation.instance_id)
-        match operation:
-            case CreateSpan(span_id=span_id) if api_id is not None:
-                if api_id != run.span_id(span_id):
-                    if parcel.given_id:
-                        self._api_makes_ids()
-                    run.span_made(span_id, api_id)
-                    self.identities.keep(run)
-                elif parcel.given_id:
-                    self._api_takes_ids()
-            case RegisterAgentInstance(instance_id=instance_id) if api_id is not None:
-                if operation.is_as_given:
-                    # Refused with an environment, and taken without: that was it.
-                    self.limits.refuses_environment(anyio.current_time())
-                self.identities.registered(instance_id, api_id)
-            case FinishAgentInstance():
-                self.identities.forget(run.recorded_id)
-            case _:
-                pass
-        if isinstance(operation, FinishSpan) or (
-            isinstance(operation, CreateSpan) and is_terminal(operation.status)
-        ):
-            run.span_ended(operation.span_id)
-
-    def _drop(self, parcel: Parcel, reason: str, error: Exception | None = None) -> None:
-        operation = parcel.operation
-        run = self.identities.of(operation.instance_id)
-        match operation:
-            case CreateSpan():
-                run.span_lost(operation, reason)
-                self.identities.keep(run)
-            case RegisterAgentInstance():
-                run.lost = reason
-                if run.registration is not None and error is not None:
-                    # What it means is said there.
-                    if run.registration.refused(error):
-                        self._ledger.hand_back(parcel.count, parcel.size)
-                    else:
-                        self._ledger.drop(reason, parcel.count, parcel.size)
-                    return
-            case FinishAgentInstance():
-                self.identities.forget(run.recorded_id)
-            case _:
-                pass
-        self._ledger.drop(reason, parcel.count, parcel.size)
-        if run.lost is None or error is not None:
-            detail = None if error is None else f"{_name(operation)} is given up: {error}"
-            self._losses.dropped(reason, detail)
-
-    def _tell_registration_of_failure(self, parcel: Parcel) -> None:
-        if isinstance(parcel.operation, RegisterAgentInstance):
-            run = self.identities.of(parcel.operation.instance_id)
-            if run.registration is not None:
-                run.registration.failed()
-
-    def _warn_of_parent(self, original: Operation | None) -> None:
-        """A span was taken without a parent; perhaps not so in its ``original`` form."""
-        if not isinstance(original, CreateSpan) or original.parent_span_id is None:
-            return
-        self._losses.kept_without_parent(_name(original))
-
-    def _api_makes_ids(self) -> None:
-        self.identities.given_ids = False
-        self.limits.makes_ids(anyio.current_time())
-
-    def _api_takes_ids(self) -> None:
-        self.identities.given_ids = True
-        self.limits.takes_ids()
-
     def _succeeded(self) -> None:
         outage = self._outage.succeeded(anyio.current_time())
         self._ledger.outage_since = None
@@ -447,12 +339,3 @@ def _lacks_id(operation: Operation, output: Output) -> bool:
     """Whether a registration was answered without what the run is called from now on."""
     id = output.details.id if output.details else None
     return isinstance(operation, RegisterAgentInstance) and not is_pfid(id)
-
-
-def _name(operation: Operation) -> str:
-    name = operation.type.name
-    if isinstance(operation, CreateSpan):
-        return f"{name} of the {operation.schema_name!r} span {operation.span_id}"
-    if isinstance(operation, RecordQuality):
-        return f"{name} of {operation.name!r} in {operation.instance_id}"
-    return f"{name} of {operation.instance_id}"
