@@ -26,6 +26,10 @@ _PATIENT = 5.0
 _PATIENCE = 0.1
 """The part of an outage's length that a wait in it may take, if that is more."""
 
+_LAST_PART = 0.02
+"""The last part of a drain, in which no wait is cut any more: halves of it would be cut without
+end."""
+
 _NO_HICCUP = 5.0
 """Seconds without a success after which a failure is an outage."""
 
@@ -61,6 +65,7 @@ class Outage:
         # The round of the one request that is on its way while requests are limited.
         self._probe: int | None = None
         self._drained_at = math.inf
+        self._too_short = 0.0
         # Requests that are on their way together fail together: only the first one counts.
         self._round: int = 0
 
@@ -147,6 +152,7 @@ class Outage:
     def drain(self, now: float, until: float) -> None:
         """Little time is left, until ``until``: the waits begin anew, and none outlasts it."""
         self._drained_at = until
+        self._too_short = (until - now) * _LAST_PART
         self.failures = min(self.failures, 2)
         self._until = -math.inf
         self._asked_until = self._in_time(now, self._asked_until)
@@ -155,4 +161,6 @@ class Outage:
         """The end of a wait; no wait may cost the last attempt of a drain."""
         # Decided when the wait begins: later on half of the rest would be left again and again.
         left = self._drained_at - now
-        return until if until - now < left else now + left / 2
+        if until - now < left or left < self._too_short:
+            return until
+        return now + left / 2
