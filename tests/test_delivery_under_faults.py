@@ -461,9 +461,10 @@ def test_no_wait_is_longer_than_what_is_left_of_the_drain() -> None:
     for failures in range(1, 30):
         outage = Outage(Backoff())
         for n in range(failures):
-            outage.failed(outage.begin(), float(n), 600.0 if n % 2 else None, denied=True)
-            outage.end()
-        outage.drain(failures + 8.0)
+            round = outage.begin()
+            outage.failed(round, float(n), 600.0 if n % 2 else None, denied=True)
+            outage.end(round)
+        outage.drain(float(failures), failures + 8.0)
         assert outage.wait(float(failures)) < 8.0
 
 

@@ -66,8 +66,10 @@ class Courier:
         # for; and whether to send a single one next, to see if the API takes anything.
         self._limit: int | None = None
         self._single_next = False
-        # What Outage.taken was when a batch failed.
-        self._taken_before: int | None = None
+        # What Outage.delivered was when a batch failed.
+        self._delivered_before: int | None = None
+        # How many bulk requests in a row the API has stopped at an item.
+        self._stopped = 0
         self._outages_ended = 0
         self._has_just_asked = False
         self._draining = False
@@ -161,8 +163,13 @@ class Courier:
             self._failed(request, error)
         else:
             self._single_next = False
-            if not single:
-                self._taken_before = None
+            settled = sum(parcel.settled for parcel in request)
+            self._stopped = self._stopped + 1 if settled < len(request) else 0
+            if self._stopped > 1:
+                # The rest is sent again each time: it shall be no more than what is done.
+                self._limit = max(1, 2 * settled)
+            elif not single:
+                self._delivered_before = None
                 # Twice as much as what went through, until all goes through again.
                 if self._limit is not None:
                     self._limit *= 2
@@ -191,8 +198,9 @@ class Courier:
             self._failed_together(request, error, verdict)
 
     def _failed_together(self, request: list[Parcel], error: Exception, verdict: Verdict) -> None:
-        before, self._taken_before = self._taken_before, self._outage.taken
-        to_blame = before is not None and self._outage.taken > before
+        # To look for the one at fault costs nothing but requests: here it may have been known.
+        before, self._delivered_before = self._delivered_before, self._outage.delivered
+        to_blame = before is not None and self._outage.delivered > before
         if to_blame or self._limit is not None:
             # By halves it comes down to one.
             self._limit = half(request)

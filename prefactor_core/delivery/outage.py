@@ -45,7 +45,8 @@ class Outage:
     none. ``told``: whether the log was told. ``failures``: how many there were in a row.
     ``taken``: how many operations the API has taken that it cannot have known before. A failure is
     the fault of an operation only if that number grows meanwhile: answers to what it knew already
-    may come from a cache, before an API that takes nothing. ``ended``: how many times several
+    may come from a cache, before an API that takes nothing. ``delivered``: how many it has taken at
+    all. ``ended``: how many times several
     failures in a row came to an end. ``answers``: how many requests were answered as they should.
     """
 
@@ -57,7 +58,7 @@ class Outage:
         self.since: datetime | None = None
         self.told = False
         self.failures = 0
-        self.taken = 0
+        self.taken = self.delivered = 0
         self.ended = 0
         self.answers = 0
         self._began = 0.0

@@ -171,7 +171,7 @@ class Sender:
             parcel.maybe_done = True  # by whom, nobody knows
         else:
             self.settlement.heed(operation.instance_id, control)
-            if parcel.failed_in_bulk:
+            if parcel.failed_in_bulk and not _is_changed(parcel):
                 self.limits.taken_only_alone(operation.type, anyio.current_time())
         if isinstance(operation, CreateSpan) and operation.parent_span_id is None:
             self.settlement.kept_without_parent(parcel.original)
@@ -333,6 +333,14 @@ class Sender:
         if outage is not None:
             message = "the Prefactor API takes operations again after %.1f s"
             log(logger, logging.INFO, message, outage)
+
+
+def _is_changed(parcel: Parcel) -> bool:
+    """Whether something that the API did not take was left out of a parcel."""
+    operation = parcel.operation
+    return parcel.original is not None or (
+        isinstance(operation, RegisterAgentInstance) and operation.is_as_given
+    )
 
 
 def _lacks_id(operation: Operation, output: Output) -> bool:

@@ -81,9 +81,6 @@ class Settlement:
 
     def deliver(self, parcel: Parcel, api_id: str | None) -> None:
         """The API has taken a parcel; ``api_id``: the id of the run or span that it made."""
-        self._ledger.deliver(parcel.count, parcel.size)
-        if not parcel.maybe_done:
-            self._outage.taken += 1
         operation = parcel.operation
         run = self.identities.of(operation.instance_id)
         match operation:
@@ -108,6 +105,10 @@ class Settlement:
             isinstance(operation, CreateSpan) and is_terminal(operation.status)
         ):
             run.span_ended(operation.span_id)
+        self._outage.delivered += 1
+        if not parcel.maybe_done:
+            self._outage.taken += 1
+        self._ledger.deliver(parcel.count, parcel.size)
 
     def _drop(self, parcel: Parcel, reason: str, error: Exception | None = None) -> None:
         operation = parcel.operation

@@ -136,8 +136,8 @@ def is_out_of_service(error: Exception) -> bool:
 
 
 def may_be_done(error: Exception) -> bool:
-    """Whether the API may have done what was asked for all the same: it is not the API that
-    answered, or its answer cannot be read."""
+    """Whether the API may have done what was asked for all the same: there is no answer of its own,
+    or none that can be read."""
     match error:
         case PrefactorUnreachableError():
             return True
