@@ -82,10 +82,24 @@ def test_failures_with_successes_in_between_limit_nothing() -> None:
 # From the second on
 
 
+def test_the_waits_in_an_outage_are_short_beside_its_length() -> None:
+    outage, now, waits = fail_often(1), NOW, list[float]()
+    while now < NOW + 3_600:
+        fail_again(outage, now)
+        waits.append(outage.wait(now))
+        assert waits[-1] <= max(5.0, 0.1 * (now - NOW)) + 1e-9
+        now += waits[-1]
+    assert max(waits) > 45
+    assert len(waits) < 120  # in an hour, each with one operation
+
+
 def test_the_waits_grow_from_the_second_failure_in_a_row_on_up_to_the_cap() -> None:
     outage, now, waits = fail_often(1), NOW, list[float]()
     for _ in range(11):
-        fail_again(outage, now)
+        # A token that is refused does not come right by itself.
+        round = outage.begin()
+        outage.failed(round, now, denied=True)
+        outage.end(round)
         waits.append(outage.wait(now))
         now += waits[-1]
         assert outage.wait(now) <= 1e-9
@@ -182,7 +196,7 @@ def test_the_wait_that_the_api_asks_for_does_not_shorten_the_schedule() -> None:
     outage = make(base=300.0)
     fail_again(outage, asked=0.5)
     fail_again(outage, asked=0.5)
-    assert outage.wait(NOW) >= 45
+    assert outage.wait(NOW) == pytest.approx(5)  # as long as any wait may be at the beginning
 
 
 def test_every_worker_is_heard_that_was_asked_to_wait() -> None:
@@ -434,4 +448,4 @@ def test_any_wait_is_cut_to_what_the_drain_has_left() -> None:
         outage.drain(NOW, NOW + 8)
         for _ in range(failures):
             fail_again(outage, asked=asked)
-        assert outage.wait(NOW) <= 4
+        assert outage.wait(NOW) < 8

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 from msgspec import UNSET, Raw, UnsetType
 
-from prefactor_core.api.requests import bulk, single, termination
+from prefactor_core.api import requests
+from prefactor_core.api.requests import single, termination
 from prefactor_core.exceptions import OperationError
 from prefactor_core.lifecycle import InstanceStatus, SpanStatus
 from prefactor_core.operations import (
@@ -37,6 +38,11 @@ UPDATE = UpdateSpanPayload(
     span_id="span",
     payload=Raw(b"{}"),
 )
+
+
+def bulk(operations: list[Operation], given_ids: list[bool]) -> dict[str, list[msgspec.Struct]]:
+    """The body of a bulk request."""
+    return {"items": [requests.item(*each) for each in zip(operations, given_ids, strict=True)]}
 
 
 QUALITY = RecordQuality(
