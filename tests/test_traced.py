@@ -92,7 +92,7 @@ def _with_self_later(b: int, self: int) -> None: ...
         # A built-in function that does not tell its parameters.
         (max, lambda f: f(1, 2), (), {"args": [1, 2], "kwargs": {}}),
     ],
-    ids=str,
+    ids=[str(number) for number in range(8)],
 )
 async def test_the_payload_has_the_arguments_by_name(
     function: Callable[..., Any],
