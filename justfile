@@ -41,6 +41,10 @@ fuzz *options: (_install venv "dev")
 bench *options: (_install venv "dev")
     PYTHONPATH=tests {{ python }} -m benchmarks {{ options }}
 
+# Show how a program starts and ends while the API fails (takes some minutes).
+bench-exits *options: (_install venv "dev")
+    PYTHONPATH=tests {{ python }} -m benchmarks.exits {{ options }}
+
 # Check style, types and floors.
 check: (_install venv "dev")
     {{ venv }}/bin/ruff check .
