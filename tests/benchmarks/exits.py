@@ -32,6 +32,7 @@ from rich.table import Table
 
 from benchmarks.serving import serve
 from benchmarks.tables import make_console
+from benchmarks.wire import make_id
 from prefactor_core.local import open_local_prefactor
 
 _LIMIT = 20.0
@@ -49,7 +50,7 @@ url, fault = sys.argv[1:]
 registry = SchemaRegistry()
 registry.register_type("agent:tool", {"type": "object"})
 OPTIONS = dict(
-    api_url=url, api_token="token", schema_registry=registry,
+    api_url=url, api_token="token-of-this-benchmark", schema_registry=registry,
     registration_timeout=1, drain_timeout=1,
 )
 AGENT = ("an-agent", {"name": "An agent", "external_identifier": "v1"})
@@ -168,6 +169,13 @@ _ANSWERS = {
 }
 
 
+_REGISTERED = {
+    "status": "success",
+    "details": {"id": make_id(1), "status": "pending"},
+}
+_THEN = "registers, then "
+
+
 async def _answer(kind: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Serve one connection, as ``kind`` says."""
     with suppress(OSError, asyncio.IncompleteReadError):
@@ -175,15 +183,19 @@ async def _answer(kind: str, reader: asyncio.StreamReader, writer: asyncio.Strea
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
             length = [line for line in head.split("\r\n") if line.startswith("content-length:")]
             await reader.readexactly(int(length[0].partition(":")[2]) if length else 0)
-            if kind == "hung":
+            if kind.startswith(_THEN) and "/register " in head:
+                answer = "200 OK", "", "application/json", json.dumps(_REGISTERED).encode()
+            elif kind.endswith("hung"):
                 continue
-            if kind == "one byte a second":
+            elif kind == "one byte a second":
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
                 while True:
                     await writer.drain()
                     await asyncio.sleep(1)
                     writer.write(b" ")
-            status, header, content_type, body = _ANSWERS[kind]
+            else:
+                answer = _ANSWERS[kind.removeprefix(_THEN)]
+            status, header, content_type, body = answer
             writer.write(
                 f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\n{header}"
                 f"Content-Length: {len(body)}\r\n\r\n".encode()
@@ -191,6 +203,25 @@ async def _answer(kind: str, reader: asyncio.StreamReader, writer: asyncio.Strea
             )
             await writer.drain()
     writer.close()
+
+
+_NEVER_WRITES = """
+CREATE VIEW numbers AS
+    WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1e12) SELECT i FROM n;
+CREATE TRIGGER never BEFORE INSERT ON agent_instances BEGIN SELECT count(*) FROM numbers; END;
+"""
+
+
+def _full_port(stack: AsyncExitStack) -> int:
+    """A port that takes no more connections, and refuses none."""
+    listening = stack.enter_context(socket.socket())
+    listening.bind(("127.0.0.1", 0))
+    listening.listen(0)
+    for _ in range(4):
+        waiting = stack.enter_context(socket.socket())
+        waiting.setblocking(False)
+        waiting.connect_ex(listening.getsockname())
+    return int(listening.getsockname()[1])
 
 
 @asynccontextmanager
@@ -211,17 +242,25 @@ async def _addresses(folder: Path) -> AsyncGenerator[dict[str, str]]:
         bound = stack.enter_context(socket.socket())
         bound.bind(("127.0.0.1", 0))  # and listens not
         addresses["refused"] = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        addresses["no connection"] = f"http://127.0.0.1:{_full_port(stack)}"
         await listen("hung")
+        addresses["hung in TLS"] = addresses["hung"].replace("http:", "https:")
         await listen("one byte a second")
+        for kind in ("hung", "401", "429"):
+            await listen(_THEN + kind)
         addresses["resolver hung"] = "http://api.example.com"
         addresses["disk full"] = f"local:{folder}/full-{{}}.db"
         addresses["new file, disk full"] = f"local:{folder}/new-full-{{}}.db"
+        addresses["disk hung"] = f"local:{folder}/hung-{{}}.db"
         addresses["file locked"] = f"local:{folder}/locked.db"
         addresses["new file, locked"] = f"local:{folder}/new-locked.db"
         async with open_local_prefactor(str(folder / "locked.db")):
             pass
         for number in range(len(_WAYS)):
             shutil.copy(folder / "locked.db", folder / f"full-{number}.db")
+            shutil.copy(folder / "locked.db", folder / f"hung-{number}.db")
+            with closing(sqlite3.connect(folder / f"hung-{number}.db")) as database:
+                database.executescript(_NEVER_WRITES)
         for name in ("locked.db", "new-locked.db"):
             database = sqlite3.connect(folder / name, isolation_level=None)
             stack.enter_context(closing(database)).execute("BEGIN EXCLUSIVE")
