@@ -1,9 +1,9 @@
 """``python -m benchmarks.exits``: how a program starts and ends while the API fails, in tables.
 
 Each row is a process: it opens a client, records one run with 20 spans, and ends. Shown are the
-seconds until it is in the block of its run, and those from there on until the process is gone; the
-operations that were lost; and what the log said. Both times are limited: ``registration_timeout``
-and ``drain_timeout`` are a second each.
+seconds from the opening until the run's block is entered, and from the end of that block's body
+until the process is gone; the operations that were lost; and what was said. The time-outs,
+``registration_timeout`` and ``drain_timeout``, are a second each.
 """
 
 from __future__ import annotations
@@ -12,15 +12,10 @@ import argparse
 import asyncio
 import json
 import os
-import shutil
 import signal
-import socket
-import sqlite3
 import sys
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
-from functools import partial
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,10 +25,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.serving import serve
+from benchmarks.failing import open_failing_apis
 from benchmarks.tables import make_console
-from benchmarks.wire import make_id
-from prefactor_core.local import open_local_prefactor
 
 _LIMIT = 20.0
 _EXPECTED = 1.0 + 1.0 + 3.0
@@ -146,127 +139,6 @@ _WAYS = {
 """On trio, no loop can be stopped; a synchronous client has no ``initialize()``."""
 
 
-def _of_api(code: str, message: str) -> tuple[str, bytes]:
-    body = {"status": "error", "code": code, "message": message}
-    return "application/json", json.dumps(body).encode()
-
-
-def _of_gateway(title: str) -> tuple[str, bytes]:
-    return "text/html", f"<html><body><h1>{title}</h1></body></html>".encode()
-
-
-_ANSWERS = {
-    "401": ("401 Unauthorized", "", *_of_api("bad_authtoken", "Invalid token")),
-    "403 of a gateway": ("403 Forbidden", "", *_of_gateway("403 Forbidden")),
-    "404 in HTML": ("404 Not Found", "", *_of_gateway("404 Not Found")),
-    "413 of a gateway": ("413 Content Too Large", "", *_of_gateway("413 Too Large")),
-    "429": (
-        "429 Too Many Requests",
-        "Retry-After: 30\r\n",
-        *_of_api("rate_limited", "Too many requests"),
-    ),
-    "503": ("503 Service Unavailable", "", *_of_api("unavailable", "Try again later")),
-}
-
-
-_REGISTERED = {
-    "status": "success",
-    "details": {"id": make_id(1), "status": "pending"},
-}
-_THEN = "registers, then "
-
-
-async def _answer(kind: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Serve one connection, as ``kind`` says."""
-    with suppress(OSError, asyncio.IncompleteReadError):
-        while True:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
-            length = [line for line in head.split("\r\n") if line.startswith("content-length:")]
-            await reader.readexactly(int(length[0].partition(":")[2]) if length else 0)
-            if kind.startswith(_THEN) and "/register " in head:
-                answer = "200 OK", "", "application/json", json.dumps(_REGISTERED).encode()
-            elif kind.endswith("hung"):
-                continue
-            elif kind == "one byte a second":
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
-                while True:
-                    await writer.drain()
-                    await asyncio.sleep(1)
-                    writer.write(b" ")
-            else:
-                answer = _ANSWERS[kind.removeprefix(_THEN)]
-            status, header, content_type, body = answer
-            writer.write(
-                f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\n{header}"
-                f"Content-Length: {len(body)}\r\n\r\n".encode()
-                + body
-            )
-            await writer.drain()
-    writer.close()
-
-
-_NEVER_WRITES = """
-CREATE VIEW numbers AS
-    WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1e12) SELECT i FROM n;
-CREATE TRIGGER never BEFORE INSERT ON agent_instances BEGIN SELECT count(*) FROM numbers; END;
-"""
-
-
-def _full_port(stack: AsyncExitStack) -> int:
-    """A port that takes no more connections, and refuses none."""
-    listening = stack.enter_context(socket.socket())
-    listening.bind(("127.0.0.1", 0))
-    listening.listen(0)
-    for _ in range(4):
-        waiting = stack.enter_context(socket.socket())
-        waiting.setblocking(False)
-        waiting.connect_ex(listening.getsockname())
-    return int(listening.getsockname()[1])
-
-
-@asynccontextmanager
-async def _addresses(folder: Path) -> AsyncGenerator[dict[str, str]]:
-    """Where each kind of API is, by its name; ``{}`` in an address is the number of the way."""
-    async with AsyncExitStack() as stack:
-        server = stack.enter_context(serve())
-        server.prepare(0)
-        addresses = {"200": f"http://127.0.0.1:{server.api_port}"}
-
-        async def listen(kind: str) -> None:
-            api = await asyncio.start_server(partial(_answer, kind), "127.0.0.1", 0)
-            stack.callback(api.close)
-            addresses[kind] = f"http://127.0.0.1:{api.sockets[0].getsockname()[1]}"
-
-        for kind in _ANSWERS:
-            await listen(kind)
-        bound = stack.enter_context(socket.socket())
-        bound.bind(("127.0.0.1", 0))  # and listens not
-        addresses["refused"] = f"http://127.0.0.1:{bound.getsockname()[1]}"
-        addresses["no connection"] = f"http://127.0.0.1:{_full_port(stack)}"
-        await listen("hung")
-        addresses["hung in TLS"] = addresses["hung"].replace("http:", "https:")
-        await listen("one byte a second")
-        for kind in ("hung", "401", "429"):
-            await listen(_THEN + kind)
-        addresses["resolver hung"] = "http://api.example.com"
-        addresses["disk full"] = f"local:{folder}/full-{{}}.db"
-        addresses["new file, disk full"] = f"local:{folder}/new-full-{{}}.db"
-        addresses["disk hung"] = f"local:{folder}/hung-{{}}.db"
-        addresses["file locked"] = f"local:{folder}/locked.db"
-        addresses["new file, locked"] = f"local:{folder}/new-locked.db"
-        async with open_local_prefactor(str(folder / "locked.db")):
-            pass
-        for number in range(len(_WAYS)):
-            shutil.copy(folder / "locked.db", folder / f"full-{number}.db")
-            shutil.copy(folder / "locked.db", folder / f"hung-{number}.db")
-            with closing(sqlite3.connect(folder / f"hung-{number}.db")) as database:
-                database.executescript(_NEVER_WRITES)
-        for name in ("locked.db", "new-locked.db"):
-            database = sqlite3.connect(folder / name, isolation_level=None)
-            stack.enter_context(closing(database)).execute("BEGIN EXCLUSIVE")
-        yield addresses
-
-
 class Exit(Struct, kw_only=True):
     """How one process started and ended; times in seconds, None where it did not come so far.
 
@@ -299,9 +171,14 @@ class Exit(Struct, kw_only=True):
 
 async def _measure(api: str, address: str, loop: str, way: str) -> Exit:
     code = _PROGRAM.replace("RUN", _WAYS[loop, way])
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFACTOR_")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("PREFACTOR_") and not name.lower().endswith("_proxy")
+    }
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", code, address, api),
+        # Also of a connection that was left open it shall be told.
+        *(sys.executable, "-W", "default::ResourceWarning", "-c", code, address, api),
         env=environment,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -379,7 +256,7 @@ def _seconds(value: float | None) -> str:
 
 async def _measure_all(only: Sequence[str]) -> list[Exit]:
     with TemporaryDirectory() as folder:
-        async with _addresses(Path(folder)) as addresses:
+        async with open_failing_apis(Path(folder), len(_WAYS)) as addresses:
             free = asyncio.Semaphore(2)
 
             async def measure(api: str, number: int, loop: str, way: str) -> Exit:
