@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +189,32 @@ async def test_a_name_without_an_address_is_an_unreachable_api() -> None:
     async with make_api("http://nowhere.invalid", request_timeout=WAIT) as api:
         with pytest.raises(PrefactorUnreachableError, match=r"nowhere\.invalid has no address"):
             await api.ping()
+
+
+async def test_a_cancelled_tls_handshake_leaves_no_connection_open() -> None:
+    hung_up = anyio.Event()
+
+    async def serve(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            await stream.receive()  # the client's hello
+            asking.cancel()
+            with suppress(anyio.EndOfStream):
+                await stream.receive()
+            hung_up.set()
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port = listener.extra(anyio.abc.SocketAttribute.local_port)
+    with anyio.fail_after(WAIT):
+        async with (
+            listener,
+            make_api(f"https://127.0.0.1:{port}") as api,
+            anyio.create_task_group() as group,
+        ):
+            group.start_soon(listener.serve, serve)
+            with anyio.CancelScope() as asking:
+                await api.ping()
+            await hung_up.wait()
+            group.cancel_scope.cancel()
 
 
 async def test_an_address_where_nobody_listens_is_tried_once_each() -> None:

@@ -189,7 +189,7 @@ if hanging:
     app = api.app
 
     async def hang(*_):
-        print("hanging", flush=True)
+        os.write(1, b"hanging\\n")  # in one piece, beside another thread that prints
         await anyio.sleep_forever()
 
     api.app = hang
@@ -224,7 +224,7 @@ def test_a_synchronous_client_that_is_never_left_says_what_it_could_not_deliver_
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT for one process")
 def test_ctrl_c_at_the_end_of_the_program_breaks_the_drain_off() -> None:
-    code = SYNC + "print('end', flush=True)"
+    code = SYNC + "os.write(1, b'end\\n')"
     with started(code, hanging=True) as process:
         assert process.stdout is not None
         lines = {process.stdout.readline(), process.stdout.readline()}

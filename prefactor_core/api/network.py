@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any, Final, cast
 
 import anyio
@@ -24,6 +26,29 @@ _MOST_HEADERS: Final = 32 * 1024
 _HEADER_READ: Final = 4096
 """Bytes that are read at once before the body: h11 parses them in one go, however many answers
 "100 Continue" they hold."""
+
+
+_opened: ContextVar[list[httpcore.AsyncNetworkStream] | None] = ContextVar("_opened", default=None)
+
+
+@asynccontextmanager
+async def no_connection_left() -> AsyncGenerator[None]:
+    """If the block raises, close the connections that it has opened.
+
+    httpcore forgets one whose handshake is cancelled, with the server (TLS) or a proxy (SOCKS), or
+    fails there. asyncio keeps it open then, as long as the loop runs.
+    """
+    opened: list[httpcore.AsyncNetworkStream] = []
+    token = _opened.set(opened)
+    try:
+        yield
+    except BaseException:
+        with anyio.CancelScope(shield=True):  # a TCP connection closes at once
+            for stream in opened:
+                await stream.aclose()
+        raise
+    finally:
+        _opened.reset(token)
 
 
 # ASYNC109: the time-outs are httpcore's.
@@ -52,6 +77,9 @@ class Network(httpcore.AsyncNetworkBackend):
             raise httpcore.ConnectTimeout(f"no connection to {host}") from None
         except OSError as error:
             raise httpcore.ConnectError(str(error)) from None
+        opened = _opened.get()
+        if opened is not None:
+            opened.append(stream)
         return Connection(stream)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 import httpcore
 import httpx
 
-from prefactor_core.api.network import Connection, Network
+from prefactor_core.api.network import Connection, Network, no_connection_left
 from prefactor_core.api.proxies import Proxy, proxy_for
 from prefactor_core.api.tls import tls_context
 from prefactor_core.daemon_thread import DaemonThread
@@ -99,7 +99,8 @@ class Transport(httpx.AsyncBaseTransport):
             extensions=request.extensions,
         )
         try:
-            answer = await self._pool.handle_async_request(outgoing)
+            async with no_connection_left():
+                answer = await self._pool.handle_async_request(outgoing)
         except Exception as error:
             raise _as_httpx(error) from None
         given = cast("dict[str, Any]", answer.extensions)
