@@ -237,6 +237,38 @@ async def test_failures_now_and_then_cost_little_and_lose_nothing(rate: float) -
     assert await record(rate) <= max(await record(0.0) / 0.6, 3.0)
 
 
+async def test_an_answer_to_an_older_request_ends_an_outage_for_all_workers(api: FaultyApi) -> None:
+    requests = -100
+
+    async def app(scope: AsgiMessage, receive: Any, send: Any) -> None:
+        nonlocal requests
+        requests += 1
+        if requests == 1:
+            await anyio.sleep(3)  # the older one
+        elif requests in (2, 3):
+            raise ConnectionRefusedError("nobody is there")
+        elif requests == 4:
+            await anyio.sleep(25)  # it asks whether the API is back
+        await api(scope, receive, send)
+
+    queue = {"num_workers": 3, "batch_window": 0.0}
+    async with open_prefactor(make_config(queue=queue), asgi_app=app) as client:
+        runs: dict[int, AgentInstanceHandle] = {}
+        while len(runs) < 3:  # one for each worker
+            run = await client.create_agent_instance(**AGENT)
+            await run.start()
+            runs.setdefault(hash(run.id) % 3, run)
+        await client.flush()
+        requests = 0
+        for run in runs.values():
+            await record_spans(run, 1)
+            await anyio.sleep(0.5)
+        await anyio.sleep(2)
+        # All but what asks, which is not answered yet.
+        assert requests == 5
+        assert client.statistics().pending == client.statistics().in_flight == 1
+
+
 # --- an API that takes nothing
 
 
@@ -289,6 +321,31 @@ async def test_what_is_answered_to_everything_is_about_the_api(
     assert statistics.lost == 0
     assert statistics.assumed == ()
     assert len((await stored_run(api)).spans) == 605
+
+
+async def test_what_bulk_once_stopped_at_is_not_refused_by_an_api_that_refuses_everything(
+    api: FaultyApi,
+) -> None:
+    creates = 0
+
+    def at_create(call: Call) -> int | None:
+        nonlocal creates
+        creates += 1
+        # First bulk stops there, then the API is out of service, in two ways.
+        return {1: 422, 2: 503}.get(creates) or at_any(call)
+
+    def at_any(call: Call) -> int | None:
+        return 423 if creates >= 2 and anyio.current_time() < until else None
+
+    until = anyio.current_time() + 5
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            api.faults = {"agent_spans": at_create, "*": at_any}
+            await record_spans(instance, 3)
+            await client.flush()
+    assert creates > 3
+    assert client.statistics().lost == 0
+    assert len((await stored_run(api)).spans) == 3
 
 
 async def test_in_an_outage_there_is_one_request_at_a_time_for_all_workers() -> None:

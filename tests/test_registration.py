@@ -24,6 +24,7 @@ from harness import (
 
 from prefactor_core import (
     PrefactorApiError,
+    PrefactorAuthError,
     PrefactorConflictError,
     PrefactorCoreClient,
     PrefactorTelemetryFailureError,
@@ -595,6 +596,61 @@ async def test_of_two_runs_that_ask_for_one_id_at_once_one_gets_it(api: FaultyAp
     assert sorted(outcomes) == ["refused", "refused", "registered"]
     assert len(await stored_runs(api)) == 2
     assert client.statistics().lost == 0
+
+
+async def test_a_run_that_is_taken_after_a_refusal_can_be_judged_after_its_end(
+    api: FaultyApi,
+) -> None:
+    async with opened(api) as client:
+        own = generate_related((await client.create_agent_instance(**AGENT)).id)
+        api.faults["register"] = [403]
+        with pytest.raises(PrefactorAuthError):
+            await client.create_agent_instance(**AGENT, instance_id=own)
+        judged = {
+            "external_identifier": "judged",
+            "span_schemas": {},
+            "quality_schemas": [{"name": "accuracy", "schema": {}}],
+        }
+        instance = await client.create_agent_instance(
+            **AGENT, agent_schema_version=judged, instance_id=own
+        )
+        await instance.finish()
+        await client.flush()
+        await instance.record_quality("accuracy", {"score": 1})
+    assert client.statistics().lost == 0
+    assert "record_quality" in api.names()
+
+
+@pytest.mark.virtual_time
+async def test_two_runs_that_the_api_calls_the_same_are_one_and_raise_nothing(
+    api: FaultyApi,
+) -> None:
+    answers: list[bytes] = []
+
+    async def app(scope: AsgiMessage, receive: Any, send: Any) -> None:
+        async def note(message: AsgiMessage) -> None:
+            if scope["path"].endswith("/register") and message["type"] == "http.response.body":
+                answers.append(message["body"])
+                message["body"] = answers[0]
+            await send(message)
+
+        await api(scope, receive, note)
+
+    api.app.faults.bulk = False  # each registration is a request
+    async with opened(app) as client:
+        async with client.agent_instance(**AGENT) as first:
+            async with client.agent_instance(**AGENT) as second:
+                assert second.id == first.id
+                with second.span("agent:run"):
+                    pass
+            with first.span("agent:run"):
+                pass
+        async with client.agent_instance(**AGENT) as third:
+            assert third.id == first.id
+    assert len(answers) == 3
+    statistics = client.statistics()
+    assert statistics.dropped["run_ended"] == 1
+    assert (statistics.pending, statistics.pending_bytes, statistics.open_bytes) == (0, 0, 0)
 
 
 @pytest.mark.virtual_time

@@ -178,7 +178,10 @@ class Courier:
         finally:
             if limited:
                 self._has_just_asked = True
-                self._outbox.wake()  # the other workers wait for how this ended
+            if limited or self._outages_ended != self._outage.ended:
+                # The other workers wait for how this ended. It may also have been sent before
+                # the failures, and show that they are over while another one is not answered.
+                self._outbox.wake()
         self._outbox.settled()
 
     def _settle(self, parcel: Parcel) -> None:

@@ -224,6 +224,8 @@ class Identities:
         # What the answer to its registration said about it may have been kept.
         run = self._runs.get(recorded_id) or self._foreign.pop(recorded_id, None)
         run = run or RunIdentity(recorded_id, id)
+        # An earlier one that was refused has nothing to say about this one.
+        self._ended.pop(recorded_id, None)
         self._runs[recorded_id] = self._runs[run.id] = run
         return run
 
@@ -231,7 +233,11 @@ class Identities:
         """The API has made a run known, as ``id``."""
         run = self.of(recorded_id)
         run.id, run.registered = id, True
-        self._runs[recorded_id] = self._runs[id] = run
+        self._runs[recorded_id] = run
+        other = self._runs.get(id)
+        if other is None or other.termination.over:
+            self._runs[id] = run
+        # Else it is what an open run is called: to the API they are one.
         if run.registration is not None:
             run.registration.registered()
 
@@ -276,7 +282,8 @@ class Identities:
         recorded at any time."""
         run = self._runs.pop(recorded_id, None)
         if run is not None:
-            self._runs.pop(run.id, None)
+            if self._runs.get(run.id) is run:
+                del self._runs[run.id]
             run.forget_spans()
             if run.id != recorded_id or run.lost is not None:
                 self._ended[recorded_id] = self._ended[run.id] = run

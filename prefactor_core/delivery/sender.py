@@ -186,7 +186,7 @@ class Sender:
         verdict = judge(operation, error)
         if verdict is Verdict.ID_REFUSED and parcel.given_id and not self.limits.took_given_id:
             self.settlement.api_makes_ids()
-            parcel.given_id = False
+            parcel.given_id = parcel.failed_in_bulk = False  # that was why
         elif verdict is Verdict.PARENT_REFUSED:
             # Better kept without a parent than lost with all that is below it.
             parcel.original = parcel.original or parcel.operation
@@ -204,6 +204,8 @@ class Sender:
             self.settlement.give_up(parcel, error, "refused")
             settle(parcel)
         else:
+            # What bulk said is no proof any more: later on the API may be in another state.
+            parcel.failed_in_bulk = False
             return False
         return True
 

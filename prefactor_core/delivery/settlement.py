@@ -9,7 +9,7 @@ import anyio
 
 from prefactor_core.delivery.api_limits import ApiLimits
 from prefactor_core.delivery.backlog import Parcel
-from prefactor_core.delivery.identity import Identities
+from prefactor_core.delivery.identity import Identities, RunIdentity
 from prefactor_core.delivery.ledger import Ledger
 from prefactor_core.delivery.loss_report import LossReport
 from prefactor_core.delivery.outage import Outage
@@ -98,7 +98,7 @@ class Settlement:
                     self.limits.refuses_environment(anyio.current_time())
                 self.identities.registered(instance_id, api_id)
             case FinishAgentInstance():
-                self.identities.forget(run.recorded_id)
+                self._run_ended(run)
             case _:
                 pass
         if isinstance(operation, FinishSpan) or (
@@ -127,13 +127,18 @@ class Settlement:
                         self._ledger.drop(reason, parcel.count, parcel.size)
                     return
             case FinishAgentInstance():
-                self.identities.forget(run.recorded_id)
+                self._run_ended(run)
             case _:
                 pass
         self._ledger.drop(reason, parcel.count, parcel.size)
         if run.lost is None or error is not None:
             detail = None if error is None else f"{_name(operation)} is given up: {error}"
             self._losses.dropped(reason, detail)
+
+    def _run_ended(self, run: RunIdentity) -> None:
+        # One that goes on may be called as one was that has ended.
+        if run.termination.over:
+            self.identities.forget(run.recorded_id)
 
     def attempt_failed(self, parcel: Parcel) -> None:
         """A request failed that had ``parcel`` in it: a caller may wait for its registration."""

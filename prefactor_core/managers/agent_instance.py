@@ -203,6 +203,11 @@ class AgentInstanceManager:
             )
         if run.lost is None:
             await self._wait_for_registration(instance, on_refused)
+        if run.registered and self._identities.of(run.id) is not run:
+            # The API calls it as it calls another open run: to it, and from now on here, it is
+            # that one.
+            self._identities.forget(run.recorded_id)
+            return run.id
         if run.registered:
             # Nothing else was recorded yet, so all of it can be called what the API calls it.
             self._identities.rename(run)
