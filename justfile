@@ -44,6 +44,7 @@ bench *options: (_install venv "dev")
 # Measure runs that begin together, and outages, before an API that fails.
 bench-faults *options: (_install venv "dev")
     PYTHONPATH=tests {{ python }} -m benchmarks.faults {{ options }}
+
 # Show how a program starts and ends while the API fails (takes some minutes).
 bench-exits *options: (_install venv "dev")
     PYTHONPATH=tests {{ python }} -m benchmarks.exits {{ options }}
