@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from functools import partial
 
 import anyio
 import pytest
+from anyio.abc import TaskStatus
 
 from prefactor_core.daemon_thread import DaemonThread, call_in_daemon_thread
 
@@ -31,14 +33,21 @@ async def test_a_call_raises_what_the_function_raises() -> None:
 
 
 async def test_calls_are_made_one_after_another_in_their_order() -> None:
-    thread, made = DaemonThread("a helper"), list[int]()
-    with anyio.fail_after(10):
+    thread, made, all_asked = DaemonThread("a helper"), list[int](), threading.Event()
+
+    def make(number: int) -> None:
+        all_asked.wait(10)
+        made.append(number)
+
+    async def call(number: int, *, task_status: TaskStatus[None]) -> None:
+        task_status.started()
+        await thread.call(partial(make, number))
+
+    with anyio.fail_after(20):
         async with anyio.create_task_group() as group:
             for number in range(50):
-                await anyio.lowlevel.checkpoint()
-                group.start_soon(thread.call, lambda number=number: made.append(number))
-                while len(made) <= number:
-                    await anyio.lowlevel.checkpoint()
+                await group.start(call, number)
+            all_asked.set()
     assert made == list(range(50))
 
 
