@@ -348,6 +348,28 @@ async def test_what_bulk_once_stopped_at_is_not_refused_by_an_api_that_refuses_e
     assert len((await stored_run(api)).spans) == 3
 
 
+@pytest.mark.parametrize("status", [404, 423])
+async def test_nothing_is_refused_for_want_of_bulk_when_the_api_is_back(status: int) -> None:
+    lost: list[int] = []
+    for seconds in range(4, 28, 2):  # whether there is bulk is tried again now and then
+        async with open_faulty_api() as api:
+            api.app.faults.bulk = False
+            queue = {"num_workers": 1}
+            async with open_prefactor(make_config(queue=queue), asgi_app=api) as client:
+                runs = [await client.create_agent_instance(**AGENT) for _ in range(4)]
+                api.faults = {"*": status}
+                for run in runs:
+                    await run.start()
+                    await record_spans(run, 1)
+                await anyio.sleep(seconds)
+                api.faults = {}
+                for run in runs:
+                    await record_spans(run, 1)
+                await client.flush()
+            lost.append(client.statistics().lost)
+    assert not any(lost)
+
+
 async def test_in_an_outage_there_is_one_request_at_a_time_for_all_workers() -> None:
     async with open_local_prefactor(":memory:") as app:
         busy = Busy(app, seconds=0.5)

@@ -701,16 +701,16 @@ async def test_a_run_whose_registration_is_cancelled_is_recorded_as_cancelled(
 
 
 @pytest.mark.virtual_time
-@pytest.mark.parametrize("timeout", [10.0, math.inf])
+@pytest.mark.parametrize("seconds", [10.0, math.inf])
 async def test_who_waits_for_a_registration_when_the_client_closes_hears_of_that_at_once(
-    api: FaultyApi, timeout: float, caplog: pytest.LogCaptureFixture
+    api: FaultyApi, seconds: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def register() -> None:
         with pytest.raises(ClientNotInitializedError):
             await client.create_agent_instance(**AGENT)
 
     api.hanging = True
-    client = opened(api, registration_timeout=timeout, drain_timeout=1)
+    client = opened(api, registration_timeout=seconds, drain_timeout=1)
     await client.initialize()
     with anyio.fail_after(1.5):
         async with anyio.create_task_group() as tasks:
