@@ -348,6 +348,23 @@ async def test_what_bulk_once_stopped_at_is_not_refused_by_an_api_that_refuses_e
     assert len((await stored_run(api)).spans) == 3
 
 
+async def test_what_an_outage_cost_is_held_against_nothing_in_the_drain() -> None:
+    lost: list[int] = []
+    for seed in range(8):
+        async with open_local_prefactor(":memory:", faults=Faults(seed=seed)) as app:
+            config = make_config(drain_timeout=300, queue={"max_retries": 9})
+            async with open_prefactor(config, asgi_app=app) as client:
+                async with anyio.create_task_group() as group:
+                    for _ in range(10):
+                        group.start_soon(record_run, client, 3)
+                    await anyio.sleep(0.01)
+                    app.faults.failure_status, app.faults.failure_rate = 500, 1.0
+                await anyio.sleep(600)
+                app.faults.failure_rate = 0.3
+        lost.append(client.statistics().lost)
+    assert not any(lost)
+
+
 @pytest.mark.parametrize("status", [404, 423])
 async def test_nothing_is_refused_for_want_of_bulk_when_the_api_is_back(status: int) -> None:
     lost: list[int] = []

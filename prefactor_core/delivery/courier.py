@@ -100,7 +100,7 @@ class Courier:
             await self._wait_for_more()
         if queue.closed and not self._draining:
             self._draining = True
-            backlog.hurry()
+            backlog.drain()
         most = self._max_operations
         await queue.drain(self._take, max(most, _AHEAD * most - backlog.operations))
         return True
