@@ -348,6 +348,45 @@ async def test_what_bulk_once_stopped_at_is_not_refused_by_an_api_that_refuses_e
     assert len((await stored_run(api)).spans) == 3
 
 
+async def test_what_an_outage_cost_is_held_against_nothing_in_the_drain() -> None:
+    lost: list[int] = []
+    for seed in range(8):
+        async with open_local_prefactor(":memory:", faults=Faults(seed=seed)) as app:
+            config = make_config(drain_timeout=300, queue={"max_retries": 9})
+            async with open_prefactor(config, asgi_app=app) as client:
+                async with anyio.create_task_group() as group:
+                    for _ in range(10):
+                        group.start_soon(record_run, client, 3)
+                    await anyio.sleep(0.01)
+                    app.faults.failure_status, app.faults.failure_rate = 500, 1.0
+                await anyio.sleep(600)
+                app.faults.failure_rate = 0.3
+        lost.append(client.statistics().lost)
+    assert not any(lost)
+
+
+@pytest.mark.parametrize("status", [404, 423])
+async def test_nothing_is_refused_for_want_of_bulk_when_the_api_is_back(status: int) -> None:
+    lost: list[int] = []
+    for seconds in range(4, 28, 2):  # whether there is bulk is tried again now and then
+        async with open_faulty_api() as api:
+            api.app.faults.bulk = False
+            queue = {"num_workers": 1}
+            async with open_prefactor(make_config(queue=queue), asgi_app=api) as client:
+                runs = [await client.create_agent_instance(**AGENT) for _ in range(4)]
+                api.faults = {"*": status}
+                for run in runs:
+                    await run.start()
+                    await record_spans(run, 1)
+                await anyio.sleep(seconds)
+                api.faults = {}
+                for run in runs:
+                    await record_spans(run, 1)
+                await client.flush()
+            lost.append(client.statistics().lost)
+    assert not any(lost)
+
+
 async def test_in_an_outage_there_is_one_request_at_a_time_for_all_workers() -> None:
     async with open_local_prefactor(":memory:") as app:
         busy = Busy(app, seconds=0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from harness import (
 )
 
 from prefactor_core import (
+    ClientNotInitializedError,
     PrefactorApiError,
     PrefactorAuthError,
     PrefactorConflictError,
@@ -696,6 +698,27 @@ async def test_a_run_whose_registration_is_cancelled_is_recorded_as_cancelled(
     assert client.statistics().lost == 0
     # It was never begun: its registration, a start, and its end.
     assert client.statistics().accepted == client.statistics().delivered == 3
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("seconds", [10.0, math.inf])
+async def test_who_waits_for_a_registration_when_the_client_closes_hears_of_that_at_once(
+    api: FaultyApi, seconds: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def register() -> None:
+        with pytest.raises(ClientNotInitializedError):
+            await client.create_agent_instance(**AGENT)
+
+    api.hanging = True
+    client = opened(api, registration_timeout=seconds, drain_timeout=1)
+    await client.initialize()
+    with anyio.fail_after(1.5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(register)
+            await anyio.sleep(0.25)
+            await client.close()
+    assert client.statistics().dropped == {"drain_timeout": 1}
+    assert len(lines_of(caplog)) == 1  # the balance
 
 
 @pytest.mark.virtual_time

@@ -398,6 +398,9 @@ class Waiting:
     def failed(self) -> None:
         self.heard.append("failed")
 
+    def ended(self) -> None:
+        pytest.fail("the client goes on")
+
 
 def test_a_registration_is_told_to_the_task_that_waits_for_it() -> None:
     identities = Identities()

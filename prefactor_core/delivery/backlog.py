@@ -39,12 +39,12 @@ class Parcel(Struct, eq=False, gc=False):
     that it finds too large; for the case that it is not taken so either.
     ``given_id``: whether the API is told which id the span shall have; settled when it is sent,
     because its idempotency key stands for one body.
-    ``attempts``: requests that failed and had it in them. ``maybe_done``: one of them got no
-    answer. ``taken_before``: what :attr:`Outage.taken` was when it failed alone; None if it did
-    not. ``faults``: how often it failed alone again although others were taken since it had
-    failed before. ``overtaken``: whether what depends on it may be sent before it, for want of
-    anything else that would show whether the API takes operations. ``due``: when it may be sent
-    again, on the clock of the event loop.
+    ``attempts``: requests that failed and had it in them; in the drain, since that began.
+    ``maybe_done``: one of them got no answer. ``taken_before``: what :attr:`Outage.taken` was when
+    it failed alone; None if it did not. ``faults``: how often it failed alone again although
+    others were taken since it had failed before. ``overtaken``: whether what depends on it may be
+    sent before it, for want of anything else that would show whether the API takes operations.
+    ``due``: when it may be sent again, on the clock of the event loop.
     """
 
     operation: Operation
@@ -195,6 +195,13 @@ class Backlog:
         aside = self._runs[parcel.operation.instance_id].aside
         if not any(other is parcel for other in aside):
             aside.append(parcel)
+
+    def drain(self) -> None:
+        """As :meth:`hurry`; and attempts are counted anew: most of them were made in an outage."""
+        self.hurry()
+        for run in self._runs.values():
+            for parcel in run.aside:
+                parcel.attempts = 0
 
     def hurry(self) -> None:
         """Nothing waits for its time any more."""

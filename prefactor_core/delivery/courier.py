@@ -100,7 +100,7 @@ class Courier:
             await self._wait_for_more()
         if queue.closed and not self._draining:
             self._draining = True
-            backlog.hurry()
+            backlog.drain()
         most = self._max_operations
         await queue.drain(self._take, max(most, _AHEAD * most - backlog.operations))
         return True
@@ -217,6 +217,10 @@ class Courier:
             self._lane.backlog.hold(request, anyio.current_time() + self._outage.soon())
 
     def _failed_alone(self, parcel: Parcel, error: Exception, verdict: Verdict) -> None:
+        if parcel.in_bulk and lacks_call(error) and is_of_the_api(error):
+            # That is about bulk, and not about what was asked of it.
+            parcel.in_bulk = False
+            return
         outage, now = self._outage, anyio.current_time()
         refused = verdict in (Verdict.REFUSED, Verdict.TOO_LARGE)
         has_bulk = parcel.operation.type not in self._sender.limits.alone(now)

@@ -88,6 +88,7 @@ class Delivery:
         finally:
             self.ledger.drop_rest("drain_timeout")
             self.outbox.close()
+            self.identities.close()
 
     @property
     def is_away(self) -> bool:

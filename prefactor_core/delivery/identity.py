@@ -51,6 +51,9 @@ class RegistrationWait(Protocol):
     def failed(self) -> None:
         """An attempt failed; there will be others."""
 
+    def ended(self) -> None:
+        """There will be no more attempts: the client has closed."""
+
 
 class RunIdentity:
     """The ids of one run, and what became of its spans on their way.
@@ -240,6 +243,12 @@ class Identities:
         # Else it is what an open run is called: to the API they are one.
         if run.registration is not None:
             run.registration.registered()
+
+    def close(self) -> None:
+        """Nothing more is delivered: nobody has to wait for it."""
+        for run in self._runs.values():
+            if run.registration is not None:
+                run.registration.ended()
 
     def rename(self, run: RunIdentity) -> None:
         """From now on operations call ``run``, of which none was recorded but its registration,

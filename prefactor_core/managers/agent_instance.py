@@ -95,6 +95,9 @@ class _Waiting:
         if self._attempts_left <= 0:
             self.over.set()
 
+    def ended(self) -> None:
+        self.over.set()
+
 
 class _OpenInstance(AgentInstance, kw_only=True):
     """A run with what is needed only while it is open."""
