@@ -23,15 +23,15 @@ demo *options: (_install venv "local" "trio")
 test *options: (_install venv "dev")
     {{ python }} -m pytest -n auto {{ options }}
 
-# Run the tests on uvloop.
+# Run the tests that touch an event loop on uvloop.
 test-uvloop *options: (_install venv "dev")
     {{ python }} -m pytest -n auto --uvloop {{ options }}
 
-# Run the tests on exactly the lowest versions of the run-time dependencies.
+# Run the tests, on asyncio, on exactly the lowest versions of the run-time dependencies.
 test-lowest *options: (_install venv "dev") (_install ".venv-lowest" "dev")
     @# The pytest plugin of the lowest anyio does not load in pytest 9.2 and later.
     .venv-lowest/bin/python -m pip install -q $({{ python }} tests/lowest_versions.py) 'pytest<9.2'
-    .venv-lowest/bin/python -m pytest -n auto {{ options }}
+    .venv-lowest/bin/python -m pytest -n auto -k 'not trio' {{ options }}
 
 # Play 10,000 schedules of an agent that no test has played before, half of them on trio.
 fuzz *options: (_install venv "dev")

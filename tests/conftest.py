@@ -30,6 +30,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("anyio_backend", backends, indirect=True)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With ``--uvloop``, run only what runs on it: virtual time has a loop of its own."""
+    if not config.getoption("--uvloop"):
+        return
+    on_uvloop = [
+        item
+        for item in items
+        if "anyio_backend" in getattr(item, "fixturenames", ())
+        and item.get_closest_marker("virtual_time") is None
+    ]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(on_uvloop)])
+    items[:] = on_uvloop
+
+
 @pytest.fixture
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     """The backend's name and options; on virtual time for tests marked ``virtual_time``."""

@@ -129,9 +129,13 @@ def is_firm(error: Exception) -> bool:
 
 
 def is_out_of_service(error: Exception) -> bool:
-    """Whether ``error`` speaks of the state that the API is in, rather than of what was sent."""
-    return not isinstance(error, PrefactorApiError) or (
-        error.status_code is None or error.status_code in _OUT_OF_SERVICE
+    """Whether ``error`` speaks of the state that the API is in, or is none of its answers, rather
+    than of what was sent."""
+    return (
+        not isinstance(error, PrefactorApiError)
+        or error.status_code is None
+        or error.status_code in _OUT_OF_SERVICE
+        or (isinstance(error, PrefactorContractError) and error.status_code >= 400)
     )
 
 
