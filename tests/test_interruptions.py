@@ -6,6 +6,7 @@ A signal handler may raise between any two calls; where the stack ends, any call
 from __future__ import annotations
 
 import dis
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -78,11 +79,14 @@ def alarm(at: int) -> Iterator[None]:
         return in_frame
 
     before = sys.gettrace()
+    # A finaliser that is interrupted raises nothing to anybody, and closes nothing.
+    gc.disable()
     sys.settrace(on_call)
     try:
         yield
     finally:
         sys.settrace(before)
+        gc.enable()
 
 
 # Steps: what an agent does. What it ends by hand it ends again if that is interrupted.

@@ -96,6 +96,11 @@ class Delivery:
         return self._outage.told
 
     @property
+    def is_closing(self) -> bool:
+        """Whether nothing more can be queued."""
+        return any(lane.queue.closed for lane in self.outbox.lanes)
+
+    @property
     def answers(self) -> int:
         """How many requests the API has answered as it should."""
         return self._outage.answers

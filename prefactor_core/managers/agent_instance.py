@@ -52,6 +52,11 @@ class Registrations(Protocol):
         ...
 
     @property
+    def is_closing(self) -> bool:
+        """Whether nothing more can be queued."""
+        ...
+
+    @property
     def answers(self) -> int:
         """How many requests it has answered as it should."""
         ...
@@ -235,8 +240,10 @@ class AgentInstanceManager:
             with registrations.hurry(), anyio.move_on_after(self._timeout) as time:
                 await waiting.over.wait()
         except BaseException:
-            # Cancelled: nobody will get the run, but the API does.
-            self._move(instance, InstanceStatus.CANCELLED)
+            # Cancelled: nobody will get the run, but the API does; unless the client has closed
+            # meanwhile, and takes nothing more.
+            if not registrations.is_closing:
+                self._move(instance, InstanceStatus.CANCELLED)
             raise
         finally:
             run.registration = None
