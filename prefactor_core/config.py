@@ -164,7 +164,8 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     ``validate_token``: whether opening the client asks the API if it takes the token. A wrong
     one is a :class:`~prefactor_core.PrefactorAuthError` then; an API that is away, or does not
     answer within ``registration_timeout``, or a gateway's 401 or 403, is no reason not to open.
-    ``registration_timeout``: how long ``create_agent_instance`` tries to register a run.
+    ``registration_timeout``: how long ``create_agent_instance`` waits for a run to be registered,
+    and opening for a local file that others have locked while it has to be made.
     ``on_refused``: what becomes of a run whose registration the API refuses (a wrong token, an
     unknown agent, an ``external_identifier`` that is taken). ``"log"``: one ERROR in the log, and
     the run goes on unrecorded: ``instance.recorded`` is False, and what is recorded in it counts
