@@ -601,6 +601,7 @@ async def test_a_batch_is_written_and_its_answer_read_in_slices(api: FaultyApi) 
                 ended = turns
                 group.cancel_scope.cancel()
     assert [len(call.items) for call in api.calls].count(500) == 1
-    # Fifty operations are written in a turn, and a hundred outputs read.
-    assert asked_at - began >= 9
-    assert ended - answered_at >= 4
+    # Fifty operations are written in a turn, and a hundred outputs read; less one turn each, in
+    # which trio may take the counting task first.
+    assert asked_at - began >= 8
+    assert ended - answered_at >= 3
