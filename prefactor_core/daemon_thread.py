@@ -91,8 +91,3 @@ class DaemonThread:
                 continue
             make()
             del make  # and what it refers to
-
-
-async def call_in_daemon_thread(function: Callable[[], T], name: str) -> T:
-    """What ``function()`` gives, or raises, in a thread of its own; see :class:`DaemonThread`."""
-    return await DaemonThread(name, idle_seconds=0).call(function)

@@ -11,14 +11,18 @@ import anyio
 import pytest
 from anyio.abc import TaskStatus
 
-from prefactor_core.daemon_thread import DaemonThread, call_in_daemon_thread
+from prefactor_core.daemon_thread import DaemonThread
 
 
 async def test_a_call_gives_what_the_function_gives() -> None:
     with anyio.fail_after(10):
-        name = await call_in_daemon_thread(lambda: threading.current_thread().name, "a helper")
+        name = await DaemonThread("a helper", idle_seconds=0).call(
+            lambda: threading.current_thread().name
+        )
         assert name == "a helper"
-        assert await call_in_daemon_thread(lambda: threading.current_thread().daemon, "a helper")
+        assert await DaemonThread("a helper", idle_seconds=0).call(
+            lambda: threading.current_thread().daemon
+        )
 
 
 async def test_a_call_raises_what_the_function_raises() -> None:
@@ -28,7 +32,7 @@ async def test_a_call_raises_what_the_function_raises() -> None:
         raise error
 
     with anyio.fail_after(60), pytest.raises(LookupError) as raised:
-        await call_in_daemon_thread(fail, "a helper")
+        await DaemonThread("a helper", idle_seconds=0).call(fail)
     assert raised.value is error
 
 
@@ -95,7 +99,7 @@ async def test_a_thread_makes_the_calls_that_were_asked_for_before_it_ends() -> 
 
 async def test_the_thread_of_one_call_ends_with_it() -> None:
     with anyio.fail_after(60):
-        thread = await call_in_daemon_thread(threading.current_thread, "a helper")
+        thread = await DaemonThread("a helper", idle_seconds=0).call(threading.current_thread)
     thread.join(4)  # as above
     assert not thread.is_alive()
 
@@ -105,11 +109,11 @@ def test_a_call_that_never_returns_holds_up_no_exit(backend: str) -> None:
     program = f"""
 import threading
 import anyio
-from prefactor_core.daemon_thread import call_in_daemon_thread
+from prefactor_core.daemon_thread import DaemonThread
 
 async def main():
     with anyio.move_on_after(0.05):
-        await call_in_daemon_thread(threading.Event().wait, "a helper")
+        await DaemonThread("a helper", idle_seconds=0).call(threading.Event().wait)
     print("left")
 
 anyio.run(main, backend={backend!r})

@@ -106,11 +106,6 @@ class Ledger:
         return dict(Counter(self._dropped) + Counter(self._turned_away))
 
     @property
-    def last_error(self) -> str | None:
-        """Why the last request that failed did."""
-        return self._last_error
-
-    @property
     def accepted(self) -> int:
         """How many operations were recorded."""
         return self.taken - self._handed_back + self._turned_away.total()
