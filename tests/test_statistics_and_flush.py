@@ -105,7 +105,10 @@ async def test_flush_takes_as_many_requests_as_it_needs(api: FaultyApi) -> None:
             await record(instance, 9)
             with anyio.fail_after(5):
                 await client.flush()
-            assert (client.statistics().delivered, client.statistics().requests) == (11, 6)
+            assert client.statistics().delivered == 11
+            # Alone: the registration; on trio perhaps the start, if a worker was there before the
+            # first span. The others go in pairs.
+            assert client.statistics().requests in (6, 7)
 
 
 async def test_flush_does_not_wait_for_what_is_recorded_after_it_was_called(
