@@ -11,6 +11,7 @@ from prefactor_core.agent_instance_scope import AgentInstanceScope
 from prefactor_core.client import PrefactorCoreClient, open_prefactor
 from prefactor_core.config import PrefactorCoreConfig, QueueConfig
 from prefactor_core.context_stack import SpanContextStack
+from prefactor_core.credentials import redact_credentials
 from prefactor_core.data_risk import ActionProfile, DataCategories, DataRisk
 from prefactor_core.delivery.ledger import Statistics
 from prefactor_core.exceptions import (
@@ -103,6 +104,7 @@ __all__ = [
     "generate_idempotency_key",
     "open_prefactor",
     "open_prefactor_sync",
+    "redact_credentials",
     "redact_keys",
     "sensitive",
     "traced",

@@ -15,7 +15,7 @@ from typing import Final, cast
 import msgspec
 from msgspec import Raw
 
-from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.jsonable import (
     TooLargeError,
     describe,
@@ -78,11 +78,13 @@ class Capture:
     ) -> None:
         if not isinstance(max_payload_bytes, int) or max_payload_bytes < _MIN_BYTES:
             raise PrefactorValueError(
-                f"max_payload_bytes must be a whole number >= 1024, got {max_payload_bytes!r}"
+                "max_payload_bytes must be a whole number >= 1024, got "
+                f"{in_message(max_payload_bytes)}"
             )
         if redact is not None and not callable(redact):
             raise PrefactorValueError(
-                f"redact must be a function that takes a payload and returns one, got {redact!r}"
+                "redact must be a function that takes a payload and returns one, got "
+                f"{in_message(redact)}"
             )
         self.max_payload_bytes = self._limit = max_payload_bytes
         self._redact = redact

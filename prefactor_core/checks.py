@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, cast
 
-from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.exceptions import PrefactorValueError, in_message
 
 if TYPE_CHECKING:
     import signal
@@ -48,7 +48,7 @@ def to_sdk_entry(name: str, value: object) -> str:
     if not re.fullmatch(_SDK_ENTRY, text):
         raise PrefactorValueError(
             f"{name} must be package@version, such as 'prefactor-langchain@0.3.0' (several are "
-            f"divided by one blank), in printable ASCII, got {value!r}"
+            f"divided by one blank), in printable ASCII, got {in_message(value)}"
         )
     return text
 
@@ -56,7 +56,9 @@ def to_sdk_entry(name: str, value: object) -> str:
 def to_optional_text(name: str, value: str | None) -> str | None:
     """A text that says something, as it is; or None."""
     if value is not None and (not isinstance(value, str) or not value.strip()):
-        raise PrefactorValueError(f"{name} must be a text that is not empty, got {value!r}")
+        raise PrefactorValueError(
+            f"{name} must be a text that is not empty, got {in_message(value)}"
+        )
     return value
 
 
@@ -67,14 +69,14 @@ def to_number(name: str, value: object) -> float:
             return float(value)
         except (ValueError, OverflowError):
             pass
-    raise PrefactorValueError(f"{name} must be a number, got {value!r}")
+    raise PrefactorValueError(f"{name} must be a number, got {in_message(value)}")
 
 
 def to_whole(name: str, value: object) -> int:
     """A whole number."""
     number = to_number(name, value)
     if not number.is_integer():
-        raise PrefactorValueError(f"{name} must be a whole number, got {value!r}")
+        raise PrefactorValueError(f"{name} must be a whole number, got {in_message(value)}")
     return int(number)
 
 
@@ -82,7 +84,7 @@ def to_positive(name: str, value: object) -> float:
     """A number larger than 0."""
     number = to_number(name, value)
     if not number > 0:
-        raise PrefactorValueError(f"{name} must be positive, got {value!r}")
+        raise PrefactorValueError(f"{name} must be positive, got {in_message(value)}")
     return number
 
 
@@ -90,7 +92,7 @@ def to_seconds(name: str, value: object) -> float:
     """A time that may be 0."""
     number = to_number(name, value)
     if not number >= 0:
-        raise PrefactorValueError(f"{name} must be non-negative, got {value!r}")
+        raise PrefactorValueError(f"{name} must be non-negative, got {in_message(value)}")
     return number
 
 
@@ -98,18 +100,22 @@ def to_at_least(name: str, value: object, least: int) -> int:
     """A whole number, ``least`` or more."""
     number = to_whole(name, value)
     if number < least:
-        raise PrefactorValueError(f"{name} must be at least {least}, got {value!r}")
+        raise PrefactorValueError(f"{name} must be at least {least}, got {in_message(value)}")
     return number
 
 
 def to_statuses(name: str, value: object) -> tuple[int, ...]:
     """HTTP statuses of errors."""
     if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
-        raise PrefactorValueError(f"{name} must be a collection of HTTP statuses, got {value!r}")
+        raise PrefactorValueError(
+            f"{name} must be a collection of HTTP statuses, got {in_message(value)}"
+        )
     statuses = tuple(to_whole(name, status) for status in cast("Iterable[object]", value))
     for status in statuses:
         if not 400 <= status <= 599:
-            raise PrefactorValueError(f"{name} must be between 400 and 599, got {status!r}")
+            raise PrefactorValueError(
+                f"{name} must be between 400 and 599, got {in_message(status)}"
+            )
     return statuses
 
 
@@ -117,17 +123,17 @@ def to_count(name: str, value: object) -> int:
     """A whole number, 0 or more."""
     number = to_whole(name, value)
     if number < 0:
-        raise PrefactorValueError(f"{name} must be non-negative, got {value!r}")
+        raise PrefactorValueError(f"{name} must be non-negative, got {in_message(value)}")
     return number
 
 
 def to_time(name: str, value: object) -> datetime:
     """A moment, in UTC, as a plain ``datetime``: it must say how it lies to UTC."""
     if not isinstance(value, PLAIN_DATETIME):
-        shown = repr(value) if isinstance(value, int | float | str) else type(value).__qualname__
         raise PrefactorValueError(
-            f"{name} must be a datetime, got {shown}: datetime.now(UTC) gives one"
+            f"{name} must be a datetime, got {in_message(value)}: datetime.now(UTC) gives one"
         )
+    problem = ""
     try:
         if value.utcoffset() is not None:
             return PLAIN_DATETIME(
@@ -142,7 +148,9 @@ def to_time(name: str, value: object) -> datetime:
                 fold=value.fold,
             ).astimezone(UTC)
     except Exception as error:  # out of all bounds in UTC, or its tzinfo is somebody's own
-        raise PrefactorValueError(f"{name} {value!r} is no moment in UTC: {error}") from None
+        problem = type(error).__qualname__
+    if problem:
+        raise PrefactorValueError(f"{name} is no moment in UTC ({problem})")
     raise PrefactorValueError(
         f"{name} must be aware, got {value!r}, which does not say how it lies to UTC: use "
         "datetime.now(UTC), or .astimezone() of a local time"
@@ -169,10 +177,14 @@ def to_signals(name: str, value: object) -> tuple[signal.Signals, ...]:
     try:
         signals = tuple(signal.Signals(number) for number in cast("Iterable[int]", value))
     except (TypeError, ValueError):
+        signals = None
+    if signals is None:
         raise PrefactorValueError(
-            f"{name} must be signals, such as (signal.SIGTERM,), got {value!r}"
-        ) from None
+            f"{name} must be signals, such as (signal.SIGTERM,), got {in_message(value)}"
+        )
     for number in signals:
         if number.name in ("SIGKILL", "SIGSTOP"):
-            raise PrefactorValueError(f"{name} must be signals that can be handled, got {number!r}")
+            raise PrefactorValueError(
+                f"{name} must be signals that can be handled, got {in_message(number)}"
+            )
     return signals

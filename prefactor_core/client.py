@@ -19,6 +19,7 @@ from prefactor_core.operations import Operation
 from prefactor_core.queue.base import Queue, QueueClosedError
 from prefactor_core.recorder import Recorder
 from prefactor_core.schema_registry import SchemaRegistry
+from prefactor_core.secret_str import SecretStr
 
 if TYPE_CHECKING:
     import signal
@@ -54,6 +55,8 @@ def open_prefactor(
     Raises :class:`PrefactorValueError` if nothing says where to record to, or if ``config``
     and ``api_url`` or ``api_token`` are given together.
     """
+    if isinstance(api_token, str):
+        api_token = SecretStr(api_token)  # no traceback with locals shows it
     check_options(options)
     if config is None:
         config = PrefactorCoreConfig.from_env(

@@ -35,11 +35,13 @@ from prefactor_core.checks import (
     to_text,
     to_whole,
 )
-from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.credentials import redact_credentials
+from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.http_config import LOCAL_PREFIX, HttpClientOptions
 from prefactor_core.http_config import HttpClientConfig as HttpClientConfig
-from prefactor_core.redaction import redact_keys
+from prefactor_core.redaction import REDACT_SECRETS, redact_keys
 from prefactor_core.schema_registry import SchemaRegistry
+from prefactor_core.secret_str import SecretStr
 
 if TYPE_CHECKING:
     import signal
@@ -101,13 +103,15 @@ class QueueConfig(Struct):
         self.num_workers = to_whole("num_workers", self.num_workers)
         if not 1 <= self.num_workers <= 20:
             raise PrefactorValueError(
-                f"num_workers must be between 1 and 20, got {self.num_workers!r}"
+                f"num_workers must be between 1 and 20, got {in_message(self.num_workers)}"
             )
         self.max_retries = to_count("max_retries", self.max_retries)
         self.retry_delay_base = to_positive("retry_delay_base", self.retry_delay_base)
         self.batch_window = to_seconds("batch_window", self.batch_window)
         if self.batch_window == math.inf:
-            raise PrefactorValueError(f"batch_window must have an end, got {self.batch_window!r}")
+            raise PrefactorValueError(
+                f"batch_window must have an end, got {in_message(self.batch_window)}"
+            )
         for name in (
             "max_batch_operations",
             "max_batch_bytes",
@@ -116,7 +120,9 @@ class QueueConfig(Struct):
         ):
             setattr(self, name, to_at_least(name, getattr(self, name), 1))
         if self.when_full not in ("drop", "wait"):
-            raise PrefactorValueError(f"when_full must be 'drop' or 'wait', got {self.when_full!r}")
+            raise PrefactorValueError(
+                f"when_full must be 'drop' or 'wait', got {in_message(self.when_full)}"
+            )
 
 
 class PrefactorOptions(TypedDict, total=False):
@@ -146,7 +152,7 @@ def check_options(options: Mapping[str, object]) -> None:
             known = "api_url and api_token; or make a PrefactorCoreConfig"
         elif name in {option.name for option in fields(QueueConfig)}:
             known = f"queue_config=QueueConfig({name}=...)"
-        raise PrefactorValueError(f"there is no option {name!r} here: use {known}")
+        raise PrefactorValueError(f"there is no option {in_message(name)} here: use {known}")
 
 
 class PrefactorCoreConfig(Struct, kw_only=True):
@@ -187,7 +193,10 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     ``max_payload_bytes``: how large the JSON of one payload or result may be, at least 1,024
     bytes; the largest texts in it are cut to what fits, and say so.
     ``redact``: a function that gets every payload and result, as decoded JSON, and gives what
-    is recorded of it; :func:`~prefactor_core.redact_keys` makes one.
+    is recorded of it; :func:`~prefactor_core.redact_keys` and
+    :func:`~prefactor_core.redact_credentials` make some. By default it is that of
+    ``redact_keys()``, which hides what stands under the usual names of secrets; with None, all
+    is recorded as it is.
 
     Raises :class:`PrefactorValueError` for a value out of its bounds.
     """
@@ -208,7 +217,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     check_payloads: CheckMode = "off"
     capture_payloads: bool = True
     max_payload_bytes: int = 500_000
-    redact: Redact | None = None
+    redact: Redact | None = REDACT_SECRETS
 
     if TYPE_CHECKING:
         # What is taken is wider than what is kept, which a struct's fields can't say.
@@ -230,7 +239,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
             check_payloads: CheckMode = "off",
             capture_payloads: bool = True,
             max_payload_bytes: int = 500_000,
-            redact: Redact | None = None,
+            redact: Redact | None = REDACT_SECRETS,
         ) -> None: ...
 
     def __post_init__(self) -> None:
@@ -258,21 +267,35 @@ class PrefactorCoreConfig(Struct, kw_only=True):
         for name in ("enabled", "validate_token", "raise_on_loss", "capture_payloads"):
             if not isinstance(getattr(self, name), bool):
                 raise PrefactorValueError(
-                    f"{name} must be True or False, got {getattr(self, name)!r}"
+                    f"{name} must be True or False, got {in_message(getattr(self, name))}"
                 )
         if self.check_payloads not in get_args(CheckMode):
             raise PrefactorValueError(
-                f"check_payloads must be 'off', 'warn' or 'raise', got {self.check_payloads!r}"
+                "check_payloads must be 'off', 'warn' or 'raise', got "
+                f"{in_message(self.check_payloads)}"
             )
         if self.on_refused not in get_args(OnRefused):
             raise PrefactorValueError(
-                f"on_refused must be 'log' or 'raise', got {self.on_refused!r}"
+                f"on_refused must be 'log' or 'raise', got {in_message(self.on_refused)}"
             )
         self.max_payload_bytes = to_at_least("max_payload_bytes", self.max_payload_bytes, 1024)
         if self.redact is not None and not callable(self.redact):
-            raise PrefactorValueError(f"redact must be a function, got {self.redact!r}")
-        if cast("object", self.redact) is redact_keys:
-            raise PrefactorValueError("redact must be what redact_keys() gives: call it")
+            raise PrefactorValueError(f"redact must be a function, got {in_message(self.redact)}")
+        for factory in (redact_keys, redact_credentials):
+            if cast("object", self.redact) is factory:
+                name = factory.__name__
+                raise PrefactorValueError(f"redact must be what {name}() gives: call it")
+
+    def __rich_repr__(self) -> list[tuple[str, object]]:
+        # What http_config is made of has the token, and no repr that hides it.
+        shown = asdict(self)
+        if not isinstance(shown["http_config"], HttpClientConfig):
+            shown["http_config"] = in_message(self.http_config)
+        return list(shown.items())
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({shown})"
 
     def replace(self, **changes: object) -> Self:
         """The same with other fields, checked as ever.
@@ -298,6 +321,8 @@ class PrefactorCoreConfig(Struct, kw_only=True):
         with a ``local:`` URL. Raises :class:`PrefactorValueError` if there is no URL, or no
         token where one is needed.
         """
+        # No traceback with locals shows it.
+        api_token = SecretStr(api_token) if isinstance(api_token, str) else api_token
         enabled = options.get("enabled")
         if enabled is False or (enabled is None and not _enabled_by_environment()):
             # Nothing is sent, so nothing has to say where to.
@@ -307,7 +332,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
         if not url:
             raise PrefactorValueError(_NOTHING_CONFIGURED)
         if not api_token and not url.startswith(LOCAL_PREFIX):
-            api_token = os.environ.get("PREFACTOR_API_TOKEN")
+            api_token = SecretStr(os.environ.get("PREFACTOR_API_TOKEN", ""))
         return cls(
             http_config=HttpClientConfig(api_url=url, api_token=api_token or ""),
             schema_registry=schema_registry,
@@ -319,7 +344,7 @@ def _enabled_by_environment() -> bool:
     text = os.environ.get("PREFACTOR_ENABLED", "").strip()
     if text not in ("", "0", "1"):
         raise PrefactorValueError(
-            f"PREFACTOR_ENABLED in the environment must be 0 or 1, got {text!r}"
+            f"PREFACTOR_ENABLED in the environment must be 0 or 1, got {in_message(text)}"
         )
     return text != "0"
 
@@ -334,21 +359,25 @@ def _struct(name: str, value: object, cls: type[_Config]) -> _Config:
     kind = type(value).__qualname__
     names = [f.name for f in fields(cls)]
     given: dict[str, Any]
-    if isinstance(value, Mapping):
+    if is_mapping := isinstance(value, Mapping):
         given = {str(key): item for key, item in cast("Mapping[object, object]", value).items()}
-        unknown = sorted(given.keys() - set(names))
-        if unknown:
-            raise PrefactorValueError(
-                f"{name} has no field {unknown[0]!r}; its fields are {', '.join(names)}"
-            )
     else:
         given = {n: getattr(value, n) for n in names if hasattr(value, n)}
+    # From here on no traceback with locals shows the token.
+    del value
+    if isinstance(given.get("api_token"), str):
+        given["api_token"] = SecretStr(given["api_token"])
+    unknown = sorted(given.keys() - set(names))
+    if unknown:
+        raise PrefactorValueError(
+            f"{name} has no field {in_message(unknown[0])}; its fields are {', '.join(names)}"
+        )
     if cls is HttpClientConfig and "api_url" not in given:
         raise PrefactorValueError(
             f"{name} must be an HttpClientConfig, a mapping of its fields or an object with "
             f"the same attributes, got {kind} without api_url"
         )
-    if not given and not isinstance(value, Mapping):
+    if not given and not is_mapping:
         raise PrefactorValueError(
             f"{name} must be a {cls.__name__} or a mapping of its fields, got {kind}"
         )

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, cast
 import msgspec
 from msgspec import Struct, field
 
-from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.exceptions import PrefactorValueError, in_message
 
 Permission: TypeAlias = Literal["unknown", "allowed", "disallowed"]
 Presence: TypeAlias = Literal["unknown", "included", "excluded"]
@@ -76,6 +76,6 @@ def data_risk_json(name: str, data_risk: DataRisk | Mapping[str, object]) -> dic
         checked = msgspec.convert(msgspec.to_builtins(data_risk), DataRisk)
     except (TypeError, ValueError, msgspec.ValidationError) as error:
         raise PrefactorValueError(
-            f"data_risk of {name!r} is no DataRisk, nor a mapping of its fields: {error}"
+            f"data_risk of {in_message(name)} is no DataRisk, nor a mapping of its fields: {error}"
         ) from None
     return cast("dict[str, Any]", msgspec.to_builtins(checked))

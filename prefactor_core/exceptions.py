@@ -6,8 +6,9 @@ raises is mapped to a :class:`PrefactorApiError` at the edge (``api/``).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, cast
 
 if TYPE_CHECKING:
     from prefactor_core.delivery.ledger import Statistics
@@ -19,7 +20,8 @@ class PrefactorCoreError(Exception):
 
 
 class PrefactorValueError(PrefactorCoreError, ValueError):
-    """A value that cannot be right; the message names the field, the value and the bound."""
+    """A value that cannot be right; the message names the field, the bound, and the value or,
+    where that may be a payload or a secret, its kind."""
 
 
 class ClientNotInitializedError(PrefactorCoreError):
@@ -156,3 +158,26 @@ class PrefactorContractError(PrefactorApiError):
 
     Also an error status of what stands before the API, a gateway say, except 429 and 5xx.
     """
+
+
+# An id or a word; a UUID has 36 characters, and secrets have more.
+_WORD: Final = re.compile(r"[\w.:@/+-]{0,36}")
+
+
+def in_message(value: object) -> str:
+    """What a message says of a wrong value: a number or a word as it is, else only its kind.
+
+    It may be a payload, or a secret in the wrong place.
+    """
+    cls = type(value)
+    if value is None or cls is bool or cls is float:
+        return repr(value)
+    if isinstance(value, str):
+        text = str.__str__(value)
+        is_word = cls is str and _WORD.fullmatch(text)
+        return repr(text) if is_word else f"a text of length {len(text)}"
+    if cls is int and -(1 << 64) < cast("int", value) < 1 << 64:
+        return repr(value)
+    if isinstance(value, type):
+        return f"the class {value.__qualname__}"
+    return cls.__qualname__

@@ -16,7 +16,8 @@ from prefactor_core.checks import (
     to_statuses,
     to_text,
 )
-from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.exceptions import PrefactorValueError, in_message
+from prefactor_core.secret_str import SecretStr
 
 LOCAL_PREFIX = "local:"
 """What an ``api_url`` begins with that names a database file and no server."""
@@ -56,6 +57,8 @@ class HttpClientConfig(Struct):
     ``connect_timeout``: for the connecting alone.
     ``max_retries``: for how many further attempts an agent waits while its run is being
     registered, within ``registration_timeout``; then it goes on, and so do the attempts.
+    ``api_token``: the secret by which the API knows its callers. It is a :class:`SecretStr`, a
+    text that no ``repr`` shows and no payload holds.
     ``retry_multiplier``, ``max_retry_delay``: growth and cap of the waits between attempts.
     ``initial_retry_delay``: taken for compatibility and without effect: the waits begin as
     :class:`QueueConfig` says.
@@ -123,7 +126,7 @@ class HttpClientConfig(Struct):
         self.retry_multiplier = to_number("retry_multiplier", self.retry_multiplier)
         if not self.retry_multiplier >= 1:
             raise PrefactorValueError(
-                f"retry_multiplier must be >= 1, got {self.retry_multiplier!r}"
+                f"retry_multiplier must be >= 1, got {in_message(self.retry_multiplier)}"
             )
         self.retry_on_status_codes = to_statuses(
             "retry_on_status_codes", self.retry_on_status_codes
@@ -134,10 +137,14 @@ class HttpClientConfig(Struct):
         """Whether the API is the one inside this process (``local:PATH``)."""
         return self.api_url.startswith(LOCAL_PREFIX)
 
+    def __setattr__(self, name: str, value: object) -> None:
+        is_token = name == "api_token" and isinstance(value, str)
+        super().__setattr__(name, SecretStr(value) if is_token else value)
+
     def __rich_repr__(self) -> list[tuple[str, object]]:
         # The token is in no repr; neither is its length or its first characters.
         names = [f.name for f in fields(self)]
-        return [(n, "***" if n == "api_token" else getattr(self, n)) for n in names]
+        return [(n, SecretStr.MASK if n == "api_token" else getattr(self, n)) for n in names]
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())

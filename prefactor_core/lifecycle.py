@@ -11,7 +11,7 @@ from enum import StrEnum
 from functools import cache
 from typing import Final, Literal, NamedTuple
 
-from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.exceptions import PrefactorValueError, in_message
 
 
 class SpanStatus(StrEnum):
@@ -87,7 +87,7 @@ def check_outcome(status: str) -> None:
     """Raises :class:`PrefactorValueError` if nothing can end with this status."""
     if status not in OUTCOMES:
         raise PrefactorValueError(
-            f"status must be one of {', '.join(sorted(OUTCOMES))}, got {status!r}"
+            f"status must be one of {', '.join(sorted(OUTCOMES))}, got {in_message(status)}"
         )
 
 

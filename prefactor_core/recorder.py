@@ -14,7 +14,7 @@ from prefactor_core.agent_instance import AgentInstanceHandle
 from prefactor_core.agent_instance_scope import AgentInstanceScope
 from prefactor_core.checks import to_time
 from prefactor_core.config import OnRefused, PrefactorCoreConfig
-from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.operations import Purpose
 from prefactor_core.schema_registry import Schema
 from prefactor_core.schema_version import choose_schema_version
@@ -99,8 +99,8 @@ class Recorder(ABC):
         instances = self.instance_manager
         if agent_id is not None and not (isinstance(agent_id, str) and agent_id):
             raise PrefactorValueError(
-                f"agent_id must be the id of an agent, got {agent_id!r}; leave it out only where "
-                "the API token stands for an agent, and give agent_version= by name then"
+                f"agent_id must be the id of an agent, got {in_message(agent_id)}; leave it out "
+                "only where the API token stands for an agent, and give agent_version= by name then"
             )
         if agent_version is None:
             raise PrefactorValueError(

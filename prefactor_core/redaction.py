@@ -1,89 +1,334 @@
-"""Ready-made functions for ``redact=``: secrets are known by the keys they stand under. Pure."""
+"""Secrets are known by the names they stand under: :func:`redact_keys` for ``redact=``. Pure."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from fnmatch import translate
+from collections.abc import Callable, Iterable, Mapping
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
 from functools import lru_cache
+from itertools import accumulate
+from types import NoneType
 from typing import Final, cast
+from uuid import UUID
+
+from msgspec import Struct, UnsetType
+from msgspec.structs import astuple
 
 from prefactor_core.exceptions import PrefactorValueError
 
-# Those that are credentials, by name: max_tokens, token_count, time_to_first_token and so on
-# are not.
+# Of which a token is a credential: max_tokens, token_count, time_to_first_token, next_page_token
+# and so on are not.
 _TOKENS: Final = (
-    *("access", "api", "auth", "bearer", "bot", "client", "csrf", "github", "gitlab", "hf"),
-    *("oauth", "private", "refresh", "secret", "security", "service", "session", "slack"),
-    *("user", "xsrf"),
+    *("access", "account", "admin", "api", "app", "auth", "authenticity", "bearer", "bot"),
+    *("client", "csrf", "deploy", "device", "impersonation", "job", "login", "oauth", "portal"),
+    *("private", "publish", "push", "refresh", "registration", "reset", "root", "secret"),
+    *("security", "service", "session", "sas", "sso", "upload", "user", "vault", "webhook"),
+    "xsrf",
+    # of code hosts, registries, clouds and services
+    *("anthropic", "atlassian", "aws", "azure", "bitbucket", "cargo", "circleci", "cloudflare"),
+    *("codecov", "conda", "consul", "datadog", "digitalocean", "discord", "docker", "dockerhub"),
+    *("doppler", "figma", "gcp", "gh", "gitea", "github", "gitlab", "google", "heroku", "hf"),
+    *("hub", "hubspot", "huggingface", "jira", "kube", "mapbox", "netlify", "nomad", "notion"),
+    *("npm", "nuget", "openai", "pulumi", "pypi", "registry", "replicate", "rubygems", "sentry"),
+    *("shopify", "slack", "snyk", "sonar", "telegram", "terraform", "twilio", "twine", "vercel"),
+    "wandb",
 )
+_KEYS: Final = (
+    *("account", "admin", "anthropic", "app", "application", "auth", "azure", "cohere"),
+    *("consumer", "decryption", "deploy", "encryption", "function", "functions", "gemini"),
+    *("gpg", "groq", "hmac", "license", "master", "mistral", "openai", "pgp", "pinecone"),
+    *("rsa", "secret", "sendgrid", "service", "service_role", "session", "shared", "signing"),
+    *("ssh", "ssl", "storage", "stripe", "subscription", "tavily", "tls", "webhook", "write"),
+)
+_DATABASES: Final = (
+    *("amqp", "broker", "cache", "clickhouse", "database", "db", "mongo", "mongodb", "mysql"),
+    *("neo4j", "pg", "postgres", "postgresql", "rabbitmq", "redis", "sqlalchemy"),
+)
+_ACCOUNTS: Final = (
+    *("admin", "db", "database", "email", "ftp", "http", "mail", "mysql", "postgres", "proxy"),
+    *("redis", "root", "smtp", "ssh", "sudo", "user"),
+)
+_PINS: Final = ("account", "atm", "bank", "card", "login", "security", "sim", "user")
 
 SECRETS: Final = (
-    *("*password*", "*passwd*", "*passphrase*", "pwd", "*_pwd"),
-    *("*secret", "*secrets", "*secret_*", "*secretkey", "*secretaccesskey"),
-    *("*api_key*", "*apikey*", "*access_key*", "*accesskey*", "*private_key*", "*privatekey*"),
-    *("*signing_key*", "*signingkey*", "*encryption_key*", "*encryptionkey*"),
-    *("auth", "*authorization", "*credential*", "*cookie", "*cookies", "jwt", "*_jwt"),
-    *("token", "id_token", "*_id_token", "idtoken", "*personal_access_token*"),
-    *(f"*{kind}_token" for kind in _TOKENS),
-    *(f"*{kind}token" for kind in _TOKENS),
+    *("*password*", "*passwd*", "*passphrase*", "*passcode*", "pwd", "*_pwd", "pgpass"),
+    *(f"*{account}_pass" for account in _ACCOUNTS),
+    *("*secret", "*secrets", "*secret_*", "*secret_key*", "*secret_access_key*"),
+    *("*api_key*", "*access_key*", "*private_key*", "*signing_key*", "*encryption_key*"),
+    *(f"*{kind}_key" for kind in _KEYS),
+    *("pem", "*_pem", "*seed_phrase", "*recovery_phrase", "*recovery_code*", "mnemonic"),
+    *("auth", "*basic_auth", "*http_auth", "*proxy_auth", "*registry_auth", "*docker_auth*"),
+    *("*authorization", "*authorisation", "*credential*", "bearer", "jwt", "*_jwt"),
+    *("*auth_code", "*authorization_code", "code_verifier", "*client_assertion"),
+    *("*saml_response", "*saml_assertion", "*service_account_json"),
+    *("token", "id_token", "*_id_token", "*personal_access_token*", "*middleware_token"),
+    *(f"*{kind}_token" if len(kind) > 3 else f"*_{kind}_token" for kind in _TOKENS),
+    *(f"{kind}_token" for kind in _TOKENS if len(kind) <= 3),
+    *(f"*{kind}_tokens" for kind in ("access", "api", "auth", "bearer", "refresh")),
+    # session_id is left: an agent's is most often that of a conversation.
+    *("*cookie", "*cookies", "*cookie_jar", "sid", "connect_sid", "phpsessid", "jsessionid"),
+    *("aspsessionid*", "*asp_net_session_id", "laravel_session", "*csrf", "*xsrf"),
+    *(f"*{kind}_{where}" for kind in _DATABASES for where in ("url", "uri", "dsn")),
+    *("dsn", "*_dsn", "*connection_string", "*conn_string", "*conn_str", "*connection_uri"),
+    *("*slack_webhook_url", "*discord_webhook_url"),
+    # signature is left: functions have one.
+    *("sig", "x_amz_signature", "x_goog_signature", "*shared_access_signature"),
+    *("*hub_signature*", "*stripe_signature", "*slack_signature"),
+    *("otp", "*_otp", "*otp_code", "cvv", "*_cvv", "cvv2", "cvc", "*_cvc", "cvc2", "pin"),
+    *(f"*{kind}_pin" for kind in _PINS),
 )
-"""The keys that :func:`redact_keys` takes for those of secrets when it is told none."""
+"""The names that :func:`redact_keys` takes for those of secrets when it is told none."""
 
 _LONGEST_KEPT: Final = 100
+_MOST_KEPT: Final = 2_000
+_MOST_VISITED: Final = 1_000
+
+_WORD_STARTS: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_SEPARATORS: Final = re.compile(r"[\W_]+")
+_SEPARATORS_OF_PATTERN: Final = re.compile(r"(?:[^\w*?]|_)+")
+# All of a name, its end or a part of it.
+_USUAL_PATTERN: Final = re.compile(r"(\*?_?)([^*?_](?:[^*?]*[^*?_])?)(\*?)")
+
+# What is no text in JSON, so that it names nothing.
+_NO_TEXT: Final = frozenset({int, float, bool, NoneType, dict, list, tuple})
+_SCALARS: Final = frozenset(
+    {str, int, float, bool, NoneType, datetime, date, time, timedelta, UUID, Decimal}
+)
+_LISTS: Final = frozenset({list, tuple, set, frozenset})
+# In a list, bytes may be the name of a pair.
+_IN_FIELDS: Final = frozenset({*_SCALARS, bytes, bytearray, UnsetType})
 
 
-def redact_keys(
-    *patterns: str, replacement: str = "[redacted]"
-) -> Callable[[dict[str, object]], dict[str, object]]:
-    """A function for ``redact=`` that puts ``replacement`` in place of what must not be seen.
+class KeyRedactor:
+    """Puts a replacement in place of all that stands under certain names.
 
-    That is every value, at any depth, under a key that matches one of ``patterns``: ``*``
-    stands for any text and ``?`` for any character; case does not matter, and ``-`` is the
-    same as ``_``. Without patterns it is those of :data:`SECRETS`; give ``*SECRETS`` along
-    with your own to have both.
-
-    Text inside of values is not searched: a key in a prompt stays. The function changes the
-    payload it is given, which is a copy that is nobody else's, and returns it.
-
-    Raises :class:`PrefactorValueError` for a pattern that is no text or empty.
+    :func:`redact_keys` makes one, and says which names, and what stands under them.
     """
-    if not isinstance(replacement, str):
-        raise PrefactorValueError(f"replacement must be a string, got {replacement!r}")
-    for pattern in patterns:
-        if not isinstance(pattern, str) or not pattern:
-            raise PrefactorValueError(
-                "a pattern of redact_keys must be the text of a key, in which '*' and '?' stand "
-                f"for any text and any character, got {pattern!r}"
-            )
-    # A "[" is itself, so that "-" means nothing but itself either.
-    found = re.compile(
-        "|".join(translate(_plain_key(p).replace("[", "[[]")) for p in patterns or SECRETS)
-    )
 
-    def is_hidden(key: str) -> bool:
-        return found.match(_plain_key(key)) is not None
+    def __init__(self, patterns: tuple[str, ...], replacement: str) -> None:
+        self._patterns = patterns
+        self._replacement = replacement
+        self._matches = _matcher(patterns or SECRETS)
+        # What names were found to be. Any thread may ask and add: no set is ever iterated over.
+        self._hidden: set[str] = set()
+        self._shown: set[str] = set()
 
-    quick = lru_cache(maxsize=1_024)(is_hidden)
+    def __repr__(self) -> str:
+        return f"redact_keys({', '.join(map(repr, self._patterns))})"
 
-    def redact(payload: dict[str, object]) -> dict[str, object]:
+    def __call__(self, payload: dict[str, object]) -> dict[str, object]:
+        """``payload``, which is decoded JSON, with the replacement where it must be."""
         waiting: list[object] = [payload]
         while waiting:
             place = waiting.pop()
             if isinstance(place, dict):
                 fields = cast("dict[str, object]", place)
+                is_named = "value" in fields and self._names_a_secret(fields)
                 for key, value in fields.items():
-                    if (quick if len(key) <= _LONGEST_KEPT else is_hidden)(key):
-                        fields[key] = replacement
+                    if self.hides(key) or (is_named and key == "value"):
+                        fields[key] = self._replacement
                     elif isinstance(value, (dict, list)):
                         waiting.append(cast("object", value))
             elif isinstance(place, list):
                 parts = cast("list[object]", place)
+                if len(parts) == 2 and self._may_be_a_secret_name(parts[0]):
+                    parts[1] = self._replacement
                 waiting += [part for part in parts if isinstance(part, (dict, list))]
         return payload
 
-    return redact
+    def hides(self, key: str) -> bool:
+        """Whether what stands under ``key`` must not be seen."""
+        if key in self._shown:
+            return False
+        if key in self._hidden:
+            return True
+        hidden = self._matches(key)
+        # "value" is looked at each time: what its name is, stands beside it.
+        if len(key) <= _LONGEST_KEPT and key != "value":
+            if len(self._shown) + len(self._hidden) >= _MOST_KEPT:
+                self._shown, self._hidden = set(), set()
+            (self._hidden if hidden else self._shown).add(key)
+        return hidden
+
+    def has_nothing_in(self, payload: object) -> bool:
+        """Whether it is certain, at a quick look, that nothing in ``payload`` must be hidden.
+
+        It is for a payload of plain parts: scalars, msgspec's structs, lists, tuples, sets, and
+        dicts with texts as keys. False says nothing.
+        """
+        try:
+            return self._has_nothing_in(payload)
+        except Exception:
+            return False  # changed meanwhile by another thread, or of a class of its own mind
+
+    def _has_nothing_in(self, payload: object) -> bool:
+        all_are_shown = self._shown.issuperset
+        places = [payload]
+        for place in places:  # which grows meanwhile
+            cls = type(place)
+            if cls is dict or (cls not in _LISTS and issubclass(cls, Struct)):
+                known = place if cls is dict else _fields_of(cast("Struct", place))
+                fields = cast("dict[object, object]", known)
+                # What equals a name that is shown has its text, also of a subclass of str.
+                if not all_are_shown(fields) and not self._shows_all(fields):
+                    return False
+                for value in fields.values():
+                    if type(value) not in _IN_FIELDS:
+                        places.append(value)  # noqa: PERF401 - extend() takes longer
+            elif cls in _LISTS:
+                parts = cast("list[object]", place)
+                if len(parts) == 2 and self._may_be_a_secret_name(next(iter(parts))):
+                    return False
+                for part in parts:
+                    if type(part) not in _SCALARS:
+                        places.append(part)  # noqa: PERF401
+            elif issubclass(cls, Enum):
+                places.append(cast("Enum", place).value)
+            elif cls not in _IN_FIELDS:
+                return False
+            if len(places) > _MOST_VISITED:
+                return False
+        return True
+
+    def _shows_all(self, fields: Mapping[object, object]) -> bool:
+        """Whether there are only names that are shown, of a number that may be looked at here."""
+        if len(fields) > _MOST_VISITED or any(type(key) is not str for key in fields):
+            return False
+        names = cast("Mapping[str, object]", fields)
+        if "value" in names and self._names_a_secret(names):
+            return False
+        return not any(map(self.hides, names))
+
+    def _names_a_secret(self, fields: Mapping[str, object]) -> bool:
+        """Whether ``fields`` may be a name and the value of it, as HAR has headers."""
+        return self._may_be_a_secret_name(fields.get("name")) or self._may_be_a_secret_name(
+            fields.get("key")
+        )
+
+    def _may_be_a_secret_name(self, part: object) -> bool:
+        cls = type(part)
+        if cls is str:
+            text = cast("str", part)
+            return len(text) <= _LONGEST_KEPT and self.hides(text)
+        return cls not in _NO_TEXT
 
 
-def _plain_key(key: str) -> str:
-    return key.casefold().replace("-", "_")
+def redact_keys(*patterns: str, replacement: str = "[redacted]") -> KeyRedactor:
+    """A function for ``redact=`` that puts ``replacement`` in place of what must not be seen.
+
+    That is every value, at any depth, under a name that matches one of ``patterns``, in which
+    ``*`` stands for any text and ``?`` for any character. ``accessToken``, ``access-token``,
+    ``ACCESS_TOKEN`` and ``accesstoken`` are one name: case does not matter, nor what divides the
+    words of a name. Only beside a ``*`` it does: ``*_pin`` is ``cardPin`` and ``card-pin``, and
+    neither ``pin`` nor ``shopping``. A name is a key, or the first of two in a list
+    (``["Authorization", "Bearer ..."]``), or what stands under ``name`` or ``key`` beside a
+    ``value``.
+
+    Without patterns it is those of :data:`SECRETS`; give ``*SECRETS`` along with your own to have
+    both.
+
+    Text inside of values is not searched: a key in a prompt stays, and is for
+    :func:`~prefactor_core.redact_credentials`. The function changes the payload it is given,
+    which is a copy that is nobody else's, and returns it.
+
+    Raises :class:`PrefactorValueError` for a pattern that is no text or empty.
+    """
+    if not isinstance(replacement, str):
+        raise PrefactorValueError(
+            f"replacement must be a string, got {type(replacement).__qualname__}"
+        )
+    for pattern in patterns:
+        if not isinstance(pattern, str) or not pattern:
+            raise PrefactorValueError(
+                "a pattern of redact_keys must be the text of a key, in which '*' and '?' stand "
+                "for any text and any character, got "
+                + ("an empty one" if pattern == "" else type(pattern).__qualname__)
+            )
+    return KeyRedactor(patterns, replacement)
+
+
+def _words(name: str, separators: re.Pattern[str]) -> str:
+    """The words of a name in small letters, divided by ``_``."""
+    divided = name if name.islower() else _WORD_STARTS.sub("_", name)
+    return separators.sub("_", divided).casefold()
+
+
+def _matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
+    """Tells whether a name matches one of ``patterns``."""
+    whole: set[str] = set()
+    inside: list[str] = []
+    # Whether a word must begin there.
+    ends: dict[str, bool] = {}
+    others: list[str] = []
+    for pattern in patterns:
+        usual = _USUAL_PATTERN.fullmatch(_words(pattern, _SEPARATORS_OF_PATTERN))
+        before, words, after = usual.groups() if usual else ("?", "", "")
+        name = words.replace("_", "")
+        if (before, after) == ("", ""):
+            whole.add(name)
+        elif (before, after) == ("*", "*"):
+            inside.append(name)
+        elif before in ("*", "*_") and not after:
+            ends[name] = before == "*_" and ends.get(name, True)
+        else:
+            others.append(_regex(pattern))
+    longest = max(map(len, ends), default=0)
+    other = re.compile("|".join(others), re.DOTALL) if others else None
+
+    def matches(key: str) -> bool:
+        words = _words(key, _SEPARATORS)
+        name = words.replace("_", "")
+        if name in whole or any(part in name for part in inside):
+            return True
+        for start in range(max(len(name) - longest, 0), len(name)):
+            divided = ends.get(name[start:])
+            if divided is not None and (not divided or start in _starts_of_words(words)):
+                return True
+        return other is not None and other.fullmatch(words) is not None
+
+    return matches
+
+
+def _starts_of_words(words: str) -> list[int]:
+    """Where, without what divides them, all words but the first begin."""
+    return list(accumulate(map(len, words.split("_"))))[:-1]
+
+
+def _regex(pattern: str) -> str:
+    """What finds the words of the names that ``pattern`` means."""
+    # In linear time: once a text between two stars was found, no other place of it is tried.
+    first, *others = _words(pattern, _SEPARATORS_OF_PATTERN).split("*")
+    if not others:
+        return f"_?{_piece(first)}_?"
+    *inner, last = map(_piece, others)
+    start = f"_?{_piece(first)}" if first else ""
+    return f"{start}{''.join(f'(?>.*?{piece})' for piece in inner)}.*{last}{'_?' if last else ''}"
+
+
+def _piece(words: str) -> str:
+    # Inside of a name, what divides its words may be there or not.
+    body = words.strip("_")
+    letters = ("." if letter == "?" else re.escape(letter) for letter in body if letter != "_")
+    before = "_" if words.startswith("_") else ""
+    after = "_" if words.endswith("_") and body else ""
+    return f"{before}{'_?'.join(letters)}{after}"
+
+
+@lru_cache(maxsize=_MOST_VISITED)
+def _names_of(cls: type[Struct]) -> tuple[str, ...]:
+    config = cls.__struct_config__
+    if config.array_like:
+        raise TypeError  # its fields have no names
+    tag = () if config.tag is None else (str(config.tag_field),)
+    return (*cls.__struct_encode_fields__, *tag)
+
+
+def _fields_of(struct: Struct) -> dict[str, object]:
+    """The fields of a struct by their names in JSON."""
+    return dict(zip(_names_of(type(struct)), astuple(struct), strict=False))
+
+
+REDACT_SECRETS: Final = redact_keys()
+"""What ``redact=`` is by default."""

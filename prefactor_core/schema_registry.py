@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast, get_origin, overload
 import msgspec
 
 from prefactor_core.data_risk import DataRisk, data_risk_json
-from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.span_type import SpanType
 from prefactor_core.type_schema import check_from_result, result_type_of, schema_of
 
@@ -24,10 +24,12 @@ Class = TypeVar("Class", bound=type)
 def _checked(name: str, field: str, schema: object) -> dict[str, Any]:
     """A copy of ``schema``; raises :class:`PrefactorValueError` if it can be no JSON Schema."""
     if not isinstance(name, str) or not name:
-        raise PrefactorValueError(f"the name of a span type must be a text, got {name!r}")
+        raise PrefactorValueError(f"the name of a span type must be a text, got {in_message(name)}")
     if not isinstance(schema, Mapping):
         hint = "; a class is given as params= or result=" if isinstance(schema, type) else ""
-        raise PrefactorValueError(f"{field} of {name!r} must be a mapping, got {schema!r}{hint}")
+        raise PrefactorValueError(
+            f"{field} of {name!r} must be a mapping, got {in_message(schema)}{hint}"
+        )
     copied = _copy(cast("Schema", schema))
     try:
         msgspec.json.encode(copied)
@@ -201,8 +203,9 @@ class SchemaRegistry:
                 result = said
             elif result is not None and said not in (None, result):
                 raise PrefactorValueError(
-                    f"the params of {name!r} say by SpanParams that its result is {said!r}, and "
-                    f"result= says {result!r}: leave one of them out"
+                    f"the params of {name!r} say by SpanParams that its result is "
+                    f"{in_message(said)}, and "
+                    f"result= says {in_message(result)}: leave one of them out"
                 )
             params_schema = schema_of(name, "params", params)
             check_from_result(name, params)
@@ -305,7 +308,8 @@ class SchemaRegistry:
             cls = type(params).__qualname__
             known = ", ".join(each.__qualname__ for each in self._names_by_class) or "none"
             raise PrefactorValueError(
-                f"there is no span type with parameters of the class {cls!r}: register it, "
+                f"there is no span type with parameters of the class {in_message(cls)}: "
+                "register it, "
                 f"register_type(name, params={cls}), with the registry that is the client's "
                 f"schema_registry. Registered in that are: {known}"
             ) from None

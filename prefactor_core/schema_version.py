@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.schema_registry import Schema, SchemaRegistry
 
 
@@ -40,7 +40,9 @@ def choose_schema_version(
             )
         given = registry.to_agent_schema_version("")
     elif not isinstance(given, Mapping):
-        raise PrefactorValueError(f"agent_schema_version must be a mapping, got {given!r}")
+        raise PrefactorValueError(
+            f"agent_schema_version must be a mapping, got {in_message(given)}"
+        )
     elif given.get("external_identifier") is not None:
         return given
     if external_id is None:

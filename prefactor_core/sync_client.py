@@ -21,6 +21,7 @@ from prefactor_core.exceptions import (
 from prefactor_core.operations import Operation
 from prefactor_core.queue.base import Queue
 from prefactor_core.schema_registry import SchemaRegistry
+from prefactor_core.secret_str import SecretStr
 
 if TYPE_CHECKING:
     from prefactor_core.api.client import AsgiApp
@@ -47,6 +48,8 @@ def open_prefactor_sync(
 
     Takes what :func:`~prefactor_core.open_prefactor` takes, except ``cancel_on_signals``.
     """
+    if isinstance(api_token, str):
+        api_token = SecretStr(api_token)  # no traceback with locals shows it
     return SyncPrefactorClient(
         open_prefactor(
             config,

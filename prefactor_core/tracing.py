@@ -19,6 +19,7 @@ from prefactor_core.exceptions import (
     PrefactorCoreError,
     PrefactorTerminatedError,
     PrefactorValueError,
+    in_message,
 )
 from prefactor_core.jsonable import full_type_name
 from prefactor_core.log import log
@@ -48,15 +49,13 @@ def traced_by(
 ) -> Callable[[F], F]:
     """The decorator :func:`prefactor_core.traced`, for the runs that ``instance`` gives."""
     if not isinstance(schema_name, str) or not schema_name:
-        # Of anything else, which may be a payload, only what it is.
-        got = "''" if isinstance(schema_name, str) else type(schema_name).__qualname__
         raise PrefactorValueError(
-            f"schema_name must be the name of a span type, got {got}: "
+            f"schema_name must be the name of a span type, got {in_message(schema_name)}: "
             'write @traced("agent:tool") above the function'
         )
     if isinstance(exclude, str):
         raise PrefactorValueError(
-            f'exclude must be a collection of names, as ("{exclude}",), got {exclude!r}'
+            f"exclude must be a collection of names, such as ('query',), got {in_message(exclude)}"
         )
     if reduce is not None and not callable(reduce):
         raise PrefactorValueError(
@@ -122,7 +121,7 @@ class _Calls:
         for name in exclude:
             if name not in parameters:
                 raise PrefactorValueError(
-                    f"exclude names {name!r}, which is no parameter of {self.name}: "
+                    f"exclude names {in_message(name)}, which is no parameter of {self.name}: "
                     f"it has {', '.join(map(repr, parameters)) or 'none'}"
                 )
         self._left_out = {*exclude, *(name for name in parameters[:1] if name in ("self", "cls"))}

@@ -20,7 +20,7 @@ from typing import (
 
 import msgspec
 
-from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.exceptions import PrefactorValueError, in_message
 
 Result = TypeVar("Result")
 
@@ -100,7 +100,7 @@ def check_from_result(name: str, params: type) -> None:
     if not all(isinstance(each, str) for each in names):
         raise PrefactorValueError(
             f"from_result of {cls.__qualname__}, the params of {name!r}, must be a tuple of the "
-            f"names of fields, such as ('tokens',), and no field itself, got {given!r}"
+            f"names of fields, such as ('tokens',), and no field itself, got {in_message(given)}"
         )
 
 

@@ -20,12 +20,18 @@ from prefactor_core import (
     SchemaRegistry,
     open_prefactor,
 )
+from prefactor_core.redaction import REDACT_SECRETS
 
 URL = "https://app.prefactorai.com"
 TOKEN = "a-secret-that-nobody-may-see"
 
 TOO_SMALL: list[tuple[str, Any]] = [("0", 0), ("-1", -1), ("'-0.5'", "-0.5"), ("nan", float("nan"))]
-NO_NUMBER: list[tuple[str, Any]] = [("'soon'", "soon"), ("None", None), ("True", True), ("[]", [])]
+NO_NUMBER: list[tuple[str, Any]] = [
+    ("'soon'", "soon"),
+    ("None", None),
+    ("True", True),
+    ("list", []),
+]
 
 _TOKEN_REQUIRED = (
     f"api_token is required for {URL!r}: pass api_token=, or set PREFACTOR_API_TOKEN in the "
@@ -115,10 +121,16 @@ REFUSED_CORE: list[tuple[str, Any, str]] = [
             entry,
             (
                 "sdk_header_entry must be package@version, such as 'prefactor-langchain@0.3.0' "
-                f"(several are divided by one blank), in printable ASCII, got {entry!r}"
+                f"(several are divided by one blank), in printable ASCII, got {shown}"
             ),
         )
-        for entry in ("", " ", "langchain", "a@", "@1", "a@1\nb@2", "a@1  b@2", "a@1 b", "é@1")
+        for entry, shown in (
+            *((entry, repr(entry)) for entry in ("", "langchain", "a@", "@1", "é@1")),
+            (" ", "a text of length 1"),
+            ("a@1\nb@2", "a text of length 7"),
+            ("a@1  b@2", "a text of length 8"),
+            ("a@1 b", "a text of length 5"),
+        )
     ),
     ("drain_timeout", None, "drain_timeout must be a number, got None"),
     (
@@ -262,7 +274,7 @@ def test_the_defaults_are_those_that_are_documented() -> None:
         "check_payloads": "off",
         "capture_payloads": True,
         "max_payload_bytes": 500_000,
-        "redact": None,
+        "redact": REDACT_SECRETS,
     }
 
 

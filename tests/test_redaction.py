@@ -53,9 +53,13 @@ def test_the_ready_made_patterns_leave_what_is_not(key: str) -> None:
 @pytest.mark.parametrize(
     ("pattern", "hidden", "shown"),
     [
-        ("email", ["email", "EMAIL", "Email"], ["emails", "my_email", "e_mail"]),
+        ("email", ["email", "EMAIL", "Email", "e_mail"], ["emails", "my_email"]),
         ("*email*", ["email", "my-email-address"], ["mail"]),
-        ("user-name", ["user_name", "User-Name", "USER_NAME"], ["username", "user name"]),
+        (
+            "user-name",
+            ["user_name", "User-Name", "userName", "username", "user name"],
+            ["users_name"],
+        ),
         ("user_name", ["user-name"], ["userXname"]),
         ("id?", ["id1", "ids"], ["id", "id12"]),
         ("a[b-c]", ["a[b-c]", "a[b_c]"], ["ab", "ac", "a-"]),

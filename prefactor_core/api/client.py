@@ -52,6 +52,7 @@ from prefactor_core.operations import (
     RegisterAgentInstance,
     StartAgentInstance,
 )
+from prefactor_core.secret_str import SecretStr
 
 T = TypeVar("T")
 
@@ -104,7 +105,8 @@ class ApiClient:
             "X-Prefactor-SDK": self._sdk_header,
         }
         if config.api_token:
-            headers["Authorization"] = f"Bearer {config.api_token}"
+            # No traceback with locals shows it.
+            headers["Authorization"] = SecretStr(f"Bearer {config.api_token}")
         secrets = [config.api_token]
         transport: httpx.AsyncBaseTransport
         if self._asgi_app is not None:

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from prefactor_core.daemon_thread import DaemonThread
-from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.local.agents import Agents
 from prefactor_core.local.bulk import Bulk
 from prefactor_core.local.faults import Faults, FaultyFront, ReadOnly
@@ -79,7 +79,7 @@ async def open_local_prefactor(
     """
     # SQLite takes "" for a file without a name, gone when it is closed.
     if not path:
-        raise PrefactorValueError(f"path must be a file name or {MEMORY!r}, got {path!r}")
+        raise PrefactorValueError(f"path must be a file name or {MEMORY!r}, got {in_message(path)}")
 
     # A thread that nothing waits for: one that hangs in a lock or a disk, or a loop that is
     # stopped in the middle, must not keep the process from ending.
@@ -166,7 +166,9 @@ class LocalPrefactor:
         if agents is not None and (
             isinstance(agents, str) or not all(isinstance(id, str) and id for id in agents)
         ):
-            raise PrefactorValueError(f"agents must be a collection of ids, got {agents!r}")
+            raise PrefactorValueError(
+                f"agents must be a collection of ids, got {in_message(agents)}"
+            )
         self.refusals: Counter[str] = Counter()
         self._tokens = Tokens(api_token, deployment_tokens)
         self._faults = faults or Faults()

@@ -14,7 +14,7 @@ from msgspec import Struct
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.local.refusal import Refusal
 
 _DAY = 24 * 60 * 60
@@ -189,19 +189,19 @@ def _check_number(name: str, value: object, most: float) -> None:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most:
         return
     bound = "0 or more" if most == math.inf else f"between 0 and {most}"
-    raise PrefactorValueError(f"{name} must be a number, {bound}, got {value!r}")
+    raise PrefactorValueError(f"{name} must be a number, {bound}, got {in_message(value)}")
 
 
 def _check_whole(name: str, value: object, least: float) -> None:
     if isinstance(value, int) and not isinstance(value, bool) and value >= least:
         return
     bound = "" if least == -math.inf else f", {least} or more"
-    raise PrefactorValueError(f"{name} must be a whole number{bound}, got {value!r}")
+    raise PrefactorValueError(f"{name} must be a whole number{bound}, got {in_message(value)}")
 
 
 def _check_bool(name: str, value: object) -> None:
     if not isinstance(value, bool):
-        raise PrefactorValueError(f"{name} must be True or False, got {value!r}")
+        raise PrefactorValueError(f"{name} must be True or False, got {in_message(value)}")
 
 
 def _check_statuses(name: str, value: object) -> None:
@@ -210,10 +210,12 @@ def _check_statuses(name: str, value: object) -> None:
     else:
         statuses = [value]
     if not statuses:
-        raise PrefactorValueError(f"{name} must hold at least one status, got {value!r}")
+        raise PrefactorValueError(f"{name} must hold at least one status, got {in_message(value)}")
     for status in statuses:
         if not isinstance(status, int) or not 400 <= status <= 599:
-            raise PrefactorValueError(f"{name} must be between 400 and 599, got {status!r}")
+            raise PrefactorValueError(
+                f"{name} must be between 400 and 599, got {in_message(status)}"
+            )
 
 
 def _check_names(name: str, value: object) -> None:
@@ -225,4 +227,6 @@ def _check_names(name: str, value: object) -> None:
         or isinstance(value, str | bytes)
         or not all(isinstance(item, str) for item in names)
     ):
-        raise PrefactorValueError(f"{name} must be a collection of strings or None, got {value!r}")
+        raise PrefactorValueError(
+            f"{name} must be a collection of strings or None, got {in_message(value)}"
+        )

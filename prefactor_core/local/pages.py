@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import TypeAlias
 
+from prefactor_core.exceptions import in_message
 from prefactor_core.local.refusal import invalid
 from prefactor_core.local.store import Row, Store
 
@@ -65,5 +66,7 @@ class Pages:
 def _whole(query: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
     text = query.get(name, str(default))
     if not text.isdecimal() or len(text) > 10 or not least <= int(text) <= most:
-        raise invalid(name, f"must be a whole number from {least} to {most}, got {text!r}")
+        raise invalid(
+            name, f"must be a whole number from {least} to {most}, got {in_message(text)}"
+        )
     return int(text)

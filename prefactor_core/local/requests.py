@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from prefactor_core.exceptions import in_message
 from prefactor_core.identifiers import is_pfid, partition_of
 from prefactor_core.lifecycle import OUTCOMES
 from prefactor_core.local.refusal import Refusal, invalid
@@ -249,7 +250,9 @@ def check_outcome(status: str | None) -> str:
     if status is None:
         return "complete"
     if status not in OUTCOMES:
-        raise invalid("status", f"must be one of {', '.join(sorted(OUTCOMES))}, got {status!r}")
+        raise invalid(
+            "status", f"must be one of {', '.join(sorted(OUTCOMES))}, got {in_message(status)}"
+        )
     return status
 
 
@@ -258,7 +261,9 @@ def check_purpose(purpose: str | None) -> str:
     if purpose is None:
         return "live"
     if purpose not in _PURPOSES:
-        raise invalid("purpose", f"must be one of {', '.join(_PURPOSES)}, got {purpose!r}")
+        raise invalid(
+            "purpose", f"must be one of {', '.join(_PURPOSES)}, got {in_message(purpose)}"
+        )
     return purpose
 
 
@@ -282,7 +287,7 @@ def external_identifier_of(kind: str, version: Mapping[str, Any]) -> str | None:
     """The name of an agent_version or agent_schema_version; it may have none."""
     name = version.get("external_identifier")
     if name is not None and not isinstance(name, str):
-        raise invalid(kind, f"external_identifier must be a string, got {name!r}")
+        raise invalid(kind, f"external_identifier must be a string, got {in_message(name)}")
     return name
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.local.refusal import Refusal
 
 
@@ -67,14 +67,14 @@ def _checked(deployments: Mapping[str, Deployment] | None) -> dict[str, Deployme
     for deployment in (deployments or {}).values():
         if not isinstance(deployment, Deployment):
             raise PrefactorValueError(
-                f"each of deployment_tokens must be a Deployment, got {deployment!r}"
+                f"each of deployment_tokens must be a Deployment, got {in_message(deployment)}"
             )
     return dict(deployments or {})
 
 
 def _check_id(name: str, id: object) -> None:
     if not isinstance(id, str) or not id:
-        raise PrefactorValueError(f"{name} of a deployment must be a text, got {id!r}")
+        raise PrefactorValueError(f"{name} of a deployment must be a text, got {in_message(id)}")
 
 
 def check_account(caller: Deployment | None) -> None:

@@ -24,6 +24,7 @@ from prefactor_core.exceptions import (
     PrefactorNotFoundError,
     PrefactorValidationError,
     PrefactorValueError,
+    in_message,
 )
 from prefactor_core.home import Home
 from prefactor_core.lifecycle import InstanceStatus, Outcome, check_outcome, instance_steps
@@ -173,10 +174,10 @@ class AgentInstanceManager:
         """
         self.home.check("a run is registered")
         if instance_id is not None and not identifiers.is_pfid(instance_id):
-            raise PrefactorValueError(f"instance_id must be a PFID, got {instance_id!r}")
+            raise PrefactorValueError(f"instance_id must be a PFID, got {in_message(instance_id)}")
         if purpose is not None and purpose not in get_args(Purpose):
             known = ", ".join(repr(known) for known in get_args(Purpose))
-            raise PrefactorValueError(f"purpose must be one of {known}, got {purpose!r}")
+            raise PrefactorValueError(f"purpose must be one of {known}, got {in_message(purpose)}")
         # One in a turn of the loop: a thousand runs that begin together must not hold it. Where
         # everything is switched off, there may be no loop, or several.
         async with nullcontext() if self._registrations is None else self._turn:
@@ -310,8 +311,8 @@ class AgentInstanceManager:
             instance = self._instances[self._identities.of(instance_id).recorded_id]
         except KeyError:
             raise InstanceNotFoundError(
-                f"no open agent instance has the id {instance_id!r}: it has ended, or was not "
-                "registered by this client"
+                f"no open agent instance has the id {in_message(instance_id)}: it has ended, or "
+                "was not registered by this client"
             ) from None
         # It may have become known since.
         instance.id = instance.identity.id
@@ -364,7 +365,7 @@ class AgentInstanceManager:
 
 def _json_object(name: str, value: Mapping[str, object]) -> Raw:
     if not isinstance(value, Mapping):
-        raise PrefactorValueError(f"{name} must be a mapping, got {value!r}")
+        raise PrefactorValueError(f"{name} must be a mapping, got {in_message(value)}")
     try:
         return Raw(msgspec.json.encode(value))
     except Exception as error:

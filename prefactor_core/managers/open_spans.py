@@ -19,6 +19,7 @@ from prefactor_core.delivery.outbox import Outbox
 from prefactor_core.exceptions import (
     ClientNotInitializedError,
     PrefactorValueError,
+    in_message,
 )
 from prefactor_core.lifecycle import Outcome, SpanStatus
 from prefactor_core.log import log
@@ -192,13 +193,10 @@ class OpenSpans:
             # Pushed by hand. What is no id would cost the API's refusal of the whole span.
             return None, str.__str__(innermost) if identifiers.is_pfid(innermost) else None
         if not identifiers.is_pfid(parent_span_id):
-            # A text is shown; of anything else, which may be a payload, only what it is.
-            shown = (
-                repr(parent_span_id)
-                if isinstance(parent_span_id, str)
-                else f"a {type(parent_span_id).__qualname__}; a payload is passed as payload="
+            hint = "" if isinstance(parent_span_id, str) else "; a payload is passed as payload="
+            raise PrefactorValueError(
+                f"parent_span_id must be the id of a span, got {in_message(parent_span_id)}{hint}"
             )
-            raise PrefactorValueError(f"parent_span_id must be the id of a span, got {shown}")
         parent_span_id = str.__str__(parent_span_id)
         if parent_span_id == span_id:
             raise PrefactorValueError(f"parent_span_id {parent_span_id!r} is the span itself")

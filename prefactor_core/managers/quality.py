@@ -11,7 +11,7 @@ from prefactor_core.capture import Capture
 from prefactor_core.clock import Clock
 from prefactor_core.delivery.identity import RunIdentity
 from prefactor_core.delivery.outbox import Outbox
-from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.jsonable import utf8
 from prefactor_core.operations import RecordQuality
 from prefactor_core.type_schema import Fields, has_fields
@@ -57,7 +57,9 @@ class QualityManager:
         self, run: RunIdentity, name: str, payload: Mapping[str, object] | Fields | None
     ) -> RecordQuality | None:
         if not isinstance(name, str) or not name:
-            raise PrefactorValueError(f"name must be the name of a quality schema, got {name!r}")
+            raise PrefactorValueError(
+                f"name must be the name of a quality schema, got {in_message(name)}"
+            )
         if payload is not None and not has_fields(payload):
             # Not shown: it may be what redact= would have hidden.
             raise PrefactorValueError(

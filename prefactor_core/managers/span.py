@@ -18,6 +18,7 @@ from prefactor_core.exceptions import (
     PrefactorTerminatedError,
     PrefactorValueError,
     SpanNotFoundError,
+    in_message,
 )
 from prefactor_core.jsonable import utf8
 from prefactor_core.lifecycle import Outcome, SpanStatus, check_outcome
@@ -57,8 +58,8 @@ class SpanManager(OpenSpans):
         """
         if not identifiers.is_pfid(instance_id):
             raise InstanceNotFoundError(
-                f"instance_id {instance_id!r} is not the id of an agent instance (32 characters); "
-                "use the id of what create_agent_instance() gave"
+                f"instance_id {in_message(instance_id)} is not the id of an agent instance (32 "
+                "characters); use the id of what create_agent_instance() gave"
             )
         return self._identities.of(str.__str__(instance_id))
 
@@ -72,12 +73,12 @@ class SpanManager(OpenSpans):
             raise PrefactorTerminatedError(str(run.termination.reason), run.id)
         if not isinstance(schema_name, str) or not schema_name:
             raise PrefactorValueError(
-                f"schema_name must be the name of a span type, got {schema_name!r}"
+                f"schema_name must be the name of a span type, got {in_message(schema_name)}"
             )
         if span_id is None:
             return identifiers.generate_related(run.id)
         if not identifiers.is_pfid(span_id):
-            raise PrefactorValueError(f"span_id must be a PFID, got {span_id!r}")
+            raise PrefactorValueError(f"span_id must be a PFID, got {in_message(span_id)}")
         partition = identifiers.partition_of(run.id)
         if identifiers.partition_of(span_id) != partition and run.registered:
             raise PrefactorValueError(
@@ -191,8 +192,8 @@ class SpanManager(OpenSpans):
         span = self._find(span_id)
         if span.status is not SpanStatus.PENDING:
             raise OperationError(
-                f"span {span_id!r} has started, and the API changes no payload after that; "
-                "put what came later into the result",
+                f"span {in_message(span_id)} has started, and the API changes no payload after "
+                "that; put what came later into the result",
                 OperationType.UPDATE_SPAN_PAYLOAD,
             )
         merged = fields_of(span.payload)
@@ -251,6 +252,7 @@ class SpanManager(OpenSpans):
         span = self.index.find(span_id)
         if span is None:
             raise SpanNotFoundError(
-                f"no open span has the id {span_id!r}: it has ended, or is not of this client"
+                f"no open span has the id {in_message(span_id)}: it has ended, or is not of "
+                "this client"
             )
         return span

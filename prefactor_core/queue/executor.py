@@ -11,7 +11,7 @@ from typing import Generic, Self, TypeVar
 import anyio
 
 from prefactor_core.backoff import Backoff
-from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.log import log
 from prefactor_core.queue.base import Queue, QueueClosedError
 from prefactor_core.queue.workers import Workers
@@ -48,7 +48,9 @@ class TaskExecutor(Generic[T]):
         drain_timeout: float = 10.0,
     ) -> None:
         if num_workers < 1:
-            raise PrefactorValueError(f"num_workers must be at least 1, got {num_workers!r}")
+            raise PrefactorValueError(
+                f"num_workers must be at least 1, got {in_message(num_workers)}"
+            )
         self._queue = queue
         self._handler = handler
         self._num_workers = num_workers
