@@ -7,7 +7,6 @@ caller's is changed. What JSON cannot hold degrades field by field.
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Final, cast
@@ -15,13 +14,13 @@ from typing import Final, cast
 import msgspec
 from msgspec import Raw
 
+from prefactor_core.error_description import ErrorDescription
 from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.jsonable import (
     TooLargeError,
     describe,
     full_type_name,
     items_of,
-    message_of,
     named_fields,
     plain,
 )
@@ -33,7 +32,6 @@ __all__ = [
     "EMPTY",
     "Capture",
     "capture",
-    "describe_error",
     "fields_of",
     "merge",
     "truncated",
@@ -208,29 +206,6 @@ class Capture:
 
 def _object(tree: object) -> dict[str, object]:
     return cast("dict[str, object]", tree) if isinstance(tree, dict) else {"value": tree}
-
-
-class ErrorDescription(dict[str, object]):
-    """What a failed span keeps of an exception, told from what an agent calls an error."""
-
-    __slots__ = ()
-
-
-def describe_error(error: BaseException) -> ErrorDescription:
-    """What a failed span keeps of an exception: type, message and stacktrace, as text."""
-    timebox = Timebox()
-    message = message_of(error, timebox)
-    try:
-        lines = timebox.call(type(error), lambda: traceback.format_exception(error))
-    except Exception:
-        # One of its causes cannot say what it is, or not in time.
-        try:
-            lines = traceback.format_tb(error.__traceback__)
-        except Exception:  # a loader that cannot show its source, or no stack to look at it
-            lines = []
-    return ErrorDescription(
-        type=full_type_name(type(error)), message=message, stacktrace="".join(lines)
-    )
 
 
 def merge(fields: dict[str, object], data: object) -> None:

@@ -7,8 +7,8 @@ from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
-from prefactor_core.capture import describe_error
 from prefactor_core.checks import to_end
+from prefactor_core.error_description import describe_error
 from prefactor_core.exceptions import InstanceNotFoundError
 from prefactor_core.lifecycle import Outcome, check_outcome
 from prefactor_core.models import AgentInstance

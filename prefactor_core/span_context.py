@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Generic, Self
 
 import anyio.lowlevel
 
-from prefactor_core.capture import describe_error, merge
+from prefactor_core.capture import merge
 from prefactor_core.checks import to_time
+from prefactor_core.error_description import describe_error
 from prefactor_core.exceptions import PrefactorCoreError, PrefactorValueError
 from prefactor_core.identifiers import generate
 from prefactor_core.lifecycle import Outcome, SpanStatus

@@ -30,7 +30,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from prefactor_core.capture import EMPTY, Capture, capture, describe_error, fields_of, merge
+from prefactor_core.capture import EMPTY, Capture, capture, fields_of, merge
+from prefactor_core.error_description import describe_error
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.redaction import redact_keys
 
@@ -484,67 +485,6 @@ def raised(error: BaseException, cause: BaseException | None = None) -> BaseExce
         return caught
 
 
-def test_an_error_is_described_by_type_message_and_stacktrace() -> None:
-    cause = raised(KeyError("city"))
-    described = describe_error(raised(ValueError("no such city"), cause))
-    assert (described["type"], described["message"]) == ("ValueError", "no such city")
-    stacktrace = str(described["stacktrace"])
-    assert stacktrace.index("KeyError: 'city'") < stacktrace.index("ValueError: no such city")
-    assert "raise error from cause" in stacktrace
-    assert described.keys() == {"type", "message", "stacktrace"}
-
-
-def test_the_type_of_an_error_that_is_not_builtin_has_its_module() -> None:
-    assert describe_error(ToolError())["type"] == f"{__name__}.ToolError"
-
-
-def test_describing_an_error_leaves_it_as_it_is() -> None:
-    cause = KeyError("city")
-    error = raised(ToolError("x"), cause)
-    traceback = error.__traceback__
-    describe_error(error)
-    assert (error.__cause__, error.__traceback__, error.args) == (cause, traceback, ("x",))
-
-
-class RaisingTextError(Exception):
-    def __str__(self) -> str:
-        raise RuntimeError("no text")
-
-
-class NumberTextError(Exception):
-    def __str__(self) -> str:
-        return 7
-
-
-class RaisingNotesError(Exception):
-    @property
-    def __notes__(self) -> list[str]:
-        raise RuntimeError("no notes")
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        RaisingTextError(),
-        NumberTextError(),
-        RaisingNotesError("x"),
-        ValueError("\ud800"),
-        ExceptionGroup("many", [RaisingTextError(), ValueError()]),
-        KeyboardInterrupt(),
-    ],
-    ids=lambda error: type(error).__name__,
-)
-def test_every_error_can_be_described_and_captured(error: BaseException) -> None:
-    described = captured(describe_error(raised(error)))
-    assert described["type"].endswith(type(error).__qualname__)
-    assert all(isinstance(part, str) for part in described.values())
-
-
-@pytest.mark.parametrize("error", [RaisingTextError(), NumberTextError()])
-def test_an_error_without_a_text_is_unprintable(error: Exception) -> None:
-    assert describe_error(error)["message"] == "<unprintable>"
-
-
 def test_what_could_be_taken_only_once_is_not_taken() -> None:
     async def answer() -> None:
         pass
@@ -741,21 +681,6 @@ def test_other_code_of_a_value_has_no_more_time(method: str) -> None:
         gate.open()
     # The type is slow now: not even its repr, which is quick, is asked.
     assert stored == {"slow": "<slow SlowCode>", "beside": [1]}
-
-
-def test_a_slow_text_of_an_error_leaves_its_traceback() -> None:
-    class SlowError(Slow, Exception):
-        def __str__(self) -> str:
-            self.wait()
-            return "late"
-
-    try:
-        described = describe_error(raised(SlowError()))
-    finally:
-        SlowError.gate.open()
-    assert described["message"] == f"<slow {SlowError.__qualname__}>"
-    assert "raise error from cause" in str(described["stacktrace"])
-    assert SlowError.asked == 1
 
 
 def test_code_of_values_sees_the_context_variables_of_the_caller() -> None:
