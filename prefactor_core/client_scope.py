@@ -71,6 +71,7 @@ class ClientScope:
             max_payload_bytes=config.max_payload_bytes,
             redact=config.redact,
             enabled=config.capture_payloads,
+            degraded=delivery.ledger.degraded,
         )
         self.span_manager = SpanManager(
             delivery.outbox,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import traceback
 
-from prefactor_core.jsonable import full_type_name, message_of
-from prefactor_core.timebox import Timebox
+from prefactor_core.markers import UNPRINTABLE, full_type_name, has_quick_text, slow, utf8
+from prefactor_core.timebox import Timebox, TooSlowError
 
 
 class ErrorDescription(dict[str, object]):
@@ -17,9 +17,9 @@ class ErrorDescription(dict[str, object]):
 def describe_error(error: BaseException) -> ErrorDescription:
     """What a failed span keeps of an exception: type, message and stacktrace, as text."""
     timebox = Timebox()
-    message = message_of(error, timebox)
+    message = _message_of(error, timebox)
     try:
-        lines = timebox.call(type(error), lambda: traceback.format_exception(error))
+        lines = timebox.call(lambda: traceback.format_exception(error))
     except Exception:
         # One of its causes cannot say what it is, or not in time.
         try:
@@ -29,3 +29,14 @@ def describe_error(error: BaseException) -> ErrorDescription:
     return ErrorDescription(
         type=full_type_name(type(error)), message=message, stacktrace="".join(lines)
     )
+
+
+def _message_of(error: BaseException, timebox: Timebox) -> str:
+    """``str(error)``, or a marker."""
+    try:
+        text = str(error) if has_quick_text(error) else timebox.call(lambda: str(error))
+        return utf8(str.__str__(text))
+    except TooSlowError:
+        return slow(type(error))
+    except Exception:
+        return UNPRINTABLE

@@ -2,361 +2,369 @@
 
 from __future__ import annotations
 
-import dataclasses
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from functools import cache
-from itertools import islice
 from numbers import Integral, Real
-from types import NoneType, WrapperDescriptorType
-from typing import Any, Final, Protocol, cast
+from pathlib import PurePath
+from types import NoneType
+from typing import Any, Final, cast
 from uuid import UUID
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import astuple
 
+from prefactor_core.kinds import ABSENT, Around, Later, kind_of
+from prefactor_core.markers import (
+    CIRCULAR,
+    TOO_DEEP,
+    full_type_name,
+    has_quick_repr,
+    shown,
+    slow,
+    type_name,
+    unprintable,
+    utf8,
+)
 from prefactor_core.timebox import Timebox, TooSlowError
-
-SHORT: Final = 64
-"""No string is cut to less than so many bytes."""
+from prefactor_core.truncation import SHORT, TooLargeError, encode_within
 
 _MAX_DEPTH: Final = 32
-_MAX_REPR: Final = 1_000
-_MAX_NAME: Final = 200
 _MANY: Final = 100
-_HAS_PARTS: Final = 1 << 14  # Py_TPFLAGS_HAVE_GC: its values may refer to others
+_LONGEST_NAME: Final = 100
 
+_MOST_PLACES: Final = 30_000
+
+_NAMES: Final = frozenset({str})
+_PLAIN: Final = frozenset({str, int, float, bool, NoneType, datetime, date, time, UUID, Decimal})
 _SIMPLE: Final = frozenset({float, bool, NoneType})
-_NATIVE: Final = frozenset({datetime, date, time, timedelta, UUID, Decimal})
+_CONTAINERS: Final = frozenset({dict, list, tuple})
+_TEXTS: Final = (date, time, timedelta, UUID, Decimal, PurePath)
 
 
-@cache
-def _text_of() -> dict[type, Callable[[Any], str]]:
-    """How the text is made of what is one in JSON."""
-    from pathlib import PurePath  # here: it takes milliseconds to import
-
-    # Also of subclasses, such as the moments of pandas and pendulum; a datetime is a date.
-    return {
-        PurePath: PurePath.__str__,
-        datetime: datetime.isoformat,
-        date: date.isoformat,
-        time: time.isoformat,
-        UUID: UUID.__str__,
-        Decimal: Decimal.__str__,
-    }
-
-
-class TooLargeError(Exception):
-    """A value that cannot be made to fit by cutting strings."""
-
-
-def plain(value: object, limit: int) -> object:
+def plain(value: object, limit: int, lost: set[str] | None = None) -> object:
     """``value`` as dicts with text as keys, lists, text, numbers, booleans and None.
 
     Nothing of ``value`` is in it that can change, and what is there twice may be one object.
-    Containers more than 32 levels deep, and those that hold themselves, become a marker.
+    Containers more than 32 levels deep, and those that hold themselves, become a marker; so does
+    what cannot be read. ``lost`` gets the reasons why something of ``value`` is not in it.
+
     Raises :class:`TooLargeError` when more than ``limit`` bytes of JSON are sure to come, also
     if all strings were cut to 64 characters; and of :class:`Exception` nothing else, but where
     the stack has no room for another call.
     """
-    return _Walk(limit).plain(value, ())
-
-
-def describe(value: object, timebox: Timebox) -> str:
-    """The ``repr`` of a value, cut at 1,000 characters; or a short marker with its type."""
-    cls = type(value)
+    found: set[str] = set()
     try:
-        text = repr(value) if _has_quick_repr(cls) else timebox.call(cls, lambda: repr(value))
-        # A repr may be of a subclass of str, with methods of its own.
-        text = str.__str__(text)
-        return utf8(text if len(text) <= _MAX_REPR else text[:_MAX_REPR] + "… [truncated]")
-    except TooSlowError:
-        return f"<slow {type_name(cls)}>"
-    except Exception:
-        return f"<unprintable {type_name(cls)}>"
+        tree = _Walk(limit, found, natively=True).run(value)
+    except TooLargeError:
+        # It may be that it fits if strings are cut.
+        found.clear()
+        tree = _Walk(limit, found, natively=False).run(value)
+    if lost is not None:
+        lost |= found
+    return tree
 
 
-def _has_quick_repr(cls: type) -> bool:
-    found: object = type.__getattribute__(cls, "__repr__")
-    if found is object.__repr__:
-        return True
-    # What is written in C asks nobody, unless it is of parts.
-    flags = cast("int", type.__getattribute__(cls, "__flags__"))
-    return isinstance(found, WrapperDescriptorType) and not flags & _HAS_PARTS
+def is_plain(value: object) -> bool:
+    """Whether a value is of nothing but what JSON and msgspec have: scalars, lists, tuples, structs
+    and dicts with texts as keys. False says nothing: it may have too many parts to look at."""
+    return _look(value, _MOST_PLACES)[0]
 
 
-def type_name(cls: type) -> str:
-    """The name of a type, without asking its metaclass."""
-    return utf8(cast("str", type.__getattribute__(cls, "__qualname__"))[:_MAX_NAME])
-
-
-def full_type_name(cls: type) -> str:
-    """The name of a type with its module, unless that is ``builtins``."""
-    module: object = type.__getattribute__(cls, "__module__")
-    if module == "builtins" or not isinstance(module, str):
-        return type_name(cls)
-    return f"{utf8(module[:_MAX_NAME])}.{type_name(cls)}"
-
-
-def message_of(error: BaseException, timebox: Timebox) -> str:
-    """``str(error)``, or a marker."""
-    cls = type(error)
+def _look(value: object, most: int) -> tuple[bool, int]:
+    """Whether a value is plain, and at how many containers it took a look, of at most ``most``."""
+    places = [value]
     try:
-        text = str(error) if _has_quick_text(error) else timebox.call(cls, lambda: str(error))
-        return utf8(str.__str__(text))
-    except TooSlowError:
-        return f"<slow {type_name(cls)}>"
-    except Exception:
-        return "<unprintable>"
-
-
-def _has_quick_text(error: BaseException) -> bool:
-    args: tuple[object, ...] = error.args
-    return isinstance(_attribute(type(error), "__str__"), WrapperDescriptorType) and all(
-        type(part) is str or type(part) is int for part in args
-    )
-
-
-def named_fields(
-    value: object, timebox: Timebox, copy: Callable[[object], object]
-) -> dict[str, object] | None:
-    """The fields of a struct, a dataclass, a model of pydantic or an object of attrs, by their
-    names in JSON; None for anything else. Raises what a model raises, or a time-out.
-
-    ``copy``: gives a value as what JSON has, and nothing of it that can change later; where it
-    raises, the fields are what they are.
-    """
-    cls = type(value)
-    if dump := _attribute(cls, "model_dump"):
-        dumped = timebox.call(cls, lambda: _dumped(value, dump))
-        return cast("dict[str, object]", dumped) if isinstance(dumped, dict) else None
-    if (names := _field_names(cls)) is None:
-        return None
-    try:
-        built = copy(value)
-    except Exception:
-        built = None  # too large, or without a JSON form: that is looked at field by field
-    return (
-        cast("dict[str, object]", built) if isinstance(built, dict) else dict(_fields(value, names))
-    )
-
-
-def items_of(mapping: Mapping[object, object], timebox: Timebox, most: int) -> dict[object, object]:
-    """The first ``most`` items of any mapping. Raises what it raises, or a time-out."""
-    return timebox.call(type(mapping), lambda: dict(islice(mapping.items(), most)))
-
-
-def utf8(text: str) -> str:
-    """``text`` with a question mark for every lone surrogate."""
-    if text.isascii():
-        return text
-    return text.encode("utf-8", "replace").decode()
+        for place in places:  # which grows meanwhile
+            cls = type(place)
+            parts: Collection[object]
+            if cls is dict:
+                fields = cast("dict[object, object]", place)
+                if not _NAMES.issuperset(map(type, fields)):
+                    return False, len(places)
+                parts = fields.values()
+            elif cls is list or cls is tuple:
+                parts = cast("list[object]", place)
+            elif issubclass(cls, Struct):
+                parts = astuple(cast("Struct", place))
+            else:
+                return False, len(places)
+            if not _PLAIN.issuperset(map(type, parts)):
+                places += [part for part in parts if type(part) not in _PLAIN]
+                if len(places) > most:
+                    return False, len(places)
+    except Exception:  # a metaclass that raises, or another thread has changed it meanwhile
+        return False, len(places)
+    return True, len(places)
 
 
 class _Walk:
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._room = limit
-        self._timebox = Timebox()
-        # Containers that were walked, by id, and the room they took: values that share parts
-        # can be small in memory and endless as a tree.
-        self._walked: dict[int, tuple[object, object, int]] = {}
+    """Goes through one value. What needs code of others waits, and is asked for together.
 
-    def plain(self, value: object, around: tuple[object, ...]) -> object:
-        """``value``, which is inside of the containers ``around``."""
+    ``natively``: parts that are plain are left to msgspec, which is faster; no string of them can
+    be cut then.
+    """
+
+    def __init__(self, limit: int, lost: set[str], *, natively: bool) -> None:
+        self.limit = limit
+        # At how many containers it may still be looked whether they are plain.
+        self._looks = 2 * _MOST_PLACES if natively else 0
+        self._room = limit
+        self._lost = lost
+        self._timebox = Timebox()
+        # What waits, with its place.
+        self._waiting: list[tuple[dict[Any, object] | list[object], Any, Later]] = []
+        # Containers that were walked, by id and depth, and the room they took: values that share
+        # parts can be small in memory and endless as a tree.
+        self._walked: dict[tuple[int, int], tuple[object, object, int]] = {}
+        # How often something was found that is not the same wherever its container stands.
+        self._odd = 0
+
+    def run(self, value: object) -> object:
+        root: dict[str, object] = {}
+        self._put(root, "", self.plain(value, ()))
+        while self._waiting:
+            waiting, self._waiting = self._waiting, []
+            outcomes = self._timebox.call_all([later.function for *_, later in waiting])
+            for (place, key, later), (result, error) in zip(waiting, outcomes, strict=True):
+                self._put(place, key, self._after(later, result, error))
+        return root[""]
+
+    def _put(self, place: Any, key: Any, tree: object) -> None:
+        if type(tree) is Later:
+            self._waiting.append((place, key, tree))
+            self._odd += 1
+            place[key] = None  # it keeps its place
+        elif tree is ABSENT:
+            del place[key]
+        else:
+            place[key] = tree
+
+    def _after(self, later: Later, result: object, error: Exception | None) -> object:
+        if error is None:
+            try:
+                return later.then(result)
+            except (TooLargeError, RecursionError):
+                raise
+            except Exception as raised:
+                error = raised
+        return later.otherwise(error)
+
+    def plain(self, value: object, around: Around) -> object:
+        """``value``, which is inside of the containers ``around``; or what is to be asked first."""
         cls = type(value)
         try:
             if cls is str:
-                return self._text(cast("str", value))
-            if cls in _SIMPLE:
+                return self.text(cast("str", value))
+            if cls in _SIMPLE or cls is Later:
                 return value
-            return self._plain(value, cls, around)
-        except TooLargeError:
+            if self._looks > 0 and (cls in _CONTAINERS or issubclass(cls, Struct)):
+                is_plain, looks = _look(value, self._looks)
+                self._looks -= looks
+                if is_plain and (encoded := self._encoded(value)) is not None:
+                    return msgspec.json.decode(encoded)
+            return kind_of(cls)(self, value, around)
+        except (TooLargeError, RecursionError):
             raise
+        except Exception as error:
+            if cls is int:
+                return self.failed(int, error)  # it has more digits than Python writes
+
+            def otherwise(error: Exception) -> object:
+                return self.failed(cls, error)
+
+            return Later(lambda: shown(value), self.text, otherwise)
+
+    def _encoded(self, value: object) -> bytes | None:
+        """A plain value in JSON; None if it is too large or too deep, or a surrogate is in it."""
+        try:
+            encoded = encode_within(value, self._room)
         except Exception:
-            return describe(value, self._timebox)
+            return None
+        self._room -= len(encoded)
+        return encoded
+
+    def text(self, text: str) -> str:
+        self._take(min(len(text), SHORT) + 1)
+        # What is larger than all that may be kept is looked at when it is cut.
+        return text if len(text) > self.limit else utf8(text)
+
+    def enter(self, value: object, around: Around, parts: Callable[[Around], object]) -> object:
+        for outer in around:
+            if outer is value:
+                self._odd += 1
+                return CIRCULAR
+        key = id(value), len(around)
+        if (known := self._walked.get(key)) is not None:
+            self._take(known[2])
+            return known[1]
+        if len(around) == _MAX_DEPTH:
+            self.lose("too_deep")
+            return TOO_DEEP
+        room, odd = self._room, self._odd
+        tree = parts((*around, value))
+        if self._odd == odd and type(tree) is not Later:
+            self._walked[key] = value, tree, room - self._room
+        return tree
+
+    def listed(self, items: list[Any], around: Around) -> object:
+        self._take(2 * len(items))  # 0,
+        if len(items) > _MANY and (numbers := _numbers(items)) is not None:
+            return numbers
+        if len(items) == 2 and type(items[0]) is bytes:
+            items[0] = _name_of_header(items[0])
+        tree: list[object] = []
+        for item in items:
+            part = self.plain(item, around)
+            tree.append(part)
+            if type(part) is Later:
+                self._put(tree, len(tree) - 1, part)
+        return tree
+
+    def mapped(self, items: Iterable[tuple[Any, Any]], around: Around) -> object:
+        items = tuple(items)
+        self._take(5 * len(items))  # "":0,
+        names = [utf8(key) if type(key) is str else self._name_of(key) for key, _ in items]
+        if None not in names:
+            return self._object(cast("list[str]", names), items, around)
+
+        def ask() -> list[str]:
+            return [
+                _shown_or_marker(key) if name is None else name
+                for name, (key, _) in zip(names, items, strict=True)
+            ]
+
+        def then(names: list[str]) -> object:
+            return self._object(names, items, around)
+
+        def otherwise(error: Exception) -> object:
+            return then(
+                [
+                    self.failed(type(cast("object", key)), error) if name is None else name
+                    for name, (key, _) in zip(names, items, strict=True)
+                ]
+            )
+
+        return Later(ask, then, otherwise)
+
+    def _object(
+        self, names: list[str], items: tuple[tuple[Any, Any], ...], around: Around
+    ) -> dict[str, object]:
+        if len(set(names)) < len(names):
+            names = _distinct(names, items)
+        tree: dict[str, object] = {}
+        for name, (_, item) in zip(names, items, strict=True):
+            self._take(len(name))
+            self._put(tree, name, self.plain(item, around))
+        return tree
+
+    def _name_of(self, key: object) -> str | None:
+        """A key as text; None if code of it must be asked."""
+        cls = type(key)
+        if issubclass(cls, Enum):
+            return self._name_of(cast("Enum", key)._value_)
+        if issubclass(cls, str):
+            return utf8(str.__str__(cast("str", key)))
+        if cls is bytes:
+            return _name_of_bytes(cast("bytes", key))
+        if issubclass(cls, _TEXTS):
+            room = self._room
+            text = str(self.plain(key, ()))
+            self._room = room  # it is taken with the others
+            return text
+        if has_quick_repr(cls) or (
+            cls is tuple and all(map(has_quick_repr, map(type, cast("tuple[object, ...]", key))))
+        ):
+            try:
+                return shown(key)
+            except Exception:  # more digits than Python writes
+                return unprintable(cls)
+        return None
+
+    def fits(self, tree: object) -> bool:
+        try:
+            size = len(encode_within(tree, self._room))
+        except BufferError:
+            return False
+        self._take(size)
+        return True
+
+    def lose(self, reason: str) -> None:
+        self._lost.add(reason)
+
+    def failed(self, cls: type, error: Exception) -> str:
+        if isinstance(error, TooSlowError):
+            self.lose("slow")
+            return slow(cls)
+        self.lose("unreadable")
+        return unprintable(cls)
 
     def _take(self, size: int) -> None:
         self._room -= size
         if self._room < 0:
             raise TooLargeError
 
-    def _plain(self, value: Any, cls: type[Any], around: tuple[object, ...]) -> object:
-        # By the type and not the value: isinstance() believes what a value says of itself.
-        if issubclass(cls, Enum):
-            return self.plain(value._value_, around)
-        if issubclass(cls, str):
-            return self._text(str.__str__(value))
-        if issubclass(cls, int):
-            return _number(int.__int__(value))
-        if issubclass(cls, float):
-            return float.__float__(value)
-        if issubclass(cls, bytes | bytearray | memoryview):
-            return self._bytes(memoryview(value))
-        if cls in _NATIVE:
-            return msgspec.to_builtins(value)
-        for base, text_of in _text_of().items():
-            if issubclass(cls, base):
-                return self._text(text_of(value))
-        if issubclass(cls, msgspec.Raw):
-            return self.plain(msgspec.json.decode(value), (*around, value))
-        if dump := _attribute(cls, "model_dump"):
-            if any(value is outer for outer in around):
-                return "<circular>"
-            dumped = self._timebox.call(cls, lambda: _dumped(value, dump))
-            return self.plain(dumped, (*around, value))
-        if issubclass(cls, Integral):
-            return _number(self._timebox.call(cls, lambda: int(value)))
-        if issubclass(cls, Real):
-            return self._timebox.call(cls, lambda: float(value))
-        if any(value is outer for outer in around):
-            return "<circular>"
-        return self._container(value, cls, around)
 
-    def _container(self, value: object, cls: type[Any], around: tuple[object, ...]) -> object:
-        if id(value) in self._walked:
-            _, known, size = self._walked[id(value)]
-            self._take(size)
-            return known
-        if (parts := self._parts(value, cls)) is None:
-            return describe(value, self._timebox)
-        if len(around) == _MAX_DEPTH:
-            return "<too deep>"
-        before = self._room
-        around = (*around, value)
-        if isinstance(parts, list):
-            tree: object = self._list(parts, around)
-        else:
-            tree = self._object(parts, around)
-        self._walked[id(value)] = value, tree, before - self._room
-        return tree
-
-    def _parts(
-        self, value: Any, cls: type[Any]
-    ) -> list[object] | tuple[tuple[object, object], ...] | None:
-        """What is in ``value``: keys with values, or a list; None if it is no container."""
-        if issubclass(cls, dict):
-            return tuple(
-                cast("Callable[[object], Iterable[tuple[object, object]]]", dict.items)(value)
-            )
-        base: type[Any]
-        for base in (list, tuple, set, frozenset):
-            if issubclass(cls, base):
-                return list(base.__iter__(value))
-        if issubclass(cls, BaseException):
-            message = message_of(value, self._timebox)
-            return (("type", full_type_name(cls)), ("message", message))
-        if (names := _field_names(cls)) is not None:
-            return _fields(value, names)
-        if issubclass(cls, Mapping):
-            return tuple(items_of(value, self._timebox, self._limit).items())
-        return None
-
-    def _object(
-        self, parts: tuple[tuple[object, object], ...], around: tuple[object, ...]
-    ) -> dict[str, object]:
-        self._take(5 * len(parts))  # "":0,
-        tree: dict[str, object] = {}
-        for key, item in parts:
-            name = utf8(key) if type(key) is str else self._key(key)
-            self._take(len(name))
-            tree[name] = self.plain(item, around)
-        return tree
-
-    def _list(self, parts: list[object], around: tuple[object, ...]) -> list[object]:
-        self._take(2 * len(parts))  # 0,
-        if len(parts) > _MANY and _are_plain_numbers(parts):
-            return parts
-        return [self.plain(item, around) for item in parts]
-
-    def _key(self, key: object) -> str:
-        cls = type(key)
-        if issubclass(cls, Enum):
-            return self._key(cast("Enum", key)._value_)
-        if issubclass(cls, str):
-            return utf8(str.__str__(cast("str", key)))
-        if issubclass(cls, (bytes, *_text_of())):
-            room = self._room
-            text = str(self.plain(key, ()))
-            self._room = room  # the caller takes it
-            return text
-        return describe(key, self._timebox)
-
-    def _text(self, text: str) -> str:
-        self._take(min(len(text), SHORT) + 1)
-        # What is larger than all that may be kept is looked at when it is cut.
-        return text if len(text) > self._limit else utf8(text)
-
-    def _bytes(self, view: memoryview) -> str:
-        if view.nbytes > self._limit:
-            return f"<{view.nbytes} bytes>"
-        return self._text(b64encode(view.tobytes()).decode())
-
-
-def _number(number: int) -> int:
-    if number.bit_length() > 64:
-        int.__repr__(number)  # raises for more digits than Python writes (4,300)
-    return number
-
-
-def _are_plain_numbers(parts: list[object]) -> bool:
-    """Whether a long list (a vector, say) needs no look at each of its parts."""
-    kinds = set(map(type, parts))
-    if kinds == {int}:
-        return max(map(int.bit_length, cast("list[int]", parts))) <= 64
-    return kinds <= _SIMPLE
-
-
-def _attribute(cls: type, name: str) -> object:
-    """What a type has under ``name``, or None; without asking its metaclass."""
+def _shown_or_marker(key: object) -> str:
     try:
-        return type.__getattribute__(cls, name)
-    except AttributeError:
-        return None
-
-
-def _field_names(cls: type[Any]) -> dict[str, str] | None:
-    """For a dataclass, a class of attrs or of msgspec: names in JSON and their attributes."""
-    if issubclass(cls, msgspec.Struct):
-        return dict(zip(cls.__struct_encode_fields__, cls.__struct_fields__, strict=True))
-    if dataclasses.is_dataclass(cls):
-        return {field.name: field.name for field in dataclasses.fields(cls)}
-    if (attributes := _attribute(cls, "__attrs_attrs__")) is not None:
-        names = [
-            cast("_Named", attribute).name for attribute in cast("Iterable[object]", attributes)
-        ]
-        # As msgspec does it: what attrs is told is private is no field.
-        return {name: name for name in names if not name.startswith("_")}
-    return None
-
-
-class _Named(Protocol):
-    name: str
-
-
-def _fields(value: object, names: dict[str, str]) -> tuple[tuple[str, object], ...]:
-    found: list[tuple[str, object]] = []
-    if isinstance(value, msgspec.Struct) and (tag := value.__struct_config__.tag) is not None:
-        found.append((str(value.__struct_config__.tag_field), tag))
-    for name, attribute in names.items():
-        try:
-            item: object = getattr(value, attribute)
-        except Exception:
-            item = "<unprintable>"
-        if item is not msgspec.UNSET:
-            found.append((name, item))
-    return tuple(found)
-
-
-def _dumped(value: object, dump: Any) -> object:
-    """A model of pydantic, or what looks like one, as what it makes of itself."""
-    try:
-        return dump(value, mode="json", warnings=False)
+        # A number of another package is one in JSON, too.
+        return str(int(cast("Any", key))) if issubclass(type(key), Integral) else shown(key)
     except Exception:
-        pass  # not of pydantic, or something in it has no JSON form
+        return unprintable(type(key))
+
+
+def _distinct(names: list[str], items: tuple[tuple[Any, Any], ...]) -> list[str]:
+    """Names of which no two are the same: a key that is a text keeps its name, the others say
+    what they are."""
+    times = Counter(names)
+    numbers: Counter[str] = Counter()
+    texts = [type(key) is str and key == name for name, (key, _) in zip(names, items, strict=True)]
+    taken = {name for name, is_text in zip(names, texts, strict=True) if is_text}
+    taken |= {name for name in names if times[name] == 1}
+    distinct: list[str] = []
+    for name, is_text, (key, _) in zip(names, texts, items, strict=True):
+        found = name
+        if times[name] > 1 and not is_text:
+            typed = found = f"{name} ({type_name(type(cast('object', key)))})"
+            while found in taken:
+                numbers[typed] += 1
+                found = f"{typed} {numbers[typed] + 1}"
+            taken.add(found)
+        distinct.append(found)
+    return distinct
+
+
+def _name_of_bytes(key: bytes) -> str:
     try:
-        return dump(value, warnings=False)
-    except TypeError:
-        return dump(value)
+        return key.decode()
+    except UnicodeDecodeError:
+        return b64encode(key).decode()
+
+
+def _name_of_header(name: bytes) -> object:
+    """The name of a header, which is the first of a pair (as ASGI has them), is a text."""
+    is_name = (
+        len(name) <= _LONGEST_NAME
+        and name.isascii()
+        and name.replace(b"-", b"").replace(b"_", b"").isalnum()
+    )
+    return name.decode() if is_name else name
+
+
+def _numbers(items: list[Any]) -> list[Any] | None:
+    """A long list of numbers (a vector, say), which needs no look at each of its parts."""
+    kinds = set(map(type, items))
+    if kinds == {int}:
+        return items if max(map(int.bit_length, items)) <= 64 else None
+    if kinds <= _SIMPLE:
+        return items
+    (kind, *others) = kinds
+    if not others and issubclass(kind, float):
+        return list(map(float.__float__, items))
+    if not others and issubclass(kind, Real) and full_type_name(kind).startswith("numpy."):
+        return [item.item() for item in items]
+    return None

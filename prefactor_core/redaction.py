@@ -83,7 +83,7 @@ SECRETS: Final = (
 
 _LONGEST_KEPT: Final = 100
 _MOST_KEPT: Final = 2_000
-_MOST_VISITED: Final = 1_000
+_MOST_VISITED: Final = 30_000
 
 _WORD_STARTS: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _SEPARATORS: Final = re.compile(r"[\W_]+")
@@ -165,6 +165,7 @@ class KeyRedactor:
 
     def _has_nothing_in(self, payload: object) -> bool:
         all_are_shown = self._shown.issuperset
+        are_scalars = _SCALARS.issuperset
         places = [payload]
         for place in places:  # which grows meanwhile
             cls = type(place)
@@ -181,9 +182,8 @@ class KeyRedactor:
                 parts = cast("list[object]", place)
                 if len(parts) == 2 and self._may_be_a_secret_name(next(iter(parts))):
                     return False
-                for part in parts:
-                    if type(part) not in _SCALARS:
-                        places.append(part)  # noqa: PERF401
+                if not are_scalars(map(type, parts)):
+                    places += [part for part in parts if type(part) not in _SCALARS]
             elif issubclass(cls, Enum):
                 places.append(cast("Enum", place).value)
             elif cls not in _IN_FIELDS:
@@ -316,7 +316,7 @@ def _piece(words: str) -> str:
     return f"{before}{'_?'.join(letters)}{after}"
 
 
-@lru_cache(maxsize=_MOST_VISITED)
+@lru_cache(maxsize=_MOST_KEPT)
 def _names_of(cls: type[Struct]) -> tuple[str, ...]:
     config = cls.__struct_config__
     if config.array_like:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Generic, Self
 
 import anyio.lowlevel
 
-from prefactor_core.capture import merge
 from prefactor_core.checks import to_time
 from prefactor_core.error_description import describe_error
 from prefactor_core.exceptions import PrefactorCoreError, PrefactorValueError
@@ -148,7 +147,7 @@ class SpanContext(Generic[Result]):
 
     def set_result(self, data: Result) -> None:
         """Merge into the result that the span will end with; later keys win."""
-        merge(self._result, data)
+        self._spans.capture.merge(self._result, data)
 
     async def complete(
         self, result: Result | None = None, *, timestamp: datetime | None = None

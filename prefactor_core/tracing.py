@@ -21,8 +21,8 @@ from prefactor_core.exceptions import (
     PrefactorValueError,
     in_message,
 )
-from prefactor_core.jsonable import full_type_name
 from prefactor_core.log import log
+from prefactor_core.markers import full_type_name
 from prefactor_core.span_context import SpanContext
 
 if TYPE_CHECKING:

@@ -8,13 +8,20 @@ from typing import Any, Final, cast
 from msgspec import Raw, Struct
 from msgspec.json import Decoder, Encoder
 
-from prefactor_core.jsonable import SHORT, TooLargeError, utf8
+from prefactor_core.markers import utf8
+
+SHORT: Final = 64
+"""No string is cut to less than so many bytes."""
 
 # A payload of usual size needs one buffer of the smallest size; larger ones are tried next.
 _BUFFERS: Final = (2_048, 65_536)
 # The encoder takes room for the longest number there is before it writes a short one.
 _RESERVE: Final = 64
 _CONTAINERS: Final[tuple[type[Any], ...]] = (dict, list)
+
+
+class TooLargeError(Exception):
+    """A value that cannot be made to fit by cutting strings."""
 
 
 def truncated(raw_size: int, *, at_least: bool = False) -> Raw:
@@ -59,17 +66,19 @@ def _encode_into(value: object, buffer: bytearray) -> bytes:
     return bytes(buffer)
 
 
-def fit(tree: dict[str, object], limit: int) -> bytes:
+def fit(tree: dict[str, object], limit: int, lost: set[str] | None = None) -> bytes:
     """The JSON of ``tree``, cut to at most ``limit`` bytes.
 
     ``tree`` is of nothing but what JSON has, and is not changed. Strings of more than 64
     characters are cut, the largest first and all that are cut to about the same size; each
-    ends with the number of characters that are missing. Raises :class:`TooLargeError` if
-    that is not enough.
+    ends with the number of characters that are missing; ``truncated`` is added to ``lost`` then.
+    Raises :class:`TooLargeError` if that is not enough.
     """
     try:
         return encode_within(tree, limit)
     except (BufferError, UnicodeError):
+        if lost is not None:
+            lost.add("truncated")
         return _cut(cast("dict[str, object]", unshared(tree)), limit)
 
 

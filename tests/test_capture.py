@@ -30,7 +30,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from prefactor_core.capture import EMPTY, Capture, capture, fields_of, merge
+from prefactor_core.capture import EMPTY, Capture, capture, fields_of
 from prefactor_core.error_description import describe_error
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.redaction import redact_keys
@@ -63,6 +63,20 @@ class RaisingItems(UserDict[str, object]):
         raise RuntimeError("no items")
 
     keys = items
+
+
+class RaisingMapping(Mapping[str, object]):
+    def __getitem__(self, key: str) -> object:
+        raise RuntimeError("no items")
+
+    def __iter__(self) -> Iterator[str]:
+        raise RuntimeError("no keys")
+
+    def __len__(self) -> int:
+        return 1
+
+    def __repr__(self) -> str:
+        return "raising"
 
 
 class SurrogateRepr:
@@ -189,8 +203,8 @@ def circular_record() -> Record:
     return record
 
 
-def nested(levels: int) -> dict[str, Any]:
-    value: Any = "the bottom"
+def nested(levels: int, bottom: object = "the bottom") -> dict[str, Any]:
+    value: Any = bottom
     for _ in range(levels):
         value = {"inner": value}
     return value
@@ -203,6 +217,7 @@ NASTY: dict[str, object] = {
     "raising bool": RaisingBool(),
     "raising len": RaisingLen(a=1),
     "raising items": RaisingItems(a=1),
+    "raising mapping": RaisingMapping(),
     "surrogate in repr": SurrogateRepr(),
     "surrogate": "\ud800",
     "surrogate as key": {"\ud800": 1},
@@ -374,7 +389,7 @@ def test_any_mapping_is_an_object(mapping: Any, content: dict[str, Any]) -> None
         (memoryview(b"\xff"), "/w=="),
         (memoryview(b"abcd")[::2], "YWM="),
         (frozenset({b"\xff"}), ["/w=="]),
-        (Pair(1, {2}), [1, [2]]),
+        (Pair(1, {2}), {"left": 1, "right": [2]}),
         (OrderedDict(b=1, a=2), {"b": 1, "a": 2}),
         (PurePosixPath("/tmp/a"), "/tmp/a"),
         (datetime(2026, 1, 2, tzinfo=UTC), "2026-01-02T00:00:00Z"),
@@ -424,7 +439,7 @@ def test_thirty_two_levels_are_captured() -> None:
 
 @pytest.mark.parametrize("levels", [33, 100, 100_000])
 def test_what_cannot_be_captured_whole_is_cut_at_thirty_two_levels(levels: int) -> None:
-    value: Any = captured({**nested(levels), "nasty": "\ud800"})
+    value: Any = captured(nested(levels, "\ud800"))
     for _ in range(32):
         value = value["inner"]
     assert value == "<too deep>"
@@ -471,7 +486,7 @@ def test_fields_are_a_mappings_own_or_one_that_is_called_value() -> None:
     assert fields_of(fields) == fields_of(UserDict(fields)) == fields
     assert fields_of(fields) is not fields
     assert fields_of([1]) == {"value": [1]}
-    assert fields_of(RaisingItems(a=1)) == {"value": "{'a': 1}"}
+    assert fields_of(RaisingMapping()) == {"value": "raising"}
 
 
 class ToolError(Exception):
@@ -598,21 +613,25 @@ class Slow:
         self.gate.wait()
 
 
-def test_a_repr_that_does_not_answer_becomes_a_marker_and_is_not_asked_again() -> None:
-    class SlowRepr(Slow):
-        def __repr__(self) -> str:
-            self.wait()
-            return "late"
+def test_a_repr_that_does_not_answer_becomes_a_marker_and_each_is_judged_by_itself() -> None:
+    class SometimesSlow(Slow):
+        def __init__(self, slow: bool = True) -> None:
+            self.slow = slow
 
+        def __repr__(self) -> str:
+            if self.slow:
+                self.wait()
+            return "quick"
+
+    slow, quick = SometimesSlow(), SometimesSlow(slow=False)
     try:
-        stored = captured({"before": 1, "slow": [SlowRepr(), SlowRepr()], "after": Markup("x")})
-        again = captured({"slow": SlowRepr(), "other": Chatty()})
+        stored = captured({"before": 1, "slow": [slow, quick, slow, Chatty()], "after": quick})
+        again = captured({"slow": slow, "quick": quick})
     finally:
-        SlowRepr.gate.open()
-    marker = f"<slow {SlowRepr.__qualname__}>"
-    assert stored == {"before": 1, "slow": [marker, marker], "after": "x"}
-    assert (again["slow"], again["other"]) == (marker, "chatty")
-    assert SlowRepr.asked == 1
+        SometimesSlow.gate.open()
+    marker = f"<slow {SometimesSlow.__qualname__}>"
+    assert stored == {"before": 1, "slow": [marker, "quick", marker, "chatty"], "after": "quick"}
+    assert again == {"slow": marker, "quick": "quick"}
 
 
 class Chatty:
@@ -636,7 +655,8 @@ def test_many_slow_types_take_no_longer_than_one_capture_may() -> None:
         for cls in types:
             cls.gate.open()
     assert all(str(item).startswith("<slow ") for item in stored["value"])
-    assert sum(cls.asked for cls in types) <= 3  # 0.1 s, 0.05 s for each
+    # Eight that do not answer, and none any more.
+    assert 1 <= sum(cls.asked for cls in types) <= 8
 
 
 def test_while_eight_calls_do_not_return_no_more_are_made() -> None:
@@ -722,6 +742,9 @@ SCRIPT = """
 import os, time
 from prefactor_core.capture import capture
 
+import logging
+logging.disable()
+
 class Slow:
     def __repr__(self):
         time.sleep(1_000_000)
@@ -802,7 +825,7 @@ def test_without_payloads_nothing_of_them_is_kept() -> None:
 
 def test_without_payloads_a_failed_span_keeps_the_type_of_its_error() -> None:
     result: dict[str, object] = {"response": "secret"}
-    merge(result, {"error": describe_error(raised(ToolError("secret")))})
+    capture.merge(result, {"error": describe_error(raised(ToolError("secret")))})
     stored = captured(result, Capture(enabled=False).result)
     assert stored == {"error": {"type": f"{__name__}.ToolError"}}
 
@@ -904,15 +927,16 @@ def raises(payload: object) -> Any:
     ],
     ids=["raises", "nothing", "list", "mapping that raises"],
 )
-def test_a_payload_that_redact_fails_on_is_withheld_with_one_warning(
+def test_a_payload_that_redact_fails_on_is_withheld_with_a_warning(
     redact: Any, problem: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     capture = Capture(redact=redact)
     for _ in range(3):
         assert captured({"text": CANARY}, capture) == {"$withheld": problem}
-    (record,) = caplog.records
-    assert (record.name, record.levelno) == ("prefactor_core.capture", logging.WARNING)
-    assert problem in record.getMessage()
+    first, second = caplog.records  # as often as 1, 2, 4 and so on
+    assert (first.name, first.levelno) == ("prefactor_core.capture", logging.WARNING)
+    assert problem in first.getMessage()
+    assert second.getMessage().endswith("(payload no. 2)")
     assert CANARY not in caplog.text
 
 

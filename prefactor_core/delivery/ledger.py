@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from datetime import datetime
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from prefactor_core.operations import Operation
 
@@ -32,6 +32,10 @@ class Statistics(Struct, frozen=True, kw_only=True):
     None if the last one was.
     ``assumed``: what the API has shown that it does not do, as ``"no bulk"``, and what is
     therefore done without for now. Each is tried again after a while.
+    ``degraded``: how many payloads and results are not recorded whole, by reason: ``slow`` and
+    ``unreadable`` (code of a value in it took too long, or raised), ``too_deep`` (it has more than
+    32 levels), ``truncated`` (it has more than ``max_payload_bytes``), ``withheld`` (``redact=``
+    failed).
     """
 
     accepted: int
@@ -47,6 +51,7 @@ class Statistics(Struct, frozen=True, kw_only=True):
     last_error: str | None
     outage_since: datetime | None
     assumed: tuple[str, ...] = ()
+    degraded: dict[str, int] = field(default_factory=dict[str, int])
 
     @property
     def lost(self) -> int:
@@ -71,12 +76,14 @@ class Ledger:
     thread of the event loop alone. So no count is written by two threads at once.
 
     ``taken``, ``taken_bytes``: what was taken into a queue. ``open_bytes``: what open spans hold.
+    ``degraded``: for :class:`~prefactor_core.capture.Capture`, which counts there in any thread.
     """
 
     def __init__(self) -> None:
         self.taken = 0
         self.taken_bytes = 0
         self.open_bytes = 0
+        self.degraded: dict[str, int] = {}
         self._turned_away: Counter[str] = Counter()
         self.delivered = 0
         self.in_flight = 0
@@ -213,4 +220,5 @@ class Ledger:
             last_error=self._last_error,
             outage_since=self.outage_since,
             assumed=tuple(self._assumed),
+            degraded=dict(self.degraded),
         )

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 from msgspec import UNSET, Raw, UnsetType
 
 from prefactor_core import identifiers
-from prefactor_core.capture import EMPTY, Capture, fields_of, merge, truncated
+from prefactor_core.capture import EMPTY, Capture, fields_of, truncated
 from prefactor_core.checks import to_end
 from prefactor_core.clock import Clock
 from prefactor_core.context_stack import SpanContextStack
@@ -327,7 +327,7 @@ class OpenSpans:
         result = span.result
         if payload is not None:
             result = dict(result)
-            merge(result, payload)
+            self._capture.merge(result, payload)
         if not result:
             return UNSET
         return self._capture(result) if self._capture.enabled else self._capture.result(result)

@@ -12,7 +12,7 @@ from prefactor_core.clock import Clock
 from prefactor_core.delivery.identity import RunIdentity
 from prefactor_core.delivery.outbox import Outbox
 from prefactor_core.exceptions import PrefactorValueError, in_message
-from prefactor_core.jsonable import utf8
+from prefactor_core.markers import utf8
 from prefactor_core.operations import RecordQuality
 from prefactor_core.type_schema import Fields, has_fields
 

@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import UNSET, Raw, UnsetType
 
 from prefactor_core import identifiers
-from prefactor_core.capture import Capture, fields_of, merge
+from prefactor_core.capture import Capture, fields_of
 from prefactor_core.delivery.identity import Identities, RunIdentity
 from prefactor_core.delivery.outbox import Outbox
 from prefactor_core.exceptions import (
@@ -20,9 +20,9 @@ from prefactor_core.exceptions import (
     SpanNotFoundError,
     in_message,
 )
-from prefactor_core.jsonable import utf8
 from prefactor_core.lifecycle import Outcome, SpanStatus, check_outcome
 from prefactor_core.managers.open_spans import OpenSpans
+from prefactor_core.markers import utf8
 from prefactor_core.models import Span
 from prefactor_core.open_span import OpenSpan
 from prefactor_core.operations import CreateSpan, OperationType
@@ -197,7 +197,7 @@ class SpanManager(OpenSpans):
                 OperationType.UPDATE_SPAN_PAYLOAD,
             )
         merged = fields_of(span.payload)
-        merge(merged, payload)
+        self._capture.merge(merged, payload)
         self.keep_payload(span, merged, self._capture(merged))
 
     def get_span(self, span_id: str) -> Span:

@@ -1,0 +1,671 @@
+"""What values become in JSON, judged by their type, and once for each type. Pure."""
+
+# Values of any type come here, and nothing is known of them.
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+from __future__ import annotations
+
+import dataclasses
+import sys
+from array import array
+from base64 import b64encode
+from collections import OrderedDict, UserDict, UserList, UserString, deque
+from collections.abc import Callable, Iterable, Mapping
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from functools import cache, cached_property
+from itertools import islice
+from numbers import Integral, Real
+from types import (
+    BuiltinFunctionType,
+    ClassMethodDescriptorType,
+    FunctionType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    MethodDescriptorType,
+    SimpleNamespace,
+    WrapperDescriptorType,
+)
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
+from uuid import UUID
+from weakref import ref
+
+import msgspec
+
+from prefactor_core.hidden_fields import hidden_fields
+from prefactor_core.markers import (
+    CIRCULAR,
+    HIDDEN,
+    UNPRINTABLE,
+    attribute_of,
+    full_type_name,
+    has_quick_repr,
+    has_quick_text,
+    shown,
+    utf8,
+)
+from prefactor_core.secret_str import SecretStr
+from prefactor_core.timebox import TooSlowError
+
+Around: TypeAlias = tuple[object, ...]
+"""The containers that a value is inside of, outermost first."""
+
+ABSENT: Final = object()
+"""Stands for a field that is not recorded."""
+
+_NOT_LOADED: Final = "<not loaded>"
+_MAX_MASKED_DEPTH: Final = 32
+
+
+class Later(NamedTuple):
+    """A value whose own code has to run first: ``function``, in another thread.
+
+    ``then`` makes what JSON has of what that gave, and ``otherwise`` of the value if it raised or
+    took too long; both in the thread of the caller.
+    """
+
+    function: Callable[[], object]
+    then: Callable[[Any], object]
+    otherwise: Callable[[Exception], object]
+
+
+class Walk(Protocol):
+    """What goes through a payload, and is asked about the parts of a value."""
+
+    limit: int
+
+    def plain(self, value: object, around: Around) -> object:
+        """What JSON has of a part, or a :class:`Later`."""
+
+    def text(self, text: str) -> str:
+        """A text."""
+        ...
+
+    def listed(self, items: list[Any], around: Around) -> object:
+        """A list of items, which is nobody else's."""
+
+    def mapped(self, items: Iterable[tuple[Any, Any]], around: Around) -> object:
+        """An object of keys and values."""
+
+    def enter(self, value: object, around: Around, parts: Callable[[Around], object]) -> object:
+        """What ``parts`` makes of a container, unless that holds itself or is too deep."""
+
+    def fits(self, tree: object) -> bool:
+        """Whether there is room for a tree of nothing but what JSON has; if so, it is taken."""
+        ...
+
+    def lose(self, reason: str) -> None:
+        """Not all of a value is recorded."""
+
+    def failed(self, cls: type, error: Exception) -> str:
+        """What stands for a value whose own code raised or was too slow."""
+        ...
+
+
+Kind: TypeAlias = Callable[[Walk, Any, Around], object]
+"""Makes of a value what JSON has, or a :class:`Later`. May raise any :class:`Exception`."""
+
+# By id, and not by the type itself: to hash it may run code of its metaclass.
+_kinds: dict[int, tuple[ref[type], Kind]] = {}
+
+
+def kind_of(cls: type) -> Kind:
+    """What values of exactly this type become."""
+    known = _kinds.get(id(cls))
+    if known is not None and known[0]() is cls:
+        return known[1]
+    try:
+        kind = _judge(cls)
+    except (RecursionError, MemoryError):
+        raise  # it says nothing of the type
+    except Exception:  # a metaclass that raises
+        kind = _opaque
+    key = id(cls)
+
+    def forget(_: object) -> None:
+        _kinds.pop(key, None)
+
+    _kinds[key] = ref(cls, forget), kind
+    return kind
+
+
+def _type(value: object) -> type[Any]:
+    return type(value)
+
+
+def has_fields(cls: type) -> bool:
+    """Whether such a value is a mapping, or an object that knows its fields."""
+    try:
+        return (
+            issubclass(cls, (Mapping, msgspec.Struct))
+            or attribute_of(cls, "model_dump") is not None
+            or _is_model_of_pydantic_1(cls)
+            or _field_names(cls) is not None
+        )
+    except (RecursionError, MemoryError):
+        raise
+    except Exception:  # a metaclass that raises
+        return False
+
+
+def _judge(cls: type[Any]) -> Kind:
+    # By the type and not the value: isinstance() believes what a value says of itself.
+    for base, kind in _bases():
+        if issubclass(cls, base):
+            return kind
+    if (foreign := _of_another_package(cls)) is not None:
+        return foreign
+    if attribute_of(cls, "model_dump") is not None:
+        return _model
+    if _is_model_of_pydantic_1(cls):
+        return _model_of_pydantic_1
+    if issubclass(cls, tuple):
+        names = attribute_of(cls, "_fields")
+        return _named_tuple if isinstance(names, tuple) else _list_of(tuple)
+    if issubclass(cls, BaseException):
+        return _error
+    if issubclass(cls, msgspec.Struct):
+        return _struct
+    if (fields := _field_names(cls)) is not None:
+        return _record(cls, fields)
+    if issubclass(cls, Integral):
+        return _foreign_integer
+    if issubclass(cls, Real):
+        return _foreign_real
+    return _mapping if issubclass(cls, Mapping) else _opaque
+
+
+@cache
+def _bases() -> tuple[tuple[Any, Kind], ...]:
+    from pathlib import PurePath  # here: it takes milliseconds to import
+
+    views = tuple(
+        type(view)
+        for empty in (dict[object, object](), OrderedDict[object, object]())
+        for view in (empty.keys(), empty.values(), empty.items())
+    )
+    # An Enum may be a text or a number as well, and a datetime is a date.
+    return (
+        (Enum, lambda walk, value, around: walk.plain(value._value_, around)),
+        (SecretStr, lambda walk, value, around: SecretStr.MASK),
+        (str, lambda walk, value, around: walk.text(str.__str__(value))),
+        (int, lambda walk, value, around: _number(int.__int__(value))),
+        (float, lambda walk, value, around: float.__float__(value)),
+        (bytes | bytearray | memoryview, _bytes),
+        (timedelta, _duration),
+        (datetime, _moment),
+        (date, lambda walk, value, around: date.isoformat(value)),
+        (time, lambda walk, value, around: time.isoformat(value)),
+        (UUID, lambda walk, value, around: UUID.__str__(value)),
+        (Decimal, lambda walk, value, around: walk.text(Decimal.__str__(value))),
+        (PurePath, lambda walk, value, around: walk.text(PurePath.__str__(value))),
+        (msgspec.Raw, _raw),
+        (dict, _dict),
+        *((base, _list_of(base)) for base in (list, set, frozenset, deque, *views)),
+        (array, lambda walk, value, around: walk.listed(array.tolist(value), around)),
+        ((UserDict, UserList, UserString), _of_collections),
+        (SimpleNamespace, _namespace),
+    )
+
+
+# --- scalars
+
+
+def _number(number: int) -> int:
+    if number.bit_length() > 64:
+        int.__repr__(number)  # raises for more digits than Python writes (4,300)
+    return number
+
+
+def _bytes(walk: Walk, value: Any, around: Around) -> object:
+    view = memoryview(value)
+    if view.nbytes > walk.limit:
+        walk.lose("truncated")
+        return f"<{view.nbytes} bytes>"
+    return walk.text(b64encode(view.tobytes()).decode())
+
+
+def _duration(walk: Walk, value: timedelta, around: Around) -> object:
+    # Also of subclasses, such as that of pandas, by what is timedelta's own.
+    own: Any = timedelta
+    parts = (getattr(own, name).__get__(value) for name in ("days", "seconds", "microseconds"))
+    return msgspec.to_builtins(timedelta(*parts))
+
+
+def _moment(walk: Walk, value: datetime, around: Around) -> object:
+    if type(value) is datetime:
+        return msgspec.to_builtins(value)
+    return datetime.isoformat(value)
+
+
+def _null(walk: Walk, value: object, around: Around) -> object:
+    return None
+
+
+def _raw(walk: Walk, value: msgspec.Raw, around: Around) -> object:
+    return walk.plain(msgspec.json.decode(value), (*around, value))
+
+
+def _foreign_integer(walk: Walk, value: Any, around: Around) -> object:
+    return _asked(walk, _type(value), lambda: int(value), _number)
+
+
+def _foreign_real(walk: Walk, value: Any, around: Around) -> object:
+    return _asked(walk, _type(value), lambda: float(value), float)
+
+
+def _asked(
+    walk: Walk, cls: type, function: Callable[[], object], then: Callable[[Any], object]
+) -> Later:
+    """A value of which nothing is recorded if its own code does not do."""
+    return Later(function, then, lambda error: walk.failed(cls, error))
+
+
+# --- containers
+
+
+def _dict(walk: Walk, value: Any, around: Around) -> object:
+    return walk.enter(value, around, lambda inner: walk.mapped(dict.items(value), inner))
+
+
+def _list_of(base: Any) -> Kind:
+    # Not by list(): what a subclass tells that may be anything.
+    def kind(walk: Walk, value: Any, around: Around) -> object:
+        return walk.enter(
+            value, around, lambda inner: walk.listed(list(base.__iter__(value)), inner)
+        )
+
+    return kind
+
+
+def _named_tuple(walk: Walk, value: Any, around: Around) -> object:
+    names: tuple[object, ...] = type(value)._fields
+    return walk.enter(
+        value,
+        around,
+        lambda inner: walk.mapped(zip(names, tuple.__iter__(value), strict=False), inner),
+    )
+
+
+def _of_collections(walk: Walk, value: Any, around: Around) -> object:
+    return walk.plain(object.__getattribute__(value, "data"), around)
+
+
+def _namespace(walk: Walk, value: Any, around: Around) -> object:
+    fields: dict[str, object] = object.__getattribute__(value, "__dict__")
+    return walk.enter(value, around, lambda inner: walk.mapped(fields.items(), inner))
+
+
+def _mapping(walk: Walk, value: Any, around: Around) -> object:
+    def take() -> list[tuple[object, object]]:
+        return list(islice(value.items(), walk.limit))
+
+    def parts(inner: Around) -> object:
+        return Later(
+            take,
+            lambda items: walk.mapped(items, inner),
+            lambda error: _shown_instead(walk, value, error),
+        )
+
+    return walk.enter(value, around, parts)
+
+
+def _error(walk: Walk, value: BaseException, around: Around) -> object:
+    name = full_type_name(_type(value))
+
+    message: object = (
+        utf8(str(value))
+        if has_quick_text(value)
+        else _asked(walk, _type(value), lambda: utf8(str.__str__(str(value))), walk.text)
+    )
+    return walk.enter(
+        value, around, lambda inner: walk.mapped((("type", name), ("message", message)), inner)
+    )
+
+
+# --- objects with fields
+
+
+def _struct(walk: Walk, value: Any, around: Around) -> object:
+    cls: type[Any] = type(value)
+    names: tuple[str, ...] = cls.__struct_encode_fields__
+    attributes: tuple[str, ...] = cls.__struct_fields__
+    defaults: tuple[object, ...] = cls.__struct_defaults__
+    config = cls.__struct_config__
+
+    def parts(inner: Around) -> object:
+        items: list[tuple[str, object]] = []
+        if config.tag is not None:
+            items.append((str(config.tag_field), config.tag))
+        first_default = len(attributes) - len(defaults)
+        for place, (name, attribute) in enumerate(zip(names, attributes, strict=True)):
+            item = _own(value, attribute)
+            if item is msgspec.UNSET or (
+                config.omit_defaults
+                and place >= first_default
+                and _is_default(item, defaults[place - first_default])
+            ):
+                continue
+            items.append((name, item))
+        if config.array_like:
+            return walk.listed([item for _, item in items], inner)
+        return walk.mapped(items, inner)
+
+    return walk.enter(value, around, parts)
+
+
+def _is_default(item: object, default: object) -> bool:
+    """Whether msgspec would leave out a field of this value."""
+    if item is default:
+        return True
+    factory = getattr(default, "factory", None)
+    return factory in (list, dict, set) and type(item) is factory and not item
+
+
+def _field_names(cls: type[Any]) -> list[str] | None:
+    """The fields of a dataclass or a class of attrs; None if it is neither."""
+    if attribute_of(cls, "__dataclass_fields__") is not None:
+        return [field.name for field in dataclasses.fields(cls)]
+    if (attributes := attribute_of(cls, "__attrs_attrs__")) is not None:
+        names = [
+            cast("_Named", attribute).name for attribute in cast("Iterable[object]", attributes)
+        ]
+        # As msgspec does it: what attrs is told is private is no field.
+        return [name for name in names if not name.startswith("_")]
+    return None
+
+
+class _Named(Protocol):
+    name: str
+
+
+def _record(cls: type[Any], names: list[str]) -> Kind:
+    hidden = hidden_fields(cls)
+    # Where an attribute is not just there, code of others would run: a lazy relation, say.
+    lazy = frozenset(name for name in names if _is_foreign(attribute_of(cls, name)))
+
+    def record(walk: Walk, value: object, around: Around) -> object:
+        def parts(inner: Around) -> object:
+            items: list[tuple[str, object]] = []
+            for name in names:
+                if name in hidden:
+                    item: object = HIDDEN
+                elif name in lazy:
+                    item = _own(value, "__dict__").get(name, _NOT_LOADED)
+                else:
+                    item = _own(value, name)
+                if item is not msgspec.UNSET:
+                    items.append((name, item))
+            return walk.mapped(items, inner)
+
+        return walk.enter(value, around, parts)
+
+    return record
+
+
+def _own(value: object, name: str) -> Any:
+    """What an object has under a name, without code of its own."""
+    try:
+        return object.__getattribute__(value, name)
+    except AttributeError:
+        return UNPRINTABLE
+
+
+def _is_foreign(attribute: object) -> bool:
+    """Whether to read what is under this in a class may run any code."""
+    cls = type(attribute)
+    return attribute_of(cls, "__get__") is not None and cls not in _HARMLESS
+
+
+_HARMLESS: Final[frozenset[type]] = frozenset(
+    {
+        BuiltinFunctionType,
+        ClassMethodDescriptorType,
+        FunctionType,
+        GetSetDescriptorType,
+        MemberDescriptorType,
+        MethodDescriptorType,
+        WrapperDescriptorType,
+        classmethod,
+        staticmethod,
+    }
+)
+
+
+# --- models
+
+
+def _model(walk: Walk, value: Any, around: Around) -> object:
+    """A model of pydantic, or what looks like one, as what it makes of itself."""
+    if any(value is outer for outer in around):
+        return CIRCULAR
+    inner = (*around, value)
+    cls: type[Any] = type(value)
+
+    def field_by_field(error: Exception) -> object:
+        names = _fields_of_model(cls)
+        if names is None:
+            return _shown_instead(walk, value, error)
+        return walk.mapped(
+            [(name, _field_of_model(walk, value, name, inner)) for name in names], inner
+        )
+
+    return Later(
+        lambda: _dumped(cls, value),
+        lambda tree: walk.plain(_masked(tree, value, 0), inner),
+        field_by_field,
+    )
+
+
+def _dumped(cls: Any, value: object, **only: object) -> Any:
+    dump = cls.model_dump
+    try:
+        return dump(value, mode="json", warnings=False, **only)
+    except Exception:
+        pass  # not of pydantic, or something in it has no JSON form
+    try:
+        return dump(value, warnings=False, **only)
+    except TypeError:
+        return dump(value, **only)
+
+
+def _fields_of_model(cls: type) -> list[str] | None:
+    names: list[str] = []
+    for found in ("__pydantic_fields__", "__pydantic_computed_fields__"):
+        if not isinstance(known := attribute_of(cls, found), dict):
+            decorators = attribute_of(cls, "__pydantic_decorators__")
+            known = getattr(decorators, "computed_fields", None)
+        if isinstance(known, dict):
+            names += cast("dict[str, object]", known)
+    return names or None
+
+
+def _field_of_model(walk: Walk, model: Any, name: str, around: Around) -> object:
+    cls: type[Any] = type(model)
+    if name in hidden_fields(cls):
+        return HIDDEN
+
+    def then(tree: Any) -> object:
+        if not isinstance(tree, dict) or not tree:
+            return ABSENT  # it is left out of what the model makes of itself
+        masked = _masked(cast("dict[str, object]", tree), model, 0)
+        return walk.plain(next(iter(masked.values())), around)
+
+    def otherwise(error: Exception) -> object:
+        fields: dict[str, object] = _own(model, "__dict__")
+        if name not in fields or isinstance(error, TooSlowError):
+            return walk.failed(cls, error)
+        return walk.plain(fields[name], around)  # as what it is, and not as the model would say it
+
+    return Later(lambda: _dumped(cls, model, include={name}), then, otherwise)
+
+
+def _masked(tree: Any, value: object, depth: int) -> Any:
+    """What a model made of itself, without what it hides in its ``repr``; changes ``tree``.
+
+    The models inside of it are found side by side with what became of them.
+    """
+    if depth > _MAX_MASKED_DEPTH:
+        return tree
+    cls: type[Any] = type(value)
+    if isinstance(tree, dict):
+        fields = cast("dict[str, object]", tree)
+        live: Any = value if cls is dict else _fields_inside(cls, value)
+        if live is None:
+            return fields
+        for name in hidden_fields(cls):
+            if name in fields:
+                fields[name] = HIDDEN
+        for key, item in live.items():
+            if isinstance(key, str) and isinstance(fields.get(key), (dict, list)):
+                fields[key] = _masked(fields[key], item, depth + 1)
+    elif isinstance(tree, list) and cls in (list, tuple):
+        items = cast("list[object]", tree)
+        live = cast("list[object]", value)
+        for place, item in enumerate(live[: len(items)]):
+            if isinstance(items[place], (dict, list)):
+                items[place] = _masked(items[place], item, depth + 1)
+    return cast("object", tree)
+
+
+def _fields_inside(cls: type, value: object) -> dict[str, object] | None:
+    if (
+        attribute_of(cls, "model_dump") is None
+        and attribute_of(cls, "__dataclass_fields__") is None
+    ):
+        return None
+    fields: object = _own(value, "__dict__")
+    return cast("dict[str, object]", fields) if isinstance(fields, dict) else None
+
+
+def _is_model_of_pydantic_1(cls: type) -> bool:
+    return isinstance(attribute_of(cls, "__fields__"), dict) and callable(
+        attribute_of(cls, "__get_validators__")
+    )
+
+
+def _model_of_pydantic_1(walk: Walk, value: Any, around: Around) -> object:
+    fields: dict[str, object] = _own(value, "__dict__")
+    hidden = hidden_fields(_type(value))
+    return walk.enter(
+        value,
+        around,
+        lambda inner: walk.mapped(
+            ((name, HIDDEN if name in hidden else item) for name, item in fields.items()), inner
+        ),
+    )
+
+
+# --- what is of other packages, of which nothing is imported here
+
+
+def _of_another_package(cls: type[Any]) -> Kind | None:
+    def is_one(module: str, name: str) -> bool:
+        base = getattr(sys.modules.get(module), name, None)
+        return isinstance(base, type) and issubclass(cls, base)
+
+    if is_one("numpy", "ndarray"):
+        return _array
+    if is_one("numpy", "generic"):
+        return _scalar
+    if is_one("pandas._libs.missing", "NAType"):
+        return _null
+    if is_one("wrapt", "ObjectProxy") or is_one("wrapt", "BaseObjectProxy"):
+        is_lazy = is_one("wrapt", "LazyObjectProxy")
+        return _type_alone if is_lazy else _proxy
+    return None
+
+
+def _array(walk: Walk, value: Any, around: Around) -> object:
+    if 2 * value.size <= walk.limit:
+        if value.dtype.kind in "mM":
+            return walk.plain([_time(item) for item in value.ravel()], around)
+        items = value.tolist()
+        if value.dtype.kind not in "biuf":
+            return walk.plain(items, around)
+        if walk.fits(items):
+            return items
+    walk.lose("truncated")
+    return f"<{full_type_name(_type(value))} {value.dtype} {value.shape}>"
+
+
+def _scalar(walk: Walk, value: Any, around: Around) -> object:
+    if value.dtype.kind in "mM":
+        return _time(value)
+    item = value.item()
+    # The widest numbers have no counterpart in Python.
+    return float(item) if type(item) is type(value) else walk.plain(item, around)
+
+
+def _time(value: Any) -> str | None:
+    text = str(value)
+    if text == "NaT":
+        return None
+    if value.dtype.kind == "M":
+        return text
+    return cast("str", msgspec.to_builtins(value.astype("timedelta64[us]").item()))
+
+
+def _proxy(walk: Walk, value: Any, around: Around) -> object:
+    return walk.enter(
+        value,
+        around,
+        lambda inner: walk.plain(object.__getattribute__(value, "__wrapped__"), inner),
+    )
+
+
+# --- anything else
+
+
+def _opaque(walk: Walk, value: Any, around: Around) -> object:
+    cls: type[Any] = type(value)
+    if has_quick_repr(cls):
+        return walk.text(shown(value))
+    if attribute_of(cls, "__iter__") is not None or _is_mapped(cls):
+        # To look at it might ask a database.
+        return _type_alone(walk, value, around)
+    return _asked(walk, cls, lambda: shown(value), walk.text)
+
+
+def _is_mapped(cls: type) -> bool:
+    """Whether objects of this class stand for rows of a table: their attributes are looked up."""
+    mro: tuple[type, ...] = type.__getattribute__(cls, "__mro__")
+    for base in mro:
+        for attribute in cast(
+            "Mapping[str, object]", type.__getattribute__(base, "__dict__")
+        ).values():
+            kind = type(attribute)
+            if kind in _HARMLESS or kind in (property, cached_property):
+                continue
+            if attribute_of(kind, "__get__") is not None and (
+                attribute_of(kind, "__set__") is not None
+                or full_type_name(kind).startswith("django.")
+            ):
+                return True
+    return False
+
+
+def _type_alone(walk: Walk, value: object, around: Around) -> object:
+    cls: type[Any] = type(value)
+    name = full_type_name(cls)
+    if name.partition(".")[0] in _WITH_SHAPE:
+        parts = (getattr(value, part, None) for part in ("dtype", "shape"))
+        return f"<{' '.join([name, *(str(part) for part in parts if part is not None)])}>"
+    return f"<{name}>"
+
+
+_WITH_SHAPE: Final = frozenset({"cupy", "jax", "jaxlib", "pandas", "polars", "tensorflow", "torch"})
+
+
+def _shown_instead(walk: Walk, value: object, error: Exception) -> object:
+    """What is left of a value that could not say what is in it."""
+    cls: type[Any] = type(value)
+    if isinstance(error, TooSlowError):
+        return walk.failed(cls, error)
+    walk.lose("unreadable")
+
+    def otherwise(error: Exception) -> object:
+        return walk.failed(cls, error)
+
+    return Later(lambda: shown(value), walk.text, otherwise)
