@@ -11,7 +11,7 @@ from enum import Enum
 from numbers import Integral, Real
 from pathlib import PurePath
 from types import NoneType
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 from uuid import UUID
 
 import msgspec
@@ -41,6 +41,9 @@ _MOST_PLACES: Final = 30_000
 
 _NAMES: Final = frozenset({str})
 _PLAIN: Final = frozenset({str, int, float, bool, NoneType, datetime, date, time, UUID, Decimal})
+Items: TypeAlias = tuple[tuple[Any, Any], ...]
+"""Keys and values."""
+
 _SIMPLE: Final = frozenset({float, bool, NoneType})
 _CONTAINERS: Final = frozenset({dict, list, tuple})
 _TEXTS: Final = (date, time, timedelta, UUID, Decimal, PurePath)
@@ -129,13 +132,13 @@ class _Walk:
         self._put(root, "", self.plain(value, ()))
         while self._waiting:
             waiting, self._waiting = self._waiting, []
-            outcomes = self._timebox.call_all([later.function for *_, later in waiting])
+            outcomes = self._timebox.call_all([later.ask for *_, later in waiting])
             for (place, key, later), (result, error) in zip(waiting, outcomes, strict=True):
                 self._put(place, key, self._after(later, result, error))
         return root[""]
 
     def _put(self, place: Any, key: Any, tree: object) -> None:
-        if type(tree) is Later:
+        if isinstance(tree, Later):
             self._waiting.append((place, key, tree))
             self._odd += 1
             place[key] = None  # it keeps its place
@@ -160,7 +163,7 @@ class _Walk:
         try:
             if cls is str:
                 return self.text(cast("str", value))
-            if cls in _SIMPLE or cls is Later:
+            if cls in _SIMPLE or issubclass(cls, Later):
                 return value
             if self._looks > 0 and (cls in _CONTAINERS or issubclass(cls, Struct)):
                 is_plain, looks = _look(value, self._looks)
@@ -173,11 +176,7 @@ class _Walk:
         except Exception as error:
             if cls is int:
                 return self.failed(int, error)  # it has more digits than Python writes
-
-            def otherwise(error: Exception) -> object:
-                return self.failed(cls, error)
-
-            return Later(lambda: shown(value), self.text, otherwise)
+            return Later(self, value)
 
     def _encoded(self, value: object) -> bytes | None:
         """A plain value in JSON; None if it is too large or too deep, or a surrogate is in it."""
@@ -207,7 +206,7 @@ class _Walk:
             return TOO_DEEP
         room, odd = self._room, self._odd
         tree = parts((*around, value))
-        if self._odd == odd and type(tree) is not Later:
+        if self._odd == odd and not isinstance(tree, Later):
             self._walked[key] = value, tree, room - self._room
         return tree
 
@@ -221,7 +220,7 @@ class _Walk:
         for item in items:
             part = self.plain(item, around)
             tree.append(part)
-            if type(part) is Later:
+            if isinstance(part, Later):
                 self._put(tree, len(tree) - 1, part)
         return tree
 
@@ -229,31 +228,11 @@ class _Walk:
         items = tuple(items)
         self._take(5 * len(items))  # "":0,
         names = [utf8(key) if type(key) is str else self._name_of(key) for key, _ in items]
-        if None not in names:
-            return self._object(cast("list[str]", names), items, around)
+        if None in names:
+            return _Keys(self, items, around, names)
+        return self.object_of(cast("list[str]", names), items, around)
 
-        def ask() -> list[str]:
-            return [
-                _shown_or_marker(key) if name is None else name
-                for name, (key, _) in zip(names, items, strict=True)
-            ]
-
-        def then(names: list[str]) -> object:
-            return self._object(names, items, around)
-
-        def otherwise(error: Exception) -> object:
-            return then(
-                [
-                    self.failed(type(cast("object", key)), error) if name is None else name
-                    for name, (key, _) in zip(names, items, strict=True)
-                ]
-            )
-
-        return Later(ask, then, otherwise)
-
-    def _object(
-        self, names: list[str], items: tuple[tuple[Any, Any], ...], around: Around
-    ) -> dict[str, object]:
+    def object_of(self, names: list[str], items: Items, around: Around) -> dict[str, object]:
         if len(set(names)) < len(names):
             names = _distinct(names, items)
         tree: dict[str, object] = {}
@@ -276,6 +255,10 @@ class _Walk:
             text = str(self.plain(key, ()))
             self._room = room  # it is taken with the others
             return text
+        if issubclass(cls, float):
+            return repr(float.__float__(cast("float", key)))
+        if issubclass(cls, Real) and full_type_name(cls).startswith("numpy."):
+            return str(cast("Any", key).item())
         if has_quick_repr(cls) or (
             cls is tuple and all(map(has_quick_repr, map(type, cast("tuple[object, ...]", key))))
         ):
@@ -309,6 +292,34 @@ class _Walk:
             raise TooLargeError
 
 
+class _Keys(Later):
+    """The keys of a mapping, some of which have code of their own; ``value`` are its items."""
+
+    __slots__ = ("_names", "_walk")
+
+    def __init__(self, walk: _Walk, value: Items, around: Around, names: list[str | None]) -> None:
+        super().__init__(walk, value, around)
+        self._walk = walk
+        self._names = names
+
+    def ask(self) -> object:
+        return [
+            _shown_or_marker(key) if name is None else name
+            for name, (key, _) in zip(self._names, self.value, strict=True)
+        ]
+
+    def then(self, given: list[str]) -> object:
+        return self._walk.object_of(given, self.value, self.around)
+
+    def otherwise(self, error: Exception) -> object:
+        return self.then(
+            [
+                self.walk.failed(type(cast("object", key)), error) if name is None else name
+                for name, (key, _) in zip(self._names, self.value, strict=True)
+            ]
+        )
+
+
 def _shown_or_marker(key: object) -> str:
     try:
         # A number of another package is one in JSON, too.
@@ -317,7 +328,7 @@ def _shown_or_marker(key: object) -> str:
         return unprintable(type(key))
 
 
-def _distinct(names: list[str], items: tuple[tuple[Any, Any], ...]) -> list[str]:
+def _distinct(names: list[str], items: Items) -> list[str]:
     """Names of which no two are the same: a key that is a text keeps its name, the others say
     what they are."""
     times = Counter(names)

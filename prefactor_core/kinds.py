@@ -27,7 +27,7 @@ from types import (
     SimpleNamespace,
     WrapperDescriptorType,
 )
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
+from typing import Any, Final, Protocol, TypeAlias, cast
 from uuid import UUID
 from weakref import ref
 
@@ -43,6 +43,7 @@ from prefactor_core.markers import (
     has_quick_repr,
     has_quick_text,
     shown,
+    type_name,
     utf8,
 )
 from prefactor_core.secret_str import SecretStr
@@ -58,16 +59,27 @@ _NOT_LOADED: Final = "<not loaded>"
 _MAX_MASKED_DEPTH: Final = 32
 
 
-class Later(NamedTuple):
-    """A value whose own code has to run first: ``function``, in another thread.
+class Later:
+    """A value inside of ``around`` whose own code has to run first; here its ``repr``."""
 
-    ``then`` makes what JSON has of what that gave, and ``otherwise`` of the value if it raised or
-    took too long; both in the thread of the caller.
-    """
+    __slots__ = ("around", "value", "walk")
 
-    function: Callable[[], object]
-    then: Callable[[Any], object]
-    otherwise: Callable[[Exception], object]
+    def __init__(self, walk: Walk, value: Any, around: Around = ()) -> None:
+        self.walk = walk
+        self.value = value
+        self.around = around
+
+    def ask(self) -> object:
+        """Run that code; in another thread."""
+        return shown(self.value)
+
+    def then(self, given: Any) -> object:
+        """What JSON has of what it gave, or another :class:`Later`; in the caller's thread."""
+        return self.walk.text(given)
+
+    def otherwise(self, error: Exception) -> object:
+        """The same, where it raised or took too long."""
+        return self.walk.failed(type(self.value), error)
 
 
 class Walk(Protocol):
@@ -170,9 +182,9 @@ def _judge(cls: type[Any]) -> Kind:
     if (fields := _field_names(cls)) is not None:
         return _record(cls, fields)
     if issubclass(cls, Integral):
-        return _foreign_integer
+        return _Integer
     if issubclass(cls, Real):
-        return _foreign_real
+        return _Real
     return _mapping if issubclass(cls, Mapping) else _opaque
 
 
@@ -234,8 +246,11 @@ def _duration(walk: Walk, value: timedelta, around: Around) -> object:
 
 
 def _moment(walk: Walk, value: datetime, around: Around) -> object:
-    if type(value) is datetime:
+    cls = type(value)
+    if cls is datetime:
         return msgspec.to_builtins(value)
+    if type_name(cls) == "NaTType":
+        return None  # pandas' moment that is none
     return datetime.isoformat(value)
 
 
@@ -247,19 +262,24 @@ def _raw(walk: Walk, value: msgspec.Raw, around: Around) -> object:
     return walk.plain(msgspec.json.decode(value), (*around, value))
 
 
-def _foreign_integer(walk: Walk, value: Any, around: Around) -> object:
-    return _asked(walk, _type(value), lambda: int(value), _number)
+class _Integer(Later):
+    __slots__ = ()
+
+    def ask(self) -> object:
+        return int(self.value)
+
+    def then(self, given: int) -> object:
+        return _number(given)
 
 
-def _foreign_real(walk: Walk, value: Any, around: Around) -> object:
-    return _asked(walk, _type(value), lambda: float(value), float)
+class _Real(Later):
+    __slots__ = ()
 
+    def ask(self) -> object:
+        return float(self.value)
 
-def _asked(
-    walk: Walk, cls: type, function: Callable[[], object], then: Callable[[Any], object]
-) -> Later:
-    """A value of which nothing is recorded if its own code does not do."""
-    return Later(function, then, lambda error: walk.failed(cls, error))
+    def then(self, given: float) -> object:
+        return given
 
 
 # --- containers
@@ -298,30 +318,39 @@ def _namespace(walk: Walk, value: Any, around: Around) -> object:
 
 
 def _mapping(walk: Walk, value: Any, around: Around) -> object:
-    def take() -> list[tuple[object, object]]:
-        return list(islice(value.items(), walk.limit))
+    return walk.enter(value, around, lambda inner: _Items(walk, value, inner))
 
-    def parts(inner: Around) -> object:
-        return Later(
-            take,
-            lambda items: walk.mapped(items, inner),
-            lambda error: _shown_instead(walk, value, error),
-        )
 
-    return walk.enter(value, around, parts)
+class _Items(Later):
+    """The items of a mapping, which is the innermost of ``around``."""
+
+    __slots__ = ()
+
+    def ask(self) -> object:
+        return list(islice(self.value.items(), self.walk.limit))
+
+    def then(self, given: list[tuple[object, object]]) -> object:
+        return self.walk.mapped(given, self.around)
+
+    def otherwise(self, error: Exception) -> object:
+        return _shown_instead(self, error)
 
 
 def _error(walk: Walk, value: BaseException, around: Around) -> object:
     name = full_type_name(_type(value))
-
-    message: object = (
-        utf8(str(value))
-        if has_quick_text(value)
-        else _asked(walk, _type(value), lambda: utf8(str.__str__(str(value))), walk.text)
-    )
+    message = utf8(str(value)) if has_quick_text(value) else _Text(walk, value)
     return walk.enter(
         value, around, lambda inner: walk.mapped((("type", name), ("message", message)), inner)
     )
+
+
+class _Text(Later):
+    """The message of an error."""
+
+    __slots__ = ()
+
+    def ask(self) -> object:
+        return utf8(str.__str__(str(self.value)))
 
 
 # --- objects with fields
@@ -436,26 +465,62 @@ _HARMLESS: Final[frozenset[type]] = frozenset(
 # --- models
 
 
-def _model(walk: Walk, value: Any, around: Around) -> object:
+def _model(walk: Walk, value: object, around: Around) -> object:
+    for outer in around:
+        if outer is value:
+            return CIRCULAR
+    return _Model(walk, value, around)
+
+
+class _Model(Later):
     """A model of pydantic, or what looks like one, as what it makes of itself."""
-    if any(value is outer for outer in around):
-        return CIRCULAR
-    inner = (*around, value)
-    cls: type[Any] = type(value)
 
-    def field_by_field(error: Exception) -> object:
-        names = _fields_of_model(cls)
+    __slots__ = ()
+
+    def ask(self) -> object:
+        return _dumped(type(self.value), self.value)
+
+    def then(self, given: object) -> object:
+        return self.walk.plain(_masked(given, self.value, 0), (*self.around, self.value))
+
+    def otherwise(self, error: Exception) -> object:
+        names = _fields_of_model(type(self.value))
         if names is None:
-            return _shown_instead(walk, value, error)
-        return walk.mapped(
-            [(name, _field_of_model(walk, value, name, inner)) for name in names], inner
-        )
+            return _shown_instead(self, error)
+        # Field by field: what raises or takes too long may be one of them alone.
+        inner = (*self.around, self.value)
+        hidden = hidden_fields(type(self.value))
+        fields: list[tuple[str, object]] = [
+            (name, HIDDEN if name in hidden else _ModelField(self.walk, self.value, inner, name))
+            for name in names
+        ]
+        return self.walk.mapped(fields, inner)
 
-    return Later(
-        lambda: _dumped(cls, value),
-        lambda tree: walk.plain(_masked(tree, value, 0), inner),
-        field_by_field,
-    )
+
+class _ModelField(Later):
+    """One field of a model."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, walk: Walk, value: object, around: Around, name: str) -> None:
+        super().__init__(walk, value, around)
+        self.name = name
+
+    def ask(self) -> object:
+        return _dumped(type(self.value), self.value, include={self.name})
+
+    def then(self, given: Any) -> object:
+        if not isinstance(given, dict) or not given:
+            return ABSENT  # it is left out of what the model makes of itself
+        masked = _masked(cast("dict[str, object]", given), self.value, 0)
+        return self.walk.plain(next(iter(masked.values())), self.around)
+
+    def otherwise(self, error: Exception) -> object:
+        fields: dict[str, object] = _own(self.value, "__dict__")
+        if self.name not in fields or isinstance(error, TooSlowError):
+            return self.walk.failed(type(self.value), error)
+        # As what it is, and not as the model would say it.
+        return self.walk.plain(fields[self.name], self.around)
 
 
 def _dumped(cls: Any, value: object, **only: object) -> Any:
@@ -479,26 +544,6 @@ def _fields_of_model(cls: type) -> list[str] | None:
         if isinstance(known, dict):
             names += cast("dict[str, object]", known)
     return names or None
-
-
-def _field_of_model(walk: Walk, model: Any, name: str, around: Around) -> object:
-    cls: type[Any] = type(model)
-    if name in hidden_fields(cls):
-        return HIDDEN
-
-    def then(tree: Any) -> object:
-        if not isinstance(tree, dict) or not tree:
-            return ABSENT  # it is left out of what the model makes of itself
-        masked = _masked(cast("dict[str, object]", tree), model, 0)
-        return walk.plain(next(iter(masked.values())), around)
-
-    def otherwise(error: Exception) -> object:
-        fields: dict[str, object] = _own(model, "__dict__")
-        if name not in fields or isinstance(error, TooSlowError):
-            return walk.failed(cls, error)
-        return walk.plain(fields[name], around)  # as what it is, and not as the model would say it
-
-    return Later(lambda: _dumped(cls, model, include={name}), then, otherwise)
 
 
 def _masked(tree: Any, value: object, depth: int) -> Any:
@@ -579,8 +624,8 @@ def _of_another_package(cls: type[Any]) -> Kind | None:
 
 def _array(walk: Walk, value: Any, around: Around) -> object:
     if 2 * value.size <= walk.limit:
-        if value.dtype.kind in "mM":
-            return walk.plain([_time(item) for item in value.ravel()], around)
+        if value.dtype.kind in "mM" and value.ndim:
+            return walk.listed(list(value), around)
         items = value.tolist()
         if value.dtype.kind not in "biuf":
             return walk.plain(items, around)
@@ -625,7 +670,7 @@ def _opaque(walk: Walk, value: Any, around: Around) -> object:
     if attribute_of(cls, "__iter__") is not None or _is_mapped(cls):
         # To look at it might ask a database.
         return _type_alone(walk, value, around)
-    return _asked(walk, cls, lambda: shown(value), walk.text)
+    return Later(walk, value)
 
 
 def _is_mapped(cls: type) -> bool:
@@ -658,14 +703,9 @@ def _type_alone(walk: Walk, value: object, around: Around) -> object:
 _WITH_SHAPE: Final = frozenset({"cupy", "jax", "jaxlib", "pandas", "polars", "tensorflow", "torch"})
 
 
-def _shown_instead(walk: Walk, value: object, error: Exception) -> object:
+def _shown_instead(later: Later, error: Exception) -> object:
     """What is left of a value that could not say what is in it."""
-    cls: type[Any] = type(value)
     if isinstance(error, TooSlowError):
-        return walk.failed(cls, error)
-    walk.lose("unreadable")
-
-    def otherwise(error: Exception) -> object:
-        return walk.failed(cls, error)
-
-    return Later(lambda: shown(value), walk.text, otherwise)
+        return later.walk.failed(type(later.value), error)
+    later.walk.lose("unreadable")
+    return Later(later.walk, later.value)

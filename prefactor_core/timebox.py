@@ -21,9 +21,12 @@ T = TypeVar("T")
 _LOOK_SECONDS: Final = 0.002
 _MAX_LOOKS: Final = 3
 _CALL_SECONDS: Final = 0.05
-_TOTAL_SECONDS: Final = 0.1
+_TOTAL_SECONDS: Final = 0.25
 _HELD_UP_SECONDS: Final = 0.25
 _WAITING: Final = 0.0005
+# Of what a call computes between two looks so much counts: more is what others cannot interrupt,
+# such as a collection of garbage.
+_MOST_A_LOOK: Final = 0.01
 _IDLE_SECONDS: Final = 1.0
 _MAX_STUCK: Final = 8
 
@@ -36,7 +39,7 @@ class Timebox:
     """What one capture may spend on the code of others.
 
     A call is given up when it has waited for 6 ms (for a database, a lock), or computed for
-    50 ms; all calls together may compute for 100 ms. That is time of their own: on a busy
+    50 ms; all calls together may compute for 250 ms. That is time of their own: on a busy
     machine, or while another thread does not let go of the interpreter, the caller may wait for
     longer. So a call is looked at every 2 ms, and what counts is the processor time that it used,
     and the looks that found it waiting. While other threads of the process compute, it may be them
@@ -108,7 +111,8 @@ class _Batch:
                 pass
             else:
                 self._helpers.remove(helper)
-                seconds -= helper.computed()
+                helper.look(0.0)
+                seconds -= helper.computed
                 _idle.append(helper)
                 continue
             now, used = time.monotonic(), time.process_time()
@@ -125,9 +129,8 @@ class _Batch:
                 for _ in waiting:
                     self._take_helper()
             for helper in self._helpers.copy():
-                computed = helper.computed()
-                if (helper.looks and looks <= 0) or helper.is_slow or computed > seconds:
-                    seconds -= computed
+                if (helper.looks and looks <= 0) or helper.is_slow or helper.computed > seconds:
+                    seconds -= helper.computed
                     self._leave(helper)
             if not self._helpers and seconds > 0:
                 self._take_helper()
@@ -167,17 +170,19 @@ class _Helper:
     """A thread that works at one batch at a time, for who has leased it.
 
     ``calls``: how many it has made. ``looks``: how many times in a row it was found to wait
-    in the same one.
+    in the same one. ``computed``: for how many seconds it has computed at this batch, as far as
+    that was looked at.
     """
 
     def __init__(self) -> None:
         self.calls = 0
         self.looks = 0
+        self.computed = 0.0
         self._held_up = 0.0
         self.is_abandoned = False
         self._batches: SimpleQueue[tuple[Context, Callable[[_Helper], None]]] = SimpleQueue()
         self._clock: int | None = None
-        self._began_at = self._call_began_at = self._looked_at = 0.0
+        self._computed_before = self._looked_at = 0.0
         self._calls_looked_at = 0
         self._thread = Thread(target=self._serve, name="prefactor_core timebox", daemon=True)
         self._thread.start()
@@ -192,21 +197,20 @@ class _Helper:
         """Have it do ``work``, in a copy of the caller's context."""
         self.looks, self._held_up = 0, 0.0
         self._calls_looked_at = self.calls
-        self._began_at = self._call_began_at = self._looked_at = self._now()
+        self.computed = self._computed_before = 0.0
+        self._looked_at = self._now()
         self._batches.put((copy_context(), work))
-
-    def computed(self) -> float:
-        """For how many seconds it has computed at this batch."""
-        return self._now() - self._began_at
 
     def look(self, held_up: float) -> None:
         """See what has become of its call since the last time; for so many seconds, which may be
         0, others may have held it up."""
-        now, before = self._now(), self._looked_at
+        now = self._now()
+        computed = min(now - self._looked_at, _MOST_A_LOOK)
         self._looked_at = now
+        self.computed += computed
         if self.calls != self._calls_looked_at:
-            self._calls_looked_at, self._call_began_at = self.calls, before
-        elif now - before < _WAITING:
+            self._calls_looked_at, self._computed_before = self.calls, self.computed - computed
+        elif computed < _WAITING:
             self._held_up += held_up
             self.looks += not held_up
             return
@@ -218,7 +222,7 @@ class _Helper:
         return (
             self.looks >= _MAX_LOOKS
             or self._held_up > _HELD_UP_SECONDS
-            or self._looked_at - self._call_began_at > _CALL_SECONDS
+            or self.computed - self._computed_before > _CALL_SECONDS
         )
 
     def _now(self) -> float:
