@@ -80,7 +80,7 @@ def finish_run_in_slices(
         return
     failed = error if outcome == "failed" else None
     end: Outcome = "cancelled" if failed is None else "failed"
-    result = None if failed is None else {"error": describe_error(failed)}
+    result = None if failed is None else {"error": describe_error(failed, instance.created_at)}
     # All but the last slice, by a count that others cannot change.
     slices = spans.index.count(instance.id) // SLICE
     if slices:
