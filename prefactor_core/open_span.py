@@ -9,7 +9,6 @@ from msgspec import Raw
 from prefactor_core.models import Span
 
 if TYPE_CHECKING:
-    from prefactor_core.clock import Clock
     from prefactor_core.delivery.identity import RunIdentity
     from prefactor_core.span_context import SpanContext
 
@@ -23,7 +22,6 @@ class OpenSpan(Span, kw_only=True):
     whether its run was ending when it was opened. ``context``: what the agent holds of it.
     """
 
-    clock: Clock
     captured: Raw
     run: RunIdentity
     parent: OpenSpan | None = None

@@ -68,15 +68,19 @@ def finish_run_in_slices(
     and for a time that is naive or before the run's start.
     """
     check_outcome(outcome)
+    spans, instances = managers.span_manager, managers.instance_manager
     at = None
     if timestamp is not None:
-        at = to_end("timestamp", timestamp, f"agent instance {instance.id}", instance.started_at)
+        start = instance.started_at
+        with suppress(InstanceNotFoundError):  # it has ended
+            # Where the wall was set back, the start may be ahead of it: the end is the start then.
+            start = None if instances.identity(instance.id).clock.is_ahead else start
+        at = to_end("timestamp", timestamp, f"agent instance {instance.id}", start)
     if instance.ended:
         return
-    spans, instances = managers.span_manager, managers.instance_manager
     failed = error if outcome == "failed" else None
     end: Outcome = "cancelled" if failed is None else "failed"
-    result = None if failed is None else {"error": describe_error(failed)}
+    result = None if failed is None else {"error": describe_error(failed, instance.created_at)}
     # All but the last slice, by a count that others cannot change.
     slices = spans.index.count(instance.id) // SLICE
     if slices:

@@ -229,7 +229,11 @@ class SpanContext(Generic[Result]):
                 self._finish("complete", None)
                 return
             outcome = outcome_of(error)
-            self._finish(outcome, {"error": describe_error(error)} if outcome == "failed" else None)
+            if outcome == "failed":
+                entered = self._open().created_at
+                self._finish(outcome, {"error": describe_error(error, entered)})
+            else:
+                self._finish(outcome, None)
         except (RecursionError, MemoryError):
             # There was no stack or memory left to look at it: no reason to trouble the agent.
             if self.opened is not None:

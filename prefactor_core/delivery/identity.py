@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 
 from prefactor_core import identifiers
+from prefactor_core.clock import Clock
 from prefactor_core.log import log
 from prefactor_core.operations import (
     CreateSpan,
@@ -63,7 +65,7 @@ class RunIdentity:
     all of it, cannot be delivered; None if it can.
     ``agent_id``: whose run it is, as far as the caller said. ``termination``: its kill switch.
     ``check``: what its payloads are held against, if they are. ``registration``: the task that
-    waits for its registration, if one does.
+    waits for its registration, if one does. ``clock``: gives all times of the run and its spans.
     """
 
     __slots__ = (
@@ -73,6 +75,7 @@ class RunIdentity:
         "_recorded_ids",
         "agent_id",
         "check",
+        "clock",
         "id",
         "lost",
         "recorded_id",
@@ -90,6 +93,7 @@ class RunIdentity:
         self.registration: RegistrationWait | None = None
         self.termination = Termination()
         self.check: PayloadCheck | None = None
+        self.clock = Clock()
         # Span ids as recorded, each to what the API made instead. Of spans that have ended only
         # the last ones: they can still be named as parents.
         self._api_ids: dict[str, str] = {}
@@ -197,7 +201,8 @@ class RunIdentity:
 
 def _keep_last(kept: dict[str, V], most: int) -> None:
     while len(kept) > most:
-        del kept[next(iter(kept))]
+        with suppress(RuntimeError):  # another thread has changed it just now
+            kept.pop(next(iter(kept)), None)
 
 
 def _bare(span_id: str) -> str:
@@ -279,12 +284,14 @@ class Identities:
             if run.registered and not run.termination.over and run.termination.reason is None
         ]
 
-    def keep(self, run: RunIdentity) -> None:
-        """Something about a run that another client registered is to be remembered."""
+    def keep(self, run: RunIdentity) -> RunIdentity:
+        """Something about a run is to be remembered, also if another client registered it; what it
+        is remembered by. For any thread."""
         if run.recorded_id not in self._runs and run.recorded_id not in self._ended:
             # The one that is remembered, if there is one, and from now on the newest.
-            self._foreign[run.recorded_id] = self._foreign.pop(run.recorded_id, run)
+            self._foreign[run.recorded_id] = run = self._foreign.pop(run.recorded_id, run)
             _keep_last(self._foreign, _FOREIGN_KEPT)
+        return run
 
     def forget(self, recorded_id: str) -> None:
         """A run has ended, and all of it is delivered or lost, but for its quality: that may be

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import anyio
@@ -15,7 +16,6 @@ from msgspec import UNSET, Raw, UnsetType
 from prefactor_core import identifiers
 from prefactor_core.agent_instance import AgentInstanceHandle as AgentInstanceHandle
 from prefactor_core.checks import to_optional_text
-from prefactor_core.clock import Clock
 from prefactor_core.delivery.identity import Identities, RunIdentity
 from prefactor_core.exceptions import (
     InstanceNotFoundError,
@@ -108,7 +108,6 @@ class _Waiting:
 class _OpenInstance(AgentInstance, kw_only=True):
     """A run with what is needed only while it is open."""
 
-    clock: Clock
     identity: RunIdentity
 
 
@@ -185,10 +184,9 @@ class AgentInstanceManager:
                 raise PrefactorConflictError(
                     f"instance_id {instance_id!r} belongs to another agent instance of this client"
                 )
-            clock = Clock()
             recorded_id = instance_id or self._provisional_id(agent_id)
-            operation = RegisterAgentInstance(
-                timestamp=clock.now(),
+            registration = partial(
+                RegisterAgentInstance,
                 # Not from the id: whoever asks for one twice shall hear that it is taken.
                 idempotency_key=identifiers.generate(0),
                 agent_id=agent_id,
@@ -205,10 +203,11 @@ class AgentInstanceManager:
             run = self._identities.add(recorded_id)
             run.registered, run.agent_id = False, agent_id
             with self.home.lock:
-                if not self._enqueue(operation):
+                created_at = run.clock.now()
+                if not self._enqueue(registration(timestamp=created_at)):
                     run.lost = "full"
             instance = _OpenInstance(
-                id=recorded_id, agent_id=agent_id, created_at=clock.now(), clock=clock, identity=run
+                id=recorded_id, agent_id=agent_id, created_at=created_at, identity=run
             )
         if run.lost is None:
             await self._wait_for_registration(instance, on_refused)
@@ -271,20 +270,15 @@ class AgentInstanceManager:
         """The run begins now, or ``at``; nothing if it has begun already."""
         self._move(self._find(instance_id), InstanceStatus.ACTIVE, at)
 
-    def start_with(self, operation: CreateSpan, given: bool) -> None:
+    def start_with(self, operation: CreateSpan) -> None:
         """The run begins with its first span, ``operation``, if it has not begun.
 
-        ``given``: whether the span's time comes from the caller, and counts as it is. The API
-        gets to know a start before what was done in it. Nothing for runs that other clients
-        registered.
+        The API gets to know a start before what was done in it. Nothing for runs that other
+        clients registered.
         """
         instance = self._instances.get(operation.instance_id)
         if instance is not None and instance.status is InstanceStatus.PENDING:
-            at = operation.timestamp
-            if not given:
-                # It is that of another clock: within the run's own bounds.
-                at = max(instance.created_at, min(at, instance.clock.now()))
-            self._advance(instance, InstanceStatus.ACTIVE, at)
+            self._advance(instance, InstanceStatus.ACTIVE, operation.timestamp)
 
     def finish(
         self, instance_id: str, status: Outcome = "complete", *, at: datetime | None = None
@@ -337,7 +331,7 @@ class AgentInstanceManager:
     def _move(
         self, instance: _OpenInstance, goal: InstanceStatus, at: datetime | None = None
     ) -> None:
-        self.home.step(lambda: self._advance(instance, goal, at or instance.clock.now()))
+        self.home.step(lambda: self._advance(instance, goal, at or instance.identity.clock.now()))
 
     def _advance(self, instance: _OpenInstance, goal: InstanceStatus, at: datetime) -> None:
         for call, status in instance_steps(instance.status, goal):

@@ -12,7 +12,6 @@ from msgspec import UNSET, Raw, UnsetType
 from prefactor_core import identifiers
 from prefactor_core.capture import EMPTY, Capture, fields_of, truncated
 from prefactor_core.checks import to_end
-from prefactor_core.clock import Clock
 from prefactor_core.context_stack import SpanContextStack
 from prefactor_core.delivery.identity import Identities, RunIdentity
 from prefactor_core.delivery.outbox import Outbox
@@ -59,7 +58,7 @@ class OpenSpans:
         outbox: Outbox,
         identities: Identities,
         capture: Capture,
-        begin_run: Callable[[CreateSpan, bool], None],
+        begin_run: Callable[[CreateSpan], None],
     ) -> None:
         self._outbox = outbox
         self._ledger = outbox.ledger
@@ -124,8 +123,8 @@ class OpenSpans:
                         captured = truncated(held)
                         held = len(captured)
                     parent, parent_span_id = self._parent_of(span_id, run, parent_span_id)
-                    # A child runs on its parent's clock, so that it cannot lie outside of it.
-                    clock = parent.clock if parent else Clock()
+                    # The run of another client, too, has one clock here.
+                    run = parent.run if parent else self._identities.keep(run)
                     opening = OpenSpan(
                         id=span_id,
                         instance_id=run.recorded_id,
@@ -133,8 +132,7 @@ class OpenSpans:
                         parent_span_id=parent_span_id,
                         payload={} if payload is None else payload,  # pyright: ignore[reportUnknownArgumentType]
                         result={} if result is None else result,
-                        created_at=clock.now(),
-                        clock=clock,
+                        created_at=run.clock.now(),
                         captured=captured,
                         run=run,
                         parent=parent,
@@ -256,7 +254,7 @@ class OpenSpans:
         """
         if at is not None:
             # It need not have begun: what was skipped may have been so at any time.
-            at = to_end("timestamp", at, f"the {span.schema_name!r} span", span.started_at)
+            at = _to_end(span, at, span.started_at)
         if self.unended is not None:
             self._end_unended()
         try:
@@ -279,8 +277,7 @@ class OpenSpans:
         :class:`PrefactorValueError` for an end before that.
         """
         if at is not None:
-            start = span.started_at or span.created_at
-            at = to_end("timestamp", at, f"the {span.schema_name!r} span", start)
+            at = _to_end(span, at, span.started_at or span.created_at)
         if self.unended is not None:
             self._end_unended()
         payload = span.payload
@@ -385,9 +382,15 @@ class OpenSpans:
             )
         if began is not None:
             self._operations.advance(span, SpanStatus.ACTIVE, began)
-        self._operations.advance(span, goal, at or span.clock.now(), result, at is not None)
+        self._operations.advance(span, goal, at or span.run.clock.now(), result)
         if goal is not SpanStatus.ACTIVE:
             self._forget(span)
+
+
+def _to_end(span: OpenSpan, at: datetime, start: datetime | None) -> datetime:
+    # Where the wall was set back, the start may be ahead of it: the end is the start then.
+    start = None if span.run.clock.is_ahead else start
+    return to_end("timestamp", at, f"the {span.schema_name!r} span", start)
 
 
 def _fields(payload: Mapping[str, object] | Fields) -> Mapping[str, object]:

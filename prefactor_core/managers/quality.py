@@ -8,7 +8,6 @@ from msgspec import Raw
 
 from prefactor_core import identifiers
 from prefactor_core.capture import Capture
-from prefactor_core.clock import Clock
 from prefactor_core.delivery.identity import RunIdentity
 from prefactor_core.delivery.outbox import Outbox
 from prefactor_core.exceptions import PrefactorValueError, in_message
@@ -36,26 +35,26 @@ class QualityManager:
         are kept, none is recorded. Raises :class:`PrefactorValueError` for what is no name, or has
         no fields.
         """
-        operation = self._operation(run, name, payload)
-        if operation is not None:
-            self._home.step(self._outbox.record, operation)
+        captured = self._captured(run, name, payload)
+        if captured is not None:
+            self._home.step(self._record, run, name, captured)
 
     async def record_in_turn(
         self, run: RunIdentity, name: str, payload: Mapping[str, object] | Fields | None
     ) -> None:
         """As :meth:`record`; where spans wait for their place while the outbox is full, so does
         this."""
-        operation = self._operation(run, name, payload)
-        if operation is None:
+        captured = self._captured(run, name, payload)
+        if captured is None:
             return
         waits = self._outbox.waits_when_full and self._home.is_here and not self._home.is_left
         if waits:
             await self._outbox.wait_for_place()
-        self._home.step(lambda: self._outbox.record(operation, has_place=waits))
+        self._home.step(self._record, run, name, captured, waits)
 
-    def _operation(
+    def _captured(
         self, run: RunIdentity, name: str, payload: Mapping[str, object] | Fields | None
-    ) -> RecordQuality | None:
+    ) -> Raw | None:
         if not isinstance(name, str) or not name:
             raise PrefactorValueError(
                 f"name must be the name of a quality schema, got {in_message(name)}"
@@ -67,20 +66,22 @@ class QualityManager:
                 f"payload {name!r}, got a {type(payload).__qualname__}"
             )
         if payload is None:
-            captured = _REMOVED
-        elif not self._capture.enabled:
+            return _REMOVED
+        if not self._capture.enabled:
             return None
-        else:
-            captured = self._capture(payload)
-            if run.check is not None:
-                run.check.quality(name, captured)
-        # JSON is written of plain text only.
-        name = utf8(str.__str__(name))
-        return RecordQuality(
-            timestamp=Clock().now(),
+        captured = self._capture(payload)
+        if run.check is not None:
+            run.check.quality(name, captured)
+        return captured
+
+    def _record(self, run: RunIdentity, name: str, payload: Raw, has_place: bool = False) -> None:
+        operation = RecordQuality(
+            timestamp=run.clock.now(),
             # Not from the run's id: each call says something new.
             idempotency_key=identifiers.generate(0),
             instance_id=run.recorded_id,
-            name=name,
-            payload=captured,
+            # JSON is written of plain text only.
+            name=utf8(str.__str__(name)),
+            payload=payload,
         )
+        self._outbox.record(operation, has_place=has_place)

@@ -45,7 +45,7 @@ class SpanManager(OpenSpans):
         outbox: Outbox,
         identities: Identities,
         capture: Capture,
-        begin_run: Callable[[CreateSpan, bool], None],
+        begin_run: Callable[[CreateSpan], None],
         registry: SchemaRegistry | None = None,
     ) -> None:
         super().__init__(outbox, identities, capture, begin_run)

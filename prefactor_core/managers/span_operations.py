@@ -22,14 +22,13 @@ _COMPLETE, _FAILED = SpanStatus.COMPLETE, SpanStatus.FAILED
 class SpanOperations:
     """Makes the operations of spans, and gives them to ``outbox`` in the order of happening.
 
-    ``begin_run`` is called before a span is told, also with whether its time was given by the
-    caller and not taken from a clock. Whoever calls a method holds the lock of
+    ``begin_run`` is called before a span is told. Whoever calls a method holds the lock of
     ``outbox.home``. An exception from outside may interrupt any of them: each operation is
     recorded together with the span's new status or not at all, so the same call goes on where it
     was.
     """
 
-    def __init__(self, outbox: Outbox, begin_run: Callable[[CreateSpan, bool], None]) -> None:
+    def __init__(self, outbox: Outbox, begin_run: Callable[[CreateSpan], None]) -> None:
         self._outbox = outbox
         self._ledger = outbox.ledger
         self._begin_run = begin_run
@@ -47,18 +46,17 @@ class SpanOperations:
         goal: SpanStatus,
         at: datetime,
         result: Raw | UnsetType = UNSET,
-        given: bool = False,
     ) -> None:
         """Tell what brings the span to ``goal``, and let it be there; ``result`` if it ends.
 
-        ``given``: whether ``at`` comes from the caller. A span ends no earlier than it began.
+        A span ends no earlier than it began.
         """
         if span.parent is not None and span.status is _PENDING:
             self._start_ancestors(span)
         if span.status is _PENDING and (goal is _COMPLETE or goal is _FAILED):
             # Most spans: both steps in one, without asking which there are.
             began = span.created_at
-            if at < began:  # a clock that was frozen, or thawed, meanwhile
+            if at < began:  # it was given, for all that was open
                 at = began
             self._create(span, goal, began, at, result)
             return
@@ -66,7 +64,7 @@ class SpanOperations:
             if call == "finish":
                 self._finish(span, status, at, result)
             else:
-                self._create(span, status, at, given=given)
+                self._create(span, status, at)
 
     def _start_ancestors(self, span: OpenSpan) -> None:
         # The API knows a parent before its children, or refuses them. Outermost first, each
@@ -86,7 +84,6 @@ class SpanOperations:
         at: datetime,
         finished_at: datetime | None = None,
         result: Raw | UnsetType = UNSET,
-        given: bool = False,
     ) -> None:
         if span.parent is not None and span.parent.dropped:
             # Its parent, which was told before it, hangs on one that was recorded.
@@ -111,7 +108,7 @@ class SpanOperations:
         # Last is a run's finish: what comes after it is turned away here, and not by the API.
         late = span.late or span.run.termination.over
         if not late:
-            self._begin_run(operation, given)
+            self._begin_run(operation)
         if not self._outbox.record(
             operation,
             span,

@@ -1,16 +1,12 @@
-"""The waits between attempts, and the times that spans are told with."""
+"""The waits between attempts."""
 
 from __future__ import annotations
-
-from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from prefactor_core.backoff import Backoff
-from prefactor_core.clock import Clock
 
 seconds = st.floats(0.001, 1_000)
 attempts = st.integers(1, 100)
@@ -50,16 +46,3 @@ def test_what_the_api_asks_for_does_not_shorten_a_wait() -> None:
 @pytest.mark.parametrize("attempt", [10**6, 10**30, 10**400])
 def test_after_any_number_of_attempts_the_wait_is_the_cap(attempt: int) -> None:
     assert Backoff(cap=8).delay(attempt) == pytest.approx(8, rel=0.25)
-
-
-def test_the_clock_tells_the_time_of_the_wall_in_utc() -> None:
-    now = Clock().now()
-    assert now.tzinfo is UTC
-    assert abs(datetime.now(UTC) - now) < timedelta(seconds=1)
-
-
-def test_a_clock_goes_on_and_never_back() -> None:
-    clock = Clock()
-    times = [clock.now() for _ in range(10_000)]
-    assert all(earlier <= later for earlier, later in pairwise(times))
-    assert times[0] < times[-1]
