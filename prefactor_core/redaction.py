@@ -327,7 +327,8 @@ def _names_of(cls: type[Struct]) -> tuple[str, ...]:
 
 def _fields_of(struct: Struct) -> dict[str, object]:
     """The fields of a struct by their names in JSON."""
-    return dict(zip(_names_of(type(struct)), astuple(struct), strict=False))
+    # What stands under the tag, if there is one, is a scalar.
+    return dict(zip(_names_of(type(struct)), (*astuple(struct), None), strict=False))
 
 
 REDACT_SECRETS: Final = redact_keys()
