@@ -125,8 +125,7 @@ REFUSED_CORE: list[tuple[str, Any, str]] = [
             ),
         )
         for entry, shown in (
-            *((entry, repr(entry)) for entry in ("", "langchain", "a@", "@1", "é@1")),
-            (" ", "a text of length 1"),
+            *((entry, repr(entry)) for entry in ("", " ", "langchain", "a@", "@1", "é@1")),
             ("a@1\nb@2", "a text of length 7"),
             ("a@1  b@2", "a text of length 8"),
             ("a@1 b", "a text of length 5"),

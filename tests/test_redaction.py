@@ -246,7 +246,14 @@ PAIRS: list[tuple[Any, Any]] = [
     *(
         (same, same)
         for same in (
-            *(["a", "b"], ["Authorization"], ["Authorization", "a", "b"], ["a", "password"]),
+            *(
+                ["a", "b"],
+                ["secret", 2],
+                ["token", None],
+                ["Authorization"],
+                ["Authorization", "a", "b"],
+                ["a", "password"],
+            ),
             *({"name": "Authorization", "values": 1}, {"name": "a", "value": 1}, {"value": 1}),
             *({"name": ["password"], "value": 1}, {"name": None, "value": 1}, [["password"], 1]),
             ["the password in this text is none, for no name has so many characters. " * 2, "x"],
