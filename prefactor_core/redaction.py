@@ -17,6 +17,9 @@ from msgspec.structs import astuple
 
 from prefactor_core.exceptions import PrefactorValueError
 
+Redact = Callable[[dict[str, object]], Mapping[str, object]]
+"""Gives what is recorded of a payload, which it gets as decoded JSON, its own to change."""
+
 # Of which a token is a credential: max_tokens, token_count, time_to_first_token, next_page_token
 # and so on are not.
 _TOKENS: Final = (
@@ -120,6 +123,9 @@ class KeyRedactor:
 
     def __repr__(self) -> str:
         return f"redact_keys({', '.join(map(repr, self._patterns))})"
+
+    def __reduce__(self) -> tuple[type[KeyRedactor], tuple[tuple[str, ...], str]]:
+        return KeyRedactor, (self._patterns, self._replacement)  # for a config that is pickled
 
     def __call__(self, payload: dict[str, object]) -> dict[str, object]:
         """``payload``, which is decoded JSON, with the replacement where it must be."""
