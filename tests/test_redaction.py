@@ -283,8 +283,8 @@ class Named(Struct):
 
 
 class Renamed(Struct):
-    secret: object = field(name="color")
-    color: object = field(name="apiKey", default=None)
+    model: object = field(name="apiKey")
+    role: object = field(name="content", default=None)
 
 
 class Tagged(Struct, tag="x", tag_field="token"):
