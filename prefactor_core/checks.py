@@ -106,11 +106,12 @@ def to_at_least(name: str, value: object, least: int) -> int:
 
 def to_statuses(name: str, value: object) -> tuple[int, ...]:
     """HTTP statuses of errors."""
+    given = cast("Iterable[object]", value)
     if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
         raise PrefactorValueError(
-            f"{name} must be a collection of HTTP statuses, got {in_message(value)}"
+            f"{name} must be a collection of HTTP statuses, got {in_message(given)}"
         )
-    statuses = tuple(to_whole(name, status) for status in cast("Iterable[object]", value))
+    statuses = tuple(to_whole(name, status) for status in given)
     for status in statuses:
         if not 400 <= status <= 599:
             raise PrefactorValueError(

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import chain, count
 from typing import Final, cast
 
 from prefactor_core.exceptions import PrefactorValueError
-from prefactor_core.redaction import REDACT_SECRETS, redact_keys
-
-Redact = Callable[[dict[str, object]], Mapping[str, object]]
+from prefactor_core.redaction import REDACT_SECRETS, Redact, redact_keys
 
 # A digit tells a token from words. (Looked for within bounds, as all is that is tried in vain:
 # the time must be linear.)

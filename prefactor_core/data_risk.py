@@ -5,8 +5,9 @@ API.md section 9; the names are the service's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Final, Literal, TypeAlias, cast
 
 import msgspec
 from msgspec import Struct, field
@@ -18,6 +19,9 @@ Presence: TypeAlias = Literal["unknown", "included", "excluded"]
 Classification: TypeAlias = Literal[
     "unknown", "public", "internal", "confidential", "restricted", "secret"
 ]
+
+# What msgspec shows of what it was given.
+_GIVEN: Final = re.compile(r"(?<= (?:field|value) [`']).*?(?=[`'](?: - at `\$.*`)?\Z)", re.DOTALL)
 
 
 class ActionProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,11 +75,15 @@ def data_risk_json(name: str, data_risk: DataRisk | Mapping[str, object]) -> dic
     Raises :class:`PrefactorValueError` for what is no :class:`DataRisk`, nor a mapping of its
     fields.
     """
+    checked: DataRisk | None = None
+    problem = ""
     try:
         # Also a DataRisk is looked at: what its fields were given, nobody has checked.
         checked = msgspec.convert(msgspec.to_builtins(data_risk), DataRisk)
     except (TypeError, ValueError, msgspec.ValidationError) as error:
+        problem = _GIVEN.sub(lambda found: in_message(found[0]).strip("'"), str(error))
+    if checked is None:
         raise PrefactorValueError(
-            f"data_risk of {in_message(name)} is no DataRisk, nor a mapping of its fields: {error}"
-        ) from None
+            f"data_risk of {name!r} is no DataRisk, nor a mapping of its fields: {problem}"
+        )
     return cast("dict[str, Any]", msgspec.to_builtins(checked))

@@ -160,8 +160,8 @@ class PrefactorContractError(PrefactorApiError):
     """
 
 
-# An id or a word; a UUID has 36 characters, and secrets have more.
-_WORD: Final = re.compile(r"[\w.:@/+-]{0,36}")
+# An id, a word or blanks; a UUID has 36 characters, and secrets have more.
+_WORD: Final = re.compile(r"[\w.:@/+-]{0,36}|\s{0,36}")
 
 
 def in_message(value: object) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Hashable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final, cast
 
+from prefactor_core.markers import attribute_of
+
 _CLASSES: Final = 1_024
 
 
@@ -30,36 +32,29 @@ def _judged(cls: Any) -> frozenset[str]:
 
 
 def _of_dataclass(cls: type) -> set[str]:
-    found = cast("Mapping[str, Any]", _attribute(cls, "__dataclass_fields__") or {})
+    found = cast("Mapping[str, Any]", attribute_of(cls, "__dataclass_fields__") or {})
     return {name for name, field in found.items() if not field.repr}
 
 
 def _of_attrs(cls: type) -> set[str]:
-    found = cast("Iterable[Any]", _attribute(cls, "__attrs_attrs__") or ())
+    found = cast("Iterable[Any]", attribute_of(cls, "__attrs_attrs__") or ())
     return {field.name for field in found if field.repr is not True}
 
 
 def _of_pydantic(cls: type) -> set[str]:
-    names: set[str] = set()
-    found = cast("Mapping[str, Any] | None", _attribute(cls, "__pydantic_fields__"))
+    infos: dict[str, Any]
+    found = cast("Mapping[str, Any] | None", attribute_of(cls, "__pydantic_fields__"))
     if found is not None:
-        decorators = cast("Any", _attribute(cls, "__pydantic_decorators__"))
-        computed = decorators.computed_fields if decorators is not None else {}
+        decorators = cast("Any", attribute_of(cls, "__pydantic_decorators__"))
+        computed: Mapping[str, Any] = decorators.computed_fields if decorators is not None else {}
         infos = {**found, **{name: each.info for name, each in computed.items()}}
     else:
         # Version 1. (Its name is deprecated in version 2, and says so when it is asked for.)
-        before = cast("Mapping[str, Any]", _attribute(cls, "__fields__") or {})
+        before = cast("Mapping[str, Any]", attribute_of(cls, "__fields__") or {})
         infos = {name: each.field_info for name, each in before.items()}
+    names: set[str] = set()
     for name, info in infos.items():
         if not info.repr:
-            aliases = (info.alias, getattr(info, "serialization_alias", None))
-            names.update((name, *(alias for alias in aliases if alias)))
+            aliases: tuple[Any, Any] = info.alias, getattr(info, "serialization_alias", None)
+            names.update((name, *filter(None, aliases)))
     return names
-
-
-def _attribute(cls: type, name: str) -> object:
-    """What a type has under ``name``, or None; without asking its metaclass."""
-    try:
-        return type.__getattribute__(cls, name)
-    except AttributeError:
-        return None

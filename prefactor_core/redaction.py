@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from functools import lru_cache
 from itertools import accumulate
 from types import NoneType
 from typing import Final, cast
@@ -17,6 +16,9 @@ from msgspec import Struct, UnsetType
 from msgspec.structs import astuple
 
 from prefactor_core.exceptions import PrefactorValueError
+
+Redact = Callable[[dict[str, object]], Mapping[str, object]]
+"""Gives what is recorded of a payload, which it gets as decoded JSON, its own to change."""
 
 # Of which a token is a credential: max_tokens, token_count, time_to_first_token, next_page_token
 # and so on are not.
@@ -91,8 +93,11 @@ _SEPARATORS_OF_PATTERN: Final = re.compile(r"(?:[^\w*?]|_)+")
 # All of a name, its end or a part of it.
 _USUAL_PATTERN: Final = re.compile(r"(\*?_?)([^*?_](?:[^*?]*[^*?_])?)(\*?)")
 
+# Beside a "value", what stands under these is the name of it.
+_NAMING: Final = ("name", "key")
 # What is no text in JSON, so that it names nothing.
-_NO_TEXT: Final = frozenset({int, float, bool, NoneType, dict, list, tuple})
+_NUMBERS: Final = frozenset({int, float, bool, NoneType})
+_NO_TEXT: Final = frozenset({*_NUMBERS, dict, list, tuple})
 _SCALARS: Final = frozenset(
     {str, int, float, bool, NoneType, datetime, date, time, timedelta, UUID, Decimal}
 )
@@ -114,9 +119,13 @@ class KeyRedactor:
         # What names were found to be. Any thread may ask and add: no set is ever iterated over.
         self._hidden: set[str] = set()
         self._shown: set[str] = set()
+        self._shown_structs: set[type] = set()
 
     def __repr__(self) -> str:
         return f"redact_keys({', '.join(map(repr, self._patterns))})"
+
+    def __reduce__(self) -> tuple[type[KeyRedactor], tuple[tuple[str, ...], str]]:
+        return KeyRedactor, (self._patterns, self._replacement)  # for a config that is pickled
 
     def __call__(self, payload: dict[str, object]) -> dict[str, object]:
         """``payload``, which is decoded JSON, with the replacement where it must be."""
@@ -133,7 +142,7 @@ class KeyRedactor:
                         waiting.append(cast("object", value))
             elif isinstance(place, list):
                 parts = cast("list[object]", place)
-                if len(parts) == 2 and self._may_be_a_secret_name(parts[0]):
+                if self._is_secret_pair(parts):
                     parts[1] = self._replacement
                 waiting += [part for part in parts if isinstance(part, (dict, list))]
         return payload
@@ -158,38 +167,38 @@ class KeyRedactor:
         It is for a payload of plain parts: scalars, msgspec's structs, lists, tuples, sets, and
         dicts with texts as keys. False says nothing.
         """
-        try:
-            return self._has_nothing_in(payload)
-        except Exception:
-            return False  # changed meanwhile by another thread, or of a class of its own mind
-
-    def _has_nothing_in(self, payload: object) -> bool:
         all_are_shown = self._shown.issuperset
         are_scalars = _SCALARS.issuperset
         places = [payload]
-        for place in places:  # which grows meanwhile
-            cls = type(place)
-            if cls is dict or (cls not in _LISTS and issubclass(cls, Struct)):
-                known = place if cls is dict else _fields_of(cast("Struct", place))
-                fields = cast("dict[object, object]", known)
-                # What equals a name that is shown has its text, also of a subclass of str.
-                if not all_are_shown(fields) and not self._shows_all(fields):
+        try:
+            for place in places:  # which grows meanwhile
+                cls = type(place)
+                if cls is dict:
+                    fields = cast("dict[object, object]", place)
+                    # What equals a name that is shown has its text, also of a subclass of str.
+                    if not all_are_shown(fields) and not self._shows_all(fields):
+                        return False
+                    for value in fields.values():
+                        if type(value) not in _IN_FIELDS:
+                            places.append(value)  # noqa: PERF401 - extend() takes longer
+                elif cls in _LISTS:
+                    parts = cast("list[object]", place)
+                    if len(parts) == 2 and self._may_be_a_secret_name(next(iter(parts))):
+                        return False
+                    if not are_scalars(map(type, parts)):
+                        places += [part for part in parts if type(part) not in _SCALARS]
+                elif cls in self._shown_structs or self._shows_struct(cls):
+                    for value in astuple(cast("Struct", place)):
+                        if type(value) not in _IN_FIELDS:
+                            places.append(value)
+                elif issubclass(cls, Enum):
+                    places.append(cast("Enum", place).value)
+                elif cls not in _IN_FIELDS:
                     return False
-                for value in fields.values():
-                    if type(value) not in _IN_FIELDS:
-                        places.append(value)  # noqa: PERF401 - extend() takes longer
-            elif cls in _LISTS:
-                parts = cast("list[object]", place)
-                if len(parts) == 2 and self._may_be_a_secret_name(next(iter(parts))):
+                if len(places) > _MOST_VISITED:
                     return False
-                if not are_scalars(map(type, parts)):
-                    places += [part for part in parts if type(part) not in _SCALARS]
-            elif issubclass(cls, Enum):
-                places.append(cast("Enum", place).value)
-            elif cls not in _IN_FIELDS:
-                return False
-            if len(places) > _MOST_VISITED:
-                return False
+        except Exception:
+            return False  # changed meanwhile by another thread, or of a class of its own mind
         return True
 
     def _shows_all(self, fields: Mapping[object, object]) -> bool:
@@ -201,10 +210,28 @@ class KeyRedactor:
             return False
         return not any(map(self.hides, names))
 
+    def _shows_struct(self, cls: type) -> bool:
+        """Whether a struct of this class has only names that are shown, and no pair among them."""
+        if not issubclass(cls, Struct) or cls.__struct_config__.array_like:
+            return False
+        names = {*cls.__struct_encode_fields__, cls.__struct_config__.tag_field or ""}
+        if any(map(self.hides, names)) or ("value" in names and not names.isdisjoint(_NAMING)):
+            return False
+        if len(self._shown_structs) >= _MOST_KEPT:
+            self._shown_structs = set()
+        self._shown_structs.add(cls)
+        return True
+
     def _names_a_secret(self, fields: Mapping[str, object]) -> bool:
         """Whether ``fields`` may be a name and the value of it, as HAR has headers."""
-        return self._may_be_a_secret_name(fields.get("name")) or self._may_be_a_secret_name(
-            fields.get("key")
+        return any(self._may_be_a_secret_name(fields.get(name)) for name in _NAMING)
+
+    def _is_secret_pair(self, parts: list[object]) -> bool:
+        return (
+            len(parts) == 2
+            # Of a word and a number, it is most often another list.
+            and type(parts[1]) not in _NUMBERS
+            and self._may_be_a_secret_name(parts[0])
         )
 
     def _may_be_a_secret_name(self, part: object) -> bool:
@@ -223,8 +250,8 @@ def redact_keys(*patterns: str, replacement: str = "[redacted]") -> KeyRedactor:
     ``ACCESS_TOKEN`` and ``accesstoken`` are one name: case does not matter, nor what divides the
     words of a name. Only beside a ``*`` it does: ``*_pin`` is ``cardPin`` and ``card-pin``, and
     neither ``pin`` nor ``shopping``. A name is a key, or the first of two in a list
-    (``["Authorization", "Bearer ..."]``), or what stands under ``name`` or ``key`` beside a
-    ``value``.
+    (``["Authorization", "Bearer ..."]``) of which the second is no number, or what stands under
+    ``name`` or ``key`` beside a ``value``.
 
     Without patterns it is those of :data:`SECRETS`; give ``*SECRETS`` along with your own to have
     both.
@@ -314,20 +341,6 @@ def _piece(words: str) -> str:
     before = "_" if words.startswith("_") else ""
     after = "_" if words.endswith("_") and body else ""
     return f"{before}{'_?'.join(letters)}{after}"
-
-
-@lru_cache(maxsize=_MOST_KEPT)
-def _names_of(cls: type[Struct]) -> tuple[str, ...]:
-    config = cls.__struct_config__
-    if config.array_like:
-        raise TypeError  # its fields have no names
-    tag = () if config.tag is None else (str(config.tag_field),)
-    return (*cls.__struct_encode_fields__, *tag)
-
-
-def _fields_of(struct: Struct) -> dict[str, object]:
-    """The fields of a struct by their names in JSON."""
-    return dict(zip(_names_of(type(struct)), astuple(struct), strict=False))
 
 
 REDACT_SECRETS: Final = redact_keys()

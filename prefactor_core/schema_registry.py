@@ -21,10 +21,14 @@ Result = TypeVar("Result")
 Class = TypeVar("Class", bound=type)
 
 
-def _checked(name: str, field: str, schema: object) -> dict[str, Any]:
-    """A copy of ``schema``; raises :class:`PrefactorValueError` if it can be no JSON Schema."""
+def _check_name(name: object) -> None:
     if not isinstance(name, str) or not name:
         raise PrefactorValueError(f"the name of a span type must be a text, got {in_message(name)}")
+
+
+def _checked(name: str, field: str, schema: object) -> dict[str, Any]:
+    """A copy of ``schema``; raises :class:`PrefactorValueError` if it can be no JSON Schema."""
+    _check_name(name)
     if not isinstance(schema, Mapping):
         hint = "; a class is given as params= or result=" if isinstance(schema, type) else ""
         raise PrefactorValueError(
@@ -106,6 +110,7 @@ class SchemaRegistry:
 
         Raises :class:`PrefactorValueError` if the name was registered this way before.
         """
+        _check_name(name)
         if name in self._span_schemas:
             raise PrefactorValueError(f"Schema '{name}' is already registered")
         self.register_unsafe(name, schema)
@@ -121,6 +126,7 @@ class SchemaRegistry:
 
         Raises :class:`PrefactorValueError` if the name was registered this way before.
         """
+        _check_name(name)
         if name in self._span_result_schemas:
             raise PrefactorValueError(f"Result schema '{name}' is already registered")
         self._span_result_schemas[name] = _checked(name, "schema", schema)
@@ -193,6 +199,7 @@ class SchemaRegistry:
         class for another name; for what has no JSON Schema; and for a field in the template that
         neither schema knows.
         """
+        _check_name(name)
         if name in self._span_type_schemas:
             raise PrefactorValueError(f"Span type schema '{name}' is already registered")
         if params is not None:
@@ -280,6 +287,7 @@ class SchemaRegistry:
         ``schema``: a JSON Schema, or a class as for :meth:`register_type`. Raises
         :class:`PrefactorValueError` if the name was registered before.
         """
+        _check_name(name)
         if name in self._quality_schemas:
             raise PrefactorValueError(f"Quality schema '{name}' is already registered")
         if not isinstance(schema, Mapping):
@@ -308,8 +316,7 @@ class SchemaRegistry:
             cls = type(params).__qualname__
             known = ", ".join(each.__qualname__ for each in self._names_by_class) or "none"
             raise PrefactorValueError(
-                f"there is no span type with parameters of the class {in_message(cls)}: "
-                "register it, "
+                f"there is no span type with parameters of the class {cls!r}: register it, "
                 f"register_type(name, params={cls}), with the registry that is the client's "
                 f"schema_registry. Registered in that are: {known}"
             ) from None

@@ -112,15 +112,20 @@ def schema_of(name: str, field: str, cls: object) -> dict[str, Any]:
     Raises :class:`PrefactorValueError`, with ``field`` and the ``name`` of the span type, for what
     has none, or is no object in JSON.
     """
+    schema: dict[str, Any] | None = None
+    why = ""
     try:
         schema = _resolved(_given_schema(cls))
     except Exception as error:
-        why = str(error).rpartition("\n")[2] or type(error).__name__
+        # Of an object, which may be a payload, the error shows what is in it.
+        is_type = isinstance(cls, type) or get_origin(cls) is not None
+        why = (str(error).rpartition("\n")[2] if is_type else "") or type(error).__name__
+    if schema is None:
         raise PrefactorValueError(
             f"{field} of {name!r}, {_shown(cls)}, has no JSON Schema: {why}. It must be a "
             "msgspec struct, a dataclass, a TypedDict or a pydantic model of types that JSON "
             "has; or give a JSON Schema of your own"
-        ) from None
+        )
     if schema.get("type") != "object":
         raise PrefactorValueError(
             f"{field} of {name!r} must be a class that is an object in JSON, got {_shown(cls)}; "

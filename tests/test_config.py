@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -21,6 +23,7 @@ from prefactor_core import (
     open_prefactor,
 )
 from prefactor_core.redaction import REDACT_SECRETS
+from prefactor_core.secret_str import SecretStr
 
 URL = "https://app.prefactorai.com"
 TOKEN = "a-secret-that-nobody-may-see"
@@ -125,8 +128,7 @@ REFUSED_CORE: list[tuple[str, Any, str]] = [
             ),
         )
         for entry, shown in (
-            *((entry, repr(entry)) for entry in ("", "langchain", "a@", "@1", "é@1")),
-            (" ", "a text of length 1"),
+            *((entry, repr(entry)) for entry in ("", " ", "langchain", "a@", "@1", "é@1")),
             ("a@1\nb@2", "a text of length 7"),
             ("a@1  b@2", "a text of length 8"),
             ("a@1 b", "a text of length 5"),
@@ -411,6 +413,47 @@ def test_the_token_is_in_no_text_of_a_config() -> None:
 
 def test_the_token_is_not_in_what_rich_shows_of_a_config() -> None:
     assert TOKEN not in pretty_repr(core())
+    assert TOKEN not in pretty_repr({"token": http().api_token}, max_string=10)
+
+
+COPIES: dict[str, Any] = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda config: pickle.loads(pickle.dumps(config)),
+    "replace of msgspec": msgspec.structs.replace,
+    "the same": lambda config: config,
+}
+
+
+@pytest.mark.parametrize("made", COPIES)
+@pytest.mark.parametrize("config", [http(), core(), core().replace(drain_timeout=1)])
+def test_the_token_is_for_who_asks_and_for_no_encoder(made: str, config: Any) -> None:
+    given = COPIES[made](config)
+    inner = given if isinstance(given, HttpClientConfig) else given.http_config
+    assert f"Bearer {inner.api_token}" == f"Bearer {TOKEN}"
+    assert inner.api_token == TOKEN
+    for text in (repr(given), pretty_repr(given), repr(msgspec.structs.asdict(given))):
+        assert TOKEN not in text
+    for encode in (msgspec.json.encode, msgspec.msgpack.encode, msgspec.to_builtins):
+        with pytest.raises(TypeError) as caught:
+            encode(given)
+        assert TOKEN not in str(caught.value)
+
+
+def test_a_token_that_is_assigned_later_is_hidden_too() -> None:
+    config = http(api_token="first")
+    config.api_token = TOKEN
+    assert config.api_token == TOKEN
+    assert TOKEN not in repr([config, config.api_token])
+    with pytest.raises(TypeError):
+        msgspec.json.encode(config)
+
+
+def test_a_part_of_a_secret_is_a_secret() -> None:
+    secret = SecretStr(TOKEN)
+    for part in (secret, secret[:8], secret[1:], secret[0], secret[::-1]):
+        assert repr(part) == "'***'"
+    assert (str(secret), secret[:8] + "", len(secret)) == (TOKEN, TOKEN[:8], len(TOKEN))
 
 
 @pytest.mark.parametrize(

@@ -428,7 +428,7 @@ async def test_the_sender_of_a_large_body_reads_why_it_was_not_taken(
         ({"failure_status": 200}, "failure_status must be between 400 and 599, got 200"),
         ({"failure_status": {503, 600}}, "failure_status must be between 400 and 599, got 600"),
         ({"failure_status": "503"}, "failure_status must be between 400 and 599, got '503'"),
-        ({"failure_status": ()}, "failure_status must hold at least one status, got tuple"),
+        ({"failure_status": ()}, "failure_status must hold at least one status, got none"),
         ({"retry_after": -1}, "retry_after must be a number, between 0 and 86400, got -1"),
         ({"retry_after": math.inf}, "retry_after must be a number, between 0 and 86400, got inf"),
         ({"read_only": 1}, "read_only must be True or False, got 1"),

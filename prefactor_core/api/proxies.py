@@ -37,38 +37,49 @@ def proxy_for(url: str) -> Proxy | None:
     Raises :class:`PrefactorValueError`, which shows no password, if that can be no proxy.
     """
     parts = urlsplit(url)
-    proxies = getproxies()
-    kind = parts.scheme if proxies.get(parts.scheme) else "all"
-    value = proxies.get(kind)
-    if not value or _is_bypassed(parts):
+    kind, proxy = _named(parts)
+    if proxy is None or _is_bypassed(parts):
         return None
     # The value is not shown: it may hold a password.
     instead = f"; to ask {parts.hostname} without a proxy, add that to NO_PROXY"
-    try:
-        proxy = urlsplit(value if "://" in value else f"http://{value}")
-        host, port = proxy.hostname or "", proxy.port
-    except ValueError:
-        proxy, host, port = SplitResult("", "", "", "", ""), "", None
-    scheme = proxy.scheme.lower()
-    if not _HOST.fullmatch(host) or port == 0:
+    if not _HOST.fullmatch(proxy.host) or proxy.port == 0:
         raise PrefactorValueError(
             f"{_variable(kind)} is no address of a proxy: it must be like http://HOST:PORT, with "
             f"odd characters of a password written as %XX{instead}"
         )
-    if scheme not in _PORTS:
+    if proxy.scheme not in _PORTS:
         raise PrefactorValueError(
             f"{_variable(kind)} names a proxy of a kind that is not supported: it must begin with "
             f"http://, https://, socks5:// or socks5h://{instead}"
         )
-    if scheme.startswith("socks") and find_spec("socksio") is None:
+    if proxy.scheme.startswith("socks") and find_spec("socksio") is None:
         raise PrefactorValueError(
             f"{_variable(kind)} names a SOCKS proxy, which needs the package socksio: "
             f"pip install 'httpx[socks]'{instead}"
         )
-    return Proxy(
+    return proxy
+
+
+def _named(parts: SplitResult) -> tuple[str, Proxy | None]:
+    """Which variable names a proxy, and what it says, right or wrong.
+
+    It raises nothing: a traceback with locals would show the password.
+    """
+    proxies = getproxies()
+    kind = parts.scheme if proxies.get(parts.scheme) else "all"
+    value = proxies.get(kind)
+    if not value:
+        return kind, None
+    try:
+        proxy = urlsplit(value if "://" in value else f"http://{value}")
+        host, port = proxy.hostname or "", proxy.port
+    except ValueError:
+        return kind, Proxy("", "", 0)
+    scheme = proxy.scheme.lower()
+    return kind, Proxy(
         scheme,
         host,
-        port or _PORTS[scheme],
+        _PORTS.get(scheme, 1) if port is None else port,
         unquote(proxy.username or ""),
         unquote(proxy.password or ""),
     )

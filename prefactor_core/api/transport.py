@@ -47,6 +47,7 @@ def _pool(is_tls: bool, proxy: Proxy | None) -> httpcore.AsyncConnectionPool:
             keepalive_expiry=_IDLE_SECONDS,
             network_backend=Network(),
         )
+    proxy_context = tls_context() if proxy.scheme == "https" else None
     address = httpcore.URL(scheme=proxy.scheme, host=proxy.host, port=proxy.port, target="/")
     login = (
         (proxy.username.encode(), proxy.password.encode())
@@ -58,7 +59,7 @@ def _pool(is_tls: bool, proxy: Proxy | None) -> httpcore.AsyncConnectionPool:
             address,
             login,
             ssl_context=context,
-            proxy_ssl_context=tls_context() if proxy.scheme == "https" else None,
+            proxy_ssl_context=proxy_context,
             max_connections=_MOST_CONNECTIONS,
             max_keepalive_connections=_MOST_IDLE,
             keepalive_expiry=_IDLE_SECONDS,

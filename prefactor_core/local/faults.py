@@ -210,7 +210,7 @@ def _check_statuses(name: str, value: object) -> None:
     else:
         statuses = [value]
     if not statuses:
-        raise PrefactorValueError(f"{name} must hold at least one status, got {in_message(value)}")
+        raise PrefactorValueError(f"{name} must hold at least one status, got none")
     for status in statuses:
         if not isinstance(status, int) or not 400 <= status <= 599:
             raise PrefactorValueError(
@@ -228,5 +228,5 @@ def _check_names(name: str, value: object) -> None:
         or not all(isinstance(item, str) for item in names)
     ):
         raise PrefactorValueError(
-            f"{name} must be a collection of strings or None, got {in_message(value)}"
+            f"{name} must be a collection of strings or None, got {in_message(names)}"
         )
