@@ -95,7 +95,7 @@ def show(agent_id: str, api_url: str) -> None:
 )
 @api_url_option
 def terminate(instance_id: str, reason: str, api_url: str) -> None:
-    """Terminate the active run INSTANCE_ID; this cannot be undone."""
+    """Terminate the run INSTANCE_ID, which has not ended; this cannot be undone."""
     _check_there(api_url)
     _run(_terminate, api_url, instance_id, reason)
 

@@ -27,7 +27,8 @@ def run_tree(instance: AgentInstanceAnswer, spans: Iterable[AgentSpanAnswer]) ->
     """A line for the run and one for each span: name, status, duration, and its summary, or
     else payload → result.
 
-    Below the run are its quality payloads, and below each what of its payloads does not fit.
+    Below the run are its quality payloads, and below each what is flagged about it, such as what
+    of its payloads does not fit.
     """
     children: dict[str | None, list[AgentSpanAnswer]] = defaultdict(list)
     # By time: ids made within one millisecond are in no order.
@@ -43,6 +44,7 @@ def run_tree(instance: AgentInstanceAnswer, spans: Iterable[AgentSpanAnswer]) ->
         reason = msgspec.json.encode(instance.termination_reason).decode()
         head.append(f"  {_printable(reason)}", style="dim")
     tree = Tree(head)
+    _add_flags(tree, instance.flags)
     for name, payload in instance.quality_payloads.items():
         line = _line().append(f"quality {_one_line(name)}", style="bold")
         branch = tree.add(line.append(f"  {_quality(instance, name, payload)}", style="dim"))
