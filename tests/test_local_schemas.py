@@ -137,12 +137,30 @@ async def test_the_result_wins_over_the_payload(api: Api) -> None:
         "{{ (1..1000000000) | join }}",
         "{% assign x = 9 %}{% for i in (1..99) %}{% assign x = x | times: x %}{% endfor %}{{x}}",
         "{% assign x = 'ab' %}{% for i in (1..99) %}{% assign x = x | append: x %}{% endfor %}",
+        "{{" * 10_000,
+        "{{a}}" * 101,
+        "{% raw %}" * 10_000,
+        "{{ " + " " * 100_000 + "'",
+        "{{ text" + " | replace: 'a', 'aaaaaaaaaa'" * 20 + " }}",
+        "{{ text | replace: '', long | size }}",
+        "{{ list | join: long | size }}",
+        "{{ text" + " | base64_encode" * 90 + " | size }}",
+        "{{ list | uniq | size }}",
     ],
 )
 async def test_a_template_that_takes_too_much_makes_no_summary(api: Api, template: str) -> None:
     before = time.process_time()  # which does not count what the machine does beside
-    assert await summary(api, template, {}) is None
+    payload = {"text": "a" * 1_000, "long": "b" * 400_000, "list": [{"n": n} for n in range(9_000)]}
+    assert await summary(api, template, payload) is None
     assert time.process_time() - before < 5
+
+
+async def test_a_template_may_show_what_is_large(api: Api) -> None:
+    payload = {"text": "a" * 400_000, "list": [1, 2] * 9_000}
+    template = (
+        "{{text | truncate: 7}} {{list | size}} {{list | first}} {{text | default: 'b' | size}}"
+    )
+    assert await summary(api, template, payload) == "aaaa... 18000 1 400000"
 
 
 async def test_a_payload_nested_too_deep_for_a_summary_is_stored_without(api: Api) -> None:
