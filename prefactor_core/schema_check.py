@@ -135,7 +135,7 @@ class SchemaCheck:
     def _leave_out(self, key: tuple[str, str], error: NotCheckedError) -> None:
         from prefactor_core.json_schema import SlowSchemaError, UnboundedSchemaError
 
-        if isinstance(error, UnboundedSchemaError):
+        if isinstance(error, UnboundedSchemaError) or key not in self._compiled:
             self._compiled[key] = None
         if key not in self._left_out:
             self._left_out.add(key)

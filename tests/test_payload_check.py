@@ -267,6 +267,25 @@ async def test_what_cannot_be_checked_in_time_is_recorded_and_said_once(
     assert told == [f"not checked is the payload of 'agent:{name}'" for name in ("back", "slow")]
 
 
+async def test_runs_with_schemas_by_turns_say_once_what_cannot_be_checked(
+    prefactor: Recording, caplog: pytest.LogCaptureFixture
+) -> None:
+    versions = [
+        {"span_schemas": {name: {"properties": {"a": {"pattern": r"(a)\1"}}}}}
+        for name in ("agent:one", "agent:two")
+    ]
+    async with prefactor.open(schema_registry=registry, check_payloads="warn") as client:
+        for _ in range(3):
+            for version in versions:
+                async with client.agent_instance(**AGENT, agent_schema_version=version) as instance:
+                    for name in version["span_schemas"]:
+                        with instance.span(name, payload={"a": "aa"}):
+                            pass
+        first = [message for message in caplog.messages if "'agent:one'" in message]
+    # The other one is of the server.
+    assert len(first) == len(caplog.messages) - len(first) <= 2
+
+
 def test_without_the_extra_the_client_does_not_open() -> None:
     program = """
         import sys, anyio

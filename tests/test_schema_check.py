@@ -259,6 +259,7 @@ HOSTILE: dict[str, tuple[Any, Any, list[str] | str]] = {
         {"a": [f"{8_999:9}"] * 9_000},
         SLOW,
     ),
+    "long name of a schema": ({"$id": "a" * 20_000}, {}, "a text of 20,000 characters"),
     "deep schema": (nested(DEEP, {}, lambda inner: {"not": inner}), {}, "the schema is nested"),
     "wide schema": (
         {"properties": {f"p{n}": {} for n in range(20_000)}},
