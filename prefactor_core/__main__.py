@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import runpy
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVarTuple, cast
+from typing import TextIO, TypeVarTuple, cast
 
 import anyio
 
@@ -28,7 +30,7 @@ try:
     import click
     from rich.console import Console
 
-    from prefactor_core.tree import run_tree
+    from prefactor_core.tree import one_line, run_tree, tree_lines
 except ImportError as error:
     sys.exit(
         f"the command line needs the extra 'local' of this package ({error}): "
@@ -39,11 +41,30 @@ Arguments = TypeVarTuple("Arguments")
 
 _PACKAGE = Path(__file__).parent
 
+_LEAST_COLUMNS = 40
+"""For what a line says, however deep it stands."""
+
+# For terminals that have no such characters.
+_PLAIN = {"→": "->", "…": "...", "⚠": "!", "├": "|", "└": "`", "│": "|", "─": "-"}
+
 
 @click.group()
 @click.version_option(__version__, prog_name="prefactor-core")
 def main() -> None:
     """Prefactor for agents: record runs, and look at what was recorded."""
+    # What was recorded may have characters that the terminal has not.
+    codecs.register_error("prefactor", _in_plain)
+    stdout: TextIO = sys.stdout
+    if isinstance(stdout, io.TextIOWrapper):
+        stdout.reconfigure(errors="prefactor")
+
+
+def _in_plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    plain = (_PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text)
+    return "".join(plain), error.end
 
 
 api_url_option = click.option(
@@ -95,7 +116,7 @@ def show(agent_id: str, api_url: str) -> None:
 )
 @api_url_option
 def terminate(instance_id: str, reason: str, api_url: str) -> None:
-    """Terminate the active run INSTANCE_ID; this cannot be undone."""
+    """Terminate the run INSTANCE_ID, which has not ended; this cannot be undone."""
     _check_there(api_url)
     _run(_terminate, api_url, instance_id, reason)
 
@@ -122,24 +143,21 @@ def _run(
 
 async def _demo(api_url: str, agent_id: str) -> None:
     instance_id = await _example()(api_url, agent_id)
-    console = Console()
-    console.print(f"recorded at {api_url}:")
+    _say(f"recorded at {api_url}:")
     try:
         async with open_api(PrefactorCoreConfig.from_env(api_url=api_url).http_config) as api:
-            await _print_tree(console, api, await api.get_agent_instance(instance_id))
+            await _print_tree(api, await api.get_agent_instance(instance_id))
     except PrefactorAuthError:
         # A deployment token may write and not read (API.md section 1).
-        console.print(f"agent instance {instance_id}; this token may not read it back")
+        _say(f"agent instance {instance_id}; this token may not read it back")
 
 
 async def _show(api_url: str, agent_id: str) -> None:
     async with open_api(PrefactorCoreConfig.from_env(api_url=api_url).http_config) as api:
-        newest = None
-        async for instance in api.list_agent_instances(agent_id):
-            newest = instance
+        newest = await api.newest_agent_instance(agent_id)
         if newest is None:
             raise PrefactorNotFoundError(f"agent {agent_id!r} has no run at {api_url}")
-        await _print_tree(Console(), api, newest)
+        await _print_tree(api, newest)
 
 
 async def _terminate(api_url: str, instance_id: str, reason: str) -> None:
@@ -148,11 +166,25 @@ async def _terminate(api_url: str, instance_id: str, reason: str) -> None:
         raise PrefactorValueError(f"{instance_id!r} is not the id of an agent instance")
     async with open_api(PrefactorCoreConfig.from_env(api_url=api_url).http_config) as api:
         instance = await api.terminate_agent_instance(instance_id, reason)
-    click.echo(f"agent instance {instance.id} is {instance.status}: {instance.termination_reason}")
+    said = f"agent instance {instance.id} is {instance.status}: {instance.termination_reason}"
+    _say(one_line(said))
 
 
-async def _print_tree(console: Console, api: ApiClient, instance: AgentInstanceAnswer) -> None:
-    console.print(run_tree(instance, [span async for span in api.list_agent_spans(instance.id)]))
+def _say(text: str) -> None:
+    # click writes UTF-8 to a terminal of another encoding, if that is ASCII.
+    click.echo(text, file=sys.stdout)
+
+
+async def _print_tree(api: ApiClient, instance: AgentInstanceAnswer) -> None:
+    spans = [span async for span in api.list_agent_spans(instance.id)]
+    if not sys.stdout.isatty():
+        for line, _ in tree_lines(run_tree(instance, spans, most=None)):
+            _say(line.plain)
+        return
+    console = Console()
+    for line, branches in tree_lines(run_tree(instance, spans, most=console.width)):
+        line.truncate(max(console.width, branches + _LEAST_COLUMNS), overflow="ellipsis")
+        console.print(line, soft_wrap=True)
 
 
 def _example() -> Callable[[str, str], Awaitable[str]]:

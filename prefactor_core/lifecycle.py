@@ -53,7 +53,9 @@ SPAN_TRANSITIONS: Final[Mapping[SpanStatus, frozenset[SpanStatus]]] = {
 """What a finish may make of a stored span. No call leads from pending to active."""
 
 INSTANCE_TRANSITIONS: Final[Mapping[InstanceStatus, frozenset[InstanceStatus]]] = {
-    InstanceStatus.PENDING: frozenset({InstanceStatus.ACTIVE, InstanceStatus.CANCELLED}),
+    InstanceStatus.PENDING: frozenset(
+        {InstanceStatus.ACTIVE, InstanceStatus.CANCELLED, InstanceStatus.TERMINATED}
+    ),
     InstanceStatus.ACTIVE: frozenset(
         {
             InstanceStatus.COMPLETE,

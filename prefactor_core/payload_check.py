@@ -15,6 +15,7 @@ from prefactor_core.schema_check import SchemaCheck
 logger = logging.getLogger("prefactor_core.payload_check")
 
 _TOLD_KEPT = 1_000
+_VERSIONS_KEPT = 16
 
 
 class PayloadChecks:
@@ -27,14 +28,17 @@ class PayloadChecks:
     def __init__(self, *, raises: bool) -> None:
         self._raises = raises
         self._told: set[tuple[str, ...]] = set()
-        self._last: tuple[Mapping[str, object], SchemaCheck] = ({}, SchemaCheck({}))
+        self._known: list[tuple[Mapping[str, object], SchemaCheck]] = [({}, SchemaCheck({}))]
 
     def of(self, agent_schema_version: Mapping[str, object]) -> PayloadCheck:
         """The check of a run with these span types."""
-        # Mostly all runs of a program have the same.
-        if self._last[0] != agent_schema_version:
-            self._last = agent_schema_version, SchemaCheck(agent_schema_version)
-        return PayloadCheck(self, self._last[1])
+        # The runs of a program have the same, or take turns with a few.
+        for version, schemas in self._known:
+            if version == agent_schema_version:
+                return PayloadCheck(self, schemas)
+        schemas = SchemaCheck(agent_schema_version)
+        self._known = [(agent_schema_version, schemas), *self._known[: _VERSIONS_KEPT - 1]]
+        return PayloadCheck(self, schemas)
 
     def tell(self, what: str, problems: Sequence[str]) -> None:
         """Raise or log ``problems`` of ``what``, if there are any."""

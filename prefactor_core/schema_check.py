@@ -1,29 +1,38 @@
-"""SchemaCheck: what of a payload does not fit the schemas that were registered. Pure."""
+"""SchemaCheck: what of a payload does not fit the schemas that were registered.
+
+Pure, but for the log.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.log import log
 from prefactor_core.sensitive import sensitive_labels
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
 
+    from prefactor_core.json_schema import JsonSchema, NotCheckedError
+
+logger = logging.getLogger("prefactor_core.schema_check")
+
 _MOST_PROBLEMS: Final = 10
 _LONG_VALUE: Final = 60
 _LONG_TEXT: Final = 300
-_KNOWN_NAMES: Final = 1_000
+_KNOWN_NAMES: Final = 100
+_MOST_SLOW: Final = 4
+_COMPARED_NAMES: Final = 100
 
 # What stands for a payload that could not be kept as it was, see capture and truncation.
 _MARKERS: Final = frozenset({"$truncated", "$withheld", "$unreadable"})
 # Every payload is an object: there is nothing to check.
 _FITS_ALL: Final[tuple[object, ...]] = (None, True, {}, {"type": "object"})
-
-_Problems = Callable[[object], "Iterable[ValidationError]"]
 
 
 class SchemaCheck:
@@ -33,6 +42,14 @@ class SchemaCheck:
     there is no schema. ``span_type_schemas`` go before the two maps. Sensitive values are
     checked as what they are, and not shown (API.md section 8). What stands for a payload that
     was too large, or withheld, is not checked. References to other documents are never fetched.
+
+    A check is bounded, as it is made in the thread of who records. Not checked is a value of more
+    than 10,000 parts or 64 levels, or with a text of more than 10,000 characters where there is a
+    pattern for it; and by a schema that is as large itself, has patterns with back references,
+    look-behinds, atomic groups, flags or more than 1,000 characters, or takes 0.5 s of the
+    processor or a million steps (about 50,000 times a part of a schema and a part of a value).
+    Such a schema is given up, and with the fourth that takes too long all are. The log says it
+    once for each schema, as a warning.
 
     Raises :class:`PrefactorValueError` if the extra ``check`` is not installed.
     """
@@ -53,7 +70,9 @@ class SchemaCheck:
             self._payloads = _by_name(types, "params_schema")
             self._results = _by_name(types, "result_schema")
         self._qualities = _by_name(agent_schema_version.get("quality_schemas"), "schema")
-        self._compiled: dict[tuple[str, str], _Problems | str | None] = {}
+        self._compiled: dict[tuple[str, str], JsonSchema | str | None] = {}
+        self._left_out: set[tuple[str, str]] = set()
+        self._slow = 0
         self._unknown: dict[tuple[str, str], list[str]] = {}
 
     def payload(self, schema_name: str, payload: object) -> list[str]:
@@ -81,51 +100,70 @@ class SchemaCheck:
     def _not_registered(self, field: str, name: str, registered: Mapping[str, object]) -> list[str]:
         known = self._unknown.get((field, name))
         if known is None:
-            nearest = get_close_matches(name, registered, n=1, cutoff=0.0)
-            hint = f"the nearest that is: {nearest[0]!r}" if nearest else "nothing is"
-            known = [f"{field}: {_short(repr(name))} is not registered; {hint}"]
+            known = [f"{field}: {_short(repr(name))} is not registered"]
+            # Where each span has a name of its own, no more are compared.
             if len(self._unknown) < _KNOWN_NAMES:
+                known = [f"{known[0]}; {nearest_name(name, registered)}"]
                 self._unknown[field, name] = known
         return known
 
     def _check(
         self, part: str, schemas: Mapping[str, object], name: str, value: object
     ) -> list[str]:
-        compiled = self._compile(part, schemas, name)
-        if compiled is None or not _MARKERS.isdisjoint(_mapping(value)):
+        key = part, name
+        if self._slow >= _MOST_SLOW or not _MARKERS.isdisjoint(_mapping(value)):
             return []
-        if isinstance(compiled, str):
-            return [compiled]
+        if key not in self._compiled and schemas.get(name) in _FITS_ALL:
+            return []
+        from prefactor_core.json_schema import NotCheckedError, check_size
+
         try:
-            errors = compiled(_unwrapped(value))
+            if key not in self._compiled:
+                self._compiled[key] = _compiled(part, name, schemas.get(name))
+            compiled = self._compiled[key]
+            if compiled is None or isinstance(compiled, str):
+                return [] if compiled is None else [compiled]
+            check_size(value)
+            errors = compiled.problems(_unwrapped(value))
             return [_told(part, error) for error in islice(errors, _MOST_PROBLEMS)]
-        except Exception as error:  # a reference that leads nowhere, a value nested too deep
+        except NotCheckedError as error:
+            self._leave_out(key, error)
+            return []
+        except Exception as error:  # a reference that leads nowhere, or in a circle
             return [f"{part}: cannot be checked by the schema of {name!r}: {_reason(error)}"]
 
-    def _compile(
-        self, part: str, schemas: Mapping[str, object], name: str
-    ) -> _Problems | str | None:
-        """How to find the problems; None if there can be none; the problem of the schema."""
-        key = part, name
-        if key in self._compiled:
-            return self._compiled[key]
-        schema = schemas.get(name)
-        if schema in _FITS_ALL:
-            return None
-        self._compiled[key] = compiled = _compiled(part, name, schema)
-        return compiled
+    def _leave_out(self, key: tuple[str, str], error: NotCheckedError) -> None:
+        from prefactor_core.json_schema import SlowSchemaError, UnboundedSchemaError
+
+        if isinstance(error, UnboundedSchemaError) or key not in self._compiled:
+            self._compiled[key] = None
+        if key not in self._left_out:
+            self._left_out.add(key)
+            message = "not checked is the %s of %s, by its schema: %s"
+            log(logger, logging.WARNING, message, key[0], _short(repr(key[1])), error)
+        if isinstance(error, SlowSchemaError):
+            self._slow += 1
+            if self._slow == _MOST_SLOW:
+                message = "nothing more is checked: %s schemas took too long"
+                log(logger, logging.WARNING, message, self._slow)
 
 
-def _compiled(part: str, name: str, schema: Any) -> _Problems | str:
-    from jsonschema import Draft202012Validator
-    from jsonschema.validators import validator_for
-    from referencing import Registry
+def nearest_name(name: str, registered: Iterable[str]) -> str:
+    """What a message about a ``name`` that is not ``registered`` ends with."""
+    # To compare names takes the square of their length.
+    known = [each[:_LONG_VALUE] for each in islice(registered, _COMPARED_NAMES)]
+    nearest = get_close_matches(name[:_LONG_VALUE], known, n=1, cutoff=0.0)
+    return f"the nearest that is: {nearest[0]!r}" if nearest else "nothing is"
+
+
+def _compiled(part: str, name: str, schema: object) -> JsonSchema | str:
+    """The schema, or what is wrong with it. Raises NotCheckedError."""
+    from prefactor_core.json_schema import JsonSchema, NotCheckedError
 
     try:
-        validator = validator_for(schema, default=Draft202012Validator)
-        validator.check_schema(schema)
-        # A registry of our own: the default one fetches what it does not know.
-        return cast("_Problems", validator(schema, registry=Registry()).iter_errors)
+        return JsonSchema(schema)
+    except NotCheckedError:
+        raise
     except Exception as error:
         return f"{part}: the schema of {name!r} is no JSON Schema: {_reason(error)}"
 

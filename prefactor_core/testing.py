@@ -89,7 +89,7 @@ class Recording:
         """Stop a run that is open, as the service does it.
 
         The agent hears of it with the answer to what it records next, or with a poll. Raises
-        :class:`PrefactorCoreError` if the run is not there, or not active.
+        :class:`PrefactorCoreError` if the run is not there, or has ended.
         """
         try:
             self._service.terminate(instance_id, TerminateBody(reason=reason))
@@ -164,8 +164,9 @@ class RecordedSpan(Struct, frozen=True):
 class RecordedRun(Struct, frozen=True):
     """A run as the API has it, with all its ``spans`` in the order of their start.
 
-    ``quality``: the quality payloads that were recorded, by name. ``agent_version`` and
-    ``schema_version``: what it was registered with.
+    ``quality``: the quality payloads that were recorded, by name; ``quality_summaries`` has those
+    whose schema has a template. ``agent_version`` and ``schema_version``: what it was registered
+    with. ``run_flags``: what is odd about the run itself.
     """
 
     id: str
@@ -182,18 +183,20 @@ class RecordedRun(Struct, frozen=True):
     schema_version: dict[str, Any]
     quality: dict[str, dict[str, Any]] = field(name="quality_payloads")
     quality_flags: dict[str, list[str]]
-    quality_summaries: dict[str, str | None]
+    quality_summaries: dict[str, str]
+    run_flags: list[str] = field(name="flags")
 
     @property
     def flags(self) -> list[str]:
-        """All that does not fit what was registered: of each span, after its name, and of the
-        quality payloads. ``assert run.flags == []`` finds misspelled span types, and payloads
-        that are not what their schemas say; without a schema registry nothing is compared."""
+        """All that is odd, or does not fit what was registered: of the run, of each span, after
+        its name, and of the quality payloads. ``assert run.flags == []`` finds misspelled span
+        types, and payloads that are not what their schemas say; without a schema registry nothing
+        is compared."""
         spans = [f"{span.schema_name}: {flag}" for span in self.spans for flag in span.flags]
         qualities = [
             f"{name}: {flag}" for name, flags in self.quality_flags.items() for flag in flags
         ]
-        return spans + qualities
+        return self.run_flags + spans + qualities
 
     @property
     def roots(self) -> list[RecordedSpan]:

@@ -7,18 +7,28 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import uvicorn
 
-from prefactor_core.local import Faults, open_local_prefactor
+from prefactor_core.local import Faults, LocalPrefactor, open_local_prefactor
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
 
 
 @contextmanager
 def serve_local_prefactor(
-    path: Path, *, api_token: str, agents: tuple[str, ...], faults: Faults | None = None
+    path: Path,
+    *,
+    api_token: str,
+    agents: tuple[str, ...],
+    faults: Faults | None = None,
+    requests: list[str] | None = None,
 ) -> Generator[str]:
-    """Serves the database ``path`` until the block is left; gives the URL."""
+    """Serves the database ``path`` until the block is left; gives the URL. ``requests`` gets what
+    is asked for: path and query."""
     # A connection that is dropped on purpose is an error to uvicorn: it would log it.
     options = uvicorn.Config(_not_yet, lifespan="off", log_level="critical", ws="none")
     server = uvicorn.Server(options)
@@ -27,7 +37,7 @@ def serve_local_prefactor(
         async with open_local_prefactor(
             str(path), api_token=api_token, agents=agents, faults=faults
         ) as app:
-            options.app = app
+            options.app = app if requests is None else _noting(app, requests)
             await server.serve(sockets=[listener])
 
     # Made as TCP and no other way, or asyncio leaves Nagle's algorithm on.
@@ -42,6 +52,14 @@ def serve_local_prefactor(
         finally:
             server.should_exit = True
             thread.join(10)
+
+
+def _noting(app: LocalPrefactor, requests: list[str]) -> ASGI3Application:
+    async def noting(scope: Any, receive: Any, send: Any) -> None:
+        requests.append(f"{scope['path']}?{scope['query_string'].decode()}")
+        await app(scope, receive, send)
+
+    return noting
 
 
 async def _not_yet(scope: object, receive: object, send: object) -> None:

@@ -63,7 +63,7 @@ def test_the_transitions_of_spans_are_the_apis() -> None:
 def test_the_transitions_of_instances_are_the_apis() -> None:
     transitions = dict(INSTANCE_TRANSITIONS)
     assert transitions == {
-        "pending": {"active", "cancelled"},
+        "pending": {"active", "cancelled", "terminated"},
         "active": {*ENDS, "terminated"},
         **{end: set() for end in (*ENDS, "terminated")},
     }

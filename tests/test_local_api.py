@@ -87,7 +87,7 @@ async def instance_in(api: Api, state: str) -> str:
 @pytest.mark.parametrize(
     ("state", "allowed"),
     [
-        ("pending", {"start", "cancelled"}),
+        ("pending", {"start", "cancelled", "terminated"}),
         ("active", {"complete", "failed", "cancelled", "terminated"}),
         *((state, set[str]()) for state in (*OUTCOMES, "terminated")),
     ],
@@ -222,6 +222,25 @@ async def test_a_terminated_run_says_why_and_when_it_ended(api: Api) -> None:
         "finished_at": times[0],
         "updated_at": times[1],
     }
+
+
+async def test_a_start_that_was_on_its_way_as_the_run_was_terminated_is_taken_once(
+    api: Api,
+) -> None:
+    instance_id = await api.register()
+    terminated = await api.terminate(instance_id, "over budget")
+    assert (terminated["started_at"], terminated["status"]) == (None, "terminated")
+    span = await api.create(instance_id)
+    assert span.json()["control"] == {"terminate": True, "reason": "over budget"}
+    ahead = stored_time(datetime.now(UTC) + timedelta(hours=1))
+    answer = await api.post(f"agent_instance/{instance_id}/start", {"timestamp": ahead})
+    assert answer.status_code == 200
+    assert answer.json()["control"] == {"terminate": True, "reason": "over budget"}
+    started = answer.json()["details"]
+    assert started["status"] == "terminated"
+    assert started["started_at"] == started["finished_at"] == terminated["finished_at"]
+    refused(await api.post(f"agent_instance/{instance_id}/start", {}), 409, "invalid_action")
+    refused(await api.post(f"agent_instance/{instance_id}/finish", {}), 409, "invalid_action")
 
 
 async def test_a_run_whose_clock_is_ahead_can_be_terminated(api: Api) -> None:
@@ -444,6 +463,63 @@ async def test_nothing_ends_before_it_started(api: Api) -> None:
     await api.done(f"agent_instance/{instance_id}/finish", at_once)
 
 
+# Times that clients give when their clock is off by an hour, and None: they give none.
+CLOCKS = [-1, 1, None]
+
+
+@pytest.mark.parametrize("started", CLOCKS)
+@pytest.mark.parametrize("finished", CLOCKS)
+@pytest.mark.parametrize("call", ["run", "span", "span at once"])
+async def test_an_end_before_a_start_of_another_clock_is_that_start_and_flagged(
+    api: Api, started: int | None, finished: int | None, call: str
+) -> None:
+    now = datetime.now(UTC)
+
+    def given(name: str, hours: int | None) -> dict[str, str]:
+        return {} if hours is None else {name: stored_time(now + timedelta(hours=hours))}
+
+    instance_id = await api.register()
+    if call == "run":
+        path = f"agent_instance/{instance_id}"
+        await api.done(f"{path}/start", given("timestamp", started))
+        answer = await api.post(f"{path}/finish", given("timestamp", finished))
+    elif call == "span":
+        span = await api.created(instance_id, **given("started_at", started))
+        finish = given("timestamp", finished)
+        answer = await api.post(f"agent_spans/{span['id']}/finish", finish)
+    else:
+        times = {**given("started_at", started), **given("finished_at", finished)}
+        answer = await api.create(instance_id, status="complete", **times)
+    early = (finished or 0) < (started or 0)
+    if early and None not in (started, finished):  # the client itself says so
+        invalid(answer, "finished_at" if call == "span at once" else "timestamp")
+        return
+    assert answer.status_code == 200, answer.text
+    details = answer.json()["details"]
+    start, end = details["started_at"], details["finished_at"]
+    for name, time in (("started_at", started), ("finished_at", finished)):
+        if time is not None and not early:
+            assert details[name] == given(name, time)[name]
+    if early and (call, started) != ("span at once", None):
+        assert start == end
+        (flag,) = details["flags"]
+        assert flag.startswith("finished_at: ")
+        assert f"is before the start, {start}" in flag
+    else:
+        assert start <= end
+        assert details["flags"] == []
+
+
+async def test_the_flags_of_a_late_clock_and_of_the_schemas_stand_side_by_side(api: Api) -> None:
+    types = [{"name": "agent:llm", "result_schema": {"required": ["response"]}}]
+    schema = {"external_identifier": "s2", "span_type_schemas": types}
+    instance_id = await api.register(agent_schema_version=schema)
+    span = await api.created(instance_id)
+    late = {"timestamp": NOON, "result_payload": {}}
+    finished = await api.done(f"agent_spans/{span['id']}/finish", late)
+    assert [flag.partition(":")[0] for flag in finished["flags"]] == ["finished_at", "result"]
+
+
 # --- idempotency
 
 WRITES = ["register", "start", "finish", "terminate", "create span", "finish span"]
@@ -573,6 +649,70 @@ async def test_an_error_is_not_kept_under_its_key(api: Api) -> None:
 
 
 # --- errors
+
+
+async def test_what_fails_in_the_server_is_answered_500_and_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "prefactor.db"
+    async with opened(str(path)) as api:
+        damaged, whole = await api.start(), await api.start()
+        with sqlite3.connect(path) as other:
+            other.execute("UPDATE agent_instances SET quality = 'no' WHERE id = ?", [damaged])
+        other.close()
+        finish = {"status": "complete", "idempotency_key": "finish-1"}
+        finishing = f"agent_instance/{damaged}/finish"
+        item = {"_type": "agent_instances/finish", "agent_instance_id": damaged, **finish}
+        for _ in range(2):
+            for answer in (
+                await api.get(f"agent_instance/{damaged}"),
+                await api.post(finishing, finish),
+                await api.post("bulk", {"items": [item]}),
+            ):
+                refused(answer, 500, "internal_error")
+                assert answer.json()["status"] == "error"
+                assert answer.headers["Content-Type"] == "application/json"
+        assert (await api.instance(whole))["status"] == "active"
+        with sqlite3.connect(path) as other:
+            other.execute("UPDATE agent_instances SET quality = '{}' WHERE id = ?", [damaged])
+        other.close()
+        # Nothing was changed, and no key is spent.
+        assert (await api.done(finishing, finish))["status"] == "complete"
+    (record,) = [each for each in caplog.records if each.name == "prefactor_core.local"]
+    assert record.exc_info is not None
+    assert "DecodeError" in caplog.text
+
+
+async def test_a_request_that_is_cut_off_is_a_bad_request(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sent: list[Any] = []
+    messages = [{"type": "http.request", "body": b"{", "more_body": True}]
+
+    async def receive() -> Any:
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async with open_local_prefactor(":memory:") as app:
+        path = "/api/v1/agent_instance/register"
+        scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
+        await app(scope, receive, send)
+    assert sent[0]["status"] == 400
+    assert msgspec.json.decode(sent[1]["body"])["code"] == "bad_request"
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("path", ["", "ping", "agent_spans", "bulk", "agent/a%ff", "a%00/\u2028"])
+async def test_every_answer_is_a_json_object(api: Api, path: str) -> None:
+    for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
+        for content in (b"", b"{", b"[]", b"\xff"):
+            answer = await api.http.request(method, path, content=content)
+            assert answer.headers["Content-Type"] == "application/json"
+            if method != "HEAD":
+                expected = "success" if answer.status_code == 200 else "error"
+                assert answer.json()["status"] == expected
 
 
 async def test_errors_have_the_form_of_the_api(api: Api) -> None:
@@ -1113,11 +1253,14 @@ async def test_a_path_that_can_be_no_database_is_a_value_error(tmp_path: Path, n
 INSTANCE_STATES = {
     ("pending", "start"): "active",
     ("pending", "cancelled"): "cancelled",
+    ("pending", "terminate"): "stopped",  # terminated before it was started
+    ("stopped", "start"): "terminated",
     ("active", "complete"): "complete",
     ("active", "failed"): "failed",
     ("active", "cancelled"): "cancelled",
     ("active", "terminate"): "terminated",
 }
+STORED = {"stopped": "terminated"}
 SPAN_STATES = {("pending", "cancelled"), *(("active", outcome) for outcome in OUTCOMES)}
 outcomes = st.sampled_from(OUTCOMES)
 payloads = st.dictionaries(
@@ -1190,7 +1333,7 @@ class RandomCalls(RuleBasedStateMachine):
         if expected is None:
             assert called == (409, "invalid_action")
         else:
-            assert (called[0], called[1]["status"]) == (200, expected)
+            assert (called[0], called[1]["status"]) == (200, STORED.get(expected, expected))
             self.instance_status[id] = expected
 
     @rule(id=instances)
@@ -1253,10 +1396,10 @@ class RandomCalls(RuleBasedStateMachine):
         stored: dict[str, ModelSpan] = {}
         for id, status in self.instance_status.items():
             instance = msgspec.json.decode(self.service.get_instance(id))["details"]
-            assert instance["status"] == status
-            assert (instance["started_at"] is None) == (status == "pending")
+            assert instance["status"] == STORED.get(status, status)
+            assert (instance["started_at"] is None) == (status in ("pending", "stopped"))
             assert (instance["finished_at"] is None) == (status in ("pending", "active"))
-            assert (instance["termination_reason"] is None) == (status != "terminated")
+            assert (instance["termination_reason"] is None) == (instance["status"] != "terminated")
             query = {"agent_instance_id": id, "pagination[page_size]": "100"}
             listed = msgspec.json.decode(self.service.list_spans(query))["summaries"]
             for span in listed:

@@ -95,6 +95,9 @@ def test_a_file_of_an_earlier_version_keeps_its_answers(tmp_path: Path) -> None:
         first = Calls(store).call_each("first")
     with closing(sqlite3.connect(path)) as before:
         before.execute("ALTER TABLE idempotency_keys DROP COLUMN used_at")
+        before.execute("ALTER TABLE agent_spans DROP COLUMN start_given")
+        before.execute("ALTER TABLE agent_instances DROP COLUMN start_given")
+        before.execute("ALTER TABLE agent_instances DROP COLUMN flags")
         before.execute("PRAGMA user_version = 2")
     with closing(Store(path)) as store:
         calls = Calls(store)

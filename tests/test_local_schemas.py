@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_api import REGISTRATION, VERSION, Api, calling, invalid, item, opened
+from local_api import NOON, REGISTRATION, VERSION, Api, calling, invalid, item, opened
 
 from prefactor_core import PrefactorValueError
 from prefactor_core.local import LocalPrefactor, open_local_prefactor
@@ -137,12 +137,30 @@ async def test_the_result_wins_over_the_payload(api: Api) -> None:
         "{{ (1..1000000000) | join }}",
         "{% assign x = 9 %}{% for i in (1..99) %}{% assign x = x | times: x %}{% endfor %}{{x}}",
         "{% assign x = 'ab' %}{% for i in (1..99) %}{% assign x = x | append: x %}{% endfor %}",
+        "{{" * 10_000,
+        "{{a}}" * 101,
+        "{% raw %}" * 10_000,
+        "{{ " + " " * 100_000 + "'",
+        "{{ text" + " | replace: 'a', 'aaaaaaaaaa'" * 20 + " }}",
+        "{{ text | replace: '', long | size }}",
+        "{{ list | join: long | size }}",
+        "{{ text" + " | base64_encode" * 90 + " | size }}",
+        "{{ list | uniq | size }}",
     ],
 )
 async def test_a_template_that_takes_too_much_makes_no_summary(api: Api, template: str) -> None:
     before = time.process_time()  # which does not count what the machine does beside
-    assert await summary(api, template, {}) is None
+    payload = {"text": "a" * 1_000, "long": "b" * 400_000, "list": [{"n": n} for n in range(9_000)]}
+    assert await summary(api, template, payload) is None
     assert time.process_time() - before < 5
+
+
+async def test_a_template_may_show_what_is_large(api: Api) -> None:
+    payload = {"text": "a" * 400_000, "list": [1, 2] * 9_000}
+    template = (
+        "{{text | truncate: 7}} {{list | size}} {{list | first}} {{text | default: 'b' | size}}"
+    )
+    assert await summary(api, template, payload) == "aaaa... 18000 1 400000"
 
 
 async def test_a_payload_nested_too_deep_for_a_summary_is_stored_without(api: Api) -> None:
@@ -210,6 +228,22 @@ async def test_quality_is_recorded_in_every_state(api: Api, state: str) -> None:
     assert removed["quality_payloads"] == removed["quality_summaries"] == {}
 
 
+@pytest.mark.parametrize("template", [None, "{{n", "{{1 | divided_by: 0}}"])
+async def test_a_quality_payload_without_a_summary_is_left_out_of_the_summaries(
+    api: Api, template: str | None
+) -> None:
+    shown = {"name": "score", "template": "{{n}} of 10"}
+    schemas = [shown, {"name": "cost", "template": template}]
+    run = await start(api, quality_schemas=schemas)
+    for name in ("score", "cost"):
+        body = {"name": name, "payload": {"n": 9}}
+        recorded = await api.done(f"agent_instance/{run}/record_quality", body)
+    listed = (await api.get("agent_instance", agent_id="a1")).json()["summaries"]
+    for instance in (recorded, await api.instance(run), *listed):
+        assert instance["quality_payloads"] == {"score": {"n": 9}, "cost": {"n": 9}}
+        assert instance["quality_summaries"] == {"score": "9 of 10"}
+
+
 async def test_a_quality_payload_needs_a_name_that_is_registered(api: Api) -> None:
     path = f"agent_instance/{await start(api)}/record_quality"
     answer = await api.post(path, {"name": "scoer", "payload": {}})
@@ -270,6 +304,9 @@ def downgrade(path: Path) -> None:
         old.executescript(
             "ALTER TABLE idempotency_keys DROP COLUMN used_at;"
             "ALTER TABLE agent_spans DROP COLUMN flags; DROP TABLE agents;"
+            "ALTER TABLE agent_spans DROP COLUMN start_given;"
+            "ALTER TABLE agent_instances DROP COLUMN start_given;"
+            "ALTER TABLE agent_instances DROP COLUMN flags;"
             "ALTER TABLE agent_instances DROP COLUMN quality; PRAGMA user_version = 0"
         )
     old.close()
@@ -283,6 +320,9 @@ async def test_a_file_of_an_earlier_version_is_brought_up_to_date(tmp_path: Path
     downgrade(path)
     async with opened(str(path)) as api:
         assert await api.spans(run) == [span]
+        # Nobody knows any more whose time the start is.
+        early = await api.done(f"agent_spans/{span['id']}/finish", {"timestamp": NOON})
+        assert early["finished_at"] == span["started_at"]
         assert (await api.created(run, payload={"prompt": 1}))["flags"] == [PROMPT_FLAG]
         await api.done(f"agent_instance/{run}/record_quality", {"name": "score", "payload": {}})
         assert (await api.get("agent/a1")).json()["details"]["status"] == "active"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Generator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import anyio
@@ -14,6 +16,7 @@ from harness import StoredRun, stored_runs
 from local_api import opened
 from server import serve_local_prefactor
 
+from prefactor_core import SchemaRegistry, open_prefactor_sync
 from prefactor_core.identifiers import generate_related
 from prefactor_core.local import open_local_prefactor
 
@@ -160,10 +163,11 @@ async def test_a_run_is_terminated_without_a_reason_of_ones_own(tmp_path: Path) 
 
 async def test_a_run_that_cannot_be_terminated_is_one_clear_line(tmp_path: Path) -> None:
     async with opened(str(tmp_path / "prefactor.db")) as api:
-        pending, active = await api.register(), await api.start()
+        ended, active = await api.start(), await api.start()
+        await api.terminate(ended, "r")
     unknown = generate_related(active)
     for arguments, said in [
-        ([pending], "409 invalid_action: an agent instance that is pending cannot become"),
+        ([ended], "409 invalid_action: an agent instance that is terminated cannot become"),
         ([unknown], f"404 not_found: agent instance '{unknown}' not found"),
         ([active, "--reason", ""], "(reason: is required)"),
         ([f"{active}/finish?"], f"'{active}/finish?' is not the id of an agent instance"),
@@ -175,8 +179,156 @@ async def test_a_run_that_cannot_be_terminated_is_one_clear_line(tmp_path: Path)
         assert line.startswith("Error: ")
         assert said in line
     async with opened(str(tmp_path / "prefactor.db")) as api:
-        assert (await api.instance(pending))["status"] == "pending"
         assert (await api.instance(active))["status"] == "active"
+
+
+# --- what the terminal takes
+
+HOSTILE = "Größe → ☃ 日本 \x1b[2J\x9b1A\u202e\r\n\x07"
+
+
+def tree_in(path: Path, *, deep: int = 0, wide: int = 0, size: int = 0) -> None:
+    """A run of the agent ``research``: spans below one another, and many side by side."""
+    registry = SchemaRegistry()
+    registry.register("agent:tool", {"type": "object"})
+    registry.register(HOSTILE, {"type": "object"})
+    with (
+        open_prefactor_sync(
+            api_url=f"local:{path}", schema_registry=registry, drain_timeout=60
+        ) as client,
+        client.agent_instance("research", {"name": "An agent"}) as instance,
+        ExitStack() as spans,
+    ):
+        with instance.span(HOSTILE, payload={HOSTILE: HOSTILE}):
+            pass
+        for n in range(wide):
+            with instance.span("agent:tool", payload={"wide": n, "text": "x" * size}):
+                pass
+        for n in range(deep):
+            spans.enter_context(instance.span("agent:tool", payload={"deep": n}))
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp437", "latin-1", "utf-8", "utf-16"])
+def test_what_the_terminal_has_no_characters_for_is_shown_all_the_same(
+    tmp_path: Path, encoding: str
+) -> None:
+    tree_in(tmp_path / "prefactor.db")
+    for command in (["show", "research"], ["demo"], ["show", "nöbody\udcff☃"], ["show", "☃"]):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-m", "prefactor_core", *command],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        shown, errors = done.stdout.decode(encoding), done.stderr.decode(encoding, "replace")
+        assert "Traceback" not in errors
+        if command[-1] in ("research", "demo"):
+            assert (done.returncode, errors) == (0, "")
+            assert all(line.isprintable() for line in shown.splitlines())
+            assert "agent instance 0" in shown
+        else:
+            assert (done.returncode, shown) == (1, "")
+            assert errors.startswith("Error: ")
+        if command[-1] == "research":
+            _, span = shown.splitlines()
+            assert {"utf-8": "Größe → ☃ 日本", "ascii": r"Gr\xf6\xdfe -> \u2603 \u65e5"}.get(
+                encoding, "[2J"
+            ) in span
+            assert span.startswith("└── " if encoding.startswith("utf") else ("`-- ", "└── "))
+
+
+def test_a_pipe_gets_all_however_deep_and_long(tmp_path: Path) -> None:
+    tree_in(tmp_path / "prefactor.db", deep=150, wide=2, size=20_000)
+    shown = run("-m", "prefactor_core", "show", "research", cwd=tmp_path)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    lines = shown.stdout.splitlines()
+    assert [line.rpartition(" ")[2] for line in lines[-150:]] == [
+        f'{{"deep":{n}}}' for n in range(150)
+    ]
+    assert ["x" * 20_000 in line for line in lines[2:4]] == [True, True]
+    assert lines == [line.rstrip() for line in lines]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_terminal_gets_every_span_cut_at_its_width(tmp_path: Path, encoding: str) -> None:
+    tree_in(tmp_path / "prefactor.db", deep=40, wide=100, size=20_000)
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "prefactor_core", "show", "research"],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "PYTHONIOENCODING": encoding,
+                "PYTHONPATH": str(REPOSITORY),
+                "COLUMNS": "80",
+                "TERM": "xterm",
+            },
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+        )
+        os.close(theirs)
+        content = b""
+        with suppress(OSError):  # how a terminal ends, on Linux
+            while part := terminal.read(65536):
+                content += part
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, b"")
+    text = re.sub(r"\x1b\[[0-9;]*m", "", content.decode(encoding))  # colours
+    lines = text.replace("\r\n", "\n").splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert len(lines) == 1 + 1 + 100 + 40
+    cut = "..." if encoding == "ascii" else "…"
+    for line in lines[2:102]:
+        assert line.endswith(cut)
+        assert len(line) in (80, 80 + len(cut) - 1)
+    for depth, line in enumerate(lines[102:]):
+        assert line[4 * depth + 4 :].startswith("agent:tool  complete  ")
+
+
+def test_who_reads_only_the_head_gets_no_error(tmp_path: Path) -> None:
+    tree_in(tmp_path / "prefactor.db", wide=100, size=20_000)
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "prefactor_core", "show", "research"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline().startswith(b"agent instance ")
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    process.wait(60)
+    assert errors == b""
+
+
+def test_only_what_is_shown_is_asked_for(tmp_path: Path) -> None:
+    path, requests = tmp_path / "served.db", list[str]()
+
+    async def register() -> str:
+        async with opened(str(path)) as api:
+            instance_id = ""
+            for _ in range(250):
+                instance_id = await api.register(agent_id="research")
+            for _ in range(120):
+                await api.created(instance_id)
+            return instance_id
+
+    newest = anyio.run(register)
+    served = {"api_token": "right", "agents": ("research",), "requests": requests}
+    with serve_local_prefactor(path, **served) as url:  # type: ignore[arg-type]
+        environment = {"PREFACTOR_API_URL": url, "PREFACTOR_API_TOKEN": "right"}
+        result = run("-m", "prefactor_core", "show", "research", cwd=tmp_path, **environment)
+    assert result.stdout.startswith(f"agent instance {newest}  pending\n")
+    assert result.stdout.count("agent:llm") == 120
+    paths = [request.partition("?")[0].rpartition("/")[2] for request in requests]
+    assert paths == ["agent_instance", "agent_spans", "agent_spans"]
+    assert "page_size%5D=1&" in requests[0]
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

@@ -6,7 +6,9 @@ import logging
 import subprocess
 import sys
 import textwrap
+from typing import Literal
 
+import anyio
 import pytest
 from harness import AGENT
 from msgspec import Raw, Struct
@@ -231,6 +233,57 @@ async def test_checking_runs_no_code_of_a_payload_and_never_raises_for_it(
             span.set_result({"response": "Hi there"})
         assert caplog.messages == []  # a text stands for what is no JSON
     assert [span.status for span in prefactor.run.spans] == ["complete"] * 2
+
+
+@pytest.mark.parametrize("mode", ["warn", "raise"])
+async def test_what_cannot_be_checked_in_time_is_recorded_and_said_once(
+    prefactor: Recording, caplog: pytest.LogCaptureFixture, mode: Literal["warn", "raise"]
+) -> None:
+    twice = {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(40)}
+    hostile = SchemaRegistry()
+    hostile.register("agent:slow", {"$ref": "#/$defs/d0", "$defs": {**twice, "d40": {}}})
+    hostile.register("agent:back", {"properties": {"a": {"pattern": r"^(a*)*\1$"}}})
+    hostile.register("agent:evil", {"properties": {"a": {"pattern": "^(a+)+$"}}})
+    options = {"schema_registry": hostile, "drain_timeout": 0.1}
+    async with (
+        prefactor.open(**options, check_payloads=mode) as client,  # type: ignore[arg-type]
+        client.agent_instance(**AGENT) as instance,
+    ):
+        for _ in range(3):
+            with instance.span("agent:slow", payload={"a": 1}):
+                pass
+            with instance.span("agent:back", payload={"a": "a" * 50 + "!"}):
+                pass
+            with instance.span("agent:evil", payload={"a": "a" * 50}):
+                pass
+        with anyio.fail_after(20):
+            await client.flush()
+    assert prefactor.run.outline.count(" complete") == 9
+    assert prefactor.run.flags == []
+    # Once each by the client, and by the server that it records to.
+    loggers = [record.name for record in caplog.records]
+    assert loggers == ["prefactor_core.schema_check"] * 4
+    told = sorted({message.partition(", by its schema: ")[0] for message in caplog.messages})
+    assert told == [f"not checked is the payload of 'agent:{name}'" for name in ("back", "slow")]
+
+
+async def test_runs_with_schemas_by_turns_say_once_what_cannot_be_checked(
+    prefactor: Recording, caplog: pytest.LogCaptureFixture
+) -> None:
+    versions = [
+        {"span_schemas": {name: {"properties": {"a": {"pattern": r"(a)\1"}}}}}
+        for name in ("agent:one", "agent:two")
+    ]
+    async with prefactor.open(schema_registry=registry, check_payloads="warn") as client:
+        for _ in range(3):
+            for version in versions:
+                async with client.agent_instance(**AGENT, agent_schema_version=version) as instance:
+                    for name in version["span_schemas"]:
+                        with instance.span(name, payload={"a": "aa"}):
+                            pass
+        first = [message for message in caplog.messages if "'agent:one'" in message]
+    # The other one is of the server.
+    assert len(first) == len(caplog.messages) - len(first) <= 2
 
 
 def test_without_the_extra_the_client_does_not_open() -> None:

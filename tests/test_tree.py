@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from io import StringIO
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.tree import Tree
 
 from prefactor_core.api.answers import AgentInstanceAnswer, AgentSpanAnswer
-from prefactor_core.tree import run_tree
+from prefactor_core.tree import run_tree, tree_lines
 
 NOON = "2026-01-01T12:00:00.000000Z"
 
@@ -155,6 +156,42 @@ def test_a_long_payload_is_cut_at_the_end_of_the_line() -> None:
     assert len(shown) == 3
     assert len(shown[1]) == 120
     assert shown[1].endswith("…")
+
+
+def test_what_fits_on_no_line_costs_nothing() -> None:
+    def calls(size: int) -> int:
+        payload = {"prompt": "wh\x80y é" * size}
+        spans = [span(f"s{n}", payload=payload, result_payload=payload) for n in range(10)]
+        count = 0
+
+        def profile(frame: object, event: str, argument: object) -> None:
+            nonlocal count
+            count += event in ("call", "c_call")
+
+        sys.setprofile(profile)
+        try:
+            shown = lines(run(), *spans)
+        finally:
+            sys.setprofile(None)
+        assert all(len(line) == 120 for line in shown[1:])
+        return count
+
+    assert calls(20_000) < 1.5 * calls(1_000)
+
+
+def test_the_lines_of_a_tree_are_whole_however_deep_it_is() -> None:
+    spans = [span(f"s{n}", f"s{n - 1}" if n else None) for n in range(100)]
+    spans += [span("t1", "s0", payload={"a": "x" * 5_000}), span("t2")]
+    shown = [line.plain for line, _ in tree_lines(run_tree(run(), spans, most=None))]
+    assert shown[:3] == [
+        "agent instance i1  active",
+        "├── s0  active",
+        "│   ├── s1  active",
+    ]
+    assert shown[100] == f"│   │   {'    ' * 97}└── s99  active"
+    assert shown[101:] == [f'│   └── t1  active  {{"a":"{"x" * 5_000}"}}', "└── t2  active"]
+    cut = [line.plain[count:] for line, count in tree_lines(run_tree(run(), spans))]
+    assert [line.split()[0] for line in cut[1:]] == [*(f"s{n}" for n in range(100)), "t1", "t2"]
 
 
 def test_a_summary_is_shown_in_place_of_payload_and_result() -> None:

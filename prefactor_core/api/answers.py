@@ -50,7 +50,7 @@ class Summaries(Struct, Generic[T]):
 
 
 class AgentInstanceAnswer(Struct):
-    """A stored agent instance. Times are ISO 8601 texts."""
+    """A stored agent instance. Times are ISO 8601 texts. ``flags``: what is odd about it."""
 
     id: str
     status: str
@@ -58,6 +58,7 @@ class AgentInstanceAnswer(Struct):
     started_at: str | None = None
     finished_at: str | None = None
     termination_reason: str | None = None
+    flags: list[str] = field(default_factory=list[str])
     quality_payloads: dict[str, Raw] = field(default_factory=dict[str, Raw])
     quality_flags: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     quality_summaries: dict[str, str | None] = field(default_factory=dict[str, str | None])

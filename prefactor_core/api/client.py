@@ -236,6 +236,14 @@ class ApiClient:
         query = {"agent_id": agent_id}
         return self._list("agent_instance", query, Summaries[AgentInstanceAnswer], "desc")
 
+    async def newest_agent_instance(self, agent_id: str) -> AgentInstanceAnswer | None:
+        """The run of an agent that was registered last; None if it has none."""
+        query = {"agent_id": agent_id, **_page(0, 1, "desc")}
+        page = await self._call(
+            "GET", "agent_instance", Summaries[AgentInstanceAnswer], query=query
+        )
+        return page.summaries[0] if page.summaries else None
+
     def list_agent_spans(self, instance_id: str) -> AsyncIterator[AgentSpanAnswer]:
         """The stored spans of a run with their summaries, oldest first, page by page."""
         query = {"agent_instance_id": instance_id, "include_summaries": "true"}
@@ -250,14 +258,9 @@ class ApiClient:
     ) -> AsyncGenerator[T, None]:
         offset: int | None = 0
         while offset is not None:
-            paging = {
-                "pagination[offset]": str(offset),
-                "pagination[page_size]": str(_PAGE_SIZE),
-                "sorting[field]": "id",
-                "sorting[direction]": direction,
-            }
+            asked = {**query, **_page(offset, _PAGE_SIZE, direction)}
             page = await self._call(
-                "GET", path, page_type, query={**query, **paging}, most_bytes=_MOST_PAGE_BYTES
+                "GET", path, page_type, query=asked, most_bytes=_MOST_PAGE_BYTES
             )
             for summary in page.summaries:
                 yield summary
@@ -364,3 +367,12 @@ class ApiClient:
 
     def _quoted(self, text: str) -> str:
         return quoted(text, self._config.api_token)
+
+
+def _page(offset: int, size: int, direction: str) -> dict[str, str]:
+    return {
+        "pagination[offset]": str(offset),
+        "pagination[page_size]": str(size),
+        "sorting[field]": "id",
+        "sorting[direction]": direction,
+    }

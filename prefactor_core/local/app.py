@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import traceback
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -13,7 +14,7 @@ import anyio
 from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -208,10 +209,14 @@ class LocalPrefactor:
                 HTTPException: self._no_such_call,
                 sqlite3.Error: self._no_storage,
                 ReadOnly: self._failed,
+                ClientDisconnect: self._cut_off,
+                Exception: self._broken,
             },
         )
         app.router.redirect_slashes = False
-        self._app = FaultyFront(app, self._faults, self.refusals)
+        self._routes = app
+        self._told: set[tuple[object, ...]] = set()
+        self._app = FaultyFront(self._answered, self._faults, self.refusals)
 
     @property
     def faults(self) -> Faults:
@@ -220,6 +225,15 @@ class LocalPrefactor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
+
+    async def _answered(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._routes(scope, receive, send)
+        except Exception:
+            # Starlette has it answered by _broken, and raises it again: for a server that would
+            # log it once more, and in the same process into the client.
+            if scope["type"] != "http":
+                raise
 
     async def _ping(self, request: Request) -> Response:
         caller = self._caller(request)
@@ -364,8 +378,23 @@ class LocalPrefactor:
         message = f"{request.method} {request.url.path}: {error.detail}"
         return await self._refused(request, Refusal(error.status_code, code, message))
 
+    async def _cut_off(self, request: Request, error: Exception) -> Response:
+        message = "the connection was closed before the body was whole"
+        return await self._refused(request, Refusal(400, "bad_request", message))
+
     async def _failed(self, request: Request, error: Exception) -> Response:
         return self._app.failure()
+
+    async def _broken(self, request: Request, error: Exception) -> Response:
+        # A bug, or a damaged file. The client tries again, and each time it is the same line.
+        frames = traceback.extract_tb(error.__traceback__)
+        place = type(error), *((frame.filename, frame.lineno) for frame in frames[-1:])
+        if place not in self._told:
+            self._told.add(place)
+            call = f"{request.method} {request.url.path}"
+            log(logger, logging.ERROR, "%s failed in this server", call, error=error)
+        message = "this server failed: its log says why"
+        return await self._refused(request, Refusal(500, "internal_error", message))
 
     async def _no_storage(self, request: Request, error: Exception) -> Response:
         # A full disk or a locked file passes: the client keeps its operations and tries again.

@@ -2,7 +2,8 @@
 
 Each call is one transaction and gives the JSON of its answer, or raises a
 :class:`~prefactor_core.local.refusal.Refusal` and changes nothing. Where ``API.md`` leaves a
-choice, the strict one is taken: what a careless client gets wrong shall show here first.
+choice, the strict one is taken: what a careless client gets wrong shall show here first. What
+is no client's fault, such as a clock that differs from this server's, is taken and flagged.
 """
 
 from __future__ import annotations
@@ -78,8 +79,15 @@ class Service:
 
         def act() -> Answer:
             now = stored_now()
-            changes = {"started_at": parse_time("timestamp", body.timestamp, now)}
-            return self._move_instance(instance_id, InstanceStatus.ACTIVE, changes, now)
+            instance = self._instance(instance_id)
+            started_at = parse_time("timestamp", body.timestamp, now)
+            changes = {"started_at": started_at, "start_given": body.timestamp is not None}
+            if instance["status"] != InstanceStatus.TERMINATED or instance["started_at"]:
+                return self._move_instance(instance_id, InstanceStatus.ACTIVE, changes, now)
+            # It was on its way as the run was terminated. Official clients end all telemetry at
+            # a refusal, and this one shall hear why it has to stop.
+            changes["started_at"] = min(started_at, instance["finished_at"])
+            return self._controlled(self._change_instance(instance_id, changes, now), instance)
 
         return self._once(f"start {instance_id}", body, body.idempotency_key, act)
 
@@ -89,10 +97,18 @@ class Service:
         def act() -> Answer:
             now = stored_now()
             status = InstanceStatus(check_outcome(body.status))
-            finished_at = parse_time("timestamp", body.timestamp, now)
-            started_at = self._instance(instance_id)["started_at"] or finished_at
-            _check_order("timestamp", started_at, finished_at)
-            changes = {"started_at": started_at, "finished_at": finished_at}
+            instance = self._instance(instance_id)
+            finished_at, flags = _ended(
+                "timestamp",
+                instance["started_at"],
+                parse_time("timestamp", body.timestamp, now),
+                one_clock=bool(instance["start_given"]) and body.timestamp is not None,
+            )
+            changes = {
+                "started_at": instance["started_at"] or finished_at,
+                "finished_at": finished_at,
+                "flags": _encode(flags).decode(),
+            }
             return self._move_instance(instance_id, status, changes, now)
 
         return self._once(f"finish {instance_id}", body, body.idempotency_key, act)
@@ -248,14 +264,18 @@ class Service:
         started_at = finished_at = None
         if status is not SpanStatus.PENDING:
             started_at = parse_time("started_at", details.started_at, now)
+        flags: list[str] = []
         if is_terminal(status):
             finished_at = parse_time("finished_at", details.finished_at, now)
-            _check_order("finished_at", started_at, finished_at)
+            if details.started_at is None:
+                started_at = min(now, finished_at)  # nobody says how long it took
+            given = None not in (details.started_at, details.finished_at)
+            finished_at, flags = _ended("finished_at", started_at, finished_at, one_clock=given)
         elif details.result_payload is not None:
             raise invalid("result_payload", f"a span that is {status} has no result yet")
         result = details.result_payload
         check = self._versions.schema(instance["agent_schema_version_id"]).check
-        flags = check.payload(details.schema_name, details.payload)
+        flags += check.payload(details.schema_name, details.payload)
         if status is SpanStatus.COMPLETE and result is not None:
             flags += check.result(details.schema_name, result)
         self._store.insert(
@@ -273,6 +293,7 @@ class Service:
                 "inserted_at": now,
                 "updated_at": now,
                 "started_at": started_at,
+                "start_given": details.started_at is not None,
                 "finished_at": finished_at,
             },
         )
@@ -287,8 +308,12 @@ class Service:
         status = SpanStatus(check_outcome(body.status))
         if status not in SPAN_TRANSITIONS[SpanStatus(span["status"])]:
             raise invalid_action(f"a span that is {span['status']} cannot become {status}")
-        finished_at = parse_time("timestamp", body.timestamp, now)
-        _check_order("timestamp", span["started_at"], finished_at)
+        finished_at, flags = _ended(
+            "timestamp",
+            span["started_at"],
+            parse_time("timestamp", body.timestamp, now),
+            one_clock=bool(span["start_given"]) and body.timestamp is not None,
+        )
         changes: dict[str, object] = {
             "status": status,
             "finished_at": finished_at,
@@ -299,10 +324,10 @@ class Service:
             # The payload was checked as the span was created; results of what failed are errors.
             if status is SpanStatus.COMPLETE:
                 check = self._versions.schema(instance["agent_schema_version_id"]).check
-                flags = check.result(span["schema_name"], body.result_payload)
-                if flags:
-                    flags = [*msgspec.json.decode(span["flags"]), *flags]
-                    changes["flags"] = _encode(flags).decode()
+                flags += check.result(span["schema_name"], body.result_payload)
+        if flags:
+            flags = [*msgspec.json.decode(span["flags"]), *flags]
+            changes["flags"] = _encode(flags).decode()
         if body.sensitive_encoding is not None:
             changes["sensitive_encoding"] = body.sensitive_encoding
         self._store.update("agent_spans", span_id, changes)
@@ -319,7 +344,10 @@ class Service:
         current = InstanceStatus(self._instance(instance_id)["status"])
         if status not in INSTANCE_TRANSITIONS[current]:
             raise invalid_action(f"an agent instance that is {current} cannot become {status}")
-        changes = {**changes, "status": status, "updated_at": now}
+        return self._change_instance(instance_id, {**changes, "status": status}, now)
+
+    def _change_instance(self, instance_id: str, changes: Mapping[str, object], now: str) -> Answer:
+        changes = {**changes, "updated_at": now}
         self._store.update("agent_instances", instance_id, changes)
         return _success(self._views.instance(self._instance(instance_id)))
 
@@ -332,15 +360,30 @@ class Service:
     def _span_answer(self, span_id: str, instance: Row) -> Answer:
         span = self._store.one("SELECT * FROM agent_spans WHERE id = ?", span_id)
         assert span is not None
-        answer = _success(self._views.span(span, instance))
+        return self._controlled(_success(self._views.span(span, instance)), instance)
+
+    def _controlled(self, answer: Answer, instance: Row) -> Answer:
+        """``answer``, with the word to stop if ``instance`` is terminated."""
         if instance["status"] == InstanceStatus.TERMINATED:
             answer["control"] = {"terminate": True, "reason": instance["termination_reason"]}
         return answer
 
 
-def _check_order(field: str, started_at: str | None, finished_at: str) -> None:
-    if started_at is not None and finished_at < started_at:
+def _ended(
+    field: str, started_at: str | None, finished_at: str, *, one_clock: bool
+) -> tuple[str, list[str]]:
+    """When something ended, which is not before it started, and what to flag about that.
+
+    Raises a :class:`Refusal` if the client has given both times. If one of them is this server's,
+    the clocks differ: API.md has nothing against that, and official clients end all telemetry at
+    a refusal.
+    """
+    if started_at is None or finished_at >= started_at:
+        return finished_at, []
+    if one_clock:
         raise invalid(field, f"{finished_at} is before the start, {started_at}")
+    told = f"finished_at: {finished_at} is before the start, {started_at}, by another clock"
+    return started_at, [told]
 
 
 def _success(details: Answer) -> Answer:

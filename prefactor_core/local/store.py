@@ -100,6 +100,12 @@ ALTER TABLE agent_spans ADD COLUMN flags TEXT NOT NULL DEFAULT '[]';
     """
 ALTER TABLE idempotency_keys ADD COLUMN used_at INTEGER NOT NULL DEFAULT :now;
 """,
+    # Whether the start was given by the client; of what was stored before, nobody knows.
+    """
+ALTER TABLE agent_instances ADD COLUMN start_given INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE agent_instances ADD COLUMN flags TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE agent_spans ADD COLUMN start_given INTEGER NOT NULL DEFAULT 0;
+""",
 )
 
 _LONGEST_WAIT: Final = 1e6  # seconds: SQLite counts milliseconds in 32 bits

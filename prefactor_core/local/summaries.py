@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from functools import cache, wraps
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from liquid import Environment, RenderContext
 from liquid.builtin.output import Output, OutputNode
@@ -16,14 +16,21 @@ from prefactor_core.sensitive import hidden
 
 _MOST_ROUNDS = 1_000
 _MOST_BYTES = 10_000
+_MOST_CHARACTERS = 2_000_000
+"""In a text that a filter makes."""
+
+# Of a template. To look for the end of a tag that has none takes the square of their number.
+_LONGEST_TEMPLATE = 10_000
+_MOST_TAGS = 100
 
 
 class Template:
-    """A Liquid template; one that does not parse makes no summaries."""
+    """A Liquid template. One that does not parse makes no summaries, nor does one of more than
+    10,000 characters or 100 tags."""
 
     def __init__(self, text: object) -> None:
         self._template: BoundTemplate | None = None
-        if isinstance(text, str):
+        if isinstance(text, str) and _is_short(text):
             try:
                 self._template = _environment().from_string(text)
             except Exception:
@@ -76,16 +83,27 @@ def _environment() -> Environment:
     environment.add_tag(_Output)
     environment.add_tag(_Echo)
     for name, function in environment.filters.items():
-        environment.filters[name] = _without_long_ranges(function)
+        environment.filters[name] = _bounded(name, function)
     return environment
 
 
-def _without_long_ranges(function: Callable[..., Any]) -> Callable[..., Any]:
+def _is_short(template: str) -> bool:
+    tags = template.count("{{") + template.count("{%")
+    return len(template) <= _LONGEST_TEMPLATE and tags <= _MOST_TAGS
+
+
+def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    # The limits of the library count what loops and what is written, not what a filter does.
     @wraps(function)
     def checked(value: object, *args: object, **options: object) -> Any:
-        if isinstance(value, range) and len(value) > _MOST_ROUNDS:
-            # The limits of the library count what loops and what is written, not this.
-            raise LiquidError(f"a range of {len(value)} is too long", token=None)
+        size = len(cast("Sized", value)) if isinstance(value, str | list | range) else 0
+        texts = [len(text) for text in args if isinstance(text, str)]
+        if (
+            (size > _MOST_ROUNDS and (isinstance(value, range) or name == "uniq"))
+            or (name in ("join", "replace") and size * max(texts, default=0) > _MOST_CHARACTERS)
+            or size > _MOST_CHARACTERS
+        ):
+            raise LiquidError(f"what {name} is asked for is too large", token=None)
         return function(value, *args, **options)
 
     return checked

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from prefactor_core import identifiers
 from prefactor_core.local.refusal import invalid
 from prefactor_core.local.requests import check_schema_version, external_identifier_of
 from prefactor_core.local.store import Row, Store
-from prefactor_core.schema_check import SchemaCheck
+from prefactor_core.schema_check import SchemaCheck, nearest_name
 
 if TYPE_CHECKING:
     from prefactor_core.local.summaries import Template
@@ -127,8 +126,7 @@ class SchemaVersion:
         """
         known = self._qualities.get(name)
         if known is None:
-            nearest = get_close_matches(name, self._qualities, n=1, cutoff=0.0)
-            hint = f"the nearest that is: {nearest[0]!r}" if nearest else "none is"
+            hint = nearest_name(name, self._qualities)
             raise invalid("name", f"{name!r} is not one of the quality_schemas; {hint}")
         return known
 

@@ -50,8 +50,8 @@ class Views:
             **dict(row),
             "span_counts": {"total": sum(counts.values()), **counts, "finished": finished},
         }
-        del answer["quality"]
-        return {**answer, **self._quality(row)}
+        del answer["quality"], answer["start_given"]
+        return {**answer, "flags": Raw(row["flags"].encode()), **self._quality(row)}
 
     def span(self, row: Row, instance: Row, *, summary: bool = True) -> Answer:
         """The details of a span of ``instance``."""
@@ -71,6 +71,7 @@ class Views:
             "flags": Raw(row["flags"].encode()),
             "purpose": "activity",
         }
+        del answer["start_given"]
         if summary:
             answer["summary"] = shown.summary(row["payload"], result)
         return answer
@@ -112,13 +113,13 @@ class Views:
 
     def _quality(self, row: Row) -> Answer:
         recorded = msgspec.json.decode(row["quality"], type=dict[str, Quality])
-        summaries: Answer = {}
+        summaries: dict[str, str] = {}
         if recorded:
             schema = self._versions.schema(row["agent_schema_version_id"])
-            summaries = {
-                name: schema.quality(name).summary(quality.payload)
-                for name, quality in recorded.items()
-            }
+            for name, quality in recorded.items():
+                summary = schema.quality(name).summary(quality.payload)
+                if summary is not None:  # official clients take no null (API.md section 11)
+                    summaries[name] = summary
         return {
             "quality_payloads": {name: quality.payload for name, quality in recorded.items()},
             "quality_summaries": summaries,
