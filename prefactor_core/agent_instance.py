@@ -15,6 +15,7 @@ from prefactor_core.context_stack import SpanContextStack
 from prefactor_core.exceptions import (
     PrefactorTerminatedError,
 )
+from prefactor_core.lazy_module import LazyModule
 from prefactor_core.lifecycle import InstanceStatus, Outcome
 from prefactor_core.open_span import OpenSpan
 from prefactor_core.run_end import finish_run, finish_run_in_slices
@@ -24,7 +25,9 @@ from prefactor_core.type_schema import Fields, SpanParams
 from prefactor_core.typed_span import TypedStep
 
 if TYPE_CHECKING:
-    from prefactor_core.recorder import Recorder
+    from prefactor_core import recorder
+else:
+    recorder = LazyModule("prefactor_core.recorder")
 
 Result = TypeVar("Result")
 
@@ -118,7 +121,7 @@ class AgentInstanceHandle:
     registered.
     """
 
-    def __init__(self, instance_id: str, client: Recorder) -> None:
+    def __init__(self, instance_id: str, client: recorder.Recorder) -> None:
         self._client = client
         self._home = client.instance_manager.home
         self._instance = client.instance_manager.get(instance_id)

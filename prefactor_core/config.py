@@ -38,11 +38,14 @@ from prefactor_core.checks import (
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.http_config import LOCAL_PREFIX, HttpClientOptions
 from prefactor_core.http_config import HttpClientConfig as HttpClientConfig
+from prefactor_core.lazy_module import LazyModule
 from prefactor_core.redaction import redact_keys
 from prefactor_core.schema_registry import SchemaRegistry
 
 if TYPE_CHECKING:
     import signal
+else:
+    signal = LazyModule("signal")
 
 _NOWHERE = f"{LOCAL_PREFIX}:memory:"
 

@@ -9,13 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from prefactor_core.lazy_module import LazyModule
+
 if TYPE_CHECKING:
-    from prefactor_core.delivery.ledger import Statistics
-    from prefactor_core.operations import OperationType
+    from prefactor_core import operations
+    from prefactor_core.delivery import ledger
+else:
+    operations = LazyModule("prefactor_core.operations")
+    ledger = LazyModule("prefactor_core.delivery.ledger")
 
 
 class PrefactorCoreError(Exception):
     """The base of every error of this library."""
+
+    # For inspect.signature(): Python tells none of its own exceptions.
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
 
 
 class PrefactorValueError(PrefactorCoreError, ValueError):
@@ -41,7 +50,9 @@ class OperationError(PrefactorCoreError):
     ``operation_type`` is the kind of operation, where one is concerned.
     """
 
-    def __init__(self, message: str, operation_type: OperationType | None = None) -> None:
+    def __init__(
+        self, message: str, operation_type: operations.OperationType | None = None
+    ) -> None:
         super().__init__(message)
         self.operation_type = operation_type
 
@@ -68,7 +79,7 @@ class PrefactorTelemetryFailureError(PrefactorCoreError):
     ``statistics``: the balance of the scope.
     """
 
-    def __init__(self, message: str, statistics: Statistics) -> None:
+    def __init__(self, message: str, statistics: ledger.Statistics) -> None:
         super().__init__(message, statistics)
         self.statistics = statistics
 

@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING, Any, Generic, Self
 
 import anyio.lowlevel
 
-from prefactor_core.capture import describe_error, merge
+from prefactor_core.capture import Capture, describe_error, merge
 from prefactor_core.checks import to_time
 from prefactor_core.exceptions import PrefactorCoreError, PrefactorValueError
 from prefactor_core.identifiers import generate
+from prefactor_core.lazy_module import LazyModule
 from prefactor_core.lifecycle import Outcome, SpanStatus
 from prefactor_core.outcome import outcome_of
+from prefactor_core.type_schema import Fields
 
 if TYPE_CHECKING:
+    from prefactor_core import managers
     from prefactor_core.agent_instance import AgentInstanceHandle
-    from prefactor_core.capture import Capture
-    from prefactor_core.delivery.identity import RunIdentity
-    from prefactor_core.managers.span import SpanManager
+    from prefactor_core.delivery import identity
     from prefactor_core.open_span import OpenSpan
-    from prefactor_core.type_schema import Fields
+else:
+    managers = LazyModule("prefactor_core.managers")
+    identity = LazyModule("prefactor_core.delivery.identity")
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -78,8 +81,8 @@ class SpanContext(Generic[Result]):
 
     def __init__(
         self,
-        spans: SpanManager,
-        run: RunIdentity,
+        spans: managers.SpanManager,
+        run: identity.RunIdentity,
         schema_name: str,
         parent_span_id: str | None = None,
         span_id: str | None = None,

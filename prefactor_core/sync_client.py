@@ -18,13 +18,16 @@ from prefactor_core.exceptions import (
     PrefactorCoreError,
     PrefactorValueError,
 )
+from prefactor_core.lazy_module import LazyModule
 from prefactor_core.operations import Operation
 from prefactor_core.queue.base import Queue
 from prefactor_core.schema_registry import SchemaRegistry
 
 if TYPE_CHECKING:
-    from prefactor_core.api.client import AsgiApp
+    from prefactor_core.api import client as api_client
     from prefactor_core.loop_thread import LoopThread
+else:
+    api_client = LazyModule("prefactor_core.api.client")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,7 +40,7 @@ def open_prefactor_sync(
     api_token: str | None = None,
     schema_registry: SchemaRegistry | None = None,
     queue: Queue[Operation] | None = None,
-    asgi_app: AsgiApp | None = None,
+    asgi_app: api_client.AsgiApp | None = None,
     **options: Unpack[PrefactorOptions],
 ) -> SyncPrefactorClient:
     """The scope of everything that is recorded: ``with open_prefactor_sync() as client:``.

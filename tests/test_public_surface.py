@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import pickle
+import pydoc
 import subprocess
 import sys
+import typing
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -18,6 +21,7 @@ from prefactor_core import (
     PrefactorValidationError,
 )
 from prefactor_core.delivery.ledger import Ledger
+from prefactor_core.lazy_module import LazyModule
 
 SEED_EXPORTS = {
     "prefactor_core": (
@@ -154,8 +158,65 @@ def test_the_positional_parameters_are_the_seeds(path: str, parameters: str) -> 
     assert " ".join(positional) == parameters
 
 
+def _public_names() -> Iterator[tuple[str, object]]:
+    """Every name that a program imports, by its path, once."""
+    others = ("span_types", "testing", "pytest_plugin", "http_config", "tree", "local")
+    modules = [*SEED_EXPORTS, *(f"prefactor_core.{name}" for name in others)]
+    seen = set[int]()
+    for path in modules:
+        module = importlib.import_module(path)
+        own = [
+            name
+            for name, value in vars(module).items()
+            if not name.startswith("_") and getattr(value, "__module__", None) == path
+        ]
+        for name in getattr(module, "__all__", own):
+            value = getattr(module, name)
+            if id(value) not in seen:
+                seen.add(id(value))
+                yield f"{path}.{name}", value
+
+
+def _functions_of(path: str, value: object) -> Iterator[tuple[str, Callable[..., object]]]:
+    """A function; or a class, and the methods and properties that it has for its users."""
+    if isinstance(value, type):
+        for name in dir(value):
+            if name.startswith("_") and name not in ("__init__", "__enter__", "__aenter__"):
+                continue
+            member = inspect.getattr_static(value, name)
+            if isinstance(member, property):
+                member = member.fget
+            elif isinstance(member, staticmethod | classmethod):
+                member = member.__func__
+            if inspect.isfunction(member):
+                yield f"{path}.{name}", member
+    elif inspect.isfunction(value):
+        yield path, value
+
+
+@pytest.mark.parametrize(("path", "value"), list(_public_names()))
+def test_every_public_name_tells_its_signature_its_types_and_its_help(
+    path: str, value: object
+) -> None:
+    if isinstance(value, type) and not typing.is_typeddict(value):
+        inspect.signature(value, eval_str=True)
+    if isinstance(value, type):
+        typing.get_type_hints(value, include_extras=True)
+    for where, function in _functions_of(path, value):
+        inspect.signature(function, eval_str=True)
+        assert typing.get_type_hints(function, include_extras=True) is not None, where
+    assert pydoc.render_doc(value)
+
+
+def test_what_only_annotations_name_is_imported_when_they_are_evaluated() -> None:
+    module = LazyModule("email.message")
+    assert typing.get_type_hints(
+        type("A", (), {"__annotations__": {"a": "m.Message"}}), {"m": module}
+    )
+
+
 def test_importing_the_package_imports_neither_httpx_nor_any_extra() -> None:
-    heavy = ["httpx", "starlette", "rich", "click", "sqlite3", "trio"]
+    heavy = ["httpx", "starlette", "rich", "click", "sqlite3", "trio", "signal"]
     code = f"import prefactor_core, sys; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True

@@ -26,6 +26,7 @@ from prefactor_core.exceptions import (
     PrefactorValueError,
 )
 from prefactor_core.home import Home
+from prefactor_core.lazy_module import LazyModule
 from prefactor_core.lifecycle import InstanceStatus, Outcome, check_outcome, instance_steps
 from prefactor_core.log import log
 from prefactor_core.models import AgentInstance
@@ -38,7 +39,9 @@ from prefactor_core.operations import (
 )
 
 if TYPE_CHECKING:
-    from prefactor_core.payload_check import PayloadChecks
+    from prefactor_core import payload_check
+else:
+    payload_check = LazyModule("prefactor_core.payload_check")
 
 logger = logging.getLogger("prefactor_core.managers.agent_instance")
 
@@ -129,7 +132,7 @@ class AgentInstanceManager:
         home: Home,
         registrations: Registrations | None = None,
         environment: Callable[[], Mapping[str, object]] | None = None,
-        checks: PayloadChecks | None = None,
+        checks: payload_check.PayloadChecks | None = None,
         max_retries: int = 3,
         timeout: float = 10.0,
     ) -> None:
