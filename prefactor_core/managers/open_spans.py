@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from types import FrameType
 from typing import Any, Final, TypeAlias
 
 from msgspec import UNSET, Raw, UnsetType
@@ -83,6 +84,8 @@ class OpenSpans:
         has_place: bool = False,
         context: SpanContext[Any] | None = None,
         result: dict[str, object] | None = None,
+        holder: FrameType | None = None,
+        detached: bool = False,
     ) -> OpenSpan:
         """Open a span here, as the innermost of this context; nothing is told yet.
 
@@ -91,6 +94,7 @@ class OpenSpans:
         it has waited for its place, so that it is recorded also if the outbox is full.
         ``context``: what the agent holds of it; opened once, also by several threads.
         ``result``: what it will end with, as far as that is known; added to from outside.
+        ``holder``: the generator that holds it open. ``detached``: not as the innermost.
         """
         if self.unended is not None:
             self._end_unended()
@@ -145,7 +149,8 @@ class OpenSpans:
                     if context is not None:
                         context.opened = opening
                     span = opening
-            SpanContextStack.push(span)
+            if not detached:
+                SpanContextStack.enter(span, holder)
         except BaseException:
             if opening is not None:
                 # Passed over from now on, wherever it is referred to already.
