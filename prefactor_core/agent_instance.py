@@ -78,10 +78,11 @@ def traced(
     """Record every call of a function as a span of the current run.
 
     ``@traced("agent:tool")`` above a function, asynchronous or not, or a generator. The span has
-    the arguments by name as payload, without ``self`` and ``cls`` and the names in ``exclude``,
-    and what the function returns as result: a mapping as it is, anything else as ``result``;
-    ``capture_result=False`` keeps none. It ends as that of ``with instance.span(...)`` does. The
-    run is the :func:`current_instance` of the call; without one the function runs unrecorded.
+    the arguments by name as payload, without the ``self`` and ``cls`` of methods and the names in
+    ``exclude``, and what the function returns as result: a mapping as it is, anything else as
+    ``result``; ``capture_result=False`` keeps none. It ends as that of ``with instance.span(...)``
+    does. The run is the :func:`current_instance` of the call; without one the function runs
+    unrecorded.
 
     The span of a generator lasts from the first item that is asked for to the end: one that is
     left early is ``cancelled``. It is innermost only while the generator's own code runs. Its
@@ -96,9 +97,13 @@ def traced(
     to: a :class:`~prefactor_core.PrefactorTerminatedError` in a run that was stopped, and with
     ``check_payloads="raise"`` that of a payload that does not fit its schema.
 
-    What counts is what :mod:`inspect` says of the function: the call of one that only hands out
-    a coroutine or generator of another function ends as soon as it has done so. Raises
-    :class:`~prefactor_core.PrefactorValueError` for what cannot be decorated so.
+    A function may return before its work is done: a coroutine, a future or something else to await,
+    or an iterator, such as the stream of a client for models. The span lasts until that is done,
+    and ends as it does: one that nobody awaits, or that is left early, is ``cancelled``. Coroutines
+    and generators are replaced by others, other awaitables and iterators by a proxy that is an
+    instance of the same class; a future or task is the same object. Files are no streams.
+
+    Raises :class:`~prefactor_core.PrefactorValueError` for what cannot be decorated so.
     """
     return traced_by(current_instance, schema_name, exclude, capture_result, reduce)
 
