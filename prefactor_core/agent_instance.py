@@ -17,6 +17,7 @@ from prefactor_core.exceptions import (
 )
 from prefactor_core.lazy_module import LazyModule
 from prefactor_core.lifecycle import InstanceStatus, Outcome
+from prefactor_core.live import Live
 from prefactor_core.open_span import OpenSpan
 from prefactor_core.run_end import finish_run, finish_run_in_slices
 from prefactor_core.span_context import DisabledSpan, SpanContext
@@ -113,7 +114,7 @@ def forget_ended_runs() -> None:
     _runs.set(tuple(run for run in _runs.get() if not run.ended))
 
 
-class AgentInstanceHandle:
+class AgentInstanceHandle(Live):
     """One run of an agent, registered by ``client``.
 
     :meth:`start` and :meth:`finish` say when it begins and ends; in between, :meth:`span`
@@ -125,6 +126,8 @@ class AgentInstanceHandle:
     Raises :class:`~prefactor_core.InstanceNotFoundError` for an id that the client has not
     registered.
     """
+
+    _what = "a run of an agent in this process"
 
     def __init__(self, instance_id: str, client: recorder.Recorder) -> None:
         self._client = client

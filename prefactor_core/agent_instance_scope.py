@@ -18,6 +18,7 @@ from prefactor_core.exceptions import (
     PrefactorTerminatedError,
 )
 from prefactor_core.lazy_module import LazyModule
+from prefactor_core.live import Live
 from prefactor_core.outcome import outcome_of
 from prefactor_core.run_end import finish_run_in_slices
 
@@ -32,7 +33,7 @@ _run_scopes: ContextVar[tuple[AgentInstanceScope, ...]] = ContextVar(
 )
 
 
-class AgentInstanceScope:
+class AgentInstanceScope(Live):
     """The scope of one run: ``async with client.agent_instance(...) as instance:``.
 
     Registers and starts the run on entering, and ends it on leaving: ``complete``, ``failed``
@@ -44,6 +45,8 @@ class AgentInstanceScope:
     while it unwinds is that one's context. A cancellation from outside goes first, and so does
     Ctrl-C.
     """
+
+    _what = "the scope of a run in this process"
 
     def __init__(
         self,

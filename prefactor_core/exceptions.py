@@ -31,6 +31,10 @@ class PrefactorValueError(PrefactorCoreError, ValueError):
     """A value that cannot be right; the message names the field, the value and the bound."""
 
 
+class PrefactorTypeError(PrefactorCoreError, TypeError):
+    """Something is done with an object that cannot be done with its kind: a copy of a run, say."""
+
+
 class ClientNotInitializedError(PrefactorCoreError):
     """The client is used before its scope was opened, or after it was closed."""
 

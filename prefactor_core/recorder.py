@@ -16,6 +16,7 @@ from prefactor_core.checks import to_time
 from prefactor_core.config import OnRefused, PrefactorCoreConfig
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.lazy_module import LazyModule
+from prefactor_core.live import Live
 from prefactor_core.operations import Purpose
 from prefactor_core.schema_registry import Schema
 from prefactor_core.schema_version import choose_schema_version
@@ -33,8 +34,10 @@ else:
 Result = TypeVar("Result")
 
 
-class Recorder(ABC):
+class Recorder(Live, ABC):
     """The part of a :class:`~prefactor_core.PrefactorCoreClient` that records."""
+
+    _what = "a client in this process"
 
     # The schema version of the last run, and what it was chosen by.
     _chosen: tuple[tuple[object, ...], Schema] | None = None

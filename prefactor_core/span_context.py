@@ -23,6 +23,7 @@ from prefactor_core.generator_frames import (
 from prefactor_core.identifiers import generate
 from prefactor_core.lazy_module import LazyModule
 from prefactor_core.lifecycle import Outcome, SpanStatus
+from prefactor_core.live import Live
 from prefactor_core.outcome import outcome_of
 from prefactor_core.type_schema import Fields
 
@@ -48,7 +49,7 @@ else:
 _PENDING, _ACTIVE = SpanStatus.PENDING, SpanStatus.ACTIVE
 
 
-class SpanContext(Generic[Result]):
+class SpanContext(Live, Generic[Result]):
     """One step of a run: an LLM call, a tool call, a retrieval.
 
     ``async with instance.span("agent:llm") as span:`` or, in synchronous code, ``with``. The
@@ -70,6 +71,8 @@ class SpanContext(Generic[Result]):
     aware datetimes. A :class:`~prefactor_core.PrefactorValueError` is raised, and nothing
     recorded, for one that is naive, and for an end before the span's start.
     """
+
+    _what = "a span in this process"
 
     __slots__ = (
         "_detached",

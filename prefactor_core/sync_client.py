@@ -19,6 +19,7 @@ from prefactor_core.exceptions import (
     PrefactorValueError,
 )
 from prefactor_core.lazy_module import LazyModule
+from prefactor_core.live import Live
 from prefactor_core.operations import Operation
 from prefactor_core.queue.base import Queue
 from prefactor_core.schema_registry import SchemaRegistry
@@ -104,7 +105,7 @@ def _entering(
     return call
 
 
-class SyncPrefactorClient:
+class SyncPrefactorClient(Live):
     """A client for synchronous code: ``with`` all the way down, in any thread.
 
     It is a :class:`~prefactor_core.PrefactorCoreClient`, ``core``, on an event loop in a thread
@@ -116,6 +117,8 @@ class SyncPrefactorClient:
     A run that the API terminates cannot be broken off in synchronous code: its next ``span()`` and
     ``instance.check()`` raise.
     """
+
+    _what = "a client in this process"
 
     def __init__(self, core: PrefactorCoreClient) -> None:
         if core.config.cancel_on_signals:
@@ -203,12 +206,14 @@ def _at_once(coroutine: Coroutine[Any, Any, T]) -> T:
     raise AssertionError("it waits")
 
 
-class SyncAgentInstanceScope:
+class SyncAgentInstanceScope(Live):
     """The scope of one run: ``with client.agent_instance(...) as instance:``.
 
     As :class:`~prefactor_core.AgentInstanceScope`, but that nothing is cancelled when the API
     terminates the run: the next ``span()`` raises, or else the end of the block.
     """
+
+    _what = "the scope of a run in this process"
 
     def __init__(
         self, client: PrefactorCoreClient, register: Callable[[], AgentInstanceHandle]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import pickle
@@ -12,16 +13,21 @@ import typing
 from collections.abc import Callable, Iterator
 
 import pytest
+from harness import AGENT, make_config, recording
 
 import prefactor_core
 from prefactor_core import (
     PrefactorCoreError,
     PrefactorTelemetryFailureError,
     PrefactorTerminatedError,
+    PrefactorTypeError,
     PrefactorValidationError,
+    SyncPrefactorClient,
+    open_prefactor,
 )
 from prefactor_core.delivery.ledger import Ledger
 from prefactor_core.lazy_module import LazyModule
+from prefactor_core.span_context import DisabledSpan
 
 SEED_EXPORTS = {
     "prefactor_core": (
@@ -233,3 +239,27 @@ def test_an_error_that_another_process_hands_on_says_the_same() -> None:
     ):
         copy = pickle.loads(pickle.dumps(error))
         assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, pickle.dumps])
+async def test_what_lives_in_one_process_says_so_to_who_copies_or_pickles_it(
+    way: Callable[[object], object],
+) -> None:
+    async with recording() as r:
+        live = {
+            "AgentInstanceHandle is a run": r.instance,
+            "AgentInstanceScope is the scope": r.client.agent_instance(**AGENT),
+            "PrefactorCoreClient is a client": r.client,
+            "SpanContext is a span": r.instance.span("agent:llm"),
+            "DisabledSpan is a span": DisabledSpan(),
+            "SpanManager is what": r.client.span_manager,
+            "AgentInstanceManager is what": r.client.instance_manager,
+            "SyncPrefactorClient is a client": SyncPrefactorClient(open_prefactor(make_config())),
+        }
+        for words, value in live.items():
+            for held in (value, {"state": [value]}):
+                if way is not copy.copy or held is value:
+                    with pytest.raises(TypeError, match=words) as caught:
+                        way(held)
+                    assert isinstance(caught.value, PrefactorTypeError)
+                    assert "hand on the object itself" in str(caught.value)

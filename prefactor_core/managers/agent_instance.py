@@ -28,6 +28,7 @@ from prefactor_core.exceptions import (
 from prefactor_core.home import Home
 from prefactor_core.lazy_module import LazyModule
 from prefactor_core.lifecycle import InstanceStatus, Outcome, check_outcome, instance_steps
+from prefactor_core.live import Live
 from prefactor_core.log import log
 from prefactor_core.models import AgentInstance
 from prefactor_core.operations import (
@@ -114,7 +115,7 @@ class _OpenInstance(AgentInstance, kw_only=True):
     identity: RunIdentity
 
 
-class AgentInstanceManager:
+class AgentInstanceManager(Live):
     """Knows every run of this client that has not ended.
 
     All that is done to a run is an operation that goes to ``enqueue``, which says whether it takes
@@ -123,6 +124,8 @@ class AgentInstanceManager:
     together holds the lock of ``home`` around them. ``environment`` gives what is added to an
     agent's version, once for each run, ``checks`` what its payloads are held against.
     """
+
+    _what = "what a client in this process knows of its runs"
 
     def __init__(
         self,

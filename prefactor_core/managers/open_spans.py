@@ -22,6 +22,7 @@ from prefactor_core.exceptions import (
     PrefactorValueError,
 )
 from prefactor_core.lifecycle import Outcome, SpanStatus
+from prefactor_core.live import Live
 from prefactor_core.log import log
 from prefactor_core.managers.span_index import SpanIndex
 from prefactor_core.managers.span_operations import SpanOperations
@@ -40,7 +41,7 @@ Unended: TypeAlias = tuple[OpenSpan, Outcome, object, datetime | None, "Unended 
 logger = logging.getLogger("prefactor_core.managers.open_spans")
 
 
-class OpenSpans:
+class OpenSpans(Live):
     """Opens spans and moves them on; knows nothing of those that have ended.
 
     ``outbox`` takes each operation, in the order in which things happened; ``begin_run`` is
@@ -53,6 +54,8 @@ class OpenSpans:
     interrupted was never there; one whose end was interrupted is in ``unended``, and the next call
     ends it.
     """
+
+    _what = "what a client in this process knows of its open spans"
 
     def __init__(
         self,
