@@ -15,7 +15,9 @@ from prefactor_core.context_stack import SpanContextStack
 from prefactor_core.exceptions import (
     PrefactorTerminatedError,
 )
+from prefactor_core.lazy_module import LazyModule
 from prefactor_core.lifecycle import InstanceStatus, Outcome
+from prefactor_core.live import Live
 from prefactor_core.open_span import OpenSpan
 from prefactor_core.run_end import finish_run, finish_run_in_slices
 from prefactor_core.span_context import DisabledSpan, SpanContext
@@ -24,7 +26,9 @@ from prefactor_core.type_schema import Fields, SpanParams
 from prefactor_core.typed_span import TypedStep
 
 if TYPE_CHECKING:
-    from prefactor_core.recorder import Recorder
+    from prefactor_core import recorder
+else:
+    recorder = LazyModule("prefactor_core.recorder")
 
 Result = TypeVar("Result")
 
@@ -75,10 +79,11 @@ def traced(
     """Record every call of a function as a span of the current run.
 
     ``@traced("agent:tool")`` above a function, asynchronous or not, or a generator. The span has
-    the arguments by name as payload, without ``self`` and ``cls`` and the names in ``exclude``,
-    and what the function returns as result: a mapping as it is, anything else as ``result``;
-    ``capture_result=False`` keeps none. It ends as that of ``with instance.span(...)`` does. The
-    run is the :func:`current_instance` of the call; without one the function runs unrecorded.
+    the arguments by name as payload, without the ``self`` and ``cls`` of methods and the names in
+    ``exclude``, and what the function returns as result: a mapping as it is, anything else as
+    ``result``; ``capture_result=False`` keeps none. It ends as that of ``with instance.span(...)``
+    does. The run is the :func:`current_instance` of the call; without one the function runs
+    unrecorded.
 
     The span of a generator lasts from the first item that is asked for to the end: one that is
     left early is ``cancelled``. It is innermost only while the generator's own code runs. Its
@@ -93,9 +98,13 @@ def traced(
     to: a :class:`~prefactor_core.PrefactorTerminatedError` in a run that was stopped, and with
     ``check_payloads="raise"`` that of a payload that does not fit its schema.
 
-    What counts is what :mod:`inspect` says of the function: the call of one that only hands out
-    a coroutine or generator of another function ends as soon as it has done so. Raises
-    :class:`~prefactor_core.PrefactorValueError` for what cannot be decorated so.
+    A function may return before its work is done: a coroutine, a future or something else to await,
+    or an iterator, such as the stream of a client for models. The span lasts until that is done,
+    and ends as it does: one that nobody awaits, or that is left early, is ``cancelled``. Coroutines
+    and generators are replaced by others, other awaitables and iterators by a proxy that is an
+    instance of the same class; a future or task is the same object. Files are no streams.
+
+    Raises :class:`~prefactor_core.PrefactorValueError` for what cannot be decorated so.
     """
     return traced_by(current_instance, schema_name, exclude, capture_result, reduce)
 
@@ -105,7 +114,7 @@ def forget_ended_runs() -> None:
     _runs.set(tuple(run for run in _runs.get() if not run.ended))
 
 
-class AgentInstanceHandle:
+class AgentInstanceHandle(Live):
     """One run of an agent, registered by ``client``.
 
     :meth:`start` and :meth:`finish` say when it begins and ends; in between, :meth:`span`
@@ -118,7 +127,9 @@ class AgentInstanceHandle:
     registered.
     """
 
-    def __init__(self, instance_id: str, client: Recorder) -> None:
+    _what = "a run of an agent in this process"
+
+    def __init__(self, instance_id: str, client: recorder.Recorder) -> None:
         self._client = client
         self._home = client.instance_manager.home
         self._instance = client.instance_manager.get(instance_id)

@@ -17,11 +17,15 @@ from prefactor_core.exceptions import (
     PrefactorCoreError,
     PrefactorTerminatedError,
 )
+from prefactor_core.lazy_module import LazyModule
+from prefactor_core.live import Live
 from prefactor_core.outcome import outcome_of
 from prefactor_core.run_end import finish_run_in_slices
 
 if TYPE_CHECKING:
-    from prefactor_core.recorder import Recorder
+    from prefactor_core import recorder
+else:
+    recorder = LazyModule("prefactor_core.recorder")
 
 # The scopes of runs that were entered in this context, innermost last.
 _run_scopes: ContextVar[tuple[AgentInstanceScope, ...]] = ContextVar(
@@ -29,7 +33,7 @@ _run_scopes: ContextVar[tuple[AgentInstanceScope, ...]] = ContextVar(
 )
 
 
-class AgentInstanceScope:
+class AgentInstanceScope(Live):
     """The scope of one run: ``async with client.agent_instance(...) as instance:``.
 
     Registers and starts the run on entering, and ends it on leaving: ``complete``, ``failed``
@@ -42,9 +46,11 @@ class AgentInstanceScope:
     Ctrl-C.
     """
 
+    _what = "the scope of a run in this process"
+
     def __init__(
         self,
-        client: Recorder,
+        client: recorder.Recorder,
         register: Callable[[], Awaitable[AgentInstanceHandle]],
     ) -> None:
         self._client = client
@@ -112,7 +118,7 @@ class AgentInstanceScope:
         run.raise_if_terminated(left, caught=left is not error)
 
     @classmethod
-    def client_closes(cls, client: Recorder) -> None:
+    def client_closes(cls, client: recorder.Recorder) -> None:
         """The scope of ``client`` is left now, before those of its runs if there are any."""
         cls._go_on_without([scope for scope in _run_scopes.get() if scope._client is client])
 
@@ -135,7 +141,7 @@ class AgentInstanceScope:
 class OpenRun:
     """A run that ends with a block, and how that is left."""
 
-    def __init__(self, client: Recorder, handle: AgentInstanceHandle) -> None:
+    def __init__(self, client: recorder.Recorder, handle: AgentInstanceHandle) -> None:
         self._client = client
         instances = client.instance_manager
         self._home = instances.home

@@ -15,6 +15,7 @@ from prefactor_core.exceptions import (
     PrefactorValueError,
 )
 from prefactor_core.importing import import_in_thread
+from prefactor_core.lazy_module import LazyModule
 from prefactor_core.operations import Operation
 from prefactor_core.queue.base import Queue, QueueClosedError
 from prefactor_core.recorder import Recorder
@@ -24,14 +25,18 @@ from prefactor_core.secret_str import SecretStr
 if TYPE_CHECKING:
     import signal
 
-    from prefactor_core.api.client import AsgiApp
+    from prefactor_core import managers
+    from prefactor_core.api import client as api_client
     from prefactor_core.client_scope import ClientScope
     from prefactor_core.disabled import DisabledScope
     from prefactor_core.host_task import HostTask
-    from prefactor_core.managers.agent_instance import AgentInstanceManager
-    from prefactor_core.managers.quality import QualityManager
-    from prefactor_core.managers.span import SpanManager
+    from prefactor_core.managers import quality
     from prefactor_core.signals import SignalCancellation
+else:
+    signal = LazyModule("signal")
+    managers = LazyModule("prefactor_core.managers")
+    quality = LazyModule("prefactor_core.managers.quality")
+    api_client = LazyModule("prefactor_core.api.client")
 
 
 def open_prefactor(
@@ -41,7 +46,7 @@ def open_prefactor(
     api_token: str | None = None,
     schema_registry: SchemaRegistry | None = None,
     queue: Queue[Operation] | None = None,
-    asgi_app: AsgiApp | None = None,
+    asgi_app: api_client.AsgiApp | None = None,
     **options: Unpack[PrefactorOptions],
 ) -> PrefactorCoreClient:
     """The scope of everything that is recorded: ``async with open_prefactor() as client:``.
@@ -103,7 +108,7 @@ class PrefactorCoreClient(Recorder):
         queue: Queue[Operation] | None = None,
         *,
         sdk_header_entry: str | None = None,
-        asgi_app: AsgiApp | None = None,
+        asgi_app: api_client.AsgiApp | None = None,
     ) -> None:
         if not isinstance(config, PrefactorCoreConfig):
             raise PrefactorValueError(
@@ -274,17 +279,17 @@ class PrefactorCoreClient(Recorder):
         await self._open_scope().flush()
 
     @property
-    def instance_manager(self) -> AgentInstanceManager:
+    def instance_manager(self) -> managers.AgentInstanceManager:
         """The open runs. Raises :class:`ClientNotInitializedError` outside of the scope."""
         return self._open_scope().instance_manager
 
     @property
-    def span_manager(self) -> SpanManager:
+    def span_manager(self) -> managers.SpanManager:
         """The open spans. Raises :class:`ClientNotInitializedError` outside of the scope."""
         return self._open_scope().span_manager
 
     @property
-    def quality_manager(self) -> QualityManager:
+    def quality_manager(self) -> quality.QualityManager:
         """What tells of quality. Raises :class:`ClientNotInitializedError` outside of the
         scope."""
         return self._open_scope().quality_manager

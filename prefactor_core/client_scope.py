@@ -25,6 +25,7 @@ from prefactor_core.managers.agent_instance import AgentInstanceManager
 from prefactor_core.managers.quality import QualityManager
 from prefactor_core.managers.span import SpanManager
 from prefactor_core.operations import Operation
+from prefactor_core.queue.awaited import without_waiting
 from prefactor_core.queue.base import Queue
 from prefactor_core.queue.memory import InMemoryQueue
 from prefactor_core.run_end import finish_open_runs
@@ -107,7 +108,9 @@ class ClientScope:
                         await opening.aclose()
                     raise
             queues: list[Queue[Operation]] = (
-                [InMemoryQueue() for _ in range(queueing.num_workers)] if queue is None else [queue]
+                [InMemoryQueue() for _ in range(queueing.num_workers)]
+                if queue is None
+                else [without_waiting(queue)]
             )
             backoff = Backoff(
                 base=queueing.retry_delay_base,

@@ -39,12 +39,15 @@ from prefactor_core.credentials import redact_credentials
 from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.http_config import LOCAL_PREFIX, HttpClientOptions
 from prefactor_core.http_config import HttpClientConfig as HttpClientConfig
+from prefactor_core.lazy_module import LazyModule
 from prefactor_core.redaction import REDACT_SECRETS, redact_keys
 from prefactor_core.schema_registry import SchemaRegistry
 from prefactor_core.secret_str import SecretStr
 
 if TYPE_CHECKING:
     import signal
+else:
+    signal = LazyModule("signal")
 
 _NOWHERE = f"{LOCAL_PREFIX}:memory:"
 

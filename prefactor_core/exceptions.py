@@ -10,18 +10,31 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, cast
 
+from prefactor_core.lazy_module import LazyModule
+
 if TYPE_CHECKING:
-    from prefactor_core.delivery.ledger import Statistics
-    from prefactor_core.operations import OperationType
+    from prefactor_core import operations
+    from prefactor_core.delivery import ledger
+else:
+    operations = LazyModule("prefactor_core.operations")
+    ledger = LazyModule("prefactor_core.delivery.ledger")
 
 
 class PrefactorCoreError(Exception):
     """The base of every error of this library."""
 
+    # For inspect.signature(): Python tells none of its own exceptions.
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+
 
 class PrefactorValueError(PrefactorCoreError, ValueError):
     """A value that cannot be right; the message names the field, the bound, and the value or,
     where that may be a payload or a secret, its kind."""
+
+
+class PrefactorTypeError(PrefactorCoreError, TypeError):
+    """Something is done with an object that cannot be done with its kind: a copy of a run, say."""
 
 
 class ClientNotInitializedError(PrefactorCoreError):
@@ -43,7 +56,9 @@ class OperationError(PrefactorCoreError):
     ``operation_type`` is the kind of operation, where one is concerned.
     """
 
-    def __init__(self, message: str, operation_type: OperationType | None = None) -> None:
+    def __init__(
+        self, message: str, operation_type: operations.OperationType | None = None
+    ) -> None:
         super().__init__(message)
         self.operation_type = operation_type
 
@@ -70,7 +85,7 @@ class PrefactorTelemetryFailureError(PrefactorCoreError):
     ``statistics``: the balance of the scope.
     """
 
-    def __init__(self, message: str, statistics: Statistics) -> None:
+    def __init__(self, message: str, statistics: ledger.Statistics) -> None:
         super().__init__(message, statistics)
         self.statistics = statistics
 

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from prefactor_core.lazy_module import LazyModule
+
 if TYPE_CHECKING:
-    from prefactor_core.testing import Recording
+    from prefactor_core import testing
+else:
+    testing = LazyModule("prefactor_core.testing")
 
 
 @pytest.fixture
-def prefactor() -> Generator[Recording]:
+def prefactor() -> Generator[testing.Recording]:
     """A :class:`~prefactor_core.testing.Recording` of its own for each test."""
     # Here and not above: tests that do not use it need neither the extra nor the time.
     from prefactor_core.testing import open_recording

@@ -15,6 +15,8 @@ from prefactor_core.agent_instance_scope import AgentInstanceScope
 from prefactor_core.checks import to_time
 from prefactor_core.config import OnRefused, PrefactorCoreConfig
 from prefactor_core.exceptions import PrefactorValueError, in_message
+from prefactor_core.lazy_module import LazyModule
+from prefactor_core.live import Live
 from prefactor_core.operations import Purpose
 from prefactor_core.schema_registry import Schema
 from prefactor_core.schema_version import choose_schema_version
@@ -23,15 +25,19 @@ from prefactor_core.type_schema import Fields, SpanParams
 from prefactor_core.typed_span import TypedStep
 
 if TYPE_CHECKING:
-    from prefactor_core.managers.agent_instance import AgentInstanceManager
-    from prefactor_core.managers.quality import QualityManager
-    from prefactor_core.managers.span import SpanManager
+    from prefactor_core import managers
+    from prefactor_core.managers import quality
+else:
+    managers = LazyModule("prefactor_core.managers")
+    quality = LazyModule("prefactor_core.managers.quality")
 
 Result = TypeVar("Result")
 
 
-class Recorder(ABC):
+class Recorder(Live, ABC):
     """The part of a :class:`~prefactor_core.PrefactorCoreClient` that records."""
+
+    _what = "a client in this process"
 
     # The schema version of the last run, and what it was chosen by.
     _chosen: tuple[tuple[object, ...], Schema] | None = None
@@ -43,17 +49,17 @@ class Recorder(ABC):
 
     @property
     @abstractmethod
-    def instance_manager(self) -> AgentInstanceManager:
+    def instance_manager(self) -> managers.AgentInstanceManager:
         """The open runs. Raises :class:`ClientNotInitializedError` outside of the scope."""
 
     @property
     @abstractmethod
-    def span_manager(self) -> SpanManager:
+    def span_manager(self) -> managers.SpanManager:
         """The open spans. Raises :class:`ClientNotInitializedError` outside of the scope."""
 
     @property
     @abstractmethod
-    def quality_manager(self) -> QualityManager:
+    def quality_manager(self) -> quality.QualityManager:
         """What tells of quality. Raises :class:`ClientNotInitializedError` outside of the
         scope."""
 

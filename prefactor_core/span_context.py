@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import datetime
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self
 
 import anyio.lowlevel
 
+from prefactor_core.capture import Capture
 from prefactor_core.checks import to_time
 from prefactor_core.error_description import describe_error
 from prefactor_core.exceptions import PrefactorCoreError, PrefactorValueError
+from prefactor_core.generator_frames import (
+    ENTER_ASYNC_CONTEXT,
+    ENTER_CONTEXT,
+    GENERATOR,
+    holder_of,
+)
 from prefactor_core.identifiers import generate
+from prefactor_core.lazy_module import LazyModule
 from prefactor_core.lifecycle import Outcome, SpanStatus
+from prefactor_core.live import Live
 from prefactor_core.outcome import outcome_of
+from prefactor_core.type_schema import Fields
 
 if TYPE_CHECKING:
+    from prefactor_core import managers
     from prefactor_core.agent_instance import AgentInstanceHandle
-    from prefactor_core.capture import Capture
-    from prefactor_core.delivery.identity import RunIdentity
-    from prefactor_core.managers.span import SpanManager
+    from prefactor_core.delivery import identity
     from prefactor_core.open_span import OpenSpan
-    from prefactor_core.type_schema import Fields
+else:
+    managers = LazyModule("prefactor_core.managers")
+    identity = LazyModule("prefactor_core.delivery.identity")
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -38,7 +50,7 @@ else:
 _PENDING, _ACTIVE = SpanStatus.PENDING, SpanStatus.ACTIVE
 
 
-class SpanContext(Generic[Result]):
+class SpanContext(Live, Generic[Result]):
     """One step of a run: an LLM call, a tool call, a retrieval.
 
     ``async with instance.span("agent:llm") as span:`` or, in synchronous code, ``with``. The
@@ -61,7 +73,10 @@ class SpanContext(Generic[Result]):
     recorded, for one that is naive, and for an end before the span's start.
     """
 
+    _what = "a span in this process"
+
     __slots__ = (
+        "_detached",
         "_entered",
         "_has_place",
         "_id",
@@ -78,8 +93,8 @@ class SpanContext(Generic[Result]):
 
     def __init__(
         self,
-        spans: SpanManager,
-        run: RunIdentity,
+        spans: managers.SpanManager,
+        run: identity.RunIdentity,
         schema_name: str,
         parent_span_id: str | None = None,
         span_id: str | None = None,
@@ -100,6 +115,7 @@ class SpanContext(Generic[Result]):
         self.opened: OpenSpan | None = None
         self._entered = False
         self._has_place = False
+        self._detached = False
 
     @property
     def id(self) -> str:
@@ -204,14 +220,26 @@ class SpanContext(Generic[Result]):
         self.complete_nowait(timestamp=timestamp)
         await anyio.lowlevel.checkpoint()
 
-    def __enter__(self) -> Self:
+    def detached(self) -> Self:
+        """The same span, not the innermost one in its block: nothing becomes its child by being
+        opened there, and :func:`~prefactor_core.current_span` does not give it.
+
+        ``with instance.span("agent:llm").detached() as span:``; children name it, by
+        ``parent_span_id=span.id``. For generators where it cannot be told whose turn it is: see
+        "Spans" in the README. To be called before it is entered.
+        """
+        self._detached = True
+        return self
+
+    def __enter__(self, frame: FrameType | None = None) -> Self:
         if self._entered:
             raise PrefactorCoreError(
                 f"the {self._schema_name!r} span was entered before: call span() again for another"
             )
         self._entered = True
         try:
-            self._open()
+            # Of whose block it is: see _open().
+            self._open(frame or sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
         except BaseException:
             self._let_go()
             raise
@@ -248,13 +276,13 @@ class SpanContext(Generic[Result]):
             await self._spans.wait_for_place()
             self._has_place = True
             try:
-                return self.__enter__()
+                return self.__enter__(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
             except BaseException:
                 self._let_go()
                 self._spans.give_place_back()
                 raise
         try:
-            return self.__enter__()
+            return self.__enter__(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
         except PrefactorCoreError:
             raise
         except BaseException:
@@ -300,9 +328,18 @@ class SpanContext(Generic[Result]):
                 span.status = SpanStatus.CANCELLED  # nothing was told of it, and nothing will be
             self._spans.unended = span, "cancelled", None, None, self._spans.unended
 
-    def _open(self) -> OpenSpan:
+    def _open(self, frame: FrameType | None = None) -> OpenSpan:
         span = self.opened
         if span is None:
+            holder: FrameType | None = None
+            if frame is not None:
+                code = frame.f_code
+                if (
+                    code.co_flags & GENERATOR
+                    or code is ENTER_CONTEXT
+                    or code is ENTER_ASYNC_CONTEXT
+                ):
+                    holder = holder_of(frame)
             span = self._spans.open(
                 self._id,
                 self._run,
@@ -312,6 +349,8 @@ class SpanContext(Generic[Result]):
                 self._has_place,
                 self,
                 self._result,
+                holder,
+                self._detached,
             )
             self._payload = None
         return span
@@ -343,6 +382,10 @@ class DisabledSpan(SpanContext[Any]):
         """The innermost one of this context."""
         return _disabled.get()
 
+    def detached(self) -> Self:
+        """This one: it has no children anyway."""
+        return self
+
     @property
     def is_open(self) -> bool:
         """Never: nothing is recorded of it."""
@@ -372,7 +415,7 @@ class DisabledSpan(SpanContext[Any]):
     ) -> None: ...
     def cancel_nowait(self, *, timestamp: datetime | None = None) -> None: ...
 
-    def __enter__(self) -> Self:
+    def __enter__(self, frame: FrameType | None = None) -> Self:
         self._outer = _disabled.get()
         _disabled.set(self)
         return self

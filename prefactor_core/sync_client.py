@@ -18,14 +18,18 @@ from prefactor_core.exceptions import (
     PrefactorCoreError,
     PrefactorValueError,
 )
+from prefactor_core.lazy_module import LazyModule
+from prefactor_core.live import Live
 from prefactor_core.operations import Operation
 from prefactor_core.queue.base import Queue
 from prefactor_core.schema_registry import SchemaRegistry
 from prefactor_core.secret_str import SecretStr
 
 if TYPE_CHECKING:
-    from prefactor_core.api.client import AsgiApp
+    from prefactor_core.api import client as api_client
     from prefactor_core.loop_thread import LoopThread
+else:
+    api_client = LazyModule("prefactor_core.api.client")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,7 +42,7 @@ def open_prefactor_sync(
     api_token: str | None = None,
     schema_registry: SchemaRegistry | None = None,
     queue: Queue[Operation] | None = None,
-    asgi_app: AsgiApp | None = None,
+    asgi_app: api_client.AsgiApp | None = None,
     **options: Unpack[PrefactorOptions],
 ) -> SyncPrefactorClient:
     """The scope of everything that is recorded: ``with open_prefactor_sync() as client:``.
@@ -104,7 +108,7 @@ def _entering(
     return call
 
 
-class SyncPrefactorClient:
+class SyncPrefactorClient(Live):
     """A client for synchronous code: ``with`` all the way down, in any thread.
 
     It is a :class:`~prefactor_core.PrefactorCoreClient`, ``core``, on an event loop in a thread
@@ -116,6 +120,8 @@ class SyncPrefactorClient:
     A run that the API terminates cannot be broken off in synchronous code: its next ``span()`` and
     ``instance.check()`` raise.
     """
+
+    _what = "a client in this process"
 
     def __init__(self, core: PrefactorCoreClient) -> None:
         if core.config.cancel_on_signals:
@@ -203,12 +209,14 @@ def _at_once(coroutine: Coroutine[Any, Any, T]) -> T:
     raise AssertionError("it waits")
 
 
-class SyncAgentInstanceScope:
+class SyncAgentInstanceScope(Live):
     """The scope of one run: ``with client.agent_instance(...) as instance:``.
 
     As :class:`~prefactor_core.AgentInstanceScope`, but that nothing is cancelled when the API
     terminates the run: the next ``span()`` raises, or else the end of the block.
     """
+
+    _what = "the scope of a run in this process"
 
     def __init__(
         self, client: PrefactorCoreClient, register: Callable[[], AgentInstanceHandle]

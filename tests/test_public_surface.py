@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import pickle
+import pydoc
 import subprocess
 import sys
+import typing
+from collections.abc import Callable, Iterator
 
 import pytest
+from harness import AGENT, make_config, recording
 
 import prefactor_core
 from prefactor_core import (
     PrefactorCoreError,
     PrefactorTelemetryFailureError,
     PrefactorTerminatedError,
+    PrefactorTypeError,
     PrefactorValidationError,
+    SyncPrefactorClient,
+    open_prefactor,
 )
 from prefactor_core.delivery.ledger import Ledger
+from prefactor_core.lazy_module import LazyModule
+from prefactor_core.span_context import DisabledSpan
 
 SEED_EXPORTS = {
     "prefactor_core": (
@@ -154,8 +164,65 @@ def test_the_positional_parameters_are_the_seeds(path: str, parameters: str) -> 
     assert " ".join(positional) == parameters
 
 
+def _public_names() -> Iterator[tuple[str, object]]:
+    """Every name that a program imports, by its path, once."""
+    others = ("span_types", "testing", "pytest_plugin", "http_config", "tree", "local")
+    modules = [*SEED_EXPORTS, *(f"prefactor_core.{name}" for name in others)]
+    seen = set[int]()
+    for path in modules:
+        module = importlib.import_module(path)
+        own = [
+            name
+            for name, value in vars(module).items()
+            if not name.startswith("_") and getattr(value, "__module__", None) == path
+        ]
+        for name in getattr(module, "__all__", own):
+            value = getattr(module, name)
+            if id(value) not in seen:
+                seen.add(id(value))
+                yield f"{path}.{name}", value
+
+
+def _functions_of(path: str, value: object) -> Iterator[tuple[str, Callable[..., object]]]:
+    """A function; or a class, and the methods and properties that it has for its users."""
+    if isinstance(value, type):
+        for name in dir(value):
+            if name.startswith("_") and name not in ("__init__", "__enter__", "__aenter__"):
+                continue
+            member = inspect.getattr_static(value, name)
+            if isinstance(member, property):
+                member = member.fget
+            elif isinstance(member, staticmethod | classmethod):
+                member = member.__func__
+            if inspect.isfunction(member):
+                yield f"{path}.{name}", member
+    elif inspect.isfunction(value):
+        yield path, value
+
+
+@pytest.mark.parametrize(("path", "value"), list(_public_names()))
+def test_every_public_name_tells_its_signature_its_types_and_its_help(
+    path: str, value: object
+) -> None:
+    if isinstance(value, type) and not typing.is_typeddict(value):
+        inspect.signature(value, eval_str=True)
+    if isinstance(value, type):
+        typing.get_type_hints(value, include_extras=True)
+    for where, function in _functions_of(path, value):
+        inspect.signature(function, eval_str=True)
+        assert typing.get_type_hints(function, include_extras=True) is not None, where
+    assert pydoc.render_doc(value)
+
+
+def test_what_only_annotations_name_is_imported_when_they_are_evaluated() -> None:
+    module = LazyModule("email.message")
+    assert typing.get_type_hints(
+        type("A", (), {"__annotations__": {"a": "m.Message"}}), {"m": module}
+    )
+
+
 def test_importing_the_package_imports_neither_httpx_nor_any_extra() -> None:
-    heavy = ["httpx", "starlette", "rich", "click", "sqlite3", "trio"]
+    heavy = ["httpx", "starlette", "rich", "click", "sqlite3", "trio", "signal"]
     code = f"import prefactor_core, sys; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
@@ -172,3 +239,27 @@ def test_an_error_that_another_process_hands_on_says_the_same() -> None:
     ):
         copy = pickle.loads(pickle.dumps(error))
         assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, pickle.dumps])
+async def test_what_lives_in_one_process_says_so_to_who_copies_or_pickles_it(
+    way: Callable[[object], object],
+) -> None:
+    async with recording() as r:
+        live = {
+            "AgentInstanceHandle is a run": r.instance,
+            "AgentInstanceScope is the scope": r.client.agent_instance(**AGENT),
+            "PrefactorCoreClient is a client": r.client,
+            "SpanContext is a span": r.instance.span("agent:llm"),
+            "DisabledSpan is a span": DisabledSpan(),
+            "SpanManager is what": r.client.span_manager,
+            "AgentInstanceManager is what": r.client.instance_manager,
+            "SyncPrefactorClient is a client": SyncPrefactorClient(open_prefactor(make_config())),
+        }
+        for words, value in live.items():
+            for held in (value, {"state": [value]}):
+                if way is not copy.copy or held is value:
+                    with pytest.raises(TypeError, match=words) as caught:
+                        way(held)
+                    assert isinstance(caught.value, PrefactorTypeError)
+                    assert "hand on the object itself" in str(caught.value)

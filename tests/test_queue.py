@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import gc
+from collections import deque
 from collections.abc import Callable
+from typing import TypeVar
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
+from harness import AGENT, make_config, open_faulty_api, stored_run
+from hypothesis import given
+from hypothesis import strategies as st
 
-from prefactor_core import InMemoryQueue, PrefactorCoreError, Queue, QueueClosedError
+from prefactor_core import (
+    AgentInstanceHandle,
+    InMemoryQueue,
+    Operation,
+    PrefactorCoreError,
+    Queue,
+    QueueClosedError,
+    TaskExecutor,
+    open_prefactor,
+)
+from prefactor_core.queue.awaited import AwaitedPuts
+
+T = TypeVar("T")
 
 
 async def test_items_come_out_in_the_order_they_went_in() -> None:
@@ -143,7 +161,7 @@ def test_a_closed_queue_is_an_error_of_ours() -> None:
     assert issubclass(QueueClosedError, PrefactorCoreError)
 
 
-def test_a_queue_that_cannot_put_without_waiting_is_refused_when_it_is_made() -> None:
+def test_a_queue_that_cannot_put_is_refused_when_it_is_made() -> None:
     class OldQueue(Queue[int]):
         async def get(self) -> int:
             return 1
@@ -157,5 +175,169 @@ def test_a_queue_that_cannot_put_without_waiting_is_refused_when_it_is_made() ->
         def closed(self) -> bool:
             return False
 
-    with pytest.raises(TypeError, match="put_nowait"):
-        OldQueue()  # type: ignore[abstract]
+    with pytest.raises(TypeError, match=r"OldQueue must have put_nowait\(\), or put\(\)"):
+        OldQueue()
+
+
+# A queue with the methods of the seed: put() may wait, and there is no put_nowait()
+
+
+class FiveMethods(Queue[T]):
+    """Puts and takes with a turn of the loop before and after."""
+
+    def __init__(self) -> None:
+        self.items = deque[T]()
+        self.is_closed = False
+        self.changed = anyio.Event()
+
+    async def put(self, item: T) -> None:
+        await anyio.lowlevel.checkpoint()
+        if self.is_closed:
+            raise QueueClosedError("closed")
+        self.items.append(item)
+        self.wake()
+        await anyio.lowlevel.checkpoint()
+
+    async def get(self) -> T:
+        await anyio.lowlevel.checkpoint()
+        while not self.items:
+            if self.is_closed:
+                raise QueueClosedError("closed and empty")
+            await self.changed.wait()
+        return self.items.popleft()
+
+    def size(self) -> int:
+        return len(self.items)
+
+    async def close(self, num_waiters: int = 1) -> None:
+        self.is_closed = True
+        self.wake()
+        await anyio.lowlevel.checkpoint()
+
+    @property
+    def closed(self) -> bool:
+        return self.is_closed
+
+    def wake(self) -> None:
+        self.changed.set()
+        self.changed = anyio.Event()
+
+
+class RefusingEveryThird(FiveMethods[T]):
+    """Is full every now and then."""
+
+    asked = 0
+
+    async def put(self, item: T) -> None:
+        self.asked += 1
+        if self.asked % 3 == 0:
+            raise OSError("the disk is full")
+        await super().put(item)
+
+
+async def test_a_queue_whose_put_waits_works_in_an_executor() -> None:
+    queue, done = FiveMethods[int](), list[int]()
+
+    async def handle(item: int) -> None:
+        done.append(item)
+
+    with anyio.fail_after(5):
+        async with TaskExecutor(queue, handle, num_workers=1):
+            for item in range(5):
+                await queue.put(item)
+    assert done == [0, 1, 2, 3, 4]
+    with pytest.raises(PrefactorCoreError, match=r"FiveMethods.* has no put_nowait\(\)"):
+        queue.put_nowait(1)
+
+
+@pytest.mark.parametrize("kind", [FiveMethods, RefusingEveryThird])
+async def test_a_queue_whose_put_waits_works_in_a_client(
+    kind: type[FiveMethods[Operation]], caplog: pytest.LogCaptureFixture
+) -> None:
+    queue = kind()
+
+    def in_thread(instance: AgentInstanceHandle) -> None:
+        with instance.span("agent:tool", payload={"n": -1}):
+            pass
+
+    with anyio.fail_after(10):
+        async with open_faulty_api() as api:
+            async with open_prefactor(make_config(), queue=queue, asgi_app=api) as client:
+                async with client.agent_instance(**AGENT) as instance:
+                    for number in range(20):
+                        async with instance.span("agent:tool", payload={"n": number}):
+                            pass
+                    await anyio.to_thread.run_sync(in_thread, instance)
+                    await client.flush()
+                    assert client.statistics().pending == 0
+                    with instance.span("agent:llm"):
+                        pass
+            assert queue.closed
+            assert queue.size() == 0
+            assert client.statistics().lost == 0
+            run = await stored_run(api)
+    assert run.shape == (
+        "complete",
+        [("agent:tool", "complete", [])] * 21 + [("agent:llm", "complete", [])],
+    )
+    assert "it is sent from memory" in caplog.text or kind is FiveMethods
+
+
+@pytest.mark.virtual_time
+async def test_a_queue_whose_put_never_returns_costs_the_drain_timeout_and_is_counted() -> None:
+    class Stuck(FiveMethods[Operation]):
+        async def put(self, item: Operation) -> None:
+            await anyio.sleep_forever()
+
+    config = make_config(drain_timeout=3, registration_timeout=1)
+    with anyio.fail_after(20):
+        async with open_faulty_api() as api:
+            before = anyio.current_time()
+            async with open_prefactor(config, queue=Stuck(), asgi_app=api) as client:
+                async with client.agent_instance(**AGENT) as instance:
+                    with instance.span("agent:tool"):
+                        pass
+            assert anyio.current_time() - before < 10
+    assert client.statistics().dropped == {"drain_timeout": client.statistics().accepted}
+
+
+@given(steps=st.lists(st.sampled_from(["put", "get", "cancel put", "refuse"]), max_size=30))
+async def test_no_item_is_lost_doubled_or_out_of_order_on_its_way_through_a_queue_that_waits(
+    steps: list[str],
+) -> None:
+    class Refusing(FiveMethods[int]):
+        refuses = False
+        to_cancel: anyio.CancelScope | None = None
+
+        async def put(self, item: int) -> None:
+            if self.refuses:
+                self.refuses = False
+                raise OSError("full")
+            if self.to_cancel is not None:
+                self.items.append(item)
+                self.to_cancel.cancel()
+                self.to_cancel = None
+            await super().put(item)
+
+    inner = Refusing()
+    queue = AwaitedPuts(inner)
+    put, got = list[int](), list[int]()
+    with anyio.fail_after(5):
+        for step in steps:
+            if step == "put":
+                put.append(len(put))
+                queue.put_nowait(put[-1])
+            elif step == "refuse":
+                inner.refuses = True
+            elif step == "get" and queue.size() > 0:
+                got.append(await queue.get())
+            elif step == "cancel put" and queue.size() > 0:
+                with anyio.CancelScope() as inner.to_cancel:
+                    got.append(await queue.get())
+                inner.to_cancel = None
+        await queue.close()
+        while queue.size() > 0:
+            got.append(await queue.get())
+        with pytest.raises(QueueClosedError):
+            await queue.get()
+    assert got == put

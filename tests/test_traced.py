@@ -6,7 +6,7 @@ import inspect
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from contextlib import aclosing
-from functools import partial
+from functools import lru_cache, partial
 from threading import Thread
 from typing import Any
 
@@ -85,7 +85,7 @@ def _with_self_later(b: int, self: int) -> None: ...
             {"a": 1, "b": 5, "rest": [6, 7], "c": 8, "options": {"d": 9, "a": 10}},
         ),
         (_all_kinds, lambda f: f(1), ("b", "rest", "options"), {"a": 1, "c": 3}),
-        (_with_self, lambda f: f("it", 1), (), {"b": 1}),
+        (_with_self, lambda f: f("it", 1), (), {"self": "it", "b": 1}),
         (_with_self_later, lambda f: f(1, self=2), (), {"b": 1, "self": 2}),
         (partial(_all_kinds, 1, c=4), lambda f: f(b=0), ("rest", "options"), {"b": 0, "c": 4}),
         (lambda x: None, lambda f: f(1), (), {"x": 1}),
@@ -462,6 +462,67 @@ async def test_methods_of_every_kind_are_recorded_without_their_object() -> None
     # The last of them is decorated twice.
     payloads = [span.payload for span in r.run.spans.values()]
     assert payloads == [{"n": n} for n in (*range(8), 7, 8)]
+
+
+async def test_only_the_object_of_a_method_is_left_out_not_a_parameter_that_is_called_so() -> None:
+    @traced("agent:tool")
+    def plain(self: str) -> None: ...
+
+    @traced("agent:tool")
+    async def aplain(cls: str) -> None: ...
+
+    class Nested:
+        @traced("agent:tool")
+        def method(self, n: int) -> Callable[[int], None]:
+            @traced("agent:tool")
+            def inner(self: int) -> None: ...
+
+            return inner
+
+    async with recording() as r:
+        plain("a")
+        await aplain("b")
+        Nested().method(1)(2)
+    payloads = [span.payload for span in r.run.spans.values()]
+    assert payloads == [{"self": "a"}, {"cls": "b"}, {"n": 1}, {"self": 2}]
+
+
+async def test_a_function_that_is_an_object_keeps_what_it_can_do() -> None:
+    class Counting:
+        """Has a method beside its call."""
+
+        called = 0
+        shown = "text"
+
+        def __call__(self, n: int) -> int:
+            self.called += 1
+            return n
+
+        def calls(self) -> int:
+            return self.called
+
+    @traced("agent:tool")
+    @lru_cache
+    def double(n: int) -> int:
+        return 2 * n
+
+    class Box:
+        @traced("agent:tool")
+        @lru_cache  # noqa: B019 - it is tried here
+        def cached(self, n: int) -> int:
+            return n
+
+    counted: Any = traced("agent:tool")(Counting())
+    async with recording() as r:
+        assert (double(1), double(1), double(2)) == (2, 2, 4)
+        assert double.cache_info().hits == 1
+        assert double.cache_parameters() == {"maxsize": 128, "typed": False}
+        double.cache_clear()
+        assert double.cache_info().currsize == 0
+        box = Box()
+        assert (box.cached(1), box.cached(1), Box.cached.cache_info().hits) == (1, 1, 1)
+        assert (counted(1), counted.calls()) == (1, 1)
+    assert len(r.run.spans) == 6
 
 
 # The function itself

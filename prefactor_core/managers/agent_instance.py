@@ -27,7 +27,9 @@ from prefactor_core.exceptions import (
     in_message,
 )
 from prefactor_core.home import Home
+from prefactor_core.lazy_module import LazyModule
 from prefactor_core.lifecycle import InstanceStatus, Outcome, check_outcome, instance_steps
+from prefactor_core.live import Live
 from prefactor_core.log import log
 from prefactor_core.models import AgentInstance
 from prefactor_core.operations import (
@@ -39,7 +41,9 @@ from prefactor_core.operations import (
 )
 
 if TYPE_CHECKING:
-    from prefactor_core.payload_check import PayloadChecks
+    from prefactor_core import payload_check
+else:
+    payload_check = LazyModule("prefactor_core.payload_check")
 
 logger = logging.getLogger("prefactor_core.managers.agent_instance")
 
@@ -111,7 +115,7 @@ class _OpenInstance(AgentInstance, kw_only=True):
     identity: RunIdentity
 
 
-class AgentInstanceManager:
+class AgentInstanceManager(Live):
     """Knows every run of this client that has not ended.
 
     All that is done to a run is an operation that goes to ``enqueue``, which says whether it takes
@@ -121,6 +125,8 @@ class AgentInstanceManager:
     agent's version, once for each run, ``checks`` what its payloads are held against.
     """
 
+    _what = "what a client in this process knows of its runs"
+
     def __init__(
         self,
         enqueue: Callable[..., bool],
@@ -129,7 +135,7 @@ class AgentInstanceManager:
         home: Home,
         registrations: Registrations | None = None,
         environment: Callable[[], Mapping[str, object]] | None = None,
-        checks: PayloadChecks | None = None,
+        checks: payload_check.PayloadChecks | None = None,
         max_retries: int = 3,
         timeout: float = 10.0,
     ) -> None:

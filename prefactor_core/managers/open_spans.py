@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from types import FrameType
 from typing import Any, Final, TypeAlias
 
 from msgspec import UNSET, Raw, UnsetType
@@ -21,6 +22,7 @@ from prefactor_core.exceptions import (
     in_message,
 )
 from prefactor_core.lifecycle import Outcome, SpanStatus
+from prefactor_core.live import Live
 from prefactor_core.log import log
 from prefactor_core.managers.span_index import SpanIndex
 from prefactor_core.managers.span_operations import SpanOperations
@@ -39,7 +41,7 @@ Unended: TypeAlias = tuple[OpenSpan, Outcome, object, datetime | None, "Unended 
 logger = logging.getLogger("prefactor_core.managers.open_spans")
 
 
-class OpenSpans:
+class OpenSpans(Live):
     """Opens spans and moves them on; knows nothing of those that have ended.
 
     ``outbox`` takes each operation, in the order in which things happened; ``begin_run`` is
@@ -52,6 +54,8 @@ class OpenSpans:
     interrupted was never there; one whose end was interrupted is in ``unended``, and the next call
     ends it.
     """
+
+    _what = "what a client in this process knows of its open spans"
 
     def __init__(
         self,
@@ -83,6 +87,8 @@ class OpenSpans:
         has_place: bool = False,
         context: SpanContext[Any] | None = None,
         result: dict[str, object] | None = None,
+        holder: FrameType | None = None,
+        detached: bool = False,
     ) -> OpenSpan:
         """Open a span here, as the innermost of this context; nothing is told yet.
 
@@ -91,6 +97,7 @@ class OpenSpans:
         it has waited for its place, so that it is recorded also if the outbox is full.
         ``context``: what the agent holds of it; opened once, also by several threads.
         ``result``: what it will end with, as far as that is known; added to from outside.
+        ``holder``: the generator that holds it open. ``detached``: not as the innermost.
         """
         if self.unended is not None:
             self._end_unended()
@@ -144,7 +151,8 @@ class OpenSpans:
                     if context is not None:
                         context.opened = opening
                     span = opening
-            SpanContextStack.push(span)
+            if not detached:
+                SpanContextStack.enter(span, holder)
         except BaseException:
             if opening is not None:
                 # Passed over from now on, wherever it is referred to already.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 import anyio.lowlevel
 
@@ -20,12 +20,22 @@ class QueueClosedError(PrefactorCoreError):
 class Queue(ABC, Generic[T]):
     """First in, first out; used by the tasks of one event loop.
 
-    A subclass may keep its items where it likes; putting never waits.
+    A subclass may keep its items where it likes. It has :meth:`put_nowait`, or :meth:`put` where
+    putting may wait: what a client records waits in memory then until its worker has put it.
     """
 
-    @abstractmethod
+    if not TYPE_CHECKING:  # which would take it for the signature of every queue
+
+        def __new__(cls, *args: object, **kwargs: object) -> Self:
+            if cls.put_nowait is Queue.put_nowait and cls.put is Queue.put:
+                raise TypeError(
+                    f"{cls.__qualname__} must have put_nowait(), or put() if that may wait"
+                )
+            return super().__new__(cls)
+
     def put_nowait(self, item: T) -> None:
         """Add an item, without waiting. Raises :class:`QueueClosedError` after close()."""
+        raise PrefactorCoreError(f"{type(self).__qualname__} has no put_nowait(): await put()")
 
     @abstractmethod
     async def get(self) -> T:
@@ -58,6 +68,7 @@ class Queue(ABC, Generic[T]):
             most -= 1
 
     async def put(self, item: T) -> None:
-        """Add an item, then give other tasks a turn."""
+        """Add an item, then give other tasks a turn. Raises :class:`QueueClosedError` after
+        close()."""
         self.put_nowait(item)
         await anyio.lowlevel.checkpoint()

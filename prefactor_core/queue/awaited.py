@@ -1,0 +1,98 @@
+"""AwaitedPuts: a queue whose put() may wait, for a client, whose recording never does."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TypeVar
+
+import anyio
+import anyio.lowlevel
+
+from prefactor_core.log import log
+from prefactor_core.queue.base import Queue, QueueClosedError
+
+logger = logging.getLogger("prefactor_core.queue.awaited")
+
+T = TypeVar("T")
+
+
+def without_waiting(queue: Queue[T]) -> Queue[T]:
+    """``queue``, if it has ``put_nowait()``; else one that has, in front of it."""
+    return AwaitedPuts(queue) if type(queue).put_nowait is Queue[T].put_nowait else queue
+
+
+class AwaitedPuts(Queue[T]):
+    """Keeps what it is given in memory, until the one task that takes from it, or :meth:`close`,
+    has put it into ``queue``.
+
+    What that refuses is handed on from memory in its turn, so that nothing is lost by it.
+    """
+
+    def __init__(self, queue: Queue[T]) -> None:
+        self._queue = queue
+        self._kept: deque[T] = deque()
+        self._is_refused = False  # the first of these
+        self._has_told = False
+        self._closed = False
+        self._putting = anyio.Lock()
+        self._changed = anyio.Event()
+
+    def put_nowait(self, item: T) -> None:
+        if self._closed:
+            raise QueueClosedError("Cannot put to closed queue")
+        self._kept.append(item)
+        self._changed.set()
+
+    async def get(self) -> T:
+        while True:
+            await self._put_kept()
+            if self._queue.size() > 0:
+                return await self._queue.get()
+            if self._kept:
+                await anyio.lowlevel.checkpoint()
+                self._is_refused = False
+                return self._kept.popleft()
+            if self._closed:
+                raise QueueClosedError("Queue is closed and empty")
+            self._changed = anyio.Event()
+            await self._changed.wait()
+
+    def size(self) -> int:
+        return len(self._kept) + self._queue.size()
+
+    async def close(self, num_waiters: int = 1) -> None:
+        self._closed = True
+        self._changed.set()
+        try:
+            await self._put_kept()
+        finally:
+            await self._queue.close(num_waiters)  # noqa: ASYNC102 - the caller bounds it
+
+    @property
+    def closed(self) -> bool:
+        return self._closed or self._queue.closed
+
+    async def _put_kept(self) -> None:
+        async with self._putting:
+            while self._kept and not self._is_refused:
+                before = self._queue.size()
+                try:
+                    await self._queue.put(self._kept[0])
+                except Exception as error:
+                    self._is_refused = True
+                    self._tell(error)
+                    return
+                except BaseException:
+                    # Cancelled: before it was put, or after that.
+                    if self._queue.size() > before:
+                        self._kept.popleft()
+                    raise
+                self._has_told = False
+                self._kept.popleft()
+
+    def _tell(self, error: Exception) -> None:
+        if not self._has_told:
+            self._has_told = True
+            message = "the client's queue does not take what is recorded; it is sent from memory"
+            log(logger, logging.WARNING, message, error=error)
