@@ -32,6 +32,7 @@ EMPTY: Final = Raw(b"{}")
 _NULL: Final = Raw(b"null")
 
 _UNREADABLE: Final = Raw(b'{"$unreadable":{}}')
+_BRACE: Final = ord("{")
 _MIN_BYTES: Final = 1_024
 _MEASURED: Final = 8
 _MAX_COPIED: Final = 1_000_000
@@ -100,7 +101,7 @@ class Capture:
         if self._is_plain(payload):
             try:
                 encoded = encode_within(payload, self._limit)
-                if encoded.startswith(b"{"):
+                if encoded[0] == _BRACE:
                     return Raw(encoded)
             except Exception:
                 pass

@@ -30,6 +30,7 @@ from prefactor_core.markers import (
     unprintable,
     utf8,
 )
+from prefactor_core.secret_str import SecretStr
 from prefactor_core.timebox import Timebox, TooSlowError
 from prefactor_core.truncation import SHORT, TooLargeError, encode_within
 
@@ -246,6 +247,8 @@ class _Walk:
         cls = type(key)
         if issubclass(cls, Enum):
             return self._name_of(cast("Enum", key)._value_)
+        if issubclass(cls, SecretStr):
+            return SecretStr.MASK
         if issubclass(cls, str):
             return utf8(str.__str__(cast("str", key)))
         if cls is bytes:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final, cast
 
-from msgspec import Raw, Struct
-from msgspec.json import Decoder, Encoder
+from msgspec import Raw
+from msgspec.json import Encoder
 
 from prefactor_core.markers import utf8
 
@@ -39,7 +39,7 @@ def encode_within(value: object, limit: int) -> bytes:
 
     Never takes time or memory for more than ``limit`` bytes: values that share parts can be
     small in memory and endless as JSON. Raises what msgspec raises for values it cannot encode;
-    a :class:`msgspec.Raw` is written as it is, also if it is no JSON (see :data:`check_object`).
+    a :class:`msgspec.Raw` is written as it is, also if it is no JSON.
     """
     for size in _BUFFERS:
         if size >= limit:
@@ -52,10 +52,6 @@ def encode_within(value: object, limit: int) -> bytes:
     if len(encoded) > limit:
         raise BufferError
     return encoded
-
-
-class _AnyObject(Struct):
-    """An object with any fields, which are skipped."""
 
 
 def _encode_into(value: object, buffer: bytearray) -> bytes:
@@ -174,5 +170,3 @@ def _size(text: str) -> int:
 
 
 _encoder = Encoder()
-check_object = Decoder(_AnyObject).decode
-"""Raises :class:`ValueError` for what is no JSON, or no object. Text that is not UTF-8 it takes."""
