@@ -67,6 +67,7 @@ OTHER_KEYS = [
     *("next_page_token", "eos_token", "stop_token", "max_completion_tokens", "author"),
     *("authority", "authored_by", "key", "keys", "primary_key", "foreign_key", "keyboard"),
     *("secretary", "secretariat", "passage", "compass", "passenger", "prompt", "messages"),
+    *("jpg_url", "imdbUrl", "overwrite_key", "map_key"),
     *("content", "model", "session_id", "sessionId", "sessionid", "cook", "cookies_enabled"),
     *("account_sid", "inside", "shopping", "gpio_pin", "signature", "function_signature", "dsnap"),
     *(
@@ -79,7 +80,18 @@ OTHER_KEYS = [
         "has_nothing",
         "high_token",
     ),
-    *("half_token", "max_output_tokens", "valid_token", "logit_bias", "keyword", "sort_key"),
+    *(
+        "jpg_url",
+        "imdbUrl",
+        "overwrite_key",
+        "map_key",
+        "half_token",
+        "max_output_tokens",
+        "valid_token",
+        "logit_bias",
+        "keyword",
+        "sort_key",
+    ),
     *("idempotency_key", "cache_key", "thread_id", "conversation_id", "webhook_url", "hotpink"),
 ]
 
