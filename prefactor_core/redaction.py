@@ -45,8 +45,8 @@ _KEYS: Final = (
     *("ssh", "ssl", "storage", "stripe", "subscription", "tavily", "tls", "webhook", "write"),
 )
 _DATABASES: Final = (
-    *("amqp", "broker", "cache", "clickhouse", "database", "db", "mongo", "mongodb", "mysql"),
-    *("neo4j", "pg", "postgres", "postgresql", "rabbitmq", "redis", "sqlalchemy"),
+    *("amqp", "broker", "clickhouse", "database", "db", "mongo", "mongodb", "mysql", "pg"),
+    *("postgres", "postgresql", "rabbitmq", "redis", "sqlalchemy"),
 )
 _ACCOUNTS: Final = (
     *("admin", "db", "database", "email", "ftp", "http", "mail", "mysql", "postgres", "proxy"),
@@ -54,32 +54,40 @@ _ACCOUNTS: Final = (
 )
 _PINS: Final = ("account", "atm", "bank", "card", "login", "security", "sim", "user")
 
+
+def _each(kinds: Iterable[str], what: str, short: int = 3) -> Iterable[str]:
+    """The names that end with a kind of something."""
+    for kind in kinds:
+        name = f"{kind}_{what}"
+        # A short one must begin a word: a jpg_url is no pg_url, and an overwrite_key no write_key.
+        yield from [f"*{name}"] if len(kind) > short else [name, f"*_{name}"]
+
+
 SECRETS: Final = (
     *("*password*", "*passwd*", "*passphrase*", "*passcode*", "pwd", "*_pwd", "pgpass"),
-    *(f"*{account}_pass" for account in _ACCOUNTS),
+    *_each(_ACCOUNTS, "pass"),
     *("*secret", "*secrets", "*secret_*", "*secret_key*", "*secret_access_key*"),
     *("*api_key*", "*access_key*", "*private_key*", "*signing_key*", "*encryption_key*"),
-    *(f"*{kind}_key" for kind in _KEYS),
+    *_each(_KEYS, "key", short=5),
     *("pem", "*_pem", "*seed_phrase", "*recovery_phrase", "*recovery_code*", "mnemonic"),
     *("auth", "*basic_auth", "*http_auth", "*proxy_auth", "*registry_auth", "*docker_auth*"),
     *("*authorization", "*authorisation", "*credential*", "bearer", "jwt", "*_jwt"),
     *("*auth_code", "*authorization_code", "code_verifier", "*client_assertion"),
     *("*saml_response", "*saml_assertion", "*service_account_json"),
     *("token", "id_token", "*_id_token", "*personal_access_token*", "*middleware_token"),
-    *(f"*{kind}_token" if len(kind) > 3 else f"*_{kind}_token" for kind in _TOKENS),
-    *(f"{kind}_token" for kind in _TOKENS if len(kind) <= 3),
+    *_each(_TOKENS, "token"),
     *(f"*{kind}_tokens" for kind in ("access", "api", "auth", "bearer", "refresh")),
     # session_id is left: an agent's is most often that of a conversation.
     *("*cookie", "*cookies", "*cookie_jar", "sid", "connect_sid", "phpsessid", "jsessionid"),
     *("aspsessionid*", "*asp_net_session_id", "laravel_session", "*csrf", "*xsrf"),
-    *(f"*{kind}_{where}" for kind in _DATABASES for where in ("url", "uri", "dsn")),
+    *(name for where in ("url", "uri") for name in _each(_DATABASES, where)),
     *("dsn", "*_dsn", "*connection_string", "*conn_string", "*conn_str", "*connection_uri"),
     *("*slack_webhook_url", "*discord_webhook_url"),
     # signature is left: functions have one.
     *("sig", "x_amz_signature", "x_goog_signature", "*shared_access_signature"),
     *("*hub_signature*", "*stripe_signature", "*slack_signature"),
     *("otp", "*_otp", "*otp_code", "cvv", "*_cvv", "cvv2", "cvc", "*_cvc", "cvc2", "pin"),
-    *(f"*{kind}_pin" for kind in _PINS),
+    *_each(_PINS, "pin"),
 )
 """The names that :func:`redact_keys` takes for those of secrets when it is told none."""
 

@@ -67,6 +67,7 @@ OTHER_KEYS = [
     *("next_page_token", "eos_token", "stop_token", "max_completion_tokens", "author"),
     *("authority", "authored_by", "key", "keys", "primary_key", "foreign_key", "keyboard"),
     *("secretary", "secretariat", "passage", "compass", "passenger", "prompt", "messages"),
+    *("jpg_url", "imdbUrl", "overwrite_key", "map_key"),
     *("content", "model", "session_id", "sessionId", "sessionid", "cook", "cookies_enabled"),
     *("account_sid", "inside", "shopping", "gpio_pin", "signature", "function_signature", "dsnap"),
     *(
@@ -79,7 +80,18 @@ OTHER_KEYS = [
         "has_nothing",
         "high_token",
     ),
-    *("half_token", "max_output_tokens", "valid_token", "logit_bias", "keyword", "sort_key"),
+    *(
+        "jpg_url",
+        "imdbUrl",
+        "overwrite_key",
+        "map_key",
+        "half_token",
+        "max_output_tokens",
+        "valid_token",
+        "logit_bias",
+        "keyword",
+        "sort_key",
+    ),
     *("idempotency_key", "cache_key", "thread_id", "conversation_id", "webhook_url", "hotpink"),
 ]
 
@@ -386,7 +398,7 @@ def test_the_quick_look_finds_nothing_in_what_is_usual() -> None:
         *({"password": 1}, {"a": [{"b": {"apiKey": 1}}]}, {b"password": 1}, {1: 2}, {Text("a"): 1}),
         *({"a": Text("b")}, {"a": object()}, Hostile(a=1), {"a": Odd()}, Odd(), circular()),
         *([("Authorization", "x")], [(b"Authorization", b"x")]),
-        *({str(n): [n] for n in range(2_000)}, [[n] for n in range(2_000)], SecretStr("x")),
+        *({str(n): [n] for n in range(40_000)}, [[n] for n in range(40_000)], SecretStr("x")),
         *({SecretStr("x"): 1}, {"a": [bytearray(b"x"), 1]}),
     ],
     ids=lambda payload: type(payload).__name__,
