@@ -398,6 +398,18 @@ async def test_what_happens_while_the_body_unwinds_is_recorded(api: FaultyApi) -
     assert run.named("agent:tool").result == {"cleaned": True}
 
 
+async def test_a_run_that_is_terminated_before_its_start_was_sent_stops_and_loses_nothing(
+    api: FaultyApi,
+) -> None:
+    async with opened(api) as client:
+        with pytest.raises(PrefactorTerminatedError, match=REASON):
+            async with client.agent_instance(**AGENT) as instance:
+                await terminate(api, instance.id, REASON)
+                await anyio.sleep(5)  # long before a poll: the answer to the start tells
+                pytest.fail("it went on")
+    assert_terminated(await stored_run(api))
+
+
 async def test_no_span_begins_after_a_terminated_run_was_left(api: FaultyApi) -> None:
     async with opened(api) as client:
         with pytest.raises(PrefactorTerminatedError):
