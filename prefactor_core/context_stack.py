@@ -16,7 +16,8 @@ What only the tasks of its consumer do while it waits for its next item cannot b
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from types import FrameType
 from typing import Final
@@ -179,6 +180,22 @@ def _unlink_ended(top: _Entry) -> None:
             elsewhere = below.elsewhere
         entry.below, entry.elsewhere, entry.changes = below, elsewhere, changes
         below = entry
+
+
+OURS: Final = "a request of ours"
+"""The innermost entry while the API is asked: what is opened then, by what traces requests, is
+not recorded. Its recording would be the next request."""
+
+
+@contextmanager
+def unrecorded() -> Generator[None]:
+    """Record nothing that is opened in the block."""
+    entry = _innermost.get()
+    _innermost.set(_Entry(OURS, None, None, None, _SPARE))
+    try:
+        yield
+    finally:
+        _innermost.set(entry)
 
 
 class SpanContextStack:

@@ -19,7 +19,8 @@ class OpenSpan(Span, kw_only=True):
     ``captured``: the payload that it starts with, as JSON. ``parent``: the open span above it.
     ``held``: its bytes, as long as they count as those of an open span. ``has_place``: whether it
     has waited for its place in the outbox. ``dropped``: whether it was not taken there. ``late``:
-    whether its run was ending when it was opened. ``context``: what the agent holds of it.
+    whether its run was ending when it was opened. ``ours``: whether it is of a request that
+    records, and so is not recorded itself. ``context``: what the agent holds of it.
     """
 
     captured: Raw
@@ -29,6 +30,7 @@ class OpenSpan(Span, kw_only=True):
     has_place: bool = False
     late: bool = False
     dropped: bool = False
+    ours: bool = False
     context: SpanContext[Any] | None = None
 
     def __repr__(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
@@ -15,6 +16,7 @@ from typing import Any
 import anyio
 import anyio.abc
 import pytest
+from anyio.streams.tls import TLSStream
 
 from prefactor_core import PrefactorValueError
 from prefactor_core.api.client import ApiClient
@@ -214,6 +216,47 @@ async def test_a_cancelled_tls_handshake_leaves_no_connection_open() -> None:
             with anyio.CancelScope() as asking:
                 await api.ping()
             await hung_up.wait()
+            group.cancel_scope.cancel()
+
+
+SELF_SIGNED = Path(__file__).with_name("self_signed.pem")
+"""A certificate and its key, made for the test below."""
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", r"no TLS connection: \[SSL: .*(?i:wrong.version)"),
+        (bytes([0x15, 3, 3, 0, 2, 2, 0x28]), r"no TLS connection: \[SSL: .*(?i:handshake failure)"),
+        (b"", "no TLS connection: the server has hung up"),
+        (bytes([0x16, 3, 3, 0, 100]), "no TLS connection: the server has hung up"),
+        (None, "no TLS connection: .*CERTIFICATE_VERIFY_FAILED"),
+    ],
+    ids=["speaks http", "refuses", "hangs up", "breaks off", "self-signed"],
+)
+async def test_a_failed_tls_handshake_says_why(said: bytes | None, reason: str) -> None:
+    async def serve(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            if said is None:
+                with suppress(anyio.BrokenResourceError, anyio.EndOfStream, ssl.SSLError):
+                    await TLSStream.wrap(stream, server_side=True, ssl_context=context)
+            else:
+                await stream.receive()  # the client's hello
+                await stream.send(said)
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(SELF_SIGNED)
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port = listener.extra(anyio.abc.SocketAttribute.local_port)
+    with anyio.fail_after(WAIT):
+        async with (
+            listener,
+            make_api(f"https://127.0.0.1:{port}") as api,
+            anyio.create_task_group() as group,
+        ):
+            group.start_soon(listener.serve, serve)
+            with pytest.raises(PrefactorUnreachableError, match=reason):
+                await api.ping()
             group.cancel_scope.cancel()
 
 

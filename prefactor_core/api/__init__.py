@@ -4,5 +4,5 @@ Operations come in, typed answers or errors of ours go out. Read ``client`` firs
 request (``requests``), sends it by ``transport``, reads the answer (``reading``, ``answers``) and
 raises what that says (``errors``). Below ``transport``: ``network`` (connections), ``resolver``
 (names), ``proxies`` and ``tls`` (the environment). What is shown of an answer goes through
-``quoting``; ``log_mask`` does it for the logs of httpx and httpcore.
+``quoting``; ``log_mask`` does it for the logs of httpcore.
 """

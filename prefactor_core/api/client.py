@@ -36,6 +36,7 @@ from prefactor_core.api.errors import error_from_answer
 from prefactor_core.api.log_mask import masks_in_logs
 from prefactor_core.api.quoting import quoted
 from prefactor_core.api.reading import UnreadableAnswerError, read_body
+from prefactor_core.context_stack import unrecorded
 from prefactor_core.exceptions import (
     PrefactorContractError,
     PrefactorUnreachableError,
@@ -95,10 +96,13 @@ class ApiClient:
         self._sdk_header = sdk_header
         self._asgi_app = asgi_app
         self._connections = AsyncExitStack()
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         config = self._config
-        headers = {
+        self._headers = {
+            "User-Agent": f"python-httpx/{httpx.__version__}",
+            "Connection": "keep-alive",
             "Content-Type": "application/json",
             "Accept": "application/json",
             "Accept-Encoding": "gzip",
@@ -106,7 +110,7 @@ class ApiClient:
         }
         if config.api_token:
             # No traceback with locals shows it.
-            headers["Authorization"] = SecretStr(f"Bearer {config.api_token}")
+            self._headers["Authorization"] = SecretStr(f"Bearer {config.api_token}")
         secrets = [config.api_token]
         transport: httpx.AsyncBaseTransport
         if self._asgi_app is not None:
@@ -120,20 +124,16 @@ class ApiClient:
             transport = network = await open_transport(base)
             secrets.append(network.password)
         try:
-            # The transport has read the environment; httpx is not to read it once more.
-            self._http = httpx.AsyncClient(
-                base_url=f"{base}/api/v1/",
-                headers=headers,
-                timeout=httpx.Timeout(None, connect=config.connect_timeout),
-                transport=transport,
-                trust_env=False,
-            )
+            self._base = str(httpx.URL(f"{base}/api/v1/"))
         except httpx.InvalidURL as error:
             raise PrefactorUnreachableError(
                 f"api_url {config.api_url!r} cannot be asked: {error}"
             ) from None
+        # No httpx.AsyncClient: that logs each request, and is what traces requests.
+        self._transport = transport
+        self._timeouts = httpx.Timeout(None, connect=config.connect_timeout).as_dict()
         self._connections.enter_context(masks_in_logs(*secrets))
-        self._connections.push_async_callback(self._http.aclose)
+        self._connections.push_async_callback(transport.aclose)
         return self
 
     async def __aexit__(
@@ -142,6 +142,7 @@ class ApiClient:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._closed = True  # or a call that comes late would open a connection
         await self._connections.aclose()
 
     async def ping(self) -> None:
@@ -276,13 +277,26 @@ class ApiClient:
         most_bytes: int = _MOST_BYTES,
     ) -> T:
         call = f"{method} {path} at {self._config.api_url}"
+        if self._closed:
+            raise PrefactorUnreachableError(f"{call}: the connections are closed")
         content = self._written(call, body) if isinstance(body, msgspec.Struct) else body
         # Bulk answers repeat what they were sent.
         limit = most_bytes + 2 * len(content or b"")
         try:
-            with anyio.fail_after(self._config.request_timeout):
-                async with self._http.stream(method, path, params=query, content=content) as answer:
+            with unrecorded(), anyio.fail_after(self._config.request_timeout):
+                request = httpx.Request(
+                    method,
+                    self._base + path,
+                    params=query,
+                    headers=self._headers,
+                    content=content,
+                    extensions={"timeout": self._timeouts},
+                )
+                answer = await self._transport.handle_async_request(request)
+                try:
                     return await self._read(call, answer, answer_type, limit)
+                finally:
+                    await answer.aclose()  # noqa: ASYNC102 - as far as it goes at once
         except (TimeoutError, httpx.TimeoutException):
             raise PrefactorUnreachableError(
                 f"{call}: no answer within {self._config.request_timeout:g} s "

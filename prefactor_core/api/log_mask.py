@@ -1,4 +1,4 @@
-"""Masks secrets in what httpx and httpcore log: at DEBUG, httpcore shows what servers answer."""
+"""Masks secrets in what httpcore logs: at DEBUG, it shows what servers answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Final
 from prefactor_core.api.quoting import masked
 
 _LOGGERS: Final = (
-    "httpx",
     "httpcore.connection",
     "httpcore.http11",
     "httpcore.proxy",
@@ -45,7 +44,7 @@ _mask: Final = _Mask()
 
 @contextmanager
 def masks_in_logs(*secrets: str) -> Generator[None]:
-    """Mask ``secrets`` in the log records of httpx and httpcore until the block is left."""
+    """Mask ``secrets`` in the log records of httpcore until the block is left."""
     _change(secrets, +1)
     try:
         yield

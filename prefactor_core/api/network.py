@@ -137,7 +137,11 @@ class Connection(httpcore.AsyncNetworkStream):
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> httpcore.AsyncNetworkStream:
         """The same connection, encrypted."""
-        return Connection(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+        try:
+            stream = await self._stream.start_tls(ssl_context, server_hostname, timeout)
+        except httpcore.ConnectError as error:
+            raise httpcore.ConnectError(f"no TLS connection: {_why_no_tls(error)}") from None
+        return Connection(stream)
 
     def get_extra_info(self, info: str) -> Any:
         """What httpcore wants to know of the connection."""
@@ -181,6 +185,15 @@ async def _connect_to_one(addresses: list[str], port: int) -> httpcore.AsyncNetw
     if connected is None:
         raise httpcore.ConnectError(str(problems[0]) if problems else "no address")
     return connected
+
+
+def _why_no_tls(error: BaseException | None) -> str:
+    """What ssl says, which trio keeps as the cause of an error without a text."""
+    while error is not None:
+        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return "the server has hung up"
 
 
 def _backend_here() -> httpcore.AsyncNetworkBackend:

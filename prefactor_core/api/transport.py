@@ -105,8 +105,7 @@ class Transport(httpx.AsyncBaseTransport):
         except Exception as error:
             raise _as_httpx(error) from None
         given = cast("dict[str, Any]", answer.extensions)
-        # Not the reason that the server gives beside the status: httpx logs it.
-        extensions: dict[str, Any] = {"http_version": given.get("http_version", b"HTTP/1.1")}
+        extensions: dict[str, Any] = {}
         connection = given.get("network_stream")
         if isinstance(connection, Connection):
             connection.body_begins()

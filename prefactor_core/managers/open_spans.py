@@ -13,7 +13,7 @@ from msgspec import UNSET, Raw, UnsetType
 from prefactor_core import identifiers
 from prefactor_core.capture import EMPTY, Capture, fields_of, truncated
 from prefactor_core.checks import to_end
-from prefactor_core.context_stack import SpanContextStack
+from prefactor_core.context_stack import OURS, SpanContextStack
 from prefactor_core.delivery.identity import Identities, RunIdentity
 from prefactor_core.delivery.outbox import Outbox
 from prefactor_core.exceptions import (
@@ -130,13 +130,14 @@ class OpenSpans(Live):
                         captured = truncated(held)
                         held = len(captured)
                     parent, parent_span_id = self._parent_of(span_id, run, parent_span_id)
+                    ours = parent_span_id is OURS or (parent is not None and parent.ours)
                     # The run of another client, too, has one clock here.
                     run = parent.run if parent else self._identities.keep(run)
                     opening = OpenSpan(
                         id=span_id,
                         instance_id=run.recorded_id,
                         schema_name=schema_name,
-                        parent_span_id=parent_span_id,
+                        parent_span_id=None if ours else parent_span_id,
                         payload={} if payload is None else payload,  # pyright: ignore[reportUnknownArgumentType]
                         result={} if result is None else result,
                         created_at=run.clock.now(),
@@ -145,6 +146,8 @@ class OpenSpans(Live):
                         parent=parent,
                         has_place=has_place,
                         late=run.termination.ending,
+                        dropped=ours,
+                        ours=ours,
                         context=context,
                     )
                     self.index.add(opening, held)
@@ -196,6 +199,8 @@ class OpenSpans(Live):
                 return None, None
             if isinstance(innermost, OpenSpan):
                 return innermost, innermost.id
+            if innermost is OURS:
+                return None, OURS
             # Pushed by hand. What is no id would cost the API's refusal of the whole span.
             return None, str.__str__(innermost) if identifiers.is_pfid(innermost) else None
         if not identifiers.is_pfid(parent_span_id):

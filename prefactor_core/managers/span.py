@@ -10,6 +10,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from prefactor_core import identifiers
 from prefactor_core.capture import Capture, fields_of
+from prefactor_core.context_stack import OURS, SpanContextStack
 from prefactor_core.delivery.identity import Identities, RunIdentity
 from prefactor_core.delivery.outbox import Outbox
 from prefactor_core.exceptions import (
@@ -90,7 +91,13 @@ class SpanManager(OpenSpans):
     def waits_for_place(self) -> bool:
         """Whether a span of asynchronous code waits while the outbox is full."""
         home = self._home
-        return self._outbox.waits_when_full and home.is_here and not home.is_left
+        return (
+            self._outbox.waits_when_full
+            and home.is_here
+            and not home.is_left
+            # The worker that makes a request of ours would wait for itself.
+            and OURS not in SpanContextStack.get_stack()
+        )
 
     async def wait_for_place(self) -> None:
         """Return when a span may be opened that is sure to be recorded."""

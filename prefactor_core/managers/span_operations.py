@@ -93,6 +93,17 @@ class SpanOperations:
         if status is _PENDING:
             # Its finish follows, and needs no other create if it is interrupted now.
             started_at, told = None, _ACTIVE
+        if span.ours:
+            if span.has_place:
+                self._outbox.give_place_back()
+                span.has_place = False
+            span.status, span.started_at, span.finished_at = told, started_at, finished_at
+            span.captured, self._ledger.open_bytes, span.held = (
+                EMPTY,
+                self._ledger.open_bytes - span.held,
+                0,
+            )
+            return
         operation = CreateSpan(
             timestamp=at,
             idempotency_key=identifiers.idempotency_key(span.id, "create"),
