@@ -38,6 +38,7 @@ _MAX_DEPTH: Final = 32
 _MANY: Final = 100
 _LONGEST_NAME: Final = 100
 
+_MEASURED: Final = 8
 _MOST_PLACES: Final = 30_000
 
 _NAMES: Final = frozenset({str})
@@ -55,17 +56,19 @@ def plain(value: object, limit: int, lost: set[str] | None = None) -> object:
 
     Nothing of ``value`` is in it that can change, and what is there twice may be one object.
     Containers more than 32 levels deep, and those that hold themselves, become a marker; so does
-    what cannot be read. ``lost`` gets the reasons why something of ``value`` is not in it.
+    what cannot be read, and a part that has more than ``limit`` bytes of JSON by itself, also if
+    all strings were cut to 64 characters. ``lost`` gets the reasons why something of ``value`` is
+    not in it.
 
-    Raises :class:`TooLargeError` when more than ``limit`` bytes of JSON are sure to come, also
-    if all strings were cut to 64 characters; and of :class:`Exception` nothing else, but where
-    the stack has no room for another call.
+    Raises :class:`TooLargeError` when several times ``limit`` bytes of JSON are sure to come, or
+    parts without number; and of :class:`Exception` nothing else, but where the stack has no room
+    for another call.
     """
     found: set[str] = set()
     try:
         tree = _Walk(limit, found, natively=True).run(value)
     except TooLargeError:
-        # It may be that it fits if strings are cut.
+        # It may be that it fits if strings are cut, or a part of it is left out.
         found.clear()
         tree = _Walk(limit, found, natively=False).run(value)
     if lost is not None:
@@ -109,15 +112,18 @@ def _look(value: object, most: int) -> tuple[bool, int]:
 class _Walk:
     """Goes through one value. What needs code of others waits, and is asked for together.
 
-    ``natively``: parts that are plain are left to msgspec, which is faster; no string of them can
-    be cut then.
+    ``natively``: parts that are plain are left to msgspec, which is faster. No string of them can
+    be cut then, nor a part be left out: it is for what fits.
     """
 
     def __init__(self, limit: int, lost: set[str], *, natively: bool) -> None:
         self.limit = limit
+        self._is_large = not natively
         # At how many containers it may still be looked whether they are plain.
         self._looks = 2 * _MOST_PLACES if natively else 0
-        self._room = limit
+        # How much may still come, and where the container that is walked has no more.
+        self._room = limit if natively else _MEASURED * limit
+        self._floor = 0
         self._lost = lost
         self._timebox = Timebox()
         # What waits, with its place.
@@ -205,8 +211,20 @@ class _Walk:
         if len(around) == _MAX_DEPTH:
             self.lose("too_deep")
             return TOO_DEEP
-        room, odd = self._room, self._odd
-        tree = parts((*around, value))
+        room, odd, floor = self._room, self._odd, self._floor
+        if self._is_large and around:
+            self._floor = max(0, room - self.limit)
+        try:
+            tree = parts((*around, value))
+        except TooLargeError:
+            # Of those inside of each other the innermost goes that is too large by itself.
+            if self._floor == floor:
+                raise
+            self.lose("truncated")
+            self._room = room - SHORT
+            tree = {"$truncated": {"more_than_bytes": self.limit}}
+        finally:
+            self._floor = floor
         if self._odd == odd and not isinstance(tree, Later):
             self._walked[key] = value, tree, room - self._room
         return tree
@@ -273,7 +291,7 @@ class _Walk:
 
     def fits(self, tree: object) -> bool:
         try:
-            size = len(encode_within(tree, self._room))
+            size = len(encode_within(tree, self.limit))
         except BufferError:
             return False
         self._take(size)
@@ -291,7 +309,7 @@ class _Walk:
 
     def _take(self, size: int) -> None:
         self._room -= size
-        if self._room < 0:
+        if self._room < self._floor:
             raise TooLargeError
 
 

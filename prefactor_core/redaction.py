@@ -179,6 +179,7 @@ class KeyRedactor:
         all_are_shown = self._shown.issuperset
         are_scalars = _SCALARS.issuperset
         places: list[Any] = [payload]
+        cls: type[Any]
         try:
             for place in places:  # which grows meanwhile
                 cls = type(place)

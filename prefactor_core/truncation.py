@@ -67,15 +67,44 @@ def fit(tree: dict[str, object], limit: int, lost: set[str] | None = None) -> by
 
     ``tree`` is of nothing but what JSON has, and is not changed. Strings of more than 64
     characters are cut, the largest first and all that are cut to about the same size; each
-    ends with the number of characters that are missing; ``truncated`` is added to ``lost`` then.
-    Raises :class:`TooLargeError` if that is not enough.
+    ends with the number of characters that are missing. If that is not enough, a marker stands
+    for the largest fields. ``truncated`` is added to ``lost`` then. Raises :class:`TooLargeError`
+    if there are too many fields.
     """
     try:
         return encode_within(tree, limit)
     except (BufferError, UnicodeError):
         if lost is not None:
             lost.add("truncated")
+    try:
         return _cut(cast("dict[str, object]", unshared(tree)), limit)
+    except TooLargeError:
+        return _cut(_without_largest(cast("dict[str, object]", unshared(tree)), limit), limit)
+
+
+def _without_largest(tree: dict[str, object], limit: int) -> dict[str, object]:
+    """Without the fields that are too large for all to fit, whichever comes first."""
+    sizes = {name: len(_encoder.encode({name: _least(value)})) for name, value in tree.items()}
+    room = limit - sum(sizes.values())
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        if room >= 0:
+            return tree
+        marker = {"$truncated": {"bytes": len(_encoder.encode(tree[name]))}}
+        tree[name] = marker
+        room += sizes[name] - len(_encoder.encode({name: marker}))
+    if room < 0:
+        raise TooLargeError
+    return tree
+
+
+def _least(tree: object) -> object:
+    """``tree`` with all strings as short as they may become."""
+    if isinstance(tree, dict):
+        fields = cast("dict[str, object]", tree)
+        return {key: _least(item) for key, item in fields.items()}
+    if isinstance(tree, list):
+        return [_least(item) for item in cast("list[object]", tree)]
+    return tree[:SHORT] if isinstance(tree, str) else tree
 
 
 def unshared(tree: object) -> object:
