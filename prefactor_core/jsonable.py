@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from functools import partial
 from numbers import Integral, Real
 from pathlib import PurePath
 from types import NoneType
@@ -124,6 +125,7 @@ class _Walk:
         # How much may still come, and where the container that is walked has no more.
         self._room = limit if natively else _MEASURED * limit
         self._floor = 0
+        self._has_root = False
         self._lost = lost
         self._timebox = Timebox()
         # What waits, with its place.
@@ -141,7 +143,7 @@ class _Walk:
             waiting, self._waiting = self._waiting, []
             outcomes = self._timebox.call_all([later.ask for *_, later in waiting])
             for (place, key, later), (result, error) in zip(waiting, outcomes, strict=True):
-                self._put(place, key, self._after(later, result, error))
+                self._put(place, key, self._after(later, result, error, place is root))
         return root[""]
 
     def _put(self, place: Any, key: Any, tree: object) -> None:
@@ -154,10 +156,12 @@ class _Walk:
         else:
             place[key] = tree
 
-    def _after(self, later: Later, result: object, error: Exception | None) -> object:
+    def _after(
+        self, later: Later, result: object, error: Exception | None, is_root: bool
+    ) -> object:
         if error is None:
             try:
-                return later.then(result)
+                return self._bounded(partial(later.then, result), is_root)
             except (TooLargeError, RecursionError):
                 raise
             except Exception as raised:
@@ -211,23 +215,30 @@ class _Walk:
         if len(around) == _MAX_DEPTH:
             self.lose("too_deep")
             return TOO_DEEP
-        room, odd, floor = self._room, self._odd, self._floor
-        if self._is_large and around:
-            self._floor = max(0, room - self.limit)
-        try:
-            tree = parts((*around, value))
-        except TooLargeError:
-            # Of those inside of each other the innermost goes that is too large by itself.
-            if self._floor == floor:
-                raise
-            self.lose("truncated")
-            self._room = room - SHORT
-            tree = {"$truncated": {"more_than_bytes": self.limit}}
-        finally:
-            self._floor = floor
+        is_root, self._has_root = not self._has_root, True
+        room, odd = self._room, self._odd
+        tree = self._bounded(partial(parts, (*around, value)), is_root)
         if self._odd == odd and not isinstance(tree, Later):
             self._walked[key] = value, tree, room - self._room
         return tree
+
+    def _bounded(self, parts: Callable[[], object], is_root: bool) -> object:
+        """What ``parts`` makes of a container, or a marker if it is too large by itself."""
+        if not self._is_large or is_root:
+            return parts()
+        room, floor = self._room, self._floor
+        self._floor = max(0, room - self.limit)
+        try:
+            return parts()
+        except TooLargeError:
+            # Of those inside of each other the innermost goes.
+            if self._floor == 0:
+                raise
+            self.lose("truncated")
+            self._room = room - SHORT
+            return {"$truncated": {"more_than_bytes": self.limit}}
+        finally:
+            self._floor = floor
 
     def listed(self, items: list[Any], around: Around) -> object:
         self._take(2 * len(items))  # 0,

@@ -484,7 +484,7 @@ class _Model(Later):
         return self.walk.plain(_masked(given, self.value, 0), (*self.around, self.value))
 
     def otherwise(self, error: Exception) -> object:
-        names = _fields_of_model(type(self.value))
+        names = _fields_of_model(self.value)
         if names is None:
             return _shown_instead(self, error)
         # Field by field: what raises or takes too long may be one of them alone.
@@ -516,7 +516,7 @@ class _ModelField(Later):
         return self.walk.plain(next(iter(masked.values())), self.around)
 
     def otherwise(self, error: Exception) -> object:
-        fields: dict[str, object] = _own(self.value, "__dict__")
+        fields = _parts_of_model(self.value)
         if self.name not in fields or isinstance(error, TooSlowError):
             return self.walk.failed(type(self.value), error)
         # As what it is, and not as the model would say it.
@@ -535,15 +535,18 @@ def _dumped(cls: Any, value: object, **only: object) -> Any:
         return dump(value, **only)
 
 
-def _fields_of_model(cls: type) -> list[str] | None:
-    names: list[str] = []
-    for found in ("__pydantic_fields__", "__pydantic_computed_fields__"):
-        if not isinstance(known := attribute_of(cls, found), dict):
-            decorators = attribute_of(cls, "__pydantic_decorators__")
-            known = getattr(decorators, "computed_fields", None)
-        if isinstance(known, dict):
-            names += cast("dict[str, object]", known)
-    return names or None
+def _fields_of_model(model: object) -> list[str] | None:
+    cls: type[Any] = type(model)
+    if attribute_of(cls, "__pydantic_fields__") is None:
+        return None
+    computed: object = getattr(attribute_of(cls, "__pydantic_decorators__"), "computed_fields", ())
+    return [*_parts_of_model(model), *cast("Iterable[str]", computed)]
+
+
+def _parts_of_model(model: object) -> dict[str, object]:
+    """The fields of a model of pydantic, and what it took beside them."""
+    fields, more = _own(model, "__dict__"), _own(model, "__pydantic_extra__")
+    return {**fields, **more} if isinstance(more, dict) else dict(fields)
 
 
 def _masked(tree: Any, value: object, depth: int) -> Any:
@@ -575,10 +578,9 @@ def _masked(tree: Any, value: object, depth: int) -> Any:
 
 
 def _fields_inside(cls: type, value: object) -> dict[str, object] | None:
-    if (
-        attribute_of(cls, "model_dump") is None
-        and attribute_of(cls, "__dataclass_fields__") is None
-    ):
+    if attribute_of(cls, "__pydantic_fields__") is not None:
+        return _parts_of_model(value)
+    if attribute_of(cls, "__dataclass_fields__") is None:
         return None
     fields: object = _own(value, "__dict__")
     return cast("dict[str, object]", fields) if isinstance(fields, dict) else None

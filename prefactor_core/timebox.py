@@ -110,6 +110,8 @@ class _Batch:
             except Empty:
                 pass
             else:
+                if helper not in self._helpers:
+                    continue  # it was given up, and has ended all the same
                 self._helpers.remove(helper)
                 helper.look(0.0)
                 seconds -= helper.computed
