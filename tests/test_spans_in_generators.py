@@ -30,6 +30,7 @@ from prefactor_core import (
     context_stack,
     current_span,
     open_prefactor_sync,
+    traced,
 )
 from prefactor_core.span_types import standard_types
 
@@ -179,6 +180,70 @@ async def test_each_generator_of_several_that_take_turns_has_its_own() -> None:
         **{f"inner's {item}": "inner" for item in "ab"},
         **{f"other's {item}": "other" for item in "ab"},
         **{f"consumer's {item}": None for item in ("aa", "bb")},
+    }
+
+
+async def test_a_traced_generator_and_one_that_holds_a_span_keep_to_their_own() -> None:
+    @traced("agent:llm")
+    def stream(name: str) -> Generator[str]:
+        note(r, f"{name}'s first")
+        with span(r, f"held by {name}"):
+            yield "a"
+            note(r, f"{name}'s second")
+            yield "b"
+
+    def around() -> Generator[str]:
+        with span(r, "around"):
+            for item in stream("inner"):
+                note(r, f"around's {item}")
+                yield item
+
+    async with recording() as r:
+        with span(r, "outer"):
+            for one, two in zip(around(), stream("other"), strict=True):
+                note(r, f"outer's {one}{two}")
+    assert tree(r) == {
+        "outer": None,
+        "around": "outer",
+        "inner": "around",
+        "inner's first": "inner",
+        "held by inner": "inner",
+        "inner's second": "held by inner",
+        "around's a": "around",
+        "around's b": "around",
+        "other": "outer",
+        "other's first": "other",
+        "held by other": "other",
+        "other's second": "held by other",
+        "outer's aa": "outer",
+        "outer's bb": "outer",
+    }
+
+
+async def test_a_traced_generator_that_was_begun_before_is_its_own_inside_of_another() -> None:
+    @traced("agent:llm")
+    def stream(name: str) -> Generator[str]:
+        for item in "ab":
+            note(r, f"stream's {item}")
+            yield item
+
+    def around() -> Generator[str]:
+        begun = stream("stream")
+        yield next(begun)
+        with span(r, "around"):
+            yield next(begun)
+            note(r, "around's")
+        begun.close()
+
+    async with recording() as r:
+        for item in around():
+            note(r, f"consumer's {item}")
+    assert tree(r) == {
+        "stream": None,
+        "around": None,
+        "around's": "around",
+        **{f"stream's {item}": "stream" for item in "ab"},
+        **{f"consumer's {item}": None for item in "ab"},
     }
 
 
