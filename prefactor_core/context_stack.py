@@ -55,18 +55,20 @@ class _Generator(Struct, eq=False):
     """A generator that holds open spans, with these ids; ``frame``: None when it holds none.
 
     ``entered``: what was entered in its turns, in whichever contexts these were; its own stack.
-    Of what has ended since, about as much is kept as is open.
+    Of what has ended since, about as much is kept as is open. ``aside``: whether its stack is put
+    aside while it waits at a yield, so that only its own tasks have it then.
     """
 
     frame: FrameType | None
     spans: set[str]
     entered: list[_Entry]
     most: int = _SPARE
+    aside: bool = False
 
     @property
     def is_at_yield(self) -> bool:
         """Whether its turn is over, and it holds spans still."""
-        return self.frame is not None and is_at_yield(self.frame)
+        return not self.aside and self.frame is not None and is_at_yield(self.frame)
 
     def enters(self, entry: _Entry) -> None:
         if len(self.entered) >= self.most:
@@ -335,10 +337,25 @@ class OtherStack:
     ``with`` is a swap there and back.
     """
 
-    __slots__ = ("_aside",)
+    __slots__ = ("_aside", "_base", "_generator")
 
     def __init__(self) -> None:
-        self._aside = _innermost.get()
+        self._base = self._aside = _innermost.get()
+        self._generator: _Generator | None = None
+        if _generators:
+            self._tell_from_others(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
+
+    def _tell_from_others(self, frame: FrameType) -> None:
+        """Let what is entered in this generator be its own, and not that of one that runs it."""
+        entered: list[_Entry] = []
+        entry = _top()
+        while entry is not None and entry is not self._base:
+            entered.append(entry)
+            entry = _open(entry.below)
+        entered.reverse()
+        self._generator = _generators[frame] = _Generator(frame, set(), entered, aside=True)
+        for entry in entered:
+            entry.generator = self._generator
 
     def swap(self) -> None:
         """It is the other code's turn."""
@@ -346,8 +363,18 @@ class OtherStack:
         _innermost.set(self._aside)
         self._aside = entry
 
+    def close(self) -> None:
+        """The generator is at its end: it is the other code's turn for good."""
+        _innermost.set(self._aside)
+        generator = self._generator
+        if generator is not None and generator.frame is not None:
+            _generators.pop(generator.frame, None)
+            generator.frame = None
+
     def __enter__(self) -> None:
         self.swap()
 
     def __exit__(self, *error: object) -> None:
         self.swap()
+        if _generators and self._generator is None:
+            self._tell_from_others(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]

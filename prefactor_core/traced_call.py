@@ -229,11 +229,11 @@ class Call:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not self._goes_on:
-            self.ends(error)
-            return
-        self._goes_on = False
-        self.leaves()
+        if self._goes_on:
+            self._goes_on = False
+            self.leaves()
+        elif self.span is not None:
+            self.span.__exit__(exc_type, error, traceback)
 
     async def __aexit__(
         self,
@@ -276,6 +276,17 @@ class Stream(Call):
             self._items.append(captured)
 
     def ends(self, error: BaseException | None) -> None:
-        if self.is_open and self._capture is not None and self.span is not None:
-            self.span.set_result(self.calls.result_of_items(self._items, self._left_out))
-        super().ends(error)
+        self.__exit__(None if error is None else type(error), error, None)
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._goes_on:
+            super().__exit__(exc_type, error, traceback)
+        elif self.span is not None:
+            if self._capture is not None:
+                self.span.set_result(self.calls.result_of_items(self._items, self._left_out))
+            self.span.__exit__(exc_type, error, traceback)

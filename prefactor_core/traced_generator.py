@@ -44,7 +44,7 @@ def generator_function(begin: Begin) -> Callable[..., Any]:
                     except BaseException as error:  # noqa: ASYNC103 - it is up to the generator
                         resume, given = inner.throw, error
         finally:
-            outside.swap()
+            outside.close()
 
     return wrapper
 
@@ -77,7 +77,7 @@ def async_generator_function(begin: Begin) -> Callable[..., Any]:
                     except BaseException as error:  # noqa: ASYNC103
                         step = inner.athrow(error)
         finally:
-            outside.swap()
+            outside.close()
 
     return wrapper
 

@@ -16,15 +16,15 @@ from typing import Any, Final, TypeAlias, cast
 from prefactor_core.traced_call import Call, Stream
 from prefactor_core.traced_generator import async_generator_function, generator_function
 
-_DONE: Final = frozenset({bool, bytes, dict, float, int, list, set, str, tuple, type(None)})
-"""The types of most of what functions return, which need no look at their methods."""
+DONE: Final = frozenset({bool, bytes, dict, float, int, list, set, str, tuple, type(None)})
+"""The types of most of what functions return, of which nothing is handed on."""
 
 HandOn: TypeAlias = Callable[[Call, Any], Any]
 
 
 def hand_on(call: Call, value: Any) -> Any:
     """What the caller gets of a call that has returned ``value``; to be called in its block."""
-    if type(value) in _DONE or not call.is_open or (way := _way_of(value)) is None:
+    if type(value) in DONE or not call.is_open or (way := _way_of(value)) is None:
         call.returns(value)
         return value
     call.goes_on()

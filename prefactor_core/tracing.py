@@ -12,7 +12,7 @@ from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.traced_call import MAX_ITEMS as MAX_ITEMS
 from prefactor_core.traced_call import Call, Calls, Reduce, Stream
 from prefactor_core.traced_generator import async_generator_function, generator_function
-from prefactor_core.traced_value import hand_on
+from prefactor_core.traced_value import DONE, hand_on
 
 if TYPE_CHECKING:
     from prefactor_core.agent_instance import AgentInstanceHandle
@@ -102,7 +102,11 @@ def _beginning(calls: Calls) -> Callable[..., tuple[Stream, Callable[[], Any]]]:
 def _function(calls: Calls) -> Callable[..., Any]:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         with Call(calls, calls.span(args, kwargs)) as call:
-            return hand_on(call, calls.function(*args, **kwargs))
+            value = calls.function(*args, **kwargs)
+            if type(value) not in DONE:
+                return hand_on(call, value)
+            call.returns(value)
+            return value
 
     return wrapper
 
@@ -113,7 +117,10 @@ def _coroutine_function(calls: Calls) -> Callable[..., Any]:
             value = await calls.function(*args, **kwargs)
             # The span ends here and not with its block, which would make a checkpoint: a
             # cancellation that waits there would take what the function has returned.
-            return hand_on(call, value)
+            if type(value) not in DONE:
+                return hand_on(call, value)
+            call.returns(value)
+            return value
 
     return wrapper
 

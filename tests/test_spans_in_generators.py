@@ -30,6 +30,7 @@ from prefactor_core import (
     context_stack,
     current_span,
     open_prefactor_sync,
+    traced,
 )
 from prefactor_core.span_types import standard_types
 
@@ -105,7 +106,7 @@ async def test_so_it_is_with_an_asynchronous_generator(way: str) -> None:
             for item in range(2):
                 note(r, f"own {item}")
                 await anyio.lowlevel.checkpoint()
-                yield item
+                yield item  # noqa: ASYNC119
 
     async with recording() as r:
         async with span(r, "outer") as outer:
@@ -182,6 +183,70 @@ async def test_each_generator_of_several_that_take_turns_has_its_own() -> None:
     }
 
 
+async def test_a_traced_generator_and_one_that_holds_a_span_keep_to_their_own() -> None:
+    @traced("agent:llm")
+    def stream(name: str) -> Generator[str]:
+        note(r, f"{name}'s first")
+        with span(r, f"held by {name}"):
+            yield "a"
+            note(r, f"{name}'s second")
+            yield "b"
+
+    def around() -> Generator[str]:
+        with span(r, "around"):
+            for item in stream("inner"):
+                note(r, f"around's {item}")
+                yield item
+
+    async with recording() as r:
+        with span(r, "outer"):
+            for one, two in zip(around(), stream("other"), strict=True):
+                note(r, f"outer's {one}{two}")
+    assert tree(r) == {
+        "outer": None,
+        "around": "outer",
+        "inner": "around",
+        "inner's first": "inner",
+        "held by inner": "inner",
+        "inner's second": "held by inner",
+        "around's a": "around",
+        "around's b": "around",
+        "other": "outer",
+        "other's first": "other",
+        "held by other": "other",
+        "other's second": "held by other",
+        "outer's aa": "outer",
+        "outer's bb": "outer",
+    }
+
+
+async def test_a_traced_generator_that_was_begun_before_is_its_own_inside_of_another() -> None:
+    @traced("agent:llm")
+    def stream(name: str) -> Generator[str]:
+        for item in "ab":
+            note(r, f"stream's {item}")
+            yield item
+
+    def around() -> Generator[str]:
+        begun = stream("stream")
+        yield next(begun)
+        with span(r, "around"):
+            yield next(begun)
+            note(r, "around's")
+        begun.close()
+
+    async with recording() as r:
+        for item in around():
+            note(r, f"consumer's {item}")
+    assert tree(r) == {
+        "stream": None,
+        "around": None,
+        "around's": "around",
+        **{f"stream's {item}": "stream" for item in "ab"},
+        **{f"consumer's {item}": None for item in "ab"},
+    }
+
+
 # What it starts itself
 
 
@@ -196,7 +261,7 @@ async def test_the_tasks_and_threads_of_a_generator_are_in_its_span_while_it_wai
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(task, f"task {item}")
                 await anyio.to_thread.run_sync(note, r, f"thread {item}")
-                yield item
+                yield item  # noqa: ASYNC119
 
     async with recording() as r:
         async with aclosing(items()) as generator:
@@ -216,8 +281,8 @@ async def test_a_task_that_runs_between_two_items_is_in_the_span_of_the_consumer
 
     async def items() -> AsyncGenerator[int]:
         async with span(r, "held"):
-            yield 0
-            yield 1
+            yield 0  # noqa: ASYNC119
+            yield 1  # noqa: ASYNC119
 
     async with recording() as r:
         async with span(r, "outer"), aclosing(items()) as generator:
@@ -307,9 +372,9 @@ async def test_what_a_generator_enters_by_another_object_is_its_own_all_the_same
                     stack.enter_context(span(r, "held"))
                 else:
                     await astack.enter_async_context(span(r, "held"))
-                yield 1
+                yield 1  # noqa: ASYNC119
                 note(r, "own")
-                yield 2
+                yield 2  # noqa: ASYNC119
 
     async with recording() as r:
         async with aclosing(items()) as generator:

@@ -100,7 +100,7 @@ class Request:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await anyio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint()  # noqa: ASYNC102
 
 
 FUNCTIONS: dict[str, Callable[[object], Any]] = {
@@ -166,7 +166,8 @@ async def test_what_stands_for_a_coroutine_can_be_a_task(
             coroutine = made("x")
             assert inspect.iscoroutine(coroutine)
             assert coroutine.__qualname__ in ("work", "AsyncCallable.__call__")
-            assert await asyncio.create_task(coroutine) == "x"
+            task = asyncio.create_task(coroutine)
+            assert await task == "x"
     once = ("agent:tool", "complete", [INNER])
     assert r.run.shape == ("complete", [once] * (2 if anyio_backend_name == "asyncio" else 1))
 
@@ -375,7 +376,7 @@ class AsyncStream:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await self.close()
+        await self.close()  # noqa: ASYNC102
 
     async def close(self) -> None:
         await anyio.lowlevel.checkpoint()
