@@ -179,10 +179,9 @@ class KeyRedactor:
         all_are_shown = self._shown.issuperset
         are_scalars = _SCALARS.issuperset
         places: list[Any] = [payload]
-        cls: type[Any]
         try:
             for place in places:  # which grows meanwhile
-                cls = type(place)
+                cls: type[Any] = type(place)
                 if cls is dict:
                     # What equals a name that is shown has its text, also of a subclass of str.
                     if not all_are_shown(place) and not self._shows_all(place):

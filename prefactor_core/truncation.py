@@ -76,10 +76,15 @@ def fit(tree: dict[str, object], limit: int, lost: set[str] | None = None) -> by
     except (BufferError, UnicodeError):
         if lost is not None:
             lost.add("truncated")
+    own = cast("dict[str, object]", unshared(tree))
     try:
-        return _cut(cast("dict[str, object]", unshared(tree)), limit)
+        return _cut(own, limit)
     except TooLargeError:
-        return _cut(_without_largest(cast("dict[str, object]", unshared(tree)), limit), limit)
+        own = _without_largest(cast("dict[str, object]", unshared(tree)), limit)
+    try:
+        return encode_within(own, limit)
+    except (BufferError, UnicodeError):
+        return _cut(own, limit)
 
 
 def _without_largest(tree: dict[str, object], limit: int) -> dict[str, object]:
@@ -90,8 +95,11 @@ def _without_largest(tree: dict[str, object], limit: int) -> dict[str, object]:
         if room >= 0:
             return tree
         marker = {"$truncated": {"bytes": len(_encoder.encode(tree[name]))}}
+        saved = sizes[name] - len(_encoder.encode({name: marker}))
+        if saved <= 0:
+            break  # those that are left are as small
         tree[name] = marker
-        room += sizes[name] - len(_encoder.encode({name: marker}))
+        room += saved
     if room < 0:
         raise TooLargeError
     return tree

@@ -542,7 +542,9 @@ def test_values_that_share_parts_do_not_explode(
     leaf: object, container: Callable[..., object]
 ) -> None:
     payload = {"value": wrapped(wrapped(leaf, container), container)}  # 2**30 times the leaf
-    assert captured(payload).keys() == {"$truncated"}
+    stored = bytes(capture(payload))  # pytest would show the payload
+    assert b'{"$truncated":' in stored
+    assert len(stored) <= 1_000_000
 
 
 @pytest.mark.parametrize("redact", [None, redact_keys()], ids=["whole", "redacted"])
