@@ -181,7 +181,7 @@ class KeyRedactor:
         places: list[Any] = [payload]
         try:
             for place in places:  # which grows meanwhile
-                cls: type[Any] = type(place)
+                cls: type[Any] = type(place)  # pyright: ignore[reportUnknownVariableType]
                 if cls is dict:
                     # What equals a name that is shown has its text, also of a subclass of str.
                     if not all_are_shown(place) and not self._shows_all(place):
