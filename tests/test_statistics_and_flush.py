@@ -805,3 +805,21 @@ async def test_a_large_result_is_let_in_by_its_marker_when_too_many_bytes_wait(
     assert client.statistics().lost == 0
     assert sum("$truncated" in result for result in results) == 17
     assert {span.status for span in (await stored_run(api)).spans.values()} == {"complete"}
+
+
+async def test_what_is_not_recorded_whole_is_in_the_statistics_by_reason(api: FaultyApi) -> None:
+    class Unreadable:
+        def __repr__(self) -> str:
+            raise RuntimeError("no repr")
+
+    async with open_client(api, max_payload_bytes=1_024) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            await record(instance, whole=1)
+            assert client.statistics().degraded == {}
+            await record(instance, 2, text="x" * 2_000)
+            async with instance.span("agent:tool", payload={"value": Unreadable()}) as span:
+                await span.complete({"value": Unreadable(), "text": "x" * 2_000})
+        with anyio.fail_after(5):
+            await client.flush()
+        assert client.statistics().degraded == {"truncated": 3, "unreadable": 2}
+        assert client.statistics().lost == 0
