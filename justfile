@@ -31,7 +31,7 @@ test-uvloop *options: (_install venv "dev")
 test-lowest *options: (_install venv "dev") (_install ".venv-lowest" "dev")
     @# The pytest plugin of the lowest anyio does not load in pytest 9.2 and later.
     .venv-lowest/bin/python -m pip install -q $({{ python }} tests/lowest_versions.py) 'pytest<9.2'
-    .venv-lowest/bin/python -m pytest -n auto -k 'not trio' {{ options }}
+    .venv-lowest/bin/python -m pytest -n auto -k 'not trio' --hypothesis-profile=few {{ options }}
 
 # Play 10,000 schedules of an agent that no test has played before, half of them on trio.
 fuzz *options: (_install venv "dev")

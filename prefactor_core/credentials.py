@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from base64 import b64decode
 from collections.abc import Mapping
+from functools import cache
 from itertools import chain, count
 from typing import Final, cast
 
@@ -56,11 +57,14 @@ def _begins(prefixes: str, rest: str) -> str:
     return rf"(?<![\w-])(?P<secret>(?:{'|'.join(map(re.escape, prefixes.split()))}){rest})"
 
 
-# What is looked for, and the texts without one of which it is in none.
-_RULES: Final = tuple(
-    (tuple(marks.split()), re.compile(regex))
-    for marks, regex in (*_OTHERS, *((each[0], _begins(*each)) for each in _TOKENS))
-)
+@cache
+def _rules() -> tuple[tuple[tuple[str, ...], re.Pattern[str]], ...]:
+    """What is looked for, and the texts without one of which it is in none."""
+    # Here: they take milliseconds to compile, and few programs look for them.
+    return tuple(
+        (tuple(marks.split()), re.compile(regex))
+        for marks, regex in (*_OTHERS, *((each[0], _begins(*each)) for each in _TOKENS))
+    )
 
 
 def redact_credentials(
@@ -133,7 +137,7 @@ def _free(key: str, fields: Mapping[str, object]) -> str:
 
 def masked_text(text: str, replacement: str) -> str:
     """``text`` with ``replacement`` in place of each credential in it."""
-    for marks, found in _RULES:
+    for marks, found in _rules():
         if any(mark in text for mark in marks):
             text = found.sub(lambda match: _without_secret(match, replacement), text)
     return text

@@ -8,9 +8,8 @@ from collections.abc import Callable, Collection, Iterable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from functools import partial
+from functools import cache, partial
 from numbers import Integral, Real
-from pathlib import PurePath
 from types import NoneType
 from typing import Any, Final, TypeAlias, cast
 from uuid import UUID
@@ -49,7 +48,6 @@ Items: TypeAlias = tuple[tuple[Any, Any], ...]
 
 _SIMPLE: Final = frozenset({float, bool, NoneType})
 _CONTAINERS: Final = frozenset({dict, list, tuple})
-_TEXTS: Final = (date, time, timedelta, UUID, Decimal, PurePath)
 
 
 def plain(value: object, limit: int, lost: set[str] | None = None) -> object:
@@ -75,6 +73,14 @@ def plain(value: object, limit: int, lost: set[str] | None = None) -> object:
     if lost is not None:
         lost |= found
     return tree
+
+
+@cache
+def _texts() -> tuple[type, ...]:
+    """What is a text in JSON, and so can be a name."""
+    from pathlib import PurePath  # here: it takes milliseconds to import
+
+    return (date, time, timedelta, UUID, Decimal, PurePath)
 
 
 def is_plain(value: object) -> bool:
@@ -282,7 +288,7 @@ class _Walk:
             return utf8(str.__str__(cast("str", key)))
         if cls is bytes:
             return _name_of_bytes(cast("bytes", key))
-        if issubclass(cls, _TEXTS):
+        if issubclass(cls, _texts()):
             room = self._room
             text = str(self.plain(key, ()))
             self._room = room  # it is taken with the others
