@@ -40,6 +40,9 @@ _LONGEST_NAME: Final = 100
 
 _MEASURED: Final = 8
 _MOST_PLACES: Final = 30_000
+_MOST_ITEMS: Final = 100_000
+# So many containers may be in a circle.
+_FEW: Final = 256
 
 _NAMES: Final = frozenset({str})
 _PLAIN: Final = frozenset({str, int, float, bool, NoneType, datetime, date, time, UUID, Decimal})
@@ -91,7 +94,7 @@ def is_plain(value: object) -> bool:
 
 def _look(value: object, most: int) -> tuple[bool, int]:
     """Whether a value is plain, and at how many containers it took a look, of at most ``most``."""
-    places = [value]
+    places, few = [value], _FEW
     try:
         for place in places:  # which grows meanwhile
             cls = type(place)
@@ -103,14 +106,19 @@ def _look(value: object, most: int) -> tuple[bool, int]:
                 parts = fields.values()
             elif cls is list or cls is tuple:
                 parts = cast("list[object]", place)
+                if len(parts) > _MOST_ITEMS:
+                    return False, len(places)
             elif issubclass(cls, Struct):
                 parts = astuple(cast("Struct", place))
             else:
                 return False, len(places)
             if not _PLAIN.issuperset(map(type, parts)):
                 places += [part for part in parts if type(part) not in _PLAIN]
-                if len(places) > most:
-                    return False, len(places)
+                if len(places) > few:
+                    # As in a circle, or where there is no end.
+                    if len(places) > most or len(set(map(id, places))) < len(places):
+                        return False, len(places)
+                    few = most
     except Exception:  # a metaclass that raises, or another thread has changed it meanwhile
         return False, len(places)
     return True, len(places)
@@ -199,6 +207,9 @@ class _Walk:
         """A plain value in JSON; None if it is too large or too deep, or a surrogate is in it."""
         try:
             encoded = encode_within(value, self._room)
+        except RecursionError:
+            self._looks = 0  # what is inside of it is about as deep
+            return None
         except Exception:
             return None
         self._room -= len(encoded)

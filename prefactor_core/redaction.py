@@ -94,6 +94,9 @@ SECRETS: Final = (
 _LONGEST_KEPT: Final = 100
 _MOST_KEPT: Final = 2_000
 _MOST_VISITED: Final = 30_000
+_MOST_ITEMS: Final = 100_000
+# So many may be in a circle.
+_FEW: Final = 256
 
 _WORD_STARTS: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _SEPARATORS: Final = re.compile(r"[\W_]+")
@@ -179,6 +182,7 @@ class KeyRedactor:
         all_are_shown = self._shown.issuperset
         are_scalars = _SCALARS.issuperset
         places: list[Any] = [payload]
+        most = _FEW
         try:
             for place in places:  # which grows meanwhile
                 cls: type[Any] = type(place)  # pyright: ignore[reportUnknownVariableType]
@@ -189,15 +193,21 @@ class KeyRedactor:
                     for name in place:
                         if type(place[name]) not in _IN_FIELDS:
                             places += (place[name],)
-                            if len(places) > _MOST_VISITED:
-                                return False
+                            if len(places) > most:
+                                if _are_too_many(places):
+                                    return False
+                                most = _MOST_VISITED
                 elif cls in _LISTS:
                     if len(place) == 2 and self._may_be_a_secret_name(next(iter(place))):
                         return False
+                    if len(place) > _MOST_ITEMS:
+                        return False
                     if not are_scalars(map(type, place)):
                         places += [part for part in place if type(part) not in _SCALARS]
-                        if len(places) > _MOST_VISITED:
-                            return False
+                        if len(places) > most:
+                            if _are_too_many(places):
+                                return False
+                            most = _MOST_VISITED
                 elif cls in self._shown_structs or self._shows_struct(cls):
                     places += [part for part in astuple(place) if type(part) not in _IN_FIELDS]
                 elif issubclass(cls, Enum):
@@ -210,7 +220,7 @@ class KeyRedactor:
 
     def _shows_all(self, fields: Mapping[object, object]) -> bool:
         """Whether there are only names that are shown, of a number that may be looked at here."""
-        if len(fields) > _MOST_VISITED or any(type(key) is not str for key in fields):
+        if len(fields) > _MOST_KEPT or any(type(key) is not str for key in fields):
             return False
         names = cast("Mapping[str, object]", fields)
         if "value" in names and self._names_a_secret(names):
@@ -247,6 +257,11 @@ class KeyRedactor:
             text = cast("str", part)
             return len(text) <= _LONGEST_KEPT and self.hides(text)
         return cls not in _NO_TEXT
+
+
+def _are_too_many(places: list[object]) -> bool:
+    """Whether there is no end of places, as in a circle, or it is too far away."""
+    return len(places) > _MOST_VISITED or len(set(map(id, places))) < len(places)
 
 
 def redact_keys(*patterns: str, replacement: str = "[redacted]") -> KeyRedactor:
