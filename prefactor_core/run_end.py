@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from prefactor_core.checks import to_end
 from prefactor_core.error_description import describe_error
-from prefactor_core.exceptions import InstanceNotFoundError
+from prefactor_core.exceptions import ClientNotInitializedError, InstanceNotFoundError
 from prefactor_core.lifecycle import Outcome, check_outcome
 from prefactor_core.models import AgentInstance
 from prefactor_core.outcome import outcome_of
@@ -68,16 +68,17 @@ def finish_run_in_slices(
     and for a time that is naive or before the run's start.
     """
     check_outcome(outcome)
-    spans, instances = managers.span_manager, managers.instance_manager
     at = None
     if timestamp is not None:
         start = instance.started_at
-        with suppress(InstanceNotFoundError):  # it has ended
+        with suppress(ClientNotInitializedError, InstanceNotFoundError):  # it has ended
             # Where the wall was set back, the start may be ahead of it: the end is the start then.
-            start = None if instances.identity(instance.id).clock.is_ahead else start
+            clock = managers.instance_manager.identity(instance.id).clock
+            start = None if clock.is_ahead else start
         at = to_end("timestamp", timestamp, f"agent instance {instance.id}", start)
     if instance.ended:
         return
+    spans, instances = managers.span_manager, managers.instance_manager
     failed = error if outcome == "failed" else None
     end: Outcome = "cancelled" if failed is None else "failed"
     result = None if failed is None else {"error": describe_error(failed, instance.created_at)}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from inspect import cleandoc
 from typing import (
+    TYPE_CHECKING,
     Any,
     ClassVar,
     ForwardRef,
@@ -21,6 +22,9 @@ from typing import (
 import msgspec
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
+
+if TYPE_CHECKING:
+    from msgspec.inspect import NamedTupleType
 
 Result = TypeVar("Result")
 
@@ -138,10 +142,46 @@ def _given_schema(cls: object) -> dict[str, Any]:
     # By its method, since pydantic is not ours to import.
     of_pydantic: Callable[..., dict[str, Any]] | None = getattr(cls, "model_json_schema", None)
     if of_pydantic is None:
-        return msgspec.json.schema(cls, schema_hook=_schema_of_object)
+        return _with_named_tuples(msgspec.json.schema(cls, schema_hook=_schema_of_object), cls)
     config: Mapping[str, object] = getattr(cls, "model_config", {})
     # As it is recorded, which is how it dumps itself.
     return of_pydantic(mode="serialization", by_alias=bool(config.get("serialize_by_alias", False)))
+
+
+def _with_named_tuples(schema: dict[str, Any], cls: object) -> dict[str, Any]:
+    """A schema of msgspec, in which the named tuples inside of ``cls`` are what is recorded of
+    them: objects."""
+    definitions: dict[str, Any] = schema.get("$defs", {})
+    for info in _named_tuples(cls):
+        definition = definitions.get(info.cls.__name__, {})
+        items: list[Any] | None = definition.pop("prefixItems", None)
+        if items is None or info.cls is cls:
+            continue
+        fields = list(zip(info.fields, items, strict=True))
+        definitions[info.cls.__name__] = {
+            "title": definition["title"],
+            "type": "object",
+            "properties": {field.encode_name: item for field, item in fields},
+            "required": [field.encode_name for field, _ in fields if field.required],
+        }
+    return schema
+
+
+def _named_tuples(cls: object) -> list[NamedTupleType]:
+    from msgspec import inspect  # here: few programs need it
+
+    found: list[NamedTupleType] = []
+    parts: list[object] = [inspect.type_info(cls)]
+    seen = set[int]()
+    for part in parts:  # which grows meanwhile
+        if isinstance(part, tuple | list):
+            parts += cast("Sequence[object]", part)
+        elif isinstance(part, inspect.Type | inspect.Field) and id(part) not in seen:
+            seen.add(id(part))
+            if isinstance(part, inspect.NamedTupleType):
+                found.append(part)
+            parts += [getattr(part, name) for name in part.__struct_fields__]
+    return found
 
 
 def _schema_of_object(cls: type) -> dict[str, Any]:

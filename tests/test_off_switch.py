@@ -53,6 +53,7 @@ ZERO = {
     "last_error": None,
     "outage_since": None,
     "assumed": (),
+    "degraded": {},
 }
 
 

@@ -116,15 +116,23 @@ async def test_flush_does_not_wait_for_what_is_recorded_after_it_was_called(
 ) -> None:
     app = api.app
 
-    async def record_meanwhile(scope: Any, receive: Any, send: Any) -> None:
-        await anyio.sleep(1)
+    asked, recorded = anyio.Event(), anyio.Event()
+
+    async def record_meanwhile() -> None:
+        await asked.wait()
         await record(instance)
+        recorded.set()
+
+    async def answer_late(scope: Any, receive: Any, send: Any) -> None:
+        asked.set()
+        await recorded.wait()
         await app(scope, receive, send)
 
     async with open_client(api, queue=HELD) as client:
-        async with client.agent_instance(**AGENT) as instance:
+        async with client.agent_instance(**AGENT) as instance, anyio.create_task_group() as group:
             await record(instance, 5)
-            api.app = record_meanwhile
+            api.app = answer_late
+            group.start_soon(record_meanwhile)
             with anyio.fail_after(5):
                 await client.flush()
             api.app = app
