@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from prefactor_core.capture import fields_of
 from prefactor_core.context_stack import SpanContextStack
 from prefactor_core.exceptions import (
     ClientNotInitializedError,
@@ -104,18 +103,20 @@ class Calls:
             name: value for name, value in bound.arguments.items() if name not in self._left_out
         }
 
-    def result(self, value: object) -> Mapping[str, object] | None:
+    def result(self, value: object, capture: Capture) -> Mapping[str, object] | None:
         """What the span of a call that returned ``value`` results in."""
         if value is None or not self.captures_result:
             return None
-        return fields_of(value, "result")
+        return capture.fields_of(value, "result")
 
-    def result_of_items(self, items: list[object], left_out: int) -> dict[str, object]:
+    def result_of_items(
+        self, items: list[object], left_out: int, capture: Capture
+    ) -> dict[str, object]:
         """What the span of a generator results in."""
         fields: dict[str, object] = {"items": items}
         if self._reduce is not None:
             try:
-                fields = dict(self.result(self._reduce(items)) or {})
+                fields = dict(self.result(self._reduce(items), capture) or {})
             except Exception as error:
                 # Not its message: that may well be of the items.
                 message = (
@@ -182,7 +183,7 @@ class Call:
         """The function has returned."""
         if self.span is not None:
             try:  # noqa: SIM105 - that would take more stack
-                self.span.complete_nowait(self.calls.result(value))
+                self.span.complete_nowait(self.calls.result(value, self.span.capture))
             except (RecursionError, MemoryError):
                 pass  # the span ends with the block, without a result
 
@@ -288,5 +289,6 @@ class Stream(Call):
             super().__exit__(exc_type, error, traceback)
         elif self.span is not None:
             if self._capture is not None:
-                self.span.set_result(self.calls.result_of_items(self._items, self._left_out))
+                fields = self.calls.result_of_items(self._items, self._left_out, self._capture)
+                self.span.set_result(fields)
             self.span.__exit__(exc_type, error, traceback)

@@ -155,7 +155,7 @@ def _with_named_tuples(schema: dict[str, Any], cls: object) -> dict[str, Any]:
     for info in _named_tuples(cls):
         definition = definitions.get(info.cls.__name__, {})
         items: list[Any] | None = definition.pop("prefixItems", None)
-        if items is None or info.cls is cls:
+        if items is None or cast("object", info.cls) is cls:
             continue
         fields = list(zip(info.fields, items, strict=True))
         definitions[info.cls.__name__] = {
