@@ -40,8 +40,8 @@ class SchemaCheck:
 
     Each method gives one short text for each problem, ten at most, and none if all fits or
     there is no schema. ``span_type_schemas`` go before the two maps. Sensitive values are
-    checked as what they are, and not shown (API.md section 8). What stands for a payload that
-    was too large, or withheld, is not checked. References to other documents are never fetched.
+    checked as what they are, and not shown (API.md section 8). A payload that was withheld, or of
+    which a part was too large, is not checked. References to other documents are never fetched.
 
     A check is bounded, as it is made in the thread of who records. Not checked is a value of more
     than 10,000 parts or 64 levels, or with a text of more than 10,000 characters where there is a
@@ -111,7 +111,7 @@ class SchemaCheck:
         self, part: str, schemas: Mapping[str, object], name: str, value: object
     ) -> list[str]:
         key = part, name
-        if self._slow >= _MOST_SLOW or not _MARKERS.isdisjoint(_mapping(value)):
+        if self._slow >= _MOST_SLOW:
             return []
         if key not in self._compiled and schemas.get(name) in _FITS_ALL:
             return []
@@ -125,7 +125,8 @@ class SchemaCheck:
                 return [] if compiled is None else [compiled]
             check_size(value)
             errors = compiled.problems(_unwrapped(value))
-            return [_told(part, error) for error in islice(errors, _MOST_PROBLEMS)]
+            problems = [_told(part, error) for error in islice(errors, _MOST_PROBLEMS)]
+            return [] if problems and _is_marked(value) else problems
         except NotCheckedError as error:
             self._leave_out(key, error)
             return []
@@ -146,6 +147,20 @@ class SchemaCheck:
             if self._slow == _MOST_SLOW:
                 message = "nothing more is checked: %s schemas took too long"
                 log(logger, logging.WARNING, message, self._slow)
+
+
+def _is_marked(value: object) -> bool:
+    """Whether a marker stands for a payload, or for a part of it."""
+    parts = [value]
+    for part in parts:  # which grows meanwhile
+        if isinstance(part, dict):
+            fields = cast("dict[str, object]", part)
+            if len(fields) == 1 and not _MARKERS.isdisjoint(fields):
+                return True
+            parts += fields.values()
+        elif isinstance(part, list):
+            parts += cast("list[object]", part)
+    return False
 
 
 def nearest_name(name: str, registered: Iterable[str]) -> str:

@@ -121,6 +121,9 @@ def test_the_maps_are_read_unless_there_are_span_types() -> None:
 @pytest.mark.parametrize("marker", ["$truncated", "$withheld", "$unreadable"])
 def test_what_stands_for_a_payload_is_not_checked(marker: str) -> None:
     assert checking({"required": ["a"]}).payload("llm", {marker: {}}) == []
+    check = checking({"properties": {"docs": {"type": "array"}}})
+    assert check.payload("llm", {"docs": {marker: {}}, "n": [1]}) == []
+    assert check.payload("llm", {"docs": {marker: {}, "more": 1}}) != []
 
 
 @pytest.mark.parametrize(
