@@ -355,7 +355,7 @@ class Working:
     """Computes for a while of its own, and lets others compute in between."""
 
     def __repr__(self) -> str:
-        until = time.thread_time() + 0.01
+        until = time.thread_time() + 0.02
         while time.thread_time() < until:
             pass
         return "done"
