@@ -42,9 +42,9 @@ class Timebox:
     50 ms; all calls together may compute for 250 ms. That is time of their own: on a busy
     machine, or while another thread does not let go of the interpreter, the caller may wait for
     longer. So a call is looked at every 2 ms, and what counts is the processor time that it used,
-    and the looks that found it waiting. While other threads of the process compute, it may be them
-    that it waits for, and has 0.25 s. Where the system does not tell the processor time of a
-    thread, the clock has to do.
+    and the looks that found it waiting. While other threads of the process compute, or there is no
+    processor for it, it may be that what it waits for, and it has 0.25 s. Where the system does
+    not tell the processor time of a thread, the clock has to do.
 
     Each call is judged by itself: one that waits does not hold up the others, for which another
     thread is taken. While eight calls of the process have not returned, none is made.
@@ -113,15 +113,15 @@ class _Batch:
                 if helper not in self._helpers:
                     continue  # it was given up, and has ended all the same
                 self._helpers.remove(helper)
-                helper.look(0.0)
+                helper.look(0.0, busy=False)
                 seconds -= helper.computed
                 _idle.append(helper)
                 continue
             now, used = time.monotonic(), time.process_time()
             # Others of the process compute, and may hold the interpreter.
-            busy = used - last_used > (now - last) / 2
+            busy = used - last_used > (now - last) / 8
             for helper in self._helpers:
-                helper.look(now - last if busy else 0.0)
+                helper.look(now - last, busy)
             last, last_used = now, used
             waiting = [helper for helper in self._helpers if helper.looks]
             if len(waiting) == len(self._helpers):
@@ -203,9 +203,9 @@ class _Helper:
         self._looked_at = self._now()
         self._batches.put((copy_context(), work))
 
-    def look(self, held_up: float) -> None:
-        """See what has become of its call since the last time; for so many seconds, which may be
-        0, others may have held it up."""
+    def look(self, elapsed: float, busy: bool) -> None:
+        """See what has become of its call in the seconds since the last time. ``busy``: whether
+        others may have held it up."""
         now = self._now()
         computed = min(now - self._looked_at, _MOST_A_LOOK)
         self._looked_at = now
@@ -213,10 +213,20 @@ class _Helper:
         if self.calls != self._calls_looked_at:
             self._calls_looked_at, self._computed_before = self.calls, self.computed - computed
         elif computed < _WAITING:
-            self._held_up += held_up
-            self.looks += not held_up
+            if busy or self._waits_for_processor():
+                self._held_up += elapsed
+            else:
+                self.looks += 1
             return
         self.looks, self._held_up = 0, 0.0
+
+    def _waits_for_processor(self) -> bool:
+        """Whether other processes hold it up, where the system tells that (Linux does)."""
+        try:
+            with open(f"/proc/self/task/{self._thread.native_id}/stat", "rb") as file:  # noqa: PTH123
+                return file.read(256).rpartition(b")")[2].startswith(b" R")
+        except OSError:
+            return False
 
     @property
     def is_slow(self) -> bool:

@@ -20,7 +20,7 @@ import attrs
 import msgspec
 import pydantic
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefactor_core import redact_keys
@@ -404,6 +404,7 @@ class Waiting:
         return "late"
 
 
+@settings(max_examples=30)
 @given(st.permutations(["slow", "quick", "text", "other", "number"]))
 def test_what_waits_takes_nothing_from_what_does_not_in_any_order(order: list[str]) -> None:
     gate = threading.Event()
