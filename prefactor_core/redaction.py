@@ -77,7 +77,8 @@ SECRETS: Final = (
     *("token", "id_token", "*_id_token", "*personal_access_token*", "*middleware_token"),
     *_each(_TOKENS, "token"),
     *(f"*{kind}_tokens" for kind in ("access", "api", "auth", "bearer", "refresh")),
-    # session_id is left: an agent's is most often that of a conversation.
+    # Alone; with a word before it, chat_session_id say, it is most often that of a conversation.
+    *("session_id", "x_session_id"),
     *("*cookie", "*cookies", "*cookie_jar", "sid", "connect_sid", "phpsessid", "jsessionid"),
     *("aspsessionid*", "*asp_net_session_id", "laravel_session", "*csrf", "*xsrf"),
     *(name for where in ("url", "uri") for name in _each(_DATABASES, where)),

@@ -47,7 +47,17 @@ SECRET_KEYS = [
     ),
     *("connectionString", "CONNECTION STRING", "smtp_pass", "PGPASSWORD", "dsn"),
     # sessions, signatures, codes
-    *("PHPSESSID", "JSESSIONID", "connect.sid", "sid", "ASP.NET_SessionId", "sessionKey"),
+    *(
+        "sessionid",
+        "sessionId",
+        "X-Session-ID",
+        "PHPSESSID",
+        "JSESSIONID",
+        "connect.sid",
+        "sid",
+        "ASP.NET_SessionId",
+        "sessionKey",
+    ),
     *("X-Amz-Signature", "X-Hub-Signature-256", "sig", "X-Amz-Credential", "webhookSecret"),
     *("otp", "smsOtp", "cvv", "cardCVC", "pin", "card-pin", "recoveryCodes", "code_verifier"),
     # keys
@@ -68,7 +78,7 @@ OTHER_KEYS = [
     *("authority", "authored_by", "key", "keys", "primary_key", "foreign_key", "keyboard"),
     *("secretary", "secretariat", "passage", "compass", "passenger", "prompt", "messages"),
     *("jpg_url", "imdbUrl", "overwrite_key", "map_key"),
-    *("content", "model", "session_id", "sessionId", "sessionid", "cook", "cookies_enabled"),
+    *("content", "model", "chat_session_id", "conversation_id", "cook", "cookies_enabled"),
     *("account_sid", "inside", "shopping", "gpio_pin", "signature", "function_signature", "dsnap"),
     *(
         "url",
@@ -133,7 +143,7 @@ def test_a_name_is_one_however_it_is_written(name: str) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["max_tokens", "time_to_first_token", "session_id", "sort_key"])
+@pytest.mark.parametrize("name", ["max_tokens", "time_to_first_token", "user_id", "sort_key"])
 def test_what_is_no_secret_is_none_however_it_is_written(name: str) -> None:
     payload: dict[str, object] = dict.fromkeys(spellings(name), 1)
     assert redact_keys()({**payload}) == payload
