@@ -17,6 +17,7 @@ from types import CodeType, FrameType, NoneType, TracebackType
 from typing import Final, TypeVar, cast
 from weakref import ref
 
+from prefactor_core.generator_frames import GENERATOR
 from prefactor_core.markers import UNPRINTABLE, full_type_name, has_quick_text, slow, utf8
 from prefactor_core.timebox import Timebox, TooSlowError
 
@@ -36,7 +37,6 @@ _MAX_NESTED_GROUPS: Final = 5
 _STACK_NEEDED: Final = 60
 _PLAIN: Final = frozenset({int, float, bool, NoneType})
 _REMEMBERED: Final = 64
-_LAST_BLOCKS: Final = 2
 
 _CAUSE: Final = "\nThe above exception was the direct cause of the following exception:\n\n"
 _CONTEXT: Final = "\nDuring handling of the above exception, another exception occurred:\n\n"
@@ -78,12 +78,12 @@ class _Described:
     which would keep alive the frames that it came through.
 
     Few types that are built in can be referred to weakly. Such an exception is known by its
-    address, its type and its arguments, if these are plain, and by the blocks that it left last.
-    Another one at that address has other arguments, or has not come through these blocks since.
-    (Two, as a context manager that is a generator takes its own off the traceback.)
+    address, its type and its arguments, if these are plain. Another one at that address has other
+    arguments, or has not come through the block that was left last.
 
-    One that was caught, and is raised at another place since, such as one that a module keeps for
-    all its uses, is not what was described.
+    Of whatever type, it is not what was described if it has come another way: a second waiter has
+    got it from the same task, or it was caught and is raised at another place, such as one that a
+    module keeps for all its uses.
     """
 
     __slots__ = (
@@ -113,9 +113,11 @@ class _Described:
         """It leaves a block now."""
         self._blocks: dict[int, tuple[int, CodeType]] = {}
         block = error.__traceback__
-        while block is not None and len(self._blocks) < _LAST_BLOCKS:
+        while block is not None:
             self._blocks[id(block)] = block.tb_lasti, block.tb_frame.f_code
-            block = block.tb_next
+            # A context manager that is a generator takes its own off the traceback.
+            is_left = not block.tb_frame.f_code.co_flags & GENERATOR
+            block = None if is_left else block.tb_next
 
     def is_of(self, error: BaseException, since: datetime) -> bool:
         """Whether it is ``error`` that was described, and that after ``since``."""
@@ -139,7 +141,7 @@ class _Described:
             if self._blocks.get(id(block)) == (block.tb_lasti, block.tb_frame.f_code):
                 return not _is_raised_again(frames)
             block = block.tb_next
-        return self._weak is not None  # somebody has taken its traceback away
+        return False
 
 
 def _is_raised_again(frames: list[FrameType]) -> bool:

@@ -7,6 +7,7 @@ import json
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -528,6 +529,38 @@ async def test_an_error_that_is_caught_and_raised_elsewhere_is_described_by_its_
     first, *others = stacktraces["agent:llm"]
     assert "in here" not in first
     assert all(0 < text.find("in elsewhere") < text.find("in here") for text in others)
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_error_that_two_wait_for_is_described_by_the_way_that_each_got_it(
+    kind: str,
+) -> None:
+    future: Future[None] = Future()
+
+    def one() -> None:
+        future.result()
+
+    def other() -> None:
+        future.result()
+
+    async with recording() as r:
+        first, second = r.instance.span("agent:run"), r.instance.span("agent:llm")
+        first.__enter__()
+        second.__enter__()
+        error = KINDS[kind]("shared")
+        future.set_exception(error)
+        for span, wait in ((second, other), (first, one)):
+            try:
+                wait()
+            except type(error) as caught:
+                span.__exit__(type(caught), caught, caught.__traceback__)
+                error.__traceback__ = None  # as a task does it for each who waits
+    for name, where in (("agent:run", "in one"), ("agent:llm", "in other")):
+        (stacktrace,) = [
+            s.result["error"]["stacktrace"] for s in r.run.spans.values() if s.name == name
+        ]
+        assert [text for text in ("in one", "in other") if text in stacktrace] == [where]
 
 
 # No error is taken for another
