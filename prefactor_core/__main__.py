@@ -177,7 +177,7 @@ def _say(text: str) -> None:
 
 async def _print_tree(api: ApiClient, instance: AgentInstanceAnswer) -> None:
     spans = [span async for span in api.list_agent_spans(instance.id)]
-    if not sys.stdout.isatty():
+    if sys.stdout is None or not sys.stdout.isatty():  # None: it was closed from the start
         for line, _ in tree_lines(run_tree(instance, spans, most=None)):
             _say(line.plain)
         return

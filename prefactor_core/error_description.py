@@ -12,10 +12,12 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
-from types import CodeType, NoneType, TracebackType
+from itertools import groupby
+from types import CodeType, FrameType, NoneType, TracebackType
 from typing import Final, TypeVar, cast
 from weakref import ref
 
+from prefactor_core.generator_frames import GENERATOR
 from prefactor_core.markers import UNPRINTABLE, full_type_name, has_quick_text, slow, utf8
 from prefactor_core.timebox import Timebox, TooSlowError
 
@@ -76,17 +78,19 @@ class _Described:
     which would keep alive the frames that it came through.
 
     Few types that are built in can be referred to weakly. Such an exception is known by its
-    address, its type and its arguments, if these are plain, and by the block that it left last.
-    Another one at that address has other arguments, or has not come through that block since.
+    address, its type and its arguments, if these are plain. Another one at that address has other
+    arguments, or has not come through the block that was left last.
+
+    Of whatever type, it is not what was described if it has come another way: a second waiter has
+    got it from the same task, or it was caught and is raised at another place, such as one that a
+    module keeps for all its uses.
     """
 
     __slots__ = (
         "_arguments",
         "_at",
-        "_code",
+        "_blocks",
         "_id",
-        "_instruction",
-        "_traceback_id",
         "_type",
         "_weak",
         "description",
@@ -107,33 +111,46 @@ class _Described:
 
     def leaves(self, error: BaseException) -> None:
         """It leaves a block now."""
+        self._blocks: dict[int, tuple[int, CodeType]] = {}
         block = error.__traceback__
-        self._traceback_id = 0 if block is None else id(block)
-        self._instruction = 0 if block is None else block.tb_lasti
-        self._code: CodeType | None = None if block is None else block.tb_frame.f_code
+        while block is not None:
+            self._blocks[id(block)] = block.tb_lasti, block.tb_frame.f_code
+            # A context manager that is a generator takes its own off the traceback.
+            is_left = not block.tb_frame.f_code.co_flags & GENERATOR
+            block = None if is_left else block.tb_next
 
     def is_of(self, error: BaseException, since: datetime) -> bool:
         """Whether it is ``error`` that was described, and that after ``since``."""
         if since >= self._at:
             return False
         if self._weak is not None:
-            return self._weak() is error
-        return (
-            id(error) == self._id
-            and type(error) is self._type
-            and error.args is self._arguments
-            and self._has_left(error)
-        )
-
-    def _has_left(self, error: BaseException) -> bool:
+            if self._weak() is not error:
+                return False
+        elif (
+            id(error) != self._id
+            or type(error) is not self._type
+            or error.args is not self._arguments
+        ):
+            return False
+        # What it has come through since; what is raised again puts that on top of the rest.
+        frames: list[FrameType] = []
         block = error.__traceback__
-        while block is not None and id(block) != self._traceback_id:
+        while block is not None:
+            frames.append(block.tb_frame)
+            # Where one was taken off, a newer one may have its address.
+            if self._blocks.get(id(block)) == (block.tb_lasti, block.tb_frame.f_code):
+                return not _is_raised_again(frames)
             block = block.tb_next
-        return (
-            block is not None
-            and block.tb_lasti == self._instruction
-            and block.tb_frame.f_code is self._code
-        )
+        return False
+
+
+def _is_raised_again(frames: list[FrameType]) -> bool:
+    """Whether one of them has called others, and then the exception was raised there anew.
+
+    Where one follows itself, the same function has caught it and goes on with ``raise error``.
+    """
+    calls = [frame for frame, _ in groupby(frames, key=id)]
+    return len(set(calls)) < len(calls)
 
 
 # By address: one replaces another, and several threads need no lock.

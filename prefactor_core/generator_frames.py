@@ -32,19 +32,21 @@ def holder_of(frame: FrameType | None) -> FrameType | None:
     """The generator that holds across its yields what is entered in ``frame``, that a generator's
     or of an exit stack; None if none does."""
     while frame is not None:
-        if not _is_of_blocks(frame):
+        if _package(frame) not in _OF_BLOCKS:
             flags = frame.f_code.co_flags
             if not flags & GENERATOR or flags & CO_ITERABLE_COROUTINE:
                 return None
-            if frame.f_back is None or not _is_of_blocks(frame.f_back):
+            # A thread of anyio's may ask a plain generator for an item.
+            taker = None if frame.f_back is None else _package(frame.f_back)
+            if taker not in _OF_BLOCKS or (taker == "anyio" and flags & CO_GENERATOR):
                 return frame
             # It stands for a block, in the frame that has the ``with``: maybe a generator's, too.
         frame = frame.f_back
     return None
 
 
-def _is_of_blocks(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__")).partition(".")[0] in _OF_BLOCKS
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
 def is_at_yield(frame: FrameType) -> bool:

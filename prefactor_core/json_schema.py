@@ -8,6 +8,7 @@ and a time, and what is superlinear in it has a linear form.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -16,11 +17,16 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import attrs  # what the validators of jsonschema are made with
 import msgspec
-from jsonschema import Draft202012Validator, validators
+from jsonschema import Draft202012Validator, FormatChecker, validators
 from jsonschema.exceptions import ValidationError
 from referencing import Registry
 
-from prefactor_core.patterns import MOST_CHARACTERS, UnknownPatternError, compile_pattern
+from prefactor_core.patterns import (
+    MOST_CHARACTERS,
+    Pattern,
+    UnknownPatternError,
+    compile_pattern,
+)
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
@@ -33,7 +39,7 @@ _LONGEST_TEXT: Final = 10_000
 MOST_STEPS: Final = 1_000_000
 _SECONDS: Final = 0.5
 """Of the processor. The steps end a check that is alike on every machine; this ends what they do
-not see, such as the comparison of large values."""
+not see, such as the comparison of large values, and of characters with large sets of them."""
 
 _STEPS_OF_A_PART: Final = 20
 """What it takes to hold one part of a schema against one value, in states of a pattern."""
@@ -65,9 +71,6 @@ class _Budget(threading.local):
         self.steps -= steps
         if self.steps < 0:
             raise SlowSchemaError(f"it takes more than {MOST_STEPS:,} steps")
-
-    def spend_part(self) -> None:
-        self.spend(_STEPS_OF_A_PART)
         if time.thread_time() > self.until:
             raise SlowSchemaError(f"it takes more than {_SECONDS} s")
 
@@ -87,7 +90,7 @@ class JsonSchema:
         validator = _bounded(validators.validator_for(schema, default=Draft202012Validator))
         _budget.begin()
         # As its check_schema() does, but within bounds.
-        rules = validator(validator.META_SCHEMA, format_checker=validator.FORMAT_CHECKER)
+        rules = validator(validator.META_SCHEMA, format_checker=_FORMATS)
         for error in rules.iter_errors(schema):
             raise error
         # One of our own: the default one fetches what it does not know.
@@ -178,17 +181,30 @@ def _bounded(plain: type[Validator]) -> Any:
 def _evolve(validator: Any, **changes: Any) -> Any:
     # Called for each part of the schema and each value that it is held against. The method that
     # this one replaces would leave our class where a part has a "$schema" of its own.
-    _budget.spend_part()
+    _budget.spend(_STEPS_OF_A_PART)
     return attrs.evolve(validator, **changes)
+
+
+def _pattern_of(source: str) -> Pattern:
+    try:
+        return compile_pattern(source)
+    except UnknownPatternError as error:
+        raise UnboundedSchemaError(str(error)) from None
+
+
+def _is_pattern(text: object) -> bool:
+    return not isinstance(text, str) or bool(_pattern_of(text))
+
+
+# Of the formats in a schema of schemas. For some patterns re.compile() takes seconds.
+_FORMATS: Final = FormatChecker(())
+_FORMATS.checks("regex", raises=re.error)(_is_pattern)
 
 
 def _is_in(pattern: str, text: str) -> bool:
     if len(text) > _LONGEST_TEXT:
         raise NotCheckedError(f"a text of {len(text):,} characters is too long for a pattern")
-    try:
-        return compile_pattern(pattern).is_in(text, _budget.spend)
-    except UnknownPatternError as error:
-        raise UnboundedSchemaError(str(error)) from None
+    return _pattern_of(pattern).is_in(text, _budget.spend)
 
 
 def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[ValidationError]:

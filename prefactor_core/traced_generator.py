@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from functools import partial
 from typing import Any, TypeAlias
 
 from prefactor_core.context_stack import OtherStack
@@ -38,15 +39,23 @@ def generator_function(begin: Begin) -> Callable[..., Any]:
                         with outside:
                             given = yield item
                         resume = inner.send
-                    except GeneratorExit:
-                        inner.close()
-                        raise
                     except BaseException as error:  # noqa: ASYNC103 - it is up to the generator
-                        resume, given = inner.throw, error
+                        # Not here: this error would be the context of what it raises.
+                        resume, given = partial(_throw, inner), error
         finally:
             outside.close()
 
     return wrapper
+
+
+def _throw(inner: Generator[Any, Any, Any], error: BaseException) -> Any:
+    try:
+        if not isinstance(error, GeneratorExit):
+            return inner.throw(error)
+        inner.close()
+        raise error
+    finally:
+        del error  # see above
 
 
 def async_generator_function(begin: Begin) -> Callable[..., Any]:
@@ -71,15 +80,22 @@ def async_generator_function(begin: Begin) -> Callable[..., Any]:
                         with outside:
                             given = yield item  # noqa: ASYNC119 - its owner closes it
                         step = inner.asend(given)
-                    except GeneratorExit:
-                        await inner.aclose()
-                        raise
                     except BaseException as error:  # noqa: ASYNC103
-                        step = inner.athrow(error)
+                        step = _athrow(inner, error)
         finally:
             outside.close()
 
     return wrapper
+
+
+async def _athrow(inner: AsyncGenerator[Any, Any], error: BaseException) -> Any:
+    try:
+        if not isinstance(error, GeneratorExit):
+            return await inner.athrow(error)
+        await inner.aclose()
+        raise error
+    finally:
+        del error
 
 
 def _first_step(inner: AsyncGenerator[Any, Any]) -> Awaitable[Any]:

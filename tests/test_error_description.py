@@ -6,8 +6,9 @@ import gc
 import json
 import sys
 import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import AsyncGenerator, Callable, Generator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -301,13 +302,33 @@ async def nested_spans(
     elif form == "async with":
         async with run.span("agent:tool"):
             await nested_spans(run, form, depth - 1, work)
+    elif form == "context manager":
+        with context_of(run):
+            await nested_spans(run, form, depth - 1, work)
+    elif form == "async context manager":
+        async with async_context_of(run):
+            await nested_spans(run, form, depth - 1, work)
     else:
         await run.traced("agent:tool")(nested_spans)(run, form, depth - 1, work)
 
 
+@contextmanager
+def context_of(run: AgentInstanceHandle) -> Generator[None]:
+    with run.span("agent:tool"):
+        yield
+
+
+@asynccontextmanager
+async def async_context_of(run: AgentInstanceHandle) -> AsyncGenerator[None]:
+    async with run.span("agent:tool"):
+        yield
+
+
 @pytest.mark.virtual_time
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("form", ["with", "async with", "traced"])
+@pytest.mark.parametrize(
+    "form", ["with", "async with", "context manager", "async context manager", "traced"]
+)
 async def test_an_error_is_described_once_however_many_spans_it_leaves(
     form: str, kind: str
 ) -> None:
@@ -478,6 +499,68 @@ async def test_an_error_that_is_raised_again_later_is_described_again() -> None:
         for name in ("agent:tool", "agent:llm")
     }
     assert kept == {"agent:tool": ["first", "second"], "agent:llm": ["first", "second"]}
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_error_that_is_caught_and_raised_elsewhere_is_described_by_its_new_place(
+    kind: str,
+) -> None:
+    error = KINDS[kind]("kept by a module")  # for all its uses
+
+    def elsewhere() -> NoReturn:
+        raise error
+
+    def here() -> NoReturn:
+        raise error
+
+    async with recording() as r:
+        for _ in range(3):
+            with suppress(type(error)), r.instance.span("agent:run"):
+                with suppress(type(error)), r.instance.span("agent:llm"):
+                    elsewhere()
+                here()
+    stacktraces: dict[str, list[str]] = {
+        name: [s.result["error"]["stacktrace"] for s in r.run.spans.values() if s.name == name]
+        for name in ("agent:run", "agent:llm")
+    }
+    # As Python tells it: the newest place first, what it came through before that after it.
+    assert all(0 < text.find("in here") < text.find("in else") for text in stacktraces["agent:run"])
+    first, *others = stacktraces["agent:llm"]
+    assert "in here" not in first
+    assert all(0 < text.find("in elsewhere") < text.find("in here") for text in others)
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_error_that_two_wait_for_is_described_by_the_way_that_each_got_it(
+    kind: str,
+) -> None:
+    future: Future[None] = Future()
+
+    def one() -> None:
+        future.result()
+
+    def other() -> None:
+        future.result()
+
+    async with recording() as r:
+        first, second = r.instance.span("agent:run"), r.instance.span("agent:llm")
+        first.__enter__()
+        second.__enter__()
+        error = KINDS[kind]("shared")
+        future.set_exception(error)
+        for span, wait in ((second, other), (first, one)):
+            try:
+                wait()
+            except type(error) as caught:
+                span.__exit__(type(caught), caught, caught.__traceback__)
+                error.__traceback__ = None  # as a task does it for each who waits
+    for name, where in (("agent:run", "in one"), ("agent:llm", "in other")):
+        (stacktrace,) = [
+            s.result["error"]["stacktrace"] for s in r.run.spans.values() if s.name == name
+        ]
+        assert [text for text in ("in one", "in other") if text in stacktrace] == [where]
 
 
 # No error is taken for another

@@ -288,6 +288,20 @@ def test_a_terminal_gets_every_span_cut_at_its_width(tmp_path: Path, encoding: s
         assert line[4 * depth + 4 :].startswith("agent:tool  complete  ")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell of POSIX")
+def test_nobody_to_show_it_to_is_no_error(tmp_path: Path) -> None:
+    tree_in(tmp_path / "prefactor.db")
+    shown = subprocess.run(
+        ["sh", "-c", 'exec "$0" -m prefactor_core show research >&-', sys.executable],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    assert (shown.returncode, shown.stderr) == (0, b"")
+
+
 def test_who_reads_only_the_head_gets_no_error(tmp_path: Path) -> None:
     tree_in(tmp_path / "prefactor.db", wide=100, size=20_000)
     process = subprocess.Popen(

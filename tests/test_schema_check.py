@@ -174,6 +174,7 @@ def doubling(
 SLOW = "it takes more than "
 EVIL = "^(a+)+$"
 LONG = "a" * 50 + "!"
+SPREAD = "".join(f"{chr(n)}-{chr(n + 1)}" for n in range(0x4E00, 0x5200, 4))
 # Schema and payload; then what is told, or else why it is not checked.
 HOSTILE: dict[str, tuple[Any, Any, list[str] | str]] = {
     "pattern": (
@@ -205,6 +206,21 @@ HOSTILE: dict[str, tuple[Any, Any, list[str] | str]] = {
         {"properties": {"a": {"pattern": EVIL}}},
         {"a": "a" * 20_000},
         "a text of 20,000 characters is too long for a pattern",
+    ),
+    "pattern with large sets": (
+        {"properties": {"a": {"pattern": f"([{SPREAD}z]{{0,900}})*$"}}},
+        {"a": "z" * 9_000 + "!"},
+        SLOW,
+    ),
+    "pattern with large sets ahead": (
+        {"properties": {"a": {"pattern": f"((?=([{SPREAD}z]*)b)z)*$"}}},
+        {"a": "z" * 9_000 + "!"},
+        SLOW,
+    ),
+    "pattern that re compiles for seconds": (
+        {"properties": {"a": {"pattern": "(?i)" + "[\0-\U0010ffff]" * 190}}},
+        {},
+        "a pattern has flags",
     ),
     "names with patterns and unevaluated ones": (
         {"patternProperties": {EVIL: {}}, "unevaluatedProperties": False},

@@ -383,6 +383,25 @@ async def test_what_a_generator_enters_by_another_object_is_its_own_all_the_same
     assert tree(r) == {"held": None, "own": "held", "consumer's 1": None, "consumer's 2": None}
 
 
+async def test_a_generator_that_threads_are_asked_to_go_on_with_keeps_its_span() -> None:
+    def items() -> Generator[int]:
+        with span(r, "held"):
+            for item in range(3):
+                note(r, f"own {item}")
+                yield item
+
+    async with recording() as r:
+        with span(r, "outer"), closing(items()) as generator:
+            while (item := await anyio.to_thread.run_sync(next, generator, None)) is not None:
+                note(r, f"consumer's {item}")
+    assert tree(r) == {
+        "outer": None,
+        "held": "outer",
+        **{f"own {item}": "held" for item in range(3)},
+        **{f"consumer's {item}": "outer" for item in range(3)},
+    }
+
+
 @pytest.fixture
 async def in_a_fixture() -> AsyncIterator[tuple[Recording, SpanContext]]:
     async with recording() as r:

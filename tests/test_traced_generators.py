@@ -344,6 +344,30 @@ async def test_an_async_generator_can_be_sent_thrown_into_and_closed_as_before(
     assert r.run.shape == ("complete", [("agent:tool", status, [])])
 
 
+async def test_an_error_that_a_generator_raises_as_it_is_closed_has_no_other_context() -> None:
+    def stream() -> Generator[int]:
+        with suppress(GeneratorExit):
+            yield 1
+        raise ERROR
+
+    async def astream() -> AsyncGenerator[int]:
+        with suppress(GeneratorExit):
+            yield 1  # noqa: ASYNC119 - it is closed
+        raise ERROR
+
+    async with recording() as r:
+        numbers, anumbers = traced("agent:tool")(stream)(), traced("agent:tool")(astream)()
+        next(numbers)
+        with pytest.raises(ValueError, match="survivable") as caught:
+            numbers.close()
+        assert (caught.value, caught.value.__context__) == (ERROR, None)
+        await anext(anumbers)
+        with pytest.raises(ValueError, match="survivable") as caught:
+            await anumbers.aclose()
+        assert (caught.value, caught.value.__context__) == (ERROR, None)
+    assert r.run.shape == ("complete", [("agent:tool", "failed", [])] * 2)
+
+
 async def test_a_generator_returns_its_value_to_who_delegates_to_it() -> None:
     echo = traced("agent:tool")(_echo)
 

@@ -46,17 +46,24 @@ class AwaitedPuts(Queue[T]):
 
     async def get(self) -> T:
         while True:
-            await self._put_kept()
+            # What is there is older. A queue with a bound may take no more until it is taken out,
+            # and nobody else does that: one item is put at a time.
             if self._queue.size() > 0:
                 return await self._queue.get()
             if self._kept:
-                await anyio.lowlevel.checkpoint()
-                self._is_refused = False
-                return self._kept.popleft()
-            if self._closed:
+                async with self._putting:
+                    # close() may have put some in the meantime.
+                    if self._queue.size() == 0 and not self._is_refused:
+                        await self._put_first()
+                    if self._queue.size() == 0 and self._is_refused:
+                        await anyio.lowlevel.checkpoint()
+                        self._is_refused = False
+                        return self._kept.popleft()
+            elif self._closed:
                 raise QueueClosedError("Queue is closed and empty")
-            self._changed = anyio.Event()
-            await self._changed.wait()
+            else:
+                self._changed = anyio.Event()
+                await self._changed.wait()
 
     def size(self) -> int:
         return len(self._kept) + self._queue.size()
@@ -65,7 +72,9 @@ class AwaitedPuts(Queue[T]):
         self._closed = True
         self._changed.set()
         try:
-            await self._put_kept()
+            while self._kept and not self._is_refused:
+                async with self._putting:
+                    await self._put_first()
         finally:
             await self._queue.close(num_waiters)  # noqa: ASYNC102 - the caller bounds it
 
@@ -73,23 +82,23 @@ class AwaitedPuts(Queue[T]):
     def closed(self) -> bool:
         return self._closed or self._queue.closed
 
-    async def _put_kept(self) -> None:
-        async with self._putting:
-            while self._kept and not self._is_refused:
-                before = self._queue.size()
-                try:
-                    await self._queue.put(self._kept[0])
-                except Exception as error:
-                    self._is_refused = True
-                    self._tell(error)
-                    return
-                except BaseException:
-                    # Cancelled: before it was put, or after that.
-                    if self._queue.size() > before:
-                        self._kept.popleft()
-                    raise
-                self._has_told = False
+    async def _put_first(self) -> None:
+        if not self._kept:
+            return
+        before = self._queue.size()
+        try:
+            await self._queue.put(self._kept[0])
+        except Exception as error:
+            self._is_refused = True
+            self._tell(error)
+        except BaseException:
+            # Cancelled: before it was put, or after that.
+            if self._queue.size() > before:
                 self._kept.popleft()
+            raise
+        else:
+            self._has_told = False
+            self._kept.popleft()
 
     def _tell(self, error: Exception) -> None:
         if not self._has_told:
