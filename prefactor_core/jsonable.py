@@ -31,6 +31,7 @@ from prefactor_core.markers import (
     unprintable,
     utf8,
 )
+from prefactor_core.redaction import NAMING, VALUES
 from prefactor_core.secret_str import SecretStr
 from prefactor_core.timebox import Timebox, TooSlowError
 from prefactor_core.truncation import SHORT, TooLargeError, encode_within
@@ -41,6 +42,7 @@ _LONGEST_NAME: Final = 100
 
 _MEASURED: Final = 8
 _MOST_PLACES: Final = 30_000
+_MOST_PARTS: Final = 1_000_000
 
 _NAMES: Final = frozenset({str})
 _PLAIN: Final = frozenset({str, int, float, bool, NoneType, datetime, date, time, UUID, Decimal})
@@ -49,6 +51,8 @@ Items: TypeAlias = tuple[tuple[Any, Any], ...]
 
 _SIMPLE: Final = frozenset({float, bool, NoneType})
 _CONTAINERS: Final = frozenset({dict, list, tuple})
+_BYTES: Final = (bytes, bytearray, memoryview)
+_SEPARATORS: Final = b"-_.: /"
 _TEXTS: Final = (date, time, timedelta, UUID, Decimal, PurePath)
 
 
@@ -97,9 +101,11 @@ def _look(value: object, most: int) -> tuple[bool, int]:
                 parts = fields.values()
             elif cls is list or cls is tuple:
                 parts = cast("list[object]", place)
-            elif issubclass(cls, Struct):
+            elif issubclass(cls, Struct) and not cls.__struct_config__.array_like:
                 parts = astuple(cast("Struct", place))
             else:
+                return False, len(places)
+            if len(parts) > _MOST_PARTS:
                 return False, len(places)
             if not _PLAIN.issuperset(map(type, parts)):
                 places += [part for part in parts if type(part) not in _PLAIN]
@@ -244,8 +250,8 @@ class _Walk:
         self._take(2 * len(items))  # 0,
         if len(items) > _MANY and (numbers := _numbers(items)) is not None:
             return numbers
-        if len(items) == 2 and type(items[0]) is bytes:
-            items[0] = _name_of_header(items[0])
+        if len(items) == 2:
+            items[0] = _as_a_name(items[0])
         tree: list[object] = []
         for item in items:
             part = self.plain(item, around)
@@ -266,8 +272,11 @@ class _Walk:
         if len(set(names)) < len(names):
             names = _distinct(names, items)
         tree: dict[str, object] = {}
+        is_named = not VALUES.isdisjoint(names)
         for name, (_, item) in zip(names, items, strict=True):
             self._take(len(name))
+            if is_named and name in NAMING:
+                item = _as_a_name(item)
             self._put(tree, name, self.plain(item, around))
         return tree
 
@@ -280,8 +289,8 @@ class _Walk:
             return SecretStr.MASK
         if issubclass(cls, str):
             return utf8(str.__str__(cast("str", key)))
-        if cls is bytes:
-            return _name_of_bytes(cast("bytes", key))
+        if issubclass(cls, _BYTES):
+            return _name_of_bytes(memoryview(cast("bytes", key)).tobytes())
         if issubclass(cls, _TEXTS):
             room = self._room
             text = str(self.plain(key, ()))
@@ -388,14 +397,16 @@ def _name_of_bytes(key: bytes) -> str:
         return b64encode(key).decode()
 
 
-def _name_of_header(name: bytes) -> object:
-    """The name of a header, which is the first of a pair (as ASGI has them), is a text."""
-    is_name = (
-        len(name) <= _LONGEST_NAME
-        and name.isascii()
-        and name.replace(b"-", b"").replace(b"_", b"").isalnum()
-    )
-    return name.decode() if is_name else name
+def _as_a_name(part: object) -> object:
+    """What stands where the name of a header does (as ASGI has them), as a text."""
+    if not issubclass(type(part), _BYTES):
+        return part
+    view = memoryview(cast("bytes", part))
+    if view.nbytes > _LONGEST_NAME:
+        return part
+    name = view.tobytes()
+    is_name = name.isascii() and name.translate(None, _SEPARATORS).isalnum()
+    return name.decode() if is_name else part
 
 
 def _numbers(items: list[Any]) -> list[Any] | None:
