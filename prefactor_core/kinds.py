@@ -27,7 +27,7 @@ from types import (
     SimpleNamespace,
     WrapperDescriptorType,
 )
-from typing import Any, Final, Protocol, TypeAlias, cast
+from typing import Any, ClassVar, Final, Protocol, TypeAlias, cast
 from uuid import UUID
 from weakref import ref
 
@@ -64,6 +64,9 @@ class Later:
     """A value inside of ``around`` whose own code has to run first; here its ``repr``."""
 
     __slots__ = ("around", "value", "walk")
+
+    is_leaf: ClassVar = True
+    """Whether what it becomes is the same wherever it stands."""
 
     def __init__(self, walk: Walk, value: Any, around: Around = ()) -> None:
         self.walk = walk
@@ -209,7 +212,7 @@ def _bases() -> tuple[tuple[Any, Kind], ...]:
         (timedelta, _duration),
         (datetime, _moment),
         (date, lambda walk, value, around: date.isoformat(value)),
-        (time, lambda walk, value, around: time.isoformat(value)),
+        (time, _clock_time),
         (UUID, lambda walk, value, around: UUID.__str__(value)),
         (Decimal, lambda walk, value, around: walk.text(Decimal.__str__(value))),
         (PurePath, lambda walk, value, around: walk.text(PurePath.__str__(value))),
@@ -253,6 +256,10 @@ def _moment(walk: Walk, value: datetime, around: Around) -> object:
     if type_name(cls) == "NaTType":
         return None  # pandas' moment that is none
     return datetime.isoformat(value)
+
+
+def _clock_time(walk: Walk, value: time, around: Around) -> object:
+    return msgspec.to_builtins(value) if type(value) is time else time.isoformat(value)
 
 
 def _null(walk: Walk, value: object, around: Around) -> object:
@@ -329,6 +336,7 @@ def _mapping(walk: Walk, value: Any, around: Around) -> object:
 class _Items(Later):
     """The items of a mapping, which is the innermost of ``around``."""
 
+    is_leaf = False
     __slots__ = ()
 
     def ask(self) -> object:
@@ -482,6 +490,7 @@ def _model(walk: Walk, value: object, around: Around) -> object:
 class _Model(Later):
     """A model of pydantic, or what looks like one, as what it makes of itself."""
 
+    is_leaf = False
     __slots__ = ()
 
     def ask(self) -> object:
@@ -508,6 +517,7 @@ class _Model(Later):
 class _ModelField(Later):
     """One field of a model."""
 
+    is_leaf = False
     __slots__ = ("name",)
 
     def __init__(self, walk: Walk, value: object, around: Around, name: str) -> None:
@@ -646,11 +656,10 @@ def _computed_fields(cls: type[Any]) -> dict[str, str]:
 class _Computed(Later):
     """A computed field of a model, of which ``part`` was made: it may hold other models."""
 
+    is_leaf = False
     __slots__ = ("name", "part")
 
-    def __init__(
-        self, walk: Walk, value: object, around: Around, name: str, part: object
-    ) -> None:
+    def __init__(self, walk: Walk, value: object, around: Around, name: str, part: object) -> None:
         super().__init__(walk, value, around)
         self.name = name
         self.part = part
@@ -710,7 +719,8 @@ def _array(walk: Walk, value: Any, around: Around) -> object:
             return walk.listed(list(value), around)
         items = value.tolist()
         if value.dtype.kind not in "biuf":
-            return walk.plain(_by_name(value.dtype, items), around)
+            named = _by_name(value.dtype, items)
+            return walk.enter(value, around, lambda inner: walk.plain(named, inner))
         if walk.fits(items):
             return items
     walk.lose("truncated")
@@ -731,7 +741,7 @@ def _by_name(dtype: Any, item: Any) -> object:
 def _scalar(walk: Walk, value: Any, around: Around) -> object:
     if value.dtype.kind in "mM":
         return _time(value)
-    item = _by_name(value.dtype, value.item())
+    item: Any = _by_name(value.dtype, value.item())
     # The widest numbers have no counterpart in Python.
     return float(item) if type(item) is type(value) else walk.plain(item, around)
 

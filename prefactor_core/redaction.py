@@ -216,7 +216,9 @@ class KeyRedactor:
 
     def _shows_all(self, fields: Mapping[object, object]) -> bool:
         """Whether there are only names that are shown, of a number that may be looked at here."""
-        if len(fields) > _MOST_VISITED or any(type(key) is not str for key in fields):
+        if len(fields) > _MOST_VISITED or any(
+            type(key) is not str or len(key) > _LONGEST_KEPT for key in fields
+        ):
             return False
         names = cast("Mapping[str, object]", fields)
         if not VALUES.isdisjoint(names) and self._names_a_secret(names):
