@@ -14,12 +14,12 @@ TypedStep: TypeAlias = Fields | SpanParams[Any]
 """Parameters that tell the span type."""
 
 
-def name_and_payload(
+def name_and_params(
     registry: SchemaRegistry | None,
     step: TypedStep,
     payload: Mapping[str, object] | Fields | None,
-) -> tuple[str, Mapping[str, object] | Fields]:
-    """The span type of ``step``, and what its span starts with.
+) -> tuple[str, object]:
+    """The span type of ``step``, and the parameters that its span starts with.
 
     ``step``: what a :class:`~prefactor_core.SpanType` made, or parameters of a class that
     ``registry`` knows.
@@ -45,7 +45,7 @@ def name_and_payload(
         raise PrefactorValueError(
             f"a span of {name!r} that is opened with its parameters takes no payload beside them"
         )
-    return name, cast("Fields", params)
+    return name, params
 
 
 def from_result(step: TypedStep) -> tuple[str, ...]:
