@@ -221,12 +221,14 @@ async def _anext(self: _Proxy) -> Any:
 
 def _await_proxy(self: _Proxy) -> Any:
     stream, value = _begin(self)
-    return _await_value(stream, value).__await__() if stream.is_open else value.__await__()
+    return _await_value(self).__await__() if stream.is_open else value.__await__()
 
 
-async def _await_value(stream: Stream, value: Any) -> Any:
+async def _await_value(proxy: _Proxy) -> Any:
+    # Nobody else may have it: of what `await` is given, it keeps the iterator only.
+    stream = proxy.prefactor_stream_
     with stream:
-        return hand_on(stream, await value)
+        return hand_on(stream, await proxy.prefactor_value_)
 
 
 def _itself(self: _Proxy) -> Any:

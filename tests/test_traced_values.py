@@ -120,6 +120,18 @@ FUNCTIONS: dict[str, Callable[[object], Any]] = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
+async def test_what_is_awaited_on_the_spot_is_recorded_until_it_is_done(name: str) -> None:
+    async with recording() as r:
+        assert await trace(FUNCTIONS[name])({"answer": 42}) == {"answer": 42}
+        between()
+        with pytest.raises(ValueError, match="no"):
+            await trace(FUNCTIONS[name])(ValueError("no"))
+    expected = [("agent:tool", status, [INNER]) for status in ("complete", "failed")]
+    assert r.run.shape == ("complete", expected)
+    assert r.run.roots[0].result == {"answer": 42}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("outcome", ["complete", "failed", "cancelled"])
 async def test_a_call_lasts_until_what_it_has_returned_is_awaited(name: str, outcome: str) -> None:
     error = ValueError("no")
