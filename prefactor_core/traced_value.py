@@ -328,7 +328,7 @@ _OF_CLASSES: Final = {
 def _proxy_of(kind: Any) -> type[_Proxy]:
     has = _members_of(kind)
     members: dict[str, Any] = {name: _RECORDED[name] for name in has.keys() & _RECORDED.keys()}
-    if issubclass(kind, Coroutine):
+    if issubclass(cast("type[object]", kind), Coroutine):
         members |= {name: _step(name) for name in ("send", "throw")}
     if "__next__" in has:
         members["__iter__"] = _itself
