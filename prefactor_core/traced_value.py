@@ -136,7 +136,9 @@ def _named_as(value: Any, substitute: Any) -> Any:
 
 
 def _proxy(call: Call, value: object) -> Any:
-    return _proxy_of(cast("Hashable", type(value)))(Stream(call.calls, call.span), value)
+    proxy = _proxy_of(cast("Hashable", type(value)))
+    gives_items = hasattr(proxy, "__next__") or hasattr(proxy, "__anext__")
+    return proxy(Stream(call.calls, call.span) if gives_items else call, value)
 
 
 class _Proxy:
@@ -145,15 +147,15 @@ class _Proxy:
     Its class, one for each class of values, has the special methods that this has.
     """
 
-    __slots__ = ("__weakref__", "prefactor_begun_", "prefactor_stream_", "prefactor_value_")
+    __slots__ = ("__weakref__", "prefactor_begun_", "prefactor_call_", "prefactor_value_")
 
     prefactor_value_: Any
-    prefactor_stream_: Stream
+    prefactor_call_: Call
     prefactor_begun_: bool
 
-    def __init__(self, stream: Stream, value: Any) -> None:
+    def __init__(self, call: Call, value: Any) -> None:
         object.__setattr__(self, "prefactor_value_", value)
-        object.__setattr__(self, "prefactor_stream_", stream)
+        object.__setattr__(self, "prefactor_call_", call)
         object.__setattr__(self, "prefactor_begun_", False)
 
     def __getattr__(self, name: str) -> Any:
@@ -169,14 +171,14 @@ class _Proxy:
         _is_left(self)
 
 
-def _begin(proxy: _Proxy) -> tuple[Stream, Any]:
+def _begin(proxy: _Proxy) -> tuple[Any, Any]:
     object.__setattr__(proxy, "prefactor_begun_", True)
-    return proxy.prefactor_stream_, proxy.prefactor_value_
+    return proxy.prefactor_call_, proxy.prefactor_value_
 
 
 def _is_left(proxy: _Proxy, error: BaseException | None = None) -> None:
     """Nobody asks for more. What nobody has asked for anything has done what it was to do."""
-    stream = proxy.prefactor_stream_
+    stream = proxy.prefactor_call_
     if stream.is_open:
         stream.ends(error or (GeneratorExit() if proxy.prefactor_begun_ else None))
 
@@ -221,12 +223,36 @@ async def _anext(self: _Proxy) -> Any:
 
 def _await_proxy(self: _Proxy) -> Any:
     stream, value = _begin(self)
-    return _await_value(stream, value).__await__() if stream.is_open else value.__await__()
+    return _await_value(self).__await__() if stream.is_open else value.__await__()
 
 
-async def _await_value(stream: Stream, value: Any) -> Any:
+async def _await_value(proxy: _Proxy) -> Any:
+    # Nobody else may have it: of what `await` is given, it keeps the iterator only.
+    stream = proxy.prefactor_call_
     with stream:
-        return hand_on(stream, await value)
+        return hand_on(stream, await proxy.prefactor_value_)
+
+
+def _step(name: str) -> Callable[..., Any]:
+    """How a task drives a coroutine: by its ``send()`` and ``throw()``."""
+
+    def step(self: _Proxy, *args: Any) -> Any:
+        stream, value = _begin(self)
+        if not stream.is_open:
+            return getattr(value, name)(*args)
+        stream.enters()
+        try:
+            return getattr(value, name)(*args)
+        except StopIteration as stop:
+            stream.returns(stop.value)
+            raise
+        except BaseException as error:
+            stream.ends(error)
+            raise
+        finally:
+            stream.leaves()
+
+    return step
 
 
 def _itself(self: _Proxy) -> Any:
@@ -302,6 +328,8 @@ _OF_CLASSES: Final = {
 def _proxy_of(kind: Any) -> type[_Proxy]:
     has = _members_of(kind)
     members: dict[str, Any] = {name: _RECORDED[name] for name in has.keys() & _RECORDED.keys()}
+    if issubclass(cast("type[object]", kind), Coroutine):
+        members |= {name: _step(name) for name in ("send", "throw")}
     if "__next__" in has:
         members["__iter__"] = _itself
     if "__anext__" in has:

@@ -16,6 +16,7 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Coroutine,
     Generator,
     Iterator,
 )
@@ -117,6 +118,18 @@ FUNCTIONS: dict[str, Callable[[object], Any]] = {
     "awaitable object": lambda outcome: Request(outcome),
     "async function that returns a coroutine": lambda outcome: wrapped(work)(outcome),
 }
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+async def test_what_is_awaited_on_the_spot_is_recorded_until_it_is_done(name: str) -> None:
+    async with recording() as r:
+        assert await trace(FUNCTIONS[name])({"answer": 42}) == {"answer": 42}
+        between()
+        with pytest.raises(ValueError, match="no"):
+            await trace(FUNCTIONS[name])(ValueError("no"))
+    expected = [("agent:tool", status, [INNER]) for status in ("complete", "failed")]
+    assert r.run.shape == ("complete", expected)
+    assert r.run.roots[0].result == {"answer": 42}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -309,6 +322,49 @@ async def test_a_request_that_is_entered_and_not_awaited_is_what_it_was() -> Non
             entered.url = "http://other"
         assert request.url == "http://other"
     assert r.run.shape == ("complete", [("agent:tool", "complete", []), INNER])
+
+
+class CoroutineRequest(Request, Coroutine[Any, Any, object]):
+    """One that can be a task as well."""
+
+    def __init__(self, outcome: object) -> None:
+        super().__init__(outcome)
+        self.work = work(outcome)
+
+    def __await__(self) -> Generator[Any, Any, object]:
+        return self.work.__await__()
+
+    def send(self, value: Any) -> Any:
+        return self.work.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self.work.throw(*error)
+
+    def close(self) -> None:
+        self.work.close()
+
+
+@pytest.mark.parametrize("status", ["complete", "failed", "cancelled"])
+def test_a_request_can_be_a_task_and_is_recorded_until_that_is_done(status: str) -> None:
+    outcomes = {"complete": {"answer": 42}, "failed": ValueError("no"), "cancelled": "wait"}
+
+    async def main() -> None:
+        async with recording() as r:
+            task = asyncio.ensure_future(trace(lambda: CoroutineRequest(outcomes[status]))())
+            for _ in range(5):
+                between()
+                await asyncio.sleep(0)
+            if status == "cancelled":
+                task.cancel()
+            (got,) = await asyncio.gather(task, return_exceptions=True)
+            assert got == outcomes[status] or isinstance(got, asyncio.CancelledError)
+            del task
+        assert r.run.shape == tool(status, INNER)
+        result = r.run.named("agent:tool").result
+        assert "items" not in (result or {})
+        assert status != "complete" or result == {"answer": 42}
+
+    asyncio.run(main())
 
 
 # Iterators
