@@ -31,6 +31,7 @@ from prefactor_core.markers import (
     unprintable,
     utf8,
 )
+from prefactor_core.redaction import NAMING, VALUES
 from prefactor_core.secret_str import SecretStr
 from prefactor_core.timebox import Timebox, TooSlowError
 from prefactor_core.truncation import SHORT, TooLargeError, encode_within
@@ -41,6 +42,8 @@ _LONGEST_NAME: Final = 100
 
 _MEASURED: Final = 8
 _MOST_PLACES: Final = 30_000
+_EFFORT_OF_CALL: Final = 100
+_MOST_PARTS: Final = 1_000_000
 
 _NAMES: Final = frozenset({str})
 _PLAIN: Final = frozenset({str, int, float, bool, NoneType, datetime, date, time, UUID, Decimal})
@@ -49,6 +52,8 @@ Items: TypeAlias = tuple[tuple[Any, Any], ...]
 
 _SIMPLE: Final = frozenset({float, bool, NoneType})
 _CONTAINERS: Final = frozenset({dict, list, tuple})
+_BYTES: Final = (bytes, bytearray, memoryview)
+_SEPARATORS: Final = b"-_.: /"
 _TEXTS: Final = (date, time, timedelta, UUID, Decimal, PurePath)
 
 
@@ -97,9 +102,11 @@ def _look(value: object, most: int) -> tuple[bool, int]:
                 parts = fields.values()
             elif cls is list or cls is tuple:
                 parts = cast("list[object]", place)
-            elif issubclass(cls, Struct):
+            elif issubclass(cls, Struct) and not cls.__struct_config__.array_like:
                 parts = astuple(cast("Struct", place))
             else:
+                return False, len(places)
+            if len(parts) > _MOST_PARTS:
                 return False, len(places)
             if not _PLAIN.issuperset(map(type, parts)):
                 places += [part for part in parts if type(part) not in _PLAIN]
@@ -124,6 +131,9 @@ class _Walk:
         self._looks = 2 * _MOST_PLACES if natively else 0
         # How much may still come, and where the container that is walked has no more.
         self._room = limit if natively else _MEASURED * limit
+        # How much may be walked in all, also of what turns out to be too large: parts that are
+        # shared and not the same everywhere are walked anew each time.
+        self._effort = 2 * _MEASURED * limit
         self._floor = 0
         self._has_root = False
         self._lost = lost
@@ -141,15 +151,27 @@ class _Walk:
         self._put(root, "", self.plain(value, ()))
         while self._waiting:
             waiting, self._waiting = self._waiting, []
-            outcomes = self._timebox.call_all([later.ask for *_, later in waiting])
+            outcomes = self._asked([later.ask for *_, later in waiting])
             for (place, key, later), (result, error) in zip(waiting, outcomes, strict=True):
                 self._put(place, key, self._after(later, result, error, place is root))
         return root[""]
 
+    def _asked(
+        self, functions: list[Callable[[], object]]
+    ) -> list[tuple[object, Exception | None]]:
+        try:
+            return self._timebox.call_all(functions)
+        except RuntimeError as error:
+            if isinstance(error, RecursionError):
+                raise
+            # No thread can be started: the interpreter ends, say.
+            return [(None, error)] * len(functions)
+
     def _put(self, place: Any, key: Any, tree: object) -> None:
         if isinstance(tree, Later):
             self._waiting.append((place, key, tree))
-            self._odd += 1
+            self._odd += not tree.is_leaf
+            self._effort -= _EFFORT_OF_CALL
             place[key] = None  # it keeps its place
         elif tree is ABSENT:
             del place[key]
@@ -232,7 +254,7 @@ class _Walk:
             return parts()
         except TooLargeError:
             # Of those inside of each other the innermost goes.
-            if self._floor == 0:
+            if self._floor == 0 or self._effort < 0:
                 raise
             self.lose("truncated")
             self._room = room - SHORT
@@ -244,8 +266,8 @@ class _Walk:
         self._take(2 * len(items))  # 0,
         if len(items) > _MANY and (numbers := _numbers(items)) is not None:
             return numbers
-        if len(items) == 2 and type(items[0]) is bytes:
-            items[0] = _name_of_header(items[0])
+        if len(items) == 2:
+            items[0] = _as_a_name(items[0])
         tree: list[object] = []
         for item in items:
             part = self.plain(item, around)
@@ -255,9 +277,12 @@ class _Walk:
         return tree
 
     def mapped(self, items: Iterable[tuple[Any, Any]], around: Around) -> object:
+        if isinstance(items, Collection):
+            self._check(5 * len(items))  # before they are copied
         items = tuple(items)
         self._take(5 * len(items))  # "":0,
-        names = [utf8(key) if type(key) is str else self._name_of(key) for key, _ in items]
+        most = self.limit + 1
+        names = [utf8(key[:most]) if type(key) is str else self._name_of(key) for key, _ in items]
         if None in names:
             return _Keys(self, items, around, names)
         return self.object_of(cast("list[str]", names), items, around)
@@ -266,8 +291,11 @@ class _Walk:
         if len(set(names)) < len(names):
             names = _distinct(names, items)
         tree: dict[str, object] = {}
+        is_named = not VALUES.isdisjoint(names)
         for name, (_, item) in zip(names, items, strict=True):
             self._take(len(name))
+            if is_named and name in NAMING:
+                item = _as_a_name(item)
             self._put(tree, name, self.plain(item, around))
         return tree
 
@@ -280,8 +308,8 @@ class _Walk:
             return SecretStr.MASK
         if issubclass(cls, str):
             return utf8(str.__str__(cast("str", key)))
-        if cls is bytes:
-            return _name_of_bytes(cast("bytes", key))
+        if issubclass(cls, _BYTES):
+            return _name_of_bytes(memoryview(cast("bytes", key)).tobytes())
         if issubclass(cls, _TEXTS):
             room = self._room
             text = str(self.plain(key, ()))
@@ -296,8 +324,8 @@ class _Walk:
         ):
             try:
                 return shown(key)
-            except Exception:  # more digits than Python writes
-                return unprintable(cls)
+            except Exception as error:  # more digits than Python writes
+                return self.failed(cls, error)
         return None
 
     def fits(self, tree: object) -> bool:
@@ -320,13 +348,19 @@ class _Walk:
 
     def _take(self, size: int) -> None:
         self._room -= size
-        if self._room < self._floor:
+        self._effort -= min(size, self.limit)
+        self._check(0)
+
+    def _check(self, size: int) -> None:
+        """Whether there is room for as much as that."""
+        if self._room - size < self._floor or self._effort < 0:
             raise TooLargeError
 
 
 class _Keys(Later):
     """The keys of a mapping, some of which have code of their own; ``value`` are its items."""
 
+    is_leaf = False
     __slots__ = ("_names", "_walk")
 
     def __init__(self, walk: _Walk, value: Items, around: Around, names: list[str | None]) -> None:
@@ -336,28 +370,29 @@ class _Keys(Later):
 
     def ask(self) -> object:
         return [
-            _shown_or_marker(key) if name is None else name
+            _shown_or_error(key) if name is None else name
             for name, (key, _) in zip(self._names, self.value, strict=True)
         ]
 
-    def then(self, given: list[str]) -> object:
-        return self._walk.object_of(given, self.value, self.around)
+    def then(self, given: list[str | Exception]) -> object:
+        names = [
+            self.walk.failed(type(cast("object", key)), name)
+            if isinstance(name, Exception)
+            else name
+            for name, (key, _) in zip(given, self.value, strict=True)
+        ]
+        return self._walk.object_of(names, self.value, self.around)
 
     def otherwise(self, error: Exception) -> object:
-        return self.then(
-            [
-                self.walk.failed(type(cast("object", key)), error) if name is None else name
-                for name, (key, _) in zip(self._names, self.value, strict=True)
-            ]
-        )
+        return self.then([error if name is None else name for name in self._names])
 
 
-def _shown_or_marker(key: object) -> str:
+def _shown_or_error(key: object) -> str | Exception:
     try:
         # A number of another package is one in JSON, too.
         return str(int(cast("Any", key))) if issubclass(type(key), Integral) else shown(key)
-    except Exception:
-        return unprintable(type(key))
+    except Exception as error:
+        return error
 
 
 def _distinct(names: list[str], items: Items) -> list[str]:
@@ -388,14 +423,16 @@ def _name_of_bytes(key: bytes) -> str:
         return b64encode(key).decode()
 
 
-def _name_of_header(name: bytes) -> object:
-    """The name of a header, which is the first of a pair (as ASGI has them), is a text."""
-    is_name = (
-        len(name) <= _LONGEST_NAME
-        and name.isascii()
-        and name.replace(b"-", b"").replace(b"_", b"").isalnum()
-    )
-    return name.decode() if is_name else name
+def _as_a_name(part: object) -> object:
+    """What stands where the name of a header does (as ASGI has them), as a text."""
+    if not issubclass(type(part), _BYTES):
+        return part
+    view = memoryview(cast("bytes", part))
+    if view.nbytes > _LONGEST_NAME:
+        return part
+    name = view.tobytes()
+    is_name = name.isascii() and name.translate(None, _SEPARATORS).isalnum()
+    return name.decode() if is_name else part
 
 
 def _numbers(items: list[Any]) -> list[Any] | None:

@@ -27,7 +27,7 @@ from types import (
     SimpleNamespace,
     WrapperDescriptorType,
 )
-from typing import Any, Final, Protocol, TypeAlias, cast
+from typing import Any, ClassVar, Final, Protocol, TypeAlias, cast
 from uuid import UUID
 from weakref import ref
 
@@ -57,12 +57,16 @@ ABSENT: Final = object()
 
 _NOT_LOADED: Final = "<not loaded>"
 _MAX_MASKED_DEPTH: Final = 32
+_MOST_RAW: Final = 4  # times as large as a payload may be, it is not decoded to be cut
 
 
 class Later:
     """A value inside of ``around`` whose own code has to run first; here its ``repr``."""
 
     __slots__ = ("around", "value", "walk")
+
+    is_leaf: ClassVar = True
+    """Whether what it becomes is the same wherever it stands."""
 
     def __init__(self, walk: Walk, value: Any, around: Around = ()) -> None:
         self.walk = walk
@@ -208,7 +212,7 @@ def _bases() -> tuple[tuple[Any, Kind], ...]:
         (timedelta, _duration),
         (datetime, _moment),
         (date, lambda walk, value, around: date.isoformat(value)),
-        (time, lambda walk, value, around: time.isoformat(value)),
+        (time, _clock_time),
         (UUID, lambda walk, value, around: UUID.__str__(value)),
         (Decimal, lambda walk, value, around: walk.text(Decimal.__str__(value))),
         (PurePath, lambda walk, value, around: walk.text(PurePath.__str__(value))),
@@ -254,11 +258,19 @@ def _moment(walk: Walk, value: datetime, around: Around) -> object:
     return datetime.isoformat(value)
 
 
+def _clock_time(walk: Walk, value: time, around: Around) -> object:
+    return msgspec.to_builtins(value) if type(value) is time else time.isoformat(value)
+
+
 def _null(walk: Walk, value: object, around: Around) -> object:
     return None
 
 
 def _raw(walk: Walk, value: msgspec.Raw, around: Around) -> object:
+    size = memoryview(value).nbytes
+    if size > _MOST_RAW * walk.limit:
+        walk.lose("truncated")
+        return f"<{size} bytes>"
     return walk.plain(msgspec.json.decode(value), (*around, value))
 
 
@@ -324,6 +336,7 @@ def _mapping(walk: Walk, value: Any, around: Around) -> object:
 class _Items(Later):
     """The items of a mapping, which is the innermost of ``around``."""
 
+    is_leaf = False
     __slots__ = ()
 
     def ask(self) -> object:
@@ -338,7 +351,10 @@ class _Items(Later):
 
 def _error(walk: Walk, value: BaseException, around: Around) -> object:
     name = full_type_name(_type(value))
-    message = utf8(str(value)) if has_quick_text(value) else _Text(walk, value)
+    if hidden_fields(_type(value)):
+        message: object = Later(walk, value)  # its text shows all
+    else:
+        message = utf8(str(value)) if has_quick_text(value) else _Text(walk, value)
     return walk.enter(
         value, around, lambda inner: walk.mapped((("type", name), ("message", message)), inner)
     )
@@ -377,8 +393,7 @@ def _struct(walk: Walk, value: Any, around: Around) -> object:
             ):
                 continue
             items.append((name, item))
-        if config.array_like:
-            return walk.listed([item for _, item in items], inner)
+        # By name also what msgspec makes a list of: among the names may be that of a secret.
         return walk.mapped(items, inner)
 
     return walk.enter(value, around, parts)
@@ -475,13 +490,15 @@ def _model(walk: Walk, value: object, around: Around) -> object:
 class _Model(Later):
     """A model of pydantic, or what looks like one, as what it makes of itself."""
 
+    is_leaf = False
     __slots__ = ()
 
     def ask(self) -> object:
         return _dumped(type(self.value), self.value)
 
     def then(self, given: object) -> object:
-        return self.walk.plain(_masked(given, self.value, 0), (*self.around, self.value))
+        masked = _masked(self.walk, given, self.value, self.around)
+        return self.walk.plain(masked, (*self.around, self.value))
 
     def otherwise(self, error: Exception) -> object:
         names = _fields_of_model(self.value)
@@ -500,6 +517,7 @@ class _Model(Later):
 class _ModelField(Later):
     """One field of a model."""
 
+    is_leaf = False
     __slots__ = ("name",)
 
     def __init__(self, walk: Walk, value: object, around: Around, name: str) -> None:
@@ -512,7 +530,7 @@ class _ModelField(Later):
     def then(self, given: Any) -> object:
         if not isinstance(given, dict) or not given:
             return ABSENT  # it is left out of what the model makes of itself
-        masked = _masked(cast("dict[str, object]", given), self.value, 0)
+        masked = _masked_fields(self.walk, given, self.value, self.around)
         return self.walk.plain(next(iter(masked.values())), self.around)
 
     def otherwise(self, error: Exception) -> object:
@@ -539,8 +557,7 @@ def _fields_of_model(model: object) -> list[str] | None:
     cls: type[Any] = type(model)
     if attribute_of(cls, "__pydantic_fields__") is None:
         return None
-    computed: object = getattr(attribute_of(cls, "__pydantic_decorators__"), "computed_fields", ())
-    return [*_parts_of_model(model), *cast("Iterable[str]", computed)]
+    return [*_parts_of_model(model), *set(_computed_fields(cls).values())]
 
 
 def _parts_of_model(model: object) -> dict[str, object]:
@@ -549,41 +566,109 @@ def _parts_of_model(model: object) -> dict[str, object]:
     return {**fields, **more} if isinstance(more, dict) else dict(fields)
 
 
-def _masked(tree: Any, value: object, depth: int) -> Any:
-    """What a model made of itself, without what it hides in its ``repr``; changes ``tree``.
+def _masked(walk: Walk, tree: Any, value: object, around: Around) -> Any:
+    """What pydantic made of a value, without what the value hides in its ``repr``.
 
-    The models inside of it are found side by side with what became of them.
+    The parts are found side by side with what became of them.
     """
-    if depth > _MAX_MASKED_DEPTH:
-        return tree
     cls: type[Any] = type(value)
+    if issubclass(cls, SecretStr):
+        return SecretStr.MASK
+    if attribute_of(cls, "__pydantic_root_model__") is True:
+        return _masked(walk, tree, _own(value, "root"), around)
+    if len(around) > _MAX_MASKED_DEPTH or not isinstance(tree, (dict, list, tuple, deque)):
+        return tree
+    inner = (*around, value)
+    if kind_of(cls) is _proxy:
+        return _masked(walk, tree, _own(value, "__wrapped__"), inner)
     if isinstance(tree, dict):
-        fields = cast("dict[str, object]", tree)
-        live: Any = value if cls is dict else _fields_inside(cls, value)
-        if live is None:
-            return fields
-        for name in hidden_fields(cls):
-            if name in fields:
-                fields[name] = HIDDEN
-        for key, item in live.items():
-            if isinstance(key, str) and isinstance(fields.get(key), (dict, list)):
-                fields[key] = _masked(fields[key], item, depth + 1)
-    elif isinstance(tree, list) and cls in (list, tuple):
-        items = cast("list[object]", tree)
-        live = cast("list[object]", value)
-        for place, item in enumerate(live[: len(items)]):
-            if isinstance(items[place], (dict, list)):
-                items[place] = _masked(items[place], item, depth + 1)
-    return cast("object", tree)
+        if issubclass(cls, dict):
+            return _masked_items(walk, tree, value, inner)
+        return _masked_fields(walk, tree, value, inner)
+    base = next((base for base in _PLAIN_LISTS if issubclass(cls, base)), None)
+    if base is None:
+        return tree
+    items: list[Any] = list(base.__iter__(value))
+    names = attribute_of(cls, "_fields") if base is tuple else None
+    if len(items) != len(tree) or (not names and _LEAVES.issuperset(map(type, items))):
+        return tree
+    parts = [_masked(walk, part, item, inner) for part, item in zip(tree, items, strict=True)]
+    return dict(zip(names, parts, strict=True)) if isinstance(names, tuple) else parts
 
 
-def _fields_inside(cls: type, value: object) -> dict[str, object] | None:
-    if attribute_of(cls, "__pydantic_fields__") is not None:
-        return _parts_of_model(value)
-    if attribute_of(cls, "__dataclass_fields__") is None:
-        return None
-    fields: object = _own(value, "__dict__")
-    return cast("dict[str, object]", fields) if isinstance(fields, dict) else None
+def _masked_items(walk: Walk, tree: dict[Any, Any], value: Any, inner: Around) -> dict[Any, Any]:
+    if len(tree) != dict.__len__(value):
+        # A serializer left something out, or two keys are one as text.
+        items = {key: (key, dict.get(value, key)) for key in tree}
+    else:
+        items = dict(zip(tree, dict.items(value), strict=True))
+    return {
+        SecretStr.MASK if issubclass(_type(items[key][0]), SecretStr) else key: _masked(
+            walk, part, items[key][1], inner
+        )
+        for key, part in tree.items()
+    }
+
+
+def _masked_fields(walk: Walk, tree: dict[Any, Any], value: object, inner: Around) -> Any:
+    cls: type[Any] = type(value)
+    parts = _parts_in_json(cls, value)
+    computed = _computed_fields(cls)
+    hidden = hidden_fields(cls)
+    masked = dict(tree)
+    for name, part in tree.items():
+        if name in hidden:
+            masked[name] = HIDDEN
+        elif name in parts:
+            masked[name] = _masked(walk, part, parts[name], inner)
+        elif name in computed and isinstance(part, (dict, list, tuple)):
+            masked[name] = _Computed(walk, value, inner, computed[name], part)
+    return masked
+
+
+_PLAIN_LISTS: Final[tuple[Any, ...]] = (list, tuple, set, frozenset, deque)
+_LEAVES: Final = frozenset({str, int, float, bool, type(None), bytes, datetime, date, UUID})
+
+
+def _parts_in_json(cls: type[Any], value: object) -> dict[str, object]:
+    """The fields of a model or a dataclass, by the names that they may have in JSON."""
+    infos = cast("Mapping[str, Any] | None", attribute_of(cls, "__pydantic_fields__"))
+    names = _field_names(cls) if infos is None else infos
+    parts: dict[str, object] = {}
+    for name in names or ():
+        if not _is_foreign(attribute_of(cls, name)):
+            parts[name] = part = _own(value, name)
+            if infos is not None and isinstance(alias := infos[name].serialization_alias, str):
+                parts[alias] = part
+    more = _own(value, "__pydantic_extra__")
+    return parts | more if isinstance(more, dict) else parts
+
+
+def _computed_fields(cls: type[Any]) -> dict[str, str]:
+    """The attributes that are the computed fields of a model, by their names in JSON."""
+    decorators: object = attribute_of(cls, "__pydantic_decorators__")
+    found = cast("Mapping[str, Any]", getattr(decorators, "computed_fields", {}))
+    return {name: name for name in found} | {
+        each.info.alias: name for name, each in found.items() if each.info.alias
+    }
+
+
+class _Computed(Later):
+    """A computed field of a model, of which ``part`` was made: it may hold other models."""
+
+    is_leaf = False
+    __slots__ = ("name", "part")
+
+    def __init__(self, walk: Walk, value: object, around: Around, name: str, part: object) -> None:
+        super().__init__(walk, value, around)
+        self.name = name
+        self.part = part
+
+    def ask(self) -> object:
+        return getattr(self.value, self.name)
+
+    def then(self, given: object) -> object:
+        return self.walk.plain(_masked(self.walk, self.part, given, self.around), self.around)
 
 
 def _is_model_of_pydantic_1(cls: type) -> bool:
@@ -616,6 +701,10 @@ def _of_another_package(cls: type[Any]) -> Kind | None:
         return _array
     if is_one("numpy", "generic"):
         return _scalar
+    if is_one("argparse", "Namespace"):
+        return _namespace
+    if is_one("sqlalchemy.engine.url", "URL"):
+        return Later  # a named tuple, with a repr that does not show its password
     if is_one("pandas._libs.missing", "NAType"):
         return _null
     if is_one("wrapt", "ObjectProxy") or is_one("wrapt", "BaseObjectProxy"):
@@ -630,17 +719,29 @@ def _array(walk: Walk, value: Any, around: Around) -> object:
             return walk.listed(list(value), around)
         items = value.tolist()
         if value.dtype.kind not in "biuf":
-            return walk.plain(items, around)
+            named = _by_name(value.dtype, items)
+            return walk.enter(value, around, lambda inner: walk.plain(named, inner))
         if walk.fits(items):
             return items
     walk.lose("truncated")
     return f"<{full_type_name(_type(value))} {value.dtype} {value.shape}>"
 
 
+def _by_name(dtype: Any, item: Any) -> object:
+    """What numpy has of records, which are tuples, by the names of their fields."""
+    if dtype.subdtype is not None:
+        dtype = dtype.subdtype[0]
+    if dtype.names is None:
+        return item
+    if isinstance(item, list):
+        return [_by_name(dtype, part) for part in item]
+    return {name: _by_name(dtype[name], part) for name, part in zip(dtype.names, item, strict=True)}
+
+
 def _scalar(walk: Walk, value: Any, around: Around) -> object:
     if value.dtype.kind in "mM":
         return _time(value)
-    item = value.item()
+    item: Any = _by_name(value.dtype, value.item())
     # The widest numbers have no counterpart in Python.
     return float(item) if type(item) is type(value) else walk.plain(item, around)
 
@@ -697,7 +798,12 @@ def _type_alone(walk: Walk, value: object, around: Around) -> object:
     cls: type[Any] = type(value)
     name = full_type_name(cls)
     if name.partition(".")[0] in _WITH_SHAPE:
-        parts = (getattr(value, part, None) for part in ("dtype", "shape"))
+        # Of the type: in a table, what has such a name may be a column.
+        parts = (
+            getattr(value, part, None)
+            for part in ("dtype", "shape")
+            if attribute_of(cls, part) is not None
+        )
         return f"<{' '.join([name, *(str(part) for part in parts if part is not None)])}>"
     return f"<{name}>"
 

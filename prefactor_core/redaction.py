@@ -94,6 +94,7 @@ SECRETS: Final = (
 _LONGEST_KEPT: Final = 100
 _MOST_KEPT: Final = 2_000
 _MOST_VISITED: Final = 30_000
+_MOST_PARTS: Final = 1_000_000
 
 _WORD_STARTS: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _SEPARATORS: Final = re.compile(r"[\W_]+")
@@ -101,8 +102,10 @@ _SEPARATORS_OF_PATTERN: Final = re.compile(r"(?:[^\w*?]|_)+")
 # All of a name, its end or a part of it.
 _USUAL_PATTERN: Final = re.compile(r"(\*?_?)([^*?_](?:[^*?]*[^*?_])?)(\*?)")
 
-# Beside a "value", what stands under these is the name of it.
-_NAMING: Final = ("name", "key")
+VALUES: Final = frozenset({"value", "Value", "VALUE"})
+NAMING: Final = ("name", "key", "Name", "Key", "NAME", "KEY")
+"""Beside one of ``VALUES``, what stands under these is the name of it."""
+
 # What is no text in JSON, so that it names nothing.
 _NUMBERS: Final = frozenset({int, float, bool, NoneType})
 _NO_TEXT: Final = frozenset({*_NUMBERS, dict, list, tuple})
@@ -142,9 +145,9 @@ class KeyRedactor:
             place = waiting.pop()
             if isinstance(place, dict):
                 fields = cast("dict[str, object]", place)
-                is_named = "value" in fields and self._names_a_secret(fields)
+                is_named = not VALUES.isdisjoint(fields) and self._names_a_secret(fields)
                 for key, value in fields.items():
-                    if self.hides(key) or (is_named and key == "value"):
+                    if self.hides(key) or (is_named and key in VALUES):
                         fields[key] = self._replacement
                     elif isinstance(value, (dict, list)):
                         waiting.append(cast("object", value))
@@ -162,8 +165,8 @@ class KeyRedactor:
         if key in self._hidden:
             return True
         hidden = self._matches(key)
-        # "value" is looked at each time: what its name is, stands beside it.
-        if len(key) <= _LONGEST_KEPT and key != "value":
+        # A value is looked at each time: what its name is, stands beside it.
+        if len(key) <= _LONGEST_KEPT and key not in VALUES:
             if len(self._shown) + len(self._hidden) >= _MOST_KEPT:
                 self._shown, self._hidden = set(), set()
             (self._hidden if hidden else self._shown).add(key)
@@ -192,7 +195,10 @@ class KeyRedactor:
                             if len(places) > _MOST_VISITED:
                                 return False
                 elif cls in _LISTS:
-                    if len(place) == 2 and self._may_be_a_secret_name(next(iter(place))):
+                    size = len(place)
+                    if size == 2 and self._may_be_a_secret_name(next(iter(place))):
+                        return False
+                    if size > _MOST_PARTS:
                         return False
                     if not are_scalars(map(type, place)):
                         places += [part for part in place if type(part) not in _SCALARS]
@@ -210,10 +216,12 @@ class KeyRedactor:
 
     def _shows_all(self, fields: Mapping[object, object]) -> bool:
         """Whether there are only names that are shown, of a number that may be looked at here."""
-        if len(fields) > _MOST_VISITED or any(type(key) is not str for key in fields):
+        if len(fields) > _MOST_VISITED or any(
+            type(key) is not str or len(key) > _LONGEST_KEPT for key in fields
+        ):
             return False
         names = cast("Mapping[str, object]", fields)
-        if "value" in names and self._names_a_secret(names):
+        if not VALUES.isdisjoint(names) and self._names_a_secret(names):
             return False
         return not any(map(self.hides, names))
 
@@ -222,7 +230,9 @@ class KeyRedactor:
         if not issubclass(cls, Struct) or cls.__struct_config__.array_like:
             return False
         names = {*cls.__struct_encode_fields__, cls.__struct_config__.tag_field or ""}
-        if any(map(self.hides, names)) or ("value" in names and not names.isdisjoint(_NAMING)):
+        if any(map(self.hides, names)) or not (
+            names.isdisjoint(VALUES) or names.isdisjoint(NAMING)
+        ):
             return False
         if len(self._shown_structs) >= _MOST_KEPT:
             self._shown_structs = set()
@@ -231,7 +241,7 @@ class KeyRedactor:
 
     def _names_a_secret(self, fields: Mapping[str, object]) -> bool:
         """Whether ``fields`` may be a name and the value of it, as HAR has headers."""
-        return any(self._may_be_a_secret_name(fields.get(name)) for name in _NAMING)
+        return any(self._may_be_a_secret_name(fields.get(name)) for name in NAMING)
 
     def _is_secret_pair(self, parts: list[object]) -> bool:
         return (

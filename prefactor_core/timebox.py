@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 _LOOK_SECONDS: Final = 0.002
 _MAX_LOOKS: Final = 3
+_MAX_WAITS: Final = 10
 _CALL_SECONDS: Final = 0.05
 _TOTAL_SECONDS: Final = 0.25
 _HELD_UP_SECONDS: Final = 0.25
@@ -47,12 +48,14 @@ class Timebox:
     thread, the clock has to do.
 
     Each call is judged by itself: one that waits does not hold up the others, for which another
-    thread is taken. While eight calls of the process have not returned, none is made.
+    thread is taken. Where many wait for less than a look each, all together may for 20 ms. While
+    eight calls of the process have not returned, none is made.
     """
 
     def __init__(self) -> None:
         self._left = _TOTAL_SECONDS
         self._looks = _MAX_LOOKS
+        self._waits = _MAX_WAITS
 
     def call(self, function: Callable[[], T]) -> T:
         """``function()``, in a copy of the caller's context.
@@ -74,7 +77,7 @@ class Timebox:
         """
         batch = _Batch(functions)
         try:
-            self._left, self._looks = batch.run(self._left, self._looks)
+            self._left, self._looks, self._waits = batch.run(self._left, self._looks, self._waits)
         finally:
             # Also on Ctrl-C.
             batch.give_up()
@@ -98,10 +101,10 @@ class _Batch:
         self._ended: SimpleQueue[_Helper] = SimpleQueue()
         self._helpers: list[_Helper] = []
 
-    def run(self, seconds: float, looks: int) -> tuple[float, int]:
+    def run(self, seconds: float, looks: int, waits: int) -> tuple[float, int, int]:
         """Wait for the calls, which may compute for so long in all, and be found so often with
-        none that does; what is left of both."""
-        if seconds > 0:
+        none that does: all the same ones, or others; what is left of each."""
+        if seconds > 0 and waits > 0:
             self._take_helper()
         last, last_used = time.monotonic(), time.process_time()
         while self._helpers:
@@ -120,8 +123,8 @@ class _Batch:
             now, used = time.monotonic(), time.process_time()
             # Others of the process compute, and may hold the interpreter.
             busy = used - last_used > (now - last) / 2
-            for helper in self._helpers:
-                helper.look(now - last if busy else 0.0)
+            idle = [helper.look(now - last if busy else 0.0) for helper in self._helpers]
+            waits -= all(idle)
             last, last_used = now, used
             waiting = [helper for helper in self._helpers if helper.looks]
             if len(waiting) == len(self._helpers):
@@ -131,12 +134,17 @@ class _Batch:
                 for _ in waiting:
                     self._take_helper()
             for helper in self._helpers.copy():
-                if (helper.looks and looks <= 0) or helper.is_slow or helper.computed > seconds:
+                if (
+                    waits <= 0
+                    or (helper.looks and looks <= 0)
+                    or helper.is_slow
+                    or helper.computed > seconds
+                ):
                     seconds -= helper.computed
                     self._leave(helper)
-            if not self._helpers and seconds > 0:
+            if not self._helpers and seconds > 0 and waits > 0:
                 self._take_helper()
-        return seconds, looks
+        return seconds, looks, waits
 
     def _take_helper(self) -> None:
         if self._numbers and (helper := _lease(len(self._helpers))) is not None:
@@ -203,20 +211,22 @@ class _Helper:
         self._looked_at = self._now()
         self._batches.put((copy_context(), work))
 
-    def look(self, held_up: float) -> None:
+    def look(self, held_up: float) -> bool:
         """See what has become of its call since the last time; for so many seconds, which may be
-        0, others may have held it up."""
+        0, others may have held it up. Whether it only waited, at this call or at several."""
         now = self._now()
         computed = min(now - self._looked_at, _MOST_A_LOOK)
         self._looked_at = now
         self.computed += computed
+        waited = computed < _WAITING and not held_up
         if self.calls != self._calls_looked_at:
             self._calls_looked_at, self._computed_before = self.calls, self.computed - computed
         elif computed < _WAITING:
             self._held_up += held_up
             self.looks += not held_up
-            return
+            return waited
         self.looks, self._held_up = 0, 0.0
+        return waited
 
     @property
     def is_slow(self) -> bool:

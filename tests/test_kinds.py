@@ -145,7 +145,7 @@ def captured(payload: object, **options: Any) -> Any:
         (SimpleNamespace(a={1}), {"a": [1]}),
         (Sparse(first_part=Text("x")), {"type": "sparse", "firstPart": "x"}),
         (Sparse(some_list=[Text("x")]), {"type": "sparse", "someList": ["x"]}),
-        (Row(Text("x")), ["x", 2]),
+        (Row(Text("x")), {"a": "x", "b": 2}),
         (Login({1}), {"name": [1], "phrase": REDACTED}),
         (AttrsLogin("Ada"), {"name": "Ada", "phrase": REDACTED}),
         (
