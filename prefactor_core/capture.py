@@ -108,7 +108,7 @@ class Capture:
         try:
             return self._carefully(payload)
         except Exception:
-            self._count({"unreadable"})
+            self.count({"unreadable"})
             return _UNREADABLE  # there was no stack or memory left to look at it
 
     def result(self, fields: Mapping[str, object]) -> Raw:
@@ -140,7 +140,7 @@ class Capture:
             return None  # too large, or there was no stack or memory left to look at it
         finally:
             if lost:
-                self._count(lost)
+                self.count(lost)
 
     def with_fields(self, payload: Raw, result: Raw, names: Collection[str]) -> Raw:
         """``payload`` with those fields of ``result`` among ``names`` that it has not, or as null,
@@ -173,7 +173,7 @@ class Capture:
         lost: set[str] = set()
         fields = fields_of(data, name, lost)
         if lost:
-            self._count(lost)
+            self.count(lost)
         return fields
 
     def _carefully(self, payload: object) -> Raw:
@@ -189,7 +189,7 @@ class Capture:
             return self._too_large(payload)
         finally:
             if lost:
-                self._count(lost)
+                self.count(lost)
 
     def _redacted_by_key(self, tree: object) -> object:
         if self._redact_keys is None or not isinstance(tree, (dict, list)):
@@ -228,7 +228,7 @@ class Capture:
             pass  # it is too deep to be encoded
         return truncated(self._limit, at_least=True)
 
-    def _count(self, lost: Collection[str]) -> None:
+    def count(self, lost: Collection[str]) -> None:
         """Count a payload that lost something, and say so: the first time, the second, the fourth
         and so on."""
         for reason in lost:

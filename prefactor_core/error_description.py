@@ -16,7 +16,8 @@ from types import CodeType, NoneType, TracebackType
 from typing import Final, TypeVar, cast
 from weakref import ref
 
-from prefactor_core.markers import UNPRINTABLE, full_type_name, has_quick_text, slow, utf8
+from prefactor_core.hidden_fields import hidden_fields
+from prefactor_core.markers import UNPRINTABLE, full_type_name, has_quick_text, shown, slow, utf8
 from prefactor_core.timebox import Timebox, TooSlowError
 
 T = TypeVar("T")
@@ -173,6 +174,8 @@ def _describe(error: BaseException) -> ErrorDescription:
 def _message_of(error: BaseException, timebox: Timebox) -> str:
     """``str(error)``, or a marker."""
     try:
+        if hidden_fields(type(error)):  # its text shows all
+            return timebox.call(lambda: shown(error))
         text = str(error) if has_quick_text(error) else timebox.call(lambda: str(error))
         return utf8(str.__str__(text))
     except TooSlowError:

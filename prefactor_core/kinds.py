@@ -733,8 +733,9 @@ def _by_name(dtype: Any, item: Any) -> object:
         dtype = dtype.subdtype[0]
     if dtype.names is None:
         return item
-    if isinstance(item, list):
+    if type(item) is not tuple and isinstance(item, Iterable):  # a list, or an array inside
         return [_by_name(dtype, part) for part in item]
+    # One record, as itself or as a tuple.
     return {name: _by_name(dtype[name], part) for name, part in zip(dtype.names, item, strict=True)}
 
 

@@ -104,18 +104,21 @@ class Calls:
             name: value for name, value in bound.arguments.items() if name not in self._left_out
         }
 
-    def result(self, value: object) -> Mapping[str, object] | None:
-        """What the span of a call that returned ``value`` results in."""
+    def result(self, value: object, lost: set[str]) -> Mapping[str, object] | None:
+        """What the span of a call that returned ``value`` results in; ``lost`` gets the reasons
+        why something is not in it."""
         if value is None or not self.captures_result:
             return None
-        return fields_of(value, "result")
+        return fields_of(value, "result", lost)
 
-    def result_of_items(self, items: list[object], left_out: int) -> dict[str, object]:
-        """What the span of a generator results in."""
+    def result_of_items(
+        self, items: list[object], left_out: int, lost: set[str]
+    ) -> dict[str, object]:
+        """The same, of a generator."""
         fields: dict[str, object] = {"items": items}
         if self._reduce is not None:
             try:
-                fields = dict(self.result(self._reduce(items)) or {})
+                fields = dict(self.result(self._reduce(items), lost) or {})
             except Exception as error:
                 # Not its message: that may well be of the items.
                 message = (
@@ -181,8 +184,11 @@ class Call:
     def returns(self, value: object) -> None:
         """The function has returned."""
         if self.span is not None:
-            try:  # noqa: SIM105 - that would take more stack
-                self.span.complete_nowait(self.calls.result(value))
+            lost: set[str] = set()
+            try:
+                self.span.complete_nowait(self.calls.result(value, lost))
+                if lost:
+                    self.span.capture.count(lost)
             except (RecursionError, MemoryError):
                 pass  # the span ends with the block, without a result
 
@@ -288,5 +294,8 @@ class Stream(Call):
             super().__exit__(exc_type, error, traceback)
         elif self.span is not None:
             if self._capture is not None:
-                self.span.set_result(self.calls.result_of_items(self._items, self._left_out))
+                lost: set[str] = set()
+                self.span.set_result(self.calls.result_of_items(self._items, self._left_out, lost))
+                if lost:
+                    self._capture.count(lost)
             self.span.__exit__(exc_type, error, traceback)

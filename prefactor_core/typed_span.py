@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias, cast
 
-from prefactor_core.capture import fields_of
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.schema_registry import SchemaRegistry
 from prefactor_core.span_type import NamedParams
@@ -15,12 +14,12 @@ TypedStep: TypeAlias = Fields | SpanParams[Any]
 """Parameters that tell the span type."""
 
 
-def name_and_payload(
+def name_and_params(
     registry: SchemaRegistry | None,
     step: TypedStep,
     payload: Mapping[str, object] | Fields | None,
-) -> tuple[str, Mapping[str, object] | None]:
-    """The span type of ``step``, and what its span starts with.
+) -> tuple[str, object]:
+    """The span type of ``step``, and the parameters that its span starts with.
 
     ``step``: what a :class:`~prefactor_core.SpanType` made, or parameters of a class that
     ``registry`` knows.
@@ -46,7 +45,7 @@ def name_and_payload(
         raise PrefactorValueError(
             f"a span of {name!r} that is opened with its parameters takes no payload beside them"
         )
-    return name, fields_of(params)
+    return name, params
 
 
 def from_result(step: TypedStep) -> tuple[str, ...]:

@@ -527,7 +527,16 @@ def wrapped(leaf: object, container: Callable[..., object]) -> object:
     return leaf
 
 
-@pytest.mark.parametrize("leaf", [1, object(), "\ud800"], ids=["plain", "object", "surrogate"])
+class Shown:
+    def __repr__(self) -> str:
+        return "shown"
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [1, object(), "\ud800", Shown(), {Shown()}, UserDict(a=1), Raw(b"[[],[]]")],
+    ids=["plain", "object", "surrogate", "repr", "set", "mapping", "raw"],
+)
 @pytest.mark.parametrize(
     "container",
     [
@@ -545,6 +554,13 @@ def test_values_that_share_parts_do_not_explode(
     stored = bytes(capture(payload))  # pytest would show the payload
     assert b'{"$truncated":' in stored
     assert len(stored) <= 1_000_000
+
+
+def test_an_array_that_holds_itself_twice_does_not_explode() -> None:
+    np: Any = pytest.importorskip("numpy")
+    array = np.empty(2, object)
+    array[:] = [array, array]
+    assert captured({"a": array}) == {"a": ["<circular>", "<circular>"]}
 
 
 @pytest.mark.parametrize("redact", [None, redact_keys()], ids=["whole", "redacted"])
@@ -772,6 +788,28 @@ def test_a_process_ends_in_silence_beside_a_repr_that_never_does() -> None:
         capture_output=True,
         timeout=60,
     )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
+
+
+WITHOUT_THREADS = """
+import logging, threading
+from prefactor_core.capture import Capture
+logging.disable()
+
+class Text:
+    def __repr__(self):
+        return "text"
+
+threading.stack_size(1 << 46)  # more than there is
+degraded = {}
+stored = bytes(Capture(degraded=degraded)({"a": Text(), "b": [1, {"c": {2}}], Text(): 3}))
+assert stored == b'{"a":"<unprintable Text>","b":[1,{"c":[2]}],"<unprintable Text>":3}', stored
+assert degraded == {"unreadable": 1}, degraded
+"""
+
+
+def test_where_no_thread_can_be_started_only_what_needs_one_is_lost() -> None:
+    ended = subprocess.run([sys.executable, "-c", WITHOUT_THREADS], capture_output=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import array
 import gc
 import importlib
@@ -23,9 +24,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefactor_core import redact_keys
+from prefactor_core import redact_keys, traced
 from prefactor_core.capture import Capture
-from prefactor_core.span_types import LLMResult
+from prefactor_core.span_types import LLMCall, LLMResult, standard_types
+from prefactor_core.testing import open_recording
 
 np: Any = importlib.import_module("numpy")
 pd: Any = importlib.import_module("pandas")
@@ -484,3 +486,120 @@ def test_a_payload_that_is_whole_counts_as_nothing() -> None:
     for payload in ({"a": 1}, {"a": {1}, "b": Model(), "c": object(), "d": pd.Series([1])}):
         capture(payload)
     assert degraded == {}
+
+
+@dataclass
+class Header:
+    name: object
+    value: object
+
+
+class HeaderStruct(msgspec.Struct):
+    name: object
+    value: object
+
+
+class Account(msgspec.Struct, array_like=True):
+    user: str
+    password: str
+
+
+class Bytes(bytes):
+    pass
+
+
+RECORDS = np.array([("Ada", "canary")], dtype=[("user", "U9"), ("password", "U9")])
+NESTED = np.zeros(1, dtype=[("a", [("password", "U9", (2,))], (2,))])
+NESTED["a"]["password"] = "canary"
+NAMES = [b"password", bytearray(b"api-key"), memoryview(b"X-Api-Key"), Bytes(b"db.password")]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        RECORDS,
+        RECORDS[0],
+        RECORDS.view(np.recarray),
+        NESTED,
+        np.array([["Authorization", "canary"]]),
+        np.array([["Authorization", "canary"]], dtype=object),
+        Account("Ada", "canary"),
+        [Account("Ada", "canary"), {1}],
+        argparse.Namespace(password="canary"),
+        {np.bytes_(b"auth"): "canary"},
+        {memoryview(b"auth"): "canary"},
+        *([(name, "canary")] for name in NAMES),
+        *(deque([name, "canary"]) for name in NAMES),
+        *({"name": name, "value": "canary"} for name in NAMES),
+        *({"Key": name, "Value": "canary"} for name in NAMES),
+        *(Header(name, "canary") for name in NAMES),
+        *(HeaderStruct(name, "canary") for name in NAMES),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_secret_is_known_by_its_name_in_whatever_has_names(value: object) -> None:
+    stored = bytes(Capture(redact=redact_keys())({"a": value}))
+    assert b"canary" not in stored
+    assert b"[redacted]" in stored
+
+
+def test_the_columns_of_a_table_are_not_shown_for_what_it_is() -> None:
+    assert captured({"a": pd.DataFrame({"dtype": ["canary"]})}) == {
+        "a": "<pandas.DataFrame (1, 1)>"
+    }
+
+
+def test_the_url_of_a_database_is_as_it_shows_itself() -> None:
+    assert captured({"a": sa.make_url("postgresql://u:canary@host/d")}) == {
+        "a": "postgresql://u:***@host/d"
+    }
+
+
+class Napping:
+    def __repr__(self) -> str:
+        time.sleep(0.001)
+        return "rested"
+
+
+def test_many_short_waits_have_no_more_time_than_a_few_long_ones() -> None:
+    degraded: dict[str, int] = {}
+    stored = captured({"a": [Napping() for _ in range(1_000)]}, degraded=degraded)["a"]
+    # Each alone would have been in time.
+    assert 1 <= stored.count("rested") < 500
+    assert set(stored) == {"rested", "<slow Napping>"}
+    assert degraded == {"slow": 1}
+
+
+def test_a_key_that_cannot_be_read_is_counted() -> None:
+    degraded: dict[str, int] = {}
+    assert captured({1 << 200_000: 1}, degraded=degraded) == {"<unprintable int>": 1}
+    assert degraded == {"unreadable": 1}
+
+
+class Unreadable:
+    def __repr__(self) -> str:
+        raise ValueError
+
+
+def test_what_is_lost_of_typed_parameters_and_of_what_a_function_returns_is_counted() -> None:
+    with (
+        open_recording() as recording,
+        recording.open_sync(schema_registry=standard_types()) as client,
+        client.agent_instance("kinds", {"name": "Kinds"}) as run,
+    ):
+        with run.span(LLMCall(model="small-1", prompt=Unreadable())):  # type: ignore[arg-type]
+            pass
+        assert client.statistics().degraded == {"unreadable": 1}
+
+        @traced("agent:tool_call")
+        def login() -> Login:
+            return Login(Unreadable())
+
+        @traced("agent:tool_call", reduce=lambda items: items[0])
+        def logins() -> Iterator[Login]:
+            yield Login(Unreadable())
+
+        login()
+        assert client.statistics().degraded == {"unreadable": 2}
+        assert len(list(logins())) == 1
+        assert client.statistics().degraded == {"unreadable": 3}

@@ -251,6 +251,8 @@ PAIRS: list[tuple[Any, Any]] = [
     ({"name": "Authorization", "value": "x"}, {"name": "Authorization", "value": "[redacted]"}),
     ({"key": "X-Api-Key", "value": {"a": 1}}, {"key": "X-Api-Key", "value": "[redacted]"}),
     ({"value": "x", "name": "password"}, {"value": "[redacted]", "name": "password"}),
+    ({"Name": "DB_PASSWORD", "Value": "x"}, {"Name": "DB_PASSWORD", "Value": "[redacted]"}),
+    ({"Key": "token", "Value": ["x"]}, {"Key": "token", "Value": "[redacted]"}),
     (
         {"key": "a", "name": "password", "value": 1},
         {"key": "a", "name": "password", "value": "[redacted]"},
@@ -316,7 +318,9 @@ scalars = (
     | st.sampled_from([*SECRET_KEYS, *OTHER_KEYS, *Status, UUID(int=1), date(2026, 1, 1), b"ab"])
     | st.text(max_size=5)
 )
-keys = st.sampled_from([*SECRET_KEYS[:20], *OTHER_KEYS[:20], "name", "key", "value"])
+keys = st.sampled_from(
+    [*SECRET_KEYS[:20], *OTHER_KEYS[:20], "name", "key", "value", "Key", "Value"]
+)
 values = st.recursive(
     scalars,
     lambda inner: (

@@ -30,7 +30,7 @@ from prefactor_core.operations import CreateSpan, OperationType
 from prefactor_core.schema_registry import SchemaRegistry
 from prefactor_core.span_context import SpanContext
 from prefactor_core.type_schema import Fields
-from prefactor_core.typed_span import TypedStep, from_result, name_and_payload
+from prefactor_core.typed_span import TypedStep, from_result, name_and_params
 
 
 class SpanManager(OpenSpans):
@@ -120,8 +120,9 @@ class SpanManager(OpenSpans):
             if type(step) is not str or not step.isascii():
                 step = utf8(str.__str__(step))  # of anything else no JSON is written
             return SpanContext(self, run, step, parent_span_id, span_id, payload)
-        schema_name, payload = name_and_payload(self._registry, step, payload)
+        schema_name, params = name_and_params(self._registry, step, payload)
         schema_name = utf8(str.__str__(schema_name))
+        payload = self._capture.fields_of(params)
         late = from_result(step)
         return SpanContext(self, run, schema_name, parent_span_id, span_id, payload, late)
 
