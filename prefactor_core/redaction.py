@@ -184,7 +184,7 @@ class KeyRedactor:
         places: list[Any] = [payload]
         try:
             for place in places:  # which grows meanwhile
-                cls: type[Any] = type(place)
+                cls: type[Any] = type(place)  # pyright: ignore[reportUnknownVariableType]
                 if cls is dict:
                     # What equals a name that is shown has its text, also of a subclass of str.
                     if not all_are_shown(place) and not self._shows_all(place):
@@ -207,7 +207,7 @@ class KeyRedactor:
                 elif cls in self._shown_structs or self._shows_struct(cls):
                     places += [part for part in astuple(place) if type(part) not in _IN_FIELDS]
                 elif issubclass(cls, Enum):
-                    places += (place.value,)
+                    places += (place._value_,)
                 elif cls not in _IN_FIELDS:
                     return False
         except Exception:

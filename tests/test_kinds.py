@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections import ChainMap, Counter, OrderedDict, UserDict, UserList, deque, namedtuple
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from enum import IntEnum
@@ -603,3 +603,92 @@ def test_what_is_lost_of_typed_parameters_and_of_what_a_function_returns_is_coun
         assert client.statistics().degraded == {"unreadable": 2}
         assert len(list(logins())) == 1
         assert client.statistics().degraded == {"unreadable": 3}
+
+
+class Streaming(pydantic.BaseModel):
+    name: str = "Ada"
+    stream: Any
+
+
+class Numbers(pydantic.BaseModel):
+    numbers: Iterable[int]
+
+
+@dataclass
+class Held:
+    held: object
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda stream: Streaming(stream=stream),
+        lambda stream: Streaming(stream=[{"a": (stream,)}]),
+        lambda stream: Streaming.model_construct(stream=Held(stream)),
+        lambda stream: Streaming(stream=Streaming.model_construct(stream=deque([stream]))),
+        lambda stream: pydantic.RootModel[Any](stream),
+    ],
+)
+def test_what_a_model_would_use_up_is_left_to_the_agent(around: Any) -> None:
+    stream = (number for number in range(3))
+    assert "<generator>" in str(captured({"model": around(stream), "beside": 1}))
+    assert list(stream) == [0, 1, 2]
+
+
+def test_numbers_that_a_model_checks_as_they_come_are_left_to_the_agent() -> None:
+    model = Numbers(numbers=iter([1, 2]))
+    captured({"model": model})
+    assert list(model.numbers) == [1, 2]
+
+
+THREADS: set[int] = set()
+
+
+class Asked:
+    def __repr__(self) -> str:
+        THREADS.add(threading.get_ident())
+        return "asked"
+
+
+class LazyDict(UserDict[str, object]):
+    def __init__(self) -> None:
+        pass
+
+    @property
+    def data(self) -> Any:
+        THREADS.add(threading.get_ident())
+        return {"a": 1}
+
+
+class LazyError(Exception):
+    @property
+    def args(self) -> Any:
+        THREADS.add(threading.get_ident())
+        return ()
+
+
+@pytest.mark.parametrize("make", [lambda: OSError(2, "no", Asked()), LazyDict, LazyError])
+@pytest.mark.parametrize("redact", [None, redact_keys()], ids=["whole", "redacted"])
+def test_no_code_of_a_value_runs_in_the_thread_of_the_agent(make: Any, redact: Any) -> None:
+    payload = {"value": make(), "beside": Asked()}
+    THREADS.clear()
+    captured(payload, redact=redact)
+    assert THREADS
+    assert threading.get_ident() not in THREADS
+
+
+class Unequal:
+    """As a key it raises when it is compared."""
+
+    def __hash__(self) -> int:
+        return 1
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError
+
+
+@pytest.mark.parametrize("size", [1, 1_000_000])
+def test_a_result_that_cannot_be_merged_is_a_value_of_its_own(size: int) -> None:
+    fields: dict[Any, object] = {Unequal(): 1}
+    Capture().merge(fields, {Unequal(): 1, **{str(n): {n} for n in range(size)}})
+    assert "value" in fields

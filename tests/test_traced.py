@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import aclosing
 from functools import lru_cache, partial
 from threading import Thread
@@ -127,21 +127,24 @@ async def test_a_mapping_is_the_result_and_anything_else_is_in_it(
     assert r.run.named("agent:tool").result == result
 
 
-class _Unreadable(dict[str, object]):
+class _Unreadable(Mapping[str, object]):
     def __iter__(self) -> Iterator[str]:
         raise RuntimeError("no reading")
 
-    items = __iter__  # type: ignore[assignment]
+    __getitem__ = __len__ = __iter__  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return "<unreadable>"
 
 
 async def test_a_mapping_that_cannot_be_read_is_a_value() -> None:
     @traced("agent:tool")
     def give() -> object:
-        return _Unreadable(a=1)
+        return _Unreadable()
 
     async with recording() as r:
         give()
-    assert r.run.named("agent:tool").result == {"result": "{'a': 1}"}
+    assert r.run.named("agent:tool").result == {"result": "<unreadable>"}
 
 
 async def test_where_spans_wait_for_a_place_so_do_async_functions() -> None:
