@@ -12,7 +12,8 @@ import time
 from collections import ChainMap, Counter, OrderedDict, UserDict, UserList, deque, namedtuple
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import time as clock_time
 from enum import IntEnum
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ import attrs
 import msgspec
 import pydantic
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from prefactor_core import redact_keys, traced
@@ -692,3 +693,42 @@ def test_a_result_that_cannot_be_merged_is_a_value_of_its_own(size: int) -> None
     fields: dict[Any, object] = {Unequal(): 1}
     Capture().merge(fields, {Unequal(): 1, **{str(n): {n} for n in range(size)}})
     assert "value" in fields
+
+
+class Tagged(msgspec.Struct, tag=5, tag_field="kind", kw_only=True, omit_defaults=True):
+    first: Any = None
+    second: Any
+    third: Any = msgspec.field(name="theThird", default_factory=list)
+
+
+ZONES = st.sampled_from([None, UTC, timezone(timedelta(hours=5, minutes=30))])
+SCALARS = st.one_of(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.binary(),
+    st.datetimes(timezones=ZONES) | st.times(timezones=ZONES) | st.dates() | st.timedeltas(),
+    st.uuids() | st.decimals() | st.sampled_from([*Level]),
+)
+PLAIN = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.frozensets(st.integers() | st.text(max_size=2) | st.uuids(), max_size=2),
+        st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        st.builds(Tagged, first=inner, second=inner),
+        st.builds(Tagged, second=inner, third=st.lists(inner, max_size=1)),
+        st.builds(Sparse, first_part=inner, some_list=st.lists(inner, max_size=1)),
+        st.builds(Row, inner, inner),
+    ),
+    max_leaves=8,
+)
+
+
+@given(PLAIN)
+@example(clock_time(3, 4, tzinfo=UTC))
+@example(datetime(2026, 1, 2, tzinfo=UTC))
+@example(Row(1, Row(2, 3)))
+def test_a_plain_value_is_the_same_alone_and_beside_what_is_not(value: object) -> None:
+    for redact in (None, redact_keys()):
+        alone = json.dumps(captured({"value": value}, redact=redact)["value"])
+        for payload in ({"value": value, "other": Asked()}, {"value": value, "other": {1}}):
+            assert json.dumps(captured(payload, redact=redact)["value"]) == alone
