@@ -166,7 +166,10 @@ class Capture:
             else:
                 fields.update(self.fields_of(data))
         except Exception:  # keys that raise when they are compared
-            fields["value"] = plain(data, _MAX_COPIED)  # pyright: ignore[reportUnknownArgumentType]
+            try:
+                fields["value"] = plain(data, _MAX_COPIED)  # pyright: ignore[reportUnknownArgumentType]
+            except Exception:
+                fields["value"] = data  # too large, as will be found at the end
 
     def fields_of(self, data: object, name: str = "value") -> dict[str, object]:
         """As the function of this name; counts what is lost."""

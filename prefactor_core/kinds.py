@@ -321,7 +321,8 @@ def _named_tuple(walk: Walk, value: Any, around: Around) -> object:
 
 
 def _of_collections(walk: Walk, value: Any, around: Around) -> object:
-    return walk.plain(object.__getattribute__(value, "data"), around)
+    # From its own dict: a subclass may make it when it is asked for.
+    return walk.plain(_own(value, "__dict__")["data"], around)
 
 
 def _namespace(walk: Walk, value: Any, around: Around) -> object:
@@ -494,6 +495,8 @@ class _Model(Later):
     __slots__ = ()
 
     def ask(self) -> object:
+        if _holds_iterator(_parts_of_model(self.value), 0):
+            raise TypeError  # the model would use it up
         return _dumped(type(self.value), self.value)
 
     def then(self, given: object) -> object:
@@ -525,6 +528,8 @@ class _ModelField(Later):
         self.name = name
 
     def ask(self) -> object:
+        if _holds_iterator(_parts_of_model(self.value).get(self.name), 0):
+            raise TypeError
         return _dumped(type(self.value), self.value, include={self.name})
 
     def then(self, given: Any) -> object:
@@ -539,6 +544,24 @@ class _ModelField(Later):
             return self.walk.failed(type(self.value), error)
         # As what it is, and not as the model would say it.
         return self.walk.plain(fields[self.name], self.around)
+
+
+def _holds_iterator(value: object, depth: int) -> bool:
+    """Whether there is something in it that can be gone through only once."""
+    cls: type[Any] = type(value)
+    if cls in _LEAVES or depth > _MAX_MASKED_DEPTH:
+        return False
+    parts: Any = ()
+    if issubclass(cls, dict):
+        parts = dict.values(cast("dict[object, object]", value))
+    elif issubclass(cls, _PLAIN_LISTS):
+        base = next(base for base in _PLAIN_LISTS if issubclass(cls, base))
+        parts = base.__iter__(value)
+    elif attribute_of(cls, "__next__") is not None:
+        return True
+    elif attribute_of(cls, "__pydantic_fields__") is not None or _field_names(cls) is not None:
+        parts = _parts_in_json(cls, value).values()
+    return any(_holds_iterator(part, depth + 1) for part in parts if type(part) not in _LEAVES)
 
 
 def _dumped(cls: Any, value: object, **only: object) -> Any:

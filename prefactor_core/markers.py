@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from types import WrapperDescriptorType
-from typing import Final, cast
+from types import NoneType, WrapperDescriptorType
+from typing import Any, Final, cast
 
 MAX_REPR: Final = 1_000
 """So many characters are shown of a ``repr``."""
@@ -16,6 +16,7 @@ CIRCULAR: Final = "<circular>"
 TOO_DEEP: Final = "<too deep>"
 
 _MAX_NAME: Final = 200
+_QUICK_PARTS: Final = frozenset({str, int, bytes, NoneType})
 _HAS_PARTS: Final = 1 << 14  # Py_TPFLAGS_HAVE_GC: its values may refer to others
 
 
@@ -77,7 +78,12 @@ def has_quick_repr(cls: type) -> bool:
 
 def has_quick_text(error: BaseException) -> bool:
     """Whether ``str(error)`` runs no code of others."""
-    args: tuple[object, ...] = error.args
+    # By what is their own: a subclass may make it when it is asked for.
+    own: list[Any] = [BaseException.args]
+    if issubclass(type(error), OSError):
+        own += [OSError.filename, OSError.filename2]
+    args, *others = (each.__get__(error) for each in own)
+    parts: tuple[object, ...] = (*args, *others)
     return isinstance(attribute_of(type(error), "__str__"), WrapperDescriptorType) and all(
-        type(part) is str or type(part) is int for part in args
+        type(part) in _QUICK_PARTS for part in parts
     )

@@ -215,7 +215,7 @@ class KeyRedactor:
                 elif cls in self._shown_structs or self._shows_struct(cls):
                     places += [part for part in astuple(place) if type(part) not in _IN_FIELDS]
                 elif issubclass(cls, Enum):
-                    places += (place.value,)
+                    places += (place._value_,)
                 elif cls not in _IN_FIELDS:
                     return False
         except Exception:

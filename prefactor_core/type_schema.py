@@ -24,7 +24,7 @@ import msgspec
 from prefactor_core.exceptions import PrefactorValueError, in_message
 
 if TYPE_CHECKING:
-    from msgspec.inspect import NamedTupleType
+    from msgspec.inspect import NamedTupleType, StructType
 
 Result = TypeVar("Result")
 
@@ -33,7 +33,7 @@ _ANYTHING: list[object] = [object, Any]
 # Defaults are values of a program, which may be secrets, or others on each run. A discriminator
 # is OpenAPI's and no JSON Schema.
 _LEFT_OUT = ("default", "discriminator")
-_BY_NAME = ("properties", "patternProperties")
+_PROPERTIES = ("properties", "patternProperties")
 _VALUES = ("enum", "const", "examples")
 
 
@@ -142,35 +142,39 @@ def _given_schema(cls: object) -> dict[str, Any]:
     # By its method, since pydantic is not ours to import.
     of_pydantic: Callable[..., dict[str, Any]] | None = getattr(cls, "model_json_schema", None)
     if of_pydantic is None:
-        return _with_named_tuples(msgspec.json.schema(cls, schema_hook=_schema_of_object), cls)
+        return _by_name(msgspec.json.schema(cls, schema_hook=_schema_of_object), cls)
     config: Mapping[str, object] = getattr(cls, "model_config", {})
     # As it is recorded, which is how it dumps itself.
     return of_pydantic(mode="serialization", by_alias=bool(config.get("serialize_by_alias", False)))
 
 
-def _with_named_tuples(schema: dict[str, Any], cls: object) -> dict[str, Any]:
-    """A schema of msgspec, in which the named tuples inside of ``cls`` are what is recorded of
-    them: objects."""
+def _by_name(schema: dict[str, Any], cls: object) -> dict[str, Any]:
+    """A schema of msgspec, in which what it writes as arrays inside of ``cls``, and has names for,
+    are the objects that are recorded."""
     definitions: dict[str, Any] = schema.get("$defs", {})
-    for info in _named_tuples(cls):
-        definition = definitions.get(info.cls.__name__, {})
-        items: list[Any] | None = definition.pop("prefixItems", None)
+    for info in _arrays_with_names(cls):
+        name = info.cls.__name__
+        items: list[Any] | None = definitions.get(name, {}).get("prefixItems")
         if items is None or cast("object", info.cls) is cls:
             continue
-        fields = list(zip(info.fields, items, strict=True))
-        definitions[info.cls.__name__] = {
-            "title": definition["title"],
+        names = [field.encode_name for field in info.fields]
+        required = [field.encode_name for field in info.fields if field.required]
+        tag = getattr(info, "tag_field", None)
+        if tag is not None:
+            names, required = [tag, *names], [tag, *required]
+        definitions[name] = {
+            "title": definitions[name]["title"],
             "type": "object",
-            "properties": {field.encode_name: item for field, item in fields},
-            "required": [field.encode_name for field, _ in fields if field.required],
+            "properties": dict(zip(names, items, strict=True)),
+            "required": required,
         }
     return schema
 
 
-def _named_tuples(cls: object) -> list[NamedTupleType]:
+def _arrays_with_names(cls: object) -> list[NamedTupleType | StructType]:
     from msgspec import inspect  # here: few programs need it
 
-    found: list[NamedTupleType] = []
+    found: list[NamedTupleType | StructType] = []
     parts: list[object] = [inspect.type_info(cls)]
     seen = set[int]()
     for part in parts:  # which grows meanwhile
@@ -178,7 +182,9 @@ def _named_tuples(cls: object) -> list[NamedTupleType]:
             parts += cast("Sequence[object]", part)
         elif isinstance(part, inspect.Type | inspect.Field) and id(part) not in seen:
             seen.add(id(part))
-            if isinstance(part, inspect.NamedTupleType):
+            if isinstance(part, inspect.NamedTupleType) or (
+                isinstance(part, inspect.StructType) and part.array_like
+            ):
                 found.append(part)
             parts += [getattr(part, name) for name in part.__struct_fields__]
     return found
@@ -230,7 +236,7 @@ def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
         for key, item in parts.items():
             if key in _LEFT_OUT:
                 continue
-            if key in _BY_NAME:
+            if key in _PROPERTIES:
                 told[key] = {name: resolve(below) for name, below in item.items()}
             elif key in _VALUES:
                 told[key] = deepcopy(item)

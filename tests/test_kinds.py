@@ -10,9 +10,10 @@ import json
 import threading
 import time
 from collections import ChainMap, Counter, OrderedDict, UserDict, UserList, deque, namedtuple
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import time as clock_time
 from enum import IntEnum
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ import attrs
 import msgspec
 import pydantic
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prefactor_core import redact_keys, traced
@@ -604,3 +605,131 @@ def test_what_is_lost_of_typed_parameters_and_of_what_a_function_returns_is_coun
         assert client.statistics().degraded == {"unreadable": 2}
         assert len(list(logins())) == 1
         assert client.statistics().degraded == {"unreadable": 3}
+
+
+class Streaming(pydantic.BaseModel):
+    name: str = "Ada"
+    stream: Any
+
+
+class Numbers(pydantic.BaseModel):
+    numbers: Iterable[int]
+
+
+@dataclass
+class Held:
+    held: object
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda stream: Streaming(stream=stream),
+        lambda stream: Streaming(stream=[{"a": (stream,)}]),
+        lambda stream: Streaming.model_construct(stream=Held(stream)),
+        lambda stream: Streaming(stream=Streaming.model_construct(stream=deque([stream]))),
+        lambda stream: pydantic.RootModel[Any](stream),
+    ],
+)
+def test_what_a_model_would_use_up_is_left_to_the_agent(around: Any) -> None:
+    stream = (number for number in range(3))
+    assert "<generator>" in str(captured({"model": around(stream), "beside": 1}))
+    assert list(stream) == [0, 1, 2]
+
+
+def test_numbers_that_a_model_checks_as_they_come_are_left_to_the_agent() -> None:
+    model = Numbers(numbers=iter([1, 2]))
+    captured({"model": model})
+    assert list(model.numbers) == [1, 2]
+
+
+THREADS: set[int] = set()
+
+
+class Asked:
+    def __repr__(self) -> str:
+        THREADS.add(threading.get_ident())
+        return "asked"
+
+
+class LazyDict(UserDict[str, object]):
+    def __init__(self) -> None:
+        pass
+
+    @property
+    def data(self) -> Any:
+        THREADS.add(threading.get_ident())
+        return {"a": 1}
+
+
+class LazyError(Exception):
+    @property
+    def args(self) -> Any:
+        THREADS.add(threading.get_ident())
+        return ()
+
+
+@pytest.mark.parametrize("make", [lambda: OSError(2, "no", Asked()), LazyDict, LazyError])
+@pytest.mark.parametrize("redact", [None, redact_keys()], ids=["whole", "redacted"])
+def test_no_code_of_a_value_runs_in_the_thread_of_the_agent(make: Any, redact: Any) -> None:
+    payload = {"value": make(), "beside": Asked()}
+    THREADS.clear()
+    captured(payload, redact=redact)
+    assert THREADS
+    assert threading.get_ident() not in THREADS
+
+
+class Unequal:
+    """As a key it raises when it is compared."""
+
+    def __hash__(self) -> int:
+        return 1
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError
+
+
+@pytest.mark.parametrize("size", [1, 1_000_000])
+def test_a_result_that_cannot_be_merged_is_a_value_of_its_own(size: int) -> None:
+    fields: dict[Any, object] = {Unequal(): 1}
+    Capture().merge(fields, {Unequal(): 1, **{str(n): {n} for n in range(size)}})
+    assert "value" in fields
+
+
+class Tagged(msgspec.Struct, tag=5, tag_field="kind", kw_only=True, omit_defaults=True):
+    first: Any = None
+    second: Any
+    third: Any = msgspec.field(name="theThird", default_factory=list)
+
+
+ZONES = st.sampled_from([None, UTC, timezone(timedelta(hours=5, minutes=30))])
+SCALARS = st.one_of(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.binary(),
+    st.datetimes(timezones=ZONES) | st.times(timezones=ZONES) | st.dates() | st.timedeltas(),
+    st.uuids() | st.decimals() | st.sampled_from([*Level]),
+)
+PLAIN = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.frozensets(st.integers() | st.text(max_size=2) | st.uuids(), max_size=2),
+        st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        st.builds(Tagged, first=inner, second=inner),
+        st.builds(Tagged, second=inner, third=st.lists(inner, max_size=1)),
+        st.builds(Sparse, first_part=inner, some_list=st.lists(inner, max_size=1)),
+        st.builds(Row, inner, inner),
+    ),
+    max_leaves=8,
+)
+
+
+@given(PLAIN)
+@example(clock_time(3, 4, tzinfo=UTC))
+@example(datetime(2026, 1, 2, tzinfo=UTC))
+@example(Row(1, Row(2, 3)))
+def test_a_plain_value_is_the_same_alone_and_beside_what_is_not(value: object) -> None:
+    for redact in (None, redact_keys()):
+        alone = json.dumps(captured({"value": value}, redact=redact)["value"])
+        for payload in ({"value": value, "other": Asked()}, {"value": value, "other": {1}}):
+            assert json.dumps(captured(payload, redact=redact)["value"]) == alone

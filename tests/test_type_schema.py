@@ -44,6 +44,11 @@ class Point(NamedTuple):
     label: str
 
 
+class Line(Struct, array_like=True, tag="line"):
+    start: int
+    end: int = 0
+
+
 @dataclasses.dataclass
 class Place:
     name: str
@@ -79,6 +84,7 @@ LEAVES: list[Typed] = [
     (Size, st.sampled_from(Size)),
     (Literal["a", "b"], st.sampled_from(["a", "b"])),
     (Point, st.builds(Point, st.integers(0, 9), TEXT)),
+    (Line, st.builds(Line, st.integers(0, 9), st.integers(0, 9))),
     (Place, st.builds(Place, TEXT, st.none() | st.just(1.5))),
     (Note, st.fixed_dictionaries({"text": TEXT})),
 ]
