@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import astuple
 
-from prefactor_core.kinds import ABSENT, Around, Later, kind_of
+from prefactor_core.kinds import kind_of
 from prefactor_core.markers import (
     CIRCULAR,
     TOO_DEEP,
@@ -30,6 +30,7 @@ from prefactor_core.markers import (
     unprintable,
     utf8,
 )
+from prefactor_core.payload_walk import ABSENT, Around, Later
 from prefactor_core.redaction import NAMING, VALUES
 from prefactor_core.secret_str import SecretStr
 from prefactor_core.timebox import Timebox, TooSlowError

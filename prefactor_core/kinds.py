@@ -5,29 +5,20 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
-import dataclasses
-import sys
 from array import array
 from base64 import b64encode
 from collections import OrderedDict, UserDict, UserList, UserString, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from functools import cache, cached_property
+from functools import cache
 from itertools import islice
 from numbers import Integral, Real
 from types import (
-    BuiltinFunctionType,
-    ClassMethodDescriptorType,
-    FunctionType,
-    GetSetDescriptorType,
-    MemberDescriptorType,
-    MethodDescriptorType,
     SimpleNamespace,
-    WrapperDescriptorType,
 )
-from typing import Any, ClassVar, Final, Protocol, TypeAlias, cast
+from typing import Any, Final
 from uuid import UUID
 from weakref import ref
 
@@ -35,9 +26,7 @@ import msgspec
 
 from prefactor_core.hidden_fields import hidden_fields
 from prefactor_core.markers import (
-    CIRCULAR,
     HIDDEN,
-    UNPRINTABLE,
     attribute_of,
     full_type_name,
     has_quick_repr,
@@ -46,81 +35,15 @@ from prefactor_core.markers import (
     type_name,
     utf8,
 )
+from prefactor_core.numpy_values import array_of_numpy, scalar_of_numpy
+from prefactor_core.object_fields import field_names, is_foreign, is_mapped, is_of, is_proxy, own
+from prefactor_core.payload_walk import Around, Kind, Later, Walk, shown_instead
+from prefactor_core.pydantic_models import is_model_of_pydantic_1, model, model_of_pydantic_1
 from prefactor_core.secret_str import SecretStr
-from prefactor_core.timebox import TooSlowError
-
-Around: TypeAlias = tuple[object, ...]
-"""The containers that a value is inside of, outermost first."""
-
-ABSENT: Final = object()
-"""Stands for a field that is not recorded."""
 
 _NOT_LOADED: Final = "<not loaded>"
-_MAX_MASKED_DEPTH: Final = 32
 _MOST_RAW: Final = 4  # times as large as a payload may be, it is not decoded to be cut
 
-
-class Later:
-    """A value inside of ``around`` whose own code has to run first; here its ``repr``."""
-
-    __slots__ = ("around", "value", "walk")
-
-    is_leaf: ClassVar = True
-    """Whether what it becomes is the same wherever it stands."""
-
-    def __init__(self, walk: Walk, value: Any, around: Around = ()) -> None:
-        self.walk = walk
-        self.value = value
-        self.around = around
-
-    def ask(self) -> object:
-        """Run that code; in another thread."""
-        return shown(self.value)
-
-    def then(self, given: Any) -> object:
-        """What JSON has of what it gave, or another :class:`Later`; in the caller's thread."""
-        return self.walk.text(given)
-
-    def otherwise(self, error: Exception) -> object:
-        """The same, where it raised or took too long."""
-        return self.walk.failed(type(self.value), error)
-
-
-class Walk(Protocol):
-    """What goes through a payload, and is asked about the parts of a value."""
-
-    limit: int
-
-    def plain(self, value: object, around: Around) -> object:
-        """What JSON has of a part, or a :class:`Later`."""
-
-    def text(self, text: str) -> str:
-        """A text."""
-        ...
-
-    def listed(self, items: list[Any], around: Around) -> object:
-        """A list of items, which is nobody else's."""
-
-    def mapped(self, items: Iterable[tuple[Any, Any]], around: Around) -> object:
-        """An object of keys and values."""
-
-    def enter(self, value: object, around: Around, parts: Callable[[Around], object]) -> object:
-        """What ``parts`` makes of a container, unless that holds itself or is too deep."""
-
-    def fits(self, tree: object) -> bool:
-        """Whether there is room for a tree of nothing but what JSON has; if so, it is taken."""
-        ...
-
-    def lose(self, reason: str) -> None:
-        """Not all of a value is recorded."""
-
-    def failed(self, cls: type, error: Exception) -> str:
-        """What stands for a value whose own code raised or was too slow."""
-        ...
-
-
-Kind: TypeAlias = Callable[[Walk, Any, Around], object]
-"""Makes of a value what JSON has, or a :class:`Later`. May raise any :class:`Exception`."""
 
 # By id, and not by the type itself: to hash it may run code of its metaclass.
 _kinds: dict[int, tuple[ref[type], Kind]] = {}
@@ -156,8 +79,8 @@ def has_fields(cls: type) -> bool:
         return (
             issubclass(cls, (Mapping, msgspec.Struct))
             or attribute_of(cls, "model_dump") is not None
-            or _is_model_of_pydantic_1(cls)
-            or _field_names(cls) is not None
+            or is_model_of_pydantic_1(cls)
+            or field_names(cls) is not None
         )
     except (RecursionError, MemoryError):
         raise
@@ -173,9 +96,9 @@ def _judge(cls: type[Any]) -> Kind:
     if (foreign := _of_another_package(cls)) is not None:
         return foreign
     if attribute_of(cls, "model_dump") is not None:
-        return _model
-    if _is_model_of_pydantic_1(cls):
-        return _model_of_pydantic_1
+        return model
+    if is_model_of_pydantic_1(cls):
+        return model_of_pydantic_1
     if issubclass(cls, tuple):
         names = attribute_of(cls, "_fields")
         return _named_tuple if isinstance(names, tuple) else _list_of(tuple)
@@ -183,7 +106,7 @@ def _judge(cls: type[Any]) -> Kind:
         return _error
     if issubclass(cls, msgspec.Struct):
         return _struct
-    if (fields := _field_names(cls)) is not None:
+    if (fields := field_names(cls)) is not None:
         return _record(cls, fields)
     if issubclass(cls, Integral):
         return _Integer
@@ -322,7 +245,7 @@ def _named_tuple(walk: Walk, value: Any, around: Around) -> object:
 
 def _of_collections(walk: Walk, value: Any, around: Around) -> object:
     # From its own dict: a subclass may make it when it is asked for.
-    return walk.plain(_own(value, "__dict__")["data"], around)
+    return walk.plain(own(value, "__dict__")["data"], around)
 
 
 def _namespace(walk: Walk, value: Any, around: Around) -> object:
@@ -347,7 +270,7 @@ class _Items(Later):
         return self.walk.mapped(given, self.around)
 
     def otherwise(self, error: Exception) -> object:
-        return _shown_instead(self, error)
+        return shown_instead(self, error)
 
 
 def _error(walk: Walk, value: BaseException, around: Around) -> object:
@@ -386,7 +309,7 @@ def _struct(walk: Walk, value: Any, around: Around) -> object:
             items.append((str(config.tag_field), config.tag))
         first_default = len(attributes) - len(defaults)
         for place, (name, attribute) in enumerate(zip(names, attributes, strict=True)):
-            item = _own(value, attribute)
+            item = own(value, attribute)
             if item is msgspec.UNSET or (
                 config.omit_defaults
                 and place >= first_default
@@ -408,27 +331,10 @@ def _is_default(item: object, default: object) -> bool:
     return factory in (list, dict, set) and type(item) is factory and not item
 
 
-def _field_names(cls: type[Any]) -> list[str] | None:
-    """The fields of a dataclass or a class of attrs; None if it is neither."""
-    if attribute_of(cls, "__dataclass_fields__") is not None:
-        return [field.name for field in dataclasses.fields(cls)]
-    if (attributes := attribute_of(cls, "__attrs_attrs__")) is not None:
-        names = [
-            cast("_Named", attribute).name for attribute in cast("Iterable[object]", attributes)
-        ]
-        # As msgspec does it: what attrs is told is private is no field.
-        return [name for name in names if not name.startswith("_")]
-    return None
-
-
-class _Named(Protocol):
-    name: str
-
-
 def _record(cls: type[Any], names: list[str]) -> Kind:
     hidden = hidden_fields(cls)
     # Where an attribute is not just there, code of others would run: a lazy relation, say.
-    lazy = frozenset(name for name in names if _is_foreign(attribute_of(cls, name)))
+    lazy = frozenset(name for name in names if is_foreign(attribute_of(cls, name)))
 
     def record(walk: Walk, value: object, around: Around) -> object:
         def parts(inner: Around) -> object:
@@ -437,9 +343,9 @@ def _record(cls: type[Any], names: list[str]) -> Kind:
                 if name in hidden:
                     item: object = HIDDEN
                 elif name in lazy:
-                    item = _own(value, "__dict__").get(name, _NOT_LOADED)
+                    item = own(value, "__dict__").get(name, _NOT_LOADED)
                 else:
-                    item = _own(value, name)
+                    item = own(value, name)
                 if item is not msgspec.UNSET:
                     items.append((name, item))
             return walk.mapped(items, inner)
@@ -449,334 +355,24 @@ def _record(cls: type[Any], names: list[str]) -> Kind:
     return record
 
 
-def _own(value: object, name: str) -> Any:
-    """What an object has under a name, without code of its own."""
-    try:
-        return object.__getattribute__(value, name)
-    except AttributeError:
-        return UNPRINTABLE
-
-
-def _is_foreign(attribute: object) -> bool:
-    """Whether to read what is under this in a class may run any code."""
-    cls = type(attribute)
-    return attribute_of(cls, "__get__") is not None and cls not in _HARMLESS
-
-
-_HARMLESS: Final[frozenset[type]] = frozenset(
-    {
-        BuiltinFunctionType,
-        ClassMethodDescriptorType,
-        FunctionType,
-        GetSetDescriptorType,
-        MemberDescriptorType,
-        MethodDescriptorType,
-        WrapperDescriptorType,
-        classmethod,
-        staticmethod,
-    }
-)
-
-
-# --- models
-
-
-def _model(walk: Walk, value: object, around: Around) -> object:
-    for outer in around:
-        if outer is value:
-            return CIRCULAR
-    return _Model(walk, value, around)
-
-
-class _Model(Later):
-    """A model of pydantic, or what looks like one, as what it makes of itself."""
-
-    is_leaf = False
-    __slots__ = ()
-
-    def ask(self) -> object:
-        if _holds_iterator(_parts_of_model(self.value), 0):
-            raise TypeError  # the model would use it up
-        return _dumped(type(self.value), self.value)
-
-    def then(self, given: object) -> object:
-        masked = _masked(self.walk, given, self.value, self.around)
-        return self.walk.plain(masked, (*self.around, self.value))
-
-    def otherwise(self, error: Exception) -> object:
-        names = _fields_of_model(self.value)
-        if names is None:
-            return _shown_instead(self, error)
-        # Field by field: what raises or takes too long may be one of them alone.
-        inner = (*self.around, self.value)
-        hidden = hidden_fields(type(self.value))
-        fields: list[tuple[str, object]] = [
-            (name, HIDDEN if name in hidden else _ModelField(self.walk, self.value, inner, name))
-            for name in names
-        ]
-        return self.walk.mapped(fields, inner)
-
-
-class _ModelField(Later):
-    """One field of a model."""
-
-    is_leaf = False
-    __slots__ = ("name",)
-
-    def __init__(self, walk: Walk, value: object, around: Around, name: str) -> None:
-        super().__init__(walk, value, around)
-        self.name = name
-
-    def ask(self) -> object:
-        if _holds_iterator(_parts_of_model(self.value).get(self.name), 0):
-            raise TypeError
-        return _dumped(type(self.value), self.value, include={self.name})
-
-    def then(self, given: Any) -> object:
-        if not isinstance(given, dict) or not given:
-            return ABSENT  # it is left out of what the model makes of itself
-        masked = _masked_fields(self.walk, given, self.value, self.around)
-        return self.walk.plain(next(iter(masked.values())), self.around)
-
-    def otherwise(self, error: Exception) -> object:
-        fields = _parts_of_model(self.value)
-        if self.name not in fields or isinstance(error, TooSlowError):
-            return self.walk.failed(type(self.value), error)
-        # As what it is, and not as the model would say it.
-        return self.walk.plain(fields[self.name], self.around)
-
-
-def _holds_iterator(value: object, depth: int) -> bool:
-    """Whether there is something in it that can be gone through only once."""
-    cls: type[Any] = type(value)
-    if cls in _LEAVES or depth > _MAX_MASKED_DEPTH:
-        return False
-    parts: Any = ()
-    if issubclass(cls, dict):
-        parts = dict.values(cast("dict[object, object]", value))
-    elif issubclass(cls, _PLAIN_LISTS):
-        base = next(base for base in _PLAIN_LISTS if issubclass(cls, base))
-        parts = base.__iter__(value)
-    elif attribute_of(cls, "__next__") is not None:
-        return True
-    elif attribute_of(cls, "__pydantic_fields__") is not None or _field_names(cls) is not None:
-        parts = _parts_in_json(cls, value).values()
-    return any(_holds_iterator(part, depth + 1) for part in parts if type(part) not in _LEAVES)
-
-
-def _dumped(cls: Any, value: object, **only: object) -> Any:
-    dump = cls.model_dump
-    try:
-        return dump(value, mode="json", warnings=False, **only)
-    except Exception:
-        pass  # not of pydantic, or something in it has no JSON form
-    try:
-        return dump(value, warnings=False, **only)
-    except TypeError:
-        return dump(value, **only)
-
-
-def _fields_of_model(model: object) -> list[str] | None:
-    cls: type[Any] = type(model)
-    if attribute_of(cls, "__pydantic_fields__") is None:
-        return None
-    return [*_parts_of_model(model), *set(_computed_fields(cls).values())]
-
-
-def _parts_of_model(model: object) -> dict[str, object]:
-    """The fields of a model of pydantic, and what it took beside them."""
-    fields, more = _own(model, "__dict__"), _own(model, "__pydantic_extra__")
-    return {**fields, **more} if isinstance(more, dict) else dict(fields)
-
-
-def _masked(walk: Walk, tree: Any, value: object, around: Around) -> Any:
-    """What pydantic made of a value, without what the value hides in its ``repr``.
-
-    The parts are found side by side with what became of them.
-    """
-    cls: type[Any] = type(value)
-    if issubclass(cls, SecretStr):
-        return SecretStr.MASK
-    if attribute_of(cls, "__pydantic_root_model__") is True:
-        return _masked(walk, tree, _own(value, "root"), around)
-    if len(around) > _MAX_MASKED_DEPTH or not isinstance(tree, (dict, list, tuple, deque)):
-        return tree
-    inner = (*around, value)
-    if kind_of(cls) is _proxy:
-        return _masked(walk, tree, _own(value, "__wrapped__"), inner)
-    if isinstance(tree, dict):
-        if issubclass(cls, dict):
-            return _masked_items(walk, tree, value, inner)
-        return _masked_fields(walk, tree, value, inner)
-    base = next((base for base in _PLAIN_LISTS if issubclass(cls, base)), None)
-    if base is None:
-        return tree
-    items: list[Any] = list(base.__iter__(value))
-    names = attribute_of(cls, "_fields") if base is tuple else None
-    if len(items) != len(tree) or (not names and _LEAVES.issuperset(map(type, items))):
-        return tree
-    parts = [_masked(walk, part, item, inner) for part, item in zip(tree, items, strict=True)]
-    return dict(zip(names, parts, strict=True)) if isinstance(names, tuple) else parts
-
-
-def _masked_items(walk: Walk, tree: dict[Any, Any], value: Any, inner: Around) -> dict[Any, Any]:
-    if len(tree) != dict.__len__(value):
-        # A serializer left something out, or two keys are one as text.
-        items = {key: (key, dict.get(value, key)) for key in tree}
-    else:
-        items = dict(zip(tree, dict.items(value), strict=True))
-    return {
-        SecretStr.MASK if issubclass(_type(items[key][0]), SecretStr) else key: _masked(
-            walk, part, items[key][1], inner
-        )
-        for key, part in tree.items()
-    }
-
-
-def _masked_fields(walk: Walk, tree: dict[Any, Any], value: object, inner: Around) -> Any:
-    cls: type[Any] = type(value)
-    parts = _parts_in_json(cls, value)
-    computed = _computed_fields(cls)
-    hidden = hidden_fields(cls)
-    masked = dict(tree)
-    for name, part in tree.items():
-        if name in hidden:
-            masked[name] = HIDDEN
-        elif name in parts:
-            masked[name] = _masked(walk, part, parts[name], inner)
-        elif name in computed and isinstance(part, (dict, list, tuple)):
-            masked[name] = _Computed(walk, value, inner, computed[name], part)
-    return masked
-
-
-_PLAIN_LISTS: Final[tuple[Any, ...]] = (list, tuple, set, frozenset, deque)
-_LEAVES: Final = frozenset({str, int, float, bool, type(None), bytes, datetime, date, UUID})
-
-
-def _parts_in_json(cls: type[Any], value: object) -> dict[str, object]:
-    """The fields of a model or a dataclass, by the names that they may have in JSON."""
-    infos = cast("Mapping[str, Any] | None", attribute_of(cls, "__pydantic_fields__"))
-    names = _field_names(cls) if infos is None else infos
-    parts: dict[str, object] = {}
-    for name in names or ():
-        if not _is_foreign(attribute_of(cls, name)):
-            parts[name] = part = _own(value, name)
-            if infos is not None and isinstance(alias := infos[name].serialization_alias, str):
-                parts[alias] = part
-    more = _own(value, "__pydantic_extra__")
-    return parts | more if isinstance(more, dict) else parts
-
-
-def _computed_fields(cls: type[Any]) -> dict[str, str]:
-    """The attributes that are the computed fields of a model, by their names in JSON."""
-    decorators: object = attribute_of(cls, "__pydantic_decorators__")
-    found = cast("Mapping[str, Any]", getattr(decorators, "computed_fields", {}))
-    return {name: name for name in found} | {
-        each.info.alias: name for name, each in found.items() if each.info.alias
-    }
-
-
-class _Computed(Later):
-    """A computed field of a model, of which ``part`` was made: it may hold other models."""
-
-    is_leaf = False
-    __slots__ = ("name", "part")
-
-    def __init__(self, walk: Walk, value: object, around: Around, name: str, part: object) -> None:
-        super().__init__(walk, value, around)
-        self.name = name
-        self.part = part
-
-    def ask(self) -> object:
-        return getattr(self.value, self.name)
-
-    def then(self, given: object) -> object:
-        return self.walk.plain(_masked(self.walk, self.part, given, self.around), self.around)
-
-
-def _is_model_of_pydantic_1(cls: type) -> bool:
-    return isinstance(attribute_of(cls, "__fields__"), dict) and callable(
-        attribute_of(cls, "__get_validators__")
-    )
-
-
-def _model_of_pydantic_1(walk: Walk, value: Any, around: Around) -> object:
-    fields: dict[str, object] = _own(value, "__dict__")
-    hidden = hidden_fields(_type(value))
-    return walk.enter(
-        value,
-        around,
-        lambda inner: walk.mapped(
-            ((name, HIDDEN if name in hidden else item) for name, item in fields.items()), inner
-        ),
-    )
-
-
 # --- what is of other packages, of which nothing is imported here
 
 
 def _of_another_package(cls: type[Any]) -> Kind | None:
-    def is_one(module: str, name: str) -> bool:
-        base = getattr(sys.modules.get(module), name, None)
-        return isinstance(base, type) and issubclass(cls, base)
-
-    if is_one("numpy", "ndarray"):
-        return _array
-    if is_one("numpy", "generic"):
-        return _scalar
-    if is_one("argparse", "Namespace"):
+    if is_of(cls, "numpy", "ndarray"):
+        return array_of_numpy
+    if is_of(cls, "numpy", "generic"):
+        return scalar_of_numpy
+    if is_of(cls, "argparse", "Namespace"):
         return _namespace
-    if is_one("sqlalchemy.engine.url", "URL"):
+    if is_of(cls, "sqlalchemy.engine.url", "URL"):
         return Later  # a named tuple, with a repr that does not show its password
-    if is_one("pandas._libs.missing", "NAType"):
+    if is_of(cls, "pandas._libs.missing", "NAType"):
         return _null
-    if is_one("wrapt", "ObjectProxy") or is_one("wrapt", "BaseObjectProxy"):
-        is_lazy = is_one("wrapt", "LazyObjectProxy")
+    if is_proxy(cls):
+        is_lazy = is_of(cls, "wrapt", "LazyObjectProxy")
         return _type_alone if is_lazy else _proxy
     return None
-
-
-def _array(walk: Walk, value: Any, around: Around) -> object:
-    if 2 * value.size <= walk.limit:
-        if value.dtype.kind in "mM" and value.ndim:
-            return walk.listed(list(value), around)
-        items = value.tolist()
-        if value.dtype.kind not in "biuf":
-            named = _by_name(value.dtype, items)
-            return walk.enter(value, around, lambda inner: walk.plain(named, inner))
-        if walk.fits(items):
-            return items
-    walk.lose("truncated")
-    return f"<{full_type_name(_type(value))} {value.dtype} {value.shape}>"
-
-
-def _by_name(dtype: Any, item: Any) -> object:
-    """What numpy has of records, which are tuples, by the names of their fields."""
-    if dtype.subdtype is not None:
-        dtype = dtype.subdtype[0]
-    if dtype.names is None:
-        return item
-    if type(item) is not tuple and isinstance(item, Iterable):  # a list, or an array inside
-        return [_by_name(dtype, part) for part in item]
-    # One record, as itself or as a tuple.
-    return {name: _by_name(dtype[name], part) for name, part in zip(dtype.names, item, strict=True)}
-
-
-def _scalar(walk: Walk, value: Any, around: Around) -> object:
-    if value.dtype.kind in "mM":
-        return _time(value)
-    item: Any = _by_name(value.dtype, value.item())
-    # The widest numbers have no counterpart in Python.
-    return float(item) if type(item) is type(value) else walk.plain(item, around)
-
-
-def _time(value: Any) -> str | None:
-    text = str(value)
-    if text == "NaT":
-        return None
-    if value.dtype.kind == "M":
-        return text
-    return cast("str", msgspec.to_builtins(value.astype("timedelta64[us]").item()))
 
 
 def _proxy(walk: Walk, value: Any, around: Around) -> object:
@@ -794,28 +390,10 @@ def _opaque(walk: Walk, value: Any, around: Around) -> object:
     cls: type[Any] = type(value)
     if has_quick_repr(cls):
         return walk.text(shown(value))
-    if attribute_of(cls, "__iter__") is not None or _is_mapped(cls):
+    if attribute_of(cls, "__iter__") is not None or is_mapped(cls):
         # To look at it might ask a database.
         return _type_alone(walk, value, around)
     return Later(walk, value)
-
-
-def _is_mapped(cls: type) -> bool:
-    """Whether objects of this class stand for rows of a table: their attributes are looked up."""
-    mro: tuple[type, ...] = type.__getattribute__(cls, "__mro__")
-    for base in mro:
-        for attribute in cast(
-            "Mapping[str, object]", type.__getattribute__(base, "__dict__")
-        ).values():
-            kind = type(attribute)
-            if kind in _HARMLESS or kind in (property, cached_property):
-                continue
-            if attribute_of(kind, "__get__") is not None and (
-                attribute_of(kind, "__set__") is not None
-                or full_type_name(kind).startswith("django.")
-            ):
-                return True
-    return False
 
 
 def _type_alone(walk: Walk, value: object, around: Around) -> object:
@@ -833,11 +411,3 @@ def _type_alone(walk: Walk, value: object, around: Around) -> object:
 
 
 _WITH_SHAPE: Final = frozenset({"cupy", "jax", "jaxlib", "pandas", "polars", "tensorflow", "torch"})
-
-
-def _shown_instead(later: Later, error: Exception) -> object:
-    """What is left of a value that could not say what is in it."""
-    if isinstance(error, TooSlowError):
-        return later.walk.failed(type(later.value), error)
-    later.walk.lose("unreadable")
-    return Later(later.walk, later.value)
