@@ -10,6 +10,8 @@ venv := ".venv"
 not_here := "ASYNC124,ASYNC127"
 survivors := "prefactor_core/cancellation.py:ASYNC103,ASYNC104 prefactor_core/queue/workers.py:ASYNC103,ASYNC104 prefactor_core/loop_thread.py:ASYNC103,ASYNC104 prefactor_core/termination.py:ASYNC103 prefactor_core/timebox.py:ASYNC103,ASYNC104 prefactor_core/daemon_thread.py:ASYNC103"
 python := venv / "bin/python"
+# What needs none of the run-time dependencies, or starts whole programs that others start too.
+not_lowest := "--ignore=tests/test_credentials.py --ignore=tests/test_main_job.py --ignore=tests/test_messages.py --ignore=tests/test_patterns.py --ignore=tests/test_readme.py --ignore=tests/test_redaction.py --ignore=tests/test_schema_check.py"
 
 # List the verbs.
 default:
@@ -31,7 +33,7 @@ test-uvloop *options: (_install venv "dev")
 test-lowest *options: (_install venv "dev") (_install ".venv-lowest" "dev")
     @# The pytest plugin of the lowest anyio does not load in pytest 9.2 and later.
     .venv-lowest/bin/python -m pip install -q $({{ python }} tests/lowest_versions.py) 'pytest<9.2'
-    .venv-lowest/bin/python -m pytest -n auto -k 'not trio' --hypothesis-profile=few {{ options }}
+    .venv-lowest/bin/python -m pytest -n auto -k 'not trio' --hypothesis-profile=few {{ not_lowest }} {{ options }}
 
 # Play 10,000 schedules of an agent that no test has played before, half of them on trio.
 fuzz *options: (_install venv "dev")

@@ -147,7 +147,7 @@ def open_one(path, gate):
         for number in range(5):
             write(store, f"{os.getpid()}-{number}")
         store.close()
-        Store(path, opening_timeout=0).close()
+        Store(path, opening_timeout=10).close()
     except BaseException:
         traceback.print_exc()
         os._exit(1)

@@ -82,7 +82,7 @@ RIGHT: dict[str, Any] = {
 }
 
 # They wait, or end what the others need.
-LEFT_OUT = {"initialize", "close", "flush", "get", "put", "drain", "aclose", "config"}
+LEFT_OUT = {"initialize", "close", "flush", "get", "put", "drain", "aclose", "config", "enter"}
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

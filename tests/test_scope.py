@@ -702,7 +702,7 @@ async def test_a_registration_that_the_api_refuses_raises_at_once(
 
 async def test_an_outer_cancellation_ends_a_registration(api: FaultyApi) -> None:
     api.hanging = True
-    async with open_prefactor(make_config(), asgi_app=api) as client:
+    async with open_prefactor(make_config(drain_timeout=0.05), asgi_app=api) as client:
         with anyio.fail_after(5), anyio.move_on_after(0.01) as scope:
             await client.create_agent_instance(**AGENT)
         assert scope.cancelled_caught
