@@ -219,7 +219,7 @@ class Identities:
 
     def __init__(self) -> None:
         self.given_ids = True
-        self._runs: dict[str, RunIdentity] = {}
+        self.runs: dict[str, RunIdentity] = {}
         # Runs of other clients of which something is remembered. The last ones only: nobody says
         # when they end.
         self._foreign: dict[str, RunIdentity] = {}
@@ -230,28 +230,28 @@ class Identities:
     def add(self, recorded_id: str, id: str | None = None) -> RunIdentity:
         """The identity of a run that is recorded as ``recorded_id`` from now on."""
         # What the answer to its registration said about it may have been kept.
-        run = self._runs.get(recorded_id) or self._foreign.pop(recorded_id, None)
+        run = self.runs.get(recorded_id) or self._foreign.pop(recorded_id, None)
         run = run or RunIdentity(recorded_id, id)
         # An earlier one that was refused has nothing to say about this one.
         self._ended.pop(recorded_id, None)
-        self._runs[recorded_id] = self._runs[run.id] = run
+        self.runs[recorded_id] = self.runs[run.id] = run
         return run
 
     def registered(self, recorded_id: str, id: str) -> None:
         """The API has made a run known, as ``id``."""
         run = self.of(recorded_id)
         run.id, run.registered = id, True
-        self._runs[recorded_id] = run
-        other = self._runs.get(id)
+        self.runs[recorded_id] = run
+        other = self.runs.get(id)
         if other is None or other.termination.over:
-            self._runs[id] = run
+            self.runs[id] = run
         # Else it is what an open run is called: to the API they are one.
         if run.registration is not None:
             run.registration.registered()
 
     def close(self) -> None:
         """Nothing more is delivered: nobody has to wait for it."""
-        for run in self._runs.values():
+        for run in self.runs.values():
             if run.registration is not None:
                 run.registration.ended()
 
@@ -259,13 +259,13 @@ class Identities:
         """From now on operations call ``run``, of which none was recorded but its registration,
         what the API calls it."""
         if run.recorded_id != run.id:
-            del self._runs[run.recorded_id]
+            del self.runs[run.recorded_id]
             run.recorded_id = run.id
 
     def of(self, instance_id: str) -> RunIdentity:
         """The identity of a run, by either id; one that was not added is called as it is."""
         return (
-            self._runs.get(instance_id)
+            self.runs.get(instance_id)
             or self._ended.get(instance_id)
             or self._foreign.get(instance_id)
             or RunIdentity(instance_id)
@@ -273,11 +273,11 @@ class Identities:
 
     def knows(self, instance_id: str) -> bool:
         """Whether a run of this client that has not ended is called so."""
-        return instance_id in self._runs
+        return instance_id in self.runs
 
     def open_runs(self) -> Sequence[RunIdentity]:
         """The runs that the API knows, and that neither it nor the agent has ended."""
-        runs = [run for key, run in self._runs.items() if key == run.recorded_id]
+        runs = [run for key, run in self.runs.items() if key == run.recorded_id]
         return [
             run
             for run in runs
@@ -287,7 +287,7 @@ class Identities:
     def keep(self, run: RunIdentity) -> RunIdentity:
         """Something about a run is to be remembered, also if another client registered it; what it
         is remembered by. For any thread."""
-        if run.recorded_id not in self._runs and run.recorded_id not in self._ended:
+        if run.recorded_id not in self.runs and run.recorded_id not in self._ended:
             # The one that is remembered, if there is one, and from now on the newest.
             self._foreign[run.recorded_id] = run = self._foreign.pop(run.recorded_id, run)
             _keep_last(self._foreign, _FOREIGN_KEPT)
@@ -296,10 +296,10 @@ class Identities:
     def forget(self, recorded_id: str) -> None:
         """A run has ended, and all of it is delivered or lost, but for its quality: that may be
         recorded at any time."""
-        run = self._runs.pop(recorded_id, None)
+        run = self.runs.pop(recorded_id, None)
         if run is not None:
-            if self._runs.get(run.id) is run:
-                del self._runs[run.id]
+            if self.runs.get(run.id) is run:
+                del self.runs[run.id]
             run.forget_spans()
             if run.id != recorded_id or run.lost is not None:
                 self._ended[recorded_id] = self._ended[run.id] = run

@@ -132,7 +132,10 @@ class OpenSpans(Live):
                     parent, parent_span_id = self._parent_of(span_id, run, parent_span_id)
                     ours = parent_span_id is OURS or (parent is not None and parent.ours)
                     # The run of another client, too, has one clock here.
-                    run = parent.run if parent else self._identities.keep(run)
+                    if parent is not None:
+                        run = parent.run
+                    elif run.recorded_id not in self._identities.runs:
+                        run = self._identities.keep(run)
                     opening = OpenSpan(
                         id=span_id,
                         instance_id=run.recorded_id,
