@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import groupby
-from types import CodeType, FrameType, NoneType, TracebackType
+from types import FrameType, NoneType, TracebackType
 from typing import Final, TypeVar, cast
 from weakref import ref
 
@@ -112,10 +112,10 @@ class _Described:
 
     def leaves(self, error: BaseException) -> None:
         """It leaves a block now."""
-        self._blocks: dict[int, tuple[int, CodeType]] = {}
+        self._blocks: dict[int, tuple[object, ...]] = {}
         block = error.__traceback__
         while block is not None:
-            self._blocks[id(block)] = block.tb_lasti, block.tb_frame.f_code
+            self._blocks[id(block)] = _place_of(block)
             # A context manager that is a generator takes its own off the traceback.
             is_left = not block.tb_frame.f_code.co_flags & GENERATOR
             block = None if is_left else block.tb_next
@@ -139,10 +139,17 @@ class _Described:
         while block is not None:
             frames.append(block.tb_frame)
             # Where one was taken off, a newer one may have its address.
-            if self._blocks.get(id(block)) == (block.tb_lasti, block.tb_frame.f_code):
+            if self._blocks.get(id(block)) == _place_of(block):
                 return not _is_raised_again(frames)
             block = block.tb_next
         return False
+
+
+def _place_of(block: TracebackType) -> tuple[object, ...]:
+    """Where an exception has left a block, and the one inside of it."""
+    inner = block.tb_next
+    inside = (inner.tb_lasti, inner.tb_frame.f_code) if inner is not None else ()
+    return block.tb_lasti, block.tb_frame.f_code, *inside
 
 
 def _is_raised_again(frames: list[FrameType]) -> bool:
