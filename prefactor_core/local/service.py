@@ -375,8 +375,8 @@ def _ended(
     """When something ended, which is not before it started, and what to flag about that.
 
     Raises a :class:`Refusal` if the client has given both times. If one of them is this server's,
-    the clocks differ: API.md has nothing against that, and official clients end all telemetry at
-    a refusal.
+    the clocks differ: nothing in the API speaks against that, and official clients end all
+    telemetry at a refusal.
     """
     if started_at is None or finished_at >= started_at:
         return finished_at, []

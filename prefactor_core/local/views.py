@@ -118,7 +118,7 @@ class Views:
             schema = self._versions.schema(row["agent_schema_version_id"])
             for name, quality in recorded.items():
                 summary = schema.quality(name).summary(quality.payload)
-                if summary is not None:  # official clients take no null (API.md section 11)
+                if summary is not None:  # official clients take no null
                     summaries[name] = summary
         return {
             "quality_payloads": {name: quality.payload for name, quality in recorded.items()},
