@@ -8,10 +8,10 @@ venv := ".venv"
 # ASYNC103, ASYNC104: workers survive what was not meant for them; what is raised in a thread of
 # ours is handed to the caller, and what leaves a cancel scope to who leaves that.
 not_here := "ASYNC124,ASYNC127"
-survivors := "prefactor_core/cancellation.py:ASYNC103,ASYNC104 prefactor_core/queue/workers.py:ASYNC103,ASYNC104 prefactor_core/loop_thread.py:ASYNC103,ASYNC104 prefactor_core/termination.py:ASYNC103 prefactor_core/timebox.py:ASYNC103,ASYNC104 prefactor_core/daemon_thread.py:ASYNC103"
+survivors := "prefactor_core/agent/cancellation.py:ASYNC103,ASYNC104 prefactor_core/queue/workers.py:ASYNC103,ASYNC104 prefactor_core/client/loop_thread.py:ASYNC103,ASYNC104 prefactor_core/export/termination.py:ASYNC103 prefactor_core/payloads/timebox.py:ASYNC103,ASYNC104 prefactor_core/queue/daemon_thread.py:ASYNC103"
 python := venv / "bin/python"
 # What needs none of the run-time dependencies, or starts whole programs that others start too.
-not_lowest := "--ignore=tests/test_credentials.py --ignore=tests/test_main_job.py --ignore=tests/test_messages.py --ignore=tests/test_patterns.py --ignore=tests/test_readme.py --ignore=tests/test_redaction.py --ignore=tests/test_schema_check.py"
+not_lowest := "--ignore=tests/payloads/test_credentials.py --ignore=tests/processes/test_main_job.py --ignore=tests/vocabulary/test_messages.py --ignore=tests/schema_registry/test_patterns.py --ignore=tests/test_readme.py --ignore=tests/payloads/test_redaction.py --ignore=tests/schema_registry/test_schema_check.py"
 
 # List the verbs.
 default:
@@ -32,12 +32,12 @@ test-uvloop *options: (_install venv "dev")
 # Run the tests, on asyncio, on exactly the lowest versions of the run-time dependencies.
 test-lowest *options: (_install venv "dev") (_install ".venv-lowest" "dev")
     @# The pytest plugin of the lowest anyio does not load in pytest 9.2 and later.
-    .venv-lowest/bin/python -m pip install -q $({{ python }} tests/lowest_versions.py) 'pytest<9.2'
+    .venv-lowest/bin/python -m pip install -q $({{ python }} tests/support/lowest_versions.py) 'pytest<9.2'
     .venv-lowest/bin/python -m pytest -n auto -k 'not trio' --hypothesis-profile=few {{ not_lowest }} {{ options }}
 
 # Play 10,000 schedules of an agent that no test has played before, half of them on trio.
 fuzz *options: (_install venv "dev")
-    {{ python }} -m pytest --hypothesis-profile=fuzz tests/test_schedules.py {{ options }}
+    {{ python }} -m pytest --hypothesis-profile=fuzz tests/properties/test_schedules.py {{ options }}
 
 # Measure this client beside the official SDK and OpenTelemetry (--quick: in about a minute).
 bench *options: (_install venv "dev")

@@ -1,19 +1,20 @@
 """prefactor_core: record what an AI agent does, and ship it to Prefactor."""
 
-from prefactor_core._version import __version__ as __version__
-from prefactor_core.agent_instance import (
+from prefactor_core.agent.agent_instance import (
     AgentInstanceHandle,
     current_instance,
     current_span,
     traced,
 )
-from prefactor_core.agent_instance_scope import AgentInstanceScope
+from prefactor_core.agent.scope import AgentInstanceScope
+from prefactor_core.agent.span_context import SpanContext
 from prefactor_core.client import PrefactorCoreClient, open_prefactor
+from prefactor_core.client.runtime_environment import build_runtime_environment
+from prefactor_core.client.sync import SyncPrefactorClient, open_prefactor_sync
 from prefactor_core.config import PrefactorCoreConfig, QueueConfig
+from prefactor_core.config._version import __version__ as __version__
+from prefactor_core.config.http import HttpClientConfig
 from prefactor_core.context_stack import SpanContextStack
-from prefactor_core.credentials import redact_credentials
-from prefactor_core.data_risk import ActionProfile, DataCategories, DataRisk
-from prefactor_core.delivery.ledger import Statistics
 from prefactor_core.exceptions import (
     ClientAlreadyInitializedError,
     ClientNotInitializedError,
@@ -36,21 +37,20 @@ from prefactor_core.exceptions import (
     PrefactorValueError,
     SpanNotFoundError,
 )
-from prefactor_core.http_config import HttpClientConfig
-from prefactor_core.identifiers import generate_idempotency_key, validate_idempotency_key
+from prefactor_core.export.counters import Statistics
 from prefactor_core.models import AgentInstance, Span
 from prefactor_core.operations import Operation, OperationType
+from prefactor_core.operations.identifiers import generate_idempotency_key, validate_idempotency_key
+from prefactor_core.payloads.credentials import redact_credentials
+from prefactor_core.payloads.redaction import SECRETS, redact_keys
 from prefactor_core.queue.base import Queue, QueueClosedError
 from prefactor_core.queue.executor import TaskExecutor
 from prefactor_core.queue.memory import InMemoryQueue
-from prefactor_core.redaction import SECRETS, redact_keys
-from prefactor_core.runtime_environment import build_runtime_environment
 from prefactor_core.schema_registry import SchemaRegistry
-from prefactor_core.sensitive import DataCategory, Sensitive, sensitive
-from prefactor_core.span_context import SpanContext
-from prefactor_core.span_type import SpanType
-from prefactor_core.sync_client import SyncPrefactorClient, open_prefactor_sync
-from prefactor_core.type_schema import SpanParams
+from prefactor_core.schema_registry.data_risk import ActionProfile, DataCategories, DataRisk
+from prefactor_core.schema_registry.sensitive import DataCategory, Sensitive, sensitive
+from prefactor_core.schema_registry.span_type import SpanType
+from prefactor_core.schema_registry.type_schema import SpanParams
 
 __all__ = [
     "SECRETS",

@@ -12,25 +12,25 @@ from typing import TextIO, TypeVarTuple, cast
 
 import anyio
 
-from prefactor_core._version import __version__
 from prefactor_core.api.answers import AgentInstanceAnswer
 from prefactor_core.api.client import ApiClient
+from prefactor_core.client.connection import open_api
 from prefactor_core.config import PrefactorCoreConfig
-from prefactor_core.connection import open_api
+from prefactor_core.config._version import __version__
+from prefactor_core.config.http import LOCAL_PREFIX
 from prefactor_core.exceptions import (
     PrefactorAuthError,
     PrefactorCoreError,
     PrefactorNotFoundError,
     PrefactorValueError,
 )
-from prefactor_core.http_config import LOCAL_PREFIX
-from prefactor_core.identifiers import is_pfid
+from prefactor_core.operations.identifiers import is_pfid
 
 try:
     import click
     from rich.console import Console
 
-    from prefactor_core.tree import one_line, run_tree, tree_lines
+    from prefactor_core.local.run_tree import one_line, run_tree, tree_lines
 except ImportError as error:
     sys.exit(
         f"the command line needs the extra 'local' of this package ({error}): "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefactor_core.lazy_module import LazyModule
+from prefactor_core.config.lazy_module import LazyModule
 
 if TYPE_CHECKING:
     from prefactor_core import testing

@@ -60,8 +60,8 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct, field
 
 from prefactor_core.schema_registry import SchemaRegistry
-from prefactor_core.sensitive import Sensitive
-from prefactor_core.type_schema import SpanParams
+from prefactor_core.schema_registry.sensitive import Sensitive
+from prefactor_core.schema_registry.type_schema import SpanParams
 
 
 class StepError(Struct, kw_only=True, omit_defaults=True):

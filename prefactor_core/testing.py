@@ -13,10 +13,10 @@ from msgspec import Struct, field
 
 # Else the first client to open imports it in a thread, which no test on virtual time may wait for.
 from prefactor_core.client import PrefactorCoreClient, open_prefactor
+from prefactor_core.client.sync import SyncPrefactorClient
 from prefactor_core.config import PrefactorOptions
 from prefactor_core.exceptions import PrefactorCoreError
 from prefactor_core.schema_registry import SchemaRegistry
-from prefactor_core.sync_client import SyncPrefactorClient
 
 try:
     from prefactor_core.local.app import LocalPrefactor

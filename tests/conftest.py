@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 # Else the first client to open imports it in a thread, which no test on virtual time may wait for.
-import prefactor_core.client_scope  # noqa: F401
+import prefactor_core.client.scope  # noqa: F401
 
 pytest_plugins = ["pytester"]
 
@@ -53,7 +53,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
         if request.param == "uvloop":
             return "asyncio", {"use_uvloop": True}
         return request.param, {}
-    from virtual_time import virtual_time
+    from support.virtual_time import virtual_time
 
     backend = "trio" if request.param == "trio" else "asyncio"
     return backend, virtual_time(backend)

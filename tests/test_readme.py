@@ -10,7 +10,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from harness import stored_runs
+from support.harness import stored_runs
 
 from prefactor_core.local import open_local_prefactor
 

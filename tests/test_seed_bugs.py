@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from harness import (
+from support.harness import (
     AGENT,
     make_config,
     open_faulty_api,
@@ -30,9 +30,9 @@ from prefactor_core import (
     SpanContextStack,
     SpanNotFoundError,
     TaskExecutor,
-    identifiers,
     open_prefactor,
 )
+from prefactor_core.operations import identifiers
 
 
 def offset(text: str) -> datetime:

@@ -20,7 +20,6 @@ import anyio.lowlevel
 import httpx
 import msgspec
 
-from prefactor_core import identifiers
 from prefactor_core.api import requests
 from prefactor_core.api.answers import (
     AgentInstanceAnswer,
@@ -36,14 +35,13 @@ from prefactor_core.api.errors import error_from_answer
 from prefactor_core.api.log_mask import masks_in_logs
 from prefactor_core.api.quoting import quoted
 from prefactor_core.api.reading import UnreadableAnswerError, read_body
+from prefactor_core.config.http import HttpClientConfig
 from prefactor_core.context_stack import unrecorded
 from prefactor_core.exceptions import (
     PrefactorContractError,
     PrefactorUnreachableError,
     PrefactorValueError,
 )
-from prefactor_core.http_config import HttpClientConfig
-from prefactor_core.importing import import_in_thread
 from prefactor_core.operations import (
     CreateSpan,
     FinishAgentInstance,
@@ -52,8 +50,10 @@ from prefactor_core.operations import (
     RecordQuality,
     RegisterAgentInstance,
     StartAgentInstance,
+    identifiers,
 )
-from prefactor_core.secret_str import SecretStr
+from prefactor_core.payloads.secret_str import SecretStr
+from prefactor_core.queue.importing import import_in_thread
 
 T = TypeVar("T")
 

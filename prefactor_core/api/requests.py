@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from prefactor_core.exceptions import OperationError
-from prefactor_core.lifecycle import InstanceStatus, SpanStatus
+from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
 from prefactor_core.operations import (
     CreateSpan,
     FinishAgentInstance,

@@ -17,7 +17,7 @@ from typing import Final
 
 import anyio
 
-from prefactor_core.home import run_soon_here
+from prefactor_core.queue.event_loop import run_soon_here
 
 _PATIENCE: Final = 30.0
 """Seconds after which a lookup that still waits gets another one beside it."""

@@ -12,7 +12,7 @@ import httpx
 from prefactor_core.api.network import Connection, Network, no_connection_left
 from prefactor_core.api.proxies import Proxy, proxy_for
 from prefactor_core.api.tls import tls_context
-from prefactor_core.daemon_thread import DaemonThread
+from prefactor_core.queue.daemon_thread import DaemonThread
 
 _MOST_CONNECTIONS: Final = 100
 _MOST_IDLE: Final = 20

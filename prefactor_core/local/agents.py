@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping
 import msgspec
 from msgspec import UNSET
 
-from prefactor_core import identifiers
 from prefactor_core.local.faults import Faults
 from prefactor_core.local.idempotency import Once
 from prefactor_core.local.pages import Answer, Pages
@@ -20,6 +19,7 @@ from prefactor_core.local.requests import (
     stored_now,
 )
 from prefactor_core.local.store import Row, Store
+from prefactor_core.operations import identifiers
 
 _STATUSES = ("pending", "active", "complete", "failed", "cancelled", "terminated")
 _FILTERS = ("risk_profile_id", "team_id", "owner_person_id")

@@ -19,8 +19,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from prefactor_core.daemon_thread import DaemonThread
 from prefactor_core.exceptions import PrefactorValueError, in_message
+from prefactor_core.exceptions.log import log
 from prefactor_core.local.agents import Agents
 from prefactor_core.local.bulk import Bulk
 from prefactor_core.local.faults import Faults, FaultyFront, ReadOnly
@@ -42,7 +42,7 @@ from prefactor_core.local.requests import (
 from prefactor_core.local.service import Service
 from prefactor_core.local.store import MEMORY, Store, is_busy
 from prefactor_core.local.tokens import Deployment, Tokens, check_account
-from prefactor_core.log import log
+from prefactor_core.queue.daemon_thread import DaemonThread
 
 logger = logging.getLogger("prefactor_core.local")
 

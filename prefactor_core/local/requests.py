@@ -11,9 +11,9 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from prefactor_core.exceptions import in_message
-from prefactor_core.identifiers import is_pfid, partition_of
-from prefactor_core.lifecycle import OUTCOMES
 from prefactor_core.local.refusal import Refusal, invalid
+from prefactor_core.models.lifecycle import OUTCOMES
+from prefactor_core.operations.identifiers import is_pfid, partition_of
 
 T = TypeVar("T", bound=Struct)
 

@@ -14,14 +14,6 @@ from copy import copy
 import msgspec
 from msgspec import Raw
 
-from prefactor_core import identifiers
-from prefactor_core.lifecycle import (
-    INSTANCE_TRANSITIONS,
-    SPAN_TRANSITIONS,
-    InstanceStatus,
-    SpanStatus,
-    is_terminal,
-)
 from prefactor_core.local.agents import Agents
 from prefactor_core.local.faults import Faults
 from prefactor_core.local.idempotency import Once
@@ -46,6 +38,14 @@ from prefactor_core.local.store import Row, Store
 from prefactor_core.local.tokens import Deployment
 from prefactor_core.local.versions import Versions
 from prefactor_core.local.views import Quality, Views
+from prefactor_core.models.lifecycle import (
+    INSTANCE_TRANSITIONS,
+    SPAN_TRANSITIONS,
+    InstanceStatus,
+    SpanStatus,
+    is_terminal,
+)
+from prefactor_core.operations import identifiers
 
 
 class Service:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Final, TypeVar
 
-from prefactor_core import identifiers
+from prefactor_core.operations import identifiers
 
 Row = sqlite3.Row
 T = TypeVar("T")

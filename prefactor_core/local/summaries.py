@@ -12,7 +12,7 @@ from liquid.builtin.tags.echo_tag import EchoTag
 from liquid.exceptions import LiquidError
 from liquid.template import BoundTemplate
 
-from prefactor_core.sensitive import hidden
+from prefactor_core.schema_registry.sensitive import hidden
 
 _MOST_ROUNDS = 1_000
 _MOST_BYTES = 10_000

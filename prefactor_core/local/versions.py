@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Raw
 
-from prefactor_core import identifiers
 from prefactor_core.local.refusal import invalid
 from prefactor_core.local.requests import check_schema_version, external_identifier_of
 from prefactor_core.local.store import Row, Store
-from prefactor_core.schema_check import SchemaCheck, nearest_name
+from prefactor_core.operations import identifiers
+from prefactor_core.schema_registry.schema_check import SchemaCheck, nearest_name
 
 if TYPE_CHECKING:
     from prefactor_core.local.summaries import Template

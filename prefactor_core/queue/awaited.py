@@ -9,7 +9,7 @@ from typing import TypeVar
 import anyio
 import anyio.lowlevel
 
-from prefactor_core.log import log
+from prefactor_core.exceptions.log import log
 from prefactor_core.queue.base import Queue, QueueClosedError
 
 logger = logging.getLogger("prefactor_core.queue.awaited")

@@ -10,10 +10,10 @@ from typing import Generic, Self, TypeVar
 
 import anyio
 
-from prefactor_core.backoff import Backoff
 from prefactor_core.exceptions import PrefactorValueError, in_message
-from prefactor_core.log import log
+from prefactor_core.exceptions.log import log
 from prefactor_core.queue.base import Queue, QueueClosedError
+from prefactor_core.queue.retry_policy import Backoff
 from prefactor_core.queue.workers import Workers
 
 logger = logging.getLogger("prefactor_core.queue.executor")

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final, Self, cast
 import anyio
 import anyio.lowlevel
 
-from prefactor_core.backoff import Backoff
-from prefactor_core.home import UnownedTasks
-from prefactor_core.log import log
-from prefactor_core.outcome import outcome_of
+from prefactor_core.exceptions.log import log
+from prefactor_core.exceptions.outcome import outcome_of
+from prefactor_core.queue.event_loop import UnownedTasks
+from prefactor_core.queue.retry_policy import Backoff
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup

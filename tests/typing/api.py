@@ -36,8 +36,8 @@ from prefactor_core import (
     traced,
     validate_idempotency_key,
 )
+from prefactor_core.schema_registry.type_schema import Fields
 from prefactor_core.testing import RecordedRun, RecordedSpan, Recording, open_recording
-from prefactor_core.type_schema import Fields
 
 
 @dataclass

@@ -18,7 +18,7 @@ from prefactor_core import (
     SpanType,
     SyncPrefactorClient,
 )
-from prefactor_core.type_schema import Fields
+from prefactor_core.schema_registry.type_schema import Fields
 
 registry = SchemaRegistry()
 

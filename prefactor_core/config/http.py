@@ -1,0 +1,151 @@
+"""Where the API is and how it is called, checked when it is made."""
+
+from __future__ import annotations
+
+import re
+from typing import Protocol
+
+from msgspec import Struct
+from msgspec.structs import fields
+
+from prefactor_core.exceptions import PrefactorValueError, in_message
+from prefactor_core.exceptions.checks import (
+    has_host,
+    to_count,
+    to_number,
+    to_positive,
+    to_statuses,
+    to_text,
+)
+from prefactor_core.payloads.secret_str import SecretStr
+
+LOCAL_PREFIX = "local:"
+"""What an ``api_url`` begins with that names a database file and no server."""
+
+_ADDRESS = re.compile(r"(\w+://.*|[\w./-]+\.[a-z]{2,}(:\d+)?(/.*)?)")
+
+
+class HttpClientOptions(Protocol):
+    """What any object must have to stand in for an :class:`HttpClientConfig`."""
+
+    @property
+    def api_url(self) -> str: ...
+    @property
+    def api_token(self) -> str: ...
+    @property
+    def request_timeout(self) -> float: ...
+    @property
+    def connect_timeout(self) -> float: ...
+    @property
+    def max_retries(self) -> int: ...
+    @property
+    def initial_retry_delay(self) -> float: ...
+    @property
+    def max_retry_delay(self) -> float: ...
+    @property
+    def retry_multiplier(self) -> float: ...
+    @property
+    def retry_on_status_codes(self) -> tuple[int, ...]: ...
+
+
+class HttpClientConfig(Struct):
+    """Where the API is and how it is called. All times are in seconds.
+
+    ``api_url``: ``https://…`` or ``http://…``; or ``local:PATH``, the same API on an SQLite
+    file inside this process, which needs no token.
+    ``request_timeout``: for one attempt, from connecting to the whole answer.
+    ``connect_timeout``: for the connecting alone.
+    ``max_retries``: for how many further attempts an agent waits while its run is being
+    registered, within ``registration_timeout``; then it goes on, and so do the attempts.
+    ``api_token``: the secret by which the API knows its callers. It is a :class:`SecretStr`, a
+    text that no ``repr`` shows and no payload holds.
+    ``retry_multiplier``, ``max_retry_delay``: growth and cap of the waits between attempts.
+    ``initial_retry_delay``: taken for compatibility and without effect: the waits begin as
+    :class:`QueueConfig` says.
+    ``retry_on_status_codes``: HTTP statuses that mean "try again", besides every 5xx and 429.
+    ``default_idempotency_key``: taken for compatibility and without effect: every
+    operation has a key of its own.
+
+    Raises :class:`PrefactorValueError` for a value out of its bounds.
+    """
+
+    api_url: str
+    api_token: str = ""
+    request_timeout: float = 30.0
+    connect_timeout: float = 10.0
+    max_retries: int = 3
+    initial_retry_delay: float = 1.0
+    max_retry_delay: float = 60.0
+    retry_multiplier: float = 2.0
+    retry_on_status_codes: tuple[int, ...] = (429, 500, 502, 503, 504)
+    default_idempotency_key: str | None = None
+
+    def __post_init__(self) -> None:
+        self.api_url = to_text("api_url", self.api_url)
+        self.api_token = to_text("api_token", self.api_token)
+        if not self.api_url:
+            raise PrefactorValueError("api_url is required")
+        if self.is_local:
+            if not self.api_url.removeprefix(LOCAL_PREFIX):
+                raise PrefactorValueError(
+                    "api_url 'local:' names no file: write 'local:PATH', or 'local::memory:' "
+                    "for a database that is gone afterwards"
+                )
+        elif "@" in self.api_url:
+            # Not shown: what stands before the @ is a secret.
+            raise PrefactorValueError(
+                "api_url must not hold a user name or password (it has an '@'): the API knows "
+                "its callers by api_token"
+            )
+        elif not self.api_url.lower().startswith(("https://", "http://")):
+            # What looks like no address is not shown: it may be a token in the wrong place.
+            shown = repr(self.api_url) if _ADDRESS.fullmatch(self.api_url) else "something else"
+            raise PrefactorValueError(
+                f"api_url must begin with https://, http:// or local:, got {shown}"
+            )
+        elif not has_host(self.api_url):
+            raise PrefactorValueError(
+                f"api_url must have a host, and a port up to 65535 if any, got {self.api_url!r}"
+            )
+        elif not self.api_token:
+            raise PrefactorValueError(
+                f"api_token is required for {self.api_url!r}: pass api_token=, or set "
+                "PREFACTOR_API_TOKEN in the environment; only local:PATH needs none"
+            )
+        # The value is a secret: the message says where the fault is, not what is there.
+        if not self.api_token.isascii() or not self.api_token.isprintable():
+            raise PrefactorValueError(
+                "api_token has a character that no token has (a line break, or one beyond ASCII); "
+                "was it copied whole and alone?"
+            )
+        self.request_timeout = to_positive("request_timeout", self.request_timeout)
+        self.connect_timeout = to_positive("connect_timeout", self.connect_timeout)
+        self.max_retries = to_count("max_retries", self.max_retries)
+        self.initial_retry_delay = to_positive("initial_retry_delay", self.initial_retry_delay)
+        self.max_retry_delay = to_positive("max_retry_delay", self.max_retry_delay)
+        self.retry_multiplier = to_number("retry_multiplier", self.retry_multiplier)
+        if not self.retry_multiplier >= 1:
+            raise PrefactorValueError(
+                f"retry_multiplier must be >= 1, got {in_message(self.retry_multiplier)}"
+            )
+        self.retry_on_status_codes = to_statuses(
+            "retry_on_status_codes", self.retry_on_status_codes
+        )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the API is the one inside this process (``local:PATH``)."""
+        return self.api_url.startswith(LOCAL_PREFIX)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        is_token = name == "api_token" and isinstance(value, str)
+        super().__setattr__(name, SecretStr(value) if is_token else value)
+
+    def __rich_repr__(self) -> list[tuple[str, object]]:
+        # The token is in no repr; neither is its length or its first characters.
+        names = [f.name for f in fields(self)]
+        return [(n, SecretStr.MASK if n == "api_token" else getattr(self, n)) for n in names]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({shown})"

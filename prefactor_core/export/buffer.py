@@ -1,0 +1,335 @@
+"""Outbox: where operations enter the queue that their agent instance keeps to."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Protocol
+
+import anyio
+
+from prefactor_core.config import QueueConfig
+from prefactor_core.export.batch import Backlog
+from prefactor_core.export.counters import Ledger
+from prefactor_core.export.loss_report import LossReport
+from prefactor_core.export.without_payload import without_payload
+from prefactor_core.operations import (
+    CreateSpan,
+    FinishSpan,
+    Operation,
+    RecordQuality,
+    RegisterAgentInstance,
+)
+from prefactor_core.queue.base import Queue, QueueClosedError
+from prefactor_core.queue.event_loop import Home
+from prefactor_core.queue.memory import InMemoryQueue
+
+_NEW = (CreateSpan, RecordQuality, RegisterAgentInstance)
+"""What is not let in when the outbox is full; all else belongs to what was let in before."""
+
+
+class Recorded(Protocol):
+    """The run or the span that an operation is about."""
+
+    status: Any
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class Lane:
+    """One queue, and what its worker has taken out of it and not settled."""
+
+    def __init__(self, queue: Queue[Operation]) -> None:
+        self.queue = queue
+        # Anything else that a queue of ours raises comes from outside of it.
+        self.refusal: type[Exception] = (
+            QueueClosedError if type(queue) is InMemoryQueue else Exception
+        )
+        self.backlog = Backlog()
+        self.recorded = 0
+        # A queue of the user's own may bring what an earlier process put there.
+        self.found = queue.size()
+        # What its worker waits on when it waits for time to pass.
+        self._alarm = anyio.Event()
+        # Whether it has nothing to send before that time but what is recorded now.
+        self.waits_for_more = False
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, until :meth:`hurry` at the longest."""
+        self._alarm = anyio.Event()
+        with anyio.move_on_after(seconds):
+            await self._alarm.wait()
+
+    async def pause_for_more(self, seconds: float) -> None:
+        """Wait, until something is recorded or :meth:`hurry` at the longest."""
+        self.waits_for_more = self.queue.size() == 0
+        try:
+            await self.pause(seconds if self.waits_for_more else 0)
+        finally:
+            self.waits_for_more = False
+
+    def hurry(self) -> None:
+        """What the worker waits for may have changed."""
+        self._alarm.set()
+
+
+class Outbox:
+    """Puts operations into lanes; recording never waits, and never raises into the agent.
+
+    All operations of one agent instance go into the same lane, so that one worker sends
+    them in the order in which they were recorded. Whoever records holds the lock of ``home``.
+    """
+
+    def __init__(
+        self,
+        queues: Sequence[Queue[Operation]],
+        ledger: Ledger,
+        losses: LossReport,
+        config: QueueConfig,
+        home: Home,
+    ) -> None:
+        self.home = home
+        self.lanes = [Lane(queue) for queue in queues]
+        # How many tasks wait for something to be settled: nothing then waits for company.
+        self.hurried = 0
+        self.closed = False
+        self.ledger = self._ledger = ledger
+        self._max_operations = config.max_pending_operations
+        self.max_bytes = config.max_pending_bytes
+        self.waits_when_full = config.when_full == "wait"
+        # Spans that have waited for their place and are not recorded yet.
+        self._places = 0
+        self._losses = losses
+        # Somebody waits for this: something has been settled.
+        self._settled: anyio.Event | None = None
+        # What other threads have recorded, until the loop takes it over.
+        self._handed_over: deque[Operation] = deque()
+        self._called_loop = False
+        # An exception from outside (of a signal handler, or for want of stack) may interrupt
+        # record() anywhere. What it was at is kept in these two, and the next call goes on there:
+        # an operation that is accepted, and not yet in a queue or handed over;
+        self._entering: Operation | None = None
+        # and one that the loop's thread puts into its queue.
+        self._putting: Operation | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether no new span may come in."""
+        return self._ledger.reaches(self._max_operations - self._places, self.max_bytes)
+
+    def record(
+        self,
+        operation: Operation,
+        of: Recorded | None = None,
+        status: object = None,
+        started_at: datetime | None = None,
+        finished_at: datetime | None = None,
+        *,
+        held: int = 0,
+        has_place: bool = False,
+        late: bool = False,
+    ) -> bool:
+        """Accept an operation and queue it; whether it was taken.
+
+        ``of``: the run or span that has this status and these times with it; they change if it is
+        taken, and only then. ``held``: the bytes of the operation that were counted as those of an
+        open span.
+
+        When the outbox is full, new runs and quality are dropped, and new spans unless they have
+        waited for their place. A span is always dropped if it is ``late``: its run has ended.
+        Whatever belongs to what was taken before is taken.
+        """
+        if self._entering is not None:
+            self._enter(self._entering)
+        if late:
+            if has_place:
+                self.give_place_back()
+            self._turn_away("run_ended")
+            return False
+        ledger = self._ledger
+        # This counts open spans too: mostly nothing else has to be asked.
+        if not has_place and ledger.holds(
+            self._max_operations - self._places, self.max_bytes + held
+        ):
+            if self.full and isinstance(operation, _NEW):
+                self._turn_away("full")
+                return False
+            if isinstance(operation, CreateSpan | FinishSpan) and ledger.held_bytes - held >= (
+                self.max_bytes
+            ):
+                # It is let in, as it must; of a large payload only that it was there.
+                operation = without_payload(operation) or operation
+        size = operation.size
+        # Here it is recorded: by one statement that calls nothing, so that nothing interrupts it.
+        if of is None:
+            ledger.taken, ledger.taken_bytes, self._places, self._entering = (
+                ledger.taken + 1,
+                ledger.taken_bytes + size,
+                self._places - has_place,
+                operation,
+            )
+        else:
+            (
+                ledger.taken,
+                ledger.taken_bytes,
+                self._places,
+                self._entering,
+                of.status,
+                of.started_at,
+                of.finished_at,
+            ) = (
+                ledger.taken + 1,
+                ledger.taken_bytes + size,
+                self._places - has_place,
+                operation,
+                status,
+                started_at,
+                finished_at,
+            )
+        taken = self._enter(operation)
+        if has_place:
+            self._place_is_free()
+        return taken
+
+    def _enter(self, operation: Operation) -> bool:
+        """Bring an operation that is accepted to the loop; whether its queue takes it."""
+        if self.home.is_here:
+            if self._handed_over or self._putting is not None:
+                self._take_over()
+            self._putting, self._entering = operation, None
+            return self._put(operation)
+        handed_over = self._handed_over
+        if not handed_over or handed_over[-1] is not operation:
+            handed_over.append(operation)
+        self._entering = None
+        if not self._called_loop:
+            self.home.run_soon(self.take_over)
+            self._called_loop = True
+        return True
+
+    def take_over(self) -> None:
+        """Queue what other threads have recorded; in the thread of the loop."""
+        self.home.step(self._take_all_over)
+
+    def _take_all_over(self) -> None:
+        self._called_loop = False
+        if self._entering is not None:
+            self._enter(self._entering)
+        self._take_over()
+
+    def _take_over(self) -> None:
+        handed_over = self._handed_over
+        while True:
+            if (operation := self._putting) is None:
+                if not handed_over:
+                    return
+                operation = self._putting = handed_over[0]
+                handed_over.popleft()
+                self._put(operation)
+                continue
+            # Interrupted in the middle of the above, or of its put: is it in the queue?
+            if handed_over and handed_over[0] is operation:
+                handed_over.popleft()
+            lane = self._lane_of(operation)
+            if lane.queue.size() + lane.backlog.taken > lane.found + lane.recorded:
+                lane.recorded, self._putting = lane.recorded + 1, None
+            else:
+                self._put(operation)
+
+    def found(self, operation: Operation) -> None:
+        """Accept an operation that was in its queue before."""
+        with self.home.lock:
+            self._ledger.accept(operation)
+
+    async def wait_for_place(self) -> None:
+        """Return when a new span may come in; its place is kept until it is recorded."""
+        with self.hurry():
+            while not self._take_place():
+                await self._wait_for_change()
+
+    def _take_place(self) -> bool:
+        with self.home.lock:
+            if self.full and not self.closed:
+                return False
+            self._places += 1
+            return True
+
+    def give_place_back(self) -> None:
+        """A place that was waited for is taken now, or not needed."""
+        with self.home.lock:
+            self._places -= 1
+        self._place_is_free()
+
+    def _place_is_free(self) -> None:
+        if self.home.is_here:
+            self.settled()
+        else:
+            self.home.run_soon(self.settled)
+
+    async def flush(self) -> None:
+        """Return when everything that is recorded so far is settled."""
+        self.take_over()
+        goals = [(lane, lane.found + lane.recorded) for lane in self.lanes]
+        with self.hurry():
+            for lane, goal in goals:
+                while lane.backlog.settled_through < goal and not self.closed:
+                    await self._wait_for_change()
+
+    def wake(self) -> None:
+        """What the workers wait for may have changed."""
+        for lane in self.lanes:
+            lane.hurry()
+
+    def settled(self) -> None:
+        """Some operations were delivered, or given up."""
+        if self._settled is not None:
+            self._settled.set()
+            self._settled = None
+
+    def close(self) -> None:
+        """Nothing more will be settled: nobody has to wait for it."""
+        self.closed = True
+        self.settled()
+
+    @contextmanager
+    def hurry(self) -> Generator[None]:
+        """While somebody waits for something to be settled, workers skip the batch window."""
+        self.hurried += 1
+        self.wake()
+        try:
+            yield
+        finally:
+            self.hurried -= 1
+
+    async def _wait_for_change(self) -> None:
+        if self._settled is None:
+            self._settled = anyio.Event()
+        await self._settled.wait()
+
+    def _lane_of(self, operation: Operation) -> Lane:
+        return self.lanes[hash(operation.instance_id) % len(self.lanes)]
+
+    def _put(self, operation: Operation) -> bool:
+        lane = self.lanes[hash(operation.instance_id) % len(self.lanes)]
+        try:
+            lane.queue.put_nowait(operation)
+        except lane.refusal as error:
+            if isinstance(error, RecursionError | MemoryError):
+                raise
+            # Only a queue of the user's own can do this (full, or broken).
+            self._putting = None
+            self._ledger.fail(error)
+            self._ledger.drop("queue", 1, operation.size)
+            detail = f"the client's queue does not take them ({type(error).__name__}: {error})"
+            self._losses.dropped_anywhere("queue", detail)
+            return False
+        lane.recorded, self._putting = lane.recorded + 1, None
+        if lane.waits_for_more:
+            lane.hurry()
+        return True
+
+    def _turn_away(self, reason: str) -> None:
+        self._ledger.turn_away(reason)
+        self._losses.dropped_anywhere(reason)

@@ -1,0 +1,172 @@
+"""Settlement: what became of a parcel, counted, and made known to its run."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import anyio
+
+from prefactor_core.exceptions import PrefactorCoreError
+from prefactor_core.exceptions.log import log
+from prefactor_core.export.api_limits import ApiLimits
+from prefactor_core.export.batch import Parcel
+from prefactor_core.export.circuit_breaker import Outage
+from prefactor_core.export.counters import Ledger
+from prefactor_core.export.identity import Identities, RunIdentity
+from prefactor_core.export.loss_report import LossReport
+from prefactor_core.models.lifecycle import is_terminal
+from prefactor_core.operations import (
+    CreateSpan,
+    FinishAgentInstance,
+    FinishSpan,
+    Operation,
+    RecordQuality,
+    RegisterAgentInstance,
+)
+
+if TYPE_CHECKING:
+    from prefactor_core.api.answers import Control
+
+logger = logging.getLogger("prefactor_core.export.completion")
+
+
+class Settlement:
+    """Counts what was delivered or given up, and keeps what later operations need to know of it.
+
+    ``identities``: what the API calls runs and spans. ``limits``: what the API does not do, as far
+    as it has shown.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        identities: Identities,
+        outage: Outage,
+        limits: ApiLimits,
+        losses: LossReport,
+    ) -> None:
+        self._ledger = ledger
+        self.identities = identities
+        self._outage = outage
+        self.limits = limits
+        self._losses = losses
+
+    def drop_if_lost(self, parcel: Parcel) -> bool:
+        """Give a parcel up if what it belongs to was given up; whether it was."""
+        operation = parcel.operation
+        reason = self.identities.of(operation.instance_id).reason_lost(operation)
+        if reason is None:
+            return False
+        self._drop(parcel, reason)
+        return True
+
+    def give_up(self, parcel: Parcel, error: Exception, reason: str) -> None:
+        """A parcel will not be delivered, and is the only one to blame."""
+        # It was not the parent, then: what is below can hang there.
+        parcel.operation = parcel.original or parcel.operation
+        self._drop(parcel, reason, error)
+        if not isinstance(error, PrefactorCoreError):
+            # A bug of ours deserves its traceback; what the API says needs none.
+            message = "%s met an error that was not expected"
+            log(logger, logging.ERROR, message, _name(parcel.operation), error=error)
+
+    def heed(self, instance_id: str, control: Control | None) -> None:
+        """An answer may say that its run is to stop."""
+        if control is not None and control.terminate:
+            run = self.identities.of(instance_id)
+            # Also one that another client registered: this one takes no more spans of it.
+            self.identities.keep(run)
+            run.terminate(control.reason)
+
+    def deliver(self, parcel: Parcel, api_id: str | None) -> None:
+        """The API has taken a parcel; ``api_id``: the id of the run or span that it made."""
+        operation = parcel.operation
+        run = self.identities.of(operation.instance_id)
+        match operation:
+            case CreateSpan(span_id=span_id) if api_id is not None:
+                if api_id != run.span_id(span_id):
+                    if parcel.given_id:
+                        self.api_makes_ids()
+                    run.span_made(span_id, api_id)
+                    self.identities.keep(run)
+                elif parcel.given_id:
+                    self._api_takes_ids()
+            case RegisterAgentInstance(instance_id=instance_id) if api_id is not None:
+                if operation.is_as_given:
+                    # Refused with an environment, and taken without: that was it.
+                    self.limits.refuses_environment(anyio.current_time())
+                self.identities.registered(instance_id, api_id)
+            case FinishAgentInstance():
+                self._run_ended(run)
+            case _:
+                pass
+        if isinstance(operation, FinishSpan) or (
+            isinstance(operation, CreateSpan) and is_terminal(operation.status)
+        ):
+            run.span_ended(operation.span_id)
+        self._outage.delivered += 1
+        if not parcel.maybe_done:
+            self._outage.taken += 1
+        self._ledger.deliver(parcel.count, parcel.size)
+
+    def _drop(self, parcel: Parcel, reason: str, error: Exception | None = None) -> None:
+        operation = parcel.operation
+        run = self.identities.of(operation.instance_id)
+        match operation:
+            case CreateSpan():
+                run.span_lost(operation, reason)
+                self.identities.keep(run)
+            case RegisterAgentInstance():
+                run.lost = reason
+                if run.registration is not None and error is not None:
+                    # What it means is said there.
+                    if run.registration.refused(error):
+                        self._ledger.hand_back(parcel.count, parcel.size)
+                    else:
+                        self._ledger.drop(reason, parcel.count, parcel.size)
+                    return
+            case FinishAgentInstance():
+                self._run_ended(run)
+            case _:
+                pass
+        self._ledger.drop(reason, parcel.count, parcel.size)
+        if run.lost is None or error is not None:
+            detail = None if error is None else f"{_name(operation)} is given up: {error}"
+            self._losses.dropped(reason, detail)
+
+    def _run_ended(self, run: RunIdentity) -> None:
+        # One that goes on may be called as one was that has ended.
+        if run.termination.over:
+            self.identities.forget(run.recorded_id)
+
+    def attempt_failed(self, parcel: Parcel) -> None:
+        """A request failed that had ``parcel`` in it: a caller may wait for its registration."""
+        if isinstance(parcel.operation, RegisterAgentInstance):
+            run = self.identities.of(parcel.operation.instance_id)
+            if run.registration is not None:
+                run.registration.failed()
+
+    def kept_without_parent(self, original: Operation | None) -> None:
+        """A span was taken without a parent; perhaps not so in its ``original`` form."""
+        if not isinstance(original, CreateSpan) or original.parent_span_id is None:
+            return
+        self._losses.kept_without_parent(_name(original))
+
+    def api_makes_ids(self) -> None:
+        """The API has not taken an id that it was given."""
+        self.identities.given_ids = False
+        self.limits.makes_ids(anyio.current_time())
+
+    def _api_takes_ids(self) -> None:
+        self.identities.given_ids = True
+        self.limits.takes_ids()
+
+
+def _name(operation: Operation) -> str:
+    name = operation.type.name
+    if isinstance(operation, CreateSpan):
+        return f"{name} of the {operation.schema_name!r} span {operation.span_id}"
+    if isinstance(operation, RecordQuality):
+        return f"{name} of {operation.name!r} in {operation.instance_id}"
+    return f"{name} of {operation.instance_id}"

@@ -1,0 +1,225 @@
+"""Ledger: what became of every operation. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime
+
+from msgspec import Struct, field
+
+from prefactor_core.operations import Operation
+
+
+class Statistics(Struct, frozen=True, kw_only=True):
+    """The balance of a client at one moment: accepted = delivered + pending + all dropped.
+
+    ``accepted``: operations recorded so far (starts and finishes of runs and spans, and each
+    ``record_quality()``; a span that is first told when it has ended is one operation).
+    ``delivered``: taken by the API.
+    ``pending``: waiting, or on their way. ``pending_bytes``: what they take, about.
+    ``open_bytes``: the payloads of open spans of which nothing was recorded yet.
+    ``in_flight``: those of them that are in a request that has not been answered.
+    ``dropped``: never to be delivered, by reason: ``refused`` (the API does not take it),
+    ``retries_exhausted`` (the API failed at it again and again while it took others),
+    ``full`` (a new run or span, or what was told of a run's quality, met the bounds of
+    :class:`~prefactor_core.QueueConfig`), ``run_ended`` (a span that began after its run's end),
+    ``drain_timeout`` (the scope ended first), ``queue`` (the client's queue did not take it).
+    ``requests``: requests sent. ``retries``: those that failed, and whose operations are
+    sent again.
+    ``merged``: finishes of spans that were sent together with their start, as one.
+    ``last_error``: why the last request that failed did; None if none did.
+    ``outage_since``: since when no request has been answered as it should, aware, in UTC;
+    None if the last one was.
+    ``assumed``: what the API has shown that it does not do, as ``"no bulk"``, and what is
+    therefore done without for now. Each is tried again after a while.
+    ``degraded``: how many payloads and results are not recorded whole, by reason: ``slow`` and
+    ``unreadable`` (code of a value in it took too long, or raised), ``too_deep`` (it has more than
+    32 levels), ``truncated`` (it has more than ``max_payload_bytes``), ``withheld`` (``redact=``
+    failed).
+    """
+
+    accepted: int
+    delivered: int
+    pending: int
+    pending_bytes: int
+    open_bytes: int
+    in_flight: int
+    dropped: dict[str, int]
+    requests: int
+    retries: int
+    merged: int
+    last_error: str | None
+    outage_since: datetime | None
+    assumed: tuple[str, ...] = ()
+    degraded: dict[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def lost(self) -> int:
+        """How many operations were dropped, whatever the reason."""
+        return sum(self.dropped.values())
+
+    def describe_loss(self) -> str:
+        """What was lost, in one sentence."""
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
+        loss = f"{self.lost} of {self.accepted} Prefactor operations were not delivered"
+        if self.last_error is not None:
+            return f"{loss} ({reasons}); last error: {self.last_error}"
+        why = "; no answer came in time" if "drain_timeout" in self.dropped else ""
+        return f"{loss} ({reasons}){why}"
+
+
+class Ledger:
+    """Counts operations from recording to their end; each ends delivered or dropped.
+
+    What is counted up where something is recorded (``taken``, ``open_bytes``,
+    :meth:`turn_away`) is written in any thread, under the lock of recording; all else by the
+    thread of the event loop alone. So no count is written by two threads at once.
+
+    ``taken``, ``taken_bytes``: what was taken into a queue. ``open_bytes``: what open spans hold.
+    ``degraded``: for :class:`~prefactor_core.payloads.capture.Capture`, which counts there in any
+    thread.
+    """
+
+    def __init__(self) -> None:
+        self.taken = 0
+        self.taken_bytes = 0
+        self.open_bytes = 0
+        self.degraded: dict[str, int] = {}
+        self._turned_away: Counter[str] = Counter()
+        self.delivered = 0
+        self.in_flight = 0
+        self.outage_since: datetime | None = None
+        self._settled_bytes = 0
+        self._dropped: Counter[str] = Counter()
+        self._settled = self._handed_back = 0
+        self._requests = 0
+        self._retries = 0
+        self._merged = 0
+        self._last_error: str | None = None
+        # By what is assumed.
+        self._assumed: dict[str, None] = {}
+
+    def accept(self, operation: Operation) -> None:
+        """An operation was recorded."""
+        size = operation.size  # a call, in which a signal or a finaliser may record as well
+        self.taken, self.taken_bytes = self.taken + 1, self.taken_bytes + size
+
+    def turn_away(self, reason: str) -> None:
+        """An operation was recorded only to be given up at once."""
+        self._turned_away[reason] += 1
+
+    def dropped(self) -> dict[str, int]:
+        """How many operations were given up, by reason."""
+        # A run that found no room is turned away, and what is recorded in it is dropped.
+        return dict(Counter(self._dropped) + Counter(self._turned_away))
+
+    @property
+    def accepted(self) -> int:
+        """How many operations were recorded."""
+        return self.taken - self._handed_back + self._turned_away.total()
+
+    @property
+    def pending(self) -> int:
+        """How many of them are neither delivered nor dropped."""
+        return self.taken - self._settled
+
+    def reaches(self, operations: int, size: int) -> bool:
+        """Whether so many are pending, or so many bytes."""
+        # Not by the properties: this is asked for every operation.
+        return (
+            self.taken - self._settled >= operations
+            or self.taken_bytes - self._settled_bytes >= size
+        )
+
+    def holds(self, operations: int, size: int) -> bool:
+        """Whether so many are pending, or so many bytes with the payloads of open spans."""
+        return (
+            self.taken - self._settled >= operations
+            or self.taken_bytes - self._settled_bytes + self.open_bytes >= size
+        )
+
+    @property
+    def pending_bytes(self) -> int:
+        """How many bytes these take."""
+        return self.taken_bytes - self._settled_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes these and the payloads of open spans take."""
+        return self.taken_bytes - self._settled_bytes + self.open_bytes
+
+    def merge(self, saved: int) -> None:
+        """Two operations will be sent as one, which takes ``saved`` bytes less."""
+        self._merged += 1
+        self.shrink(saved)
+
+    def shrink(self, saved: int) -> None:
+        """An operation takes ``saved`` bytes less than it did."""
+        self._settled_bytes += saved
+
+    def request(self) -> None:
+        """A request is sent."""
+        self._requests += 1
+
+    def fail(self, error: Exception) -> None:
+        """A request failed; what becomes of its operations is told apart."""
+        self._last_error = f"{type(error).__name__}: {error}"
+
+    def retry(self) -> None:
+        """A request that failed will be sent again, or what is left of it."""
+        self._retries += 1
+
+    def assume(self, what: str, holds: bool) -> None:
+        """From now on ``what`` is assumed of the API, or no more."""
+        if holds:
+            self._assumed[what] = None
+        else:
+            self._assumed.pop(what, None)
+
+    def deliver(self, count: int, size: int) -> None:
+        """The API has taken ``count`` operations of ``size`` bytes."""
+        self.delivered += count
+        self._settled += count
+        self._settled_bytes += size
+
+    def drop(self, reason: str, count: int, size: int) -> None:
+        """``count`` operations of ``size`` bytes are given up."""
+        if count > 0:
+            self._dropped[reason] += count
+            self._settled += count
+            self._settled_bytes += size
+
+    def hand_back(self, count: int, size: int) -> None:
+        """The caller is told that ``count`` operations were refused: they count as never
+        accepted."""
+        self._handed_back += count
+        self._settled += count
+        self._settled_bytes += size
+
+    def drop_rest(self, reason: str) -> None:
+        """Everything that is pending is given up."""
+        self.drop(reason, self.pending, self.pending_bytes)
+
+    def statistics(self) -> Statistics:
+        """The balance of this moment; for any thread."""
+        # Each count is read once, and what goes up first is read last: other threads count on.
+        turned_away, dropped = Counter(self._turned_away), Counter(self._dropped)
+        delivered, settled_bytes = self.delivered, self._settled_bytes
+        handed_back = self._handed_back
+        accepted, accepted_bytes = self.taken - handed_back, self.taken_bytes
+        return Statistics(
+            accepted=accepted + turned_away.total(),
+            delivered=delivered,
+            pending=accepted - delivered - dropped.total(),
+            pending_bytes=accepted_bytes - settled_bytes,
+            open_bytes=self.open_bytes,
+            in_flight=self.in_flight,
+            dropped=dict(dropped + turned_away),
+            requests=self._requests,
+            retries=self._retries,
+            merged=self._merged,
+            last_error=self._last_error,
+            outage_since=self.outage_since,
+            assumed=tuple(self._assumed),
+            degraded=dict(self.degraded),
+        )

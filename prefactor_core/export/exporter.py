@@ -1,0 +1,131 @@
+"""Delivery: the parts that bring operations from the outbox to the API, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import anyio
+
+from prefactor_core.config import QueueConfig
+from prefactor_core.export.api_limits import ApiLimits
+from prefactor_core.export.buffer import Outbox
+from prefactor_core.export.circuit_breaker import Outage
+from prefactor_core.export.completion import Settlement
+from prefactor_core.export.counters import Ledger
+from prefactor_core.export.identity import Identities
+from prefactor_core.export.loss_report import LossReport
+from prefactor_core.export.sender import Sender
+from prefactor_core.export.status_poll import StatusPoll
+from prefactor_core.export.worker import Courier
+from prefactor_core.operations import Operation
+from prefactor_core.queue.base import Queue
+from prefactor_core.queue.event_loop import Home
+from prefactor_core.queue.retry_policy import Backoff
+from prefactor_core.queue.workers import Workers
+
+if TYPE_CHECKING:
+    from prefactor_core.api.client import ApiClient
+
+
+class Delivery:
+    """One worker for each queue, while ``async with Delivery(...):`` is open.
+
+    When it is left, the queues close and what is pending is still delivered, for
+    ``drain_timeout`` seconds at most; the rest is dropped, and counted.
+    """
+
+    def __init__(
+        self,
+        api: ApiClient,
+        queues: Sequence[Queue[Operation]],
+        config: QueueConfig,
+        backoff: Backoff,
+        drain_timeout: float,
+        poll_interval: float,
+    ) -> None:
+        self._drain_timeout = drain_timeout
+        self.home = Home.here()
+        self.ledger = Ledger()
+        self.identities = Identities()
+        self._losses = LossReport(self.ledger, self.home)
+        self.outbox = Outbox(queues, self.ledger, self._losses, config, self.home)
+        self._outage = Outage(backoff)
+        limits = ApiLimits(self.ledger, config.max_batch_bytes)
+        settlement = Settlement(self.ledger, self.identities, self._outage, limits, self._losses)
+        self.sender = Sender(api, self.ledger, self._outage, settlement)
+        self._couriers = [
+            Courier(lane, self.outbox, self.sender, self._outage, self.ledger, config)
+            for lane in self.outbox.lanes
+        ]
+        self._poll = StatusPoll(
+            api, self.identities, self._outage, self.ledger, self.home, poll_interval
+        )
+        self._workers = Workers(
+            [
+                *(courier.serve for courier in self._couriers),
+                self._poll.serve,
+                self._losses.serve,
+            ],
+            self._close_queues,
+            drain_timeout=drain_timeout,
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._workers.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self._workers.__aexit__(exc_type, error, traceback)  # noqa: ASYNC102
+        finally:
+            self.ledger.drop_rest("drain_timeout")
+            self.outbox.close()
+            self.identities.close()
+
+    @property
+    def is_away(self) -> bool:
+        """Whether there is an outage."""
+        return self._outage.told
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether nothing more can be queued."""
+        return any(lane.queue.closed for lane in self.outbox.lanes)
+
+    @property
+    def answers(self) -> int:
+        """How many requests the API has answered as it should."""
+        return self._outage.answers
+
+    @property
+    def takes_environment(self) -> bool:
+        """Whether the API takes a runtime environment that is added, as far as it has shown."""
+        return self.sender.limits.takes_environment(anyio.current_time())
+
+    def hurry(self) -> AbstractContextManager[None]:
+        """While somebody waits for something to be settled, workers skip the batch window."""
+        return self.outbox.hurry()
+
+    def gave_up_waiting(self, seconds: float) -> None:
+        """A caller has waited so long for a registration, and no request was answered."""
+        self.sender.gave_up_waiting(seconds)
+
+    async def _close_queues(self) -> None:
+        self._poll.close()
+        self._losses.close()
+        self.outbox.take_over()
+        now = anyio.current_time()
+        self._outage.drain(now, now + self._drain_timeout)
+        for lane in self.outbox.lanes:
+            try:
+                await lane.queue.close(1)
+            finally:
+                lane.hurry()

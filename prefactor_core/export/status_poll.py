@@ -1,0 +1,171 @@
+"""StatusPoll: asks the API whether it has stopped runs that are open."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+import anyio
+
+from prefactor_core.exceptions import (
+    PrefactorApiError,
+    PrefactorAuthError,
+    PrefactorCoreError,
+)
+from prefactor_core.exceptions.log import log
+from prefactor_core.export.assumption import Guess
+from prefactor_core.export.circuit_breaker import Outage
+from prefactor_core.export.counters import Ledger
+from prefactor_core.export.identity import Identities, RunIdentity
+from prefactor_core.models.lifecycle import InstanceStatus
+from prefactor_core.queue.event_loop import Home
+
+if TYPE_CHECKING:
+    from prefactor_core.api.answers import AgentInstanceAnswer
+    from prefactor_core.api.client import ApiClient
+
+logger = logging.getLogger("prefactor_core.export.status_poll")
+
+_FEW = 2
+"""Runs of an agent that are asked for one by one; more are found in the list of its runs."""
+
+_MAX_LISTED = 1_000
+"""Of an agent, the newest runs that are looked through; open ones that are older are asked for
+one by one."""
+
+_LONGEST_ASKED = 3600.0
+
+
+class StatusPoll:
+    """Looks at the status of every open run, each ``interval`` seconds; run by one worker.
+
+    The answers to spans tell that a run is terminated as well. This is for a run that records
+    nothing for a while, and for an API whose answers do not tell. No answer ends it: a token that
+    may not read runs is tried again, after longer and longer pauses.
+    """
+
+    def __init__(
+        self,
+        api: ApiClient,
+        identities: Identities,
+        outage: Outage,
+        ledger: Ledger,
+        home: Home,
+        interval: float,
+    ) -> None:
+        self._api = api
+        self._identities = identities
+        self._outage = outage
+        self._ledger = ledger
+        self._home = home
+        self._interval = interval
+        self._ended = False
+        self._scope: anyio.CancelScope | None = None
+        self._denied = Guess()
+        self._unlisted = Guess()
+        self._asked_until = -math.inf
+
+    async def serve(self) -> None:
+        """Poll until :meth:`close`."""
+        if self._ended or self._interval == math.inf:
+            return
+        with anyio.CancelScope() as self._scope:
+            while not self._ended:
+                await anyio.sleep(self._interval)
+                await self._ask_for_all()
+
+    def close(self) -> None:
+        """Ask no more; a request that is on its way is broken off."""
+        self._ended = True
+        if self._scope is not None:
+            self._scope.cancel()
+
+    @property
+    def _may_ask(self) -> bool:
+        # An outage is the couriers' business: they see when it ends.
+        now = anyio.current_time()
+        return not (
+            self._ended
+            or self._outage.failures
+            or self._home.is_left
+            or self._denied.holds(now)
+            or now < self._asked_until
+        )
+
+    async def _ask_for_all(self) -> None:
+        by_agent: dict[str | None, list[RunIdentity]] = defaultdict(list)
+        for run in self._identities.open_runs():
+            by_agent[run.agent_id].append(run)
+        for agent_id, runs in by_agent.items():
+            left: Sequence[RunIdentity] = runs
+            if agent_id is not None and len(runs) > _FEW:
+                left = await self._ask_for_list(agent_id, runs)
+            for run in left:
+                await self._ask_for(run)
+
+    async def _ask_for_list(
+        self, agent_id: str, runs: Sequence[RunIdentity]
+    ) -> Sequence[RunIdentity]:
+        """Look for runs among the newest of their agent; those that were not found there."""
+        if not self._may_ask or self._unlisted.holds(anyio.current_time()):
+            return runs
+        missing = {run.id: run for run in runs}
+        oldest = min(missing)  # ids are in the order of time
+        listed = 0
+        self._ledger.request()
+        try:
+            async with aclosing(self._api.list_newest_agent_instances(agent_id)) as instances:
+                async for instance in instances:
+                    listed += 1
+                    run = missing.pop(instance.id, None)
+                    if run is not None:
+                        self._look_at(run, instance)
+                    if not missing or instance.id < oldest or listed >= _MAX_LISTED:
+                        break
+        except PrefactorCoreError as error:
+            # The single calls may do what the list does not.
+            if not self._noted(error):
+                self._unlisted.make(anyio.current_time())
+        return list(missing.values())
+
+    async def _ask_for(self, run: RunIdentity) -> None:
+        if not self._may_ask:
+            return
+        self._ledger.request()
+        try:
+            instance = await self._api.get_agent_instance(run.id)
+        except PrefactorCoreError as error:
+            self._noted(error)  # else the next time, perhaps
+        else:
+            if self._denied.refute():
+                self._ledger.assume(_NO_READING, holds=False)
+            self._look_at(run, instance)
+
+    def _look_at(self, run: RunIdentity, instance: AgentInstanceAnswer) -> None:
+        if instance.status == InstanceStatus.TERMINATED:
+            run.terminate(instance.termination_reason)
+
+    def _noted(self, error: PrefactorCoreError) -> bool:
+        """Whether ``error`` says when to ask again."""
+        now = anyio.current_time()
+        if isinstance(error, PrefactorApiError) and error.retry_after is not None:
+            self._asked_until = now + min(error.retry_after, _LONGEST_ASKED)
+            return True
+        if isinstance(error, PrefactorAuthError):
+            # The token of a deployment may write and not read.
+            if self._denied.make(now):
+                self._ledger.assume(_NO_READING, holds=True)
+                message = (
+                    "this token may not read runs: only answers to spans tell of a termination; "
+                    "that is tried again later (%s)"
+                )
+                log(logger, logging.INFO, message, error)
+            return True
+        return False
+
+
+_NO_READING = "no reading of runs"

@@ -1,0 +1,61 @@
+"""An agent instance and a span as this client knows them while they are open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from msgspec import Struct, field
+
+from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus, is_terminal
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class AgentInstance(Struct, kw_only=True):
+    """One run of an agent. Times are aware, in UTC, and None until the thing happened.
+
+    ``agent_id`` is None where the API token stands for the agent.
+    """
+
+    id: str
+    agent_id: str | None
+    status: InstanceStatus = InstanceStatus.PENDING
+    created_at: datetime = field(default_factory=_now)
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run has finished or was terminated."""
+        return is_terminal(self.status)
+
+
+class Span(Struct, kw_only=True):
+    """One step of a run. Times are aware, in UTC, and None until the thing happened.
+
+    ``status`` is ``pending`` from the entering of the block to the start; ``created_at`` is
+    the time of entering. ``payload`` is what the span starts with, ``result`` what it will
+    end with as far as that is known; both are empty once it ended.
+    """
+
+    id: str
+    instance_id: str
+    schema_name: str
+    parent_span_id: str | None = None
+    status: SpanStatus = SpanStatus.PENDING
+    payload: Mapping[str, object] = field(default_factory=dict[str, object])
+    result: dict[str, object] = field(default_factory=dict[str, object])
+    created_at: datetime = field(default_factory=_now)
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the span is complete, failed or cancelled."""
+        # Not is_terminal(): this is asked several times for every span.
+        return self.status is not SpanStatus.ACTIVE and self.status is not SpanStatus.PENDING

@@ -1,0 +1,213 @@
+"""What is told to the API: one frozen struct for each kind of operation. Pure.
+
+An operation is made when the thing happens, with its time and its idempotency key, and is
+sent as it is on every attempt. ``msgspec`` can write any of them down and read it back as
+:data:`Operation`; the tag is the name of its :class:`OperationType`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import Enum, auto
+from typing import ClassVar, Literal, TypeAlias
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
+
+ENVELOPE_SIZE = 512
+"""Bytes that an operation takes besides its payloads, in a request as in memory, about."""
+
+_AS_GIVEN = "-as-given"
+
+Purpose: TypeAlias = Literal["live", "smoke_test", "eval"]
+"""Why a run is made."""
+
+
+class OperationType(Enum):
+    """The kinds of operation."""
+
+    REGISTER_AGENT_INSTANCE = auto()
+    START_AGENT_INSTANCE = auto()
+    FINISH_AGENT_INSTANCE = auto()
+    CREATE_SPAN = auto()
+    FINISH_SPAN = auto()
+    UPDATE_SPAN_PAYLOAD = auto()
+    RECORD_QUALITY = auto()
+
+
+class _Operation(Struct, frozen=True, kw_only=True, tag_field="operation_type"):
+    """What all operations have."""
+
+    timestamp: datetime
+    """When it happened; aware, UTC."""
+
+    idempotency_key: str
+    """8 to 64 characters; the same on every attempt (API.md section 5)."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in a request: exact for payloads, an estimate for the rest."""
+        return ENVELOPE_SIZE
+
+
+class RegisterAgentInstance(
+    _Operation, frozen=True, kw_only=True, gc=False, tag="REGISTER_AGENT_INSTANCE"
+):
+    """A run is made known, with the agent's version and its span types.
+
+    ``instance_id`` is what its other operations call the run; the API is asked to call it the
+    same only if the id is the caller's own (``asks_for_id``). Without ``agent_id`` and
+    ``environment_id`` the token says which these are. ``agent_version`` and
+    ``agent_schema_version`` are JSON as they were when the run was recorded;
+    ``runtime_environment`` is what is added to the former, unset if nothing is.
+    """
+
+    type: ClassVar[OperationType] = OperationType.REGISTER_AGENT_INSTANCE
+
+    agent_id: str | None
+    agent_version: Raw
+    agent_schema_version: Raw
+    instance_id: str
+    asks_for_id: bool = False
+    environment_id: str | None = None
+    purpose: Purpose | None = None
+    external_identifier: str | None = None
+    # Unset, not None: msgspec cannot read ``Raw | None`` back.
+    runtime_environment: Raw | UnsetType = UNSET
+
+    def as_given(self) -> RegisterAgentInstance:
+        """The same, with the agent's version as the caller gave it.
+
+        It has a key of its own, as it is another request (API.md section 5).
+        """
+        return msgspec.structs.replace(
+            self, runtime_environment=UNSET, idempotency_key=self.idempotency_key + _AS_GIVEN
+        )
+
+    @property
+    def is_as_given(self) -> bool:
+        """Whether this is what :meth:`as_given` made of another one."""
+        return self.idempotency_key.endswith(_AS_GIVEN)
+
+    @property
+    def size(self) -> int:
+        environment = self.runtime_environment
+        return (
+            ENVELOPE_SIZE
+            + len(self.agent_version)
+            + len(self.agent_schema_version)
+            + (0 if environment is UNSET else len(environment))
+        )
+
+
+class StartAgentInstance(
+    _Operation, frozen=True, kw_only=True, gc=False, tag="START_AGENT_INSTANCE"
+):
+    """A run begins: pending to active."""
+
+    type: ClassVar[OperationType] = OperationType.START_AGENT_INSTANCE
+
+    instance_id: str
+
+
+class FinishAgentInstance(
+    _Operation, frozen=True, kw_only=True, gc=False, tag="FINISH_AGENT_INSTANCE"
+):
+    """A run ends: complete, failed or cancelled."""
+
+    type: ClassVar[OperationType] = OperationType.FINISH_AGENT_INSTANCE
+
+    instance_id: str
+    status: InstanceStatus
+
+
+class CreateSpan(_Operation, frozen=True, kw_only=True, gc=False, tag="CREATE_SPAN"):
+    """A span begins (active), or is made only to be cancelled (pending).
+
+    One that is known to have ended when it is told is made complete or failed at once, with
+    ``finished_at`` and its result. ``timestamp`` is when it began.
+    """
+
+    type: ClassVar[OperationType] = OperationType.CREATE_SPAN
+
+    instance_id: str
+    span_id: str
+    schema_name: str
+    status: SpanStatus
+    payload: Raw
+    parent_span_id: str | None = None
+    finished_at: datetime | None = None
+    result_payload: Raw | UnsetType = UNSET
+
+    @property
+    def size(self) -> int:
+        result = self.result_payload
+        return ENVELOPE_SIZE + len(self.payload) + (0 if result is UNSET else len(result))
+
+    def finished_by(self, finish: FinishSpan) -> CreateSpan:
+        """The operation that tells both: that the span began, and that it ended."""
+        return CreateSpan(
+            timestamp=self.timestamp,
+            idempotency_key=self.idempotency_key,
+            instance_id=self.instance_id,
+            span_id=self.span_id,
+            schema_name=self.schema_name,
+            status=finish.status,
+            payload=self.payload,
+            parent_span_id=self.parent_span_id,
+            finished_at=finish.timestamp,
+            result_payload=finish.result_payload,
+        )
+
+
+class FinishSpan(_Operation, frozen=True, kw_only=True, gc=False, tag="FINISH_SPAN"):
+    """A span ends: complete, failed or cancelled, with its result if it has one."""
+
+    type: ClassVar[OperationType] = OperationType.FINISH_SPAN
+
+    instance_id: str
+    span_id: str
+    status: SpanStatus
+    result_payload: Raw | UnsetType = UNSET
+
+    @property
+    def size(self) -> int:
+        result = self.result_payload
+        return ENVELOPE_SIZE + (0 if result is UNSET else len(result))
+
+
+class UpdateSpanPayload(_Operation, frozen=True, kw_only=True, tag="UPDATE_SPAN_PAYLOAD"):
+    """A new payload for a span that has started. The API has no call for it: never sent."""
+
+    type: ClassVar[OperationType] = OperationType.UPDATE_SPAN_PAYLOAD
+
+    instance_id: str
+    span_id: str
+    payload: Raw
+
+
+class RecordQuality(_Operation, frozen=True, kw_only=True, gc=False, tag="RECORD_QUALITY"):
+    """One named quality payload of a run is set, or removed if ``payload`` is JSON's null."""
+
+    type: ClassVar[OperationType] = OperationType.RECORD_QUALITY
+
+    instance_id: str
+    name: str
+    payload: Raw
+
+    @property
+    def size(self) -> int:
+        return ENVELOPE_SIZE + len(self.payload)
+
+
+Operation: TypeAlias = (
+    RegisterAgentInstance
+    | StartAgentInstance
+    | FinishAgentInstance
+    | CreateSpan
+    | FinishSpan
+    | UpdateSpanPayload
+    | RecordQuality
+)

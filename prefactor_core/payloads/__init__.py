@@ -1,0 +1,4 @@
+"""A value becomes bounded, redacted JSON, once.
+
+Values of any kind come in, JSON bytes go out. Read ``capture`` first.
+"""

@@ -1,0 +1,96 @@
+"""What fields objects have, and which of them are read without code of others. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from types import (
+    BuiltinFunctionType,
+    ClassMethodDescriptorType,
+    FunctionType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    MethodDescriptorType,
+    WrapperDescriptorType,
+)
+from typing import Any, Final, Protocol, cast
+
+from prefactor_core.payloads.markers import UNPRINTABLE, attribute_of, full_type_name
+
+
+def is_of(cls: type, module: str, name: str) -> bool:
+    """Whether a class is one of this name, or derives from it, in a module that is not imported
+    for that."""
+    base = getattr(sys.modules.get(module), name, None)
+    return isinstance(base, type) and issubclass(cls, base)
+
+
+def is_proxy(cls: type) -> bool:
+    """Whether it is a proxy of wrapt, of which anything that is asked is that of what it wraps."""
+    return is_of(cls, "wrapt", "ObjectProxy") or is_of(cls, "wrapt", "BaseObjectProxy")
+
+
+def field_names(cls: type[Any]) -> list[str] | None:
+    """The fields of a dataclass or a class of attrs; None if it is neither."""
+    if attribute_of(cls, "__dataclass_fields__") is not None:
+        return [field.name for field in dataclasses.fields(cls)]
+    if (attributes := attribute_of(cls, "__attrs_attrs__")) is not None:
+        names = [
+            cast("_Named", attribute).name for attribute in cast("Iterable[object]", attributes)
+        ]
+        # As msgspec does it: what attrs is told is private is no field.
+        return [name for name in names if not name.startswith("_")]
+    return None
+
+
+class _Named(Protocol):
+    name: str
+
+
+def own(value: object, name: str) -> Any:
+    """What an object has under a name, without code of its own."""
+    try:
+        return object.__getattribute__(value, name)
+    except AttributeError:
+        return UNPRINTABLE
+
+
+def is_foreign(attribute: object) -> bool:
+    """Whether to read what is under this in a class may run any code."""
+    cls = type(attribute)
+    return attribute_of(cls, "__get__") is not None and cls not in _HARMLESS
+
+
+_HARMLESS: Final[frozenset[type]] = frozenset(
+    {
+        BuiltinFunctionType,
+        ClassMethodDescriptorType,
+        FunctionType,
+        GetSetDescriptorType,
+        MemberDescriptorType,
+        MethodDescriptorType,
+        WrapperDescriptorType,
+        classmethod,
+        staticmethod,
+    }
+)
+
+
+def is_mapped(cls: type) -> bool:
+    """Whether objects of this class stand for rows of a table: their attributes are looked up."""
+    mro: tuple[type, ...] = type.__getattribute__(cls, "__mro__")
+    for base in mro:
+        for attribute in cast(
+            "Mapping[str, object]", type.__getattribute__(base, "__dict__")
+        ).values():
+            kind = type(attribute)
+            if kind in _HARMLESS or kind in (property, cached_property):
+                continue
+            if attribute_of(kind, "__get__") is not None and (
+                attribute_of(kind, "__set__") is not None
+                or full_type_name(kind).startswith("django.")
+            ):
+                return True
+    return False

@@ -1,0 +1,390 @@
+"""AgentInstanceManager: the runs of a client, and the operations that tell about them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
+
+import anyio
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from prefactor_core.agent.agent_instance import AgentInstanceHandle as AgentInstanceHandle
+from prefactor_core.config.lazy_module import LazyModule
+from prefactor_core.exceptions import (
+    InstanceNotFoundError,
+    PrefactorAuthError,
+    PrefactorConflictError,
+    PrefactorNotFoundError,
+    PrefactorValidationError,
+    PrefactorValueError,
+    in_message,
+)
+from prefactor_core.exceptions.checks import to_optional_text
+from prefactor_core.exceptions.live import Live
+from prefactor_core.exceptions.log import log
+from prefactor_core.export.identity import Identities, RunIdentity
+from prefactor_core.models import AgentInstance
+from prefactor_core.models.lifecycle import InstanceStatus, Outcome, check_outcome, instance_steps
+from prefactor_core.operations import (
+    CreateSpan,
+    FinishAgentInstance,
+    Purpose,
+    RegisterAgentInstance,
+    StartAgentInstance,
+    identifiers,
+)
+from prefactor_core.queue.event_loop import Home
+
+if TYPE_CHECKING:
+    from prefactor_core.schema_registry import payload_check
+else:
+    payload_check = LazyModule("prefactor_core.schema_registry.payload_check")
+
+logger = logging.getLogger("prefactor_core.recording.agent_instances")
+
+
+class Registrations(Protocol):
+    """What becomes of the registrations that were queued: the delivery, seen from here."""
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the API is known to be away: nobody has to wait for it."""
+        ...
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether nothing more can be queued."""
+        ...
+
+    @property
+    def answers(self) -> int:
+        """How many requests it has answered as it should."""
+        ...
+
+    @property
+    def takes_environment(self) -> bool:
+        """Whether it takes a runtime environment that is added, as far as it has shown."""
+        ...
+
+    def hurry(self) -> AbstractContextManager[None]:
+        """While somebody waits, nothing waits for company."""
+        ...
+
+    def gave_up_waiting(self, seconds: float) -> None:
+        """Somebody has waited so long, and no request was answered."""
+        ...
+
+
+class _Waiting:
+    """A caller that waits for the answer to a registration, and not for endless attempts.
+
+    ``hands_error_on``: whether the caller gets the error of a refusal, and so knows of it.
+    """
+
+    def __init__(self, max_retries: int, *, hands_error_on: bool) -> None:
+        self.over = anyio.Event()
+        self.error: Exception | None = None
+        self._attempts_left = max_retries + 1
+        self._hands_error_on = hands_error_on
+
+    def registered(self) -> None:
+        self.over.set()
+
+    def refused(self, error: Exception) -> bool:
+        self.error = error
+        self.over.set()
+        return self._hands_error_on
+
+    def failed(self) -> None:
+        self._attempts_left -= 1
+        if self._attempts_left <= 0:
+            self.over.set()
+
+    def ended(self) -> None:
+        self.over.set()
+
+
+class _OpenInstance(AgentInstance, kw_only=True):
+    """A run with what is needed only while it is open."""
+
+    identity: RunIdentity
+
+
+class AgentInstanceManager(Live):
+    """Knows every run of this client that has not ended.
+
+    All that is done to a run is an operation that goes to ``enqueue``, which says whether it takes
+    it; also its registration, for whose outcome the caller waits: ``timeout`` seconds and
+    ``max_retries`` further attempts at most. Whoever does several things to a run that belong
+    together holds the lock of ``home`` around them. ``environment`` gives what is added to an
+    agent's version, once for each run, ``checks`` what its payloads are held against.
+    """
+
+    _what = "what a client in this process knows of its runs"
+
+    def __init__(
+        self,
+        enqueue: Callable[..., bool],
+        *,
+        identities: Identities,
+        home: Home,
+        registrations: Registrations | None = None,
+        environment: Callable[[], Mapping[str, object]] | None = None,
+        checks: payload_check.PayloadChecks | None = None,
+        max_retries: int = 3,
+        timeout: float = 10.0,
+    ) -> None:
+        self._enqueue = enqueue
+        self._identities = identities
+        self.home = home
+        self._registrations = registrations
+        self._environment = environment
+        self._checks = checks
+        self._max_retries = max_retries
+        self._timeout = timeout
+        # By the id that operations call them.
+        self._instances: dict[str, _OpenInstance] = {}
+        # An id of the account's partition, once one is known.
+        self._related_id: str | None = None
+        self._refusals = 0
+        self._turn = anyio.Lock()
+
+    async def register(
+        self,
+        agent_id: str | None,
+        agent_version: Mapping[str, object],
+        agent_schema_version: Mapping[str, object],
+        instance_id: str | None = None,
+        *,
+        environment_id: str | None = None,
+        purpose: Purpose | None = None,
+        external_identifier: str | None = None,
+        on_refused: Literal["log", "raise"] = "raise",
+    ) -> str:
+        """Make a run known to the API; the id that it is known by.
+
+        ``agent_id`` and ``environment_id``: None if the token says which these are.
+        ``instance_id`` asks for that id, which must be a PFID of the account's partition. If
+        the API is away, the run goes on with a provisional id, and is registered in the
+        background. ``on_refused``: whether a refusal is raised, or logged as an error, and the
+        run goes on unrecorded.
+
+        Raises :class:`PrefactorValueError` for what cannot be sent, and a
+        :class:`PrefactorApiError` if the API refuses.
+        """
+        self.home.check("a run is registered")
+        if instance_id is not None and not identifiers.is_pfid(instance_id):
+            raise PrefactorValueError(f"instance_id must be a PFID, got {in_message(instance_id)}")
+        if purpose is not None and purpose not in get_args(Purpose):
+            known = ", ".join(repr(known) for known in get_args(Purpose))
+            raise PrefactorValueError(f"purpose must be one of {known}, got {in_message(purpose)}")
+        # One in a turn of the loop: a thousand runs that begin together must not hold it. Where
+        # everything is switched off, there may be no loop, or several.
+        async with nullcontext() if self._registrations is None else self._turn:
+            if instance_id is not None and self._identities.knows(instance_id):
+                raise PrefactorConflictError(
+                    f"instance_id {instance_id!r} belongs to another agent instance of this client"
+                )
+            recorded_id = instance_id or self._provisional_id(agent_id)
+            registration = partial(
+                RegisterAgentInstance,
+                # Not from the id: whoever asks for one twice shall hear that it is taken.
+                idempotency_key=identifiers.generate(0),
+                agent_id=agent_id,
+                # Captured now: later changes of the caller's objects do not matter.
+                agent_version=_json_object("agent_version", agent_version),
+                agent_schema_version=_json_object("agent_schema_version", agent_schema_version),
+                instance_id=recorded_id,
+                asks_for_id=instance_id is not None,
+                environment_id=to_optional_text("environment_id", environment_id),
+                purpose=purpose,
+                external_identifier=to_optional_text("external_identifier", external_identifier),
+                runtime_environment=self._environment_beside(agent_version),
+            )
+            run = self._identities.add(recorded_id)
+            run.registered, run.agent_id = False, agent_id
+            with self.home.lock:
+                created_at = run.clock.now()
+                if not self._enqueue(registration(timestamp=created_at)):
+                    run.lost = "full"
+            instance = _OpenInstance(
+                id=recorded_id, agent_id=agent_id, created_at=created_at, identity=run
+            )
+        if run.lost is None:
+            await self._wait_for_registration(instance, on_refused)
+        if run.registered and self._identities.of(run.id) is not run:
+            # The API calls it as it calls another open run: to it, and from now on here, it is
+            # that one.
+            self._identities.forget(run.recorded_id)
+            return run.id
+        if run.registered:
+            # Nothing else was recorded yet, so all of it can be called what the API calls it.
+            self._identities.rename(run)
+            instance.id = self._related_id = run.id
+        if self._checks is not None:
+            run.check = self._checks.of(agent_schema_version)
+        self._instances[run.recorded_id] = instance
+        return run.id
+
+    async def _wait_for_registration(
+        self, instance: _OpenInstance, on_refused: Literal["log", "raise"]
+    ) -> None:
+        """Return when the API has registered a run, or is known to be away."""
+        registrations, run = self._registrations, instance.identity
+        if registrations is None or registrations.is_away:
+            # An earlier run or the delivery has found that out: nobody has to wait again.
+            return
+        waiting = _Waiting(self._max_retries, hands_error_on=on_refused == "raise")
+        run.registration = waiting
+        answers = registrations.answers
+        try:
+            with registrations.hurry(), anyio.move_on_after(self._timeout) as time:
+                await waiting.over.wait()
+        except BaseException:
+            # Cancelled: nobody will get the run, but the API does; unless the client has closed
+            # meanwhile, and takes nothing more.
+            if not registrations.is_closing:
+                self._move(instance, InstanceStatus.CANCELLED)
+            raise
+        finally:
+            run.registration = None
+        if waiting.error is not None:
+            if on_refused == "raise":
+                self._identities.forget(run.recorded_id)
+                raise waiting.error
+            self._tell_of_refusal(instance, waiting.error)
+        elif time.cancelled_caught and registrations.answers == answers:
+            registrations.gave_up_waiting(self._timeout)
+
+    def _tell_of_refusal(self, instance: _OpenInstance, error: Exception) -> None:
+        self._refusals += 1
+        if self._refusals & (self._refusals - 1):
+            return  # said for the first, the second, the fourth...
+        message = (
+            "a run of agent %s goes on unrecorded (number %d): the Prefactor API does not register "
+            "it: %s. %s"
+        )
+        way_out = _way_out(error)
+        log(logger, logging.ERROR, message, instance.agent_id, self._refusals, error, way_out)
+
+    def start(self, instance_id: str, *, at: datetime | None = None) -> None:
+        """The run begins now, or ``at``; nothing if it has begun already."""
+        self._move(self._find(instance_id), InstanceStatus.ACTIVE, at)
+
+    def start_with(self, operation: CreateSpan) -> None:
+        """The run begins with its first span, ``operation``, if it has not begun.
+
+        The API gets to know a start before what was done in it. Nothing for runs that other
+        clients registered.
+        """
+        instance = self._instances.get(operation.instance_id)
+        if instance is not None and instance.status is InstanceStatus.PENDING:
+            self._advance(instance, InstanceStatus.ACTIVE, operation.timestamp)
+
+    def finish(
+        self, instance_id: str, status: Outcome = "complete", *, at: datetime | None = None
+    ) -> None:
+        """The run ends now, or ``at``, but not before its start. One that was not started is
+        started first."""
+        check_outcome(status)
+        self._move(self._find(instance_id), InstanceStatus(status), at)
+
+    def get(self, instance_id: str) -> AgentInstance:
+        """The run of this id. Raises :class:`InstanceNotFoundError` if there is none."""
+        return self._find(instance_id)
+
+    def identity(self, instance_id: str) -> RunIdentity:
+        """What the API calls the run; raises as :meth:`get`."""
+        return self._find(instance_id).identity
+
+    def open_instances(self) -> Sequence[AgentInstance]:
+        """The runs that have not ended, in order of registration."""
+        return list(self._instances.values())
+
+    def _find(self, instance_id: str) -> _OpenInstance:
+        try:
+            instance = self._instances[self._identities.of(instance_id).recorded_id]
+        except KeyError:
+            raise InstanceNotFoundError(
+                f"no open agent instance has the id {in_message(instance_id)}: it has ended, or "
+                "was not registered by this client"
+            ) from None
+        # It may have become known since.
+        instance.id = instance.identity.id
+        return instance
+
+    def _environment_beside(self, agent_version: Mapping[str, object]) -> Raw | UnsetType:
+        """What is added to an agent's version; unset if the caller says it, if only as null."""
+        if self._environment is None or "runtime_environment" in agent_version:
+            return UNSET
+        if self._registrations is not None and not self._registrations.takes_environment:
+            return UNSET
+        return _json_object("runtime_environment", self._environment())
+
+    def _provisional_id(self, agent_id: str | None) -> str:
+        # With a little luck it is of the right partition already: all ids of an account are
+        # of one (API.md section 3).
+        related = self._related_id or agent_id
+        if identifiers.is_pfid(related):
+            return identifiers.generate_related(related)
+        return identifiers.generate(0)
+
+    def _move(
+        self, instance: _OpenInstance, goal: InstanceStatus, at: datetime | None = None
+    ) -> None:
+        self.home.step(lambda: self._advance(instance, goal, at or instance.identity.clock.now()))
+
+    def _advance(self, instance: _OpenInstance, goal: InstanceStatus, at: datetime) -> None:
+        for call, status in instance_steps(instance.status, goal):
+            recorded_id = instance.identity.recorded_id
+            key = identifiers.idempotency_key(recorded_id, call)
+            # Recorded together with the run's new status: an exception from outside, of a signal
+            # handler say, leaves both or none.
+            if call == "start":
+                start = StartAgentInstance(
+                    timestamp=at, idempotency_key=key, instance_id=recorded_id
+                )
+                self._enqueue(start, instance, status, at)
+            else:
+                # A start that was given may lie in the future.
+                at = max(at, instance.started_at or at)
+                # First: a span that comes between the two would be recorded after the finish.
+                instance.identity.termination.run_ended()
+                finish = FinishAgentInstance(
+                    timestamp=at, idempotency_key=key, instance_id=recorded_id, status=status
+                )
+                self._enqueue(finish, instance, status, instance.started_at, at)
+        if instance.ended:
+            self._instances.pop(instance.identity.recorded_id, None)
+
+
+def _json_object(name: str, value: Mapping[str, object]) -> Raw:
+    if not isinstance(value, Mapping):
+        raise PrefactorValueError(f"{name} must be a mapping, got {in_message(value)}")
+    try:
+        return Raw(msgspec.json.encode(value))
+    except Exception as error:
+        raise PrefactorValueError(f"{name} cannot be written as JSON: {error}") from None
+
+
+def _way_out(error: Exception) -> str:
+    """What to do about a refused registration."""
+    if isinstance(error, PrefactorAuthError):
+        return "Check the API token (api_token, or PREFACTOR_API_TOKEN in the environment)"
+    if isinstance(error, PrefactorNotFoundError):
+        return "Check agent_id: it must be the id of an agent of this account"
+    fields = error.errors if isinstance(error, PrefactorValidationError) else {}
+    names = {name.removeprefix("details.") for name in fields}
+    if isinstance(error, PrefactorConflictError) or "external_identifier" in names:
+        return (
+            "An external_identifier is unique for each agent: leave it out, or make another for "
+            "each run"
+        )
+    if isinstance(error, PrefactorValidationError):
+        return "Correct what agent_instance() is given"
+    return "With on_refused='raise' it is an error of agent_instance()"

@@ -1,0 +1,279 @@
+"""SchemaCheck: what of a payload does not fit the schemas that were registered.
+
+Pure, but for the log.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from itertools import islice
+from typing import TYPE_CHECKING, Final, cast
+
+from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.exceptions.log import log
+from prefactor_core.schema_registry.sensitive import sensitive_labels
+
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
+
+    from prefactor_core.schema_registry.json_schema import JsonSchema, NotCheckedError
+
+logger = logging.getLogger("prefactor_core.schema_registry.schema_check")
+
+_MOST_PROBLEMS: Final = 10
+_LONG_VALUE: Final = 60
+_LONG_TEXT: Final = 300
+_KNOWN_NAMES: Final = 100
+_MOST_SLOW: Final = 4
+_COMPARED_NAMES: Final = 100
+
+# What stands for a payload that could not be kept as it was, see capture and truncation.
+_MARKERS: Final = frozenset({"$truncated", "$withheld", "$unreadable"})
+# Every payload is an object: there is nothing to check.
+_FITS_ALL: Final[tuple[object, ...]] = (None, True, {}, {"type": "object"})
+
+
+class SchemaCheck:
+    """Compares payloads with the schemas of an ``agent_schema_version`` (API.md section 9).
+
+    Each method gives one short text for each problem, ten at most, and none if all fits or
+    there is no schema. ``span_type_schemas`` go before the two maps. Sensitive values are
+    checked as what they are, and not shown (API.md section 8). A payload that was withheld, or of
+    which a part was too large, is not checked. References to other documents are never fetched.
+
+    A check is bounded, as it is made in the thread of who records. Not checked is a value of more
+    than 10,000 parts or 64 levels, or with a text of more than 10,000 characters where there is a
+    pattern for it; and by a schema that is as large itself, has patterns with back references,
+    look-behinds, atomic groups, flags or more than 1,000 characters, or takes 0.5 s of the
+    processor or a million steps (about 50,000 times a part of a schema and a part of a value).
+    Such a schema is given up, and with the fourth that takes too long all are. The log says it
+    once for each schema, as a warning.
+
+    Raises :class:`PrefactorValueError` if the extra ``check`` is not installed.
+    """
+
+    def __init__(self, agent_schema_version: Mapping[str, object]) -> None:
+        try:
+            import jsonschema  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        except ImportError as error:
+            raise PrefactorValueError(
+                f"checking payloads needs the extra 'check' of this package ({error}): "
+                "pip install '.[check]' in its folder"
+            ) from None
+        types = agent_schema_version.get("span_type_schemas")
+        if types is None:
+            self._payloads = _mapping(agent_schema_version.get("span_schemas"))
+            self._results = _mapping(agent_schema_version.get("span_result_schemas"))
+        else:
+            self._payloads = _by_name(types, "params_schema")
+            self._results = _by_name(types, "result_schema")
+        self._qualities = _by_name(agent_schema_version.get("quality_schemas"), "schema")
+        self._compiled: dict[tuple[str, str], JsonSchema | str | None] = {}
+        self._left_out: set[tuple[str, str]] = set()
+        self._slow = 0
+        self._unknown: dict[tuple[str, str], list[str]] = {}
+
+    def payload(self, schema_name: str, payload: object) -> list[str]:
+        """What of a span's payload, as decoded JSON, does not fit its type.
+
+        A type that is not registered is the one problem, unless none is.
+        """
+        if schema_name not in self._payloads and self._payloads:
+            return list(self._not_registered("schema_name", schema_name, self._payloads))
+        return self._check("payload", self._payloads, schema_name, payload)
+
+    def result(self, schema_name: str, result: object) -> list[str]:
+        """What of a span's result, as decoded JSON, does not fit its type."""
+        return self._check("result", self._results, schema_name, result)
+
+    def quality(self, name: str, payload: object) -> list[str]:
+        """What of a quality payload, as decoded JSON, does not fit its schema.
+
+        A name that is not registered is the one problem: the API refuses it.
+        """
+        if name not in self._qualities:
+            return list(self._not_registered("name", name, self._qualities))
+        return self._check("quality", self._qualities, name, payload)
+
+    def _not_registered(self, field: str, name: str, registered: Mapping[str, object]) -> list[str]:
+        known = self._unknown.get((field, name))
+        if known is None:
+            known = [f"{field}: {_short(repr(name))} is not registered"]
+            # Where each span has a name of its own, no more are compared.
+            if len(self._unknown) < _KNOWN_NAMES:
+                known = [f"{known[0]}; {nearest_name(name, registered)}"]
+                self._unknown[field, name] = known
+        return known
+
+    def _check(
+        self, part: str, schemas: Mapping[str, object], name: str, value: object
+    ) -> list[str]:
+        key = part, name
+        if self._slow >= _MOST_SLOW:
+            return []
+        if key not in self._compiled and schemas.get(name) in _FITS_ALL:
+            return []
+        from prefactor_core.schema_registry.json_schema import NotCheckedError, check_size
+
+        try:
+            if key not in self._compiled:
+                self._compiled[key] = _compiled(part, name, schemas.get(name))
+            compiled = self._compiled[key]
+            if compiled is None or isinstance(compiled, str):
+                return [] if compiled is None else [compiled]
+            check_size(value)
+            errors = compiled.problems(_unwrapped(value))
+            problems = [_told(part, error) for error in islice(errors, _MOST_PROBLEMS)]
+            return [] if problems and _is_marked(value) else problems
+        except NotCheckedError as error:
+            self._leave_out(key, error)
+            return []
+        except Exception as error:  # a reference that leads nowhere, or in a circle
+            return [f"{part}: cannot be checked by the schema of {name!r}: {_reason(error)}"]
+
+    def _leave_out(self, key: tuple[str, str], error: NotCheckedError) -> None:
+        from prefactor_core.schema_registry.json_schema import SlowSchemaError, UnboundedSchemaError
+
+        if isinstance(error, UnboundedSchemaError) or key not in self._compiled:
+            self._compiled[key] = None
+        if key not in self._left_out:
+            self._left_out.add(key)
+            message = "not checked is the %s of %s, by its schema: %s"
+            log(logger, logging.WARNING, message, key[0], _short(repr(key[1])), error)
+        if isinstance(error, SlowSchemaError):
+            self._slow += 1
+            if self._slow == _MOST_SLOW:
+                message = "nothing more is checked: %s schemas took too long"
+                log(logger, logging.WARNING, message, self._slow)
+
+
+def _is_marked(value: object) -> bool:
+    """Whether a marker stands for a payload, or for a part of it."""
+    parts = [value]
+    for part in parts:  # which grows meanwhile
+        if isinstance(part, dict):
+            fields = cast("dict[str, object]", part)
+            if len(fields) == 1 and not _MARKERS.isdisjoint(fields):
+                return True
+            parts += fields.values()
+        elif isinstance(part, list):
+            parts += cast("list[object]", part)
+    return False
+
+
+def nearest_name(name: str, registered: Iterable[str]) -> str:
+    """What a message about a ``name`` that is not ``registered`` ends with."""
+    # To compare names takes the square of their length.
+    known = [each[:_LONG_VALUE] for each in islice(registered, _COMPARED_NAMES)]
+    nearest = get_close_matches(name[:_LONG_VALUE], known, n=1, cutoff=0.0)
+    return f"the nearest that is: {nearest[0]!r}" if nearest else "nothing is"
+
+
+def _compiled(part: str, name: str, schema: object) -> JsonSchema | str:
+    """The schema, or what is wrong with it. Raises NotCheckedError."""
+    from prefactor_core.schema_registry.json_schema import JsonSchema, NotCheckedError
+
+    try:
+        return JsonSchema(schema)
+    except NotCheckedError:
+        raise
+    except Exception as error:
+        return f"{part}: the schema of {name!r} is no JSON Schema: {_reason(error)}"
+
+
+def _told(part: str, error: ValidationError) -> str:
+    path = "".join(
+        f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path
+    )
+    value, message = repr(error.instance), error.message
+    if message.startswith(value):
+        message = _short(value) + message[len(value) :]
+    return _short(f"{part}{path}: {message}", _LONG_TEXT)
+
+
+def _reason(error: Exception) -> str:
+    text = str(getattr(error, "message", error)).split("\n", 1)[0]
+    return _short(text or type(error).__name__, _LONG_TEXT)
+
+
+def _short(text: str, most: int = _LONG_VALUE) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+class _Hidden:
+    """A sensitive value: it is what it is, and looks like its labels in a message."""
+
+    labels = ""
+
+    def __repr__(self) -> str:
+        return self.labels
+
+
+class _HiddenText(_Hidden, str):  # noqa: SLOT000 - it has labels
+    pass
+
+
+class _HiddenInteger(_Hidden, int):
+    pass
+
+
+class _HiddenFloat(_Hidden, float):
+    pass
+
+
+class _HiddenFields(_Hidden, dict[str, object]):
+    pass
+
+
+class _HiddenItems(_Hidden, list[object]):
+    pass
+
+
+def _unwrapped(value: object) -> object:
+    """``value`` with what is inside of the tagged form in its place."""
+    labels = sensitive_labels(value)
+    if labels is not None:
+        return _hidden(cast("dict[str, object]", value)["value"], labels)
+    if isinstance(value, dict):
+        fields = cast("dict[str, object]", value)
+        return {key: _unwrapped(item) for key, item in fields.items()}
+    if isinstance(value, list):
+        return [_unwrapped(item) for item in cast("list[object]", value)]
+    return value
+
+
+def _hidden(value: object, labels: str) -> object:
+    hidden: _Hidden
+    if isinstance(value, str):
+        hidden = _HiddenText(value)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        hidden = _HiddenInteger(value)
+    elif isinstance(value, float):
+        hidden = _HiddenFloat(value)
+    elif isinstance(value, dict):
+        fields = cast("dict[str, object]", value)
+        hidden = _HiddenFields({key: _hidden(item, labels) for key, item in fields.items()})
+    elif isinstance(value, list):
+        items = cast("list[object]", value)
+        hidden = _HiddenItems(_hidden(item, labels) for item in items)
+    else:
+        return value  # True, False and null cannot be made to look like anything else
+    hidden.labels = labels
+    return hidden
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
+
+
+def _by_name(types: object, field: str) -> Mapping[str, object]:
+    """One schema of each entry of a list, by the name of the entry; None where it has none."""
+    found: dict[str, object] = {}
+    for entry in cast("list[object]", types) if isinstance(types, list | tuple) else ():
+        details = _mapping(entry)
+        name = details.get("name")
+        if isinstance(name, str):
+            found[name] = details.get(field)
+    return found

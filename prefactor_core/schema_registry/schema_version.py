@@ -1,0 +1,57 @@
+"""Which version of the span types a run is registered with. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from prefactor_core.exceptions import PrefactorValueError, in_message
+from prefactor_core.schema_registry.registry import Schema, SchemaRegistry
+
+
+def content_hash(schema_version: Schema) -> str:
+    """Twelve hexadecimal digits that follow from the content, whatever the order of keys."""
+    import hashlib  # here: it takes milliseconds to import, and is needed once for a run
+
+    content = msgspec.json.encode(schema_version, order="deterministic")
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def choose_schema_version(
+    agent_id: str | None,
+    given: Schema | None,
+    external_id: str | None,
+    registry: SchemaRegistry | None,
+) -> Schema:
+    """The ``agent_schema_version`` to register a run with.
+
+    The one that was given, or else that of the registry. Where it has no identifier, it gets
+    ``external_id``, or else one that follows from its content: the same span types are the same
+    version on every run, others are another.
+
+    Raises :class:`PrefactorValueError` if there is neither.
+    """
+    if given is None:
+        if registry is None:
+            raise PrefactorValueError(
+                "agent_schema_version required when no schema_registry configured. Either "
+                "provide agent_schema_version or configure a SchemaRegistry."
+            )
+        given = registry.to_agent_schema_version("")
+    elif not isinstance(given, Mapping):
+        raise PrefactorValueError(
+            f"agent_schema_version must be a mapping, got {in_message(given)}"
+        )
+    elif given.get("external_identifier") is not None:
+        return given
+    if external_id is None:
+        try:
+            content = content_hash({**given, "external_identifier": ""})
+        except Exception as error:
+            raise PrefactorValueError(
+                f"agent_schema_version cannot be written as JSON: {error}"
+            ) from None
+        parts = ["auto", agent_id, content]
+        external_id = "-".join(part for part in parts if part is not None)
+    return {**given, "external_identifier": external_id}

@@ -1,0 +1,56 @@
+"""What a span is opened with, where that is no name but an object of a class. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias, cast
+
+from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.schema_registry.registry import SchemaRegistry
+from prefactor_core.schema_registry.span_type import NamedParams
+from prefactor_core.schema_registry.type_schema import Fields, SpanParams
+
+TypedStep: TypeAlias = Fields | SpanParams[Any]
+"""Parameters that tell the span type."""
+
+
+def name_and_params(
+    registry: SchemaRegistry | None,
+    step: TypedStep,
+    payload: Mapping[str, object] | Fields | None,
+) -> tuple[str, object]:
+    """The span type of ``step``, and the parameters that its span starts with.
+
+    ``step``: what a :class:`~prefactor_core.SpanType` made, or parameters of a class that
+    ``registry`` knows.
+    Raises :class:`PrefactorValueError` for anything else.
+    """
+    if isinstance(step, NamedParams):
+        name, params = step.name, step.params
+    elif registry is None or isinstance(step, type | Mapping | None):  # pyright: ignore[reportUnnecessaryComparison]
+        # Of the value, which may be a payload, only what it is.
+        got = (
+            f"the class {step.__qualname__}" if isinstance(step, type) else type(step).__qualname__
+        )
+        needs = "" if registry is not None else ", which needs a schema_registry"
+        if isinstance(step, Mapping):
+            got += "; that of a TypedDict goes by what register_type() gave, any other by payload="
+        raise PrefactorValueError(
+            "schema_name must be the name of a span type, or parameters of a registered class"
+            f"{needs}, got {got}"
+        )
+    else:
+        name, params = registry.name_of(step), step
+    if payload is not None:
+        raise PrefactorValueError(
+            f"a span of {name!r} that is opened with its parameters takes no payload beside them"
+        )
+    return name, params
+
+
+def from_result(step: TypedStep) -> tuple[str, ...]:
+    """The fields of the payload that are filled in from the result."""
+    params: object = step.params if isinstance(step, NamedParams) else step
+    cls = cast("type[SpanParams[Any]]", type(params))
+    # Of the class, which was checked as it was registered.
+    return cls.from_result if issubclass(cls, SpanParams) else ()

@@ -1,0 +1,451 @@
+"""Outage: the waits that all workers of a client keep together, on times that are made up."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from itertools import pairwise, product
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.harness import AGENT, make_config, open_faulty_api
+
+from prefactor_core import PrefactorCoreClient, open_prefactor
+from prefactor_core.export.circuit_breaker import Outage
+from prefactor_core.queue.retry_policy import Backoff
+
+NOW = 1_000.0
+CAP = 60.0
+HOUR = 3_600.0
+
+
+def make(base: float = 1.0) -> Outage:
+    return Outage(Backoff(base=base, multiplier=2.0, cap=CAP))
+
+
+def fail_again(outage: Outage, now: float = NOW, asked: float | None = None) -> bool:
+    """A request that is sent at ``now`` fails at once; whether that is news."""
+    round = outage.begin()
+    news = outage.failed(round, now, asked)
+    outage.end(round)
+    return news
+
+
+def fail_often(failures: int, now: float = NOW) -> Outage:
+    outage = make()
+    for _ in range(failures):
+        fail_again(outage, now)
+    return outage
+
+
+def test_nothing_waits_before_anything_failed() -> None:
+    outage = make()
+    assert outage.wait(NOW) <= 0
+    assert not outage.is_limited
+    assert outage.since is None
+    assert outage.succeeded(NOW) is None
+
+
+# One failure
+
+
+def test_one_failure_holds_up_its_own_request_only_and_not_for_long() -> None:
+    outage = fail_often(1)
+    assert outage.wait(NOW) <= 0
+    assert not outage.is_limited
+    # A tenth of the first wait of the schedule.
+    assert {round(outage.soon(), 1) for _ in range(100)} == {0.1}
+    assert len({outage.soon() for _ in range(100)}) > 1
+
+
+@pytest.mark.parametrize("workers", [2, 20])
+def test_requests_that_were_on_their_way_together_count_as_one_failure(workers: int) -> None:
+    outage = make()
+    rounds = [outage.begin() for _ in range(workers)]
+    told = [outage.failed(round, NOW + number / 100) for number, round in enumerate(rounds)]
+    assert told == [False] * workers
+    assert (outage.failures, outage.is_limited) == (1, False)
+    assert outage.wait(NOW + 1) <= 0
+
+
+def test_failures_with_successes_in_between_limit_nothing() -> None:
+    outage = make()
+    for _ in range(20):
+        assert not fail_again(outage)
+        assert outage.succeeded(NOW) is None
+        assert (outage.wait(NOW) <= 0, outage.is_limited) == (True, False)
+    assert outage.ended == 0
+
+
+# From the second on
+
+
+def test_the_waits_in_an_outage_are_short_beside_its_length() -> None:
+    outage, now, waits = fail_often(1), NOW, list[float]()
+    while now < NOW + 3_600:
+        fail_again(outage, now)
+        waits.append(outage.wait(now))
+        assert waits[-1] <= max(5.0, 0.1 * (now - NOW)) + 1e-9
+        now += waits[-1]
+    assert max(waits) > 45
+    assert len(waits) < 120  # in an hour, each with one operation
+
+
+def test_the_waits_grow_from_the_second_failure_in_a_row_on_up_to_the_cap() -> None:
+    outage, now, waits = fail_often(1), NOW, list[float]()
+    for _ in range(11):
+        # A token that is refused does not come right by itself.
+        round = outage.begin()
+        outage.failed(round, now, denied=True)
+        outage.end(round)
+        waits.append(outage.wait(now))
+        now += waits[-1]
+        assert outage.wait(now) <= 1e-9
+    assert all(shorter < longer for shorter, longer in pairwise(waits[:7]))
+    middles = [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2, 60, 60]
+    for wait, middle in zip(waits, middles, strict=True):
+        assert wait == pytest.approx(middle, rel=0.2500001)
+
+
+def test_a_wait_passes_with_time() -> None:
+    outage = fail_often(2)
+    wait = outage.wait(NOW)
+    assert outage.wait(NOW + wait / 2) == pytest.approx(wait / 2)
+    assert outage.wait(NOW + wait + 1) == pytest.approx(-1)
+
+
+def test_in_an_outage_one_request_at_a_time_is_on_its_way() -> None:
+    outage = fail_often(2)
+    later = NOW + 10
+    assert outage.is_limited
+    assert outage.wait(later) <= 0
+    probe = outage.begin()
+    assert outage.wait(later) == math.inf
+    outage.end(probe)
+    assert outage.wait(later) <= 0
+
+
+def test_the_end_of_a_request_from_before_the_outage_is_not_that_of_the_one_on_its_way() -> None:
+    outage = make()
+    slow, slower = outage.begin(), outage.begin()
+    fail_again(outage)
+    late = outage.begin()
+    fail_again(outage)
+    probe = outage.begin()
+    for round in (slow, slower, late):
+        outage.failed(round, NOW + 5)
+        outage.end(round)
+        assert outage.wait(NOW + 100) == math.inf
+    assert outage.failures == 2
+    outage.end(probe)
+    assert outage.wait(NOW + 100) <= 0
+
+
+def test_a_late_failure_of_an_earlier_round_does_not_lengthen_the_wait() -> None:
+    outage = make()
+    slow = outage.begin()
+    fail_again(outage)
+    fail_again(outage)
+    wait = outage.wait(NOW)
+    outage.failed(slow, NOW + 0.1)
+    assert (outage.wait(NOW), outage.failures) == (wait, 2)
+
+
+def test_the_first_success_ends_all_of_it() -> None:
+    outage = fail_often(10)
+    outage.succeeded(NOW)
+    assert (outage.wait(NOW) <= 0, outage.is_limited) == (True, False)
+    fail_again(outage)
+    fail_again(outage)
+    assert outage.wait(NOW) <= 0.25
+
+
+def test_a_success_while_a_request_finds_out_lets_all_others_go() -> None:
+    outage = fail_often(2)
+    probe = outage.begin()
+    outage.succeeded(NOW)
+    assert outage.wait(NOW) <= 0
+    outage.end(probe)
+    assert outage.wait(NOW) <= 0
+
+
+def test_ended_counts_the_failures_in_a_row_that_were_several() -> None:
+    outage = make()
+    for failures, ended in [(0, 0), (1, 0), (2, 1), (7, 2), (1, 2)]:
+        for _ in range(failures):
+            fail_again(outage)
+        outage.succeeded(NOW)
+        assert outage.ended == ended
+    assert outage.answers == 5
+
+
+# What the API asks for
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_the_wait_that_the_api_asks_for_is_kept_beyond_the_schedule(failures: int) -> None:
+    outage = fail_often(failures - 1)
+    fail_again(outage, asked=100.0)
+    assert outage.wait(NOW) == pytest.approx(100)
+    assert outage.wait(NOW + 99) == pytest.approx(1)
+
+
+def test_the_wait_that_the_api_asks_for_does_not_shorten_the_schedule() -> None:
+    outage = make(base=300.0)
+    fail_again(outage, asked=0.5)
+    fail_again(outage, asked=0.5)
+    assert outage.wait(NOW) == pytest.approx(5)  # as long as any wait may be at the beginning
+
+
+def test_every_worker_is_heard_that_was_asked_to_wait() -> None:
+    # The first failure of a round counts, but the wait may be asked for in the second.
+    outage = make()
+    rounds = [outage.begin() for _ in range(3)]
+    for round, asked in zip(rounds, [None, 50.0, 10.0], strict=True):
+        outage.failed(round, NOW, asked)
+    assert outage.wait(NOW) == pytest.approx(50)
+
+
+def test_nobody_waits_longer_than_an_hour_for_what_the_api_asks() -> None:
+    outage = make()
+    fail_again(outage, asked=1e9)
+    assert outage.wait(NOW) == pytest.approx(HOUR)
+
+
+def test_a_success_does_not_end_the_wait_that_the_api_asked_for() -> None:
+    outage = make()
+    fail_again(outage, asked=100.0)
+    outage.succeeded(NOW + 1)
+    assert outage.wait(NOW + 1) == pytest.approx(99)
+
+
+# The drain
+
+
+def attempts_of_drain(outage: Outage, seconds: float, asked: float | None = None) -> list[float]:
+    """When the requests of a drain are sent, each of which fails after 10 ms."""
+    outage.drain(NOW, NOW + seconds)
+    now, attempts = NOW, list[float]()
+    for _ in range(1_000):
+        if now >= NOW + seconds:
+            return attempts
+        if (wait := outage.wait(now)) > 0:
+            now += wait
+        else:
+            attempts.append(now - NOW)
+            now += 0.01
+            fail_again(outage, now, asked)
+    raise AssertionError("the drain spins")
+
+
+@pytest.mark.parametrize("seconds", [0.1, 1.0, 8.0, 60.0])
+@pytest.mark.parametrize("failures", [0, 1, 2, 10])
+def test_a_drain_tries_at_once_and_again_and_again_until_its_end(
+    failures: int, seconds: float
+) -> None:
+    attempts = attempts_of_drain(fail_often(failures), seconds)
+    assert attempts[0] == 0
+    assert 3 <= len(attempts) <= 20
+    # Also late enough to see an API that comes back in the last part of it.
+    assert attempts[-1] >= 0.8 * seconds
+
+
+def test_a_wait_that_the_api_asks_for_leaves_attempts_in_the_drain() -> None:
+    outage = make()
+    fail_again(outage, asked=100.0)
+    attempts = attempts_of_drain(outage, 8.0, asked=100.0)
+    assert attempts[:3] == pytest.approx([4.0, 6.0, 7.0], abs=0.02)
+    assert len(attempts) <= 20
+
+
+def test_a_wait_that_ends_within_the_drain_is_kept() -> None:
+    outage = make()
+    fail_again(outage, asked=5.0)
+    outage.drain(NOW, NOW + 8)
+    assert outage.wait(NOW) == pytest.approx(5)
+    outage = make()
+    outage.drain(NOW, NOW + 8)
+    fail_again(outage, asked=5.0)
+    assert outage.wait(NOW) == pytest.approx(5)
+
+
+def test_a_drain_stays_limited_and_begins_the_waits_anew() -> None:
+    outage = fail_often(10)
+    outage.drain(NOW, NOW + 1_000)
+    assert outage.is_limited
+    fail_again(outage)
+    assert outage.wait(NOW) <= 0.5
+
+
+# News
+
+
+def test_the_fourth_failure_in_a_row_is_news_once() -> None:
+    outage = make()
+    assert [fail_again(outage) for _ in range(6)] == [False, False, False, True, False, False]
+
+
+def test_a_failure_five_seconds_after_the_first_is_news() -> None:
+    outage = make()
+    assert not fail_again(outage, NOW)
+    assert not fail_again(outage, NOW + 4.9)
+    assert fail_again(outage, NOW + 5)
+    assert not fail_again(outage, NOW + 6)
+
+
+def test_a_first_request_that_got_no_answer_for_five_seconds_is_news() -> None:
+    outage = make()
+    assert outage.failed(outage.begin(), NOW, took=5.0)
+    assert outage.succeeded(NOW + 2) == pytest.approx(7)
+    assert not outage.failed(outage.begin(), NOW, took=4.9)
+
+
+def test_each_outage_is_told() -> None:
+    outage = make()
+    for _ in range(3):
+        assert [fail_again(outage) for _ in range(5)] == [False, False, False, True, False]
+        assert outage.succeeded(NOW) is not None
+
+
+def test_the_end_of_an_outage_that_was_told_gives_its_length_once() -> None:
+    outage = make()
+    fail_again(outage, NOW)
+    fail_again(outage, NOW + 5)
+    assert outage.succeeded(NOW + 7.5) == pytest.approx(7.5)
+    assert outage.succeeded(NOW + 8) is None
+
+
+def test_since_is_when_the_first_failure_was_and_ends_with_a_success() -> None:
+    outage = make()
+    before = datetime.now(UTC)
+    fail_again(outage, NOW)
+    since = outage.since
+    assert since is not None
+    assert before <= since <= datetime.now(UTC)
+    fail_again(outage, NOW + 1)
+    outage.drain(NOW + 1, NOW + 9)
+    assert outage.since is since
+    outage.succeeded(NOW + 2)
+    assert outage.since is None
+
+
+# Callers that gave up waiting
+
+
+def test_a_caller_that_waited_long_without_an_answer_is_news_once() -> None:
+    outage = make()
+    assert outage.unanswered(NOW, 10.0)
+    assert outage.since is not None
+    assert not outage.unanswered(NOW, 10.0)
+    assert outage.succeeded(NOW + 1) == pytest.approx(11)
+
+
+@pytest.mark.parametrize("waited", [0.1, 10.0])
+def test_many_callers_that_give_up_together_do_not_lengthen_the_waits(waited: float) -> None:
+    outage = make()
+    news = [outage.unanswered(NOW, waited) for _ in range(250)]
+    assert news.count(True) == 1
+    assert outage.failures <= 4
+    assert outage.wait(NOW) <= 1
+
+
+def test_a_caller_that_gives_up_lets_no_second_request_go() -> None:
+    outage = fail_often(2)
+    probe = outage.begin()
+    outage.unanswered(NOW, 10.0)
+    assert outage.wait(NOW + 100) == math.inf
+    outage.end(probe)
+
+
+@pytest.mark.virtual_time
+async def test_after_250_runs_that_timed_out_at_once_delivery_goes_on_when_the_api_does() -> None:
+    async with open_faulty_api() as api:
+        api.hanging = True
+        options = {"registration_timeout": 5.0, "drain_timeout": 5.0}
+        async with open_prefactor(make_config(**options), asgi_app=api) as client:
+            async with anyio.create_task_group() as tasks:
+                for _ in range(250):
+                    tasks.start_soon(_register, client)
+            api.hanging = False
+            before = anyio.current_time()
+            with anyio.fail_after(600):
+                await client.flush()
+            # The request that hung ends by its own time-out, of 30 s; then the waits are short.
+            assert anyio.current_time() - before <= 35
+    assert client.statistics().lost == 0
+
+
+async def _register(client: PrefactorCoreClient) -> None:
+    await client.create_agent_instance(**AGENT)
+
+
+# Whatever happens
+
+EVENTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("begin")),
+        # Which of the requests on their way fails, or succeeds; the wait that it is asked for.
+        st.tuples(st.just("fail"), st.integers(0, 3), st.none() | st.floats(0, 1_000)),
+        st.tuples(st.just("succeed"), st.integers(0, 3)),
+        st.tuples(st.just("give up"), st.floats(0, 20)),
+        st.tuples(st.just("pass"), st.floats(0, 100)),
+    ),
+    max_size=40,
+)
+
+
+@given(EVENTS)
+def test_whatever_happens_waits_are_kept_and_bounded_and_outages_told_in_turn(
+    events: list[tuple[object, ...]],
+) -> None:
+    outage, now, told = make(), NOW, False
+    asked_until = longest = -math.inf
+    # The requests on their way: in which round they were sent, and whether as the only one.
+    sent: list[tuple[int, bool]] = []
+    for event in events:
+        news, took, succeeded = False, None, False
+        match event:
+            case ("begin",):
+                if outage.wait(now) <= 0:
+                    limited = outage.is_limited
+                    # One at a time, besides those from before the outage.
+                    assert not limited or not any(only for _, only in sent)
+                    sent.append((outage.begin(), limited))
+            case ("fail", int() as place, float() | None as asked) if sent:
+                round, _ = sent.pop(place % len(sent))
+                news = outage.failed(round, now, asked)
+                outage.end(round)
+                if asked is not None:
+                    asked_until = max(asked_until, now + asked)
+                longest = now + 1.25 * CAP
+            case ("succeed", int() as place) if sent:
+                round, _ = sent.pop(place % len(sent))
+                took, succeeded = outage.succeeded(now), True
+                outage.end(round)
+                sent = [(round, False) for round, _ in sent]
+            case ("give up", float() as waited):
+                news = outage.unanswered(now, waited)
+                longest = now + 1.25 * CAP
+            case ("pass", float() as seconds):
+                now += seconds
+            case _:
+                pass
+        assert not (news and told)
+        assert (took is not None) == (told and succeeded)
+        assert took is None or took >= 0
+        told = (told or news) and not succeeded
+        wait = outage.wait(now)
+        assert wait >= asked_until - now - 1e-9
+        if not (outage.is_limited and any(only for _, only in sent)):
+            assert wait <= max(asked_until, longest) - now + 1e-9
+
+
+def test_any_wait_is_cut_to_what_the_drain_has_left() -> None:
+    for failures, asked in product((1, 2, 10), (None, 3_600.0)):
+        outage = make(base=600.0)
+        outage.drain(NOW, NOW + 8)
+        for _ in range(failures):
+            fail_again(outage, asked=asked)
+        assert outage.wait(NOW) < 8

@@ -1,0 +1,325 @@
+"""Verdicts: what each answer of the API, or the want of one, means for an operation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec import Raw
+
+from prefactor_core.api.errors import error_from_answer
+from prefactor_core.exceptions import (
+    OperationError,
+    PrefactorApiError,
+    PrefactorAuthError,
+    PrefactorConflictError,
+    PrefactorContractError,
+    PrefactorNotFoundError,
+    PrefactorRateLimitError,
+    PrefactorServerError,
+    PrefactorUnreachableError,
+    PrefactorValidationError,
+    PrefactorValueError,
+)
+from prefactor_core.export.failures import (
+    Verdict,
+    is_firm,
+    is_of_the_api,
+    is_out_of_service,
+    judge,
+    judge_request,
+    lacks_call,
+    may_be_done,
+    was_not_sent,
+)
+from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
+from prefactor_core.operations import (
+    CreateSpan,
+    FinishAgentInstance,
+    FinishSpan,
+    Operation,
+    OperationType,
+    RecordQuality,
+    RegisterAgentInstance,
+    StartAgentInstance,
+    UpdateSpanPayload,
+)
+
+COMMON: dict[str, Any] = {
+    "timestamp": datetime(2026, 7, 20, 12, tzinfo=UTC),
+    "idempotency_key": "key-of-the-step",
+    "instance_id": "run",
+}
+OPERATIONS: list[Operation] = [
+    RegisterAgentInstance(
+        **COMMON, agent_id="agent", agent_version=Raw(b"{}"), agent_schema_version={}
+    ),
+    StartAgentInstance(**COMMON),
+    FinishAgentInstance(**COMMON, status=InstanceStatus.COMPLETE),
+    CreateSpan(
+        **COMMON,
+        span_id="span",
+        schema_name="agent:llm",
+        status=SpanStatus.ACTIVE,
+        payload=Raw(b"{}"),
+    ),
+    FinishSpan(**COMMON, span_id="span", status=SpanStatus.COMPLETE),
+    UpdateSpanPayload(**COMMON, span_id="span", payload=Raw(b"{}")),
+    RecordQuality(**COMMON, name="accuracy", payload=Raw(b"{}")),
+]
+CREATE = OPERATIONS[3]
+FINISHES = {OperationType.FINISH_AGENT_INSTANCE, OperationType.FINISH_SPAN}
+
+every_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: o.type.name)
+
+PROPER = {
+    400: Verdict.REFUSED,
+    401: Verdict.DENIED,
+    402: Verdict.REFUSED,
+    403: Verdict.DENIED,
+    404: Verdict.REFUSED,
+    405: Verdict.REFUSED,
+    407: Verdict.REFUSED,
+    408: Verdict.FAILED,
+    410: Verdict.REFUSED,
+    413: Verdict.TOO_LARGE,
+    418: Verdict.REFUSED,
+    422: Verdict.REFUSED,
+    423: Verdict.REFUSED,
+    425: Verdict.FAILED,
+    429: Verdict.BUSY,
+    431: Verdict.REFUSED,
+    451: Verdict.REFUSED,
+    499: Verdict.REFUSED,
+    500: Verdict.FAILED,
+    501: Verdict.FAILED,
+    502: Verdict.FAILED,
+    503: Verdict.FAILED,
+    504: Verdict.FAILED,
+    599: Verdict.FAILED,
+}
+"""What an answer in the form of the API means, for a single operation and for bulk."""
+
+
+def answer(status: int, body: bytes | None = None, **how: Any) -> PrefactorApiError:
+    """The error that an answer becomes."""
+    if body is None:
+        body = b'{"status":"error","code":"spoiled","message":"no"}'
+    return error_from_answer("POST bulk", status, body, None, **how)
+
+
+@every_operation
+@pytest.mark.parametrize(("status", "verdict"), PROPER.items())
+def test_the_status_of_an_answer_decides(
+    operation: Operation, status: int, verdict: Verdict
+) -> None:
+    assert judge(operation, answer(status)) is verdict
+    assert judge_request(answer(status)) is verdict
+
+
+@every_operation
+def test_a_step_that_is_in_conflict_was_made_already(operation: Operation) -> None:
+    steps = {*FINISHES, OperationType.START_AGENT_INSTANCE}
+    expected = Verdict.SETTLED if operation.type in steps else Verdict.REFUSED
+    assert judge(operation, answer(409)) is expected
+
+
+def test_a_conflict_of_a_whole_request_settles_nothing() -> None:
+    # Bulk tells its conflicts by item; one for all of them does not say which.
+    assert judge_request(answer(409)) is Verdict.REFUSED
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'"no"', b'{"detail":"Not Found"}'])
+@pytest.mark.parametrize("status", [*PROPER, 409])
+def test_what_is_not_in_the_form_of_the_api_refuses_nothing(status: int, body: bytes) -> None:
+    # Something in between answers: it has no say in what the API would take.
+    error = answer(status, body)
+    expected = Verdict.BUSY if status == 429 else Verdict.FAILED
+    assert {judge(operation, error) for operation in OPERATIONS} == {expected}
+    assert judge_request(error) is expected
+
+
+@pytest.mark.parametrize("status", [400, 404, 408, 422, 451])
+def test_a_status_that_is_configured_to_pass_passes(status: int) -> None:
+    assert judge_request(answer(status, passing=(status,))) is Verdict.FAILED
+
+
+def test_a_conflict_that_is_configured_to_pass_is_no_end() -> None:
+    for operation in OPERATIONS:
+        assert judge(operation, answer(409, passing=(409,))) is Verdict.FAILED
+
+
+@every_operation
+@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize("name", ["id", "details.id"])
+def test_only_the_create_of_a_span_can_be_refused_for_its_id(
+    operation: Operation, status: int, name: str
+) -> None:
+    error = answer(status, fields(name, "schema_name"))
+    is_create = operation.type is OperationType.CREATE_SPAN
+    assert judge(operation, error) is (Verdict.ID_REFUSED if is_create else Verdict.REFUSED)
+    assert judge_request(error) is Verdict.REFUSED
+
+
+@every_operation
+@pytest.mark.parametrize("name", ["parent_span_id", "agent_instance_id", "details", "i", ""])
+def test_another_field_is_not_the_id(operation: Operation, name: str) -> None:
+    error = PrefactorValidationError("no", status_code=422, errors={name: "wrong"})
+    assert judge(operation, error) is Verdict.REFUSED
+
+
+def fields(*names: str) -> bytes:
+    """The body of an answer that finds these fields wrong."""
+    errors = {name: {"code": "invalid_value"} for name in names}
+    return msgspec.json.encode({"status": "error", "errors": errors})
+
+
+@every_operation
+@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize("names", [["parent_span_id"], ["id", "details.parent_span_id"]])
+def test_only_a_span_with_a_parent_can_be_refused_for_it(
+    operation: Operation, status: int, names: list[str]
+) -> None:
+    error = answer(status, fields(*names))
+    if not isinstance(operation, CreateSpan):
+        assert judge(operation, error) is Verdict.REFUSED
+        return
+    # The API cannot mean a parent that it was not told of.
+    without = Verdict.ID_REFUSED if "id" in names else Verdict.REFUSED
+    assert judge(operation, error) is without
+    child = msgspec.structs.replace(operation, parent_span_id="parent")
+    assert judge(child, error) is Verdict.PARENT_REFUSED
+    assert judge_request(error) is Verdict.REFUSED
+
+
+def test_what_the_api_does_not_find_of_a_child_may_be_its_parent() -> None:
+    child = msgspec.structs.replace(CREATE, parent_span_id="parent")
+    assert judge(child, answer(404)) is Verdict.PARENT_REFUSED
+    assert judge(CREATE, answer(404)) is Verdict.REFUSED
+    # A gateway that does not find the path says nothing of parents.
+    assert judge(child, answer(404, b"<html>")) is Verdict.FAILED
+    for status in (401, 405, 409, 410, 413, 429, 500, 503):
+        assert judge(child, answer(status)) is judge(CREATE, answer(status))
+
+
+CLASSES: list[tuple[Exception, Verdict]] = [
+    (PrefactorUnreachableError("nobody is there"), Verdict.FAILED),
+    (PrefactorContractError("what is this", status_code=200), Verdict.FAILED),
+    (PrefactorContractError("what is this"), Verdict.FAILED),
+    (PrefactorServerError("no", status_code=500), Verdict.FAILED),
+    (PrefactorRateLimitError("slowly", status_code=429, retry_after=7.0), Verdict.BUSY),
+    (PrefactorAuthError("who", status_code=401), Verdict.DENIED),
+    (PrefactorNotFoundError("what", status_code=404), Verdict.REFUSED),
+    (PrefactorValidationError("no", status_code=422), Verdict.REFUSED),
+    (PrefactorApiError("no", status_code=418), Verdict.REFUSED),
+    (PrefactorValueError("cannot be written as JSON"), Verdict.REFUSED),
+    (OperationError("no such call"), Verdict.REFUSED),
+    # Bugs, ours or another's: never the operation's fault at the first sight.
+    (RuntimeError("a bug"), Verdict.FAILED),
+    (KeyError("a bug"), Verdict.FAILED),
+    (ValueError("a bug"), Verdict.FAILED),
+    (TimeoutError(), Verdict.FAILED),
+    (OSError(), Verdict.FAILED),
+    (ExceptionGroup("bugs", [ValueError()]), Verdict.FAILED),
+]
+
+
+@every_operation
+@pytest.mark.parametrize(
+    ("error", "verdict"), CLASSES, ids=[type(error).__name__ for error, _ in CLASSES]
+)
+def test_every_kind_of_error_has_its_meaning(
+    operation: Operation, error: Exception, verdict: Verdict
+) -> None:
+    assert judge(operation, error) is verdict
+    assert judge_request(error) is verdict
+
+
+def all_kinds_of(cls: type[PrefactorApiError]) -> Iterator[type[PrefactorApiError]]:
+    yield cls
+    for kind in cls.__subclasses__():
+        yield from all_kinds_of(kind)
+
+
+def test_no_kind_of_error_of_the_api_was_forgotten_here() -> None:
+    assert set(all_kinds_of(PrefactorApiError)) == {
+        *{type(error) for error, _ in CLASSES if isinstance(error, PrefactorApiError)},
+        PrefactorConflictError,
+    }
+
+
+# What else is asked of an error
+
+ANSWERED = [*PROPER, 409]
+
+
+@pytest.mark.parametrize("body", [None, b"<html>"], ids=["proper", "html"])
+def test_a_call_is_lacking_by_its_status_whoever_says_so(body: bytes | None) -> None:
+    assert {s for s in ANSWERED if lacks_call(answer(s, body))} == {404, 405, 501}
+
+
+@pytest.mark.parametrize("error", [PrefactorUnreachableError("no"), ValueError("no")])
+def test_without_an_answer_no_call_is_lacking(error: Exception) -> None:
+    assert not lacks_call(error)
+
+
+@pytest.mark.parametrize("status", ANSWERED)
+def test_an_answer_is_of_the_api_if_it_is_in_its_form(status: int) -> None:
+    assert is_of_the_api(answer(status))
+    # Also of the statuses that mean the same whoever says so: 429, and from 500 on.
+    for body in (b"", b"<html>", b'{"detail":"Not Found"}'):
+        assert not is_of_the_api(answer(status, body))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PrefactorUnreachableError("nobody is there"),
+        PrefactorContractError("what is this", status_code=200),
+        PrefactorValueError("cannot be written as JSON"),
+        RuntimeError("a bug"),
+    ],
+)
+def test_what_is_no_answer_is_not_of_the_api(error: Exception) -> None:
+    assert not is_of_the_api(error)
+
+
+def test_the_api_refuses_firmly_what_it_has_looked_at() -> None:
+    assert {status for status in ANSWERED if is_firm(answer(status))} == {400, 409, 422}
+    assert not is_firm(PrefactorUnreachableError("nobody is there"))
+    assert not is_firm(PrefactorValueError("cannot be written as JSON"))
+
+
+def test_some_statuses_and_every_want_of_an_answer_speak_of_the_state_of_the_api() -> None:
+    out = {status for status in ANSWERED if is_out_of_service(answer(status))}
+    assert out == {408, 425, 429, 502, 503, 504}
+    for error in (PrefactorUnreachableError("no"), PrefactorContractError("no"), OSError("no")):
+        assert is_out_of_service(error)
+
+
+def test_what_could_not_be_written_was_not_sent() -> None:
+    not_sent = [error for error, _ in CLASSES if was_not_sent(error)]
+    assert [type(error) for error in not_sent] == [PrefactorValueError, OperationError]
+
+
+def test_without_an_answer_of_the_api_it_may_be_done() -> None:
+    assert may_be_done(PrefactorUnreachableError("the connection broke"))
+    assert may_be_done(PrefactorContractError("what was answered is no JSON", status_code=200))
+    # A gateway's own: the API behind it may have done it.
+    assert {status for status in ANSWERED if may_be_done(answer(status))} == {502, 504}
+
+
+def test_a_registration_is_refused_for_its_environment_only_where_one_was_added() -> None:
+    plain = OPERATIONS[0]
+    assert isinstance(plain, RegisterAgentInstance)
+    added = msgspec.structs.replace(plain, runtime_environment=Raw(b'{"os":"linux"}'))
+    for status in (400, 409, 422):
+        assert judge(added, answer(status)) is Verdict.ENVIRONMENT_REFUSED
+        assert judge(added.as_given(), answer(status)) is Verdict.REFUSED
+        # A gateway has not looked at it.
+        assert judge(added, answer(status, b"<html>")) is Verdict.FAILED
+    for status in (401, 404, 413, 429, 500):
+        assert judge(added, answer(status)) is judge(plain, answer(status))

@@ -1,0 +1,270 @@
+"""Exceptions from outside in the middle of a step of recording: it is whole, or it was not.
+
+A signal handler may raise between any two calls; where the stack ends, any call raises.
+"""
+
+from __future__ import annotations
+
+import dis
+import gc
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from functools import cache
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import pytest
+from support.harness import AGENT, Recording, recording
+
+import prefactor_core
+from prefactor_core import AgentInstanceHandle, SpanContextStack, SpanNotFoundError
+from prefactor_core.local import LocalPrefactor
+
+PACKAGE = str(Path(prefactor_core.__file__).parent)
+PAYLOAD = {"prompt": "what is it?", "tags": ["a", "b"]}
+RESULT = {"answer": "it is that"}
+
+
+class Alarm(BaseException):
+    """What a signal handler raises."""
+
+
+@cache
+def _after_calls(code: CodeType) -> frozenset[int]:
+    """What is done next after a call, or a jump back."""
+    found: set[int] = set()
+    called = False
+    for instruction in dis.get_instructions(code):
+        if called:
+            found.add(instruction.offset)
+        called = instruction.opname.startswith(("CALL", "JUMP_BACKWARD"))
+    return frozenset(found)
+
+
+@contextmanager
+def alarm(at: int) -> Iterator[None]:
+    """Raise :class:`Alarm` at the place of this number, in code of the package.
+
+    The places are those where CPython looks whether a signal has come: where a function begins,
+    after the call of one that is written in C, and at a jump back.
+    """
+    left = at
+    has_called: set[FrameType | None] = set()
+
+    def arrive() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Alarm
+
+    def in_frame(frame: FrameType, event: str, argument: object) -> Any:
+        if event == "opcode" and frame.f_lasti in _after_calls(frame.f_code):
+            if frame not in has_called:
+                arrive()
+            has_called.discard(frame)
+        return in_frame
+
+    def on_call(frame: FrameType, event: str, argument: object) -> Any:
+        has_called.add(frame.f_back)
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        # Python itself cannot say whether it has entered a block or left it then.
+        if frame.f_code.co_qualname not in ("SpanContext.__exit__", "SpanContext.__aexit__"):
+            arrive()
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return in_frame
+
+    before = sys.gettrace()
+    # A finaliser that is interrupted raises nothing to anybody, and closes nothing.
+    gc.disable()
+    sys.settrace(on_call)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+        gc.enable()
+
+
+# Steps: what an agent does. What it ends by hand it ends again if that is interrupted.
+
+
+def end(function: Callable[[], None]) -> None:
+    try:
+        function()
+    except BaseException:
+        function()
+        raise
+
+
+def a_block(run: AgentInstanceHandle) -> None:
+    with run.span("agent:llm", payload=PAYLOAD) as span:
+        span.set_result(RESULT)
+
+
+def a_block_that_starts(run: AgentInstanceHandle) -> None:
+    with run.span("agent:llm") as span:
+        span.start_nowait(PAYLOAD)
+        span.complete_nowait(RESULT)
+
+
+def a_block_in_a_block(run: AgentInstanceHandle) -> None:
+    with run.span("agent:run", payload=PAYLOAD), run.span("agent:llm", payload=PAYLOAD) as span:
+        span.set_result(RESULT)
+
+
+def a_block_that_raises(run: AgentInstanceHandle) -> None:
+    with pytest.raises(ZeroDivisionError), run.span("agent:llm"):
+        raise ZeroDivisionError
+
+
+def an_async_block_that_raises(run: AgentInstanceHandle) -> None:
+    async def block() -> None:
+        async with run.span("agent:llm"):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        block().send(None)  # it waits for nothing
+
+
+def a_block_that_is_skipped(run: AgentInstanceHandle) -> None:
+    with run.span("agent:llm", payload=PAYLOAD) as span:
+        span.cancel_nowait()
+
+
+def steps_by_hand(run: AgentInstanceHandle) -> None:
+    span = run.span("agent:llm", payload=PAYLOAD)
+    try:
+        span.start_nowait()
+    finally:
+        end(lambda: span.complete_nowait(RESULT))
+
+
+def steps_by_id(run: AgentInstanceHandle) -> None:
+    span_id = run.create_span_nowait("agent:llm", payload=PAYLOAD)
+    with suppress(SpanNotFoundError):  # the first call has done it, or will have
+        end(lambda: run.finish_span_nowait(span_id, RESULT))
+
+
+def a_traced_function(run: AgentInstanceHandle) -> None:
+    @run.traced("agent:llm")
+    def ask(prompt: str) -> str:
+        return prompt
+
+    ask("what is it?")
+
+
+STEPS = [
+    a_block,
+    a_block_that_starts,
+    a_block_in_a_block,
+    a_block_that_raises,
+    an_async_block_that_raises,
+    a_block_that_is_skipped,
+    a_traced_function,
+    steps_by_hand,
+    steps_by_id,
+]
+
+
+def interrupted(step: Callable[[], object], at: int) -> bool:
+    """Whether the alarm came; what else may come of it is that the agent goes on."""
+    try:
+        with alarm(at):
+            step()
+    except Alarm:
+        return True
+    return False
+
+
+def record_after(run: AgentInstanceHandle) -> None:
+    with run.span("agent:tool"):
+        pass
+    assert SpanContextStack.is_empty()
+
+
+def check(r: Recording, runs: int = 1) -> None:
+    """Nothing of it was refused, nothing is open, and all counts balance."""
+    assert isinstance(r.api.app, LocalPrefactor)
+    assert r.api.app.refusals == {}
+    statistics = r.client.statistics()
+    assert statistics.accepted == statistics.delivered
+    assert (statistics.pending, statistics.pending_bytes, statistics.open_bytes) == (0, 0, 0)
+    spans = [span for run in r.runs for span in run.spans.values()]
+    assert {run.status for run in r.runs} == {"complete"}
+    assert {span.status for span in spans} <= {"complete", "failed", "cancelled"}
+    after = [span for span in spans if span.name == "agent:tool"]
+    assert {(span.status, span.parent_id) for span in after} == {("complete", None)}
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
+async def test_a_step_that_is_interrupted_anywhere_leaves_nothing_half_told(
+    step: Callable[[AgentInstanceHandle], None],
+) -> None:
+    def agent() -> int:
+        at = 1
+        while interrupted(lambda: step(r.instance), at):
+            record_after(r.instance)
+            at += 1
+        return at
+
+    async with recording() as r:
+        places = copy_context().run(agent)
+    assert places > 50
+    check(r)
+    after = [span for span in r.run.spans.values() if span.name == "agent:tool"]
+    assert len(after) == places - 1
+
+
+async def test_a_step_in_a_thread_that_is_interrupted_anywhere_leaves_nothing_half_told() -> None:
+    def agent() -> None:
+        at = 1
+        while interrupted(lambda: a_block_in_a_block(r.instance), at):
+            record_after(r.instance)
+            at += 1
+
+    async with recording() as r:
+        thread = threading.Thread(target=agent)
+        thread.start()
+        thread.join(20)
+    check(r)
+
+
+async def test_the_first_span_of_a_run_is_interrupted_anywhere() -> None:
+    async with recording() as r:
+        at, goes_on = 1, True
+        while goes_on:
+            run = await r.client.create_agent_instance(**AGENT)
+            goes_on = copy_context().run(interrupted, lambda run=run: a_block(run), at)
+            record_after(run)
+            run.finish_nowait()
+            at += 1
+    check(r)
+    assert len(r.runs) == at
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
+async def test_a_step_that_finds_no_stack_left_leaves_nothing_half_told(
+    step: Callable[[AgentInstanceHandle], None],
+) -> None:
+    def agent() -> int:
+        failed = 0
+        limit = sys.getrecursionlimit()
+        for room in range(120):
+            try:
+                sys.setrecursionlimit(20 + room)
+                step(r.instance)
+            except RecursionError:
+                failed += 1
+            finally:
+                sys.setrecursionlimit(limit)
+            record_after(r.instance)
+        return failed
+
+    async with recording() as r:
+        failed = copy_context().run(agent)
+    assert failed > 3
+    check(r)

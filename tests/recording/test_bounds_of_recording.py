@@ -1,0 +1,149 @@
+"""What open spans and traced generators keep in memory, and that it is counted."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import AsyncIterator, Iterator
+from contextvars import copy_context
+from typing import Any
+
+import anyio
+import pytest
+from support.harness import AGENT, make_config, open_faulty_api, recording, stored_run
+
+from prefactor_core import open_prefactor, traced
+
+BIG = {"text": "x" * 100_000}
+
+
+class Item:
+    """What a generator yields; JSON has no such thing."""
+
+    def __repr__(self) -> str:
+        return "an item"
+
+
+async def test_payloads_of_open_spans_are_counted_until_they_are_recorded() -> None:
+    async with recording() as r:
+        spans = [r.instance.span("agent:llm", payload=BIG) for _ in range(5)]
+        for span in spans:
+            span.__enter__()
+        assert r.client.statistics().open_bytes == 5 * 100_011
+        spans[0].start_nowait()
+        assert r.client.statistics().open_bytes == 4 * 100_011
+        assert r.client.statistics().pending_bytes > 100_011
+        spans[1].start_nowait({"text": "short"})  # the others are waiting for it, as its parents
+        assert r.client.statistics().open_bytes == 3 * 100_011
+        for span in reversed(spans):
+            span.__exit__(None, None, None)
+        assert r.client.statistics().open_bytes == 0
+    statistics = r.client.statistics()
+    assert (statistics.pending, statistics.pending_bytes, statistics.open_bytes) == (0, 0, 0)
+
+
+async def test_open_spans_hold_no_more_payload_than_may_wait() -> None:
+    with anyio.fail_after(20):
+        async with open_faulty_api() as api:
+            async with (
+                open_prefactor(
+                    make_config(queue={"max_pending_bytes": 1_000_000}), asgi_app=api
+                ) as client,
+                client.agent_instance(**AGENT) as run,
+            ):
+                spans = [run.span("agent:llm", payload=BIG) for _ in range(50)]
+                for span in spans:
+                    copy_context().run(span.__enter__)  # none is the parent of another
+                statistics = client.statistics()
+                assert 900_000 < statistics.open_bytes < 1_200_000
+                for span in spans:
+                    span.__exit__(None, None, None)
+                    await client.flush()
+                assert client.statistics().open_bytes == 0
+            # A span is not lost for what others hold: only its payload is, and says so.
+            assert client.statistics().lost == 0
+            stored = await stored_run(api)
+    payloads = [span.payload for span in stored.spans.values()]
+    assert len(payloads) == 50
+    assert payloads.count(BIG) == 10
+    assert payloads.count({"$truncated": {"bytes": 100_011}}) == 40
+
+
+async def test_a_late_payload_takes_the_place_of_the_first_in_the_count() -> None:
+    async with recording() as r:
+        manager, run = r.client.span_manager, r.instance.id
+        span_id = manager.prepare(run, "agent:llm", payload=BIG)
+        manager.update_payload(span_id, {"text": "short"})
+        assert r.client.statistics().open_bytes == len(b'{"text":"short"}')
+        manager.start(span_id)
+        assert r.client.statistics().open_bytes == 0
+        manager.finish(span_id)
+
+
+@pytest.mark.parametrize("keeps", ["items", "no payloads", "no result"])
+async def test_a_traced_generator_keeps_no_item_alive(keeps: str) -> None:
+    def items() -> Iterator[Item]:
+        for _ in range(100):
+            yield Item()
+
+    async def async_items() -> AsyncIterator[Item]:
+        for _ in range(100):
+            yield Item()
+
+    async with recording(capture_payloads=keeps != "no payloads") as r:
+        trace = traced("agent:tool", capture_result=keeps != "no result")
+        seen: list[weakref.ref[Item]] = []
+        for item in (generator := trace(items)()):
+            seen.append(weakref.ref(item))
+            del item
+            gc.collect(0)
+            assert sum(reference() is not None for reference in seen) <= 1
+        async for item in trace(async_items)():
+            seen.append(weakref.ref(item))
+            del item
+            assert sum(reference() is not None for reference in seen) <= 1
+        del generator
+    results = [span.result for span in r.run.spans.values()]
+    assert results == [{"items": ["an item"] * 100} if keeps == "items" else None] * 2
+
+
+async def test_items_are_recorded_as_they_were_when_they_were_yielded() -> None:
+    @traced("agent:tool")
+    def growing() -> Iterator[list[int]]:
+        shared: list[int] = []
+        for number in range(3):
+            shared.append(number)
+            yield shared
+
+    async with recording() as r:
+        assert len(list(growing())) == 3
+    assert r.run.named("agent:tool").result == {"items": [[0], [0, 1], [0, 1, 2]]}
+
+
+@pytest.mark.parametrize("redact", [None, lambda fields: fields], ids=["plain", "redacted"])
+async def test_items_take_no_more_than_one_payload_may_and_the_rest_is_counted(
+    redact: Any,
+) -> None:
+    @traced("agent:tool")
+    def stream() -> Iterator[str]:
+        for _ in range(1_000):
+            yield "x" * 90
+
+    @traced("agent:llm")
+    def one() -> Iterator[str]:
+        yield "y" * 20_000
+
+    async with recording(max_payload_bytes=10_000, redact=redact) as r:
+        assert len(list(stream())) == 1_000
+        assert len(list(one())) == 1
+    result = r.run.named("agent:tool").result
+    assert result["items"] == ["x" * 90] * len(result["items"])
+    assert 100 < len(result["items"]) < 110
+    assert result["items_left_out"] == 1_000 - len(result["items"])
+    result = r.run.named("agent:llm").result
+    if redact is None:  # cut to its first characters, as any payload
+        (text,) = result["items"]
+        assert text.startswith("yyy")
+        assert text.endswith("characters truncated]")
+    else:  # nothing is cut before redact= has seen it
+        assert result == {"items": [], "items_left_out": 1}

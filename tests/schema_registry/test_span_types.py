@@ -1,0 +1,184 @@
+"""The ready-made span types: recorded where Prefactor's open dashboard looks for them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jsonschema
+import pytest
+from msgspec import Struct
+from support.harness import AGENT
+
+from prefactor_core import sensitive, span_types
+from prefactor_core.span_types import (
+    AgentRun,
+    AgentRunResult,
+    Document,
+    Feedback,
+    LLMCall,
+    LLMResult,
+    Retrieval,
+    RetrievalResult,
+    StepError,
+    TokenUsage,
+    ToolCall,
+    ToolResult,
+    standard_types,
+)
+from prefactor_core.testing import RecordedSpan, Recording
+
+STEPS: list[tuple[Any, Any]] = [
+    (
+        AgentRun(input="Which mountain is higher?", agent="research", conversation_id="c1"),
+        AgentRunResult(output={"answer": "Olympus Mons"}),
+    ),
+    (
+        LLMCall(
+            model="small-1",
+            messages=[{"role": "user", "content": "Hello"}],
+            system="Be brief.",
+            tools=[{"name": "search"}],
+            provider="acme",
+            temperature=0.5,
+            top_p=1.0,
+            max_tokens=100,
+        ),
+        LLMResult(
+            response="Hi there",
+            tool_calls=[{"name": "search", "arguments": {}}],
+            finish_reason="stop",
+            token_usage=TokenUsage(prompt_tokens=12, completion_tokens=5, cache_read_tokens=2),
+            cost=0.25,
+            model="small-1-2026",
+            response_id="r1",
+            time_to_first_token=0.1,
+        ),
+    ),
+    (
+        ToolCall(tool="search", arguments={"query": "Olympus"}, call_id="t1"),
+        ToolResult(output=["Olympus Mons"]),
+    ),
+    (
+        Retrieval(query="Olympus", source="atlas", top_k=3),
+        RetrievalResult(documents=[Document(id="d1", text="…", score=0.5, metadata={"page": 3})]),
+    ),
+    (Feedback(rating="up", comment="Nice"), None),
+]
+
+
+async def record(prefactor: Recording, *steps: tuple[Any, Any]) -> list[RecordedSpan]:
+    registry = standard_types()
+    async with (
+        prefactor.open(schema_registry=registry) as client,
+        client.agent_instance(**AGENT) as instance,
+    ):
+        for params, result in steps:
+            async with instance.span(params) as span:
+                if result is not None:
+                    span.set_result(result)
+    return prefactor.run.spans
+
+
+async def test_every_type_is_recorded_as_its_schemas_say(prefactor: Recording) -> None:
+    spans = await record(prefactor, *STEPS)
+    names = [span.schema_name for span in spans]
+    assert names == standard_types().list_schemas()
+    version = standard_types().to_agent_schema_version("v1")
+    schemas = {each["name"]: each for each in version["span_type_schemas"]}
+    for span in spans:
+        jsonschema.validate(span.payload, schemas[span.schema_name]["params_schema"])
+        jsonschema.validate(span.result or {}, schemas[span.schema_name].get("result_schema", {}))
+
+
+async def test_what_is_left_out_is_not_recorded(prefactor: Recording) -> None:
+    tool, call = await record(
+        prefactor,
+        (ToolCall(tool="search"), ToolResult()),
+        (LLMCall(model="small-1"), LLMResult(response="Hi there")),
+    )
+    assert (tool.payload, tool.result) == ({"tool": "search"}, None)
+    assert call.payload == {"model": "small-1", "inputs": {"model": "small-1"}}
+    assert call.result == {"response": "Hi there"}
+
+
+# As the dashboard does it: https://github.com/prefactordev/prefactor-open-dashboard
+READ: dict[str, Callable[[RecordedSpan], object]] = {
+    "model": lambda span: span.payload["inputs"]["model"],
+    "prompt tokens": lambda span: span.payload["token_usage"]["prompt_tokens"],
+    "completion tokens": lambda span: span.payload["token_usage"]["completion_tokens"],
+    "total tokens": lambda span: span.payload["token_usage"]["total_tokens"],
+    "finish reason": lambda span: (span.result or {})["ai"]["finishReason"],
+}
+
+
+async def test_the_dashboard_finds_model_tokens_finish_reason_and_rating(
+    prefactor: Recording,
+) -> None:
+    call, feedback = await record(prefactor, STEPS[1], STEPS[4])
+    assert {name: read(call) for name, read in READ.items()} == {
+        "model": "small-1",
+        "prompt tokens": 12,
+        "completion tokens": 5,
+        "total tokens": 17,
+        "finish reason": "stop",
+    }
+    assert feedback.payload["inputs"]["rating"] == "up"
+
+
+async def test_a_step_that_raises_is_recorded_with_an_error_as_its_schema_says(
+    prefactor: Recording,
+) -> None:
+    registry = standard_types()
+    async with (
+        prefactor.open(schema_registry=registry) as client,
+        client.agent_instance(**AGENT) as instance,
+    ):
+        for params, _ in STEPS:
+            with pytest.raises(ZeroDivisionError), instance.span(params):
+                raise ZeroDivisionError("by nothing")
+        with instance.span(LLMCall(model="small-1")) as span:
+            span.fail_nowait(LLMResult(error=StepError(type="RateLimit")))
+    version = registry.to_agent_schema_version("v1")
+    schemas = {each["name"]: each.get("result_schema", {}) for each in version["span_type_schemas"]}
+    for span in prefactor.run.spans:
+        assert span.status == "failed"
+        assert span.result is not None
+        assert span.result["error"]["type"] in ("ZeroDivisionError", "RateLimit")
+        jsonschema.validate(span.result, schemas[span.schema_name])
+
+
+async def test_texts_may_be_marked_as_sensitive(prefactor: Recording) -> None:
+    call = LLMCall(model="small-1", prompt=sensitive("Ada", "personal_identifiers"))
+    (span,) = await record(prefactor, (call, LLMResult(response=sensitive("1815", "minors_data"))))
+    assert span.payload["prompt"]["value"] == "Ada"
+    assert span.result is not None
+    assert span.result["response"]["labels"] == ["minors_data"]
+
+
+def test_the_total_of_tokens_is_filled_in_and_one_that_is_given_is_kept() -> None:
+    assert TokenUsage(prompt_tokens=3, completion_tokens=4).total_tokens == 7
+    assert TokenUsage(prompt_tokens=3, total_tokens=9).total_tokens == 9
+
+
+def test_each_registry_is_its_own() -> None:
+    mine = standard_types()
+    mine.register_type("mine", {"type": "object"})
+    assert "mine" not in standard_types().list_schemas()
+    assert mine.name_of(ToolCall(tool="search")) == "agent:tool_call"
+
+
+def test_the_table_names_fields_that_there_are() -> None:
+    table = re.findall(r"^``.*?  ", span_types.__doc__ or "", re.MULTILINE)
+    assert len(table) > 25
+    for row in table:
+        cls: Any = None
+        for name in re.findall(r"``([\w.:]+)``", row):
+            if name.startswith("agent:"):
+                assert name in standard_types().list_schemas()
+                continue
+            head, _, field = name.rpartition(".")
+            cls = getattr(span_types, head) if head else cls
+            assert issubclass(cls, Struct)
+            assert field in cls.__struct_fields__, name
