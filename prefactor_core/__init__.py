@@ -37,8 +37,8 @@ from prefactor_core.exceptions import (
     PrefactorValueError,
     SpanNotFoundError,
 )
-from prefactor_core.export.counters import Statistics
 from prefactor_core.models import AgentInstance, Span
+from prefactor_core.models.statistics import Statistics
 from prefactor_core.operations import Operation, OperationType
 from prefactor_core.operations.identifiers import generate_idempotency_key, validate_idempotency_key
 from prefactor_core.payloads.credentials import redact_credentials

@@ -15,7 +15,8 @@ from prefactor_core.exceptions import (
     ClientScopeError,
     PrefactorValueError,
 )
-from prefactor_core.export.counters import Ledger, Statistics
+from prefactor_core.export.counters import Ledger
+from prefactor_core.models.statistics import Statistics
 from prefactor_core.operations import Operation
 from prefactor_core.payloads.secret_str import SecretStr
 from prefactor_core.queue.base import Queue, QueueClosedError

@@ -10,12 +10,13 @@ import anyio
 
 from prefactor_core.agent.span_context import DisabledSpan, SpanContext
 from prefactor_core.config import QueueConfig
+from prefactor_core.exceptions.checks import check_outcome
 from prefactor_core.export.buffer import Outbox, Recorded
 from prefactor_core.export.counters import Ledger
 from prefactor_core.export.identity import Identities, RunIdentity
 from prefactor_core.export.loss_report import LossReport
 from prefactor_core.models import Span
-from prefactor_core.models.lifecycle import Outcome, check_outcome
+from prefactor_core.models.lifecycle import Outcome
 from prefactor_core.operations import FinishAgentInstance, Operation
 from prefactor_core.payloads.capture import Capture
 from prefactor_core.queue.event_loop import Home

@@ -8,16 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final, cast
 
-from prefactor_core.config.lazy_module import LazyModule
-
-if TYPE_CHECKING:
-    from prefactor_core import operations
-    from prefactor_core.export import counters as ledger
-else:
-    operations = LazyModule("prefactor_core.operations")
-    ledger = LazyModule("prefactor_core.export.counters")
+from prefactor_core.models.lifecycle import OperationType
+from prefactor_core.models.statistics import Statistics
 
 
 class PrefactorCoreError(Exception):
@@ -56,9 +50,7 @@ class OperationError(PrefactorCoreError):
     ``operation_type`` is the kind of operation, where one is concerned.
     """
 
-    def __init__(
-        self, message: str, operation_type: operations.OperationType | None = None
-    ) -> None:
+    def __init__(self, message: str, operation_type: OperationType | None = None) -> None:
         super().__init__(message)
         self.operation_type = operation_type
 
@@ -85,7 +77,7 @@ class PrefactorTelemetryFailureError(PrefactorCoreError):
     ``statistics``: the balance of the scope.
     """
 
-    def __init__(self, message: str, statistics: ledger.Statistics) -> None:
+    def __init__(self, message: str, statistics: Statistics) -> None:
         super().__init__(message, statistics)
         self.statistics = statistics
 

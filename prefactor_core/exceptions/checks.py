@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, cast
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
+from prefactor_core.models.lifecycle import OUTCOMES
 
 if TYPE_CHECKING:
     import signal
@@ -189,3 +190,11 @@ def to_signals(name: str, value: object) -> tuple[signal.Signals, ...]:
                 f"{name} must be signals that can be handled, got {in_message(number)}"
             )
     return signals
+
+
+def check_outcome(status: str) -> None:
+    """Raises :class:`PrefactorValueError` if nothing can end with this status."""
+    if status not in OUTCOMES:
+        raise PrefactorValueError(
+            f"status must be one of {', '.join(sorted(OUTCOMES))}, got {in_message(status)}"
+        )

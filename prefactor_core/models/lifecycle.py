@@ -7,11 +7,9 @@ told to the API so that a run or a span gets from where it is to where it shall 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 from functools import cache
 from typing import Final, Literal, NamedTuple
-
-from prefactor_core.exceptions import PrefactorValueError, in_message
 
 
 class SpanStatus(StrEnum):
@@ -71,6 +69,18 @@ INSTANCE_TRANSITIONS: Final[Mapping[InstanceStatus, frozenset[InstanceStatus]]] 
 }
 
 
+class OperationType(Enum):
+    """The kinds of operation."""
+
+    REGISTER_AGENT_INSTANCE = auto()
+    START_AGENT_INSTANCE = auto()
+    FINISH_AGENT_INSTANCE = auto()
+    CREATE_SPAN = auto()
+    FINISH_SPAN = auto()
+    UPDATE_SPAN_PAYLOAD = auto()
+    RECORD_QUALITY = auto()
+
+
 class SpanStep(NamedTuple):
     """One call about a span: create it in a status, or finish it with one."""
 
@@ -83,14 +93,6 @@ class InstanceStep(NamedTuple):
 
     call: Literal["start", "finish"]
     status: InstanceStatus
-
-
-def check_outcome(status: str) -> None:
-    """Raises :class:`PrefactorValueError` if nothing can end with this status."""
-    if status not in OUTCOMES:
-        raise PrefactorValueError(
-            f"status must be one of {', '.join(sorted(OUTCOMES))}, got {in_message(status)}"
-        )
 
 
 def is_terminal(status: SpanStatus | InstanceStatus) -> bool:

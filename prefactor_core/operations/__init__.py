@@ -8,13 +8,13 @@ sent as it is on every attempt. ``msgspec`` can write any of them down and read 
 from __future__ import annotations
 
 from datetime import datetime
-from enum import Enum, auto
 from typing import ClassVar, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
+from prefactor_core.models.lifecycle import OperationType as OperationType
 
 ENVELOPE_SIZE = 512
 """Bytes that an operation takes besides its payloads, in a request as in memory, about."""
@@ -23,18 +23,6 @@ _AS_GIVEN = "-as-given"
 
 Purpose: TypeAlias = Literal["live", "smoke_test", "eval"]
 """Why a run is made."""
-
-
-class OperationType(Enum):
-    """The kinds of operation."""
-
-    REGISTER_AGENT_INSTANCE = auto()
-    START_AGENT_INSTANCE = auto()
-    FINISH_AGENT_INSTANCE = auto()
-    CREATE_SPAN = auto()
-    FINISH_SPAN = auto()
-    UPDATE_SPAN_PAYLOAD = auto()
-    RECORD_QUALITY = auto()
 
 
 class _Operation(Struct, frozen=True, kw_only=True, tag_field="operation_type"):

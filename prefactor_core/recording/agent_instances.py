@@ -24,12 +24,12 @@ from prefactor_core.exceptions import (
     PrefactorValueError,
     in_message,
 )
-from prefactor_core.exceptions.checks import to_optional_text
+from prefactor_core.exceptions.checks import check_outcome, to_optional_text
 from prefactor_core.exceptions.live import Live
 from prefactor_core.exceptions.log import log
 from prefactor_core.export.identity import Identities, RunIdentity
 from prefactor_core.models import AgentInstance
-from prefactor_core.models.lifecycle import InstanceStatus, Outcome, check_outcome, instance_steps
+from prefactor_core.models.lifecycle import InstanceStatus, Outcome, instance_steps
 from prefactor_core.operations import (
     CreateSpan,
     FinishAgentInstance,

@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
 from prefactor_core.exceptions import ClientNotInitializedError, InstanceNotFoundError
-from prefactor_core.exceptions.checks import to_end
+from prefactor_core.exceptions.checks import check_outcome, to_end
 from prefactor_core.exceptions.outcome import outcome_of
 from prefactor_core.models import AgentInstance
-from prefactor_core.models.lifecycle import Outcome, check_outcome
+from prefactor_core.models.lifecycle import Outcome
 from prefactor_core.payloads.error_description import describe_error
 
 if TYPE_CHECKING:

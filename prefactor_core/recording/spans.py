@@ -18,10 +18,11 @@ from prefactor_core.exceptions import (
     SpanNotFoundError,
     in_message,
 )
+from prefactor_core.exceptions.checks import check_outcome
 from prefactor_core.export.buffer import Outbox
 from prefactor_core.export.identity import Identities, RunIdentity
 from prefactor_core.models import Span
-from prefactor_core.models.lifecycle import Outcome, SpanStatus, check_outcome
+from prefactor_core.models.lifecycle import Outcome, SpanStatus
 from prefactor_core.operations import CreateSpan, OperationType, identifiers
 from prefactor_core.payloads.capture import Capture, fields_of
 from prefactor_core.payloads.markers import utf8

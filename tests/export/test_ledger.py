@@ -12,8 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from msgspec import Raw, Struct
 
 from prefactor_core.exceptions import PrefactorUnreachableError
-from prefactor_core.export.counters import Ledger, Statistics
+from prefactor_core.export.counters import Ledger
 from prefactor_core.models.lifecycle import SpanStatus
+from prefactor_core.models.statistics import Statistics
 from prefactor_core.operations import ENVELOPE_SIZE, CreateSpan, StartAgentInstance
 
 NOON = datetime(2026, 7, 20, 12, tzinfo=UTC)

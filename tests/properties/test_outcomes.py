@@ -25,7 +25,7 @@ from prefactor_core import (
     current_instance,
     traced,
 )
-from prefactor_core.export.counters import Statistics
+from prefactor_core.models.statistics import Statistics
 from prefactor_core.testing import RecordedRun, Recording, open_recording
 
 # An inner span in an outer span in a run in a client. The fence is the cancel scope, time-out or
