@@ -27,7 +27,7 @@ from prefactor_core import (
 )
 from prefactor_core.agent.span_context import DisabledSpan
 from prefactor_core.config.lazy_module import LazyModule
-from prefactor_core.export.counters import Ledger
+from prefactor_core.export.counters import Counters
 
 SEED_EXPORTS = {
     "prefactor_core": (
@@ -231,7 +231,7 @@ def test_importing_the_package_imports_neither_httpx_nor_any_extra() -> None:
 
 
 def test_an_error_that_another_process_hands_on_says_the_same() -> None:
-    statistics = Ledger().statistics()
+    statistics = Counters().statistics()
     for error in (
         PrefactorTerminatedError("over budget", "i1"),
         PrefactorTelemetryFailureError("all is lost", statistics),

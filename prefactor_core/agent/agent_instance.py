@@ -131,7 +131,7 @@ class AgentInstanceHandle(Live):
 
     def __init__(self, instance_id: str, client: recorder.Recorder) -> None:
         self._client = client
-        self._home = client.instance_manager.home
+        self._event_loop = client.instance_manager.event_loop
         self._instance = client.instance_manager.get(instance_id)
         self._identity = client.instance_manager.identity(instance_id)
         self._termination = self._identity.termination
@@ -204,7 +204,7 @@ class AgentInstanceHandle(Live):
         """
         slices = finish_run_in_slices(self._client, self._instance, status, timestamp=timestamp)
         # With many open spans, other tasks have their turns in between.
-        await self._home.in_turns(slices)
+        await self._event_loop.in_turns(slices)
         forget_ended_runs()
         await anyio.lowlevel.checkpoint()
 

@@ -94,12 +94,12 @@ class AgentInstanceScope(Live):
         await self._run.finish_in_turns(error)  # noqa: ASYNC102 - nothing cancels it
         self._leave(self._run, error)
         # As for a span: no checkpoint on the way out of an error.
-        if error is None and not self._run.is_left:
+        if error is None and not self._run.is_forked:
             await anyio.lowlevel.checkpoint()  # noqa: ASYNC102
 
     def _leave(self, run: OpenRun, error: BaseException | None) -> None:
         # The order of exit:
-        if run.is_left:
+        if run.is_forked:
             return  # in a fork nothing of it can be left
         # 1. The run ends by how its body ended, its open spans first.
         run.finish(error)
@@ -144,7 +144,7 @@ class OpenRun:
     def __init__(self, client: recorder.Recorder, handle: AgentInstanceHandle) -> None:
         self._client = client
         instances = client.instance_manager
-        self._home = instances.home
+        self._event_loop = instances.event_loop
         self._instance = instances.get(handle.id)
         self._identity = instances.identity(handle.id)
         self._termination = self._identity.termination
@@ -152,9 +152,9 @@ class OpenRun:
         self._finishing = False
 
     @property
-    def is_left(self) -> bool:
+    def is_forked(self) -> bool:
         """Whether this process is a fork of the one that has the run."""
-        return self._home.is_left
+        return self._event_loop.is_forked
 
     def cancel_on_terminate(self, scope: anyio.CancelScope) -> None:
         """Cancel ``scope`` when the API terminates the run."""
@@ -172,10 +172,10 @@ class OpenRun:
 
     async def finish_in_turns(self, error: BaseException | None) -> None:
         """As :meth:`finish`, with turns of other tasks if there is much to do."""
-        await self._home.in_turns(self._finish(error))
+        await self._event_loop.in_turns(self._finish(error))
 
     def _finish(self, error: BaseException | None) -> Iterator[None]:
-        if self._finishing or self._home.is_left:
+        if self._finishing or self._event_loop.is_forked:
             return  # in a fork the run is not its own
         self._finishing = True
         # Once, and first: a termination that comes later than this is too late.

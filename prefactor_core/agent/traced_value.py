@@ -168,7 +168,7 @@ class _Proxy:
         delattr(self.prefactor_value_, name)
 
     def __del__(self) -> None:
-        _is_left(self)
+        _is_forked(self)
 
 
 def _begin(proxy: _Proxy) -> tuple[Any, Any]:
@@ -176,7 +176,7 @@ def _begin(proxy: _Proxy) -> tuple[Any, Any]:
     return proxy.prefactor_call_, proxy.prefactor_value_
 
 
-def _is_left(proxy: _Proxy, error: BaseException | None = None) -> None:
+def _is_forked(proxy: _Proxy, error: BaseException | None = None) -> None:
     """Nobody asks for more. What nobody has asked for anything has done what it was to do."""
     stream = proxy.prefactor_call_
     if stream.is_open:
@@ -275,14 +275,14 @@ def _exit(self: _Proxy, *error: Any) -> Any:
     try:
         return self.prefactor_value_.__exit__(*error)
     finally:
-        _is_left(self, error[1])
+        _is_forked(self, error[1])
 
 
 async def _aexit(self: _Proxy, *error: Any) -> Any:
     try:
         return await self.prefactor_value_.__aexit__(*error)
     finally:
-        _is_left(self, error[1])
+        _is_forked(self, error[1])
 
 
 def _closing(name: str) -> Callable[..., Any]:
@@ -290,7 +290,7 @@ def _closing(name: str) -> Callable[..., Any]:
         closed: object = getattr(self.prefactor_value_, name)()
         if "__await__" in _members_of(type(closed)):
             return _wait_and_leave(self, cast("Awaitable[Any]", closed))
-        _is_left(self)
+        _is_forked(self)
         return closed
 
     return close
@@ -300,7 +300,7 @@ async def _wait_and_leave(proxy: _Proxy, closed: Awaitable[Any]) -> Any:
     try:
         return await closed
     finally:
-        _is_left(proxy)
+        _is_forked(proxy)
 
 
 _RECORDED: Final[dict[str, Callable[..., Any]]] = {

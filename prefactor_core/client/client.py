@@ -15,7 +15,7 @@ from prefactor_core.exceptions import (
     ClientScopeError,
     PrefactorValueError,
 )
-from prefactor_core.export.counters import Ledger
+from prefactor_core.export.counters import Counters
 from prefactor_core.models.statistics import Statistics
 from prefactor_core.operations import Operation
 from prefactor_core.payloads.secret_str import SecretStr
@@ -125,10 +125,10 @@ class PrefactorCoreClient(Recorder):
         self._opening = False
         self._host: HostTask | None = None
         self._signals: SignalCancellation | None = None
-        self._ledger = Ledger()
+        self._counters = Counters()
 
     async def __aenter__(self) -> Self:
-        if self._opening or (self._scope is not None and not self._scope.home.is_left):
+        if self._opening or (self._scope is not None and not self._scope.event_loop.is_forked):
             raise ClientAlreadyInitializedError("Client is already initialized")
         if self._queue is not None and self._queue.closed:
             raise QueueClosedError(
@@ -145,9 +145,9 @@ class PrefactorCoreClient(Recorder):
             self._scope = await self._open()
         finally:
             self._opening = False
-        self._ledger = self._scope.ledger
+        self._counters = self._scope.counters
         if self._signals is not None:
-            self._signals.body_begins(self._scope.home)
+            self._signals.body_begins(self._scope.event_loop)
         return self
 
     # What only an open client needs, httpx before all, is most of the cost of importing this
@@ -186,7 +186,7 @@ class PrefactorCoreClient(Recorder):
         traceback: TracebackType | None,
     ) -> bool | None:
         if self._scope is not None:
-            if self._scope.home.is_left:
+            if self._scope.event_loop.is_forked:
                 # In a fork there is nothing to close: everything is the parent's.
                 self._scope = None
                 return None
@@ -238,7 +238,7 @@ class PrefactorCoreClient(Recorder):
         """
         if self._host is not None and not self._host.ended:
             await self._host.close()
-        elif self._scope is not None and self._scope.home.is_left:
+        elif self._scope is not None and self._scope.event_loop.is_forked:
             self._scope = None
         elif self._scope is not None:
             self._scope.check_task()
@@ -270,7 +270,7 @@ class PrefactorCoreClient(Recorder):
 
     def statistics(self) -> Statistics:
         """What became of everything recorded in this scope, or in the last one."""
-        return self._ledger.statistics()
+        return self._counters.statistics()
 
     async def flush(self) -> None:
         """Return when everything that was recorded before is delivered, or given up.
@@ -302,6 +302,6 @@ class PrefactorCoreClient(Recorder):
                 "the client is not open, or closed already: use it inside "
                 "'async with open_prefactor(...) as client:', or between initialize() and close()"
             )
-        if scope.home.is_left:
-            scope.home.check_process()
+        if scope.event_loop.is_forked:
+            scope.event_loop.check_process()
         return scope

@@ -11,15 +11,15 @@ import anyio
 from prefactor_core.agent.span_context import DisabledSpan, SpanContext
 from prefactor_core.config import QueueConfig
 from prefactor_core.exceptions.checks import check_outcome
-from prefactor_core.export.buffer import Outbox, Recorded
-from prefactor_core.export.counters import Ledger
+from prefactor_core.export.buffer import Buffer, Recorded
+from prefactor_core.export.counters import Counters
 from prefactor_core.export.identity import Identities, RunIdentity
 from prefactor_core.export.loss_report import LossReport
 from prefactor_core.models import Span
 from prefactor_core.models.lifecycle import Outcome
 from prefactor_core.operations import FinishAgentInstance, Operation
 from prefactor_core.payloads.capture import Capture
-from prefactor_core.queue.event_loop import Home
+from prefactor_core.queue.event_loop import EventLoop
 from prefactor_core.recording.agent_instances import AgentInstanceManager
 from prefactor_core.recording.quality import QualityManager
 from prefactor_core.recording.run_end import finish_open_runs
@@ -35,19 +35,19 @@ class DisabledScope:
 
     def __init__(self) -> None:
         try:
-            self.home: Home = _AnyHome.here()
+            self.event_loop: EventLoop = _AnyHome.here()
         except anyio.NoEventLoopError:
-            self.home = _AnyHome(None)  # a synchronous program needs none
-        self.ledger = Ledger()
+            self.event_loop = _AnyHome(None)  # a synchronous program needs none
+        self.counters = Counters()
         identities = Identities()
-        outbox = _NoOutbox(self.ledger, identities, self.home)
+        buffer = _NoBuffer(self.counters, identities, self.event_loop)
         self.instance_manager = AgentInstanceManager(
-            outbox.record, identities=identities, home=self.home
+            buffer.record, identities=identities, event_loop=self.event_loop
         )
         self.span_manager = _NoSpans(
-            outbox, identities, _NO_PAYLOADS, self.instance_manager.start_with
+            buffer, identities, _NO_PAYLOADS, self.instance_manager.start_with
         )
-        self.quality_manager = QualityManager(outbox, _NO_PAYLOADS)
+        self.quality_manager = QualityManager(buffer, _NO_PAYLOADS)
 
     def check_task(self) -> None:
         """Nothing here belongs to a task."""
@@ -62,19 +62,19 @@ class DisabledScope:
             pass
 
 
-class _AnyHome(Home):
-    """Every thread is at home here."""
+class _AnyHome(EventLoop):
+    """Every thread is at event_loop here."""
 
     @property
     def is_here(self) -> bool:
         return True
 
 
-class _NoOutbox(Outbox):
+class _NoBuffer(Buffer):
     """Forgets what is recorded."""
 
-    def __init__(self, ledger: Ledger, identities: Identities, home: Home) -> None:
-        super().__init__([], ledger, LossReport(ledger, home), QueueConfig(), home)
+    def __init__(self, counters: Counters, identities: Identities, event_loop: EventLoop) -> None:
+        super().__init__([], counters, LossReport(counters, event_loop), QueueConfig(), event_loop)
         self._identities = identities
 
     def record(

@@ -9,7 +9,7 @@ import anyio
 import anyio.lowlevel
 
 from prefactor_core.exceptions import ClientScopeError
-from prefactor_core.queue.event_loop import Home
+from prefactor_core.queue.event_loop import EventLoop
 
 
 class HostTask:
@@ -29,7 +29,7 @@ class HostTask:
 
     def __init__(self, scope: AbstractAsyncContextManager[object]) -> None:
         self._scope = scope
-        self._home = Home.here()
+        self._event_loop = EventLoop.here()
         self._loop = anyio.lowlevel.current_token()
         self._opened = anyio.Event()
         self._opening = anyio.CancelScope()
@@ -43,7 +43,7 @@ class HostTask:
 
         Raises :class:`ClientScopeError` if something has cancelled the task in the meantime.
         """
-        self._task = self._home.spawn(self._host, "prefactor-core-host", self._cancelled)
+        self._task = self._event_loop.spawn(self._host, "prefactor-core-host", self._cancelled)
         try:
             await self._opened.wait()
         except BaseException:
@@ -56,7 +56,7 @@ class HostTask:
     @property
     def ended(self) -> bool:
         """Whether the scope is closed, or could not be opened; or is the parent's, in a fork."""
-        return self._closed.is_set() or self._home.is_left
+        return self._closed.is_set() or self._event_loop.is_forked
 
     async def close(self) -> None:
         """Return when the scope is closed, also under a cancellation: it has its own time limit.

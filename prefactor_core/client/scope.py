@@ -54,14 +54,14 @@ class ClientScope:
     ) -> None:
         self._connections = connections
         self._delivery = delivery
-        self.home = delivery.home
-        self.ledger = delivery.ledger
+        self.event_loop = delivery.event_loop
+        self.counters = delivery.counters
         self._host_task_id = anyio.get_current_task().id
         self._raise_on_loss = config.raise_on_loss
         self.instance_manager = AgentInstanceManager(
-            delivery.outbox.record,
+            delivery.buffer.record,
             identities=delivery.identities,
-            home=delivery.home,
+            event_loop=delivery.event_loop,
             registrations=delivery,
             environment=partial(build_runtime_environment, config.sdk_header_entry),
             checks=checks,
@@ -72,17 +72,17 @@ class ClientScope:
             max_payload_bytes=config.max_payload_bytes,
             redact=config.redact,
             enabled=config.capture_payloads,
-            degraded=delivery.ledger.degraded,
+            degraded=delivery.counters.degraded,
         )
         self.span_manager = SpanManager(
-            delivery.outbox,
+            delivery.buffer,
             delivery.identities,
             capture,
             self.instance_manager.start_with,
             config.schema_registry,
         )
-        self.quality_manager = QualityManager(delivery.outbox, capture)
-        self._unclosed = watch(delivery, delivery.ledger, delivery.home)
+        self.quality_manager = QualityManager(delivery.buffer, capture)
+        self._unclosed = watch(delivery, delivery.counters, delivery.event_loop)
 
     @classmethod
     async def open(
@@ -140,8 +140,8 @@ class ClientScope:
 
     async def flush(self) -> None:
         """Return when everything that is recorded so far is settled."""
-        self.home.check("flush() waits")
-        await self._delivery.outbox.flush()
+        self.event_loop.check("flush() waits")
+        await self._delivery.buffer.flush()
 
     async def close(self, error: BaseException | None, *, raises: bool) -> None:
         """Deliver what there is within the time for it, and close everything.
@@ -157,7 +157,7 @@ class ClientScope:
         self.span_manager.close()
         try:
             try:
-                await self.home.in_turns(finish_open_runs(self, error))
+                await self.event_loop.in_turns(finish_open_runs(self, error))
             except Exception as bug:
                 # Of ours; nothing of the exit below may be skipped for it, nor for a Ctrl-C.
                 log(logger, logging.ERROR, "open runs could not be finished", error=bug)
@@ -173,7 +173,7 @@ class ClientScope:
         finally:
             # 4. What was not delivered has been counted, and is reported.
             self._unclosed.detach()
-            statistics = self.ledger.statistics()
+            statistics = self.counters.statistics()
             if statistics.lost:
                 log(logger, logging.WARNING, "%s", statistics.describe_loss())
             # 5. Connections close, and the local database.

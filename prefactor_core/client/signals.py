@@ -13,7 +13,7 @@ import anyio
 
 from prefactor_core.agent.cancellation import leave_scope
 from prefactor_core.exceptions import PrefactorValueError
-from prefactor_core.queue.event_loop import Home
+from prefactor_core.queue.event_loop import EventLoop
 
 Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
 
@@ -35,7 +35,7 @@ class SignalCancellation:
             )
         self.received: signal.Signals | None = None
         self._signals = signals
-        self._home: Home | None = None
+        self._event_loop: EventLoop | None = None
         self._previous: dict[signal.Signals, Handler] = {}
         self._scope: anyio.CancelScope | None = None
         self._restored = False
@@ -43,9 +43,9 @@ class SignalCancellation:
         # Those that came when there was nothing left to cancel.
         self._late: list[signal.Signals] = []
 
-    def body_begins(self, home: Home) -> None:
+    def body_begins(self, event_loop: EventLoop) -> None:
         """From here on the signals cancel."""
-        self._home = home
+        self._event_loop = event_loop
         self._scope = anyio.CancelScope()
         self._scope.__enter__()
         for number in self._signals:
@@ -78,14 +78,14 @@ class SignalCancellation:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         # This runs in the middle of anything: only what is safe there.
-        assert self._home is not None
-        if self._restored or self._home.is_left:
+        assert self._event_loop is not None
+        if self._restored or self._event_loop.is_forked:
             # Who came after this one has put it back too late; or a fork has its own way to go.
             self._put_back(number)
             signal.raise_signal(number)
             return
         self._waiting.append(signal.Signals(number))
-        self._home.run_soon(self._heed)
+        self._event_loop.run_soon(self._heed)
 
     def _heed(self) -> None:
         while self._waiting:

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Collection
 
 from prefactor_core.exceptions.log import log
-from prefactor_core.export.assumption import Guess
-from prefactor_core.export.counters import Ledger
+from prefactor_core.export.assumption import Assumption
+from prefactor_core.export.counters import Counters
 from prefactor_core.operations import OperationType
 
 logger = logging.getLogger("prefactor_core.export.api_limits")
@@ -28,18 +28,18 @@ class ApiLimits:
     id that it was given: then it can only refuse this or that one.
     """
 
-    def __init__(self, ledger: Ledger, max_bytes: int) -> None:
-        self._ledger = ledger
-        self._bulk = Guess()
+    def __init__(self, counters: Counters, max_bytes: int) -> None:
+        self._counters = counters
+        self._bulk = Assumption()
         self._bulk_failures = 0
-        self._only_alone: dict[OperationType, Guess] = {}
+        self._only_alone: dict[OperationType, Assumption] = {}
         self._proven: set[OperationType] = set()
         self._times_alone: dict[OperationType, int] = {}
         self._most_bytes = max_bytes
         self._max_bytes = max_bytes
-        self._size = Guess()
-        self._ids = Guess()
-        self._environment = Guess()
+        self._size = Assumption()
+        self._ids = Assumption()
+        self._environment = Assumption()
         self.took_given_id = False
 
     def alone(self, now: float) -> Collection[OperationType]:
@@ -61,7 +61,7 @@ class ApiLimits:
     def lacks_bulk(self, now: float, why: str) -> None:
         """The API has said that there is no bulk."""
         if self._bulk.make(now):
-            self._ledger.assume("no bulk", True)
+            self._counters.assume("no bulk", True)
             message = (
                 "operations go to the Prefactor API one by one: it has no bulk that works (%s); "
                 "that is tried again later"
@@ -79,11 +79,11 @@ class ApiLimits:
         if operations > 1:
             self._bulk_failures = 0
         if self._bulk.refute():
-            self._ledger.assume("no bulk", False)
+            self._counters.assume("no bulk", False)
         if kind not in self._proven:
             self._proven.add(kind)
             if self._only_alone.pop(kind, None) is not None:
-                self._ledger.assume(f"no bulk for {kind.name}", False)
+                self._counters.assume(f"no bulk for {kind.name}", False)
 
     def taken_only_alone(self, kind: OperationType, now: float) -> None:
         """Bulk failed at what its own endpoint takes: perhaps it does not know the type."""
@@ -91,33 +91,33 @@ class ApiLimits:
             return
         times = self._times_alone[kind] = self._times_alone.get(kind, 0) + 1
         if times >= _TIMES_ONLY_ALONE:
-            self._only_alone.setdefault(kind, Guess()).make(now)
-            self._ledger.assume(f"no bulk for {kind.name}", True)
+            self._only_alone.setdefault(kind, Assumption()).make(now)
+            self._counters.assume(f"no bulk for {kind.name}", True)
 
     def too_large(self, size: int, now: float) -> None:
         """A request of ``size`` bytes was too large."""
         if size <= self._max_bytes:
             self._max_bytes = max(1, size // 2)
         self._size.make(now)
-        self._ledger.assume("smaller requests", True)
+        self._counters.assume("smaller requests", True)
 
     def taken_of_size(self, size: int) -> None:
         """A bulk request of ``size`` bytes was taken."""
         if size > self._max_bytes and self._size.refute():
             self._max_bytes = self._most_bytes
-            self._ledger.assume("smaller requests", False)
+            self._counters.assume("smaller requests", False)
 
     def makes_ids(self, now: float) -> None:
         """The API has not taken an id that it was given."""
         if self._ids.make(now):
-            self._ledger.assume("ids made by the API", True)
+            self._counters.assume("ids made by the API", True)
             log(logger, logging.INFO, "the Prefactor API makes the ids of spans itself")
 
     def takes_ids(self) -> None:
         """The API has taken an id that it was given."""
         self.took_given_id = True
         if self._ids.refute():
-            self._ledger.assume("ids made by the API", False)
+            self._counters.assume("ids made by the API", False)
 
     def takes_environment(self, now: float) -> bool:
         """Whether a runtime environment may be added to the version of an agent."""
@@ -126,4 +126,4 @@ class ApiLimits:
     def refuses_environment(self, now: float) -> None:
         """The API has not taken one; perhaps it has stored the version without it."""
         self._environment.make(now)
-        self._ledger.assume("no runtime_environment", True)
+        self._counters.assume("no runtime_environment", True)

@@ -1,4 +1,4 @@
-"""Guess: a conclusion about the API, doubted again after a while. Pure."""
+"""Assumption: a conclusion about the API, doubted again after a while. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _FIRST = 5.0
 _LONGEST = 3600.0
 
 
-class Guess:
+class Assumption:
     """What the API has shown that it does not do, for now.
 
     It is believed for five seconds, and each time that the API shows it again for twice as long

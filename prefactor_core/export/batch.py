@@ -1,6 +1,6 @@
 """Backlog: what one worker has to send, run by run; which of it goes into the next request. Pure.
 
-An operation waits here as a :class:`Parcel`, from the moment the worker takes it out of its
+An operation waits here as a :class:`BatchItem`, from the moment the worker takes it out of its
 queue until it is settled. The order counts within a run; runs take turns.
 """
 
@@ -27,7 +27,7 @@ from prefactor_core.operations import (
 _SPANS = (CreateSpan, FinishSpan)
 
 
-class Parcel(Struct, eq=False, gc=False):
+class BatchItem(Struct, eq=False, gc=False):
     """One thing to tell the API: an operation, or a span's start and finish in one.
 
     ``position``: how many operations the worker took before this one. ``count``: how many
@@ -40,10 +40,11 @@ class Parcel(Struct, eq=False, gc=False):
     ``given_id``: whether the API is told which id the span shall have; settled when it is sent,
     because its idempotency key stands for one body.
     ``attempts``: requests that failed and had it in them; in the drain, since that began.
-    ``maybe_done``: one of them got no answer. ``taken_before``: what :attr:`Outage.taken` was when
-    it failed alone; None if it did not. ``faults``: how often it failed alone again although
-    others were taken since it had failed before. ``overtaken``: whether what depends on it may be
-    sent before it, for want of anything else that would show whether the API takes operations.
+    ``maybe_done``: one of them got no answer. ``taken_before``: what
+    :attr:`CircuitBreaker.taken` was when it failed alone; None if it did not. ``faults``: how
+    often it failed alone again although others were taken since it had failed before.
+    ``overtaken``: whether what depends on it may be sent before it, for want of anything else
+    that would show whether the API takes operations.
     ``due``: when it may be sent again, on the clock of the event loop.
     """
 
@@ -67,56 +68,54 @@ class Parcel(Struct, eq=False, gc=False):
 
 
 class _Run:
-    """The parcels of one run, oldest first.
+    """The items of one run, oldest first.
 
-    ``held_until``: nothing of it is sent before. ``aside``: parcels that failed alone; what does
+    ``held_until``: nothing of it is sent before. ``aside``: items that failed alone; what does
     not depend on them overtakes them until they are due.
     """
 
-    __slots__ = ("aside", "held_until", "parcels")
+    __slots__ = ("aside", "held_until", "items")
 
     def __init__(self) -> None:
-        self.parcels: deque[Parcel] = deque()
+        self.items: deque[BatchItem] = deque()
         self.held_until = -math.inf
-        self.aside: list[Parcel] = []
+        self.aside: list[BatchItem] = []
 
     def trim(self) -> None:
-        parcels = self.parcels
-        while parcels and parcels[0].settled:
-            parcels.popleft()
+        items = self.items
+        while items and items[0].settled:
+            items.popleft()
         if self.aside:
-            self.aside = [parcel for parcel in self.aside if not parcel.settled]
+            self.aside = [item for item in self.aside if not item.settled]
 
-    def ready(self, now: float) -> Iterable[Parcel]:
+    def ready(self, now: float) -> Iterable[BatchItem]:
         if self.held_until > now:
             return ()
         self.held_until = -math.inf
-        aside = [parcel for parcel in self.aside if parcel.due > now]
-        waiting = (parcel for parcel in self.parcels if not parcel.settled)
+        aside = [item for item in self.aside if item.due > now]
+        waiting = (item for item in self.items if not item.settled)
         return independent_of(aside, waiting) if aside else waiting
 
-    def overtaking(self, taken: int) -> Iterator[Parcel]:
+    def overtaking(self, taken: int) -> Iterator[BatchItem]:
         """What may be sent although it depends on what failed again and again, until one of it is
         taken: then what failed is tried once more. Nothing if the run is not registered: the API
         does not know it by its id."""
-        for parcel in self.aside:
-            if isinstance(parcel.operation, RegisterAgentInstance):
+        for item in self.aside:
+            if isinstance(item.operation, RegisterAgentInstance):
                 return
-            before = parcel.taken_before
-            if not parcel.overtaken or before is None or before < taken:
+            before = item.taken_before
+            if not item.overtaken or before is None or before < taken:
                 return
-        aside = {id(parcel) for parcel in self.aside}
+        aside = {id(item) for item in self.aside}
         spans = {
-            parcel.operation.span_id
-            for parcel in self.aside
-            if isinstance(parcel.operation, CreateSpan)
+            item.operation.span_id for item in self.aside if isinstance(item.operation, CreateSpan)
         }
-        for parcel in self.parcels:
-            operation = parcel.operation
+        for item in self.items:
+            operation = item.operation
             if isinstance(operation, FinishSpan) and operation.span_id in spans:
                 continue
-            if not parcel.settled and id(parcel) not in aside:
-                yield parcel
+            if not item.settled and id(item) not in aside:
+                yield item
 
 
 class Backlog:
@@ -129,7 +128,7 @@ class Backlog:
         self.operations = 0
         # Spans whose start waits here and was never sent: their finish can join it. One that
         # was sent keeps its form, or its idempotency key would stand for two requests.
-        self._unsent_starts: dict[str, Parcel] = {}
+        self._unsent_starts: dict[str, BatchItem] = {}
 
     def __bool__(self) -> bool:
         return bool(self._runs)
@@ -137,7 +136,7 @@ class Backlog:
     @property
     def settled_through(self) -> int:
         """How many operations, from the first ever taken on, are settled without a gap."""
-        return min((run.parcels[0].position for run in self._runs.values()), default=self._taken)
+        return min((run.items[0].position for run in self._runs.values()), default=self._taken)
 
     @property
     def taken(self) -> int:
@@ -161,59 +160,59 @@ class Backlog:
                 start.size = start.operation.size
                 start.count = 2
                 return True
-        parcel = Parcel(operation, position, operation.size)
+        item = BatchItem(operation, position, operation.size)
         run = self._runs.get(operation.instance_id)
         if run is None:
             run = self._runs[operation.instance_id] = _Run()
-        run.parcels.append(parcel)
+        run.items.append(item)
         if isinstance(operation, CreateSpan) and operation.status is SpanStatus.ACTIVE:
-            self._unsent_starts[operation.span_id] = parcel
+            self._unsent_starts[operation.span_id] = item
         return False
 
-    def remove(self, parcel: Parcel) -> None:
-        """A parcel is settled."""
-        if parcel.settled:
+    def remove(self, item: BatchItem) -> None:
+        """A item is settled."""
+        if item.settled:
             return
-        parcel.settled = True
-        self.operations -= parcel.count
-        operation = parcel.operation
+        item.settled = True
+        self.operations -= item.count
+        operation = item.operation
         if isinstance(operation, CreateSpan):
             self._unsent_starts.pop(operation.span_id, None)
         run = self._runs[operation.instance_id]
         run.trim()
-        if not run.parcels:
+        if not run.items:
             del self._runs[operation.instance_id]
 
-    def hold(self, parcels: Iterable[Parcel], until: float) -> None:
-        """Nothing of the runs of ``parcels`` is sent before ``until``."""
-        for instance_id in {parcel.operation.instance_id for parcel in parcels}:
+    def hold(self, items: Iterable[BatchItem], until: float) -> None:
+        """Nothing of the runs of ``items`` is sent before ``until``."""
+        for instance_id in {item.operation.instance_id for item in items}:
             self._runs[instance_id].held_until = until
 
-    def put_aside(self, parcel: Parcel, due: float) -> None:
-        """``parcel`` is not sent before ``due``; what does not depend on it is."""
-        parcel.due = due
-        aside = self._runs[parcel.operation.instance_id].aside
-        if not any(other is parcel for other in aside):
-            aside.append(parcel)
+    def put_aside(self, item: BatchItem, due: float) -> None:
+        """``item`` is not sent before ``due``; what does not depend on it is."""
+        item.due = due
+        aside = self._runs[item.operation.instance_id].aside
+        if not any(other is item for other in aside):
+            aside.append(item)
 
     def drain(self) -> None:
         """As :meth:`hurry`; and attempts are counted anew: most of them were made in an outage."""
         self.hurry()
         for run in self._runs.values():
-            for parcel in run.aside:
-                parcel.attempts = 0
+            for item in run.aside:
+                item.attempts = 0
 
     def hurry(self) -> None:
         """Nothing waits for its time any more."""
         for run in self._runs.values():
             run.held_until = -math.inf
-            for parcel in run.aside:
-                parcel.due = 0.0
+            for item in run.aside:
+                item.due = 0.0
 
     def next_due(self, now: float) -> float:
         """When the first may be sent of what has to wait for its time, if there is any."""
         times = chain.from_iterable(
-            [run.held_until] if run.held_until > now else [parcel.due for parcel in run.aside]
+            [run.held_until] if run.held_until > now else [item.due for item in run.aside]
             for run in self._runs.values()
         )
         return min((time for time in times if time > now), default=-math.inf)
@@ -228,43 +227,43 @@ class Backlog:
         given_ids: bool = True,
         asking: bool = False,
         overtaking: int | None = None,
-    ) -> list[Parcel]:
-        """The parcels of the next request: the oldest ones of each run that fit.
+    ) -> list[BatchItem]:
+        """The items of the next request: the oldest ones of each run that fit.
 
         At least one, unless all have to wait for their time. ``alone``: types that can only be sent
         one by one. ``given_ids``: False if a span can be referred to only after the API has
         answered its create. ``asking``: whether the request is to show if the API is back, for
-        which any operation will do. ``overtaking``: what :attr:`Outage.taken` is now, in the drain,
-        where an operation that fails again and again must not keep back for ever what depends on
-        it.
+        which any operation will do. ``overtaking``: what :attr:`CircuitBreaker.taken` is
+        now, in the drain, where an operation that fails again and again must not keep back for
+        ever what depends on it.
         """
         request = _Request(max_operations, max_bytes, alone, given_ids)
         for run in self._runs.values():
             if not request.take(run.ready(now)):
                 break
-        if overtaking is not None and not request.parcels:
+        if overtaking is not None and not request.items:
             for run in self._runs.values():
                 if run.aside and not request.take(run.overtaking(overtaking)):
                     break
-        if asking and not request.parcels:
-            aside = [parcel for run in self._runs.values() for parcel in run.aside]
-            request.take(sorted(aside, key=lambda parcel: parcel.due)[:1])
-        return request.parcels
+        if asking and not request.items:
+            aside = [item for run in self._runs.values() for item in run.aside]
+            request.take(sorted(aside, key=lambda item: item.due)[:1])
+        return request.items
 
     def sent(
-        self, request: Sequence[Parcel], *, given_ids: bool = True, one_given_id: bool = False
+        self, request: Sequence[BatchItem], *, given_ids: bool = True, one_given_id: bool = False
     ) -> None:
         """``request`` is sent now. ``one_given_id``: one of its spans is given an id although the
         others are not."""
-        for parcel in request:
-            operation = parcel.operation
-            if not parcel.sent:
-                parcel.sent, parcel.given_id = True, given_ids
+        for item in request:
+            operation = item.operation
+            if not item.sent:
+                item.sent, item.given_id = True, given_ids
                 if isinstance(operation, CreateSpan):
                     self._unsent_starts.pop(operation.span_id, None)
-                    parcel.given_id = given_ids or one_given_id
+                    item.given_id = given_ids or one_given_id
                     one_given_id = False
-        for instance_id in dict.fromkeys(parcel.operation.instance_id for parcel in request):
+        for instance_id in dict.fromkeys(item.operation.instance_id for item in request):
             self._runs[instance_id] = self._runs.pop(instance_id)
 
 
@@ -278,7 +277,7 @@ class _Request:
         alone: Collection[OperationType],
         given_ids: bool,
     ) -> None:
-        self.parcels: list[Parcel] = []
+        self.items: list[BatchItem] = []
         self._max_operations = max_operations
         self._max_bytes = max_bytes
         self._alone = alone
@@ -287,17 +286,17 @@ class _Request:
         self._created: set[str] = set()
         self._keys: set[str] = set()
 
-    def take(self, parcels: Iterable[Parcel]) -> bool:
-        """Take the first of a run's parcels that can go together; whether there is room for
+    def take(self, items: Iterable[BatchItem]) -> bool:
+        """Take the first of a run's items that can go together; whether there is room for
         more."""
-        for parcel in parcels:
-            operation = parcel.operation
-            single = parcel.alone or parcel.in_bulk or operation.type in self._alone
-            if self.parcels and single:
+        for item in items:
+            operation = item.operation
+            single = item.alone or item.in_bulk or operation.type in self._alone
+            if self.items and single:
                 # Its turn comes: a run that was in a request goes to the end.
                 return True
-            operations, size = self._operations + parcel.count, self._size + parcel.size
-            if self.parcels and (operations > self._max_operations or size > self._max_bytes):
+            operations, size = self._operations + item.count, self._size + item.size
+            if self.items and (operations > self._max_operations or size > self._max_bytes):
                 return False
             # Whoever gives a span the id of another gives it its keys, too.
             if operation.idempotency_key in self._keys:
@@ -310,7 +309,7 @@ class _Request:
                 self._created.add(operation.span_id)
             self._keys.add(operation.idempotency_key)
             self._operations, self._size = operations, size
-            self.parcels.append(parcel)
+            self.items.append(item)
             if single:
                 return False
             if isinstance(operation, RegisterAgentInstance):
@@ -318,8 +317,8 @@ class _Request:
         return True
 
 
-def independent_of(aside: Sequence[Parcel], waiting: Iterable[Parcel]) -> Iterator[Parcel]:
-    """Those of a run's parcels, ``waiting``, that may be sent although those ``aside``, which are
+def independent_of(aside: Sequence[BatchItem], waiting: Iterable[BatchItem]) -> Iterator[BatchItem]:
+    """Those of a run's items, ``waiting``, that may be sent although those ``aside``, which are
     older, were not.
 
     Dependent are: on a span's start, its finish and its children, and on their starts again;
@@ -328,8 +327,8 @@ def independent_of(aside: Sequence[Parcel], waiting: Iterable[Parcel]) -> Iterat
     the same name; and nothing else on it.
     What those aside depend on themselves must have been settled before.
     """
-    left = {id(parcel) for parcel in aside}
-    operations = [parcel.operation for parcel in aside]
+    left = {id(item) for item in aside}
+    operations = [item.operation for item in aside]
     quality = {operation.name for operation in operations if isinstance(operation, RecordQuality)}
     unregistered = any(isinstance(operation, RegisterAgentInstance) for operation in operations)
     nothing_goes = any(
@@ -338,23 +337,23 @@ def independent_of(aside: Sequence[Parcel], waiting: Iterable[Parcel]) -> Iterat
     )
     all_goes = all(isinstance(operation, RecordQuality) for operation in operations)
     spans = {operation.span_id for operation in operations if isinstance(operation, CreateSpan)}
-    for parcel in waiting:
-        operation = parcel.operation
-        if id(parcel) in left:
+    for item in waiting:
+        operation = item.operation
+        if id(item) in left:
             continue
         if isinstance(operation, RecordQuality):
             if not unregistered and operation.name not in quality:
-                yield parcel
+                yield item
         elif all_goes:
-            yield parcel
+            yield item
         elif nothing_goes or not isinstance(operation, _SPANS) or operation.span_id in spans:
             continue
         elif isinstance(operation, CreateSpan) and operation.parent_span_id in spans:
             spans.add(operation.span_id)
         else:
-            yield parcel
+            yield item
 
 
-def half(request: Sequence[Parcel]) -> int:
+def half(request: Sequence[BatchItem]) -> int:
     """How many operations a request may have that is to be half of ``request``."""
-    return max(1, sum(parcel.count for parcel in request) // 2)
+    return max(1, sum(item.count for item in request) // 2)

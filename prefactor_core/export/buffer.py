@@ -1,4 +1,4 @@
-"""Outbox: where operations enter the queue that their agent instance keeps to."""
+"""Buffer: where operations enter the queue that their agent instance keeps to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import anyio
 
 from prefactor_core.config import QueueConfig
 from prefactor_core.export.batch import Backlog
-from prefactor_core.export.counters import Ledger
+from prefactor_core.export.counters import Counters
 from prefactor_core.export.loss_report import LossReport
 from prefactor_core.export.without_payload import without_payload
 from prefactor_core.operations import (
@@ -23,11 +23,11 @@ from prefactor_core.operations import (
     RegisterAgentInstance,
 )
 from prefactor_core.queue.base import Queue, QueueClosedError
-from prefactor_core.queue.event_loop import Home
+from prefactor_core.queue.event_loop import EventLoop
 from prefactor_core.queue.memory import InMemoryQueue
 
 _NEW = (CreateSpan, RecordQuality, RegisterAgentInstance)
-"""What is not let in when the outbox is full; all else belongs to what was let in before."""
+"""What is not let in when the buffer is full; all else belongs to what was let in before."""
 
 
 class Recorded(Protocol):
@@ -38,7 +38,7 @@ class Recorded(Protocol):
     finished_at: datetime | None
 
 
-class Lane:
+class WorkerQueue:
     """One queue, and what its worker has taken out of it and not settled."""
 
     def __init__(self, queue: Queue[Operation]) -> None:
@@ -55,6 +55,11 @@ class Lane:
         self._alarm = anyio.Event()
         # Whether it has nothing to send before that time but what is recorded now.
         self.waits_for_more = False
+
+    @property
+    def has_more_than_recorded(self) -> bool:
+        """Whether something is in the queue, or was, that is not counted as recorded yet."""
+        return self.queue.size() + self.backlog.taken > self.found + self.recorded
 
     async def pause(self, seconds: float) -> None:
         """Wait, until :meth:`hurry` at the longest."""
@@ -75,27 +80,27 @@ class Lane:
         self._alarm.set()
 
 
-class Outbox:
-    """Puts operations into lanes; recording never waits, and never raises into the agent.
+class Buffer:
+    """Puts operations into worker_queues; recording never waits, and never raises into the agent.
 
-    All operations of one agent instance go into the same lane, so that one worker sends
-    them in the order in which they were recorded. Whoever records holds the lock of ``home``.
+    All operations of one agent instance go into the same worker_queue, so that one worker sends
+    them in the order in which they were recorded. Whoever records holds the lock of ``event_loop``.
     """
 
     def __init__(
         self,
         queues: Sequence[Queue[Operation]],
-        ledger: Ledger,
+        counters: Counters,
         losses: LossReport,
         config: QueueConfig,
-        home: Home,
+        event_loop: EventLoop,
     ) -> None:
-        self.home = home
-        self.lanes = [Lane(queue) for queue in queues]
+        self.event_loop = event_loop
+        self.worker_queues = [WorkerQueue(queue) for queue in queues]
         # How many tasks wait for something to be settled: nothing then waits for company.
         self.hurried = 0
         self.closed = False
-        self.ledger = self._ledger = ledger
+        self.counters = self._counters = counters
         self._max_operations = config.max_pending_operations
         self.max_bytes = config.max_pending_bytes
         self.waits_when_full = config.when_full == "wait"
@@ -117,7 +122,7 @@ class Outbox:
     @property
     def full(self) -> bool:
         """Whether no new span may come in."""
-        return self._ledger.reaches(self._max_operations - self._places, self.max_bytes)
+        return self._counters.reaches(self._max_operations - self._places, self.max_bytes)
 
     def record(
         self,
@@ -137,7 +142,7 @@ class Outbox:
         taken, and only then. ``held``: the bytes of the operation that were counted as those of an
         open span.
 
-        When the outbox is full, new runs and quality are dropped, and new spans unless they have
+        When the buffer is full, new runs and quality are dropped, and new spans unless they have
         waited for their place. A span is always dropped if it is ``late``: its run has ended.
         Whatever belongs to what was taken before is taken.
         """
@@ -148,15 +153,15 @@ class Outbox:
                 self.give_place_back()
             self._turn_away("run_ended")
             return False
-        ledger = self._ledger
+        counters = self._counters
         # This counts open spans too: mostly nothing else has to be asked.
-        if not has_place and ledger.holds(
+        if not has_place and counters.holds(
             self._max_operations - self._places, self.max_bytes + held
         ):
             if self.full and isinstance(operation, _NEW):
                 self._turn_away("full")
                 return False
-            if isinstance(operation, CreateSpan | FinishSpan) and ledger.held_bytes - held >= (
+            if isinstance(operation, CreateSpan | FinishSpan) and counters.held_bytes - held >= (
                 self.max_bytes
             ):
                 # It is let in, as it must; of a large payload only that it was there.
@@ -164,24 +169,24 @@ class Outbox:
         size = operation.size
         # Here it is recorded: by one statement that calls nothing, so that nothing interrupts it.
         if of is None:
-            ledger.taken, ledger.taken_bytes, self._places, self._entering = (
-                ledger.taken + 1,
-                ledger.taken_bytes + size,
+            counters.taken, counters.taken_bytes, self._places, self._entering = (
+                counters.taken + 1,
+                counters.taken_bytes + size,
                 self._places - has_place,
                 operation,
             )
         else:
             (
-                ledger.taken,
-                ledger.taken_bytes,
+                counters.taken,
+                counters.taken_bytes,
                 self._places,
                 self._entering,
                 of.status,
                 of.started_at,
                 of.finished_at,
             ) = (
-                ledger.taken + 1,
-                ledger.taken_bytes + size,
+                counters.taken + 1,
+                counters.taken_bytes + size,
                 self._places - has_place,
                 operation,
                 status,
@@ -195,7 +200,7 @@ class Outbox:
 
     def _enter(self, operation: Operation) -> bool:
         """Bring an operation that is accepted to the loop; whether its queue takes it."""
-        if self.home.is_here:
+        if self.event_loop.is_here:
             if self._handed_over or self._putting is not None:
                 self._take_over()
             self._putting, self._entering = operation, None
@@ -205,13 +210,13 @@ class Outbox:
             handed_over.append(operation)
         self._entering = None
         if not self._called_loop:
-            self.home.run_soon(self.take_over)
+            self.event_loop.run_soon(self.take_over)
             self._called_loop = True
         return True
 
     def take_over(self) -> None:
         """Queue what other threads have recorded; in the thread of the loop."""
-        self.home.step(self._take_all_over)
+        self.event_loop.step(self._take_all_over)
 
     def _take_all_over(self) -> None:
         self._called_loop = False
@@ -232,16 +237,16 @@ class Outbox:
             # Interrupted in the middle of the above, or of its put: is it in the queue?
             if handed_over and handed_over[0] is operation:
                 handed_over.popleft()
-            lane = self._lane_of(operation)
-            if lane.queue.size() + lane.backlog.taken > lane.found + lane.recorded:
-                lane.recorded, self._putting = lane.recorded + 1, None
+            worker_queue = self._worker_queue_of(operation)
+            if worker_queue.has_more_than_recorded:
+                worker_queue.recorded, self._putting = worker_queue.recorded + 1, None
             else:
                 self._put(operation)
 
     def found(self, operation: Operation) -> None:
         """Accept an operation that was in its queue before."""
-        with self.home.lock:
-            self._ledger.accept(operation)
+        with self.event_loop.lock:
+            self._counters.accept(operation)
 
     async def wait_for_place(self) -> None:
         """Return when a new span may come in; its place is kept until it is recorded."""
@@ -250,7 +255,7 @@ class Outbox:
                 await self._wait_for_change()
 
     def _take_place(self) -> bool:
-        with self.home.lock:
+        with self.event_loop.lock:
             if self.full and not self.closed:
                 return False
             self._places += 1
@@ -258,29 +263,32 @@ class Outbox:
 
     def give_place_back(self) -> None:
         """A place that was waited for is taken now, or not needed."""
-        with self.home.lock:
+        with self.event_loop.lock:
             self._places -= 1
         self._place_is_free()
 
     def _place_is_free(self) -> None:
-        if self.home.is_here:
+        if self.event_loop.is_here:
             self.settled()
         else:
-            self.home.run_soon(self.settled)
+            self.event_loop.run_soon(self.settled)
 
     async def flush(self) -> None:
         """Return when everything that is recorded so far is settled."""
         self.take_over()
-        goals = [(lane, lane.found + lane.recorded) for lane in self.lanes]
+        goals = [
+            (worker_queue, worker_queue.found + worker_queue.recorded)
+            for worker_queue in self.worker_queues
+        ]
         with self.hurry():
-            for lane, goal in goals:
-                while lane.backlog.settled_through < goal and not self.closed:
+            for worker_queue, goal in goals:
+                while worker_queue.backlog.settled_through < goal and not self.closed:
                     await self._wait_for_change()
 
     def wake(self) -> None:
         """What the workers wait for may have changed."""
-        for lane in self.lanes:
-            lane.hurry()
+        for worker_queue in self.worker_queues:
+            worker_queue.hurry()
 
     def settled(self) -> None:
         """Some operations were delivered, or given up."""
@@ -308,28 +316,28 @@ class Outbox:
             self._settled = anyio.Event()
         await self._settled.wait()
 
-    def _lane_of(self, operation: Operation) -> Lane:
-        return self.lanes[hash(operation.instance_id) % len(self.lanes)]
+    def _worker_queue_of(self, operation: Operation) -> WorkerQueue:
+        return self.worker_queues[hash(operation.instance_id) % len(self.worker_queues)]
 
     def _put(self, operation: Operation) -> bool:
-        lane = self.lanes[hash(operation.instance_id) % len(self.lanes)]
+        worker_queue = self.worker_queues[hash(operation.instance_id) % len(self.worker_queues)]
         try:
-            lane.queue.put_nowait(operation)
-        except lane.refusal as error:
+            worker_queue.queue.put_nowait(operation)
+        except worker_queue.refusal as error:
             if isinstance(error, RecursionError | MemoryError):
                 raise
             # Only a queue of the user's own can do this (full, or broken).
             self._putting = None
-            self._ledger.fail(error)
-            self._ledger.drop("queue", 1, operation.size)
+            self._counters.fail(error)
+            self._counters.drop("queue", 1, operation.size)
             detail = f"the client's queue does not take them ({type(error).__name__}: {error})"
             self._losses.dropped_anywhere("queue", detail)
             return False
-        lane.recorded, self._putting = lane.recorded + 1, None
-        if lane.waits_for_more:
-            lane.hurry()
+        worker_queue.recorded, self._putting = worker_queue.recorded + 1, None
+        if worker_queue.waits_for_more:
+            worker_queue.hurry()
         return True
 
     def _turn_away(self, reason: str) -> None:
-        self._ledger.turn_away(reason)
+        self._counters.turn_away(reason)
         self._losses.dropped_anywhere(reason)

@@ -1,4 +1,4 @@
-"""Outage: when the workers may send, all of them together, after the API failed. Pure.
+"""CircuitBreaker: when the workers may send, all of them together, after the API failed. Pure.
 
 Times are seconds of the event loop's clock, passed in.
 """
@@ -34,7 +34,7 @@ _NO_HICCUP = 5.0
 """Seconds without a success after which a failure is an outage."""
 
 
-class Outage:
+class CircuitBreaker:
     """What all workers know about the state of the API.
 
     One failure holds up its own request only. From the second in a row on, all workers wait

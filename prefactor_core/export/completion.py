@@ -1,4 +1,4 @@
-"""Settlement: what became of a parcel, counted, and made known to its run."""
+"""Completion: what became of a item, counted, and made known to its run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import anyio
 from prefactor_core.exceptions import PrefactorCoreError
 from prefactor_core.exceptions.log import log
 from prefactor_core.export.api_limits import ApiLimits
-from prefactor_core.export.batch import Parcel
-from prefactor_core.export.circuit_breaker import Outage
-from prefactor_core.export.counters import Ledger
+from prefactor_core.export.batch import BatchItem
+from prefactor_core.export.circuit_breaker import CircuitBreaker
+from prefactor_core.export.counters import Counters
 from prefactor_core.export.identity import Identities, RunIdentity
 from prefactor_core.export.loss_report import LossReport
 from prefactor_core.models.lifecycle import is_terminal
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("prefactor_core.export.completion")
 
 
-class Settlement:
+class Completion:
     """Counts what was delivered or given up, and keeps what later operations need to know of it.
 
     ``identities``: what the API calls runs and spans. ``limits``: what the API does not do, as far
@@ -40,36 +40,36 @@ class Settlement:
 
     def __init__(
         self,
-        ledger: Ledger,
+        counters: Counters,
         identities: Identities,
-        outage: Outage,
+        outage: CircuitBreaker,
         limits: ApiLimits,
         losses: LossReport,
     ) -> None:
-        self._ledger = ledger
+        self._counters = counters
         self.identities = identities
-        self._outage = outage
+        self._breaker = outage
         self.limits = limits
         self._losses = losses
 
-    def drop_if_lost(self, parcel: Parcel) -> bool:
-        """Give a parcel up if what it belongs to was given up; whether it was."""
-        operation = parcel.operation
+    def drop_if_lost(self, item: BatchItem) -> bool:
+        """Give a item up if what it belongs to was given up; whether it was."""
+        operation = item.operation
         reason = self.identities.of(operation.instance_id).reason_lost(operation)
         if reason is None:
             return False
-        self._drop(parcel, reason)
+        self._drop(item, reason)
         return True
 
-    def give_up(self, parcel: Parcel, error: Exception, reason: str) -> None:
-        """A parcel will not be delivered, and is the only one to blame."""
+    def give_up(self, item: BatchItem, error: Exception, reason: str) -> None:
+        """A item will not be delivered, and is the only one to blame."""
         # It was not the parent, then: what is below can hang there.
-        parcel.operation = parcel.original or parcel.operation
-        self._drop(parcel, reason, error)
+        item.operation = item.original or item.operation
+        self._drop(item, reason, error)
         if not isinstance(error, PrefactorCoreError):
             # A bug of ours deserves its traceback; what the API says needs none.
             message = "%s met an error that was not expected"
-            log(logger, logging.ERROR, message, _name(parcel.operation), error=error)
+            log(logger, logging.ERROR, message, _name(item.operation), error=error)
 
     def heed(self, instance_id: str, control: Control | None) -> None:
         """An answer may say that its run is to stop."""
@@ -79,18 +79,18 @@ class Settlement:
             self.identities.keep(run)
             run.terminate(control.reason)
 
-    def deliver(self, parcel: Parcel, api_id: str | None) -> None:
-        """The API has taken a parcel; ``api_id``: the id of the run or span that it made."""
-        operation = parcel.operation
+    def deliver(self, item: BatchItem, api_id: str | None) -> None:
+        """The API has taken a item; ``api_id``: the id of the run or span that it made."""
+        operation = item.operation
         run = self.identities.of(operation.instance_id)
         match operation:
             case CreateSpan(span_id=span_id) if api_id is not None:
                 if api_id != run.span_id(span_id):
-                    if parcel.given_id:
+                    if item.given_id:
                         self.api_makes_ids()
                     run.span_made(span_id, api_id)
                     self.identities.keep(run)
-                elif parcel.given_id:
+                elif item.given_id:
                     self._api_takes_ids()
             case RegisterAgentInstance(instance_id=instance_id) if api_id is not None:
                 if operation.is_as_given:
@@ -105,13 +105,13 @@ class Settlement:
             isinstance(operation, CreateSpan) and is_terminal(operation.status)
         ):
             run.span_ended(operation.span_id)
-        self._outage.delivered += 1
-        if not parcel.maybe_done:
-            self._outage.taken += 1
-        self._ledger.deliver(parcel.count, parcel.size)
+        self._breaker.delivered += 1
+        if not item.maybe_done:
+            self._breaker.taken += 1
+        self._counters.deliver(item.count, item.size)
 
-    def _drop(self, parcel: Parcel, reason: str, error: Exception | None = None) -> None:
-        operation = parcel.operation
+    def _drop(self, item: BatchItem, reason: str, error: Exception | None = None) -> None:
+        operation = item.operation
         run = self.identities.of(operation.instance_id)
         match operation:
             case CreateSpan():
@@ -122,15 +122,15 @@ class Settlement:
                 if run.registration is not None and error is not None:
                     # What it means is said there.
                     if run.registration.refused(error):
-                        self._ledger.hand_back(parcel.count, parcel.size)
+                        self._counters.hand_back(item.count, item.size)
                     else:
-                        self._ledger.drop(reason, parcel.count, parcel.size)
+                        self._counters.drop(reason, item.count, item.size)
                     return
             case FinishAgentInstance():
                 self._run_ended(run)
             case _:
                 pass
-        self._ledger.drop(reason, parcel.count, parcel.size)
+        self._counters.drop(reason, item.count, item.size)
         if run.lost is None or error is not None:
             detail = None if error is None else f"{_name(operation)} is given up: {error}"
             self._losses.dropped(reason, detail)
@@ -140,10 +140,10 @@ class Settlement:
         if run.termination.over:
             self.identities.forget(run.recorded_id)
 
-    def attempt_failed(self, parcel: Parcel) -> None:
-        """A request failed that had ``parcel`` in it: a caller may wait for its registration."""
-        if isinstance(parcel.operation, RegisterAgentInstance):
-            run = self.identities.of(parcel.operation.instance_id)
+    def attempt_failed(self, item: BatchItem) -> None:
+        """A request failed that had ``item`` in it: a caller may wait for its registration."""
+        if isinstance(item.operation, RegisterAgentInstance):
+            run = self.identities.of(item.operation.instance_id)
             if run.registration is not None:
                 run.registration.failed()
 

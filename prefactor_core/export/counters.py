@@ -1,4 +1,4 @@
-"""Ledger: what became of every operation. Pure."""
+"""Counters: what became of every operation. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prefactor_core.models.statistics import Statistics
 from prefactor_core.operations import Operation
 
 
-class Ledger:
+class Counters:
     """Counts operations from recording to their end; each ends delivered or dropped.
 
     What is counted up where something is recorded (``taken``, ``open_bytes``,

@@ -1,4 +1,4 @@
-"""Delivery: the parts that bring operations from the outbox to the API, put together."""
+"""Delivery: the parts that bring operations from the buffer to the API, put together."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import anyio
 
 from prefactor_core.config import QueueConfig
 from prefactor_core.export.api_limits import ApiLimits
-from prefactor_core.export.buffer import Outbox
-from prefactor_core.export.circuit_breaker import Outage
-from prefactor_core.export.completion import Settlement
-from prefactor_core.export.counters import Ledger
+from prefactor_core.export.buffer import Buffer
+from prefactor_core.export.circuit_breaker import CircuitBreaker
+from prefactor_core.export.completion import Completion
+from prefactor_core.export.counters import Counters
 from prefactor_core.export.identity import Identities
 from prefactor_core.export.loss_report import LossReport
 from prefactor_core.export.sender import Sender
 from prefactor_core.export.status_poll import StatusPoll
-from prefactor_core.export.worker import Courier
+from prefactor_core.export.worker import Worker
 from prefactor_core.operations import Operation
 from prefactor_core.queue.base import Queue
-from prefactor_core.queue.event_loop import Home
+from prefactor_core.queue.event_loop import EventLoop
 from prefactor_core.queue.retry_policy import Backoff
 from prefactor_core.queue.workers import Workers
 
@@ -47,25 +47,25 @@ class Delivery:
         poll_interval: float,
     ) -> None:
         self._drain_timeout = drain_timeout
-        self.home = Home.here()
-        self.ledger = Ledger()
+        self.event_loop = EventLoop.here()
+        self.counters = Counters()
         self.identities = Identities()
-        self._losses = LossReport(self.ledger, self.home)
-        self.outbox = Outbox(queues, self.ledger, self._losses, config, self.home)
-        self._outage = Outage(backoff)
-        limits = ApiLimits(self.ledger, config.max_batch_bytes)
-        settlement = Settlement(self.ledger, self.identities, self._outage, limits, self._losses)
-        self.sender = Sender(api, self.ledger, self._outage, settlement)
-        self._couriers = [
-            Courier(lane, self.outbox, self.sender, self._outage, self.ledger, config)
-            for lane in self.outbox.lanes
+        self._losses = LossReport(self.counters, self.event_loop)
+        self.buffer = Buffer(queues, self.counters, self._losses, config, self.event_loop)
+        self._breaker = CircuitBreaker(backoff)
+        limits = ApiLimits(self.counters, config.max_batch_bytes)
+        completion = Completion(self.counters, self.identities, self._breaker, limits, self._losses)
+        self.sender = Sender(api, self.counters, self._breaker, completion)
+        self._workers = [
+            Worker(worker_queue, self.buffer, self.sender, self._breaker, self.counters, config)
+            for worker_queue in self.buffer.worker_queues
         ]
         self._poll = StatusPoll(
-            api, self.identities, self._outage, self.ledger, self.home, poll_interval
+            api, self.identities, self._breaker, self.counters, self.event_loop, poll_interval
         )
-        self._workers = Workers(
+        self._group = Workers(
             [
-                *(courier.serve for courier in self._couriers),
+                *(worker.serve for worker in self._workers),
                 self._poll.serve,
                 self._losses.serve,
             ],
@@ -74,7 +74,7 @@ class Delivery:
         )
 
     async def __aenter__(self) -> Self:
-        await self._workers.__aenter__()
+        await self._group.__aenter__()
         return self
 
     async def __aexit__(
@@ -84,26 +84,26 @@ class Delivery:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            await self._workers.__aexit__(exc_type, error, traceback)  # noqa: ASYNC102
+            await self._group.__aexit__(exc_type, error, traceback)  # noqa: ASYNC102
         finally:
-            self.ledger.drop_rest("drain_timeout")
-            self.outbox.close()
+            self.counters.drop_rest("drain_timeout")
+            self.buffer.close()
             self.identities.close()
 
     @property
     def is_away(self) -> bool:
         """Whether there is an outage."""
-        return self._outage.told
+        return self._breaker.told
 
     @property
     def is_closing(self) -> bool:
         """Whether nothing more can be queued."""
-        return any(lane.queue.closed for lane in self.outbox.lanes)
+        return any(worker_queue.queue.closed for worker_queue in self.buffer.worker_queues)
 
     @property
     def answers(self) -> int:
         """How many requests the API has answered as it should."""
-        return self._outage.answers
+        return self._breaker.answers
 
     @property
     def takes_environment(self) -> bool:
@@ -112,7 +112,7 @@ class Delivery:
 
     def hurry(self) -> AbstractContextManager[None]:
         """While somebody waits for something to be settled, workers skip the batch window."""
-        return self.outbox.hurry()
+        return self.buffer.hurry()
 
     def gave_up_waiting(self, seconds: float) -> None:
         """A caller has waited so long for a registration, and no request was answered."""
@@ -121,11 +121,11 @@ class Delivery:
     async def _close_queues(self) -> None:
         self._poll.close()
         self._losses.close()
-        self.outbox.take_over()
+        self.buffer.take_over()
         now = anyio.current_time()
-        self._outage.drain(now, now + self._drain_timeout)
-        for lane in self.outbox.lanes:
+        self._breaker.drain(now, now + self._drain_timeout)
+        for worker_queue in self.buffer.worker_queues:
             try:
-                await lane.queue.close(1)
+                await worker_queue.queue.close(1)
             finally:
-                lane.hurry()
+                worker_queue.hurry()

@@ -36,7 +36,7 @@ _OF_A_GATEWAY = (502, 504)
 _OUT_OF_SERVICE = (408, 425, 429, 502, 503, 504)
 
 
-class Verdict(Enum):
+class FailureKind(Enum):
     """What to do about a failed attempt."""
 
     SETTLED = auto()
@@ -67,13 +67,13 @@ class Verdict(Enum):
     """No answer, or none that means anything: by itself it does not say whose fault it is."""
 
 
-def judge(operation: Operation, error: Exception) -> Verdict:
+def judge(operation: Operation, error: Exception) -> FailureKind:
     """What ``error`` means for ``operation``, sent by its own endpoint."""
     if isinstance(error, PrefactorConflictError) and isinstance(
         operation, FinishSpan | FinishAgentInstance | StartAgentInstance
     ):
         # Begun or ended already: an earlier attempt got through, or it was somebody else.
-        return Verdict.SETTLED
+        return FailureKind.SETTLED
     if (
         isinstance(operation, RegisterAgentInstance)
         and operation.runtime_environment is not UNSET
@@ -81,41 +81,41 @@ def judge(operation: Operation, error: Exception) -> Verdict:
     ):
         # The API keeps an agent's version as it was stored first under its external_identifier,
         # and what the agent runs on changes with every update of a package.
-        return Verdict.ENVIRONMENT_REFUSED
+        return FailureKind.ENVIRONMENT_REFUSED
     if isinstance(operation, CreateSpan) and isinstance(error, PrefactorValidationError):
         fields = {name.removeprefix("details.") for name in error.errors}
         if "parent_span_id" in fields and operation.parent_span_id is not None:
-            return Verdict.PARENT_REFUSED
+            return FailureKind.PARENT_REFUSED
         if "id" in fields:
-            return Verdict.ID_REFUSED
+            return FailureKind.ID_REFUSED
     if (
         isinstance(operation, CreateSpan)
         and isinstance(error, PrefactorNotFoundError)
         and operation.parent_span_id is not None
     ):
         # The parent, or else the run: without the parent, the answer tells.
-        return Verdict.PARENT_REFUSED
+        return FailureKind.PARENT_REFUSED
     return judge_request(error)
 
 
-def judge_request(error: Exception) -> Verdict:
+def judge_request(error: Exception) -> FailureKind:
     """What ``error`` means for a request of any number of operations."""
     match error:
         case PrefactorAuthError():
-            return Verdict.DENIED
+            return FailureKind.DENIED
         case PrefactorRateLimitError():
-            return Verdict.BUSY
+            return FailureKind.BUSY
         case PrefactorUnreachableError() | PrefactorServerError() | PrefactorContractError():
-            return Verdict.FAILED
+            return FailureKind.FAILED
         case PrefactorApiError() if error.status_code == _TOO_LARGE:
-            return Verdict.TOO_LARGE
+            return FailureKind.TOO_LARGE
         case PrefactorApiError() if error.status_code in _NOT_NOW:
-            return Verdict.FAILED
+            return FailureKind.FAILED
         case PrefactorApiError() | PrefactorValueError() | OperationError():
-            return Verdict.REFUSED
+            return FailureKind.REFUSED
         case _:
             # A bug of ours, or something that the transport let through.
-            return Verdict.FAILED
+            return FailureKind.FAILED
 
 
 def was_not_sent(error: Exception) -> bool:

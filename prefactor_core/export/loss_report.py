@@ -10,8 +10,8 @@ from typing import Final
 import anyio
 
 from prefactor_core.exceptions.log import log
-from prefactor_core.export.counters import Ledger
-from prefactor_core.queue.event_loop import Home
+from prefactor_core.export.counters import Counters
+from prefactor_core.queue.event_loop import EventLoop
 
 logger = logging.getLogger("prefactor_core.export.loss_report")
 
@@ -38,9 +38,9 @@ class LossReport:
     worker.
     """
 
-    def __init__(self, ledger: Ledger, home: Home) -> None:
-        self._ledger = ledger
-        self._home = home
+    def __init__(self, counters: Counters, event_loop: EventLoop) -> None:
+        self._counters = counters
+        self._event_loop = event_loop
         self._began = anyio.Event()
         self._closing = anyio.Event()
         self._spans_without_parent = 0
@@ -56,7 +56,7 @@ class LossReport:
         if reason not in self._told:
             # Noted now, or a burst would have the loop called for each of its operations.
             self._told[reason] = self._counts()[reason]
-            self._home.run_soon(partial(self._tell_of_beginning, reason, detail))
+            self._event_loop.run_soon(partial(self._tell_of_beginning, reason, detail))
 
     def kept_without_parent(self, detail: str) -> None:
         """A span was kept, but not its parent. ``detail``: which."""
@@ -72,7 +72,7 @@ class LossReport:
             while self._told and not self._closing.is_set():
                 with anyio.move_on_after(_INTERVAL) as pause:
                     await self._closing.wait()
-                if pause.cancelled_caught and not self._home.is_left:
+                if pause.cancelled_caught and not self._event_loop.is_forked:
                     self._tell_of_the_last_minute()
 
     def close(self) -> None:
@@ -81,7 +81,7 @@ class LossReport:
         self._began.set()
 
     def _counts(self) -> dict[str, int]:
-        return {**self._ledger.dropped(), NO_PARENT: self._spans_without_parent}
+        return {**self._counters.dropped(), NO_PARENT: self._spans_without_parent}
 
     def _lost(self, what: str, detail: str | None = None) -> None:
         if what in self._told:

@@ -17,12 +17,12 @@ from prefactor_core.exceptions import (
     PrefactorCoreError,
 )
 from prefactor_core.exceptions.log import log
-from prefactor_core.export.assumption import Guess
-from prefactor_core.export.circuit_breaker import Outage
-from prefactor_core.export.counters import Ledger
+from prefactor_core.export.assumption import Assumption
+from prefactor_core.export.circuit_breaker import CircuitBreaker
+from prefactor_core.export.counters import Counters
 from prefactor_core.export.identity import Identities, RunIdentity
 from prefactor_core.models.lifecycle import InstanceStatus
-from prefactor_core.queue.event_loop import Home
+from prefactor_core.queue.event_loop import EventLoop
 
 if TYPE_CHECKING:
     from prefactor_core.api.answers import AgentInstanceAnswer
@@ -52,21 +52,21 @@ class StatusPoll:
         self,
         api: ApiClient,
         identities: Identities,
-        outage: Outage,
-        ledger: Ledger,
-        home: Home,
+        outage: CircuitBreaker,
+        counters: Counters,
+        event_loop: EventLoop,
         interval: float,
     ) -> None:
         self._api = api
         self._identities = identities
-        self._outage = outage
-        self._ledger = ledger
-        self._home = home
+        self._breaker = outage
+        self._counters = counters
+        self._event_loop = event_loop
         self._interval = interval
         self._ended = False
         self._scope: anyio.CancelScope | None = None
-        self._denied = Guess()
-        self._unlisted = Guess()
+        self._denied = Assumption()
+        self._unlisted = Assumption()
         self._asked_until = -math.inf
 
     async def serve(self) -> None:
@@ -86,12 +86,12 @@ class StatusPoll:
 
     @property
     def _may_ask(self) -> bool:
-        # An outage is the couriers' business: they see when it ends.
+        # An outage is the workers' business: they see when it ends.
         now = anyio.current_time()
         return not (
             self._ended
-            or self._outage.failures
-            or self._home.is_left
+            or self._breaker.failures
+            or self._event_loop.is_forked
             or self._denied.holds(now)
             or now < self._asked_until
         )
@@ -116,7 +116,7 @@ class StatusPoll:
         missing = {run.id: run for run in runs}
         oldest = min(missing)  # ids are in the order of time
         listed = 0
-        self._ledger.request()
+        self._counters.request()
         try:
             async with aclosing(self._api.list_newest_agent_instances(agent_id)) as instances:
                 async for instance in instances:
@@ -135,14 +135,14 @@ class StatusPoll:
     async def _ask_for(self, run: RunIdentity) -> None:
         if not self._may_ask:
             return
-        self._ledger.request()
+        self._counters.request()
         try:
             instance = await self._api.get_agent_instance(run.id)
         except PrefactorCoreError as error:
             self._noted(error)  # else the next time, perhaps
         else:
             if self._denied.refute():
-                self._ledger.assume(_NO_READING, holds=False)
+                self._counters.assume(_NO_READING, holds=False)
             self._look_at(run, instance)
 
     def _look_at(self, run: RunIdentity, instance: AgentInstanceAnswer) -> None:
@@ -158,7 +158,7 @@ class StatusPoll:
         if isinstance(error, PrefactorAuthError):
             # The token of a deployment may write and not read.
             if self._denied.make(now):
-                self._ledger.assume(_NO_READING, holds=True)
+                self._counters.assume(_NO_READING, holds=True)
                 message = (
                     "this token may not read runs: only answers to spans tell of a termination; "
                     "that is tried again later (%s)"

@@ -124,8 +124,8 @@ class _Described:
         while block is not None:
             self._blocks[id(block)] = _place_of(block)
             # A context manager that is a generator takes its own off the traceback.
-            is_left = not block.tb_frame.f_code.co_flags & GENERATOR
-            block = None if is_left else block.tb_next
+            is_forked = not block.tb_frame.f_code.co_flags & GENERATOR
+            block = None if is_forked else block.tb_next
 
     def is_of(self, error: BaseException, since: datetime) -> bool:
         """Whether it is ``error`` that was described, and that after ``since``."""

@@ -1,4 +1,4 @@
-"""Home: where a client lives, for those who record from elsewhere."""
+"""EventLoop: where a client lives, for those who record from elsewhere."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _DONE: Final = object()
 RunSoon: TypeAlias = Callable[[Callable[[], object]], None]
 
 
-class Home:
+class EventLoop:
     """The thread, the event loop and the process that a client was opened in.
 
     ``lock``: held while something is recorded, whichever thread does it. It is never held
     during a wait, nor while the code of others looks at a payload.
-    ``is_left``: whether this process is a fork of the one that the client lives in. Only the
+    ``is_forked``: whether this process is a fork of the one that the client lives in. Only the
     memory of the client is here then: no loop runs, and another thread may have held the lock,
     for ever.
 
@@ -47,8 +47,8 @@ class Home:
         self._steps: deque[Callable[[], object]] = deque()
         self._stepping = False
         self._thread_id = threading.get_ident()
-        self.is_left = False
-        _homes.add(self)
+        self.is_forked = False
+        _event_loops.add(self)
         # One of these it is; neither is imported to find out.
         self._asyncio = cast("asyncio.AbstractEventLoop", loop)
         self._trio = cast("trio.lowlevel.TrioToken", loop) if hasattr(loop, _TRIO) else None
@@ -61,7 +61,7 @@ class Home:
 
     def check_process(self) -> None:
         """Raises :class:`ClientScopeError` in a fork."""
-        if self.is_left:
+        if self.is_forked:
             raise ClientScopeError(
                 "the client was opened in the process that this one was forked from: "
                 "open one of your own here"
@@ -228,13 +228,13 @@ def _run_soon_of(loop: object) -> RunSoon:
     return run_soon
 
 
-_homes: WeakSet[Home] = WeakSet()
+_event_loops: WeakSet[EventLoop] = WeakSet()
 
 
-def _leave_homes() -> None:
-    for home in _homes:
-        home.is_left = True
+def _leave_event_loops() -> None:
+    for event_loop in _event_loops:
+        event_loop.is_forked = True
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_homes)
+    os.register_at_fork(after_in_child=_leave_event_loops)

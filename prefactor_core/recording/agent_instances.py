@@ -38,7 +38,7 @@ from prefactor_core.operations import (
     StartAgentInstance,
     identifiers,
 )
-from prefactor_core.queue.event_loop import Home
+from prefactor_core.queue.event_loop import EventLoop
 
 if TYPE_CHECKING:
     from prefactor_core.schema_registry import payload_check
@@ -121,7 +121,7 @@ class AgentInstanceManager(Live):
     All that is done to a run is an operation that goes to ``enqueue``, which says whether it takes
     it; also its registration, for whose outcome the caller waits: ``timeout`` seconds and
     ``max_retries`` further attempts at most. Whoever does several things to a run that belong
-    together holds the lock of ``home`` around them. ``environment`` gives what is added to an
+    together holds the lock of ``event_loop`` around them. ``environment`` gives what is added to an
     agent's version, once for each run, ``checks`` what its payloads are held against.
     """
 
@@ -132,7 +132,7 @@ class AgentInstanceManager(Live):
         enqueue: Callable[..., bool],
         *,
         identities: Identities,
-        home: Home,
+        event_loop: EventLoop,
         registrations: Registrations | None = None,
         environment: Callable[[], Mapping[str, object]] | None = None,
         checks: payload_check.PayloadChecks | None = None,
@@ -141,7 +141,7 @@ class AgentInstanceManager(Live):
     ) -> None:
         self._enqueue = enqueue
         self._identities = identities
-        self.home = home
+        self.event_loop = event_loop
         self._registrations = registrations
         self._environment = environment
         self._checks = checks
@@ -177,7 +177,7 @@ class AgentInstanceManager(Live):
         Raises :class:`PrefactorValueError` for what cannot be sent, and a
         :class:`PrefactorApiError` if the API refuses.
         """
-        self.home.check("a run is registered")
+        self.event_loop.check("a run is registered")
         if instance_id is not None and not identifiers.is_pfid(instance_id):
             raise PrefactorValueError(f"instance_id must be a PFID, got {in_message(instance_id)}")
         if purpose is not None and purpose not in get_args(Purpose):
@@ -208,7 +208,7 @@ class AgentInstanceManager(Live):
             )
             run = self._identities.add(recorded_id)
             run.registered, run.agent_id = False, agent_id
-            with self.home.lock:
+            with self.event_loop.lock:
                 created_at = run.clock.now()
                 if not self._enqueue(registration(timestamp=created_at)):
                     run.lost = "full"
@@ -337,7 +337,9 @@ class AgentInstanceManager(Live):
     def _move(
         self, instance: _OpenInstance, goal: InstanceStatus, at: datetime | None = None
     ) -> None:
-        self.home.step(lambda: self._advance(instance, goal, at or instance.identity.clock.now()))
+        self.event_loop.step(
+            lambda: self._advance(instance, goal, at or instance.identity.clock.now())
+        )
 
     def _advance(self, instance: _OpenInstance, goal: InstanceStatus, at: datetime) -> None:
         for call, status in instance_steps(instance.status, goal):

@@ -18,7 +18,7 @@ class OpenSpan(Span, kw_only=True):
 
     ``captured``: the payload that it starts with, as JSON. ``parent``: the open span above it.
     ``held``: its bytes, as long as they count as those of an open span. ``has_place``: whether it
-    has waited for its place in the outbox. ``dropped``: whether it was not taken there. ``late``:
+    has waited for its place in the buffer. ``dropped``: whether it was not taken there. ``late``:
     whether its run was ending when it was opened. ``ours``: whether it is of a request that
     records, and so is not recorded itself. ``context``: what the agent holds of it.
     """

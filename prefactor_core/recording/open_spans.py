@@ -20,7 +20,7 @@ from prefactor_core.exceptions import (
 from prefactor_core.exceptions.checks import to_end
 from prefactor_core.exceptions.live import Live
 from prefactor_core.exceptions.log import log
-from prefactor_core.export.buffer import Outbox
+from prefactor_core.export.buffer import Buffer
 from prefactor_core.export.identity import Identities, RunIdentity
 from prefactor_core.models.lifecycle import Outcome, SpanStatus
 from prefactor_core.operations import CreateSpan, identifiers
@@ -43,10 +43,11 @@ logger = logging.getLogger("prefactor_core.recording.open_spans")
 class OpenSpans(Live):
     """Opens spans and moves them on; knows nothing of those that have ended.
 
-    ``outbox`` takes each operation, in the order in which things happened; ``begin_run`` is
+    ``buffer`` takes each operation, in the order in which things happened; ``begin_run`` is
     called before a span is told. Everything here is a plain function, for any thread: recording
-    waits for nothing. What moves a span on holds the lock of ``outbox.home``, so that each step
-    is told once and in order; payloads are looked at before, since that runs the code of others.
+    waits for nothing. What moves a span on holds the lock of ``buffer.event_loop``, so that each
+    step is told once and in order; payloads are looked at before, since that runs the code of
+    others.
 
     An exception from outside may interrupt any call here, anywhere: for want of stack or memory,
     or raised by a signal handler. What such a call leaves is whole. A span whose opening was
@@ -58,19 +59,19 @@ class OpenSpans(Live):
 
     def __init__(
         self,
-        outbox: Outbox,
+        buffer: Buffer,
         identities: Identities,
         capture: Capture,
         begin_run: Callable[[CreateSpan], None],
     ) -> None:
-        self._outbox = outbox
-        self._ledger = outbox.ledger
-        self._home = outbox.home
-        self._lock = outbox.home.lock
+        self._buffer = buffer
+        self._counters = buffer.counters
+        self._event_loop = buffer.event_loop
+        self._lock = buffer.event_loop.lock
         self._identities = identities
         self.capture = self._capture = capture
-        self._operations = SpanOperations(outbox, begin_run)
-        self.index = SpanIndex(outbox.ledger, identities)
+        self._operations = SpanOperations(buffer, begin_run)
+        self.index = SpanIndex(buffer.counters, identities)
         self._warned_of_late_payload: set[str] = set()
         self._closed = False
         # Added to by one statement, and by nothing that might be interrupted as well.
@@ -93,7 +94,7 @@ class OpenSpans(Live):
 
         ``parent_span_id``: None for the innermost open span of the same run in this context.
         ``payload`` is captured now: what changes in it later does not matter. ``has_place``:
-        it has waited for its place, so that it is recorded also if the outbox is full.
+        it has waited for its place, so that it is recorded also if the buffer is full.
         ``context``: what the agent holds of it; opened once, also by several threads.
         ``result``: what it will end with, as far as that is known; added to from outside.
         ``holder``: the generator that holds it open. ``detached``: not as the innermost.
@@ -108,8 +109,8 @@ class OpenSpans(Live):
                 run.check.payload(schema_name, captured)
             if type(payload) is not dict:
                 payload = _fields(payload)
-        if self._home.is_left:
-            self._home.check_process()
+        if self._event_loop.is_forked:
+            self._event_loop.check_process()
         span: OpenSpan | None = None
         opening: OpenSpan | None = None
         try:
@@ -125,7 +126,11 @@ class OpenSpans(Live):
                         raise PrefactorValueError(
                             f"span_id {span_id!r} belongs to a span that is open"
                         )
-                    if held and not has_place and self._ledger.held_bytes >= self._outbox.max_bytes:
+                    if (
+                        held
+                        and not has_place
+                        and self._counters.held_bytes >= self._buffer.max_bytes
+                    ):
                         captured = truncated(held)
                         held = len(captured)
                     parent, parent_span_id = self._parent_of(span_id, run, parent_span_id)
@@ -171,9 +176,9 @@ class OpenSpans(Live):
         span.payload, span.result = {}, {}
         span.parent = span.context = None
         if span.held:  # it was never told, or interrupted right after
-            span.captured, self._ledger.open_bytes, span.held = (
+            span.captured, self._counters.open_bytes, span.held = (
                 EMPTY,
-                self._ledger.open_bytes - span.held,
+                self._counters.open_bytes - span.held,
                 0,
             )
         self.index.remove(span)
@@ -233,7 +238,7 @@ class OpenSpans(Live):
         what it was opened with; one that comes after its start is not recorded."""
         if self.unended is not None:
             self._end_unended()
-        if payload is not None and not self._home.is_left:
+        if payload is not None and not self._event_loop.is_forked:
             captured = self._capture(payload)
             if span.run.check is not None:
                 span.run.check.payload(span.schema_name, captured)
@@ -248,14 +253,14 @@ class OpenSpans(Live):
         with self._lock:
             if span.status is not SpanStatus.PENDING:
                 return False
-            others = self._ledger.held_bytes - span.held
-            if others >= self._outbox.max_bytes and not span.has_place:
+            others = self._counters.held_bytes - span.held
+            if others >= self._buffer.max_bytes and not span.has_place:
                 captured = truncated(size)
                 size = len(captured)
-            span.payload, span.captured, self._ledger.open_bytes, span.held = (
+            span.payload, span.captured, self._counters.open_bytes, span.held = (
                 payload,
                 captured,
-                self._ledger.open_bytes + size - span.held,
+                self._counters.open_bytes + size - span.held,
                 size,
             )
         del before
@@ -304,7 +309,7 @@ class OpenSpans(Live):
         except BaseException:
             self.unended = (span, status, result_payload, at, self.unended)
             raise
-        if span.run.check is not None and status == "complete" and not self._home.is_left:
+        if span.run.check is not None and status == "complete" and not self._event_loop.is_forked:
             # What the agent did is recorded by now, whatever this raises.
             if not fields_of(payload):  # not bool() of it, which may be the caller's code
                 span.run.check.payload(span.schema_name, EMPTY)
@@ -334,7 +339,7 @@ class OpenSpans(Live):
         Looked at before the lock is taken, since it runs the code of others. Merged into a copy:
         of several threads that end a span only one counts.
         """
-        if (payload is None and not span.result) or self._home.is_left:
+        if (payload is None and not span.result) or self._event_loop.is_forked:
             return UNSET
         result = span.result
         if payload is not None:
@@ -364,11 +369,11 @@ class OpenSpans(Live):
         result: Raw | UnsetType = UNSET,
     ) -> None:
         """Bring the span to ``goal``, now or ``at``; by way of its start if it ``began``."""
-        if self._home.is_left:
+        if self._event_loop.is_forked:
             return  # of the process that was forked from: its span, and its to end
         # What only the span still holds ends after the lock: that may run the code of others too.
         _held = span.payload, span.result, span.context
-        self._home.step(self._advance, span, goal, at, began, result)
+        self._event_loop.step(self._advance, span, goal, at, began, result)
         if goal is not SpanStatus.ACTIVE:
             SpanContextStack.remove(span)
 
@@ -390,9 +395,9 @@ class OpenSpans(Live):
             # Before it is told: after that the API takes no payload.
             captured = self._capture.with_fields(span.captured, result, late)
             held = len(captured)
-            span.captured, self._ledger.open_bytes, span.held = (
+            span.captured, self._counters.open_bytes, span.held = (
                 captured,
-                self._ledger.open_bytes + held - span.held,
+                self._counters.open_bytes + held - span.held,
                 held,
             )
         if began is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from msgspec import Raw
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
-from prefactor_core.export.buffer import Outbox
+from prefactor_core.export.buffer import Buffer
 from prefactor_core.export.identity import RunIdentity
 from prefactor_core.operations import RecordQuality, identifiers
 from prefactor_core.payloads.capture import Capture
@@ -18,11 +18,11 @@ _REMOVED = Raw(b"null")
 
 
 class QualityManager:
-    """Gives ``outbox`` what is recorded of a run's quality, in the order of the calls."""
+    """Gives ``buffer`` what is recorded of a run's quality, in the order of the calls."""
 
-    def __init__(self, outbox: Outbox, capture: Capture) -> None:
-        self._outbox = outbox
-        self._home = outbox.home
+    def __init__(self, buffer: Buffer, capture: Capture) -> None:
+        self._buffer = buffer
+        self._event_loop = buffer.event_loop
         self._capture = capture
 
     def record(
@@ -36,20 +36,24 @@ class QualityManager:
         """
         captured = self._captured(run, name, payload)
         if captured is not None:
-            self._home.step(self._record, run, name, captured)
+            self._event_loop.step(self._record, run, name, captured)
 
     async def record_in_turn(
         self, run: RunIdentity, name: str, payload: Mapping[str, object] | Fields | None
     ) -> None:
-        """As :meth:`record`; where spans wait for their place while the outbox is full, so does
+        """As :meth:`record`; where spans wait for their place while the buffer is full, so does
         this."""
         captured = self._captured(run, name, payload)
         if captured is None:
             return
-        waits = self._outbox.waits_when_full and self._home.is_here and not self._home.is_left
+        waits = (
+            self._buffer.waits_when_full
+            and self._event_loop.is_here
+            and not self._event_loop.is_forked
+        )
         if waits:
-            await self._outbox.wait_for_place()
-        self._home.step(self._record, run, name, captured, waits)
+            await self._buffer.wait_for_place()
+        self._event_loop.step(self._record, run, name, captured, waits)
 
     def _captured(
         self, run: RunIdentity, name: str, payload: Mapping[str, object] | Fields | None
@@ -83,4 +87,4 @@ class QualityManager:
             name=utf8(str.__str__(name)),
             payload=payload,
         )
-        self._outbox.record(operation, has_place=has_place)
+        self._buffer.record(operation, has_place=has_place)

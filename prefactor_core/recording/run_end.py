@@ -92,7 +92,7 @@ def finish_run_in_slices(
         spans.end_some(instance.id, end, SLICE, result, at)
         yield
     results = spans.results_of_open(instance.id, result)
-    with instances.home.lock:
+    with instances.event_loop.lock:
         if not instance.ended:
             spans.finish_open(instance.id, end, results, at)
             began = instance.started_at is not None

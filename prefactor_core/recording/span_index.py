@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 
-from prefactor_core.export.counters import Ledger
+from prefactor_core.export.counters import Counters
 from prefactor_core.export.identity import Identities
 from prefactor_core.operations import identifiers
 from prefactor_core.recording.open_span import OpenSpan
@@ -14,12 +14,12 @@ from prefactor_core.recording.open_span import OpenSpan
 class SpanIndex:
     """Finds open spans; no look takes longer the more spans are open.
 
-    ``ledger`` is told which payloads they hold. Whoever adds or removes one, or asks for several,
+    ``counters`` is told which payloads they hold. Whoever adds or removes one, or asks for several,
     holds the lock of recording. ``spans``: by the ids that they were recorded with.
     """
 
-    def __init__(self, ledger: Ledger, identities: Identities) -> None:
-        self._ledger = ledger
+    def __init__(self, counters: Counters, identities: Identities) -> None:
+        self._counters = counters
         self._identities = identities
         self.spans: dict[str, OpenSpan] = {}
         # By the id that its operations call the run, in the order of opening: parents stand before
@@ -36,11 +36,11 @@ class SpanIndex:
             of_run = self._by_run[span.instance_id]
         except KeyError:
             of_run = self._by_run[span.instance_id] = {}
-        self.spans[span.id], of_run[span.id], span.held, self._ledger.open_bytes = (
+        self.spans[span.id], of_run[span.id], span.held, self._counters.open_bytes = (
             span,
             span,
             held,
-            self._ledger.open_bytes + held,
+            self._counters.open_bytes + held,
         )
 
     def remove(self, span: OpenSpan) -> None:

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from msgspec import UNSET, Raw, UnsetType
 
-from prefactor_core.export.buffer import Outbox
+from prefactor_core.export.buffer import Buffer
 from prefactor_core.models.lifecycle import SpanStatus, span_steps
 from prefactor_core.operations import CreateSpan, FinishSpan, identifiers
 from prefactor_core.payloads.capture import EMPTY
@@ -19,24 +19,24 @@ _COMPLETE, _FAILED = SpanStatus.COMPLETE, SpanStatus.FAILED
 
 
 class SpanOperations:
-    """Makes the operations of spans, and gives them to ``outbox`` in the order of happening.
+    """Makes the operations of spans, and gives them to ``buffer`` in the order of happening.
 
     ``begin_run`` is called before a span is told. Whoever calls a method holds the lock of
-    ``outbox.home``. An exception from outside may interrupt any of them: each operation is
+    ``buffer.event_loop``. An exception from outside may interrupt any of them: each operation is
     recorded together with the span's new status or not at all, so the same call goes on where it
     was.
     """
 
-    def __init__(self, outbox: Outbox, begin_run: Callable[[CreateSpan], None]) -> None:
-        self._outbox = outbox
-        self._ledger = outbox.ledger
+    def __init__(self, buffer: Buffer, begin_run: Callable[[CreateSpan], None]) -> None:
+        self._buffer = buffer
+        self._counters = buffer.counters
         self._begin_run = begin_run
-        # Of spans that the outbox did not take: the nearest ancestor that it took, for
+        # Of spans that the buffer did not take: the nearest ancestor that it took, for
         # who names one as parent later. The last ones only: there may be any number.
         self._dropped: dict[str, str | None] = {}
 
     def recorded(self, span_id: str) -> str | None:
-        """The span itself, or the nearest ancestor that the outbox took instead of it."""
+        """The span itself, or the nearest ancestor that the buffer took instead of it."""
         return self._dropped.get(span_id, span_id)
 
     def advance(
@@ -94,12 +94,12 @@ class SpanOperations:
             started_at, told = None, _ACTIVE
         if span.ours:
             if span.has_place:
-                self._outbox.give_place_back()
+                self._buffer.give_place_back()
                 span.has_place = False
             span.status, span.started_at, span.finished_at = told, started_at, finished_at
-            span.captured, self._ledger.open_bytes, span.held = (
+            span.captured, self._counters.open_bytes, span.held = (
                 EMPTY,
-                self._ledger.open_bytes - span.held,
+                self._counters.open_bytes - span.held,
                 0,
             )
             return
@@ -119,7 +119,7 @@ class SpanOperations:
         late = span.late or span.run.termination.over
         if not late:
             self._begin_run(operation)
-        if not self._outbox.record(
+        if not self._buffer.record(
             operation,
             span,
             told,
@@ -138,9 +138,9 @@ class SpanOperations:
             self._dropped[span.id] = span.parent_span_id
             if len(self._dropped) > _DROPPED_KEPT:
                 del self._dropped[next(iter(self._dropped))]
-        span.captured, self._ledger.open_bytes, span.held = (
+        span.captured, self._counters.open_bytes, span.held = (
             EMPTY,
-            self._ledger.open_bytes - span.held,
+            self._counters.open_bytes - span.held,
             0,
         )
 
@@ -162,4 +162,4 @@ class SpanOperations:
             status=status,
             result_payload=result,
         )
-        self._outbox.record(operation, span, status, span.started_at, at)
+        self._buffer.record(operation, span, status, span.started_at, at)

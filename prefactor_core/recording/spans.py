@@ -19,7 +19,7 @@ from prefactor_core.exceptions import (
     in_message,
 )
 from prefactor_core.exceptions.checks import check_outcome
-from prefactor_core.export.buffer import Outbox
+from prefactor_core.export.buffer import Buffer
 from prefactor_core.export.identity import Identities, RunIdentity
 from prefactor_core.models import Span
 from prefactor_core.models.lifecycle import Outcome, SpanStatus
@@ -43,13 +43,13 @@ class SpanManager(OpenSpans):
 
     def __init__(
         self,
-        outbox: Outbox,
+        buffer: Buffer,
         identities: Identities,
         capture: Capture,
         begin_run: Callable[[CreateSpan], None],
         registry: SchemaRegistry | None = None,
     ) -> None:
-        super().__init__(outbox, identities, capture, begin_run)
+        super().__init__(buffer, identities, capture, begin_run)
         self._registry = registry
 
     def run_of(self, instance_id: str) -> RunIdentity:
@@ -89,23 +89,23 @@ class SpanManager(OpenSpans):
 
     @property
     def waits_for_place(self) -> bool:
-        """Whether a span of asynchronous code waits while the outbox is full."""
-        home = self._home
+        """Whether a span of asynchronous code waits while the buffer is full."""
+        event_loop = self._event_loop
         return (
-            self._outbox.waits_when_full
-            and home.is_here
-            and not home.is_left
+            self._buffer.waits_when_full
+            and event_loop.is_here
+            and not event_loop.is_forked
             # The worker that makes a request of ours would wait for itself.
             and OURS not in SpanContextStack.get_stack()
         )
 
     async def wait_for_place(self) -> None:
         """Return when a span may be opened that is sure to be recorded."""
-        await self._outbox.wait_for_place()
+        await self._buffer.wait_for_place()
 
     def give_place_back(self) -> None:
         """The span that has waited for its place is not opened."""
-        self._outbox.give_place_back()
+        self._buffer.give_place_back()
 
     def context(
         self,

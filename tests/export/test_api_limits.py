@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 from prefactor_core.export.api_limits import ApiLimits
-from prefactor_core.export.counters import Ledger
+from prefactor_core.export.counters import Counters
 from prefactor_core.operations import OperationType
 
 NOW: Final = 1_000.0
@@ -20,15 +20,15 @@ QUALITY: Final = OperationType.RECORD_QUALITY
 
 
 class Limits(ApiLimits):
-    """Limits with the ledger that shows them."""
+    """Limits with the counters that shows them."""
 
     def __init__(self) -> None:
-        self.ledger = Ledger()
-        super().__init__(self.ledger, MOST)
+        self.counters = Counters()
+        super().__init__(self.counters, MOST)
 
     @property
     def assumed(self) -> tuple[str, ...]:
-        return self.ledger.statistics().assumed
+        return self.counters.statistics().assumed
 
 
 def test_an_api_that_has_shown_nothing_does_everything() -> None:

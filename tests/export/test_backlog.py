@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 )
 from msgspec import UNSET, Raw, UnsetType
 
-from prefactor_core.export.batch import Backlog, Parcel, half, independent_of
+from prefactor_core.export.batch import Backlog, BatchItem, half, independent_of
 from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
 from prefactor_core.operations import (
     ENVELOPE_SIZE,
@@ -143,27 +143,27 @@ def backlog_of(*operations: Operation) -> Backlog:
     return backlog
 
 
-def request_of(backlog: Backlog, most: int = EVERYTHING, **how: Any) -> list[Parcel]:
+def request_of(backlog: Backlog, most: int = EVERYTHING, **how: Any) -> list[BatchItem]:
     return backlog.next_request(most, EVERYTHING, **how)
 
 
-def send(backlog: Backlog, most: int = EVERYTHING, **how: Any) -> list[Parcel]:
+def send(backlog: Backlog, most: int = EVERYTHING, **how: Any) -> list[BatchItem]:
     request = request_of(backlog, most, **how)
     backlog.sent(request)
     return request
 
 
-def settle(backlog: Backlog, parcels: Iterable[Parcel]) -> None:
-    for parcel in parcels:
-        backlog.remove(parcel)
+def settle(backlog: Backlog, items: Iterable[BatchItem]) -> None:
+    for item in items:
+        backlog.remove(item)
 
 
-def keys(parcels: Iterable[Parcel]) -> list[str]:
-    return [parcel.operation.idempotency_key for parcel in parcels]
+def keys(items: Iterable[BatchItem]) -> list[str]:
+    return [item.operation.idempotency_key for item in items]
 
 
-def parcels_of(*operations: Operation) -> list[Parcel]:
-    return [Parcel(operation, at, operation.size) for at, operation in enumerate(operations)]
+def items_of(*operations: Operation) -> list[BatchItem]:
+    return [BatchItem(operation, at, operation.size) for at, operation in enumerate(operations)]
 
 
 # Merging
@@ -176,8 +176,8 @@ def test_a_finish_that_meets_its_start_makes_one_create_with_both_times(
     begun, ended = create("s", "p", payload=b'{"a":1}'), end("s", status=status, result=b'{"b":2}')
     backlog = backlog_of(begun)
     assert backlog.add(ended)
-    (parcel,) = request_of(backlog)
-    assert parcel.operation == CreateSpan(
+    (item,) = request_of(backlog)
+    assert item.operation == CreateSpan(
         timestamp=begun.timestamp,
         idempotency_key="s-create",
         instance_id="run",
@@ -189,14 +189,14 @@ def test_a_finish_that_meets_its_start_makes_one_create_with_both_times(
         finished_at=ended.timestamp,
         result_payload=Raw(b'{"b":2}'),
     )
-    assert (parcel.count, parcel.size) == (2, begun.size + ended.size - ENVELOPE_SIZE)
+    assert (item.count, item.size) == (2, begun.size + ended.size - ENVELOPE_SIZE)
     assert (backlog.operations, backlog.taken) == (2, 2)
 
 
 def test_a_merged_create_has_no_result_if_the_finish_has_none() -> None:
-    (parcel,) = request_of(backlog_of(create("s"), end("s")))
-    assert isinstance(parcel.operation, CreateSpan)
-    assert parcel.operation.result_payload is UNSET
+    (item,) = request_of(backlog_of(create("s"), end("s")))
+    assert isinstance(item.operation, CreateSpan)
+    assert item.operation.result_payload is UNSET
 
 
 def test_a_cancelled_span_keeps_its_two_steps() -> None:
@@ -222,20 +222,20 @@ def test_only_a_span_that_is_active_takes_its_finish_in(status: SpanStatus) -> N
 def test_what_was_sent_takes_no_finish_in() -> None:
     # Its idempotency key would stand for two requests.
     backlog = backlog_of(create("s"))
-    (parcel,) = send(backlog)
-    before = parcel.operation
+    (item,) = send(backlog)
+    before = item.operation
     assert not backlog.add(end("s"))
-    assert parcel.operation is before
+    assert item.operation is before
     assert keys(request_of(backlog)) == ["s-create", "s-finish"]
 
 
 def test_what_could_have_been_sent_still_takes_its_finish_in() -> None:
     # As if there was an outage, and no request could be made.
     backlog = backlog_of(create("s"))
-    (parcel,) = request_of(backlog)
+    (item,) = request_of(backlog)
     assert backlog.add(end("s"))
-    assert request_of(backlog) == [parcel]
-    assert (parcel.count, parcel.sent) == (2, False)
+    assert request_of(backlog) == [item]
+    assert (item.count, item.sent) == (2, False)
 
 
 def test_what_did_not_fit_into_a_request_still_takes_its_finish_in() -> None:
@@ -253,8 +253,8 @@ def test_a_merged_span_goes_before_the_children_that_were_recorded_before_its_en
 def test_nothing_of_a_settled_span_is_waited_for() -> None:
     # Its finish comes back as an operation of its own, and is not lost in what has left.
     backlog = backlog_of(create("s"))
-    (parcel,) = request_of(backlog)
-    backlog.remove(parcel)
+    (item,) = request_of(backlog)
+    backlog.remove(item)
     assert not backlog.add(end("s"))
     assert keys(request_of(backlog)) == ["s-finish"]
 
@@ -276,7 +276,7 @@ def test_a_request_has_at_most_the_bytes_it_may_have() -> None:
 
 
 @pytest.mark.parametrize(("operations", "size"), [(1, EVERYTHING), (EVERYTHING, 1), (1, 1)])
-def test_one_parcel_always_goes(operations: int, size: int) -> None:
+def test_one_item_always_goes(operations: int, size: int) -> None:
     backlog = backlog_of(create("a"), end("a"), create("b"))
     assert keys(backlog.next_request(operations, size)) == ["a-create"]
 
@@ -315,13 +315,13 @@ def test_where_bulk_takes_nothing_all_goes_alone_and_runs_take_turns() -> None:
     order = []
     while backlog:
         settle(backlog, request := send(backlog, alone=frozenset(OperationType)))
-        (parcel,) = request
-        order.append(parcel.operation.idempotency_key)
+        (item,) = request
+        order.append(item.operation.idempotency_key)
     assert order == ["a0-create", "b0-create", "a1-create", "b1-create"]
 
 
 @pytest.mark.parametrize("flag", ["alone", "in_bulk"])
-def test_a_parcel_that_is_asked_about_goes_without_any_other(flag: str) -> None:
+def test_a_item_that_is_asked_about_goes_without_any_other(flag: str) -> None:
     backlog = backlog_of(create("a"), create("b"), create("o", run="other"))
     first, _, other = request_of(backlog)
     setattr(first, flag, True)
@@ -355,7 +355,7 @@ def test_two_operations_with_one_key_never_share_a_request() -> None:
     assert keys(request_of(backlog)) == ["s-create", "b-create"]
 
 
-def test_a_parcel_that_bulk_failed_at_goes_alone() -> None:
+def test_a_item_that_bulk_failed_at_goes_alone() -> None:
     backlog = backlog_of(create("a"), create("b"), create("c"))
     _, second, _ = request_of(backlog)
     second.alone = True
@@ -378,16 +378,16 @@ def test_without_given_ids_what_refers_to_spans_that_are_known_goes_together() -
 def test_half_of_a_request_has_half_its_operations_and_one_at_least(
     counts: list[int], expected: int
 ) -> None:
-    parcels = parcels_of(*[create(str(n)) for n in range(len(counts))])
-    for parcel, count in zip(parcels, counts, strict=True):
-        parcel.count = count
-    assert half(parcels) == expected
-    assert half(parcels[:1]) == 1
+    items = items_of(*[create(str(n)) for n in range(len(counts))])
+    for item, count in zip(items, counts, strict=True):
+        item.count = count
+    assert half(items) == expected
+    assert half(items[:1]) == 1
 
 
 @pytest.mark.parametrize("merged", [set[int](), {0}, {1}, {0, 2}, {0, 1, 2, 3, 4}])
 @pytest.mark.parametrize("length", range(2, 6))
-def test_a_request_of_several_parcels_comes_down_to_its_first_one_by_halves(
+def test_a_request_of_several_items_comes_down_to_its_first_one_by_halves(
     length: int, merged: set[int]
 ) -> None:
     backlog = Backlog()
@@ -433,7 +433,7 @@ def test_runs_of_one_request_keep_their_order() -> None:
 # Ids
 
 
-def test_an_id_is_given_or_not_when_a_parcel_is_sent_and_so_it_stays() -> None:
+def test_an_id_is_given_or_not_when_a_item_is_sent_and_so_it_stays() -> None:
     backlog = backlog_of(create("a"), create("b"))
     first, second = request_of(backlog)
     backlog.sent([first], given_ids=False)
@@ -448,7 +448,7 @@ def test_one_span_of_a_request_may_be_given_an_id_to_see_whether_the_api_takes_i
     request = request_of(backlog)
     backlog.sent(request[1:2], given_ids=False)
     backlog.sent(request, given_ids=False, one_given_id=True)
-    assert [parcel.given_id for parcel in request[1:]] == [False, True, False]
+    assert [item.given_id for item in request[1:]] == [False, True, False]
 
 
 # Waiting
@@ -472,7 +472,7 @@ def test_of_a_request_that_is_held_all_runs_are() -> None:
     assert keys(request_of(backlog, now=4.0)) == ["a-create", "o-create", "new-create"]
 
 
-def test_a_parcel_that_is_put_aside_is_sent_again_when_it_is_due() -> None:
+def test_a_item_that_is_put_aside_is_sent_again_when_it_is_due() -> None:
     backlog = backlog_of(create("s"), create("x"), end("x"), create("c", "s"))
     (first,) = send(backlog, 1)
     backlog.put_aside(first, due=5.0)
@@ -481,7 +481,7 @@ def test_a_parcel_that_is_put_aside_is_sent_again_when_it_is_due() -> None:
     assert keys(request_of(backlog, now=5.0)) == ["s-create", "x-create", "c-create"]
 
 
-def test_a_parcel_that_is_put_aside_again_is_due_later() -> None:
+def test_a_item_that_is_put_aside_again_is_due_later() -> None:
     backlog = backlog_of(create("s"), cancel("s"))
     (first,) = send(backlog, 1)
     backlog.put_aside(first, due=5.0)
@@ -559,12 +559,12 @@ ASIDE = [
 
 
 @pytest.mark.parametrize(("aside", "others", "expected"), ASIDE)
-def test_only_what_does_not_depend_on_a_parcel_may_overtake_it(
+def test_only_what_does_not_depend_on_a_item_may_overtake_it(
     aside: Operation, others: list[Operation], expected: list[str]
 ) -> None:
-    parcels = parcels_of(aside, *[o for o in others if o.instance_id == aside.instance_id])
-    own = keys(parcels)
-    assert keys(independent_of(parcels[:1], parcels)) == [key for key in expected if key in own]
+    items = items_of(aside, *[o for o in others if o.instance_id == aside.instance_id])
+    own = keys(items)
+    assert keys(independent_of(items[:1], items)) == [key for key in expected if key in own]
     backlog = backlog_of(aside, *others)
     (first,) = send(backlog, 1)
     backlog.put_aside(first, due=5.0)
@@ -595,14 +595,14 @@ def test_settled_through_stands_at_what_was_overtaken() -> None:
     assert (backlog.settled_through, backlog.operations, backlog.taken) == (3, 0, 3)
 
 
-def overtaken(*operations: Operation, failed: int = 1) -> tuple[Backlog, list[Parcel]]:
-    """A backlog in the drain, of which the first parcels failed again and again."""
+def overtaken(*operations: Operation, failed: int = 1) -> tuple[Backlog, list[BatchItem]]:
+    """A backlog in the drain, of which the first items failed again and again."""
     backlog = backlog_of(*operations)
     aside = request_of(backlog)[:failed]
-    for parcel in aside:
-        backlog.sent([parcel])
-        parcel.overtaken, parcel.taken_before = True, 7
-        backlog.put_aside(parcel, due=5.0)
+    for item in aside:
+        backlog.sent([item])
+        item.overtaken, item.taken_before = True, 7
+        backlog.put_aside(item, due=5.0)
     return backlog, aside
 
 
@@ -615,7 +615,7 @@ DEPENDENT: list[tuple[Operation, list[Operation], list[str]]] = [
 
 
 @pytest.mark.parametrize(("failed", "others", "expected"), DEPENDENT)
-def test_in_the_drain_what_depends_on_a_parcel_that_fails_on_and_on_may_overtake_it(
+def test_in_the_drain_what_depends_on_a_item_that_fails_on_and_on_may_overtake_it(
     failed: Operation, others: list[Operation], expected: list[str]
 ) -> None:
     # But not the finish of a span that was not created.
@@ -660,7 +660,7 @@ def test_where_nothing_can_be_sent_the_next_is_due_in_the_future() -> None:
     assert request_of(backlog, now=5.0) == [parent, child]
 
 
-def test_a_parcel_can_be_settled_once_only() -> None:
+def test_a_item_can_be_settled_once_only() -> None:
     backlog = backlog_of(create("s"), end("s"), create("x"))
     first, second = request_of(backlog)
     backlog.remove(first)
@@ -694,12 +694,12 @@ class ModelRun:
 
 @dataclass(eq=False)
 class Expected:
-    """A parcel as the model has it: what it was recorded from, and what the backlog gave."""
+    """A item as the model has it: what it was recorded from, and what the backlog gave."""
 
     position: int
     recorded: list[Operation]
     tried: bool = False
-    parcel: Parcel | None = None
+    item: BatchItem | None = None
     body: bytes = b""
     given_id: bool = True
     # When what was put aside may be sent again; not positive if it was not.
@@ -745,11 +745,11 @@ class StrictApi:
         self.done = 0
         self.done_keys: set[str] = set()
 
-    def do(self, parcel: Parcel) -> None:
-        operation = parcel.operation
+    def do(self, item: BatchItem) -> None:
+        operation = item.operation
         assert operation.idempotency_key not in self.done_keys
         self.done_keys.add(operation.idempotency_key)
-        self.done += parcel.count
+        self.done += item.count
         run = operation.instance_id
         assert run not in self.finished or isinstance(operation, RecordQuality)
         match operation:
@@ -965,20 +965,20 @@ class Deliveries(RuleBasedStateMachine):
         if not (left := request[settles:]):
             return
         first = left[0]
-        parcel = first.parcel
-        assert parcel is not None
+        item = first.item
+        assert item is not None
         match failure:
             case "alone":
-                parcel.alone, parcel.in_bulk = True, False
+                item.alone, item.in_bulk = True, False
             case "in_bulk":
-                parcel.in_bulk, parcel.alone = True, False
+                item.in_bulk, item.alone = True, False
             case "hold":
                 self.hold(left, self.time + wait)
             case "aside" if not any(
                 self.depends(first, other) for other in self.waiting if other is not first
             ):
                 # Only what was sent alone: nothing that it depends on can wait then.
-                self.backlog.put_aside(parcel, self.time + wait)
+                self.backlog.put_aside(item, self.time + wait)
                 first.due = self.time + wait
             case _:
                 pass
@@ -1001,8 +1001,8 @@ class Deliveries(RuleBasedStateMachine):
                 expected.due = min(expected.due, 0.0)
 
     def hold(self, request: Sequence[Expected], until: float) -> None:
-        parcels = [parcel for e in request if (parcel := e.parcel) is not None]
-        self.backlog.hold(parcels, until)
+        items = [item for e in request if (item := e.item) is not None]
+        self.backlog.hold(items, until)
         for expected in request:
             self.held[expected.operation.instance_id] = until
 
@@ -1023,12 +1023,12 @@ class Deliveries(RuleBasedStateMachine):
         asking: bool = False,
     ) -> list[Expected]:
         """The next request, which is the right one."""
-        parcels = self.backlog.next_request(
+        items = self.backlog.next_request(
             most, size, now=self.time, alone=alone, given_ids=given_ids, asking=asking
         )
         ready = [self.ready(run) for run in self.turns]
         if not any(ready):
-            return self.ask_early(parcels, asking)
+            return self.ask_early(items, asking)
         request: list[Expected] = []
         for run in ready:
             for expected in run:
@@ -1040,9 +1040,9 @@ class Deliveries(RuleBasedStateMachine):
                 continue
             if why_not == "full":
                 break
-        assert len(parcels) == len(request)
-        for expected, parcel in zip(request, parcels, strict=True):
-            self.check(expected, parcel)
+        assert len(items) == len(request)
+        for expected, item in zip(request, items, strict=True):
+            self.check(expected, item)
         return request
 
     def why_not(
@@ -1077,12 +1077,12 @@ class Deliveries(RuleBasedStateMachine):
             return "not yet"
         return ""
 
-    def ask_early(self, parcels: list[Parcel], asking: bool) -> list[Expected]:
+    def ask_early(self, items: list[BatchItem], asking: bool) -> list[Expected]:
         """Nothing may be sent now: perhaps what is due first, to see if the API is back."""
         aside = [e for e in self.waiting if e.due > 0]
         first = min((e.due for e in aside), default=0.0)
-        request = [e for e in aside if [e.parcel] == parcels]
-        assert len(request) == len(parcels) == (asking and bool(aside))
+        request = [e for e in aside if [e.item] == items]
+        assert len(request) == len(items) == (asking and bool(aside))
         assert all(e.due == first for e in request)
         if not self.waiting:
             return []
@@ -1100,10 +1100,10 @@ class Deliveries(RuleBasedStateMachine):
 
     def sent(self, request: Sequence[Expected], given_ids: bool = True) -> None:
         """The request is made: it goes to the end of the turns, and its bodies are fixed."""
-        parcels = [parcel for e in request if (parcel := e.parcel) is not None]
-        self.backlog.sent(parcels, given_ids=given_ids)
+        items = [item for e in request if (item := e.item) is not None]
+        self.backlog.sent(items, given_ids=given_ids)
         for expected in request:
-            assert expected.parcel is not None
+            assert expected.item is not None
             if not expected.tried:
                 expected.given_id = given_ids
             expected.tried = True
@@ -1112,18 +1112,18 @@ class Deliveries(RuleBasedStateMachine):
             self.turns.remove(run)
             self.turns.append(run)
 
-    def check(self, expected: Expected, parcel: Parcel) -> None:
-        assert parcel.operation == expected.operation
-        assert parcel.position == expected.position
-        assert parcel.count == len(expected.recorded)
-        assert parcel.size == expected.operation.size
-        assert parcel.sent == expected.tried
+    def check(self, expected: Expected, item: BatchItem) -> None:
+        assert item.operation == expected.operation
+        assert item.position == expected.position
+        assert item.count == len(expected.recorded)
+        assert item.size == expected.operation.size
+        assert item.sent == expected.tried
         if expected.tried:
             # One key stands for one body, whatever was recorded since.
-            assert expected.parcel is parcel
-            assert parcel.given_id == expected.given_id
-            assert expected.body == msgspec.json.encode(parcel.operation)
-        expected.parcel = parcel
+            assert expected.item is item
+            assert item.given_id == expected.given_id
+            assert expected.body == msgspec.json.encode(item.operation)
+        expected.item = item
 
     def depends(self, other: Expected, on: Expected) -> bool:
         """Whether ``other`` may not be told before ``on``, which waits."""
@@ -1151,11 +1151,11 @@ class Deliveries(RuleBasedStateMachine):
 
     def settle(self, request: Sequence[Expected]) -> None:
         for expected in request:
-            assert expected.parcel is not None
-            self.api.do(expected.parcel)
-            self.backlog.remove(expected.parcel)
+            assert expected.item is not None
+            self.api.do(expected.item)
+            self.backlog.remove(expected.item)
             self.waiting.remove(expected)
-            self.settled += expected.parcel.count
+            self.settled += expected.item.count
         left = {e.operation.instance_id for e in self.waiting}
         self.turns = [run for run in self.turns if run in left]
         self.held = {run: until for run, until in self.held.items() if run in left}
@@ -1170,7 +1170,7 @@ class Deliveries(RuleBasedStateMachine):
         assert self.api.done == self.settled
 
     @invariant()
-    def what_is_settled_without_a_gap_ends_where_the_oldest_parcel_waits(self) -> None:
+    def what_is_settled_without_a_gap_ends_where_the_oldest_item_waits(self) -> None:
         oldest = min((e.position for e in self.waiting), default=self.recorded)
         assert self.backlog.settled_through == oldest
 
@@ -1178,8 +1178,8 @@ class Deliveries(RuleBasedStateMachine):
     def what_was_sent_is_not_touched(self) -> None:
         for expected in self.waiting:
             if expected.tried:
-                assert expected.parcel is not None
-                assert msgspec.json.encode(expected.parcel.operation) == expected.body
+                assert expected.item is not None
+                assert msgspec.json.encode(expected.item.operation) == expected.body
 
     def teardown(self) -> None:
         """All runs end; everything arrives, as it was recorded."""
@@ -1208,9 +1208,9 @@ class Deliveries(RuleBasedStateMachine):
 
 
 def single(expected: Expected, alone: Collection[OperationType]) -> bool:
-    """Whether a parcel can only go alone."""
-    parcel = expected.parcel
-    asked = parcel is not None and (parcel.alone or parcel.in_bulk)
+    """Whether a item can only go alone."""
+    item = expected.item
+    asked = item is not None and (item.alone or item.in_bulk)
     return asked or expected.operation.type in alone
 
 

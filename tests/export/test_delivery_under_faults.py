@@ -29,7 +29,7 @@ from prefactor_core import (
     open_prefactor,
 )
 from prefactor_core.api.client import AsgiApp, AsgiMessage
-from prefactor_core.export.circuit_breaker import Outage
+from prefactor_core.export.circuit_breaker import CircuitBreaker
 from prefactor_core.local import Faults, open_local_prefactor
 from prefactor_core.operations import Operation, RegisterAgentInstance
 from prefactor_core.queue.retry_policy import Backoff
@@ -555,7 +555,7 @@ def vars_of(run: object) -> list[object]:
 
 def test_no_wait_is_longer_than_what_is_left_of_the_drain() -> None:
     for failures in range(1, 30):
-        outage = Outage(Backoff())
+        outage = CircuitBreaker(Backoff())
         for n in range(failures):
             round = outage.begin()
             outage.failed(round, float(n), 600.0 if n % 2 else None, denied=True)

@@ -14,9 +14,9 @@ from anyio.abc import TaskStatus
 from support.harness import AGENT, make_config, open_faulty_api
 
 from prefactor_core import open_prefactor
-from prefactor_core.export.counters import Ledger
+from prefactor_core.export.counters import Counters
 from prefactor_core.export.loss_report import LossReport
-from prefactor_core.queue.event_loop import Home
+from prefactor_core.queue.event_loop import EventLoop
 
 WEEK = 7 * 24 * 3_600.0
 
@@ -24,12 +24,12 @@ virtual_time = pytest.mark.virtual_time
 
 
 class Losses:
-    """A report that is served, and the ledger that it counts by."""
+    """A report that is served, and the counters that it counts by."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
-        self.ledger = Ledger()
-        self.home = Home.here()
-        self.report = LossReport(self.ledger, self.home)
+        self.counters = Counters()
+        self.event_loop = EventLoop.here()
+        self.report = LossReport(self.counters, self.event_loop)
         self._caplog = caplog
         self._read = 0
 
@@ -39,7 +39,7 @@ class Losses:
 
     def drop(self, reason: str = "refused", count: int = 1, detail: str | None = None) -> None:
         for _ in range(count):
-            self.ledger.drop(reason, 1, 0)
+            self.counters.drop(reason, 1, 0)
             self.report.dropped(reason, detail)
 
     def said(self) -> list[str]:
@@ -177,8 +177,8 @@ async def test_a_loss_in_other_threads_is_said_once_by_the_loop(
 
     def drop() -> None:
         for _ in range(100):
-            with losses.home.lock:
-                losses.ledger.turn_away("full")
+            with losses.event_loop.lock:
+                losses.counters.turn_away("full")
                 losses.report.dropped_anywhere("full")
 
     with anyio.fail_after(10):
@@ -195,7 +195,7 @@ async def test_all_of_a_burst_is_counted_also_what_was_lost_before_its_first_lin
 ) -> None:
     async with served(caplog) as losses:
         for _ in range(100):
-            losses.ledger.turn_away("full")
+            losses.counters.turn_away("full")
             losses.report.dropped_anywhere("full")
         assert losses.said() == []
         await anyio.sleep(61)

@@ -86,7 +86,7 @@ async def test_flush_delivers_what_was_recorded_before_and_waits_for_no_batch_wi
             assert_settled(client.statistics())
 
 
-async def test_flush_waits_for_every_lane(api: FaultyApi) -> None:
+async def test_flush_waits_for_every_worker_queue(api: FaultyApi) -> None:
     async with open_client(api, queue={**HELD, "num_workers": 20}) as client:
         runs = [await client.create_agent_instance(**AGENT) for _ in range(40)]
         for run in runs:

@@ -347,7 +347,7 @@ assert [wait_for(child) for child in children] == [3] * 3
     run(script, tmp_path)
 
 
-def test_a_multiprocessing_child_that_is_forked_records_with_its_own_client(
+def test_a_multiprocessing_child_that_is_left_records_with_its_own_client(
     tmp_path: Path,
 ) -> None:
     script = """

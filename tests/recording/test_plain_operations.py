@@ -47,7 +47,7 @@ zones = st.sampled_from([UTC, timezone(timedelta(hours=2)), timezone(timedelta(h
 times = st.datetimes(datetime(1970, 1, 2), datetime(2200, 1, 1), timezones=zones) | st.datetimes(
     datetime(1970, 1, 2), datetime(2200, 1, 1), timezones=zones
 ).map(lambda t: Moment(t.year, t.month, t.day, t.hour, t.minute, t.second, t.microsecond, t.tzinfo))
-qualities = st.sampled_from(["verdict", Text("verdict"), "\ud800"])
+qualities = st.sampled_from(["kind", Text("kind"), "\ud800"])
 broken = st.sampled_from(
     [b"", b"{", b"nope", b'"\xff"', b'"\xed\xa0\x80"', b"1}", b"NaN", b'{"a":}', b"[1,]", b'"\\q"']
 )
@@ -98,7 +98,7 @@ def test_each_operation_can_be_written_and_arrives() -> None:
         client.record_quality(kind(run.id), quality, {name: result})
 
     with open_recording() as recorded, recorded.open_sync() as client:
-        schemas = [{"name": name, "schema": {"type": "object"}} for name in ("verdict", "?")]
+        schemas = [{"name": name, "schema": {"type": "object"}} for name in ("kind", "?")]
         version = {"external_identifier": "1", "quality_schemas": schemas}
         with client.agent_instance(**AGENT, agent_schema_version=version) as run:  # type: ignore[arg-type]
             record()

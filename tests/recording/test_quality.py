@@ -219,7 +219,7 @@ async def test_what_is_refused_is_given_up_alone_and_counted() -> None:
         assert client.statistics().dropped == {"refused": 1}
 
 
-async def test_when_the_outbox_is_full_quality_is_dropped_and_counted() -> None:
+async def test_when_the_buffer_is_full_quality_is_dropped_and_counted() -> None:
     async with open_api() as api:
         config = alone(queue={"max_pending_operations": 3, "num_workers": 1})
         async with open_prefactor(config, asgi_app=api) as client:

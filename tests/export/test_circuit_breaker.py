@@ -1,4 +1,4 @@
-"""Outage: the waits that all workers of a client keep together, on times that are made up."""
+"""CircuitBreaker: the waits that all workers of a client keep together, on made-up times."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.harness import AGENT, make_config, open_faulty_api
 
 from prefactor_core import PrefactorCoreClient, open_prefactor
-from prefactor_core.export.circuit_breaker import Outage
+from prefactor_core.export.circuit_breaker import CircuitBreaker
 from prefactor_core.queue.retry_policy import Backoff
 
 NOW = 1_000.0
@@ -21,11 +21,11 @@ CAP = 60.0
 HOUR = 3_600.0
 
 
-def make(base: float = 1.0) -> Outage:
-    return Outage(Backoff(base=base, multiplier=2.0, cap=CAP))
+def make(base: float = 1.0) -> CircuitBreaker:
+    return CircuitBreaker(Backoff(base=base, multiplier=2.0, cap=CAP))
 
 
-def fail_again(outage: Outage, now: float = NOW, asked: float | None = None) -> bool:
+def fail_again(outage: CircuitBreaker, now: float = NOW, asked: float | None = None) -> bool:
     """A request that is sent at ``now`` fails at once; whether that is news."""
     round = outage.begin()
     news = outage.failed(round, now, asked)
@@ -33,7 +33,7 @@ def fail_again(outage: Outage, now: float = NOW, asked: float | None = None) -> 
     return news
 
 
-def fail_often(failures: int, now: float = NOW) -> Outage:
+def fail_often(failures: int, now: float = NOW) -> CircuitBreaker:
     outage = make()
     for _ in range(failures):
         fail_again(outage, now)
@@ -224,7 +224,9 @@ def test_a_success_does_not_end_the_wait_that_the_api_asked_for() -> None:
 # The drain
 
 
-def attempts_of_drain(outage: Outage, seconds: float, asked: float | None = None) -> list[float]:
+def attempts_of_drain(
+    outage: CircuitBreaker, seconds: float, asked: float | None = None
+) -> list[float]:
     """When the requests of a drain are sent, each of which fails after 10 ms."""
     outage.drain(NOW, NOW + seconds)
     now, attempts = NOW, list[float]()

@@ -25,7 +25,7 @@ from prefactor_core.exceptions import (
     PrefactorValueError,
 )
 from prefactor_core.export.failures import (
-    Verdict,
+    FailureKind,
     is_firm,
     is_of_the_api,
     is_out_of_service,
@@ -76,30 +76,30 @@ FINISHES = {OperationType.FINISH_AGENT_INSTANCE, OperationType.FINISH_SPAN}
 every_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: o.type.name)
 
 PROPER = {
-    400: Verdict.REFUSED,
-    401: Verdict.DENIED,
-    402: Verdict.REFUSED,
-    403: Verdict.DENIED,
-    404: Verdict.REFUSED,
-    405: Verdict.REFUSED,
-    407: Verdict.REFUSED,
-    408: Verdict.FAILED,
-    410: Verdict.REFUSED,
-    413: Verdict.TOO_LARGE,
-    418: Verdict.REFUSED,
-    422: Verdict.REFUSED,
-    423: Verdict.REFUSED,
-    425: Verdict.FAILED,
-    429: Verdict.BUSY,
-    431: Verdict.REFUSED,
-    451: Verdict.REFUSED,
-    499: Verdict.REFUSED,
-    500: Verdict.FAILED,
-    501: Verdict.FAILED,
-    502: Verdict.FAILED,
-    503: Verdict.FAILED,
-    504: Verdict.FAILED,
-    599: Verdict.FAILED,
+    400: FailureKind.REFUSED,
+    401: FailureKind.DENIED,
+    402: FailureKind.REFUSED,
+    403: FailureKind.DENIED,
+    404: FailureKind.REFUSED,
+    405: FailureKind.REFUSED,
+    407: FailureKind.REFUSED,
+    408: FailureKind.FAILED,
+    410: FailureKind.REFUSED,
+    413: FailureKind.TOO_LARGE,
+    418: FailureKind.REFUSED,
+    422: FailureKind.REFUSED,
+    423: FailureKind.REFUSED,
+    425: FailureKind.FAILED,
+    429: FailureKind.BUSY,
+    431: FailureKind.REFUSED,
+    451: FailureKind.REFUSED,
+    499: FailureKind.REFUSED,
+    500: FailureKind.FAILED,
+    501: FailureKind.FAILED,
+    502: FailureKind.FAILED,
+    503: FailureKind.FAILED,
+    504: FailureKind.FAILED,
+    599: FailureKind.FAILED,
 }
 """What an answer in the form of the API means, for a single operation and for bulk."""
 
@@ -112,24 +112,24 @@ def answer(status: int, body: bytes | None = None, **how: Any) -> PrefactorApiEr
 
 
 @every_operation
-@pytest.mark.parametrize(("status", "verdict"), PROPER.items())
+@pytest.mark.parametrize(("status", "kind"), PROPER.items())
 def test_the_status_of_an_answer_decides(
-    operation: Operation, status: int, verdict: Verdict
+    operation: Operation, status: int, kind: FailureKind
 ) -> None:
-    assert judge(operation, answer(status)) is verdict
-    assert judge_request(answer(status)) is verdict
+    assert judge(operation, answer(status)) is kind
+    assert judge_request(answer(status)) is kind
 
 
 @every_operation
 def test_a_step_that_is_in_conflict_was_made_already(operation: Operation) -> None:
     steps = {*FINISHES, OperationType.START_AGENT_INSTANCE}
-    expected = Verdict.SETTLED if operation.type in steps else Verdict.REFUSED
+    expected = FailureKind.SETTLED if operation.type in steps else FailureKind.REFUSED
     assert judge(operation, answer(409)) is expected
 
 
 def test_a_conflict_of_a_whole_request_settles_nothing() -> None:
     # Bulk tells its conflicts by item; one for all of them does not say which.
-    assert judge_request(answer(409)) is Verdict.REFUSED
+    assert judge_request(answer(409)) is FailureKind.REFUSED
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'"no"', b'{"detail":"Not Found"}'])
@@ -137,19 +137,19 @@ def test_a_conflict_of_a_whole_request_settles_nothing() -> None:
 def test_what_is_not_in_the_form_of_the_api_refuses_nothing(status: int, body: bytes) -> None:
     # Something in between answers: it has no say in what the API would take.
     error = answer(status, body)
-    expected = Verdict.BUSY if status == 429 else Verdict.FAILED
+    expected = FailureKind.BUSY if status == 429 else FailureKind.FAILED
     assert {judge(operation, error) for operation in OPERATIONS} == {expected}
     assert judge_request(error) is expected
 
 
 @pytest.mark.parametrize("status", [400, 404, 408, 422, 451])
 def test_a_status_that_is_configured_to_pass_passes(status: int) -> None:
-    assert judge_request(answer(status, passing=(status,))) is Verdict.FAILED
+    assert judge_request(answer(status, passing=(status,))) is FailureKind.FAILED
 
 
 def test_a_conflict_that_is_configured_to_pass_is_no_end() -> None:
     for operation in OPERATIONS:
-        assert judge(operation, answer(409, passing=(409,))) is Verdict.FAILED
+        assert judge(operation, answer(409, passing=(409,))) is FailureKind.FAILED
 
 
 @every_operation
@@ -160,15 +160,15 @@ def test_only_the_create_of_a_span_can_be_refused_for_its_id(
 ) -> None:
     error = answer(status, fields(name, "schema_name"))
     is_create = operation.type is OperationType.CREATE_SPAN
-    assert judge(operation, error) is (Verdict.ID_REFUSED if is_create else Verdict.REFUSED)
-    assert judge_request(error) is Verdict.REFUSED
+    assert judge(operation, error) is (FailureKind.ID_REFUSED if is_create else FailureKind.REFUSED)
+    assert judge_request(error) is FailureKind.REFUSED
 
 
 @every_operation
 @pytest.mark.parametrize("name", ["parent_span_id", "agent_instance_id", "details", "i", ""])
 def test_another_field_is_not_the_id(operation: Operation, name: str) -> None:
     error = PrefactorValidationError("no", status_code=422, errors={name: "wrong"})
-    assert judge(operation, error) is Verdict.REFUSED
+    assert judge(operation, error) is FailureKind.REFUSED
 
 
 def fields(*names: str) -> bytes:
@@ -185,57 +185,57 @@ def test_only_a_span_with_a_parent_can_be_refused_for_it(
 ) -> None:
     error = answer(status, fields(*names))
     if not isinstance(operation, CreateSpan):
-        assert judge(operation, error) is Verdict.REFUSED
+        assert judge(operation, error) is FailureKind.REFUSED
         return
     # The API cannot mean a parent that it was not told of.
-    without = Verdict.ID_REFUSED if "id" in names else Verdict.REFUSED
+    without = FailureKind.ID_REFUSED if "id" in names else FailureKind.REFUSED
     assert judge(operation, error) is without
     child = msgspec.structs.replace(operation, parent_span_id="parent")
-    assert judge(child, error) is Verdict.PARENT_REFUSED
-    assert judge_request(error) is Verdict.REFUSED
+    assert judge(child, error) is FailureKind.PARENT_REFUSED
+    assert judge_request(error) is FailureKind.REFUSED
 
 
 def test_what_the_api_does_not_find_of_a_child_may_be_its_parent() -> None:
     child = msgspec.structs.replace(CREATE, parent_span_id="parent")
-    assert judge(child, answer(404)) is Verdict.PARENT_REFUSED
-    assert judge(CREATE, answer(404)) is Verdict.REFUSED
+    assert judge(child, answer(404)) is FailureKind.PARENT_REFUSED
+    assert judge(CREATE, answer(404)) is FailureKind.REFUSED
     # A gateway that does not find the path says nothing of parents.
-    assert judge(child, answer(404, b"<html>")) is Verdict.FAILED
+    assert judge(child, answer(404, b"<html>")) is FailureKind.FAILED
     for status in (401, 405, 409, 410, 413, 429, 500, 503):
         assert judge(child, answer(status)) is judge(CREATE, answer(status))
 
 
-CLASSES: list[tuple[Exception, Verdict]] = [
-    (PrefactorUnreachableError("nobody is there"), Verdict.FAILED),
-    (PrefactorContractError("what is this", status_code=200), Verdict.FAILED),
-    (PrefactorContractError("what is this"), Verdict.FAILED),
-    (PrefactorServerError("no", status_code=500), Verdict.FAILED),
-    (PrefactorRateLimitError("slowly", status_code=429, retry_after=7.0), Verdict.BUSY),
-    (PrefactorAuthError("who", status_code=401), Verdict.DENIED),
-    (PrefactorNotFoundError("what", status_code=404), Verdict.REFUSED),
-    (PrefactorValidationError("no", status_code=422), Verdict.REFUSED),
-    (PrefactorApiError("no", status_code=418), Verdict.REFUSED),
-    (PrefactorValueError("cannot be written as JSON"), Verdict.REFUSED),
-    (OperationError("no such call"), Verdict.REFUSED),
+CLASSES: list[tuple[Exception, FailureKind]] = [
+    (PrefactorUnreachableError("nobody is there"), FailureKind.FAILED),
+    (PrefactorContractError("what is this", status_code=200), FailureKind.FAILED),
+    (PrefactorContractError("what is this"), FailureKind.FAILED),
+    (PrefactorServerError("no", status_code=500), FailureKind.FAILED),
+    (PrefactorRateLimitError("slowly", status_code=429, retry_after=7.0), FailureKind.BUSY),
+    (PrefactorAuthError("who", status_code=401), FailureKind.DENIED),
+    (PrefactorNotFoundError("what", status_code=404), FailureKind.REFUSED),
+    (PrefactorValidationError("no", status_code=422), FailureKind.REFUSED),
+    (PrefactorApiError("no", status_code=418), FailureKind.REFUSED),
+    (PrefactorValueError("cannot be written as JSON"), FailureKind.REFUSED),
+    (OperationError("no such call"), FailureKind.REFUSED),
     # Bugs, ours or another's: never the operation's fault at the first sight.
-    (RuntimeError("a bug"), Verdict.FAILED),
-    (KeyError("a bug"), Verdict.FAILED),
-    (ValueError("a bug"), Verdict.FAILED),
-    (TimeoutError(), Verdict.FAILED),
-    (OSError(), Verdict.FAILED),
-    (ExceptionGroup("bugs", [ValueError()]), Verdict.FAILED),
+    (RuntimeError("a bug"), FailureKind.FAILED),
+    (KeyError("a bug"), FailureKind.FAILED),
+    (ValueError("a bug"), FailureKind.FAILED),
+    (TimeoutError(), FailureKind.FAILED),
+    (OSError(), FailureKind.FAILED),
+    (ExceptionGroup("bugs", [ValueError()]), FailureKind.FAILED),
 ]
 
 
 @every_operation
 @pytest.mark.parametrize(
-    ("error", "verdict"), CLASSES, ids=[type(error).__name__ for error, _ in CLASSES]
+    ("error", "kind"), CLASSES, ids=[type(error).__name__ for error, _ in CLASSES]
 )
 def test_every_kind_of_error_has_its_meaning(
-    operation: Operation, error: Exception, verdict: Verdict
+    operation: Operation, error: Exception, kind: FailureKind
 ) -> None:
-    assert judge(operation, error) is verdict
-    assert judge_request(error) is verdict
+    assert judge(operation, error) is kind
+    assert judge_request(error) is kind
 
 
 def all_kinds_of(cls: type[PrefactorApiError]) -> Iterator[type[PrefactorApiError]]:
@@ -317,9 +317,9 @@ def test_a_registration_is_refused_for_its_environment_only_where_one_was_added(
     assert isinstance(plain, RegisterAgentInstance)
     added = msgspec.structs.replace(plain, runtime_environment=Raw(b'{"os":"linux"}'))
     for status in (400, 409, 422):
-        assert judge(added, answer(status)) is Verdict.ENVIRONMENT_REFUSED
-        assert judge(added.as_given(), answer(status)) is Verdict.REFUSED
+        assert judge(added, answer(status)) is FailureKind.ENVIRONMENT_REFUSED
+        assert judge(added.as_given(), answer(status)) is FailureKind.REFUSED
         # A gateway has not looked at it.
-        assert judge(added, answer(status, b"<html>")) is Verdict.FAILED
+        assert judge(added, answer(status, b"<html>")) is FailureKind.FAILED
     for status in (401, 404, 413, 429, 500):
         assert judge(added, answer(status)) is judge(plain, answer(status))

@@ -1,4 +1,4 @@
-"""Ledger and Statistics: at every step, what was accepted is delivered, pending or dropped."""
+"""Counters and Statistics: at every step, what was accepted is delivered, pending or dropped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from msgspec import Raw, Struct
 
 from prefactor_core.exceptions import PrefactorUnreachableError
-from prefactor_core.export.counters import Ledger
+from prefactor_core.export.counters import Counters
 from prefactor_core.models.lifecycle import SpanStatus
 from prefactor_core.models.statistics import Statistics
 from prefactor_core.operations import ENVELOPE_SIZE, CreateSpan, StartAgentInstance
@@ -45,7 +45,7 @@ class Ledgers(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ledger = Ledger()
+        self.counters = Counters()
         self.waiting: list[Item] = []
         self.delivered = 0
         self.dropped: Counter[str] = Counter()
@@ -54,7 +54,7 @@ class Ledgers(RuleBasedStateMachine):
     @rule(size=st.integers(0, 1_000))
     def accept(self, size: int) -> None:
         operation = create(size)
-        self.ledger.accept(operation)
+        self.counters.accept(operation)
         self.waiting.append(Item(operation.size))
 
     @rule(at=st.integers(0, 5))
@@ -62,7 +62,7 @@ class Ledgers(RuleBasedStateMachine):
         single = [item for item in self.waiting if item.count == 1]
         if len(single) >= 2:
             start, end = single[at % (len(single) - 1)], single[-1]
-            self.ledger.merge(ENVELOPE_SIZE)
+            self.counters.merge(ENVELOPE_SIZE)
             self.merged += 1
             self.waiting.remove(end)
             start.count, start.size = 2, start.size + end.size - ENVELOPE_SIZE
@@ -71,15 +71,15 @@ class Ledgers(RuleBasedStateMachine):
     def shrink(self, at: int, to: int) -> None:
         if self.waiting:
             item = self.waiting[at % len(self.waiting)]
-            self.ledger.shrink(item.size - min(to, item.size))
+            self.counters.shrink(item.size - min(to, item.size))
             item.size = min(to, item.size)
 
     @rule(items=st.integers(1, 3))
     def deliver(self, items: int) -> None:
-        self.ledger.request()
+        self.counters.request()
         self.requests += 1
         for item in self.waiting[:items]:
-            self.ledger.deliver(item.count, item.size)
+            self.counters.deliver(item.count, item.size)
             self.delivered += item.count
         del self.waiting[:items]
 
@@ -87,32 +87,32 @@ class Ledgers(RuleBasedStateMachine):
     def drop(self, at: int, reason: str) -> None:
         if self.waiting:
             item = self.waiting.pop(at % len(self.waiting))
-            self.ledger.drop(reason, item.count, item.size)
+            self.counters.drop(reason, item.count, item.size)
             self.dropped[reason] += item.count
 
     @rule(reason=st.sampled_from(["full", "queue"]))
     def turn_away(self, reason: str) -> None:
-        self.ledger.turn_away(reason)
+        self.counters.turn_away(reason)
         self.dropped[reason] += 1
 
     @rule()
     def retry(self) -> None:
-        self.ledger.retry()
+        self.counters.retry()
         self.retries += 1
 
     @rule(now=st.sampled_from([False, False, True]))
     def drop_rest(self, now: bool) -> None:
         if now:
-            self.ledger.drop_rest("drain_timeout")
+            self.counters.drop_rest("drain_timeout")
             if self.waiting:
                 self.dropped["drain_timeout"] += sum(item.count for item in self.waiting)
             self.waiting.clear()
 
     @invariant()
     def the_balance_is_even(self) -> None:
-        seen = self.ledger.statistics()
+        seen = self.counters.statistics()
         assert seen.accepted == seen.delivered + seen.pending + sum(seen.dropped.values())
-        assert seen.pending == self.ledger.pending == sum(item.count for item in self.waiting)
+        assert seen.pending == self.counters.pending == sum(item.count for item in self.waiting)
         assert seen.pending_bytes == sum(item.size for item in self.waiting) >= 0
         assert seen.delivered == self.delivered
         assert seen.dropped == dict(self.dropped)
@@ -124,16 +124,16 @@ class Ledgers(RuleBasedStateMachine):
         )
 
     def teardown(self) -> None:
-        self.ledger.drop_rest("drain_timeout")
-        assert (self.ledger.pending, self.ledger.pending_bytes) == (0, 0)
+        self.counters.drop_rest("drain_timeout")
+        assert (self.counters.pending, self.counters.pending_bytes) == (0, 0)
 
 
 def test_whatever_becomes_of_operations_the_balance_is_even() -> None:
     run_state_machine_as_test(Ledgers, settings=settings(max_examples=100, stateful_step_count=40))
 
 
-def test_a_new_ledger_is_empty() -> None:
-    assert Ledger().statistics() == Statistics(
+def test_a_new_counters_is_empty() -> None:
+    assert Counters().statistics() == Statistics(
         accepted=0,
         delivered=0,
         pending=0,
@@ -150,57 +150,60 @@ def test_a_new_ledger_is_empty() -> None:
 
 
 def test_nothing_that_is_left_is_no_loss() -> None:
-    ledger = Ledger()
-    ledger.accept(create())
-    ledger.deliver(1, create().size)
-    ledger.drop_rest("drain_timeout")
-    assert ledger.statistics().dropped == {}
+    counters = Counters()
+    counters.accept(create())
+    counters.deliver(1, create().size)
+    counters.drop_rest("drain_timeout")
+    assert counters.statistics().dropped == {}
 
 
 def test_an_operation_takes_bytes_by_its_payload_from_recording_to_its_end() -> None:
-    ledger = Ledger()
-    ledger.accept(create(1_000))
-    assert ledger.pending_bytes == ENVELOPE_SIZE + 1_002
+    counters = Counters()
+    counters.accept(create(1_000))
+    assert counters.pending_bytes == ENVELOPE_SIZE + 1_002
     start = StartAgentInstance(timestamp=NOON, idempotency_key="key-start", instance_id="run")
-    ledger.accept(start)
-    assert ledger.pending_bytes == 2 * ENVELOPE_SIZE + 1_002
-    ledger.drop("refused", 1, create(1_000).size)
-    ledger.deliver(1, start.size)
-    assert ledger.pending_bytes == 0
+    counters.accept(start)
+    assert counters.pending_bytes == 2 * ENVELOPE_SIZE + 1_002
+    counters.drop("refused", 1, create(1_000).size)
+    counters.deliver(1, start.size)
+    assert counters.pending_bytes == 0
 
 
 def test_the_last_error_is_told_with_its_type() -> None:
-    ledger = Ledger()
-    ledger.fail(ValueError("first"))
-    ledger.fail(PrefactorUnreachableError("nobody is there"))
-    assert ledger.statistics().last_error == "PrefactorUnreachableError: nobody is there"
+    counters = Counters()
+    counters.fail(ValueError("first"))
+    counters.fail(PrefactorUnreachableError("nobody is there"))
+    assert counters.statistics().last_error == "PrefactorUnreachableError: nobody is there"
 
 
 def test_what_is_lost_is_the_sum_of_all_reasons() -> None:
-    ledger = Ledger()
+    counters = Counters()
     for reason in ("full", "queue", "full"):
-        ledger.turn_away(reason)
-    assert (ledger.statistics().dropped, ledger.statistics().lost) == ({"full": 2, "queue": 1}, 3)
+        counters.turn_away(reason)
+    assert (counters.statistics().dropped, counters.statistics().lost) == (
+        {"full": 2, "queue": 1},
+        3,
+    )
 
 
 def test_statistics_are_of_one_moment() -> None:
-    ledger = Ledger()
-    ledger.turn_away("full")
-    ledger.in_flight, ledger.outage_since = 3, NOON
-    seen = ledger.statistics()
-    ledger.turn_away("full")
-    ledger.accept(create())
-    ledger.in_flight, ledger.outage_since = 0, None
+    counters = Counters()
+    counters.turn_away("full")
+    counters.in_flight, counters.outage_since = 3, NOON
+    seen = counters.statistics()
+    counters.turn_away("full")
+    counters.accept(create())
+    counters.in_flight, counters.outage_since = 0, None
     assert (seen.accepted, seen.dropped, seen.in_flight) == (1, {"full": 1}, 3)
     assert seen.outage_since == NOON
     seen.dropped["full"] = 99
-    assert ledger.statistics().dropped == {"full": 2}
+    assert counters.statistics().dropped == {"full": 2}
 
 
 @pytest.mark.parametrize("name", [*Statistics.__struct_fields__, "lost"])
 def test_statistics_cannot_be_changed(name: str) -> None:
     with pytest.raises(AttributeError):
-        setattr(Ledger().statistics(), name, 0)
+        setattr(Counters().statistics(), name, 0)
 
 
 def test_what_is_accepted_in_the_middle_of_another_counts_too() -> None:
@@ -208,9 +211,9 @@ def test_what_is_accepted_in_the_middle_of_another_counts_too() -> None:
     class Interrupted(StartAgentInstance):
         @property
         def size(self) -> int:
-            ledger.accept(create())
+            counters.accept(create())
             return 100
 
-    ledger = Ledger()
-    ledger.accept(Interrupted(timestamp=NOON, idempotency_key="key", instance_id="run"))
-    assert (ledger.pending, ledger.pending_bytes) == (2, 100 + create().size)
+    counters = Counters()
+    counters.accept(Interrupted(timestamp=NOON, idempotency_key="key", instance_id="run"))
+    assert (counters.pending, counters.pending_bytes) == (2, 100 + create().size)

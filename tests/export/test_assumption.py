@@ -1,24 +1,24 @@
-"""Guess: a conclusion about the API, doubted again after a while, on times that are made up."""
+"""Assumption: a conclusion about the API, doubted again after a while, on made-up times."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefactor_core.export.assumption import Guess
+from prefactor_core.export.assumption import Assumption
 
 NOW = 1_000.0
 HOUR = 3_600.0
 
 
 def test_nothing_is_believed_before_the_api_has_shown_it() -> None:
-    guess = Guess()
+    guess = Assumption()
     assert not guess.holds(NOW)
     assert not guess.made
 
 
 def test_it_is_believed_for_five_seconds_and_then_one_attempt_finds_out() -> None:
-    guess = Guess()
+    guess = Assumption()
     guess.make(NOW)
     assert guess.holds(NOW + 4.9)
     assert not guess.holds(NOW + 5)
@@ -27,7 +27,7 @@ def test_it_is_believed_for_five_seconds_and_then_one_attempt_finds_out() -> Non
 
 
 def test_each_time_it_is_believed_twice_as_long_and_an_hour_at_most() -> None:
-    guess, now, pauses = Guess(), NOW, list[float]()
+    guess, now, pauses = Assumption(), NOW, list[float]()
     for _ in range(14):
         guess.make(now)
         pauses.append(pause_of(guess, now))
@@ -35,7 +35,7 @@ def test_each_time_it_is_believed_twice_as_long_and_an_hour_at_most() -> None:
     assert pauses == [5.0 * 2**n for n in range(10)] + [HOUR] * 4
 
 
-def pause_of(guess: Guess, now: float) -> float:
+def pause_of(guess: Assumption, now: float) -> float:
     """For how many seconds it is believed."""
     seconds = 0
     while guess.holds(now + seconds):
@@ -44,7 +44,7 @@ def pause_of(guess: Guess, now: float) -> float:
 
 
 def test_the_answers_to_requests_of_one_moment_say_it_once() -> None:
-    guess = Guess()
+    guess = Assumption()
     for later in range(5):
         guess.make(NOW + later)
     assert not guess.holds(NOW + 5)
@@ -53,7 +53,7 @@ def test_the_answers_to_requests_of_one_moment_say_it_once() -> None:
 
 
 def test_what_the_api_does_after_all_is_forgotten_and_begins_anew() -> None:
-    guess, now = Guess(), NOW
+    guess, now = Assumption(), NOW
     for _ in range(5):
         guess.make(now)
         now += pause_of(guess, now)
@@ -65,7 +65,7 @@ def test_what_the_api_does_after_all_is_forgotten_and_begins_anew() -> None:
 
 
 def test_only_what_changes_is_news() -> None:
-    guess = Guess()
+    guess = Assumption()
     assert not guess.refute()
     assert [guess.make(NOW), guess.make(NOW), guess.make(NOW + 5)] == [True, False, False]
     assert [guess.refute(), guess.refute()] == [True, False]
@@ -76,7 +76,7 @@ def test_only_what_changes_is_news() -> None:
 def test_whatever_the_api_shows_it_is_tried_again_within_an_hour(
     events: list[tuple[str, float]],
 ) -> None:
-    guess, now = Guess(), NOW
+    guess, now = Assumption(), NOW
     for event, seconds in events:
         now += seconds
         believed = guess.holds(now)
