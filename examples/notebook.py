@@ -75,7 +75,8 @@ async def main() -> None:
     cells: list[Callable[[], Coroutine[None, None, None]]] = [cell_2, cell_3, cell_4, cell_5]
     for cell in cells:
         try:
-            await asyncio.create_task(cell())
+            task = asyncio.create_task(cell())
+            await task
         except LookupError as error:
             print(f"{type(error).__name__}: {error}")
 

@@ -44,7 +44,8 @@ from contextvars import copy_context
 from threading import Thread
 
 import anyio
-from anyio import from_thread, to_thread
+import anyio.from_thread
+import anyio.to_thread
 
 from prefactor_core import AgentInstanceHandle, SchemaRegistry, open_prefactor
 
@@ -68,20 +69,20 @@ async def main() -> None:
         async with client.agent_instance("threads", {"name": "Agent with threads"}) as instance:
             async with instance.span("agent:run") as run:
                 # 1. A worker thread gets the context of this task.
-                await to_thread.run_sync(search, instance, "to_thread")
+                await anyio.to_thread.run_sync(search, instance, "to_thread")
 
                 # 2. A pool does not: hand it a copy.
                 with ThreadPoolExecutor() as pool:
                     future = pool.submit(copy_context().run, search, instance, "pool")
-                    await to_thread.run_sync(future.result)
+                    await anyio.to_thread.run_sync(future.result)
 
                 # 3. A thread of your own: name the parent.
                 thread = Thread(target=search, args=[instance, "Thread", run.id])
                 thread.start()
-                await to_thread.run_sync(thread.join)
+                await anyio.to_thread.run_sync(thread.join)
 
             # 4. A worker thread that must wait asks the loop.
-            await to_thread.run_sync(from_thread.run, client.flush)
+            await anyio.to_thread.run_sync(anyio.from_thread.run, client.flush)
         statistics = client.statistics()
     print(f"{statistics.delivered} operations delivered while the client was open")
 

@@ -39,6 +39,11 @@ CHAPTERS = {
         "typed-steps",
         r"refused: .*agent:transfer.*\nlost operations: 0\n",
     ),
+    "stop_signals.py": (
+        BOTH,
+        "stop-signals",
+        r"job 2 puts its work back\nstopped by SIGTERM; lost operations: 0\n",
+    ),
 }
 # What they print is what they recorded, or what they tested.
 SHOWN = {
