@@ -15,6 +15,9 @@ The program records in memory, and nothing is kept. To keep the run and look at 
     PREFACTOR_API_URL=local:runs.db python examples/quick_start.py
     python -m prefactor_core show quick-start --api-url local:runs.db
 
+``show`` cuts the lines to the width of a terminal, writes whole lines into a pipe, and escapes
+characters that the terminal does not have.
+
 It leaves this tree::
 
     complete

@@ -108,8 +108,8 @@ def test_the_commands_of_the_readme_are_those_that_continuous_integration_runs()
 
 def cells_of(header: str) -> list[list[str]]:
     """The rows of the table whose header begins so, without header and rule."""
-    table = TEXT.split(f"\n| {header} |", 1)[1].split("\n\n", 1)[0]
-    return [[cell.strip() for cell in row.strip()[1:-1].split("|")] for row in table.splitlines()[2:]]
+    rows = TEXT.split(f"\n| {header} |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
+    return [[cell.strip() for cell in row.strip()[1:-1].split("|")] for row in rows]
 
 
 def quoted(cell: str) -> list[str]:
