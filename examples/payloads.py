@@ -41,6 +41,7 @@ after a wait of 6 ms or 50 ms of computing; a whole payload may compute for 250 
 A payload has at most ``max_payload_bytes`` of JSON (500,000 by default). The largest texts of a
 larger one are cut, and end with how much is missing. If that is not enough,
 ``{"$truncated": {"bytes": ...}}`` stands for its largest parts, or for all of it.
+Long messages, stack traces, chains of causes and groups of exceptions are cut in the middle.
 ``statistics().degraded`` counts the payloads that are not recorded whole, by reason, and the log
 warns at the first, second, fourth time and so on.
 

@@ -142,6 +142,7 @@ async def main() -> None:
 
         # What is found out about a run, during it or later. The last call for a name counts, and
         # None removes it. instance.record_quality(name, payload) is the same for a run at hand.
+        # A rating by a person is a span: instance.span(Feedback(rating="up")).
         await client.record_quality(instance.id, "accuracy", Accuracy(score=1.0))
     print(f"lost operations: {client.statistics().lost}")
 
