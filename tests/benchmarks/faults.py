@@ -1,4 +1,4 @@
-"""``python -m benchmarks.faults``: this client before an API that fails, in tables.
+"""``python -m benchmarks.faults``: tables of this client before an API that fails.
 
 Runs that begin together, before an API that answers a part of the requests with 503; many more
 runs at once; and an outage of two minutes while spans go on, by 503 and by an API that never
@@ -36,7 +36,7 @@ def _open(server: ServerProcess, **options: Any) -> PrefactorCoreClient:
 
 
 class Turns:
-    """The longest time for which the loop did not come to a task that wanted to go on."""
+    """The longest time that a task waited for the loop after its sleep."""
 
     longest = 0.0
 
@@ -56,7 +56,7 @@ async def _record_run(client: PrefactorCoreClient) -> None:
 
 
 async def _burst(server: ServerProcess, runs: int) -> dict[str, float]:
-    """``runs`` runs that begin together, of seven operations each."""
+    """Record ``runs`` runs that begin together, of seven operations each."""
     turns = Turns()
     cpu, began = time.process_time(), time.perf_counter()
     async with anyio.create_task_group() as outer:
@@ -82,7 +82,7 @@ async def _burst(server: ServerProcess, runs: int) -> dict[str, float]:
 async def _outage(
     server: ServerProcess, fault: dict[str, object], seconds: float
 ) -> dict[str, float]:
-    """An outage of so many seconds, with 2,000 spans a second."""
+    """Record 2,000 spans a second through an outage of so many seconds."""
     turns = Turns()
     options = {"queue_config": {"max_pending_operations": 1_000_000}, "drain_timeout": 120}
     async with anyio.create_task_group() as outer:
