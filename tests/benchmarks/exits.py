@@ -143,7 +143,7 @@ class Exit(Struct, kw_only=True):
     """The start and end of one process; times in seconds, None if it did not get that far.
 
     ``start``: until the block of the run is entered, or until that raises.
-    ``said``: the lines on standard error; ``hangs``: whether the process had to be killed.
+    ``stderr``: the lines on standard error; ``hangs``: whether the process had to be killed.
     """
 
     api: str
@@ -153,7 +153,7 @@ class Exit(Struct, kw_only=True):
     end: float | None
     lost: int | None
     accepted: int
-    said: list[str]
+    stderr: list[str]
     hangs: bool
 
     @property
@@ -162,9 +162,9 @@ class Exit(Struct, kw_only=True):
         wrong = {
             "hangs": self.hangs,
             "slow": max(self.start or 0, self.end or 0) > _EXPECTED,
-            "lost in silence": bool(self.lost) and not self.said,
-            "traceback": any(line.startswith("Traceback") for line in self.said),
-            "talks": len(self.said) > 4,
+            "lost in silence": bool(self.lost) and not self.stderr,
+            "traceback": any(line.startswith("Traceback") for line in self.stderr),
+            "many lines": len(self.stderr) > 4,
         }
         return ", ".join(name for name, holds in wrong.items() if holds)
 
@@ -203,7 +203,7 @@ async def _measure(api: str, address: str, loop: str, way: str) -> Exit:
         end=seconds("ended", ended) if done else None,
         lost=accepted - int(figures["delivered"]) if "delivered" in figures else None,
         accepted=accepted,
-        said=err.decode(errors="replace").splitlines(),
+        stderr=err.decode(errors="replace").splitlines(),
         hangs=not done,
     )
 
@@ -215,17 +215,17 @@ def _rows(exits: Sequence[Exit], words: int) -> Table:
     for column in ("start s", "end s", "lost", "lines"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("finding")
-    table.add_column("said", overflow="fold")
+    table.add_column("stderr", overflow="fold")
     for _, group in groupby(exits, lambda one: one.api):
         for one in group:
-            said = "\n".join(" ".join(line.split()[:words]) for line in one.said[:6])
+            stderr = "\n".join(" ".join(line.split()[:words]) for line in one.stderr[:6])
             table.add_row(
                 *(one.api, one.loop, one.way, _seconds(one.start)),
                 "hangs" if one.hangs else _seconds(one.end),
                 "-" if one.lost is None else f"{one.lost} of {one.accepted}",
-                str(len(one.said)),
+                str(len(one.stderr)),
                 one.findings,
-                escape(said),
+                escape(stderr),
             )
         table.add_section()
     return table
@@ -244,7 +244,7 @@ def _summary(exits: Sequence[Exit]) -> Table:
             "hangs"
             if any(one.hangs for one in of_api)
             else _seconds(max((one.end for one in of_api if one.end is not None), default=None)),
-            str(max(len(one.said) for one in of_api)),
+            str(max(len(one.stderr) for one in of_api)),
             str(sum(bool(one.findings) for one in of_api)),
         )
     return table
