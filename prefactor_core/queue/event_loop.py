@@ -169,10 +169,10 @@ class EventLoop:
 
 
 class UnownedTasks:
-    """Tasks of asyncio's that no task group owns, for the task that makes this object.
+    """asyncio tasks that no task group owns, for the task that makes this object.
 
     A task that is cancelled before its first step never runs, and the task group that owns it
-    takes that for a failure: it cancels its own host. Here that is told to who started it.
+    takes that for a failure: it cancels its own host. Here a callback hears of it.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -189,24 +189,32 @@ class UnownedTasks:
         loop = anyio.lowlevel.current_token().native_token
         return None if hasattr(loop, _TRIO) else cls(cast("asyncio.AbstractEventLoop", loop))
 
-    @property
-    def host_has_ended(self) -> bool:
-        """Whether the task has ended that made this object."""
-        return self._host is None or self._host.done()
-
     def start(
-        self, work: Coroutine[None, None, None], name: str, on_end: Callable[[], object]
+        self,
+        work: Coroutine[None, None, None],
+        name: str,
+        on_cancelled: Callable[[], object],
     ) -> None:
-        """Start a task, in an empty context; ``on_end`` is called when it has ended, if it began or
-        not. That may be in no task, where most of anyio does not work."""
+        """Start a task, in an empty context. ``on_cancelled`` is called, outside of any task, when
+        it has ended by ``Task.cancel()``, before its first step perhaps."""
         task = self._loop.create_task(work, name=name, context=Context())
         self._tasks.add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
-            on_end()
+            if task.cancelled():
+                on_cancelled()
 
         task.add_done_callback(ended)
+
+    def call_later(self, seconds: float, function: Callable[[], object]) -> None:
+        """Call ``function`` after ``seconds``, unless the task that made this object has ended."""
+
+        def call() -> None:
+            if self._host is not None and not self._host.done():
+                function()
+
+        self._loop.call_later(seconds, call)
 
 
 def run_soon_here() -> RunSoon:
