@@ -17,7 +17,7 @@ from prefactor_core.exceptions import (
     PrefactorCoreError,
 )
 from prefactor_core.exceptions.log import log
-from prefactor_core.export.assumption import Assumption
+from prefactor_core.export.api_limits import Assumption
 from prefactor_core.export.circuit_breaker import CircuitBreaker
 from prefactor_core.export.counters import Counters
 from prefactor_core.export.identity import Identities, RunIdentity
@@ -52,14 +52,14 @@ class StatusPoll:
         self,
         api: ApiClient,
         identities: Identities,
-        outage: CircuitBreaker,
+        breaker: CircuitBreaker,
         counters: Counters,
         event_loop: EventLoop,
         interval: float,
     ) -> None:
         self._api = api
         self._identities = identities
-        self._breaker = outage
+        self._breaker = breaker
         self._counters = counters
         self._event_loop = event_loop
         self._interval = interval

@@ -555,13 +555,13 @@ def vars_of(run: object) -> list[object]:
 
 def test_no_wait_is_longer_than_what_is_left_of_the_drain() -> None:
     for failures in range(1, 30):
-        outage = CircuitBreaker(Backoff())
+        breaker = CircuitBreaker(Backoff())
         for n in range(failures):
-            round = outage.begin()
-            outage.failed(round, float(n), 600.0 if n % 2 else None, denied=True)
-            outage.end(round)
-        outage.drain(float(failures), failures + 8.0)
-        assert outage.wait(float(failures)) < 8.0
+            round = breaker.begin()
+            breaker.failed(round, float(n), 600.0 if n % 2 else None, denied=True)
+            breaker.end(round)
+        breaker.drain(float(failures), failures + 8.0)
+        assert breaker.wait(float(failures)) < 8.0
 
 
 # --- the event loop
