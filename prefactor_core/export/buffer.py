@@ -288,7 +288,7 @@ class Buffer:
             self._counters.fail(error)
             self._counters.drop("queue", 1, operation.size)
             detail = f"the client's queue does not take them ({type(error).__name__}: {error})"
-            self._losses.dropped_anywhere("queue", detail)
+            self._losses.dropped_in_any_thread("queue", detail)
             return False
         worker_queue.recorded, self._putting = worker_queue.recorded + 1, None
         if worker_queue.waits_for_more:
@@ -297,4 +297,4 @@ class Buffer:
 
     def _turn_away(self, reason: str) -> None:
         self._counters.turn_away(reason)
-        self._losses.dropped_anywhere(reason)
+        self._losses.dropped_in_any_thread(reason)

@@ -1,4 +1,4 @@
-"""What becomes of an operation that is too large as it is. Pure."""
+"""without_payload: an operation that is too large, made smaller. Pure."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import anyio.lowlevel
 
 from prefactor_core.exceptions.log import log
 from prefactor_core.exceptions.outcome import outcome_of
-from prefactor_core.queue.event_loop import UnownedTasks
+from prefactor_core.queue.event_loop import EventLoop
 from prefactor_core.queue.retry_policy import Backoff
 
 if TYPE_CHECKING:
@@ -52,9 +52,6 @@ class Workers:
         self._drain_timeout = drain_timeout
         self._group: TaskGroup | None = None
         self._first: list[Coroutine[None, None, None]] = []
-        # Replacements, on asyncio. They start while something cancels tasks: not in the group,
-        # which a task that is cancelled before its first step would cancel, and the body with it.
-        self._unowned: UnownedTasks | None = None
         # The scope of each worker by the number of its job; None until the task has begun.
         self._running: dict[int, anyio.CancelScope | None] = {}
         # Jobs whose worker was cancelled and is to be replaced. Meanwhile they have no task:
@@ -69,7 +66,7 @@ class Workers:
     async def __aenter__(self) -> Self:
         if self._group is not None:
             raise RuntimeError("workers can be entered once only")
-        self._unowned = UnownedTasks.here()
+        self._event_loop = EventLoop.here()
         self._group = await anyio.create_task_group().__aenter__()
         for number in range(len(self._jobs)):
             self._start_in_group(number)
@@ -142,13 +139,15 @@ class Workers:
             raise stopped
 
     def _start(self, number: int) -> None:
+        """Start a worker that replaces one."""
         self._running[number] = None
-        if self._unowned is None:
+        if self._event_loop.is_trio:
             self._start_in_group(number)
         else:
-            # Called if it is cancelled before its first step.
-            on_cancelled = partial(self._end, number, restart=True)
-            self._unowned.start(self._work(number), _name(number), on_cancelled)
+            # Not in the group: something may be cancelling tasks now, and a task that is
+            # cancelled before its first step would cancel the group, and the body with it.
+            work, on_cancelled = partial(self._work, number), partial(self._end, number, True)
+            self._event_loop.spawn(work, _name(number), on_cancelled)
 
     def _start_in_group(self, number: int, delay: float = 0.0) -> None:
         assert self._group is not None
@@ -180,17 +179,17 @@ class Workers:
         except BaseException as stop:
             self._stopped_by(stop)
             is_stopped = True
-        self._end(number, restart=is_stopped)
+        self._end(number, is_stopped)
 
-    def _end(self, number: int, *, restart: bool) -> None:
+    def _end(self, number: int, restart: bool) -> None:
         self._running.pop(number, None)
         if restart and not self._is_drained and self._interrupt is None:
             delay = _RESTART_AFTER_IN_DRAIN if self._is_draining else _RESTART_AFTER
-            if self._unowned is None:
+            if self._event_loop.is_trio:
                 self._start_in_group(number, delay)
             else:
                 self._paused.add(number)
-                self._unowned.call_later(delay, partial(self._end_pause, number))
+                self._event_loop.call_later(delay, partial(self._end_pause, number))
         self._ended.set()
 
     def _end_pause(self, number: int) -> None:

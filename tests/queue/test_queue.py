@@ -294,7 +294,7 @@ async def test_a_queue_whose_put_waits_works_in_a_client(
         "complete",
         [("agent:tool", "complete", [])] * 21 + [("agent:llm", "complete", [])],
     )
-    assert ("it is sent from memory" in caplog.text) is (kind is RefusingEveryThird)
+    assert ("they are sent from memory" in caplog.text) is (kind is RefusingEveryThird)
 
 
 @pytest.mark.virtual_time
