@@ -178,8 +178,9 @@ class ApiClient:
     ) -> dict[str, Output]:
         """Do several operations in their order, up to the first that fails.
 
-        ``given_ids``: for each, whether it is told which id the span shall have. What came of
-        each, by idempotency key; nothing for those after a failure (API.md section 10).
+        ``given_ids``: for each, whether the API is told which id the span shall have. Returns the
+        output of each by idempotency key, and none for those after a failure. Raises
+        :class:`~prefactor_core.exceptions.PrefactorContractError` if there is no output at all.
         """
         items: list[bytes] = []
         size = written = 0
@@ -190,7 +191,11 @@ class ApiClient:
             items.append(self._written("POST bulk", requests.item(operation, given_id)))
             size += len(items[-1])
         body = b'{"items":[' + b",".join(items) + b"]}"
-        return (await self._call("POST", "bulk", Outputs, body)).outputs
+        outputs = (await self._call("POST", "bulk", Outputs, body)).outputs
+        if not any(operation.idempotency_key in outputs for operation in operations):
+            # Else a caller would send them again at once, and for ever.
+            raise PrefactorContractError("bulk was answered without an output for any item")
+        return outputs
 
     async def get_agent_instance(self, instance_id: str) -> AgentInstanceAnswer:
         """One stored run."""

@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
 
-from msgspec import Struct
+import msgspec
+from msgspec import UNSET, Struct
 
 from prefactor_core.models.lifecycle import SpanStatus
 from prefactor_core.operations import (
@@ -23,6 +24,7 @@ from prefactor_core.operations import (
     RegisterAgentInstance,
     StartAgentInstance,
 )
+from prefactor_core.payloads.capture import EMPTY, truncated
 
 _SPANS = (CreateSpan, FinishSpan)
 
@@ -65,6 +67,15 @@ class BatchItem(Struct, eq=False, gc=False):
     faults: int = 0
     overtaken: bool = False
     due: float = 0.0
+
+    def shrink(self) -> bool:
+        """Leave the larger payload out from now on; return whether there is one."""
+        smaller = without_payload(self.operation)
+        if smaller is None:
+            return False
+        self.original = self.original or self.operation
+        self.operation = smaller
+        return True
 
 
 class _Run:
@@ -363,3 +374,15 @@ def _created(operations: Iterable[Operation]) -> set[str]:
 def half(batch: Sequence[BatchItem]) -> int:
     """How many operations a batch may have that is to be half of ``batch``."""
     return max(1, sum(item.count for item in batch) // 2)
+
+
+def without_payload(operation: Operation) -> Operation | None:
+    """The operation with its larger payload replaced by a marker; None if none is large."""
+    payload = operation.payload if isinstance(operation, CreateSpan | RecordQuality) else EMPTY
+    result = operation.result_payload if isinstance(operation, CreateSpan | FinishSpan) else UNSET
+    sizes = {"payload": len(payload), "result_payload": 0 if result is UNSET else len(result)}
+    largest = max(sizes, key=sizes.__getitem__)
+    marker = truncated(sizes[largest])
+    if sizes[largest] <= len(marker):
+        return None
+    return msgspec.structs.replace(operation, **{largest: marker})

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import anyio
 
 from prefactor_core.config import QueueConfig
+from prefactor_core.export.batch import without_payload
 from prefactor_core.export.counters import Counters
 from prefactor_core.export.loss_report import LossReport
-from prefactor_core.export.without_payload import without_payload
 from prefactor_core.export.worker_queue import WorkerQueue
 from prefactor_core.operations import (
     CreateSpan,

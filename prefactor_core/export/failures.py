@@ -37,34 +37,28 @@ _OUT_OF_SERVICE = (408, 425, 429, 502, 503, 504)
 
 
 class FailureKind(Enum):
-    """What a failed attempt means."""
+    """The meaning of a failed attempt.
+
+    ``ALREADY_DONE``: the run or span is in the state that the operation asks for, as if delivered.
+    ``REFUSED``: the API does not accept the operation, if it accepts anything at all.
+    ``TOO_LARGE``: the API would accept it if it were smaller.
+    ``ID_REFUSED``: the API would accept it without the given id.
+    ``PARENT_REFUSED``: the API would accept it without the given parent.
+    ``ENVIRONMENT_REFUSED``: the API may accept it without the added runtime environment.
+    ``DENIED``: the API does not accept the token, whatever is sent with it.
+    ``BUSY``: the API is up and asks to wait (429).
+    ``FAILED``: no answer, or a meaningless one: alone it does not show whose fault it is.
+    """
 
     ALREADY_DONE = auto()
-    """The run or span is in the state that the operation asks for: as good as delivered."""
-
     REFUSED = auto()
-    """The API does not accept the operation, if it accepts anything at all."""
-
     TOO_LARGE = auto()
-    """The API would accept the operation if it were smaller."""
-
     ID_REFUSED = auto()
-    """The API would accept the operation without the given id."""
-
     PARENT_REFUSED = auto()
-    """The API would accept the operation without the given parent."""
-
     ENVIRONMENT_REFUSED = auto()
-    """The API may accept the operation without the runtime environment that was added."""
-
     DENIED = auto()
-    """The API does not accept the token, whatever is sent with it."""
-
     BUSY = auto()
-    """The API is up and asks to wait (429)."""
-
     FAILED = auto()
-    """No answer, or a meaningless one: alone it does not show whose fault it is."""
 
 
 def classify(operation: Operation, error: Exception) -> FailureKind:
@@ -151,6 +145,11 @@ def outcome_is_unknown(error: Exception) -> bool:
             return error.status_code in _OF_A_GATEWAY
         case _:
             return False
+
+
+def is_too_large(error: Exception) -> bool:
+    """Whether the API, or something before it, says that the request is too large."""
+    return isinstance(error, PrefactorApiError) and error.status_code == _TOO_LARGE
 
 
 def lacks_call(error: Exception) -> bool:

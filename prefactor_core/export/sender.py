@@ -12,7 +12,6 @@ import msgspec
 
 from prefactor_core.exceptions import (
     PrefactorApiError,
-    PrefactorContractError,
     PrefactorUnreachableError,
 )
 from prefactor_core.exceptions.log import log
@@ -29,7 +28,6 @@ from prefactor_core.export.failures import (
     outcome_is_unknown,
     was_not_sent,
 )
-from prefactor_core.export.without_payload import without_payload
 from prefactor_core.operations import CreateSpan, Operation, RegisterAgentInstance
 from prefactor_core.operations.identifiers import is_pfid
 
@@ -106,15 +104,6 @@ class Sender:
         item.in_bulk, item.alone = True, False
         self._refusals[id(item)] = refusal
 
-    def shrink(self, item: BatchItem) -> bool:
-        """Leave the larger payload of an item out from now on; return whether it has one."""
-        smaller = without_payload(item.operation)
-        if smaller is None:
-            return False
-        item.original = item.original or item.operation
-        item.operation = smaller
-        return True
-
     def bulk_failed(self) -> None:
         """Note that a bulk request failed as a whole, and its items go in smaller ones next.
 
@@ -163,7 +152,7 @@ class Sender:
         elif kind is FailureKind.ENVIRONMENT_REFUSED:
             assert isinstance(item.operation, RegisterAgentInstance)
             item.operation = item.operation.as_given()
-        elif kind is FailureKind.TOO_LARGE and self.shrink(item):
+        elif kind is FailureKind.TOO_LARGE and item.shrink():
             pass
         elif self._answers_caller(item, error) or (
             item.failed_in_bulk
@@ -198,7 +187,7 @@ class Sender:
         size = sum(item.size for item in batch)
         try:
             outputs = await self._request(
-                batch, self._bulk(operations, [item.given_id for item in batch])
+                batch, self._api.bulk(operations, [item.given_id for item in batch])
             )
         except Exception as error:
             now, kind = anyio.current_time(), classify_request(error)
@@ -216,15 +205,6 @@ class Sender:
             raise
         self.limits.accepted_size(size)
         await self._read_outputs(batch, operations, outputs)
-
-    async def _bulk(
-        self, operations: Sequence[Operation], given_ids: Sequence[bool]
-    ) -> dict[str, Output]:
-        outputs = await self._api.bulk(operations, given_ids)
-        if not any(operation.idempotency_key in outputs for operation in operations):
-            # Else the batch would be sent again at once, and for ever.
-            raise PrefactorContractError("bulk was answered without an output for any item")
-        return outputs
 
     async def _read_outputs(
         self,

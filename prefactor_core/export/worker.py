@@ -7,7 +7,6 @@ import math
 import anyio
 
 from prefactor_core.config import QueueConfig
-from prefactor_core.exceptions import PrefactorApiError
 from prefactor_core.export.batch import BatchItem, half
 from prefactor_core.export.buffer import Buffer
 from prefactor_core.export.circuit_breaker import CircuitBreaker
@@ -18,6 +17,7 @@ from prefactor_core.export.failures import (
     is_firm,
     is_of_the_api,
     is_out_of_service,
+    is_too_large,
     lacks_call,
     was_not_sent,
 )
@@ -35,8 +35,6 @@ _OUTAGE_RETRIES = 3
 
 _FEW = 2
 """A bulk request of so few operations fails for one of them, or because there is no bulk."""
-
-_TOO_LARGE = 413
 
 
 class Worker:
@@ -242,7 +240,7 @@ class Worker:
                 # The API fails at this item: from now on it goes alone.
                 item.alone = True
                 item.faults += 1
-                if _is_too_large(error) and self._sender.shrink(item):
+                if is_too_large(error) and item.shrink():
                     return
                 if self._is_to_blame(item, error, refused=refused):
                     given_up = refused or kind is FailureKind.DENIED
@@ -266,7 +264,3 @@ class Worker:
 
     def _retries(self, error: Exception) -> int:
         return self._max_retries * (_OUTAGE_RETRIES if is_out_of_service(error) else 1)
-
-
-def _is_too_large(error: Exception) -> bool:
-    return isinstance(error, PrefactorApiError) and error.status_code == _TOO_LARGE
