@@ -117,7 +117,7 @@ def test_bulk_that_works_after_all_is_used_again() -> None:
     assert (set(limits.alone(NOW)), limits.assumed) == (set(), ())
 
 
-def test_ids_that_are_taken_after_all_are_given_again() -> None:
+def test_ids_that_are_accepted_after_all_are_given_again() -> None:
     limits = Limits()
     limits.makes_ids(NOW)
     limits.takes_ids()
@@ -154,7 +154,7 @@ def test_bulk_that_fails_five_times_while_single_calls_go_through_is_not_used() 
     assert limits.assumed == ("no bulk",)
 
 
-def test_bulk_that_takes_several_operations_in_between_works() -> None:
+def test_bulk_that_accepts_several_operations_in_between_works() -> None:
     limits = Limits()
     for _ in range(5):
         for _ in range(4):
@@ -163,7 +163,7 @@ def test_bulk_that_takes_several_operations_in_between_works() -> None:
     assert set(limits.alone(NOW)) == set()
 
 
-def test_bulk_that_takes_one_operation_only_may_still_fail_as_a_whole() -> None:
+def test_bulk_that_accepts_one_operation_only_may_still_fail_as_a_whole() -> None:
     limits = Limits()
     for _ in range(5):
         limits.bulk_failed(NOW)
@@ -182,7 +182,7 @@ def test_a_type_is_accepted_only_alone_after_two_times() -> None:
     assert set(limits.alone(NOW)) == {QUALITY}
 
 
-def test_a_type_that_bulk_has_taken_once_is_known_to_bulk() -> None:
+def test_a_type_that_bulk_has_accepted_once_is_known_to_bulk() -> None:
     limits = Limits()
     limits.accepted_in_bulk(QUALITY, 3)
     no_bulk_for_quality(limits, NOW)

@@ -199,7 +199,7 @@ def test_the_wait_that_the_api_asks_for_does_not_shorten_the_schedule() -> None:
     assert breaker.wait(NOW) == pytest.approx(5)  # as long as any wait may be at the beginning
 
 
-def test_every_worker_is_heard_that_was_asked_to_wait() -> None:
+def test_every_answer_that_asks_a_worker_to_wait_counts() -> None:
     # The first failure of a round counts, but the wait may be asked for in the second.
     breaker = make()
     rounds = [breaker.begin() for _ in range(3)]
@@ -304,14 +304,14 @@ def test_a_first_request_that_got_no_answer_for_five_seconds_is_news() -> None:
     assert not breaker.failed(breaker.begin(), NOW, took=4.9)
 
 
-def test_each_outage_is_told() -> None:
+def test_each_outage_is_reported() -> None:
     breaker = make()
     for _ in range(3):
         assert [fail_again(breaker) for _ in range(5)] == [False, False, False, True, False]
         assert breaker.succeeded(NOW) is not None
 
 
-def test_the_end_of_an_outage_that_was_told_gives_its_length_once() -> None:
+def test_the_end_of_a_reported_outage_gives_its_length_once() -> None:
     breaker = make()
     fail_again(breaker, NOW)
     fail_again(breaker, NOW + 5)
@@ -399,7 +399,7 @@ EVENTS = st.lists(
 
 
 @given(EVENTS)
-def test_whatever_happens_waits_are_kept_and_bounded_and_outages_told_in_turn(
+def test_whatever_happens_waits_are_kept_and_bounded_and_outages_reported_in_turn(
     events: list[tuple[object, ...]],
 ) -> None:
     breaker, now, told = make(), NOW, False

@@ -469,7 +469,7 @@ async def test_a_request_that_was_too_large_once_makes_none_small_for_ever(api: 
             assert client.statistics().assumed == ()
 
 
-async def test_a_token_that_is_taken_again_in_the_last_seconds_of_a_scope_is_noticed(
+async def test_a_token_that_is_accepted_again_in_the_last_seconds_of_a_scope_is_noticed(
     api: FaultyApi,
 ) -> None:
     async def take_it_again() -> None:

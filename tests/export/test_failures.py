@@ -127,7 +127,7 @@ def test_a_step_that_is_in_conflict_was_made_already(operation: Operation) -> No
     assert classify(operation, answer(409)) is expected
 
 
-def test_a_conflict_of_a_whole_request_settles_nothing() -> None:
+def test_a_conflict_of_a_whole_request_completes_nothing() -> None:
     # Bulk tells its conflicts by item; one for all of them does not say which.
     assert classify_request(answer(409)) is FailureKind.REFUSED
 
@@ -259,7 +259,7 @@ ANSWERED = [*PROPER, 409]
 
 
 @pytest.mark.parametrize("body", [None, b"<html>"], ids=["proper", "html"])
-def test_a_call_is_lacking_by_its_status_whoever_says_so(body: bytes | None) -> None:
+def test_a_call_is_lacking_by_its_status_also_from_a_gateway(body: bytes | None) -> None:
     assert {s for s in ANSWERED if lacks_call(answer(s, body))} == {404, 405, 501}
 
 
