@@ -20,7 +20,7 @@ from prefactor_core.exceptions import (
     PrefactorTelemetryFailureError,
 )
 from prefactor_core.exceptions.log import log
-from prefactor_core.export.exporter import Delivery
+from prefactor_core.export.exporter import Exporter
 from prefactor_core.operations import Operation
 from prefactor_core.payloads.capture import Capture
 from prefactor_core.queue.awaited import without_waiting
@@ -50,7 +50,7 @@ class ClientScope:
         self,
         config: PrefactorCoreConfig,
         connections: AsyncExitStack,
-        delivery: Delivery,
+        delivery: Exporter,
         checks: PayloadChecks | None,
     ) -> None:
         self._connections = connections
@@ -118,7 +118,7 @@ class ClientScope:
                 multiplier=http.retry_multiplier,
                 cap=http.max_retry_delay,
             )
-            delivery = Delivery(
+            delivery = Exporter(
                 api,
                 queues,
                 queueing,
