@@ -20,7 +20,7 @@ from prefactor_core.schema_registry import SchemaRegistry
 
 try:
     from prefactor_core.local.app import LocalPrefactor
-    from prefactor_core.local.refusal import Refusal
+    from prefactor_core.local.errors import ApiError
     from prefactor_core.local.requests import TerminateBody
     from prefactor_core.local.service import Service
     from prefactor_core.local.store import MEMORY, Row, Store
@@ -93,8 +93,8 @@ class Recording:
         """
         try:
             self._service.terminate(instance_id, TerminateBody(reason=reason))
-        except Refusal as refusal:
-            raise PrefactorCoreError(refusal.message) from None
+        except ApiError as error:
+            raise PrefactorCoreError(error.message) from None
 
     @property
     def runs(self) -> list[RecordedRun]:

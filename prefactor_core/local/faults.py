@@ -1,4 +1,4 @@
-"""Faults: what a Prefactor can do wrong, for trying out how its clients bear it."""
+"""Faults: errors of a server, made on purpose to test its clients."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Collection, Mapping
 from http import HTTPStatus
-from typing import cast
+from typing import Final, cast
 
 import anyio
 from msgspec import Struct
@@ -15,33 +15,33 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
-from prefactor_core.local.refusal import Refusal
+from prefactor_core.local.errors import ApiError
 
-_DAY = 24 * 60 * 60
+_DAY: Final = 24 * 60 * 60
 
 
 class Faults(Struct, kw_only=True):
-    """By default there are none. May be changed while the server runs.
+    """The faults of a local Prefactor; none by default. Fields may change while it runs.
 
-    ``answering_time``: seconds from the doing of a call to its answer; ``math.inf`` is never.
-    ``failure_rate``: the part of the requests (0 to 1) that are not done and answered
-    ``failure_status``, or one of several, each 400 to 599; ``retry_after`` is how long these
-    answers ask to wait, in seconds up to a day (the header in whole ones, rounded up).
-    ``read_only``: whether new writes fail like this, all of them, while reads, and writes whose
-    idempotency key is known, are answered: a database in maintenance, behind a cache. A bulk
-    with a new write fails whole.
-    ``gateway``: whether failures, and refusals of large bodies, are a gateway's page in HTML
-    and not in the form of the API's errors; ``refusals`` counts them as ``gateway``.
-    ``drop_rate``: the part of the requests whose connection breaks: for one half before the
-    call is done, for the other after it, so that only the answer is lost.
-    ``bulk``: whether POST bulk is there; ``bulk_types``: which types of items it knows, None
-    for all.
+    ``answering_time``: seconds between the effect of a call and its answer; ``math.inf``: never.
+    ``failure_rate``: the share of requests (0 to 1) that have no effect and are answered
+    ``failure_status``, or one of several, each 400 to 599; ``retry_after``: the seconds that these
+    answers ask to wait, up to a day (the header in whole seconds, rounded up).
+    ``read_only``: every new write fails like this, while reads, and writes whose idempotency key
+    is known, are answered, as by a database in maintenance behind a cache. A bulk request with a
+    new write fails whole.
+    ``gateway``: failures, and errors for large bodies, are a gateway's page in HTML in place of
+    the API's error; ``LocalPrefactor.refusals`` counts them as ``gateway``.
+    ``drop_rate``: the share of requests whose connection breaks: one half before the call takes
+    effect, the other half after it, so that only the answer is lost.
+    ``bulk``: whether POST bulk exists; ``bulk_types``: the types of items that it knows, None for
+    all.
     ``given_ids``: whether a caller may choose the id of a run or a span.
     ``max_body_bytes``: the largest body that is taken; a larger one is answered 413.
     ``seed``: the same seed and the same requests have the same faults. Read once, at the start.
 
-    Raises :class:`PrefactorValueError` for a value out of its bounds; a later assignment is
-    not checked.
+    Raises :class:`PrefactorValueError` for a value out of its bounds; later assignments are not
+    checked.
     """
 
     answering_time: float = 0.0
@@ -75,13 +75,13 @@ class Faults(Struct, kw_only=True):
 
 
 class ReadOnly(Exception):  # noqa: N818 - the fault of this name
-    """A new write while ``Faults.read_only``; answered as :meth:`FaultyFront.failure`."""
+    """A new write while ``Faults.read_only``; answered by :meth:`FaultMiddleware.failure`."""
 
 
-class FaultyFront:
-    """An ASGI application in front of ``app`` with those of ``faults`` that any server can have.
+class FaultMiddleware:
+    """ASGI middleware around ``app`` with those ``faults`` that any server can have.
 
-    The codes of its own refusals are counted in ``refusals``.
+    ``refusals`` counts the errors of this middleware by their code.
     """
 
     def __init__(self, app: ASGIApp, faults: Faults, refusals: Counter[str]) -> None:
@@ -105,7 +105,7 @@ class FaultyFront:
                 await anyio.sleep(faults.answering_time)
             await send(message)
 
-        # Whole, whatever comes of it: not every client looks for an answer while it sends.
+        # Always read the whole body: not every client looks for an answer while it sends.
         messages, size = await _read(receive, most)
 
         async def replay() -> Message:
@@ -117,26 +117,26 @@ class FaultyFront:
                 app = self.failure()
             elif most is not None and size > most:
                 message = f"the body has {size} bytes, at most {most} are taken"
-                app = self._refuse(413, "payload_too_large", message)
-            await app(scope, replay, _nobody if dropped else send_late)
+                app = self._error(413, "payload_too_large", message)
+            await app(scope, replay, _discard if dropped else send_late)
         if dropped:
             await _break_connection(send_late)
 
     def failure(self) -> Response:
-        """The answer to a request that is not done."""
+        """The answer to a request that fails without effect."""
         statuses, wait = self._faults.failure_status, self._faults.retry_after
         status = statuses if isinstance(statuses, int) else self._random.choice(sorted(statuses))
         code = "rate_limited" if status == 429 else "unavailable"
         message = "this server has faults: try again"
         if wait is None:
-            return self._refuse(status, code, message)
+            return self._error(status, code, message)
         headers = {"Retry-After": str(math.ceil(wait))}
-        return self._refuse(status, code, message, headers, retry_after_ms=round(wait * 1000))
+        return self._error(status, code, message, headers, retry_after_ms=round(wait * 1000))
 
     def _happens(self, rate: float) -> bool:
         return rate > 0 and self._random.random() < rate
 
-    def _refuse(
+    def _error(
         self,
         status: int,
         code: str,
@@ -148,7 +148,7 @@ class FaultyFront:
             self._refusals["gateway"] += 1
             return HTMLResponse(_page(status), status, headers=headers)
         self._refusals[code] += 1
-        body = {**Refusal(status, code, message).body(), **more}
+        body = {**ApiError(status, code, message).body(), **more}
         return JSONResponse(body, status, headers=headers)
 
 
@@ -159,8 +159,8 @@ def _page(status: int) -> str:
 
 
 async def _read(receive: Receive, most: int | None) -> tuple[list[Message], int]:
-    """The messages of a request, and how many bytes its body has; nothing beyond ``most``
-    bytes is kept."""
+    """The messages of a request and the bytes of its body; messages beyond ``most`` bytes are
+    not kept."""
     messages: list[Message] = []
     size = 0
     more = True
@@ -174,15 +174,15 @@ async def _read(receive: Receive, most: int | None) -> tuple[list[Message], int]
 
 
 async def _break_connection(send: Send) -> None:
-    # Without the begin of an answer, a server would answer 500; as the rest of it never
-    # comes, the server has to close the connection.
+    # Without the start of an answer, the server would answer 500. As the rest never comes, the
+    # server must close the connection.
     headers = [(b"content-length", b"1")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     raise ConnectionResetError("the connection is dropped: this server has faults")
 
 
-async def _nobody(message: Message) -> None:
-    """Takes an answer that is lost."""
+async def _discard(message: Message) -> None:
+    """Lose an answer."""
 
 
 def _check_number(name: str, value: object, most: float) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from prefactor_core.local.faults import Faults
-from prefactor_core.local.idempotency import KEPT_SECONDS, MOST_KEPT, Once
+from prefactor_core.local.idempotency import KEPT_SECONDS, MOST_KEPT, IdempotentCalls
 from prefactor_core.local.requests import StartBody
 from prefactor_core.local.store import Store
 
@@ -21,14 +21,14 @@ class Calls:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.answered = 0
-        self._once = Once(store, Faults())
+        self._calls = IdempotentCalls(store, Faults())
 
     def call(self, key: str) -> bytes:
         def act() -> dict[str, object]:
             self.answered += 1
             return {"number": self.answered}
 
-        return self._once("start", StartBody(), key, act)
+        return self._calls.run("start", StartBody(), key, act)
 
     def call_each(self, begin: str) -> list[bytes]:
         return [self.call(f"{begin}-{number}") for number in range(200)]

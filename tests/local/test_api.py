@@ -43,7 +43,7 @@ from support.local_api import (
 
 from prefactor_core import PrefactorValueError
 from prefactor_core.local import LocalPrefactor, open_local_prefactor
-from prefactor_core.local.refusal import Refusal
+from prefactor_core.local.errors import ApiError
 from prefactor_core.local.requests import (
     CreateSpanBody,
     FinishInstanceBody,
@@ -1303,7 +1303,7 @@ class RandomCalls(RuleBasedStateMachine):
         def attempt() -> tuple[int, Any]:
             try:
                 answer = method(*ids, parse_body(content, body_type))
-            except Refusal as refusal:
+            except ApiError as refusal:
                 return refusal.status, refusal.code
             return 200, msgspec.json.decode(answer)["details"]
 
