@@ -11,7 +11,6 @@ import anyio.lowlevel
 import msgspec
 
 from prefactor_core.exceptions import (
-    OperationError,
     PrefactorApiError,
     PrefactorContractError,
     PrefactorUnreachableError,
@@ -33,18 +32,13 @@ from prefactor_core.export.failures import (
 from prefactor_core.export.without_payload import without_payload
 from prefactor_core.operations import (
     CreateSpan,
-    FinishAgentInstance,
-    FinishSpan,
     Operation,
-    RecordQuality,
     RegisterAgentInstance,
-    StartAgentInstance,
-    UpdateSpanPayload,
 )
 from prefactor_core.operations.identifiers import is_pfid
 
 if TYPE_CHECKING:
-    from prefactor_core.api.answers import Control, Output
+    from prefactor_core.api.answers import Output
     from prefactor_core.api.client import ApiClient
 
 logger = logging.getLogger("prefactor_core.export.sender")
@@ -158,7 +152,7 @@ class Sender:
         operation = self.identities.of(item.operation.instance_id).addressed(item.operation)
         api_id = None
         try:
-            api_id, control = await self._request([item], self._call(operation, item.given_id))
+            answer = await self._request([item], self._api.send(operation, given_id=item.given_id))
         except Exception as error:
             if self._refused_alone(item, operation, error, settle):
                 return
@@ -170,7 +164,8 @@ class Sender:
             self._succeeded()
             item.maybe_done = True  # by whom, nobody knows
         else:
-            self.completion.heed(operation.instance_id, control)
+            api_id = answer.details.id
+            self.completion.heed(operation.instance_id, answer.control)
             if item.failed_in_bulk and not _is_changed(item):
                 self.limits.taken_only_alone(operation.type, anyio.current_time())
         if isinstance(operation, CreateSpan) and operation.parent_span_id is None:
@@ -304,32 +299,6 @@ class Sender:
             # Else it would be sent again at once, and for ever.
             raise PrefactorContractError("bulk was answered without an output for any item")
         return outputs
-
-    async def _call(
-        self, operation: Operation, given_id: bool
-    ) -> tuple[str | None, Control | None]:
-        """The operation's own call; the id of a run or span that it made, and what else the
-        API wants."""
-        match operation:
-            case CreateSpan():
-                created = await self._api.create_span(operation, given_id=given_id)
-                return created.details.id, created.control
-            case FinishSpan():
-                return None, (await self._api.finish_span(operation)).control
-            case StartAgentInstance():
-                return None, (await self._api.start_agent_instance(operation)).control
-            case FinishAgentInstance():
-                return None, (await self._api.finish_agent_instance(operation)).control
-            case RecordQuality():
-                return None, (await self._api.record_quality(operation)).control
-            case RegisterAgentInstance():
-                registered = await self._api.register_agent_instance(operation)
-                return registered.details.id, registered.control
-            case UpdateSpanPayload():
-                raise OperationError(
-                    "the API has no call that changes the payload of a span that has started",
-                    operation.type,
-                )
 
     def _succeeded(self) -> None:
         outage = self._breaker.succeeded(anyio.current_time())
