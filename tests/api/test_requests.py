@@ -1,4 +1,4 @@
-"""The bodies of requests, byte for byte, as API.md sections 6.1, 8 and 10 have them."""
+"""The bodies of requests, byte for byte: single calls, spans and bulk."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import msgspec
 import pytest
 from msgspec import UNSET, Raw, UnsetType
 
-from prefactor_core.api import requests
-from prefactor_core.api.requests import single, termination
+from prefactor_core.api.requests import item, single, termination
 from prefactor_core.exceptions import OperationError
 from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
 from prefactor_core.operations import (
@@ -40,9 +39,13 @@ UPDATE = UpdateSpanPayload(
 )
 
 
-def bulk(operations: list[Operation], given_ids: list[bool]) -> dict[str, list[msgspec.Struct]]:
+def bulk(operations: list[Operation], given_ids: list[bool]) -> dict[str, list[Raw]]:
     """The body of a bulk request."""
-    return {"items": [requests.item(*each) for each in zip(operations, given_ids, strict=True)]}
+    items: list[Raw] = []
+    for operation, given_id in zip(operations, given_ids, strict=True):
+        _, body = single(operation, given_id=given_id)
+        items.append(Raw(item(operation, msgspec.json.encode(body))))
+    return {"items": items}
 
 
 QUALITY = RecordQuality(
