@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 from msgspec import UNSET, Raw, UnsetType
+from support.cases import case
 
 from prefactor_core.api.requests import item, single, termination
 from prefactor_core.exceptions import OperationError
@@ -273,13 +274,12 @@ ITEMS: list[tuple[Operation, bytes]] = [
 ]
 
 
-@pytest.mark.parametrize(("operation", "path", "body"), SINGLE)
-def test_a_single_call_has_its_path_and_its_body(
-    operation: Operation, path: str, body: bytes
-) -> None:
-    asked, struct = single(operation)
-    assert asked == path
-    assert msgspec.json.encode(struct) == body
+def test_a_single_call_has_its_path_and_its_body() -> None:
+    for operation, path, body in SINGLE:
+        with case(operation):
+            asked, struct = single(operation)
+            assert asked == path
+            assert msgspec.json.encode(struct) == body
 
 
 def test_a_registration_without_an_agent_names_none() -> None:
@@ -306,9 +306,12 @@ def test_a_termination_has_its_path_and_its_body() -> None:
     assert msgspec.json.encode(body) == b'{"reason":"over budget","idempotency_key":"a-key"}'
 
 
-@pytest.mark.parametrize(("operation", "item"), ITEMS)
-def test_an_item_of_bulk_has_its_type_and_its_body(operation: Operation, item: bytes) -> None:
-    assert msgspec.json.encode(bulk([operation], [True])) == b'{"items":[' + item + b"]}"
+def test_an_item_of_bulk_has_its_type_and_its_body() -> None:
+    for operation, expected in ITEMS:
+        with case(operation):
+            assert (
+                msgspec.json.encode(bulk([operation], [True])) == b'{"items":[' + expected + b"]}"
+            )
 
 
 def test_the_items_of_bulk_keep_their_order() -> None:
@@ -317,23 +320,23 @@ def test_the_items_of_bulk_keep_their_order() -> None:
     assert body == b'{"items":[' + b",".join(item for _, item in ITEMS) + b"]}"
 
 
-@pytest.mark.parametrize("status", list(SpanStatus))
-def test_a_span_says_when_it_began_unless_it_never_did(status: SpanStatus) -> None:
-    for body in (single(create(status))[1], bulk([create(status)], [True])):
-        said = b'"started_at":"2026-07-20T12:00:00.123456Z"' in msgspec.json.encode(body)
-        assert said == (status is not SpanStatus.PENDING)
+def test_a_span_says_when_it_began_unless_it_never_did() -> None:
+    for status in list(SpanStatus):
+        with case(status):
+            for body in (single(create(status))[1], bulk([create(status)], [True])):
+                said = b'"started_at":"2026-07-20T12:00:00.123456Z"' in msgspec.json.encode(body)
+                assert said == (status is not SpanStatus.PENDING)
 
 
-@pytest.mark.parametrize("operation", [create(), ENDED], ids=["active", "ended"])
-def test_without_given_ids_a_span_comes_without_its_id_and_else_the_same(
-    operation: CreateSpan,
-) -> None:
-    with_id = single(operation)[1], bulk([operation], [True])
-    without = single(operation, given_id=False)[1], bulk([operation], [False])
-    for one, other in zip(with_id, without, strict=True):
-        body = msgspec.json.encode(one)
-        assert body.count(b',"id":"span"') == 1
-        assert msgspec.json.encode(other) == body.replace(b',"id":"span"', b"")
+def test_without_given_ids_a_span_comes_without_its_id_and_else_the_same() -> None:
+    for operation in [create(), ENDED]:
+        with case(operation):
+            with_id = single(operation)[1], bulk([operation], [True])
+            without = single(operation, given_id=False)[1], bulk([operation], [False])
+            for one, other in zip(with_id, without, strict=True):
+                body = msgspec.json.encode(one)
+                assert body.count(b',"id":"span"') == 1
+                assert msgspec.json.encode(other) == body.replace(b',"id":"span"', b"")
 
 
 def test_a_finish_names_its_span_also_without_given_ids() -> None:
@@ -343,17 +346,15 @@ def test_a_finish_names_its_span_also_without_given_ids() -> None:
     assert bulk([operation], [False]) == bulk([operation], [True])
 
 
-@pytest.mark.parametrize(
-    ("zone", "text"),
-    [(UTC, b"Z"), (timezone(timedelta(hours=-3, minutes=-30)), b"-03:30")],
-)
-def test_every_time_has_an_offset(zone: timezone, text: bytes) -> None:
-    at = AT.astimezone(zone).replace(microsecond=0)
-    operation = msgspec.structs.replace(ENDED, timestamp=at, finished_at=at)
-    for body in (single(operation)[1], bulk([operation], [True])):
-        written = msgspec.json.encode(body)
-        clock = at.strftime("%Y-%m-%dT%H:%M:%S").encode()
-        assert written.count(b'"%s%s"' % (clock, text)) == 2
+def test_every_time_has_an_offset() -> None:
+    for zone, text in [(UTC, b"Z"), (timezone(timedelta(hours=-3, minutes=-30)), b"-03:30")]:
+        with case(zone, text):
+            at = AT.astimezone(zone).replace(microsecond=0)
+            operation = msgspec.structs.replace(ENDED, timestamp=at, finished_at=at)
+            for body in (single(operation)[1], bulk([operation], [True])):
+                written = msgspec.json.encode(body)
+                clock = at.strftime("%Y-%m-%dT%H:%M:%S").encode()
+                assert written.count(b'"%s%s"' % (clock, text)) == 2
 
 
 def test_what_the_api_has_no_call_for_is_refused() -> None:

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from support.cases import case
 from support.local_api import (
     NOON,
     ONE,
@@ -84,57 +86,53 @@ async def instance_in(api: Api, state: str) -> str:
     return instance_id
 
 
-@pytest.mark.parametrize(
-    ("state", "allowed"),
-    [
-        ("pending", {"start", "cancelled", "terminated"}),
-        ("active", {"complete", "failed", "cancelled", "terminated"}),
-        *((state, set[str]()) for state in (*OUTCOMES, "terminated")),
-    ],
-)
-@pytest.mark.parametrize("action", ["start", *OUTCOMES, "terminated"])
-async def test_an_instance_moves_only_as_its_state_allows(
-    api: Api, state: str, allowed: set[str], action: str
-) -> None:
-    instance_id = await instance_in(api, state)
-    before = await api.instance(instance_id)
-    calls = {"start": ("start", {}), "terminated": ("terminate", {"reason": "another"})}
-    call, body = calls.get(action, ("finish", {"status": action}))
-    answer = await api.post(f"agent_instance/{instance_id}/{call}", body)
-    after = await api.instance(instance_id)
-    if action in allowed:
-        assert answer.status_code == 200
-        assert after == answer.json()["details"]
-        assert after["status"] == ("active" if action == "start" else action)
-    else:
-        refused(answer, 409, "invalid_action")
-        assert after == before
+INSTANCE_MOVES = [
+    ("pending", {"start", "cancelled", "terminated"}),
+    ("active", {"complete", "failed", "cancelled", "terminated"}),
+    *((state, set[str]()) for state in (*OUTCOMES, "terminated")),
+]
 
 
-@pytest.mark.parametrize(
-    ("state", "allowed"),
-    [
-        ("pending", {"cancelled"}),
-        ("active", {"complete", "failed", "cancelled"}),
-        *((state, set[str]()) for state in OUTCOMES),
-    ],
-)
-@pytest.mark.parametrize("outcome", OUTCOMES)
-async def test_a_span_ends_only_as_its_state_allows(
-    api: Api, state: str, allowed: set[str], outcome: str
-) -> None:
-    instance_id = await api.start()
-    before = await api.created(instance_id, status=state)
-    answer = await api.post(f"agent_spans/{before['id']}/finish", {"status": outcome})
-    (after,) = await api.spans(instance_id)
-    if outcome in allowed:
-        assert answer.status_code == 200
-        assert after == answer.json()["details"]
-        assert (after["status"], after["started_at"]) == (outcome, before["started_at"])
-        assert after["finished_at"] is not None
-    else:
-        refused(answer, 409, "invalid_action")
-        assert after == before
+async def test_an_instance_moves_only_as_its_state_allows(api: Api) -> None:
+    for (state, allowed), action in product(INSTANCE_MOVES, ["start", *OUTCOMES, "terminated"]):
+        with case(state, allowed, action):
+            instance_id = await instance_in(api, state)
+            before = await api.instance(instance_id)
+            calls = {"start": ("start", {}), "terminated": ("terminate", {"reason": "another"})}
+            call, body = calls.get(action, ("finish", {"status": action}))
+            answer = await api.post(f"agent_instance/{instance_id}/{call}", body)
+            after = await api.instance(instance_id)
+            if action in allowed:
+                assert answer.status_code == 200
+                assert after == answer.json()["details"]
+                assert after["status"] == ("active" if action == "start" else action)
+            else:
+                refused(answer, 409, "invalid_action")
+                assert after == before
+
+
+SPAN_MOVES = [
+    ("pending", {"cancelled"}),
+    ("active", {"complete", "failed", "cancelled"}),
+    *((state, set[str]()) for state in OUTCOMES),
+]
+
+
+async def test_a_span_ends_only_as_its_state_allows(api: Api) -> None:
+    for (state, allowed), outcome in product(SPAN_MOVES, OUTCOMES):
+        with case(state, allowed, outcome):
+            instance_id = await api.start()
+            before = await api.created(instance_id, status=state)
+            answer = await api.post(f"agent_spans/{before['id']}/finish", {"status": outcome})
+            (after,) = await api.spans(instance_id)
+            if outcome in allowed:
+                assert answer.status_code == 200
+                assert after == answer.json()["details"]
+                assert (after["status"], after["started_at"]) == (outcome, before["started_at"])
+                assert after["finished_at"] is not None
+            else:
+                refused(answer, 409, "invalid_action")
+                assert after == before
 
 
 async def test_a_finish_without_status_is_complete(api: Api) -> None:
@@ -145,12 +143,17 @@ async def test_a_finish_without_status_is_complete(api: Api) -> None:
     assert finished["status"] == "complete"
 
 
-@pytest.mark.parametrize("status", ["", "active", "pending", "terminated", "done"])
-async def test_a_finish_with_another_status_is_refused(api: Api, status: str) -> None:
-    instance_id = await api.start()
-    span = await api.created(instance_id)
-    invalid(await api.post(f"agent_spans/{span['id']}/finish", {"status": status}), "status")
-    invalid(await api.post(f"agent_instance/{instance_id}/finish", {"status": status}), "status")
+async def test_a_finish_with_another_status_is_refused(api: Api) -> None:
+    for status in ["", "active", "pending", "terminated", "done"]:
+        with case(status):
+            instance_id = await api.start()
+            span = await api.created(instance_id)
+            invalid(
+                await api.post(f"agent_spans/{span['id']}/finish", {"status": status}), "status"
+            )
+            invalid(
+                await api.post(f"agent_instance/{instance_id}/finish", {"status": status}), "status"
+            )
 
 
 async def test_a_run_that_is_cancelled_before_it_started_has_both_times(api: Api) -> None:
@@ -251,11 +254,16 @@ async def test_a_run_whose_clock_is_ahead_can_be_terminated(api: Api) -> None:
     assert (terminated["started_at"], terminated["finished_at"]) == (ahead, ahead)
 
 
-@pytest.mark.parametrize("body", [{}, {"reason": ""}, {"reason": " \n"}], ids=str)
-async def test_a_run_is_not_terminated_without_a_reason(api: Api, body: dict[str, str]) -> None:
-    instance_id = await api.start()
-    invalid(await api.post(f"agent_instance/{instance_id}/terminate", body), "reason", "required")
-    assert (await api.instance(instance_id))["status"] == "active"
+async def test_a_run_is_not_terminated_without_a_reason(api: Api) -> None:
+    for body in [{}, {"reason": ""}, {"reason": " \n"}]:
+        with case(body):
+            instance_id = await api.start()
+            invalid(
+                await api.post(f"agent_instance/{instance_id}/terminate", body),
+                "reason",
+                "required",
+            )
+            assert (await api.instance(instance_id))["status"] == "active"
 
 
 async def test_a_run_that_is_not_there_is_not_terminated(api: Api) -> None:
@@ -263,9 +271,10 @@ async def test_a_run_that_is_not_there_is_not_terminated(api: Api) -> None:
     refused(answer, 404, "not_found")
 
 
-@pytest.mark.parametrize("status", ["", "terminated", "running"])
-async def test_a_span_has_one_of_the_five_states(api: Api, status: str) -> None:
-    invalid(await api.create(await api.start(), status=status), "status")
+async def test_a_span_has_one_of_the_five_states(api: Api) -> None:
+    for status in ["", "terminated", "running"]:
+        with case(status):
+            invalid(await api.create(await api.start(), status=status), "status")
 
 
 async def test_a_pending_span_has_no_times(api: Api) -> None:
@@ -393,22 +402,25 @@ async def test_an_external_identifier_names_one_run_of_an_agent(api: Api) -> Non
 # --- times
 
 
-@pytest.mark.parametrize(
-    ("given", "stored"),
-    [
-        ("2026-01-01T12:00:00Z", NOON),
-        ("2026-01-01T12:00:00.000Z", NOON),
-        ("2026-01-01T14:30:00.5+02:30", "2026-01-01T12:00:00.500000Z"),
-        ("2025-12-31T22:00:00-14:00", NOON),
-        ("0999-01-01T00:00:00Z", "0999-01-01T00:00:00.000000Z"),
-    ],
-)
-async def test_a_time_is_stored_in_utc_with_microseconds(api: Api, given: str, stored: str) -> None:
-    instance_id = await api.register()
-    started = await api.done(f"agent_instance/{instance_id}/start", {"timestamp": given})
-    assert started["started_at"] == stored
-    span = await api.created(instance_id, status="complete", started_at=given, finished_at=given)
-    assert (span["started_at"], span["finished_at"]) == (stored, stored)
+TIMES = [
+    ("2026-01-01T12:00:00Z", NOON),
+    ("2026-01-01T12:00:00.000Z", NOON),
+    ("2026-01-01T14:30:00.5+02:30", "2026-01-01T12:00:00.500000Z"),
+    ("2025-12-31T22:00:00-14:00", NOON),
+    ("0999-01-01T00:00:00Z", "0999-01-01T00:00:00.000000Z"),
+]
+
+
+async def test_a_time_is_stored_in_utc_with_microseconds(api: Api) -> None:
+    for given, stored in TIMES:
+        with case(given, stored):
+            instance_id = await api.register()
+            started = await api.done(f"agent_instance/{instance_id}/start", {"timestamp": given})
+            assert started["started_at"] == stored
+            span = await api.created(
+                instance_id, status="complete", started_at=given, finished_at=given
+            )
+            assert (span["started_at"], span["finished_at"]) == (stored, stored)
 
 
 async def test_a_time_that_is_not_given_is_now(api: Api) -> None:
@@ -423,30 +435,31 @@ async def test_a_time_that_is_not_given_is_now(api: Api) -> None:
     assert times == sorted(times)
 
 
-@pytest.mark.parametrize(
-    "time",
-    [
-        "2026-01-01T12:00:00",
-        "2026-01-01T12:00:00.000000",
-        "2026-01-01",
-        "12:00:00Z",
-        "yesterday",
-        "",
-        "0001-01-01T00:00:00+01:00",
-        "9999-12-31T23:59:59-01:00",
-    ],
-)
-async def test_a_time_without_offset_or_sense_is_refused(api: Api, time: str) -> None:
-    pending, active = await api.register(), await api.start()
-    span = await api.created(active)
-    at = {"timestamp": time}
-    invalid(await api.post(f"agent_instance/{pending}/start", at), "timestamp")
-    invalid(await api.post(f"agent_instance/{active}/finish", at), "timestamp")
-    invalid(await api.post(f"agent_spans/{span['id']}/finish", at), "timestamp")
-    invalid(await api.create(active, started_at=time), "started_at")
-    invalid(await api.create(active, status="failed", finished_at=time), "finished_at")
-    assert (await api.instance(active))["status"] == "active"
-    assert await api.spans(active) == [span]
+NO_TIMES = [
+    "2026-01-01T12:00:00",
+    "2026-01-01T12:00:00.000000",
+    "2026-01-01",
+    "12:00:00Z",
+    "yesterday",
+    "",
+    "0001-01-01T00:00:00+01:00",
+    "9999-12-31T23:59:59-01:00",
+]
+
+
+async def test_a_time_without_offset_or_sense_is_refused(api: Api) -> None:
+    for time in NO_TIMES:
+        with case(time):
+            pending, active = await api.register(), await api.start()
+            span = await api.created(active)
+            at = {"timestamp": time}
+            invalid(await api.post(f"agent_instance/{pending}/start", at), "timestamp")
+            invalid(await api.post(f"agent_instance/{active}/finish", at), "timestamp")
+            invalid(await api.post(f"agent_spans/{span['id']}/finish", at), "timestamp")
+            invalid(await api.create(active, started_at=time), "started_at")
+            invalid(await api.create(active, status="failed", finished_at=time), "finished_at")
+            assert (await api.instance(active))["status"] == "active"
+            assert await api.spans(active) == [span]
 
 
 async def test_nothing_ends_before_it_started(api: Api) -> None:
@@ -467,47 +480,44 @@ async def test_nothing_ends_before_it_started(api: Api) -> None:
 CLOCKS = [-1, 1, None]
 
 
-@pytest.mark.parametrize("started", CLOCKS)
-@pytest.mark.parametrize("finished", CLOCKS)
-@pytest.mark.parametrize("call", ["run", "span", "span at once"])
-async def test_an_end_before_a_start_of_another_clock_is_that_start_and_flagged(
-    api: Api, started: int | None, finished: int | None, call: str
-) -> None:
+async def test_an_end_before_a_start_of_another_clock_is_that_start_and_flagged(api: Api) -> None:
     now = datetime.now(UTC)
 
     def given(name: str, hours: int | None) -> dict[str, str]:
         return {} if hours is None else {name: stored_time(now + timedelta(hours=hours))}
 
-    instance_id = await api.register()
-    if call == "run":
-        path = f"agent_instance/{instance_id}"
-        await api.done(f"{path}/start", given("timestamp", started))
-        answer = await api.post(f"{path}/finish", given("timestamp", finished))
-    elif call == "span":
-        span = await api.created(instance_id, **given("started_at", started))
-        finish = given("timestamp", finished)
-        answer = await api.post(f"agent_spans/{span['id']}/finish", finish)
-    else:
-        times = {**given("started_at", started), **given("finished_at", finished)}
-        answer = await api.create(instance_id, status="complete", **times)
-    early = (finished or 0) < (started or 0)
-    if early and None not in (started, finished):  # the client itself says so
-        invalid(answer, "finished_at" if call == "span at once" else "timestamp")
-        return
-    assert answer.status_code == 200, answer.text
-    details = answer.json()["details"]
-    start, end = details["started_at"], details["finished_at"]
-    for name, time in (("started_at", started), ("finished_at", finished)):
-        if time is not None and not early:
-            assert details[name] == given(name, time)[name]
-    if early and (call, started) != ("span at once", None):
-        assert start == end
-        (flag,) = details["flags"]
-        assert flag.startswith("finished_at: ")
-        assert f"is before the start, {start}" in flag
-    else:
-        assert start <= end
-        assert details["flags"] == []
+    for started, finished, call in product(CLOCKS, CLOCKS, ["run", "span", "span at once"]):
+        with case(started, finished, call):
+            instance_id = await api.register()
+            if call == "run":
+                path = f"agent_instance/{instance_id}"
+                await api.done(f"{path}/start", given("timestamp", started))
+                answer = await api.post(f"{path}/finish", given("timestamp", finished))
+            elif call == "span":
+                span = await api.created(instance_id, **given("started_at", started))
+                finish = given("timestamp", finished)
+                answer = await api.post(f"agent_spans/{span['id']}/finish", finish)
+            else:
+                times = {**given("started_at", started), **given("finished_at", finished)}
+                answer = await api.create(instance_id, status="complete", **times)
+            early = (finished or 0) < (started or 0)
+            if early and None not in (started, finished):  # the client itself says so
+                invalid(answer, "finished_at" if call == "span at once" else "timestamp")
+                continue
+            assert answer.status_code == 200, answer.text
+            details = answer.json()["details"]
+            start, end = details["started_at"], details["finished_at"]
+            for name, time in (("started_at", started), ("finished_at", finished)):
+                if time is not None and not early:
+                    assert details[name] == given(name, time)[name]
+            if early and (call, started) != ("span at once", None):
+                assert start == end
+                (flag,) = details["flags"]
+                assert flag.startswith("finished_at: ")
+                assert f"is before the start, {start}" in flag
+            else:
+                assert start <= end
+                assert details["flags"] == []
 
 
 async def test_the_flags_of_a_late_clock_and_of_the_schemas_stand_side_by_side(api: Api) -> None:
@@ -603,15 +613,16 @@ async def test_without_a_key_a_repeated_call_is_a_second_one(api: Api, name: str
         refused(again, 409, "invalid_action")
 
 
-@pytest.mark.parametrize("name", WRITES)
-@pytest.mark.parametrize("length", [0, 1, 128, 129])
-async def test_a_key_has_1_to_128_characters(api: Api, name: str, length: int) -> None:
-    path, body, _ = await write(api, name)
-    answer = await api.post(path, {**body, "idempotency_key": "k" * length})
-    if length in (1, 128):
-        assert answer.status_code == 200
-    else:
-        invalid(answer, "idempotency_key")
+async def test_a_key_has_1_to_128_characters(api: Api) -> None:
+    for name, letter in zip(WRITES, "abcdef", strict=True):
+        for length in [0, 1, 128, 129]:
+            with case(name, length):
+                path, body, _ = await write(api, name)
+                answer = await api.post(path, {**body, "idempotency_key": letter * length})
+                if length in (1, 128):
+                    assert answer.status_code == 200
+                else:
+                    invalid(answer, "idempotency_key")
 
 
 @pytest.mark.parametrize(
@@ -704,15 +715,16 @@ async def test_a_request_that_is_cut_off_is_a_bad_request(
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize("path", ["", "ping", "agent_spans", "bulk", "agent/a%ff", "a%00/\u2028"])
-async def test_every_answer_is_a_json_object(api: Api, path: str) -> None:
-    for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
-        for content in (b"", b"{", b"[]", b"\xff"):
-            answer = await api.http.request(method, path, content=content)
-            assert answer.headers["Content-Type"] == "application/json"
-            if method != "HEAD":
-                expected = "success" if answer.status_code == 200 else "error"
-                assert answer.json()["status"] == expected
+async def test_every_answer_is_a_json_object(api: Api) -> None:
+    for path in ["", "ping", "agent_spans", "bulk", "agent/a%ff", "a%00/\u2028"]:
+        with case(path):
+            for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
+                for content in (b"", b"{", b"[]", b"\xff"):
+                    answer = await api.http.request(method, path, content=content)
+                    assert answer.headers["Content-Type"] == "application/json"
+                    if method != "HEAD":
+                        expected = "success" if answer.status_code == 200 else "error"
+                        assert answer.json()["status"] == expected
 
 
 async def test_errors_have_the_form_of_the_api(api: Api) -> None:
@@ -744,20 +756,21 @@ async def test_errors_have_the_form_of_the_api(api: Api) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "version",
-    [
-        None,
-        {},
-        {"span_schemas": None, "span_result_schemas": None},
-        {"span_type_schemas": [], "span_schemas": None, "span_result_schemas": {}},
-    ],
-)
-async def test_a_run_may_have_no_schemas(api: Api, version: dict[str, Any] | None) -> None:
-    run = await api.register(agent_schema_version=version)
-    assert (await api.created(run))["flags"] == []
-    without = {key: REGISTRATION[key] for key in ("agent_id", "agent_version")}
-    await api.done("agent_instance/register", without)
+NO_SCHEMAS = [
+    None,
+    {},
+    {"span_schemas": None, "span_result_schemas": None},
+    {"span_type_schemas": [], "span_schemas": None, "span_result_schemas": {}},
+]
+
+
+async def test_a_run_may_have_no_schemas(api: Api) -> None:
+    for version in NO_SCHEMAS:
+        with case(version):
+            run = await api.register(agent_schema_version=version)
+            assert (await api.created(run))["flags"] == []
+            without = {key: REGISTRATION[key] for key in ("agent_id", "agent_version")}
+            await api.done("agent_instance/register", without)
 
 
 async def test_an_agent_has_an_id_that_is_not_empty(api: Api) -> None:
@@ -765,22 +778,23 @@ async def test_an_agent_has_an_id_that_is_not_empty(api: Api) -> None:
     invalid(answer, "agent_id", "required")
 
 
-@pytest.mark.parametrize(
-    ("name", "field"),
-    [
-        ("register", "agent_id"),
-        ("register", "agent_version"),
-        ("create span", "details"),
-        ("create span", "agent_instance_id"),
-        ("create span", "schema_name"),
-        ("create span", "status"),
-        ("create span", "payload"),
-    ],
-)
-async def test_a_missing_field_is_required(api: Api, name: str, field: str) -> None:
-    path, body, _ = await write(api, name)
-    (body if field in body else body["details"]).pop(field)
-    invalid(await api.post(path, body), field, "required")
+REQUIRED = [
+    ("register", "agent_id"),
+    ("register", "agent_version"),
+    ("create span", "details"),
+    ("create span", "agent_instance_id"),
+    ("create span", "schema_name"),
+    ("create span", "status"),
+    ("create span", "payload"),
+]
+
+
+async def test_a_missing_field_is_required(api: Api) -> None:
+    for name, field in REQUIRED:
+        with case(name, field):
+            path, body, _ = await write(api, name)
+            (body if field in body else body["details"]).pop(field)
+            invalid(await api.post(path, body), field, "required")
 
 
 @pytest.mark.parametrize("path", ["agent_instance", "agent_spans"])
@@ -788,50 +802,45 @@ async def test_a_list_needs_to_know_of_what(api: Api, path: str) -> None:
     refused(await api.get(path), 422, "validation_errors")
 
 
-@pytest.mark.parametrize(
-    ("name", "field", "value"),
-    [
-        ("register", "agent_id", 7),
-        ("register", "agent_version", "v1"),
-        ("register", "agent_version", {"external_identifier": {"v": 1}}),
-        ("register", "agent_version", {"external_identifier": 2**70}),
-        ("register", "agent_schema_version", []),
-        ("register", "agent_schema_version", {"span_type_schemas": {}}),
-        ("register", "agent_schema_version", {"span_type_schemas": [{"title": "nameless"}]}),
-        ("register", "agent_schema_version", {"span_schemas": ["agent:llm"]}),
-        ("register", "agent_schema_version", {"span_result_schemas": {"agent:llm": {}}}),
-        ("start", "timestamp", 7),
-        ("finish", "status", 7),
-        ("terminate", "reason", 7),
-        ("terminate", "reason", None),
-        ("finish span", "result_payload", ["no object"]),
-        ("create span", "details", []),
-        ("create span", "payload", ["no object"]),
-        ("create span", "status", 7),
-        ("create span", "sensitive_encoding", "yes"),
-    ],
-)
-async def test_a_value_of_the_wrong_type_is_invalid(
-    api: Api, name: str, field: str, value: object
-) -> None:
-    path, body, _ = await write(api, name)
-    if name == "create span" and field != "details":
-        body["details"][field] = value
-    else:
-        body[field] = value
-    invalid(await api.post(path, body), field)
+WRONG_TYPES = [
+    ("register", "agent_id", 7),
+    ("register", "agent_version", "v1"),
+    ("register", "agent_version", {"external_identifier": {"v": 1}}),
+    ("register", "agent_version", {"external_identifier": 2**70}),
+    ("register", "agent_schema_version", []),
+    ("register", "agent_schema_version", {"span_type_schemas": {}}),
+    ("register", "agent_schema_version", {"span_type_schemas": [{"title": "nameless"}]}),
+    ("register", "agent_schema_version", {"span_schemas": ["agent:llm"]}),
+    ("register", "agent_schema_version", {"span_result_schemas": {"agent:llm": {}}}),
+    ("start", "timestamp", 7),
+    ("finish", "status", 7),
+    ("terminate", "reason", 7),
+    ("terminate", "reason", None),
+    ("finish span", "result_payload", ["no object"]),
+    ("create span", "details", []),
+    ("create span", "payload", ["no object"]),
+    ("create span", "status", 7),
+    ("create span", "sensitive_encoding", "yes"),
+]
 
 
-@pytest.mark.parametrize("name", WRITES)
-@pytest.mark.parametrize(
-    "content",
-    [b"{", b"agent_id=a1", b"\xff\xfe", b"null", b"[]", b'"text"', b"7"],
-)
-async def test_a_body_that_is_no_json_object_is_a_bad_request(
-    api: Api, name: str, content: bytes
-) -> None:
-    path, _, _ = await write(api, name)
-    refused(await api.post(path, content), 400, "bad_request")
+async def test_a_value_of_the_wrong_type_is_invalid(api: Api) -> None:
+    for name, field, value in WRONG_TYPES:
+        with case(name, field, value):
+            path, body, _ = await write(api, name)
+            if name == "create span" and field != "details":
+                body["details"][field] = value
+            else:
+                body[field] = value
+            invalid(await api.post(path, body), field)
+
+
+async def test_a_body_that_is_no_json_object_is_a_bad_request(api: Api) -> None:
+    contents = [b"{", b"agent_id=a1", b"\xff\xfe", b"null", b"[]", b'"text"', b"7"]
+    for name, content in product(WRITES, contents):
+        with case(name, content):
+            path, _, _ = await write(api, name)
+            refused(await api.post(path, content), 400, "bad_request")
 
 
 @pytest.mark.parametrize(
@@ -872,23 +881,24 @@ async def test_an_empty_body_is_an_empty_object(api: Api) -> None:
     assert (await api.post(f"agent_instance/{instance_id}/start", b"")).status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("GET", "agent_instance/i0"),
-        ("POST", "agent_instance/i0/start"),
-        ("POST", "agent_instance/i0/finish"),
-        ("POST", "agent_spans/s0/finish"),
-        ("GET", "agent_spans?agent_instance_id=i0"),
-        ("GET", "nowhere"),
-        ("GET", "ping/"),
-        ("GET", "/"),
-    ],
-)
-async def test_what_is_not_there_is_not_found_in_json(api: Api, method: str, path: str) -> None:
-    answer = await api.http.request(method, path)
-    assert answer.headers["Content-Type"] == "application/json"
-    refused(answer, 404, "not_found")
+NOWHERE = [
+    ("GET", "agent_instance/i0"),
+    ("POST", "agent_instance/i0/start"),
+    ("POST", "agent_instance/i0/finish"),
+    ("POST", "agent_spans/s0/finish"),
+    ("GET", "agent_spans?agent_instance_id=i0"),
+    ("GET", "nowhere"),
+    ("GET", "ping/"),
+    ("GET", "/"),
+]
+
+
+async def test_what_is_not_there_is_not_found_in_json(api: Api) -> None:
+    for method, path in NOWHERE:
+        with case(method, path):
+            answer = await api.http.request(method, path)
+            assert answer.headers["Content-Type"] == "application/json"
+            refused(answer, 404, "not_found")
 
 
 async def test_a_span_of_an_unknown_run_is_not_found(api: Api) -> None:
@@ -907,21 +917,21 @@ async def test_only_the_configured_agents_are_known() -> None:
         refused(await api.post("agent_instance/register", unknown), 404, "not_found")
 
 
-@pytest.mark.parametrize(
-    "authorization", [None, "", "Bearer", "Bearer wrong", "Bearer rights", "Basic right", "right"]
-)
-@pytest.mark.parametrize("path", ["ping", "agent_instance?agent_id=a1", "agent_instance/register"])
-async def test_a_configured_token_is_asked_for(authorization: str | None, path: str) -> None:
-    headers = {} if authorization is None else {"Authorization": authorization}
-    async with (
-        open_local_prefactor(":memory:", api_token="right") as app,
-        calling(app, **headers) as api,
-    ):
-        if path.endswith("register"):
-            answer = await api.post(path, REGISTRATION)
-        else:
-            answer = await api.http.get(path)
-    refused(answer, 401, "bad_authtoken")
+async def test_a_configured_token_is_asked_for() -> None:
+    wrong = [None, "", "Bearer", "Bearer wrong", "Bearer rights", "Basic right", "right"]
+    paths = ["ping", "agent_instance?agent_id=a1", "agent_instance/register"]
+    for authorization, path in product(wrong, paths):
+        headers = {} if authorization is None else {"Authorization": authorization}
+        with case(authorization, path):
+            async with (
+                open_local_prefactor(":memory:", api_token="right") as app,
+                calling(app, **headers) as api,
+            ):
+                if path.endswith("register"):
+                    answer = await api.post(path, REGISTRATION)
+                else:
+                    answer = await api.http.get(path)
+            refused(answer, 401, "bad_authtoken")
 
 
 async def test_the_configured_token_is_taken() -> None:
@@ -1018,74 +1028,72 @@ PAGINATION = [
 ]
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        (0, 2, 1, 2, None, 2, 1, 3),
-        (2, 2, 3, 4, 0, 4, 2, 3),
-        (4, 2, 5, 5, 2, None, 3, 3),
-        (0, 5, 1, 5, None, None, 1, 1),
-        (0, 100, 1, 5, None, None, 1, 1),
-    ],
-    ids=["first", "middle", "last", "all", "more than all"],
-)
-async def test_a_list_comes_in_pages_that_say_where_they_stand(
-    api: Api, row: tuple[int | None, ...]
-) -> None:
-    expected = dict(zip(PAGINATION, row, strict=True))
-    instance_id = await api.start()
-    spans = [await api.created(instance_id) for _ in range(5)]
-    spans.sort(key=lambda span: str(span["id"]))
-    query = {
-        "agent_instance_id": instance_id,
-        "include_summaries": "true",
-        "pagination[offset]": str(expected["page_offset"]),
-        "pagination[page_size]": str(expected["page_size"]),
-    }
-    page = (await api.get("agent_spans", **query)).json()
-    assert page["status"] == "success"
-    assert page["summaries"] == spans[expected["item_start"] - 1 : expected["item_end"]]
-    assert page["pagination"] == {"item_count": 5, **expected}
+PAGES = [
+    (0, 2, 1, 2, None, 2, 1, 3),
+    (2, 2, 3, 4, 0, 4, 2, 3),
+    (4, 2, 5, 5, 2, None, 3, 3),
+    (0, 5, 1, 5, None, None, 1, 1),
+    (0, 100, 1, 5, None, None, 1, 1),
+]
 
 
-@pytest.mark.parametrize(
-    ("query", "direction"),
-    [
-        ({}, "asc"),
-        ({"sorting": "id"}, "asc"),
-        ({"sorting": "-id"}, "desc"),
-        ({"sorting[field]": "id"}, "asc"),
-        ({"sorting[field]": "id", "sorting[direction]": "asc"}, "asc"),
-        ({"sorting[field]": "id", "sorting[direction]": "desc"}, "desc"),
-    ],
-)
-async def test_a_list_is_sorted_by_id_in_either_form(
-    api: Api, query: dict[str, str], direction: str
-) -> None:
-    ids = sorted([await api.register() for _ in range(3)], reverse=direction == "desc")
-    page = (await api.get("agent_instance", agent_id="a1", **query)).json()
-    assert [instance["id"] for instance in page["summaries"]] == ids
-    assert (page["sorting"]["field"], page["sorting"]["direction"]) == ("id", direction)
+async def test_a_list_comes_in_pages_that_say_where_they_stand(api: Api) -> None:
+    for row in PAGES:
+        with case(row):
+            expected = dict(zip(PAGINATION, row, strict=True))
+            instance_id = await api.start()
+            spans = [await api.created(instance_id) for _ in range(5)]
+            spans.sort(key=lambda span: str(span["id"]))
+            query = {
+                "agent_instance_id": instance_id,
+                "include_summaries": "true",
+                "pagination[offset]": str(expected["page_offset"]),
+                "pagination[page_size]": str(expected["page_size"]),
+            }
+            page = (await api.get("agent_spans", **query)).json()
+            assert page["status"] == "success"
+            assert page["summaries"] == spans[expected["item_start"] - 1 : expected["item_end"]]
+            assert page["pagination"] == {"item_count": 5, **expected}
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
-        {"pagination[offset]": "-1"},
-        {"pagination[offset]": "first"},
-        {"pagination[offset]": "9" * 5000},
-        {"pagination[page_size]": "0"},
-        {"pagination[page_size]": "101"},
-        {"pagination[page_size]": ""},
-        {"sorting": "name"},
-        {"sorting[field]": "status"},
-        {"sorting[direction]": "sideways"},
-    ],
-    ids=lambda query: next(f"{name}={value[:10]}" for name, value in query.items()),
-)
-async def test_a_page_that_cannot_be_is_refused(api: Api, query: dict[str, str]) -> None:
-    answer = await api.get("agent_instance", agent_id="a1", **query)
-    refused(answer, 422, "validation_errors")
+SORTINGS = [
+    ({}, "asc"),
+    ({"sorting": "id"}, "asc"),
+    ({"sorting": "-id"}, "desc"),
+    ({"sorting[field]": "id"}, "asc"),
+    ({"sorting[field]": "id", "sorting[direction]": "asc"}, "asc"),
+    ({"sorting[field]": "id", "sorting[direction]": "desc"}, "desc"),
+]
+
+
+async def test_a_list_is_sorted_by_id_in_either_form(api: Api) -> None:
+    ids = sorted([await api.register() for _ in range(3)])
+    for query, direction in SORTINGS:
+        with case(query):
+            page = (await api.get("agent_instance", agent_id="a1", **query)).json()
+            listed = [instance["id"] for instance in page["summaries"]]
+            assert listed == (ids if direction == "asc" else ids[::-1])
+            assert (page["sorting"]["field"], page["sorting"]["direction"]) == ("id", direction)
+
+
+NO_PAGES = [
+    {"pagination[offset]": "-1"},
+    {"pagination[offset]": "first"},
+    {"pagination[offset]": "9" * 5000},
+    {"pagination[page_size]": "0"},
+    {"pagination[page_size]": "101"},
+    {"pagination[page_size]": ""},
+    {"sorting": "name"},
+    {"sorting[field]": "status"},
+    {"sorting[direction]": "sideways"},
+]
+
+
+async def test_a_page_that_cannot_be_is_refused(api: Api) -> None:
+    for query in NO_PAGES:
+        with case(query):
+            answer = await api.get("agent_instance", agent_id="a1", **query)
+            refused(answer, 422, "validation_errors")
 
 
 async def test_a_list_of_an_agent_without_runs_is_empty(api: Api) -> None:
@@ -1235,17 +1243,15 @@ def test_a_file_that_another_process_is_just_making_is_waited_for(tmp_path: Path
             made.join()
 
 
-@pytest.mark.parametrize(
-    "name", [".", "missing/prefactor.db", "notes.txt", "other.db", "nul\0.db", "long" * 100]
-)
-async def test_a_path_that_can_be_no_database_is_a_value_error(tmp_path: Path, name: str) -> None:
+async def test_a_path_that_can_be_no_database_is_a_value_error(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("Dear diary, today I was taken for a database. " * 50)
     other = sqlite3.connect(tmp_path / "other.db")
     other.execute("CREATE TABLE account (name TEXT)")
     other.close()
-    with pytest.raises(PrefactorValueError, match="cannot open the database"):
-        async with open_local_prefactor(f"{tmp_path}/{name}"):
-            pass
+    for name in [".", "missing/prefactor.db", "notes.txt", "other.db", "nul\0.db", "long" * 100]:
+        with case(name), pytest.raises(PrefactorValueError, match="cannot open the database"):
+            async with open_local_prefactor(f"{tmp_path}/{name}"):
+                pass
 
 
 # --- the model
@@ -1303,8 +1309,8 @@ class RandomCalls(RuleBasedStateMachine):
         def attempt() -> tuple[int, Any]:
             try:
                 answer = method(*ids, parse_body(content, body_type))
-            except ApiError as refusal:
-                return refusal.status, refusal.code
+            except ApiError as error:
+                return error.status, error.code
             return 200, msgspec.json.decode(answer)["details"]
 
         first = attempt()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sqlite3
 import sys
 from collections.abc import AsyncGenerator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from support.cases import case
 from support.local_api import (
     NOON,
     ONE,
@@ -266,48 +268,47 @@ async def test_the_output_of_an_error_is_what_the_single_call_answers(api: Api) 
         assert outputs == {"the-key-1": single.json()}, name
 
 
-@pytest.mark.parametrize(
-    ("parameters", "field", "code"),
-    [
-        ({"_type": "agent_instances/start"}, "agent_instance_id", "required"),
-        ({"_type": "agent_instances/finish"}, "agent_instance_id", "required"),
-        (
-            {"_type": "agent_instances/terminate", "reason": "r"},
-            "agent_instance_id",
-            "required",
-        ),
-        ({"_type": "agent_instances/show"}, "agent_instance_id", "required"),
-        ({"_type": "agent_spans/finish"}, "agent_span_id", "required"),
-        ({"_type": "agent_spans/list"}, "agent_instance_id", "required"),
-        ({"_type": "agent_instances/list"}, "agent_id", "required"),
-        ({"_type": "agent_instances/list", "agent_id": 5}, "agent_id", "invalid_value"),
-        ({"_type": "agent_spans/finish", "agent_span_id": 5}, "agent_span_id", "invalid_value"),
-        ({"_type": "agent_spans/create", "details": None}, "details", "invalid_value"),
-        (
-            {"_type": "agent_instances/list", "agent_id": "a1", "pagination": {"offset": -1}},
-            "pagination[offset]",
-            "invalid_value",
-        ),
-        (
-            {"_type": "agent_instances/list", "agent_id": "a1", "pagination": {"offset": 1.5}},
-            "pagination[offset]",
-            "invalid_value",
-        ),
-        ({"_type": "agent_spans/delete"}, "_type", "invalid_value"),
-        ({"_type": ""}, "_type", "invalid_value"),
-    ],
-    ids=str,
-)
-async def test_what_an_item_lacks_is_the_error_of_that_item_alone(
-    api: Api, parameters: Body, field: str, code: str
-) -> None:
-    run = await api.register()
-    started = item("agent_instances/start", "start-01", agent_instance_id=run)
-    outputs = await bulk(api, started, {"idempotency_key": "wrong-01", **parameters})
-    assert outputs["start-01"]["status"] == "success"
-    wrong = outputs["wrong-01"]
-    assert (wrong["status"], wrong["code"]) == ("error", "validation_errors")
-    assert {name: error["code"] for name, error in wrong["errors"].items()} == {field: code}
+LACKING = [
+    ({"_type": "agent_instances/start"}, "agent_instance_id", "required"),
+    ({"_type": "agent_instances/finish"}, "agent_instance_id", "required"),
+    (
+        {"_type": "agent_instances/terminate", "reason": "r"},
+        "agent_instance_id",
+        "required",
+    ),
+    ({"_type": "agent_instances/show"}, "agent_instance_id", "required"),
+    ({"_type": "agent_spans/finish"}, "agent_span_id", "required"),
+    ({"_type": "agent_spans/list"}, "agent_instance_id", "required"),
+    ({"_type": "agent_instances/list"}, "agent_id", "required"),
+    ({"_type": "agent_instances/list", "agent_id": 5}, "agent_id", "invalid_value"),
+    ({"_type": "agent_spans/finish", "agent_span_id": 5}, "agent_span_id", "invalid_value"),
+    ({"_type": "agent_spans/create", "details": None}, "details", "invalid_value"),
+    (
+        {"_type": "agent_instances/list", "agent_id": "a1", "pagination": {"offset": -1}},
+        "pagination[offset]",
+        "invalid_value",
+    ),
+    (
+        {"_type": "agent_instances/list", "agent_id": "a1", "pagination": {"offset": 1.5}},
+        "pagination[offset]",
+        "invalid_value",
+    ),
+    ({"_type": "agent_spans/delete"}, "_type", "invalid_value"),
+    ({"_type": ""}, "_type", "invalid_value"),
+]
+
+
+async def test_what_an_item_lacks_is_the_error_of_that_item_alone(api: Api) -> None:
+    for number, (parameters, field, code) in enumerate(LACKING):
+        with case(parameters, field, code):
+            run = await api.register()
+            start = f"start-{number:02}"
+            started = item("agent_instances/start", start, agent_instance_id=run)
+            outputs = await bulk(api, started, {"idempotency_key": "wrong-01", **parameters})
+            assert outputs[start]["status"] == "success"
+            wrong = outputs["wrong-01"]
+            assert (wrong["status"], wrong["code"]) == ("error", "validation_errors")
+            assert {name: error["code"] for name, error in wrong["errors"].items()} == {field: code}
 
 
 # --- the form of the request
@@ -317,47 +318,49 @@ def without(name: str, body: Body) -> Body:
     return {key: value for key, value in body.items() if key != name}
 
 
-@pytest.mark.parametrize(
-    ("last", "field", "code"),
-    [
-        (without("idempotency_key", create("i0", "")), "idempotency_key", "required"),
-        (create("i0", "") | {"idempotency_key": None}, "idempotency_key", "invalid_value"),
-        (create("i0", "k" * 7), "idempotency_key", "invalid_value"),
-        (create("i0", "k" * 129), "idempotency_key", "invalid_value"),
-        (create("i0", "start-01"), "idempotency_key", "invalid_value"),
-        (without("_type", create("i0", "create-1")), "_type", "required"),
-        (create("i0", "create-1") | {"_type": 5}, "_type", "invalid_value"),
-        ("create", "items[1]", "invalid_value"),
-    ],
-    ids=["no key", "null key", "short key", "long key", "double key", "no type", "type", "item"],
-)
-async def test_a_request_of_the_wrong_form_is_refused_before_anything_is_done(
-    api: Api, last: object, field: str, code: str
-) -> None:
-    run = await api.register()
-    started = item("agent_instances/start", "start-01", agent_instance_id=run)
-    invalid(await api.post("bulk", {"items": [started, last]}), field, code)
-    assert (await api.instance(run))["status"] == "pending"
+WRONG_FORMS = [
+    (without("idempotency_key", create("i0", "")), "idempotency_key", "required"),
+    (create("i0", "") | {"idempotency_key": None}, "idempotency_key", "invalid_value"),
+    (create("i0", "k" * 7), "idempotency_key", "invalid_value"),
+    (create("i0", "k" * 129), "idempotency_key", "invalid_value"),
+    (create("i0", "start-01"), "idempotency_key", "invalid_value"),
+    (without("_type", create("i0", "create-1")), "_type", "required"),
+    (create("i0", "create-1") | {"_type": 5}, "_type", "invalid_value"),
+    ("create", "items[1]", "invalid_value"),
+]
 
 
-@pytest.mark.parametrize("length", [8, 128])
-async def test_a_key_has_8_to_128_characters(api: Api, length: int) -> None:
-    key = "k" * length
-    outputs = await bulk(api, item("agent_instances/list", key, agent_id="a1"))
-    assert outputs[key]["status"] == "success"
+async def test_a_request_of_the_wrong_form_is_refused_before_anything_is_done(api: Api) -> None:
+    for last, field, code in WRONG_FORMS:
+        with case(last, field, code):
+            run = await api.register()
+            started = item("agent_instances/start", "start-01", agent_instance_id=run)
+            invalid(await api.post("bulk", {"items": [started, last]}), field, code)
+            assert (await api.instance(run))["status"] == "pending"
 
 
-@pytest.mark.parametrize(
-    ("body", "code"),
-    [({}, "required"), ({"items": []}, "invalid_value"), ({"items": {}}, "invalid_value")],
-)
-async def test_a_request_without_items_is_refused(api: Api, body: Body, code: str) -> None:
-    invalid(await api.post("bulk", body), "items", code)
+async def test_a_key_has_8_to_128_characters(api: Api) -> None:
+    for length in [8, 128]:
+        with case(length):
+            key = "k" * length
+            outputs = await bulk(api, item("agent_instances/list", key, agent_id="a1"))
+            assert outputs[key]["status"] == "success"
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b'{"items": [{"a": "\xff"}]}'])
-async def test_a_request_that_is_no_json_object_is_a_bad_request(api: Api, body: bytes) -> None:
-    refused(await api.post("bulk", body), 400, "bad_request")
+async def test_a_request_without_items_is_refused(api: Api) -> None:
+    for body, code in [
+        ({}, "required"),
+        ({"items": []}, "invalid_value"),
+        ({"items": {}}, "invalid_value"),
+    ]:
+        with case(body, code):
+            invalid(await api.post("bulk", body), "items", code)
+
+
+async def test_a_request_that_is_no_json_object_is_a_bad_request(api: Api) -> None:
+    for body in [b"{", b"[]", b'{"items": [{"a": "\xff"}]}']:
+        with case(body):
+            refused(await api.post("bulk", body), 400, "bad_request")
 
 
 async def test_a_bulk_needs_the_token_and_is_a_post() -> None:
@@ -446,11 +449,14 @@ async def everything(api: Api) -> list[Any]:
     return [(run, await api.spans(run["id"])) for run in runs]
 
 
-@pytest.mark.parametrize("order", ["bulk first", "single first", "bulk twice"])
-@pytest.mark.parametrize("name", WRITES)
-async def test_the_same_write_with_the_same_key_has_one_effect_however_it_is_sent(
-    api: Api, name: str, order: str
-) -> None:
+async def test_the_same_write_with_the_same_key_has_one_effect_however_it_is_sent() -> None:
+    for name, order in product(WRITES, ["bulk first", "single first", "bulk twice"]):
+        with case(name, order):
+            async with opened(":memory:") as api:
+                await has_one_effect(api, name, order)
+
+
+async def has_one_effect(api: Api, name: str, order: str) -> None:
     key = "the-key-1"
     path, body, same = (await writes(api, key))[name]
 
