@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -12,12 +11,6 @@ from support.local_api import REGISTRATION, Api, calling, create, invalid, item,
 from prefactor_core import PrefactorValueError
 from prefactor_core.local import Deployment, open_local_prefactor
 from prefactor_core.operations.identifiers import generate, generate_related, is_pfid
-
-
-@pytest.fixture
-async def api() -> AsyncGenerator[Api]:
-    async with opened(":memory:") as api:
-        yield api
 
 
 async def put(api: Api, path: str, details: object) -> Any:

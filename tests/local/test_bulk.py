@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 import sys
-from collections.abc import AsyncGenerator
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 from support.cases import case
 from support.local_api import (
     NOON,
@@ -18,8 +16,8 @@ from support.local_api import (
     REGISTRATION,
     Api,
     Body,
-    calling,
     create,
+    everything,
     invalid,
     item,
     opened,
@@ -27,22 +25,7 @@ from support.local_api import (
     span_of,
 )
 
-from prefactor_core.local import LocalPrefactor
-from prefactor_core.local.store import Store
 from prefactor_core.operations.identifiers import generate_related
-
-
-@pytest.fixture
-async def store() -> AsyncGenerator[Store]:
-    store = Store(":memory:")
-    yield store
-    store.close()
-
-
-@pytest.fixture
-async def api(store: Store) -> AsyncGenerator[Api]:
-    async with calling(LocalPrefactor(store)) as api:
-        yield api
 
 
 async def bulk(api: Api, *items: object) -> Any:
@@ -442,11 +425,6 @@ WRITES = [
     "create flat, key beside",
     "create flat, key inside",
 ]
-
-
-async def everything(api: Api) -> list[Any]:
-    runs = (await api.get("agent_instance", agent_id="a1")).json()["summaries"]
-    return [(run, await api.spans(run["id"])) for run in runs]
 
 
 async def test_the_same_write_with_the_same_key_has_one_effect_however_it_is_sent() -> None:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.cases import case
-from support.local_api import NOON, REGISTRATION, VERSION, Api, calling, invalid, item, opened
+from support.local_api import NOON, REGISTRATION, VERSION, Api, invalid, item, opened
 
 from prefactor_core import PrefactorValueError
-from prefactor_core.local import LocalPrefactor, open_local_prefactor
-from prefactor_core.local.store import Store
+from prefactor_core.local import open_local_prefactor
 
 SCHEMA: dict[str, Any] = {
     "external_identifier": "typed",
@@ -38,14 +36,6 @@ SCHEMA: dict[str, Any] = {
 }
 PROMPT_FLAG = "payload.prompt: 1 is not of type 'string'"
 RESPONSE_FLAG = "result.response: 2 is not of type 'string'"
-
-
-@pytest.fixture
-async def api() -> AsyncGenerator[Api]:
-    store = Store(":memory:")
-    async with calling(LocalPrefactor(store)) as api:
-        yield api
-    store.close()
 
 
 async def start(api: Api, **changes: object) -> str:
