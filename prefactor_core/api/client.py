@@ -200,17 +200,13 @@ class ApiClient:
         path = f"agent_instance/{instance_id}"
         return (await self._call("GET", path, Details[AgentInstanceAnswer])).details
 
-    def list_agent_instances(self, agent_id: str) -> AsyncIterator[AgentInstanceAnswer]:
-        """The stored runs of an agent, oldest first, page by page."""
-        query = {"agent_id": agent_id}
-        return self._list("agent_instance", query, Summaries[AgentInstanceAnswer])
-
-    def list_newest_agent_instances(
-        self, agent_id: str
+    def list_agent_instances(
+        self, agent_id: str, *, newest_first: bool = False
     ) -> AsyncGenerator[AgentInstanceAnswer, None]:
-        """The stored runs of an agent, newest first, page by page. Close it unless exhausted."""
+        """The stored runs of an agent, oldest first, page by page. Close it unless exhausted."""
+        direction = "desc" if newest_first else "asc"
         query = {"agent_id": agent_id}
-        return self._list("agent_instance", query, Summaries[AgentInstanceAnswer], "desc")
+        return self._list("agent_instance", query, Summaries[AgentInstanceAnswer], direction)
 
     async def newest_agent_instance(self, agent_id: str) -> AgentInstanceAnswer | None:
         """The newest run of an agent, or None."""

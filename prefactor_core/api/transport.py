@@ -39,15 +39,14 @@ def _make(url: str) -> Transport:
 
 def _pool(is_tls: bool, proxy: Proxy | None) -> httpcore.AsyncConnectionPool:
     context = tls_context() if is_tls else None
+    options: dict[str, Any] = {
+        "max_connections": _MOST_CONNECTIONS,
+        "max_keepalive_connections": _MOST_IDLE,
+        "keepalive_expiry": _IDLE_SECONDS,
+        "network_backend": Network(),
+    }
     if proxy is None:
-        return httpcore.AsyncConnectionPool(
-            ssl_context=context,
-            max_connections=_MOST_CONNECTIONS,
-            max_keepalive_connections=_MOST_IDLE,
-            keepalive_expiry=_IDLE_SECONDS,
-            network_backend=Network(),
-        )
-    proxy_context = tls_context() if proxy.scheme == "https" else None
+        return httpcore.AsyncConnectionPool(context, **options)
     address = httpcore.URL(scheme=proxy.scheme, host=proxy.host, port=proxy.port, target="/")
     login = (
         (proxy.username.encode(), proxy.password.encode())
@@ -55,25 +54,11 @@ def _pool(is_tls: bool, proxy: Proxy | None) -> httpcore.AsyncConnectionPool:
         else None
     )
     if proxy.scheme in ("http", "https"):
+        proxy_context = tls_context() if proxy.scheme == "https" else None
         return httpcore.AsyncHTTPProxy(
-            address,
-            login,
-            ssl_context=context,
-            proxy_ssl_context=proxy_context,
-            max_connections=_MOST_CONNECTIONS,
-            max_keepalive_connections=_MOST_IDLE,
-            keepalive_expiry=_IDLE_SECONDS,
-            network_backend=Network(),
+            address, login, ssl_context=context, proxy_ssl_context=proxy_context, **options
         )
-    return httpcore.AsyncSOCKSProxy(
-        address,
-        login,
-        ssl_context=context,
-        max_connections=_MOST_CONNECTIONS,
-        max_keepalive_connections=_MOST_IDLE,
-        keepalive_expiry=_IDLE_SECONDS,
-        network_backend=Network(),
-    )
+    return httpcore.AsyncSOCKSProxy(address, login, ssl_context=context, **options)
 
 
 class Transport(httpx.AsyncBaseTransport):

@@ -7,7 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Collection, Mapping
 from http import HTTPStatus
-from typing import Final, cast
+from typing import Final, TypeGuard
 
 import anyio
 from msgspec import Struct
@@ -58,20 +58,38 @@ class Faults(Struct, kw_only=True):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_number("answering_time", self.answering_time, math.inf)
-        _check_number("failure_rate", self.failure_rate, 1)
-        _check_statuses("failure_status", self.failure_status)
-        if self.retry_after is not None:
-            _check_number("retry_after", self.retry_after, _DAY)
-        _check_bool("read_only", self.read_only)
-        _check_bool("gateway", self.gateway)
-        _check_number("drop_rate", self.drop_rate, 1)
-        _check_bool("bulk", self.bulk)
-        _check_names("bulk_types", self.bulk_types)
-        _check_bool("given_ids", self.given_ids)
-        if self.max_body_bytes is not None:
-            _check_whole("max_body_bytes", self.max_body_bytes, 0)
-        _check_whole("seed", self.seed, -math.inf)
+        self._check("answering_time", _is_number(self.answering_time), "a number, 0 or more")
+        for name in ("failure_rate", "drop_rate"):
+            self._check(name, _is_number(getattr(self, name), 1), "a number, between 0 and 1")
+        wait, size, types = self.retry_after, self.max_body_bytes, self.bulk_types
+        is_wait = wait is None or _is_number(wait, _DAY)
+        self._check("retry_after", is_wait, f"a number, between 0 and {_DAY}")
+        for name in ("read_only", "gateway", "bulk", "given_ids"):
+            self._check(name, isinstance(getattr(self, name), bool), "True or False")
+        is_size = size is None or (_is_whole(size) and size >= 0)
+        self._check("max_body_bytes", is_size, "a whole number, 0 or more")
+        self._check("seed", _is_whole(self.seed), "a whole number")
+        are_types = types is None or (
+            _is_collection(types) and all(isinstance(t, str) for t in types)
+        )
+        self._check("bulk_types", are_types, "a collection of strings or None")
+        self._check_statuses()
+
+    def _check(self, name: str, is_right: bool, what: str) -> None:
+        if not is_right:
+            value = in_message(getattr(self, name))
+            raise PrefactorValueError(f"{name} must be {what}, got {value}")
+
+    def _check_statuses(self) -> None:
+        given: object = self.failure_status
+        statuses = list(given) if _is_collection(given) else [given]
+        if not statuses:
+            raise PrefactorValueError("failure_status must hold at least one status, got none")
+        for status in statuses:
+            if not isinstance(status, int) or not 400 <= status <= 599:
+                raise PrefactorValueError(
+                    f"failure_status must be between 400 and 599, got {in_message(status)}"
+                )
 
 
 class ReadOnly(Exception):  # noqa: N818 - the fault of this name
@@ -185,48 +203,13 @@ async def _discard(message: Message) -> None:
     """Lose an answer."""
 
 
-def _check_number(name: str, value: object, most: float) -> None:
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most:
-        return
-    bound = "0 or more" if most == math.inf else f"between 0 and {most}"
-    raise PrefactorValueError(f"{name} must be a number, {bound}, got {in_message(value)}")
+def _is_number(value: object, most: float = math.inf) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
 
 
-def _check_whole(name: str, value: object, least: float) -> None:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
-        return
-    bound = "" if least == -math.inf else f", {least} or more"
-    raise PrefactorValueError(f"{name} must be a whole number{bound}, got {in_message(value)}")
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _check_bool(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise PrefactorValueError(f"{name} must be True or False, got {in_message(value)}")
-
-
-def _check_statuses(name: str, value: object) -> None:
-    if isinstance(value, Collection) and not isinstance(value, str | bytes):
-        statuses = list(cast("Collection[object]", value))
-    else:
-        statuses = [value]
-    if not statuses:
-        raise PrefactorValueError(f"{name} must hold at least one status, got none")
-    for status in statuses:
-        if not isinstance(status, int) or not 400 <= status <= 599:
-            raise PrefactorValueError(
-                f"{name} must be between 400 and 599, got {in_message(status)}"
-            )
-
-
-def _check_names(name: str, value: object) -> None:
-    if value is None:
-        return
-    names = cast("Collection[object]", value)
-    if (
-        not isinstance(value, Collection)
-        or isinstance(value, str | bytes)
-        or not all(isinstance(item, str) for item in names)
-    ):
-        raise PrefactorValueError(
-            f"{name} must be a collection of strings or None, got {in_message(names)}"
-        )
+def _is_collection(value: object) -> TypeGuard[Collection[object]]:
+    return isinstance(value, Collection) and not isinstance(value, str | bytes)
