@@ -112,7 +112,7 @@ async def nowhere(scope: AsgiMessage, receive: Any, send: Any) -> None:
 
 
 def answering(status: int, body: object, headers: dict[str, str] | None = None) -> FaultyApi:
-    """An application that gives one answer to everything, and keeps the calls."""
+    """An application that gives the same answer to every call, and keeps the calls."""
     content = body if isinstance(body, bytes) else msgspec.json.encode(body)
     return FaultyApi(nowhere, faults={"*": (status, headers or {}, content)})
 
@@ -124,7 +124,7 @@ def make_api(app: Any = None, api_url: str = "http://api.test", **options: Any) 
 
 @asynccontextmanager
 async def open_server(answer: bytes) -> AsyncGenerator[tuple[str, list[bytes]]]:
-    """A TCP server that says ``answer`` to a request and hangs up: its address and the requests."""
+    """A TCP server that sends ``answer`` and hangs up: its address, and the requests."""
     requests: list[bytes] = []
 
     async def serve(stream: anyio.abc.SocketStream) -> None:
@@ -281,7 +281,7 @@ async def test_a_question_has_no_body() -> None:
             assert (call.method, call.path, call.body) == ("GET", f"/api/v1/{path}", None)
 
 
-async def test_every_call_says_who_asks_and_speaks_json() -> None:
+async def test_every_call_has_the_token_the_sdk_header_and_json() -> None:
     for name in CALLS:
         with case(name):
             app = answering(200, {"status": "success", "details": STORED})
@@ -541,7 +541,7 @@ async def test_what_is_sent_is_what_local_prefactor_takes() -> None:
         instance_id = (await api.send(REGISTER)).details.id
         own = {"instance_id": instance_id}
         started = await api.send(msgspec.structs.replace(START, **own))
-        # A PFID of the server's partition, which a run's id is.
+        # A PFID of the server's partition, like the id of a run.
         span_id = instance_id[:-1] + ("0" if instance_id[-1] != "0" else "1")
         own["span_id"] = span_id
         created = await api.send(msgspec.structs.replace(CREATE_SPAN, **own))
@@ -556,7 +556,7 @@ async def test_what_is_sent_is_what_local_prefactor_takes() -> None:
     assert (stored.status, stored.finished_at) == ("failed", TIME_TEXT)
 
 
-async def test_a_run_that_is_terminated_says_so_to_who_asked_and_to_who_records_it() -> None:
+async def test_a_terminated_run_says_so_in_the_answer_and_to_its_recorder() -> None:
     async with open_faulty_api(api_token=TOKEN) as app, make_api(app) as api:
         own = {"instance_id": (await api.send(REGISTER)).details.id}
         await api.send(msgspec.structs.replace(START, **own))

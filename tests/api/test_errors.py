@@ -1,4 +1,4 @@
-"""From an answer that is an error to its exception: class, code, fields and wait."""
+"""The exception for an error of the API: its class, code, fields and wait."""
 
 from __future__ import annotations
 

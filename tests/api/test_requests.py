@@ -294,7 +294,7 @@ def test_what_a_run_runs_on_is_a_part_of_its_agents_version() -> None:
     operation = register(runtime_environment=Raw(b'{"os":"linux"}'))
     body = msgspec.json.encode(single(operation)[1])
     assert b'"agent_version":{"name":"Agent","runtime_environment":{"os":"linux"}}' in body
-    # As the caller gave it, it is another request.
+    # With the version as the caller gave it, it is another request.
     given = msgspec.json.encode(single(operation.as_given())[1])
     plain = msgspec.json.encode(single(register())[1])
     assert given == plain.replace(b'"run-register"', b'"run-register-as-given"')
@@ -367,7 +367,7 @@ def test_what_the_api_has_no_call_for_is_refused() -> None:
 
 
 def test_the_version_of_an_agent_is_sent_byte_for_byte_as_it_was_recorded() -> None:
-    # Also what msgspec would write in another way: the same key stands for the same body.
+    # Even JSON that msgspec would encode differently: the same key must have the same body.
     version = Raw(b'{ "name" : "\\u00e9" , "n" : 1.50e1 , "name" : "twice" }')
     schemas = Raw(b'{"span_schemas" : { }}')
     operation = msgspec.structs.replace(
@@ -389,7 +389,7 @@ def test_an_environment_is_added_beside_fields_that_are_sent_as_they_were_record
 
 
 def test_an_item_of_bulk_says_what_the_single_call_says() -> None:
-    # With the ids of its path, and the type of the item.
+    # The item has the ids of the path, too, and a type.
     for operation, _ in ITEMS:
         path, body = single(operation)
         alone = msgspec.to_builtins(msgspec.json.decode(msgspec.json.encode(body)))

@@ -1,4 +1,4 @@
-"""How the API is reached: names, proxies, certificates, and what opening a client costs."""
+"""Connections to the API: names, proxies, certificates, and the cost of opening a client."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def make_api(api_url: str, **options: Any) -> ApiClient:
 
 @asynccontextmanager
 async def open_server(answer: bytes) -> AsyncGenerator[tuple[int, list[bytes]]]:
-    """A TCP server that says ``answer`` to everything it gets: its port, and what it got."""
+    """A TCP server that sends ``answer`` to every request: its port, and the requests."""
     got: list[bytes] = []
 
     async def serve(stream: anyio.abc.SocketStream) -> None:
@@ -182,7 +182,7 @@ assert os.wait()[1] == 0
 
 
 async def test_a_name_is_reached_by_the_address_that_answers() -> None:
-    # "localhost" may be ::1 first, where nobody listens here.
+    # "localhost" may be ::1 first, where nothing listens here.
     async with open_server(OK) as (port, got), make_api(f"http://localhost:{port}") as api:
         await api.ping()
     assert len(got) == 1
@@ -261,7 +261,7 @@ async def test_a_failed_tls_handshake_says_why(said: bytes | None, reason: str) 
             group.cancel_scope.cancel()
 
 
-async def test_an_address_where_nobody_listens_is_tried_once_each() -> None:
+async def test_each_address_is_tried_once_if_nothing_listens() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         async with make_api(f"http://localhost:{bound.getsockname()[1]}") as api:
@@ -375,7 +375,7 @@ async def test_a_proxy_that_lets_nothing_through_is_an_unreachable_api(
     assert TOKEN not in str(caught.value)
 
 
-# What opening costs
+# The cost of opening
 
 
 def test_clients_that_are_opened_at_once_share_one_tls_context() -> None:

@@ -87,7 +87,7 @@ async def test_a_retired_agent_takes_no_runs_until_it_is_reinstated(api: Api) ->
 
 
 async def test_an_agent_says_what_can_be_done_with_it_and_counts_its_runs(api: Api) -> None:
-    # In the form that the official client takes; it refuses any other.
+    # The only form that the official client takes.
     await api.register()
     run = await api.start()
     await api.done(f"agent_instance/{run}/finish", {})
@@ -231,7 +231,7 @@ WRONG_OPTIONS = [
 ]
 
 
-async def test_options_that_cannot_be_are_refused_and_no_token_is_told() -> None:
+async def test_invalid_options_are_refused_without_showing_a_token() -> None:
     for options, told in WRONG_OPTIONS:
         with case(options, told):
             with pytest.raises(PrefactorValueError, match=told) as caught:

@@ -44,7 +44,7 @@ async def spans_as_stored(api: Api, instance_id: str) -> list[Any]:
 # --- what an item answers
 
 
-async def test_a_whole_run_can_be_told_in_one_request(api: Api) -> None:
+async def test_a_whole_run_can_be_recorded_in_one_request(api: Api) -> None:
     known = await api.register()
     run, span = generate_related(known), generate_related(known)
     outputs = await bulk(
@@ -152,7 +152,7 @@ async def test_fields_that_an_item_does_not_need_are_passed_over(api: Api) -> No
         api,
         {**create(run, "create-1"), **more},
         item("agent_spans/list", "list-spans", agent_instance_id=run, **more),
-        # What the service makes of a finish in a wrapper: it ends, without a result.
+        # The service ends the span of a wrapped finish, without a result.
         item(
             "agent_spans/finish",
             "finish-1",
@@ -203,7 +203,7 @@ async def test_what_failed_and_what_came_after_it_can_be_sent_again(api: Api) ->
 
 
 async def wrong_calls(api: Api) -> dict[str, tuple[str, Body, str, Body]]:
-    """The path and body of each, and the type and fields of the item that is the same."""
+    """For each wrong call: its path and body, and the type and fields of the same bulk item."""
     run, done = await api.start(), await api.start()
     await api.done(f"agent_instance/{done}/finish", {})
     span = (await api.created(run))["id"]
@@ -366,7 +366,7 @@ async def test_a_bulk_knows_the_agents_that_the_single_calls_know() -> None:
 
 
 async def writes(api: Api, key: str) -> dict[str, tuple[str, Body, Body]]:
-    """Each write: the path and body of the single call, and the item that is the same."""
+    """For each write: the path and body of the single call, and the same bulk item."""
     pending, run = await api.register(), await api.start()
     span = (await api.created(run))["id"]
     beside, inside = {"idempotency_key": key}, span_of(run, idempotency_key=key)

@@ -50,7 +50,7 @@ async def test_what_fails_in_the_server_is_answered_500_and_logged_once(
         with sqlite3.connect(path) as other:
             other.execute("UPDATE agent_instances SET quality = '{}' WHERE id = ?", [damaged])
         other.close()
-        # Nothing was changed, and no key is spent.
+        # Nothing was changed, and no key was used up.
         assert (await api.done(finishing, finish))["status"] == "complete"
     (record,) = [each for each in caplog.records if each.name == "prefactor_core.local"]
     assert record.exc_info is not None
@@ -222,7 +222,7 @@ async def test_a_body_that_cannot_be_read_is_a_bad_request(api: Api, content: by
 async def test_a_body_is_stored_or_refused_however_deep_it_is_nested(api: Api, bulk: bool) -> None:
     run = await api.start()
     answers: set[int] = set()
-    # What can just so be read takes a little more to be written.
+    # A body that can just be decoded needs a little more depth to be encoded.
     for depth in range(900, 1_000):
         span = msgspec.json.encode(span_of(run, payload={"a": "deep"}))
         span = span.replace(b'"deep"', b"[" * depth + b"]" * depth)

@@ -1,4 +1,4 @@
-"""The local Prefactor does wrong exactly what it is told to, and says what it refused."""
+"""Faults: the local Prefactor makes exactly the errors that are asked for, and counts them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from prefactor_core.operations.identifiers import generate_related
 
 @asynccontextmanager
 async def faulty(**options: Any) -> AsyncGenerator[tuple[LocalPrefactor, Api]]:
-    """A local Prefactor without faults, and who calls it."""
+    """A local Prefactor, and a client of it."""
     async with open_local_prefactor(":memory:", **options) as app, calling(app) as api:
         yield app, api
 
@@ -59,7 +59,7 @@ async def test_every_answer_comes_after_the_answering_time() -> None:
 
 
 @pytest.mark.virtual_time
-async def test_who_does_not_wait_for_the_answer_has_called_all_the_same() -> None:
+async def test_a_call_takes_effect_even_if_its_caller_does_not_wait_for_the_answer() -> None:
     async with faulty() as (app, api):
         run = await api.start()
         app.faults.answering_time = math.inf
@@ -309,7 +309,7 @@ async def test_a_body_that_comes_in_pieces_is_measured_whole() -> None:
         assert len(await api.spans(run)) == 1
 
 
-# --- what was refused
+# --- counted errors
 
 
 async def test_every_refusal_is_counted_by_its_code_also_inside_a_bulk() -> None:
@@ -354,7 +354,7 @@ def faults() -> Faults:
 
 @pytest.fixture
 def url(tmp_path: Path, faults: Faults, capfd: pytest.CaptureFixture[str]) -> Generator[str]:
-    """Where a server with ``faults`` is; it prints nothing."""
+    """The address of a server with ``faults``, which prints nothing."""
     path = tmp_path / "prefactor.db"
     with serve_local_prefactor(path, api_token="right", agents=("a1",), faults=faults) as url:
         yield url

@@ -19,7 +19,7 @@ from prefactor_core.operations.identifiers import generate_related
 
 
 class Calls:
-    """Calls with keys of their own. ``answered`` counts those that were done."""
+    """Calls, each with its key. ``answered`` counts the calls that took effect."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -48,7 +48,7 @@ def calls() -> Generator[Calls]:
 
 
 def make_older(calls: Calls, *, seconds: int = 0, newer: int = 0) -> None:
-    """Make all answers older than they are; then there is one more."""
+    """Make all stored answers older, and add a new one."""
     calls.call("one more")
     with calls.store.transaction():
         old = "key != 'one more'"

@@ -52,7 +52,7 @@ payloads = st.dictionaries(
 
 @dataclass
 class ModelSpan:
-    """What the API has to have stored of a span."""
+    """A span as the API must have stored it."""
 
     instance: str
     parent: str | None
@@ -62,7 +62,7 @@ class ModelSpan:
 
 
 class RandomCalls(RuleBasedStateMachine):
-    """Makes every call twice, with the same key, and knows what each should do."""
+    """Makes every call twice with the same key, and models the effect of each."""
 
     instances = Bundle("instances")
     spans = Bundle("spans")

@@ -30,7 +30,7 @@ def span(id: str, parent: str | None = None, **fields: Any) -> AgentSpanAnswer:
 
 
 def lines(instance: AgentInstanceAnswer, *spans: AgentSpanAnswer) -> list[str]:
-    """What a terminal of 120 columns shows."""
+    """The lines on a terminal of 120 columns."""
     terminal = StringIO()
     Console(file=terminal, width=120, color_system=None).print(run_tree(instance, spans))
     return [line.rstrip() for line in terminal.getvalue().splitlines()]

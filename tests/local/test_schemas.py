@@ -1,4 +1,4 @@
-"""What the local Prefactor makes of schemas: flags, summaries, quality payloads, versions."""
+"""The effects of schemas: flags, summaries, quality payloads, versions."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ async def test_a_run_has_one_of_the_purposes(api: Api) -> None:
 
 
 def downgrade(path: Path) -> None:
-    """What a file of the first version is like."""
+    """Bring a file back to the tables of the first version."""
     with sqlite3.connect(path) as old:
         old.executescript(
             "ALTER TABLE idempotency_keys DROP COLUMN used_at;"
@@ -311,7 +311,7 @@ async def test_a_file_of_an_earlier_version_is_brought_up_to_date(tmp_path: Path
     downgrade(path)
     async with opened(str(path)) as api:
         assert await api.spans(run) == [span]
-        # Nobody knows any more whose time the start is.
+        # The old file does not say whether the client gave the start.
         early = await api.done(f"agent_spans/{span['id']}/finish", {"timestamp": NOON})
         assert early["finished_at"] == span["started_at"]
         assert (await api.created(run, payload={"prompt": 1}))["flags"] == [PROMPT_FLAG]

@@ -64,7 +64,7 @@ store = Store(path)
 service = Service(store)
 
 def record():
-    # A client tries again, too, what it could not write because of the others.
+    # Like a client, try again while the others hold the lock.
     for attempts_left in reversed(range(100)):
         try:
             service.create_span(CreateSpanBody(details=SpanDetails(
@@ -90,7 +90,7 @@ def file_store(tmp_path: Path) -> Generator[Store]:
 
 @contextmanager
 def another_process_at(path: str) -> Generator[sqlite3.Connection]:
-    """A connection that this thread shares with a timer's."""
+    """A connection that this thread shares with the thread of a timer."""
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     yield other
     other.close()
@@ -112,7 +112,7 @@ def test_processes_record_into_one_file_at_once(file_store: Store) -> None:
 
 
 def finish_while_another_writes(service: Service, instance_id: str, path: str) -> str | None:
-    """The status of the run then; None if the call did not wait for the other process."""
+    """The status of the run after the call; None if the call did not wait for the other process."""
     with another_process_at(path) as other:
         other.execute("BEGIN IMMEDIATE")
         other.execute("UPDATE agent_instances SET status = 'active'")
@@ -130,7 +130,7 @@ def finish_while_another_writes(service: Service, instance_id: str, path: str) -
 def test_a_call_waits_for_what_another_process_writes(file_store: Store) -> None:
     service = Service(file_store)
     instance_id = registered(service)
-    # On a machine that is busy, the other one may take longer than a call waits.
+    # On a busy machine the other process may take longer than a call waits.
     attempts = (
         finish_while_another_writes(service, instance_id, file_store.path) for _ in range(50)
     )

@@ -31,7 +31,7 @@ Body = dict[str, Any]
 
 
 def span_of(instance_id: str, **changes: object) -> Body:
-    """The details of a span that is to be created."""
+    """The details for creating a span."""
     details = {
         "agent_instance_id": instance_id,
         "schema_name": "agent:llm",
@@ -65,7 +65,7 @@ class Api:
         return await self.http.post(path, content=content)
 
     async def done(self, path: str, body: object) -> Any:
-        """The details of what was done."""
+        """Make a call that must succeed; its details."""
         answer = await self.post(path, body)
         assert answer.status_code == 200, answer.text
         return answer.json()["details"]
@@ -74,7 +74,7 @@ class Api:
         return str((await self.done("agent_instance/register", {**REGISTRATION, **changes}))["id"])
 
     async def start(self) -> str:
-        """The id of a run that is active."""
+        """Register and start a run; its id."""
         instance_id = await self.register()
         await self.done(f"agent_instance/{instance_id}/start", {})
         return instance_id
@@ -126,7 +126,7 @@ WRITES = ["register", "start", "finish", "terminate", "create span", "finish spa
 
 
 async def write(api: Api, name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """The path and body of a call that will do something, and a change that makes it another."""
+    """The path and body of a call that takes effect, and a change that makes it another call."""
     if name == "register":
         return "agent_instance/register", dict(REGISTRATION), {"agent_id": "a2"}
     instance_id = await (api.register() if name == "start" else api.start())
