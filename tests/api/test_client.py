@@ -7,7 +7,7 @@ import socket
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime
 from itertools import product
 from typing import Any
 
@@ -15,7 +15,7 @@ import anyio
 import anyio.abc
 import msgspec
 import pytest
-from msgspec import UNSET, Raw
+from msgspec import Raw
 from support.cases import case
 from support.harness import FaultyApi, open_faulty_api
 
@@ -192,53 +192,6 @@ async def test_an_operation_is_posted_in_the_form_of_the_api() -> None:
             (call,) = app.calls
             assert (call.method, call.path) == ("POST", f"/api/v1/{path}")
             assert call.body == body
-
-
-SPANS = [
-    (msgspec.structs.replace(CREATE_SPAN, parent_span_id="s0"), {"parent_span_id": "s0"}),
-    (
-        msgspec.structs.replace(CREATE_SPAN, status=SpanStatus.PENDING),
-        {"status": "pending", "started_at": UNSET},
-    ),
-    (
-        msgspec.structs.replace(
-            CREATE_SPAN,
-            status=SpanStatus.COMPLETE,
-            finished_at=TIME + timedelta(seconds=1),
-            result_payload=Raw(b'{"answer":42}'),
-        ),
-        {
-            "status": "complete",
-            "finished_at": "2026-01-02T03:04:06.678901Z",
-            "result_payload": {"answer": 42},
-        },
-    ),
-    (
-        msgspec.structs.replace(
-            CREATE_SPAN, timestamp=TIME.astimezone(timezone(timedelta(hours=-5)))
-        ),
-        {"started_at": "2026-01-01T22:04:05.678901-05:00"},
-    ),
-]
-
-
-async def test_a_span_says_its_parent_and_when_it_started_and_ended() -> None:
-    for operation, changed in SPANS:
-        with case(operation, changed):
-            app = answering(200, {"status": "success", "details": STORED})
-            async with make_api(app) as api:
-                await api.send(operation)
-            expected = {**CREATE_SPAN_DETAILS, **changed}
-            assert app.calls[0].body["details"] == {
-                k: v for k, v in expected.items() if v is not UNSET
-            }
-
-
-async def test_a_result_is_sent_with_the_finish_of_its_span() -> None:
-    app = answering(200, {"status": "success", "details": STORED})
-    async with make_api(app) as api:
-        await api.send(msgspec.structs.replace(FINISH_SPAN, result_payload=Raw(b'{"answer":42}')))
-    assert app.calls[0].body["result_payload"] == {"answer": 42}
 
 
 async def test_every_termination_has_a_key_of_its_own() -> None:
