@@ -11,7 +11,7 @@ import anyio
 import anyio.lowlevel
 
 from prefactor_core.agent.span_context import DisabledSpan, SpanContext
-from prefactor_core.agent.tracing import F, traced_by
+from prefactor_core.agent.traced import F, traced_by
 from prefactor_core.config.lazy_module import LazyModule
 from prefactor_core.context_stack import SpanContextStack
 from prefactor_core.exceptions import (

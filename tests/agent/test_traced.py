@@ -24,7 +24,7 @@ from prefactor_core import (
     traced,
 )
 
-LOGGER = "prefactor_core.agent.tracing"
+LOGGER = "prefactor_core.agent.traced"
 TOOL = ("agent:tool", "complete", [])
 
 

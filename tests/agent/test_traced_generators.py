@@ -18,9 +18,9 @@ import pytest
 from support.harness import recording
 
 from prefactor_core import SpanContextStack, current_span, traced
-from prefactor_core.agent.tracing import MAX_ITEMS
+from prefactor_core.agent.traced_call import MAX_ITEMS
 
-LOGGER = "prefactor_core.agent.tracing"
+LOGGER = "prefactor_core.agent.traced"
 TOOL = ("agent:tool", "complete", [])
 
 
