@@ -256,6 +256,6 @@ say("left")
 """
     code, said = run(code, hanging=False, drain_timeout=0)
     assert (code, said[1]) == (0, "left")
-    assert "is left to itself: it is in" in said[0]
+    assert "is abandoned: it is in" in said[0]
     assert said[2].startswith("2 of 3 Prefactor operations were not delivered (2 never closed)")
     assert len(said) == 3
