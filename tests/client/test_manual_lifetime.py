@@ -72,10 +72,17 @@ async def test_a_client_is_opened_used_and_closed_by_calls(
     api: FaultyApi, do: Callable[[Step], Awaitable[None]]
 ) -> None:
     client = open_prefactor(make_config(), asgi_app=api)
-    await do(client.initialize)
-    await do(lambda: record(client))
-    await do(client.close)
-    assert (await stored_run(api)).shape == ("complete", [("agent:run", "complete", [])])
+
+    async def leave_open() -> None:
+        instance = await client.create_agent_instance(**AGENT)
+        await instance.start()
+        await instance.create_span("agent:run")
+
+    for step in (client.initialize, lambda: record(client), leave_open, client.close):
+        await do(step)
+    assert [run.shape for run in await stored_runs(api)] == [
+        ("complete", [("agent:run", status, [])]) for status in ("complete", "cancelled")
+    ]
     assert client.statistics().lost == 0
     assert tasks_of_ours() == []
 
@@ -194,9 +201,8 @@ async def test_an_opening_that_is_cancelled_leaves_nothing_open(url: str) -> Non
     await client.close()
 
 
-@pytest.mark.parametrize("turns", range(8))
-def test_an_opening_that_is_cancelled_natively_leaves_nothing_open(turns: int) -> None:
-    async def main() -> None:
+def test_an_opening_that_is_cancelled_natively_leaves_nothing_open() -> None:
+    async def main(turns: int) -> None:
         async with open_faulty_api() as api:
             client = open_prefactor(make_config(), asgi_app=api)
             task = asyncio.create_task(client.initialize())
@@ -212,7 +218,8 @@ def test_an_opening_that_is_cancelled_natively_leaves_nothing_open(turns: int) -
             await client.initialize()
             await client.close()
 
-    asyncio.run(main())
+    for turns in range(8):
+        asyncio.run(main(turns))
 
 
 async def test_what_opening_raises_leaves_initialize_and_nothing_stays_open(
