@@ -1,4 +1,4 @@
-"""Functions whose calls are spans: what is recorded of them, and what stays as it was."""
+"""Traced functions: the span of each call, and a function that behaves as before."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ async def test_no_result_is_kept_where_none_is_wanted() -> None:
     assert [span.result for span in r.run.spans.values()] == [None] * 3
 
 
-async def test_what_the_function_says_of_its_span_is_kept_beside_its_result() -> None:
+async def test_set_result_in_a_function_is_kept_beside_its_return_value() -> None:
     @traced("agent:llm")
     async def ask() -> str:
         span = current_span()
@@ -293,7 +293,7 @@ async def test_a_run_that_was_terminated_begins_no_call() -> None:
 # Where there is no run
 
 
-async def test_outside_of_a_run_a_function_runs_unrecorded_which_is_told_once(
+async def test_outside_a_run_a_function_runs_unrecorded_which_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     @traced("agent:tool")
@@ -323,9 +323,9 @@ async def test_outside_of_a_run_a_function_runs_unrecorded_which_is_told_once(
         async with aclosing(astream(1)) as anumbers:
             assert await anext(anumbers) == 1
             assert await anumbers.asend(2) == 2
-    told = [record for record in caplog.records if record.name == LOGGER]
-    assert [record.levelname for record in told] == ["INFO"] * 4
-    for record, function in zip(told, (call, acall, stream, astream), strict=True):
+    logged = [record for record in caplog.records if record.name == LOGGER]
+    assert [record.levelname for record in logged] == ["INFO"] * 4
+    for record, function in zip(logged, (call, acall, stream, astream), strict=True):
         assert function.__qualname__ in record.getMessage()
 
 
@@ -610,7 +610,7 @@ async def test_a_function_of_a_run_whose_client_has_closed_works_as_ever() -> No
     assert r.run.shape == ("complete", [("agent:tool", "complete", [])])
 
 
-async def test_a_thread_of_ones_own_knows_the_run_of_the_span_that_is_open_in_it() -> None:
+async def test_a_thread_knows_the_run_of_the_span_that_is_open_in_it() -> None:
     async with recording() as r:
 
         @traced("agent:llm")

@@ -1,4 +1,4 @@
-"""Traced functions that return before their work is done: what is returned decides."""
+"""Traced functions that return before their work is done: the return value decides."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ FUNCTIONS: dict[str, Callable[[object], Any]] = {
 }
 
 
-async def test_what_is_awaited_on_the_spot_is_recorded_until_it_is_done() -> None:
+async def test_a_call_that_is_awaited_at_once_is_recorded_until_it_is_done() -> None:
     for name, function in FUNCTIONS.items():
         async with recording() as r:
             assert await trace(function)({"answer": 42}) == {"answer": 42}, name
@@ -133,7 +133,7 @@ async def test_what_is_awaited_on_the_spot_is_recorded_until_it_is_done() -> Non
 
 
 @pytest.mark.parametrize("outcome", ["complete", "failed", "cancelled"])
-async def test_a_call_lasts_until_what_it_has_returned_is_awaited(outcome: str) -> None:
+async def test_a_call_lasts_until_its_returned_awaitable_is_done(outcome: str) -> None:
     error = ValueError("no")
     given = {"complete": {"answer": 42}, "failed": error, "cancelled": "wait"}[outcome]
     for name, function in FUNCTIONS.items():
@@ -166,7 +166,7 @@ def test_a_decorated_function_looks_like_itself_whatever_it_returns() -> None:
             assert kind(trace(function)) == kind(function), name
 
 
-async def test_what_stands_for_a_coroutine_can_be_a_task(anyio_backend_name: str) -> None:
+async def test_the_substitute_of_a_coroutine_can_be_a_task(anyio_backend_name: str) -> None:
     for name in ("lambda", "async callable", "wrapped"):
         async with recording() as r:
             made = trace(FUNCTIONS[name])
@@ -184,7 +184,7 @@ async def test_what_stands_for_a_coroutine_can_be_a_task(anyio_backend_name: str
 
 
 @pytest.mark.parametrize("way", ["closed", "collected"])
-async def test_a_coroutine_that_nobody_awaits_is_cancelled_and_python_says_so_as_ever(
+async def test_a_coroutine_that_is_never_awaited_is_cancelled_and_python_warns_as_ever(
     way: str,
 ) -> None:
     said: list[list[str]] = []
@@ -278,14 +278,14 @@ async def test_the_work_of_another_thread_ends_its_call_when_it_is_done() -> Non
     assert r.run.shape == tool("complete", INNER)
 
 
-def test_an_error_of_a_task_that_nobody_asks_for_is_told_as_ever() -> None:
+def test_asyncio_reports_an_error_that_is_never_retrieved_as_ever() -> None:
     assert asyncio.run(_with_lost_error()) == ["Task exception was never retrieved"]
 
 
 async def _with_lost_error() -> list[str]:
-    told: list[str] = []
+    reported: list[str] = []
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda _, context: told.append(context["message"]))
+    loop.set_exception_handler(lambda _, context: reported.append(context["message"]))
 
     @trace
     def start() -> asyncio.Task[object]:
@@ -300,10 +300,10 @@ async def _with_lost_error() -> list[str]:
         await asyncio.sleep(0)
         gc.collect()
     assert r.run.shape == tool("failed")
-    return told
+    return reported
 
 
-async def test_a_request_that_is_entered_and_not_awaited_is_what_it_was() -> None:
+async def test_a_request_that_is_entered_and_not_awaited_behaves_as_before() -> None:
     async with recording() as r:
 
         @trace
@@ -570,7 +570,7 @@ async def _zero() -> int:
     return 0
 
 
-async def test_a_stream_that_nobody_asks_for_an_item_ends_its_call_as_well() -> None:
+async def test_a_stream_that_is_never_asked_for_an_item_ends_its_call_as_well() -> None:
     for name in ("generator", "async generator", "stream", "async stream"):
         async with recording() as r:
             stream = await _open(name)
@@ -598,7 +598,7 @@ async def test_a_generator_that_is_returned_is_a_generator_and_returns_its_value
     assert values == ["over"]
 
 
-async def test_what_stands_for_a_stream_does_what_the_stream_does() -> None:
+async def test_the_proxy_of_a_stream_does_what_the_stream_does() -> None:
     class Counted(Stream):
         """Has special methods."""
 
@@ -645,7 +645,7 @@ class Unlike:
         return lambda *args: None
 
 
-async def test_what_is_done_when_it_is_returned_is_the_same_object() -> None:
+async def test_a_return_value_without_work_left_is_the_same_object() -> None:
     values: list[object] = [
         [1],
         (1,),
@@ -678,7 +678,7 @@ async def test_an_open_file_is_no_stream(tmp_path: Path) -> None:
     assert r.run.shape == tool("complete")
 
 
-async def test_what_is_returned_outside_of_a_run_is_the_same_object() -> None:
+async def test_outside_a_run_the_return_value_is_the_same_object() -> None:
     made = numbers()
     assert trace(lambda: made)() is made
     coroutine = work("x")

@@ -118,7 +118,7 @@ async def test_a_time_out_around_the_client_is_recorded_as_cancelled(api: Faulty
     ],
     ids=["returned", "raised", "interrupted"],
 )
-async def test_what_is_still_open_ends_with_the_scope_children_first(
+async def test_open_spans_and_runs_end_with_the_scope_children_first(
     api: FaultyApi, error: BaseException | None, run_status: str, span_status: str
 ) -> None:
     with pytest.raises(type(error)) if error else nullcontext():
@@ -176,7 +176,7 @@ async def test_a_run_whose_entering_is_cancelled_ends_as_cancelled(api: FaultyAp
     assert (await stored_run(api)).status == "cancelled"
 
 
-async def test_a_span_whose_creation_is_cancelled_is_nobodys_parent(api: FaultyApi) -> None:
+async def test_a_span_whose_creation_is_cancelled_is_no_parent(api: FaultyApi) -> None:
     async with open_prefactor(make_config(), asgi_app=api) as client:
         async with client.agent_instance(**AGENT) as instance:
             with anyio.CancelScope() as scope:
@@ -288,7 +288,7 @@ async def test_the_scope_of_a_run_can_be_entered_once(api: FaultyApi) -> None:
 @pytest.mark.virtual_time
 @pytest.mark.parametrize("cancelled", [False, True], ids=["in peace", "under a cancellation"])
 @pytest.mark.parametrize("trouble", ["away", "hanging"])
-async def test_leaving_takes_no_longer_than_the_drain_timeout_and_reports_what_is_lost(
+async def test_leaving_takes_at_most_the_drain_timeout_and_reports_the_loss(
     api: FaultyApi, caplog: pytest.LogCaptureFixture, trouble: str, cancelled: bool
 ) -> None:
     config = make_config(drain_timeout=7.0, http={"request_timeout": 60.0})
@@ -457,7 +457,7 @@ async def test_two_clients_nest_and_each_keeps_its_own_tree(api: FaultyApi) -> N
         )
 
 
-async def test_a_queue_of_ones_own_carries_everything_in_order(api: FaultyApi) -> None:
+async def test_a_custom_queue_carries_everything_in_order(api: FaultyApi) -> None:
     class CountingQueue(InMemoryQueue[Operation]):
         count = 0
 
@@ -677,7 +677,7 @@ async def test_an_outer_cancellation_ends_a_registration(api: FaultyApi) -> None
         assert scope.cancelled_caught
 
 
-async def test_an_instance_id_of_ones_own_is_honoured(api: FaultyApi) -> None:
+async def test_a_given_instance_id_is_used(api: FaultyApi) -> None:
     async with open_prefactor(make_config(), asgi_app=api) as client:
         first = await client.create_agent_instance(**AGENT)
         own = identifiers.generate_related(first.id)

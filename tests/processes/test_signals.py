@@ -335,7 +335,7 @@ async def test_a_signal_that_comes_in_the_drain_is_the_programs_after_it(
     assert run.status == "complete"
 
 
-async def test_what_a_late_signal_raises_leaves_the_block_once_everything_is_closed(
+async def test_an_error_of_a_late_signal_leaves_the_block_once_everything_is_closed(
     api: FaultyApi,
 ) -> None:
     class StopError(Exception):
@@ -494,7 +494,7 @@ def test_without_cancel_on_signals_a_container_is_killed_as_ever(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_fork_of_a_program_that_is_told_to_stop_dies_as_if_there_was_no_client(
+def test_a_fork_that_is_told_to_stop_dies_as_if_there_was_no_client(
     anyio_backend: Any, tmp_path: Path
 ) -> None:
     code = """
