@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
-from prefactor_core.agent.span_context import SpanContext
+from prefactor_core.agent.span import SpanContext
 from prefactor_core.context_stack import SpanContextStack
 from prefactor_core.exceptions import (
     ClientNotInitializedError,
@@ -213,17 +213,17 @@ class Call:
 
     def push_span(self) -> None:
         """Make the span the innermost one of this context. Only an entered span can be."""
-        if self.span is not None and self.span.opened is not None:
-            SpanContextStack.enter(self.span.opened)
+        if self.span is not None and self.span.was_opened:
+            SpanContextStack.enter(self.span)
 
     def remove_span(self) -> None:
         """Take the span off the stack of this context. It stays open."""
-        if self.span is not None and self.span.opened is not None:
-            SpanContextStack.remove(self.span.opened)
+        if self.span is not None and self.span.was_opened:
+            SpanContextStack.remove(self.span)
 
     def __enter__(self) -> Self:
         if self.span is not None:
-            if self.span.opened is not None:
+            if self.span.was_opened:
                 self.push_span()
                 return self
             try:
@@ -234,7 +234,7 @@ class Call:
         return self
 
     async def __aenter__(self) -> Self:
-        if self.span is None or self.span.opened is not None:
+        if self.span is None or self.span.was_opened:
             return self.__enter__()
         try:
             await self.span.__aenter__()

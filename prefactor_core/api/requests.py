@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from prefactor_core.exceptions import OperationError
+from prefactor_core.models.clock import to_datetime
 from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
 from prefactor_core.operations import (
     CreateSpan,
@@ -131,19 +132,20 @@ def single(operation: Operation, *, given_id: bool = True) -> tuple[str, Struct]
         case FinishSpan():
             return f"agent_spans/{operation.span_id}/finish", _FinishSpan(
                 status=operation.status,
-                timestamp=operation.timestamp,
+                timestamp=to_datetime(operation.timestamp),
                 idempotency_key=operation.idempotency_key,
                 result_payload=operation.result_payload,
                 sensitive_encoding=_has_tags(operation.result_payload),
             )
         case StartAgentInstance():
             return f"agent_instance/{operation.instance_id}/start", _Start(
-                timestamp=operation.timestamp, idempotency_key=operation.idempotency_key
+                timestamp=to_datetime(operation.timestamp),
+                idempotency_key=operation.idempotency_key,
             )
         case FinishAgentInstance():
             return f"agent_instance/{operation.instance_id}/finish", _FinishInstance(
                 status=operation.status,
-                timestamp=operation.timestamp,
+                timestamp=to_datetime(operation.timestamp),
                 idempotency_key=operation.idempotency_key,
             )
         case RecordQuality():
@@ -181,7 +183,7 @@ def item(operation: Operation, given_id: bool) -> Struct:
             return _FinishSpanItem(
                 agent_span_id=operation.span_id,
                 status=operation.status,
-                timestamp=operation.timestamp,
+                timestamp=to_datetime(operation.timestamp),
                 idempotency_key=key,
                 result_payload=operation.result_payload,
                 sensitive_encoding=_has_tags(operation.result_payload),
@@ -189,14 +191,14 @@ def item(operation: Operation, given_id: bool) -> Struct:
         case StartAgentInstance():
             return _StartItem(
                 agent_instance_id=operation.instance_id,
-                timestamp=operation.timestamp,
+                timestamp=to_datetime(operation.timestamp),
                 idempotency_key=key,
             )
         case FinishAgentInstance():
             return _FinishInstanceItem(
                 agent_instance_id=operation.instance_id,
                 status=operation.status,
-                timestamp=operation.timestamp,
+                timestamp=to_datetime(operation.timestamp),
                 idempotency_key=key,
             )
         case RecordQuality():
@@ -232,6 +234,7 @@ def _registration(operation: RegisterAgentInstance) -> dict[str, Any]:
 
 
 def _span_details(operation: CreateSpan, given_id: bool) -> _SpanDetails:
+    begun, finished_at = to_datetime(operation.timestamp), operation.finished_at
     return _SpanDetails(
         id=operation.span_id if given_id else None,
         agent_instance_id=operation.instance_id,
@@ -239,8 +242,8 @@ def _span_details(operation: CreateSpan, given_id: bool) -> _SpanDetails:
         schema_name=operation.schema_name,
         status=operation.status,
         payload=operation.payload,
-        started_at=None if operation.status is SpanStatus.PENDING else operation.timestamp,
-        finished_at=operation.finished_at,
+        started_at=None if operation.status is SpanStatus.PENDING else begun,
+        finished_at=None if finished_at is None else to_datetime(finished_at),
         result_payload=operation.result_payload,
         sensitive_encoding=_has_tags(operation.payload) or _has_tags(operation.result_payload),
         idempotency_key=operation.idempotency_key,

@@ -27,10 +27,11 @@ from prefactor_core.queue.awaited import without_waiting
 from prefactor_core.queue.base import Queue
 from prefactor_core.queue.memory import InMemoryQueue
 from prefactor_core.queue.retry_policy import Backoff
-from prefactor_core.recording.agent_instances import AgentInstanceManager
+from prefactor_core.recording.instance_manager import AgentInstanceManager
 from prefactor_core.recording.quality import QualityManager
+from prefactor_core.recording.recorder import Recorder
 from prefactor_core.recording.run_end import finish_open_runs
-from prefactor_core.recording.spans import SpanManager
+from prefactor_core.recording.span_manager import SpanManager
 
 if TYPE_CHECKING:
     from prefactor_core.api.client import ApiClient, AsgiApp
@@ -59,9 +60,8 @@ class ClientScope:
         self._host_task_id = anyio.get_current_task().id
         self._raise_on_loss = config.raise_on_loss
         self.instance_manager = AgentInstanceManager(
-            delivery.buffer.record,
-            identities=delivery.identities,
-            event_loop=delivery.event_loop,
+            delivery.buffer,
+            delivery.identities,
             registrations=delivery,
             environment=partial(build_runtime_environment, config.sdk_header_entry),
             checks=checks,
@@ -74,14 +74,15 @@ class ClientScope:
             enabled=config.capture_payloads,
             degraded=delivery.counters.degraded,
         )
-        self.span_manager = SpanManager(
+        self.recorder = Recorder(
             delivery.buffer,
             delivery.identities,
             capture,
-            self.instance_manager.start_with,
+            self.instance_manager.begin,
             config.schema_registry,
         )
-        self.quality_manager = QualityManager(delivery.buffer, capture)
+        self.span_manager = SpanManager(self.recorder)
+        self.quality_manager = QualityManager(self.recorder)
         self._unclosed = watch(delivery, delivery.counters, delivery.event_loop)
 
     @classmethod
@@ -172,10 +173,12 @@ class ClientScope:
         # Whatever a step raises, the steps after it run, except 6. A run that ends before its
         # client finishes as in step 2, then its cancel scope closes (agent/scope.py). A
         # synchronous client takes all steps in its own thread, which ends then (loop_thread.py).
-        self.span_manager.close()
+        self.recorder.close()
         try:
             try:
-                await self.event_loop.in_turns(finish_open_runs(self, error))
+                await self.event_loop.in_turns(
+                    finish_open_runs(self.instance_manager, self.recorder, error)
+                )
             except Exception as bug:
                 # A bug of ours must not keep the steps below from running; nor may a Ctrl-C.
                 log(logger, logging.ERROR, "open runs could not be finished", error=bug)

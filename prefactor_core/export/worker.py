@@ -9,7 +9,7 @@ import anyio
 from prefactor_core.config import QueueConfig
 from prefactor_core.exceptions import PrefactorApiError
 from prefactor_core.export.batch import BatchItem, half
-from prefactor_core.export.buffer import Buffer, WorkerQueue
+from prefactor_core.export.buffer import Buffer
 from prefactor_core.export.circuit_breaker import CircuitBreaker
 from prefactor_core.export.counters import Counters
 from prefactor_core.export.failures import (
@@ -22,6 +22,7 @@ from prefactor_core.export.failures import (
     was_not_sent,
 )
 from prefactor_core.export.sender import Sender
+from prefactor_core.export.worker_queue import WorkerQueue
 from prefactor_core.operations import ENVELOPE_SIZE, Operation
 from prefactor_core.queue.base import QueueClosedError
 

@@ -21,11 +21,12 @@ from prefactor_core.api.errors import error_from_answer
 from prefactor_core.api.quoting import quoted
 from prefactor_core.config import HttpClientConfig
 from prefactor_core.exceptions import PrefactorApiError, PrefactorContractError
+from prefactor_core.models.clock import to_nanoseconds
 from prefactor_core.models.lifecycle import SpanStatus
 from prefactor_core.operations import CreateSpan, RegisterAgentInstance
 
 TOKEN = "pf/secret+token-0123456789=="
-TIME = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
+TIME = to_nanoseconds(datetime(2026, 1, 2, 3, 4, 5, 678901, UTC))
 ID = "0123456789abcdef0123456789abcdef"
 
 tokens = st.text(

@@ -264,7 +264,7 @@ def test_a_lock_that_another_thread_held_does_not_stop_the_child(tmp_path: Path)
                     held, go_on = threading.Event(), threading.Event()
 
                     def hold():
-                        with client.span_manager._lock:
+                        with client.span_manager.recorder._lock:
                             held.set()
                             assert go_on.wait(20)
 
