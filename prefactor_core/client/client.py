@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
 from prefactor_core.agent.scope import AgentInstanceScope
-from prefactor_core.client.recorder import Recorder
+from prefactor_core.client.recording_client import RecordingClient
 from prefactor_core.config import PrefactorCoreConfig, PrefactorOptions, check_options
 from prefactor_core.config.lazy_module import LazyModule
 from prefactor_core.exceptions import (
@@ -21,9 +21,6 @@ from prefactor_core.operations import Operation
 from prefactor_core.payloads.secret_str import SecretStr
 from prefactor_core.queue.base import Queue, QueueClosedError
 from prefactor_core.queue.importing import import_in_thread
-from prefactor_core.recording.instance_manager import AgentInstanceManager
-from prefactor_core.recording.quality import QualityManager
-from prefactor_core.recording.span_manager import SpanManager
 
 if TYPE_CHECKING:
     import signal
@@ -89,7 +86,7 @@ def open_prefactor(
     return PrefactorCoreClient(config, queue, asgi_app=asgi_app)
 
 
-class PrefactorCoreClient(Recorder):
+class PrefactorCoreClient(RecordingClient):
     """Records runs and ships them in the background, while its scope is open.
 
     ``async with PrefactorCoreClient(config) as client:``, in one task; or :meth:`initialize` and
@@ -284,21 +281,6 @@ class PrefactorCoreClient(Recorder):
         During an outage this waits; bound it with ``anyio.move_on_after(seconds)``.
         """
         await self._open_scope().flush()
-
-    @property
-    def instance_manager(self) -> AgentInstanceManager:
-        """The open runs. Raises :class:`ClientNotInitializedError` outside the scope."""
-        return self._open_scope().instance_manager
-
-    @property
-    def span_manager(self) -> SpanManager:
-        """The open spans. Raises :class:`ClientNotInitializedError` outside the scope."""
-        return self._open_scope().span_manager
-
-    @property
-    def quality_manager(self) -> QualityManager:
-        """Records quality payloads. Raises :class:`ClientNotInitializedError` outside the scope."""
-        return self._open_scope().quality_manager
 
     def _open_scope(self) -> ClientScope | DisabledScope:
         scope = self._scope

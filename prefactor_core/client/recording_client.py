@@ -1,4 +1,4 @@
-"""Recorder: the methods of an open client that record runs and spans."""
+"""RecordingClient: the methods of an open client that record runs and spans."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TypedDict, TypeVar, Unpack, overload
 import anyio.lowlevel
 
 from prefactor_core.agent.disabled_span import DisabledSpan
-from prefactor_core.agent.instance import AgentInstanceHandle
+from prefactor_core.agent.instance import AgentInstanceHandle, Client
 from prefactor_core.agent.scope import AgentInstanceScope
 from prefactor_core.agent.span import SpanContext, new_span, start_by_id, start_by_id_nowait
 from prefactor_core.config import OnRefused, PrefactorCoreConfig
@@ -30,14 +30,14 @@ Result = TypeVar("Result")
 
 
 class RunOptions(TypedDict, total=False):
-    """The options of a run; see :meth:`Recorder.create_agent_instance`."""
+    """The options of a run; see :meth:`RecordingClient.create_agent_instance`."""
 
     environment_id: str | None
     purpose: Purpose | None
     external_identifier: str | None
 
 
-class Recorder(Live, ABC):
+class RecordingClient(Live, ABC):
     """The part of a :class:`~prefactor_core.PrefactorCoreClient` that records."""
 
     _what = "a client in this process"
@@ -50,20 +50,24 @@ class Recorder(Live, ABC):
     def config(self) -> PrefactorCoreConfig:
         """The configuration of the client."""
 
-    @property
     @abstractmethod
+    def _open_scope(self) -> Client:
+        """The open scope. Raises :class:`ClientNotInitializedError` if there is none."""
+
+    @property
     def instance_manager(self) -> AgentInstanceManager:
         """The open runs. Raises :class:`ClientNotInitializedError` outside the scope."""
+        return self._open_scope().instance_manager
 
     @property
-    @abstractmethod
     def span_manager(self) -> SpanManager:
         """The open spans. Raises :class:`ClientNotInitializedError` outside the scope."""
+        return self._open_scope().span_manager
 
     @property
-    @abstractmethod
     def quality_manager(self) -> QualityManager:
         """Records quality payloads. Raises :class:`ClientNotInitializedError` outside the scope."""
+        return self._open_scope().quality_manager
 
     async def create_agent_instance(
         self,
