@@ -86,7 +86,7 @@ def current_span() -> SpanContext[Mapping[str, object] | Fields] | None:
 def _innermost_span() -> SpanContext[Any] | None:
     for span in SpanContextStack.open_spans():
         if isinstance(span, SpanContext):
-            return span
+            return span  # pyright: ignore[reportUnknownVariableType]
     return DisabledSpan.innermost()
 
 

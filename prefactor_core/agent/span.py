@@ -66,13 +66,13 @@ class SpanContext(SpanRecord, Generic[Result]):
     recorded, for one that is naive, and for an end before the span's start.
     """
 
-    __slots__ = ("_detached", "_entered", "instance", "recorder")
+    __slots__ = ("instance", "is_detached", "recorder", "was_entered")
 
     # Set by new_span().
     recorder: Recorder
     instance: object
-    _entered: bool
-    _detached: bool
+    was_entered: bool
+    is_detached: bool
 
     @property
     def id(self) -> str:
@@ -190,15 +190,15 @@ class SpanContext(SpanRecord, Generic[Result]):
         ``parent_span_id=span.id``. For generators where it cannot be told whose turn it is: see
         "Spans" in the README. To be called before it is entered.
         """
-        self._detached = True
+        self.is_detached = True
         return self
 
     def __enter__(self, frame: FrameType | None = None) -> Self:
-        if self._entered:
+        if self.was_entered:
             raise PrefactorCoreError(
                 f"the {self.schema_name!r} span was entered before: call span() again for another"
             )
-        self._entered = True
+        self.was_entered = True
         try:
             if not self.serial:
                 # Whose block is it? That of the caller, or of a generator that runs through it.
@@ -209,9 +209,9 @@ class SpanContext(SpanRecord, Generic[Result]):
                     or code is ENTER_CONTEXT
                     or code is ENTER_ASYNC_CONTEXT
                 ):
-                    self.recorder.open(self, holder_of(holder), detached=self._detached)
+                    self.recorder.open(self, holder_of(holder), detached=self.is_detached)
                 else:
-                    self.recorder.open(self, None, detached=self._detached)
+                    self.recorder.open(self, None, detached=self.is_detached)
         except BaseException:
             self._let_go()
             raise
@@ -292,7 +292,7 @@ class SpanContext(SpanRecord, Generic[Result]):
         """Whether this has to wait while the buffer is full."""
         loop = self.recorder.event_loop
         return (
-            not self._entered
+            not self.was_entered
             and not self.serial
             and loop.is_here
             and not loop.is_forked
@@ -344,7 +344,8 @@ def new_span(
     span: SpanContext[Any] = SpanContext(
         run, new_span_id(run, name, span_id), name, parent_span_id, payload, late
     )
-    span.recorder, span.instance, span._entered, span._detached = recorder, instance, False, False
+    span.recorder, span.instance = recorder, instance
+    span.was_entered = span.is_detached = False
     return span
 
 

@@ -44,12 +44,9 @@ from prefactor_core.exceptions import (
 )
 from prefactor_core.operations import (
     CreateSpan,
-    FinishAgentInstance,
     FinishSpan,
     Operation,
-    RecordQuality,
     RegisterAgentInstance,
-    StartAgentInstance,
     identifiers,
 )
 from prefactor_core.payloads.secret_str import SecretStr
@@ -149,65 +146,41 @@ class ApiClient:
         """Ask whether the API is there and takes the token."""
         await self._call("GET", "ping", dict[str, msgspec.Raw])
 
-    async def register_agent_instance(
-        self, operation: RegisterAgentInstance
-    ) -> Details[AgentInstanceAnswer]:
-        """Make a run known."""
-        path, body = requests.single(operation)
-        registered = await self._call("POST", path, Details[AgentInstanceAnswer], body)
-        if not identifiers.is_pfid(registered.details.id):
+    async def send(
+        self, operation: Operation, *, given_id: bool = True
+    ) -> Details[AgentInstanceAnswer] | Details[AgentSpanAnswer]:
+        """Send one operation by its own endpoint; return the run or span as the API stored it.
+
+        ``given_id``: False to let the API make the id of a span. Raises
+        :class:`~prefactor_core.exceptions.OperationError` for an operation that the API has no
+        endpoint for.
+        """
+        path, body = requests.single(operation, given_id=given_id)
+        if isinstance(operation, CreateSpan | FinishSpan):
+            return await self._call("POST", path, Details[AgentSpanAnswer], body)
+        stored = await self._call("POST", path, Details[AgentInstanceAnswer], body)
+        if isinstance(operation, RegisterAgentInstance) and not identifiers.is_pfid(
+            stored.details.id
+        ):
             raise PrefactorContractError(
                 "the API registered an agent instance as "
-                f"'{self._quoted(registered.details.id)}', which is no PFID"
+                f"'{self._quoted(stored.details.id)}', which is no PFID"
             )
-        return registered
-
-    async def start_agent_instance(
-        self, operation: StartAgentInstance
-    ) -> Details[AgentInstanceAnswer]:
-        """A run begins."""
-        path, body = requests.single(operation)
-        return await self._call("POST", path, Details[AgentInstanceAnswer], body)
-
-    async def finish_agent_instance(
-        self, operation: FinishAgentInstance
-    ) -> Details[AgentInstanceAnswer]:
-        """A run ends."""
-        path, body = requests.single(operation)
-        return await self._call("POST", path, Details[AgentInstanceAnswer], body)
-
-    async def record_quality(self, operation: RecordQuality) -> Details[AgentInstanceAnswer]:
-        """A named quality payload of a run is set, or removed."""
-        path, body = requests.single(operation)
-        return await self._call("POST", path, Details[AgentInstanceAnswer], body)
+        return stored
 
     async def terminate_agent_instance(self, instance_id: str, reason: str) -> AgentInstanceAnswer:
         """A run shall stop: what creates or finishes a span of it is answered so from now on."""
         path, body = requests.termination(instance_id, reason, identifiers.generate(0))
         return (await self._call("POST", path, Details[AgentInstanceAnswer], body)).details
 
-    async def create_span(
-        self, operation: CreateSpan, *, given_id: bool = True
-    ) -> Details[AgentSpanAnswer]:
-        """A span begins, or is made as one that has ended.
-
-        ``given_id``: False to let the API make the id.
-        """
-        path, body = requests.single(operation, given_id=given_id)
-        return await self._call("POST", path, Details[AgentSpanAnswer], body)
-
-    async def finish_span(self, operation: FinishSpan) -> Details[AgentSpanAnswer]:
-        """A span ends."""
-        path, body = requests.single(operation)
-        return await self._call("POST", path, Details[AgentSpanAnswer], body)
-
     async def bulk(
         self, operations: Sequence[Operation], given_ids: Sequence[bool]
     ) -> dict[str, Output]:
         """Do several operations in their order, up to the first that fails.
 
-        ``given_ids``: for each, whether it is told which id the span shall have. What came of
-        each, by idempotency key; nothing for those after a failure (API.md section 10).
+        ``given_ids``: for each, whether the API is told which id the span shall have. Returns the
+        output of each by idempotency key, and none for those after a failure. Raises
+        :class:`~prefactor_core.exceptions.PrefactorContractError` if there is no output at all.
         """
         items: list[bytes] = []
         size = written = 0
@@ -218,7 +191,11 @@ class ApiClient:
             items.append(self._written("POST bulk", requests.item(operation, given_id)))
             size += len(items[-1])
         body = b'{"items":[' + b",".join(items) + b"]}"
-        return (await self._call("POST", "bulk", Outputs, body)).outputs
+        outputs = (await self._call("POST", "bulk", Outputs, body)).outputs
+        if not any(operation.idempotency_key in outputs for operation in operations):
+            # Else a caller would send them again at once, and for ever.
+            raise PrefactorContractError("bulk was answered without an output for any item")
+        return outputs
 
     async def get_agent_instance(self, instance_id: str) -> AgentInstanceAnswer:
         """One stored run."""

@@ -20,7 +20,7 @@ from prefactor_core.exceptions import (
     PrefactorTelemetryFailureError,
 )
 from prefactor_core.exceptions.log import log
-from prefactor_core.export.exporter import Delivery
+from prefactor_core.export.exporter import Exporter
 from prefactor_core.operations import Operation
 from prefactor_core.payloads.capture import Capture
 from prefactor_core.queue.awaited import without_waiting
@@ -28,6 +28,7 @@ from prefactor_core.queue.base import Queue
 from prefactor_core.queue.memory import InMemoryQueue
 from prefactor_core.queue.retry_policy import Backoff
 from prefactor_core.recording.instance_manager import AgentInstanceManager
+from prefactor_core.recording.long_spans import LongSpans
 from prefactor_core.recording.quality import QualityManager
 from prefactor_core.recording.recorder import Recorder
 from prefactor_core.recording.run_end import finish_open_runs
@@ -49,11 +50,10 @@ class ClientScope:
     def __init__(
         self,
         config: PrefactorCoreConfig,
-        connections: AsyncExitStack,
-        delivery: Delivery,
+        delivery: Exporter,
         checks: PayloadChecks | None,
     ) -> None:
-        self._connections = connections
+        self._connections = AsyncExitStack()
         self._delivery = delivery
         self.event_loop = delivery.event_loop
         self.counters = delivery.counters
@@ -83,6 +83,7 @@ class ClientScope:
         )
         self.span_manager = SpanManager(self.recorder)
         self.quality_manager = QualityManager(self.recorder)
+        delivery.run_also(LongSpans(self.recorder, config.queue_config.report_after))
         self._unclosed = watch(delivery, delivery.counters, delivery.event_loop)
 
     @classmethod
@@ -118,7 +119,7 @@ class ClientScope:
                 multiplier=http.retry_multiplier,
                 cap=http.max_retry_delay,
             )
-            delivery = Delivery(
+            delivery = Exporter(
                 api,
                 queues,
                 queueing,
@@ -126,9 +127,15 @@ class ClientScope:
                 config.drain_timeout,
                 config.termination_poll_interval,
             )
-            await delivery.__aenter__()
-            # Nothing below waits or fails, so the line above need not be undone.
-            return cls(config, opening.pop_all(), delivery, checks)
+            scope = cls(config, delivery, checks)
+            try:
+                await delivery.__aenter__()
+            except BaseException:
+                scope._unclosed.detach()
+                raise
+            # Nothing below waits or fails, so the lines above need not be undone.
+            scope._connections = opening.pop_all()
+            return scope
 
     def check_task(self) -> None:
         """Raises :class:`ClientScopeError` unless the current task has opened the scope."""

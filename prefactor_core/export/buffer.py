@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import anyio
 
 from prefactor_core.config import QueueConfig
+from prefactor_core.export.batch import without_payload
 from prefactor_core.export.counters import Counters
 from prefactor_core.export.loss_report import LossReport
-from prefactor_core.export.without_payload import without_payload
 from prefactor_core.export.worker_queue import WorkerQueue
 from prefactor_core.operations import (
     CreateSpan,
@@ -55,8 +55,8 @@ class Buffer:
         self.event_loop = event_loop
         self._thread_id = event_loop.thread_id
         self.worker_queues = [WorkerQueue(queue) for queue in queues]
-        # How many tasks wait for something to be settled: nothing then waits for company.
-        self.hurried = 0
+        # How many tasks wait for a completion: while above zero, workers skip the batch window.
+        self.waiters = 0
         self.closed = False
         self.counters = self._counters = counters
         self._max_operations = config.max_pending_operations
@@ -66,8 +66,8 @@ class Buffer:
         self._places = 0
         self._count = len(self.worker_queues)
         self._losses = losses
-        # Somebody waits for this: something has been settled.
-        self._settled: anyio.Event | None = None
+        # Set at the next completion; None if no task waits for one.
+        self._completion: anyio.Event | None = None
         # What other threads have recorded, until the loop takes it over.
         self._handed_over: deque[Operation] = deque()
         self._called_loop = False
@@ -160,7 +160,7 @@ class Buffer:
     def turn_away(self, reason: str) -> None:
         """Count an operation that is dropped before it was accepted."""
         self._counters.turn_away(reason)
-        self._losses.dropped_anywhere(reason)
+        self._losses.dropped_in_any_thread(reason)
 
     def _enter(self, operation: Operation) -> bool:
         """Bring an operation that is accepted to the loop; whether its queue takes it."""
@@ -207,16 +207,16 @@ class Buffer:
             else:
                 self._put(operation)
 
-    def found(self, operation: Operation) -> None:
-        """Accept an operation that was in its queue before."""
+    def accept_initial(self, operation: Operation) -> None:
+        """Count an operation that was in its queue before this process recorded anything."""
         with self.event_loop.lock:
             self._counters.accept(operation)
 
     async def wait_for_place(self) -> None:
         """Return when a new span may come in; its place is kept until it is recorded."""
-        with self.hurry():
+        with self.skip_batch_window():
             while not self._take_place():
-                await self._wait_for_change()
+                await self._wait_for_completion()
 
     def _take_place(self) -> bool:
         with self.event_loop.lock:
@@ -233,52 +233,52 @@ class Buffer:
 
     def _place_is_free(self) -> None:
         if self.event_loop.is_here:
-            self.settled()
+            self.completed()
         else:
-            self.event_loop.run_soon(self.settled)
+            self.event_loop.run_soon(self.completed)
 
     async def flush(self) -> None:
-        """Return when everything that is recorded so far is settled."""
+        """Return when everything that is recorded so far is delivered or dropped."""
         self.take_over()
         goals = [
-            (worker_queue, worker_queue.found + worker_queue.recorded)
+            (worker_queue.batcher, worker_queue.initial + worker_queue.recorded)
             for worker_queue in self.worker_queues
         ]
-        with self.hurry():
-            for worker_queue, goal in goals:
-                while worker_queue.backlog.settled_through < goal and not self.closed:
-                    await self._wait_for_change()
+        with self.skip_batch_window():
+            for batcher, goal in goals:
+                while batcher.completed_through < goal and not self.closed:
+                    await self._wait_for_completion()
 
     def wake(self) -> None:
-        """What the workers wait for may have changed."""
+        """End the waits of all workers: their reasons may have changed."""
         for worker_queue in self.worker_queues:
-            worker_queue.hurry()
+            worker_queue.wake()
 
-    def settled(self) -> None:
-        """Some operations were delivered, or given up."""
-        if self._settled is not None:
-            self._settled.set()
-            self._settled = None
+    def completed(self) -> None:
+        """Wake the tasks that wait for a completion: operations were delivered, or dropped."""
+        if self._completion is not None:
+            self._completion.set()
+            self._completion = None
 
     def close(self) -> None:
-        """Nothing more will be settled: nobody has to wait for it."""
+        """End every wait for a completion: there will be none."""
         self.closed = True
-        self.settled()
+        self.completed()
 
     @contextmanager
-    def hurry(self) -> Generator[None]:
-        """While somebody waits for something to be settled, workers skip the batch window."""
-        self.hurried += 1
+    def skip_batch_window(self) -> Generator[None]:
+        """While a task waits for a completion in this block, workers skip the batch window."""
+        self.waiters += 1
         self.wake()
         try:
             yield
         finally:
-            self.hurried -= 1
+            self.waiters -= 1
 
-    async def _wait_for_change(self) -> None:
-        if self._settled is None:
-            self._settled = anyio.Event()
-        await self._settled.wait()
+    async def _wait_for_completion(self) -> None:
+        if self._completion is None:
+            self._completion = anyio.Event()
+        await self._completion.wait()
 
     def _worker_queue_of(self, operation: Operation) -> WorkerQueue:
         return self.worker_queues[hash(operation.instance_id) % self._count]
@@ -295,9 +295,9 @@ class Buffer:
             self._counters.fail(error)
             self._counters.drop("queue", 1, operation.size)
             detail = f"the client's queue does not take them ({type(error).__name__}: {error})"
-            self._losses.dropped_anywhere("queue", detail)
+            self._losses.dropped_in_any_thread("queue", detail)
             return False
         worker_queue.recorded, self._putting = worker_queue.recorded + 1, None
         if worker_queue.waits_for_more:
-            worker_queue.hurry()
+            worker_queue.wake()
         return True

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import datetime
 
+from prefactor_core.export.circuit_breaker import CircuitBreaker
 from prefactor_core.models.statistics import Statistics
 from prefactor_core.operations import Operation
 
@@ -21,7 +21,8 @@ class Counters:
     thread.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, breaker: CircuitBreaker | None = None) -> None:
+        self._breaker = breaker  # it knows of an outage
         self.taken = 0
         self.taken_bytes = 0
         self.open_bytes = 0
@@ -29,7 +30,6 @@ class Counters:
         self._turned_away: Counter[str] = Counter()
         self.delivered = 0
         self.in_flight = 0
-        self.outage_since: datetime | None = None
         self.completed_bytes = 0
         self._dropped: Counter[str] = Counter()
         self.completed = self._handed_back = 0
@@ -160,7 +160,7 @@ class Counters:
             retries=self._retries,
             merged=self._merged,
             last_error=self._last_error,
-            outage_since=self.outage_since,
+            outage_since=None if self._breaker is None else self._breaker.since,
             assumed=tuple(self._assumed),
             degraded=dict(self.degraded),
         )

@@ -70,7 +70,7 @@ class Registrations(Protocol):
         """Whether it takes a runtime environment that is added, as far as it has shown."""
         ...
 
-    def hurry(self) -> AbstractContextManager[None]:
+    def skip_batch_window(self) -> AbstractContextManager[None]:
         """While somebody waits, nothing waits for company."""
         ...
 
@@ -247,7 +247,7 @@ class AgentInstanceManager(Live):
         run.registration = waiting
         answers = registrations.answers
         try:
-            with registrations.hurry(), anyio.move_on_after(self._timeout) as time:
+            with registrations.skip_batch_window(), anyio.move_on_after(self._timeout) as time:
                 await waiting.over.wait()
         except BaseException:
             # Cancelled: nobody will get the run, but the API does; unless the client has closed

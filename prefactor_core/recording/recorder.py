@@ -83,6 +83,10 @@ class Recorder(Live):
         self._begin_run = begin_run
         self.index = SpanIndex(buffer.counters, identities)
         self.closed = False
+        # Whether a span is reported as active at its opening; and what wakes the reporter of long
+        # spans, while it sleeps. Set by LongSpans.
+        self.reports_at_once = False
+        self.reporter: Callable[[], object] | None = None
         # Added to by one statement, and by nothing that might be interrupted as well.
         self.unended: Unended | None = None
         # Of spans that were dropped: the nearest ancestor that was not, for later children that
@@ -179,6 +183,10 @@ class Recorder(Live):
                 span.created_at = run.clock.now()
                 span.captured = captured
                 index.add(span, held)
+            if self.reporter is not None:
+                self.wake_reporter()
+            if self.reports_at_once and not span.from_result:
+                self.report(span)
         except BaseException:
             if opens:
                 # Passed over from now on, wherever it is referred to already.
@@ -205,6 +213,16 @@ class Recorder(Live):
             if not self.keep_payload(span, payload, captured) and fields_of(payload):
                 self._warn_of_late_payload(span.schema_name)
         self._loop.step(self._advance, span, _ACTIVE, at, None, UNSET, 0)
+
+    def report(self, span: SpanRecord) -> None:
+        """The create of a span is recorded, as of its opening, unless that has been done."""
+        self._loop.step(self._advance, span, _ACTIVE, span.created_at, None, UNSET, 0)
+
+    def wake_reporter(self) -> None:
+        """A span was opened, or there will be no more, while the reporter of long spans slept."""
+        wake, self.reporter = self.reporter, None
+        if wake is not None:
+            self._loop.run_soon(wake)
 
     def keep_payload(
         self, span: SpanRecord, payload: Mapping[str, object] | Fields, captured: Raw
@@ -436,6 +454,8 @@ class Recorder(Live):
             self._counters.open_bytes - span.held,
             0,
         )
+        if span.recorded_id in self.index.unreported:
+            del self.index.unreported[span.recorded_id]
 
     def _finish(
         self,

@@ -28,7 +28,9 @@ class SpanIndex:
         # Those whose run may get another partition, by the part of their id that stays the same.
         self._provisional: dict[str, SpanRecord] = {}
         # How many were ever opened.
-        self._opened = 0
+        self.opened = 0
+        # Those of which no operation was recorded, in the order of opening.
+        self.unreported: dict[str, SpanRecord] = {}
 
     def add(self, span: SpanRecord, held: int) -> None:
         """The span is open; its payload has ``held`` bytes."""
@@ -38,21 +40,24 @@ class SpanIndex:
             of_run = self._by_run[span.instance_id]
         except KeyError:
             of_run = self._by_run[span.instance_id] = {}
-        serial = self._opened + 1
+        serial = self.opened + 1
         # One statement that calls nothing, so that nothing interrupts it.
         (
-            self._opened,
+            self.opened,
             span.serial,
             self.spans[span.recorded_id],
+            self.unreported[span.recorded_id],
             of_run[span.recorded_id],
             span.held,
             self._counters.open_bytes,
-        ) = (serial, serial, span, span, held, self._counters.open_bytes + held)
+        ) = (serial, serial, span, span, span, held, self._counters.open_bytes + held)
 
     def remove(self, span: SpanRecord) -> None:
         """The span is open no more; nothing if it was not."""
         if span.recorded_id not in self.spans or self.spans[span.recorded_id] is not span:
             return
+        if span.recorded_id in self.unreported:
+            del self.unreported[span.recorded_id]
         of_run = self._by_run[span.instance_id]
         del self.spans[span.recorded_id], of_run[span.recorded_id]
         if not of_run:

@@ -41,6 +41,7 @@ from prefactor_core.operations import (
     CreateSpan,
     FinishAgentInstance,
     FinishSpan,
+    Operation,
     RegisterAgentInstance,
     StartAgentInstance,
 )
@@ -96,12 +97,12 @@ CREATE_SPAN_DETAILS = {
 }
 CALLS: dict[str, Callable[[ApiClient], Awaitable[object]]] = {
     "ping": lambda api: api.ping(),
-    "register": lambda api: api.register_agent_instance(REGISTER),
-    "start": lambda api: api.start_agent_instance(START),
-    "finish": lambda api: api.finish_agent_instance(FINISH),
+    "register": lambda api: api.send(REGISTER),
+    "start": lambda api: api.send(START),
+    "finish": lambda api: api.send(FINISH),
     "terminate": lambda api: api.terminate_agent_instance("i1", "over budget"),
-    "create span": lambda api: api.create_span(CREATE_SPAN),
-    "finish span": lambda api: api.finish_span(FINISH_SPAN),
+    "create span": lambda api: api.send(CREATE_SPAN),
+    "finish span": lambda api: api.send(FINISH_SPAN),
     "get": lambda api: api.get_agent_instance("i1"),
 }
 
@@ -148,11 +149,10 @@ def http_answer(status: int, body: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("operation", "method", "path", "body"),
+    ("operation", "path", "body"),
     [
         (
             REGISTER,
-            "register_agent_instance",
             "agent_instance/register",
             {
                 "agent_id": "a1",
@@ -164,25 +164,21 @@ def http_answer(status: int, body: bytes) -> bytes:
         ),
         (
             START,
-            "start_agent_instance",
             "agent_instance/i1/start",
             {"timestamp": TIME_TEXT, "idempotency_key": "i1-start"},
         ),
         (
             FINISH,
-            "finish_agent_instance",
             "agent_instance/i1/finish",
             {"status": "failed", "timestamp": TIME_TEXT, "idempotency_key": "i1-finish"},
         ),
         (
             CREATE_SPAN,
-            "create_span",
             "agent_spans",
             {"details": CREATE_SPAN_DETAILS, "idempotency_key": "s1-create"},
         ),
         (
             FINISH_SPAN,
-            "finish_span",
             "agent_spans/s1/finish",
             {"status": "complete", "timestamp": TIME_TEXT, "idempotency_key": "s1-finish"},
         ),
@@ -190,11 +186,11 @@ def http_answer(status: int, body: bytes) -> bytes:
     ids=["register", "start", "finish", "create span", "finish span"],
 )
 async def test_an_operation_is_posted_in_the_form_of_the_api(
-    operation: Any, method: str, path: str, body: object
+    operation: Operation, path: str, body: object
 ) -> None:
     app = answering(200, {"status": "success", "details": STORED})
     async with make_api(app) as api:
-        await getattr(api, method)(operation)
+        await api.send(operation)
     (call,) = app.calls
     assert (call.method, call.path) == ("POST", f"/api/v1/{path}")
     assert call.body == body
@@ -229,7 +225,7 @@ async def test_a_span_says_its_parent_and_when_it_started_and_ended(
 ) -> None:
     app = answering(200, {"status": "success", "details": STORED})
     async with make_api(app) as api:
-        await api.create_span(operation)
+        await api.send(operation)
     expected = {**CREATE_SPAN_DETAILS, **changed}
     assert app.calls[0].body["details"] == {k: v for k, v in expected.items() if v is not UNSET}
 
@@ -237,9 +233,7 @@ async def test_a_span_says_its_parent_and_when_it_started_and_ended(
 async def test_a_result_is_sent_with_the_finish_of_its_span() -> None:
     app = answering(200, {"status": "success", "details": STORED})
     async with make_api(app) as api:
-        await api.finish_span(
-            msgspec.structs.replace(FINISH_SPAN, result_payload=Raw(b'{"answer":42}'))
-        )
+        await api.send(msgspec.structs.replace(FINISH_SPAN, result_payload=Raw(b'{"answer":42}')))
     assert app.calls[0].body["result_payload"] == {"answer": 42}
 
 
@@ -260,13 +254,13 @@ async def test_an_id_of_a_run_that_is_no_pfid_is_not_what_the_api_is_known_to_an
     app = answering(200, {"status": "success", "details": {**STORED, "id": "i1"}})
     async with make_api(app) as api:
         with pytest.raises(PrefactorContractError, match="'i1', which is no PFID"):
-            await api.register_agent_instance(REGISTER)
+            await api.send(REGISTER)
 
 
 async def test_an_id_given_to_a_run_is_registered() -> None:
     app = answering(200, {"status": "success", "details": STORED})
     async with make_api(app) as api:
-        given = await api.register_agent_instance(
+        given = await api.send(
             msgspec.structs.replace(REGISTER, instance_id="i7", asks_for_id=True)
         )
     assert app.calls[0].body["id"] == "i7"
@@ -362,7 +356,7 @@ async def test_fields_that_a_later_api_adds_are_passed_over() -> None:
     answer = {"status": "success", "details": details, "advice": [1, 2]}
     control = {"terminate": True, "reason": "budget", "by": "someone"}
     async with make_api(answering(200, {**answer, "control": control})) as api:
-        span = await api.create_span(CREATE_SPAN)
+        span = await api.send(CREATE_SPAN)
         instance = await api.get_agent_instance("i1")
     assert span.details.payload == Raw(b'{"prompt":"hi"}')
     assert span.details.result_payload == Raw(b"null")
@@ -372,7 +366,7 @@ async def test_fields_that_a_later_api_adds_are_passed_over() -> None:
 
 async def test_an_answer_without_control_asks_for_nothing() -> None:
     async with make_api(answering(200, {"details": STORED})) as api:
-        assert (await api.finish_span(FINISH_SPAN)).control is None
+        assert (await api.send(FINISH_SPAN)).control is None
 
 
 async def test_an_answer_that_holds_the_text_of_the_token_is_read_as_it_came() -> None:
@@ -539,16 +533,16 @@ async def test_a_list_that_fails_on_a_later_page_raises_after_the_first() -> Non
 async def test_what_is_sent_is_what_local_prefactor_takes() -> None:
     async with open_faulty_api(api_token=TOKEN) as app, make_api(app) as api:
         await api.ping()
-        instance_id = (await api.register_agent_instance(REGISTER)).details.id
+        instance_id = (await api.send(REGISTER)).details.id
         own = {"instance_id": instance_id}
-        started = await api.start_agent_instance(msgspec.structs.replace(START, **own))
+        started = await api.send(msgspec.structs.replace(START, **own))
         # A PFID of the server's partition, which a run's id is.
         span_id = instance_id[:-1] + ("0" if instance_id[-1] != "0" else "1")
         own["span_id"] = span_id
-        created = await api.create_span(msgspec.structs.replace(CREATE_SPAN, **own))
-        done = await api.finish_span(msgspec.structs.replace(FINISH_SPAN, **own))
+        created = await api.send(msgspec.structs.replace(CREATE_SPAN, **own))
+        done = await api.send(msgspec.structs.replace(FINISH_SPAN, **own))
         own.pop("span_id")
-        finished = await api.finish_agent_instance(msgspec.structs.replace(FINISH, **own))
+        finished = await api.send(msgspec.structs.replace(FINISH, **own))
         stored = await api.get_agent_instance(instance_id)
     assert (started.details.status, started.details.started_at) == ("active", TIME_TEXT)
     assert (created.details.id, created.details.payload) == (span_id, CREATE_SPAN.payload)
@@ -559,10 +553,10 @@ async def test_what_is_sent_is_what_local_prefactor_takes() -> None:
 
 async def test_a_run_that_is_terminated_says_so_to_who_asked_and_to_who_records_it() -> None:
     async with open_faulty_api(api_token=TOKEN) as app, make_api(app) as api:
-        own = {"instance_id": (await api.register_agent_instance(REGISTER)).details.id}
-        await api.start_agent_instance(msgspec.structs.replace(START, **own))
+        own = {"instance_id": (await api.send(REGISTER)).details.id}
+        await api.send(msgspec.structs.replace(START, **own))
         terminated = await api.terminate_agent_instance(own["instance_id"], "over budget")
-        created = await api.create_span(msgspec.structs.replace(CREATE_SPAN, **own), given_id=False)
+        created = await api.send(msgspec.structs.replace(CREATE_SPAN, **own), given_id=False)
         with pytest.raises(PrefactorConflictError, match="409 invalid_action"):
             await api.terminate_agent_instance(own["instance_id"], "over budget")
         assert await api.get_agent_instance(own["instance_id"]) == terminated

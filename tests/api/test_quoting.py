@@ -160,13 +160,13 @@ async def test_no_answer_brings_the_token_or_a_line_break_into_what_is_shown(
 
     with pytest.raises(PrefactorContractError) as caught:
         details = {"id": echo, "status": "active"}
-        await ask_of({"details": details}, lambda api: api.register_agent_instance(REGISTER), token)
+        await ask_of({"details": details}, lambda api: api.send(REGISTER), token)
     assert is_clean(str(caught.value), token)
 
     control = {"terminate": True, "reason": echo}
     span = {"id": ID, "status": "active", "agent_instance_id": ID, "schema_name": "x"}
     created = await ask_of(
-        {"details": span, "control": control}, lambda api: api.create_span(CREATE), token
+        {"details": span, "control": control}, lambda api: api.send(CREATE), token
     )
     assert is_clean(created.control.reason, token)
 
