@@ -117,7 +117,9 @@ class StatusPoll:
         listed = 0
         self._counters.request()
         try:
-            async with aclosing(self._api.list_newest_agent_instances(agent_id)) as instances:
+            async with aclosing(
+                self._api.list_agent_instances(agent_id, newest_first=True)
+            ) as instances:
                 async for instance in instances:
                     listed += 1
                     run = missing.pop(instance.id, None)

@@ -49,6 +49,7 @@ class EventLoop:
     """
 
     def __init__(self, loop: object) -> None:
+        """``loop``: asyncio's loop or trio's token; None where a program has neither."""
         self.lock = threading.RLock()
         self._steps: deque[Callable[[], object]] = deque()
         self._stepping = False
@@ -65,7 +66,7 @@ class EventLoop:
         # asyncio itself may forget a task that nothing refers to.
         self._tasks: set[asyncio.Task[None]] = set()
         self._opener: ref[asyncio.Task[object]] | None = None
-        if self._trio is None:
+        if self._trio is None and loop is not None:
             import asyncio  # it runs already
 
             opener = asyncio.current_task(self._asyncio)
