@@ -20,7 +20,6 @@ from prefactor_core.exceptions import (
     in_message,
 )
 from prefactor_core.exceptions.log import log
-from prefactor_core.payloads.capture import fields_of
 from prefactor_core.payloads.markers import full_type_name
 
 if TYPE_CHECKING:
@@ -118,21 +117,20 @@ class TracedFunction:
             name: value for name, value in bound.arguments.items() if name not in self._excluded
         }
 
-    def result(self, value: object, lost: set[str]) -> Mapping[str, object] | None:
-        """The result of the span of a call that returned ``value``. The reasons why something is
-        missing from it are added to ``lost``."""
+    def result(self, value: object, capture: Capture) -> dict[str, object] | None:
+        """The result of the span of a call that returned ``value``."""
         if value is None or not self.captures_result:
             return None
-        return fields_of(value, "result", lost)
+        return capture.fields_of(value, "result")
 
     def result_of_items(
-        self, items: list[object], left_out: int, lost: set[str]
+        self, items: list[object], left_out: int, capture: Capture
     ) -> dict[str, object]:
         """The result of the span of a generator that yielded ``items``, and ``left_out`` more."""
         fields: dict[str, object] = {"items": items}
         if self._reduce is not None:
             try:
-                fields = dict(self.result(self._reduce(items), lost) or {})
+                fields = self.result(self._reduce(items), capture) or {}
             except Exception as error:
                 # Without its message, which may well quote the items.
                 message = (
@@ -198,11 +196,8 @@ class Call:
     def complete(self, value: object) -> None:
         """The function has returned ``value``, and nothing of its work is left to do."""
         if self.span is not None:
-            lost: set[str] = set()
-            try:
-                self.span.complete_nowait(self.function.result(value, lost))
-                if lost:
-                    self.span.capture.count(lost)
+            try:  # noqa: SIM105 - suppress() would need more of the stack
+                self.span.complete_nowait(self.function.result(value, self.span.capture))
             except (RecursionError, MemoryError):
                 pass  # the span ends with the block, without a result
 
@@ -297,9 +292,7 @@ class Stream(Call):
 
     def end(self, error: BaseException | None) -> None:
         if self.span is not None and self._capture is not None and self.is_open:
-            lost: set[str] = set()
-            items = self.function.result_of_items(self._items, self._left_out, lost)
-            self.span.set_result(items)
-            if lost:
-                self._capture.count(lost)
+            self.span.set_result(
+                self.function.result_of_items(self._items, self._left_out, self._capture)
+            )
         super().end(error)
