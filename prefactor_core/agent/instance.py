@@ -12,7 +12,7 @@ import anyio.lowlevel
 
 from prefactor_core.agent.disabled_span import DisabledSpan
 from prefactor_core.agent.span import SpanContext, new_span, start_by_id, start_by_id_nowait
-from prefactor_core.agent.tracing import F, traced_by
+from prefactor_core.agent.traced import F, traced_by
 from prefactor_core.context_stack import SpanContextStack
 from prefactor_core.exceptions import (
     PrefactorTerminatedError,

@@ -135,8 +135,10 @@ class QueueConfig(Struct):
 
 
 class PrefactorOptions(TypedDict, total=False):
-    """The fields of :class:`PrefactorCoreConfig` that ``open_prefactor`` takes by name."""
+    """The fields of :class:`PrefactorCoreConfig` that ``open_prefactor`` takes by name: all but
+    ``http_config``."""
 
+    schema_registry: SchemaRegistry | None
     enabled: bool | None
     queue_config: QueueConfig | Mapping[str, object]
     sdk_header_entry: str | None
@@ -234,21 +236,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
             self,
             *,
             http_config: HttpClientConfig | HttpClientOptions | Mapping[str, object] = ...,
-            queue_config: QueueConfig | Mapping[str, object] = ...,
-            schema_registry: SchemaRegistry | None = None,
-            enabled: bool | None = None,
-            sdk_header_entry: str | None = None,
-            validate_token: bool = False,
-            registration_timeout: float = 10.0,
-            on_refused: OnRefused = "log",
-            drain_timeout: float = 10.0,
-            termination_poll_interval: float = 30.0,
-            cancel_on_signals: Sequence[signal.Signals] = (),
-            raise_on_loss: bool = False,
-            check_payloads: CheckMode = "off",
-            capture_payloads: bool = True,
-            max_payload_bytes: int = 500_000,
-            redact: Redact | None = REDACT_SECRETS,
+            **options: Unpack[PrefactorOptions],
         ) -> None: ...
 
     def __post_init__(self) -> None:
@@ -321,7 +309,6 @@ class PrefactorCoreConfig(Struct, kw_only=True):
         *,
         api_url: str | None = None,
         api_token: str | None = None,
-        schema_registry: SchemaRegistry | None = None,
         **options: Unpack[PrefactorOptions],
     ) -> Self:
         """The configuration that ``PREFACTOR_API_URL`` and ``PREFACTOR_API_TOKEN`` give.
@@ -344,7 +331,6 @@ class PrefactorCoreConfig(Struct, kw_only=True):
             api_token = SecretStr(os.environ.get("PREFACTOR_API_TOKEN", ""))
         return cls(
             http_config=HttpClientConfig(api_url=url, api_token=api_token or ""),
-            schema_registry=schema_registry,
             **options,
         )
 
