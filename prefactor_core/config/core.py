@@ -38,9 +38,8 @@ from prefactor_core.exceptions.checks import (
     to_text,
     to_whole,
 )
-from prefactor_core.payloads.capture import Redact
 from prefactor_core.payloads.credentials import redact_credentials
-from prefactor_core.payloads.redaction import REDACT_SECRETS, redact_keys
+from prefactor_core.payloads.redaction import REDACT_SECRETS, Redact, redact_keys
 from prefactor_core.payloads.secret_str import SecretStr
 from prefactor_core.schema_registry import SchemaRegistry
 

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from threading import RLock
 from typing import Final, cast
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct
+from msgspec.json import Decoder
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.exceptions.log import log
 from prefactor_core.payloads.error_description import ErrorDescription
-from prefactor_core.payloads.jsonable import is_plain, plain
+from prefactor_core.payloads.jsonable import plain
 from prefactor_core.payloads.kinds import has_fields
 from prefactor_core.payloads.markers import full_type_name
-from prefactor_core.payloads.redaction import KeyRedactor
+from prefactor_core.payloads.plain_json import PlainEncoder, plain_encoder
+from prefactor_core.payloads.redaction import KeyRedactor, Redact
 from prefactor_core.payloads.truncation import (
     TooLargeError,
     encode_within,
@@ -39,12 +40,11 @@ _NULL: Final = Raw(b"null")
 
 _UNREADABLE: Final = Raw(b'{"$unreadable":{}}')
 _BRACE: Final = ord("{")
+_decode_fields = Decoder(dict[str, object]).decode
+_decode_raw_fields = Decoder(dict[str, Raw]).decode
 _MIN_BYTES: Final = 1_024
 _MEASURED: Final = 8
 _MAX_COPIED: Final = 1_000_000
-
-Redact = Callable[[dict[str, object]], Mapping[str, object]]
-"""Gives what is recorded of a payload, which it gets as decoded JSON, its own to change."""
 
 
 class Capture:
@@ -86,14 +86,12 @@ class Capture:
         self._redact_keys = redact if isinstance(redact, KeyRedactor) else None
         # What has to see each payload whole.
         self._redact_all = None if isinstance(redact, KeyRedactor) else redact
-        # What is plain, and has nothing to hide, is encoded as it is.
-        self._is_plain: Callable[[object], bool]
+        # The short way of what is plain, and has nothing to hide.
+        self._encode_plain: Callable[[list[object], int], bytes | None] = plain_encoder.encode
         if self._redact_all is not None:
-            self._is_plain = _no
+            self._encode_plain = _never
         elif self._redact_keys is not None:
-            self._is_plain = self._redact_keys.has_nothing_in
-        else:
-            self._is_plain = is_plain
+            self._encode_plain = PlainEncoder(self._redact_keys).encode
         self.enabled = enabled
         self._degraded: dict[str, int] = {} if degraded is None else degraded
         self._problem = ""
@@ -104,24 +102,23 @@ class Capture:
         """The JSON of ``payload``, always an object: anything else becomes ``{"value": …}``."""
         if not self.enabled:
             return EMPTY
-        if self._is_plain(payload):
-            try:
-                encoded = encode_within(payload, self._limit)
-                if encoded[0] == _BRACE:
-                    return Raw(encoded)
-            except Exception:
-                pass
+        try:
+            encoded = self._encode_plain([payload], self._limit)
+            if encoded is not None and encoded[0] == _BRACE:
+                return Raw(encoded)
+        except Exception:
+            pass  # too large, or changed meanwhile by another thread
         try:
             return self._carefully(payload)
         except Exception:
             self.count({"unreadable"})
             return _UNREADABLE  # there was no stack or memory left to look at it
 
-    def result(self, fields: Mapping[str, object]) -> Raw:
+    def result(self, result: object) -> Raw:
         """As a call, for what a span resulted in: that it failed, and how, is always kept."""
         if self.enabled:
-            return self(fields)
-        error = fields.get("error")
+            return self(result)
+        error = result.get("error") if type(result) is dict else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         if isinstance(error, ErrorDescription):
             return Raw(encode_within({"error": {"type": error["type"]}}, self._limit))
         return EMPTY
@@ -136,8 +133,8 @@ class Capture:
         """
         lost: set[str] = set()
         try:
-            if self._is_plain(value):
-                return Raw(encode_within(value, room))
+            if (encoded := self._encode_plain([value], room)) is not None:
+                return Raw(encoded)
             tree = self._redacted_by_key(plain(value, self._limit, lost))
             if self._redact_all is not None or room < self._limit / 2:
                 return Raw(encode_within(tree, room))
@@ -152,8 +149,7 @@ class Capture:
         """``payload`` with those fields of ``result`` among ``names`` that it has not, or as null,
         and that do not make it larger than one payload may be."""
         try:
-            fields = msgspec.json.decode(payload, type=dict[str, Raw])
-            found = msgspec.json.decode(result, type=dict[str, Raw])
+            fields, found = _decode_raw_fields(payload), _decode_raw_fields(result)
         except msgspec.DecodeError:
             return payload  # there is a Raw in it that is no JSON
         for name in names:
@@ -167,10 +163,7 @@ class Capture:
     def merge(self, fields: dict[str, object], data: object) -> None:
         """Put what :func:`fields_of` finds in ``data`` into ``fields``; later keys win."""
         try:
-            if type(data) is dict:
-                fields.update(data)  # pyright: ignore[reportUnknownArgumentType]
-            else:
-                fields.update(self.fields_of(data))
+            fields |= data if type(data) is dict else self.fields_of(data)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
         except Exception:  # keys that raise when they are compared
             try:
                 fields["value"] = plain(data, _MAX_COPIED)  # pyright: ignore[reportUnknownArgumentType]
@@ -210,7 +203,7 @@ class Capture:
         self, redact: Redact, tree: dict[str, object], lost: set[str]
     ) -> dict[object, object]:
         try:
-            decoded = msgspec.json.decode(encode_within(tree, self._limit), type=dict[str, object])
+            decoded = _decode_fields(encode_within(tree, self._limit))
         except Exception:
             decoded = cast("dict[str, object]", unshared(tree))
         try:
@@ -229,8 +222,8 @@ class Capture:
     def _too_large(self, payload: object) -> Raw:
         most = self._limit * _MEASURED
         try:
-            if is_plain(payload):
-                return truncated(len(encode_within(payload, most)))
+            if (encoded := plain_encoder.encode([payload], most)) is not None:
+                return truncated(len(encoded))
         except BufferError:
             return truncated(most, at_least=True)
         except Exception:
@@ -258,8 +251,8 @@ _MESSAGES: Final = {
 }
 
 
-def _no(payload: object) -> bool:
-    return False
+def _never(places: list[object], limit: int) -> None:
+    return None
 
 
 def _object(tree: object) -> dict[str, object]:
@@ -275,11 +268,14 @@ def fields_of(data: object, name: str = "value", lost: set[str] | None = None) -
     if type(data) is dict:
         return data.copy()  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
     cls = type(data)
-    if issubclass(cls, msgspec.Struct) and is_plain(data):
-        # Most of what comes here: none of the questions below has to be asked.
-        with suppress(Exception):
-            if isinstance(fields := _copied(data), dict):
-                return cast("dict[str, object]", fields)
+    if issubclass(cls, Struct):
+        # By way of JSON, which ends where it gets too large: values that share parts can be small
+        # in memory and endless as a tree.
+        try:
+            if (encoded := plain_encoder.encode([data], _MAX_COPIED)) is not None:
+                return _decode_fields(encoded)
+        except Exception:
+            pass
     if not has_fields(cls):
         return {name: data}
     try:
@@ -287,12 +283,6 @@ def fields_of(data: object, name: str = "value", lost: set[str] | None = None) -
     except TooLargeError:
         return {name: data}
     return cast("dict[str, object]", found) if isinstance(found, dict) else {name: found}
-
-
-def _copied(value: object) -> object:
-    # By way of JSON, which ends where it gets too large: values that share parts can be small
-    # in memory and endless as a tree.
-    return msgspec.json.decode(encode_within(value, _MAX_COPIED))
 
 
 capture = Capture()

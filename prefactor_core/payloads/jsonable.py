@@ -5,7 +5,7 @@ from __future__ import annotations
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from datetime import date, datetime, time, timedelta
+from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import cache, partial
@@ -16,7 +16,6 @@ from uuid import UUID
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import astuple
 
 from prefactor_core.payloads.kinds import kind_of
 from prefactor_core.payloads.markers import (
@@ -31,6 +30,7 @@ from prefactor_core.payloads.markers import (
     utf8,
 )
 from prefactor_core.payloads.payload_walk import ABSENT, Around, Later
+from prefactor_core.payloads.plain_json import MOST_PLACES, plain_encoder
 from prefactor_core.payloads.redaction import NAMING, VALUES
 from prefactor_core.payloads.secret_str import SecretStr
 from prefactor_core.payloads.timebox import Timebox, TooSlowError
@@ -41,14 +41,8 @@ _MANY: Final = 100
 _LONGEST_NAME: Final = 100
 
 _MEASURED: Final = 8
-_MOST_PLACES: Final = 30_000
-_MOST_ITEMS: Final = 100_000
-# So many containers may be in a circle.
-_FEW: Final = 256
 _EFFORT_OF_CALL: Final = 100
 
-_NAMES: Final = frozenset({str})
-_PLAIN: Final = frozenset({str, int, float, bool, NoneType, datetime, date, time, UUID, Decimal})
 Items: TypeAlias = tuple[tuple[Any, Any], ...]
 """Keys and values."""
 
@@ -91,44 +85,6 @@ def _texts() -> tuple[type, ...]:
     return (date, time, timedelta, UUID, Decimal, PurePath)
 
 
-def is_plain(value: object) -> bool:
-    """Whether a value is of nothing but what JSON and msgspec have: scalars, lists, tuples, structs
-    and dicts with texts as keys. False says nothing: it may have too many parts to look at."""
-    return _look(value, _MOST_PLACES)[0]
-
-
-def _look(value: object, most: int) -> tuple[bool, int]:
-    """Whether a value is plain, and at how many containers it took a look, of at most ``most``."""
-    places, few = [value], _FEW
-    try:
-        for place in places:  # which grows meanwhile
-            cls = type(place)
-            parts: Collection[object]
-            if cls is dict:
-                fields = cast("dict[object, object]", place)
-                if not _NAMES.issuperset(map(type, fields)):
-                    return False, len(places)
-                parts = fields.values()
-            elif cls is list or cls is tuple:
-                parts = cast("list[object]", place)
-                if len(parts) > _MOST_ITEMS:
-                    return False, len(places)
-            elif issubclass(cls, Struct) and not cls.__struct_config__.array_like:
-                parts = astuple(cast("Struct", place))
-            else:
-                return False, len(places)
-            if not _PLAIN.issuperset(map(type, parts)):
-                places += [part for part in parts if type(part) not in _PLAIN]
-                if len(places) > few:
-                    # As in a circle, or where there is no end.
-                    if len(places) > most or len(set(map(id, places))) < len(places):
-                        return False, len(places)
-                    few = most
-    except Exception:  # a metaclass that raises, or another thread has changed it meanwhile
-        return False, len(places)
-    return True, len(places)
-
-
 class _Walk:
     """Goes through one value. What needs code of others waits, and is asked for together.
 
@@ -140,7 +96,7 @@ class _Walk:
         self.limit = limit
         self._is_large = not natively
         # At how many containers it may still be looked whether they are plain.
-        self._looks = 2 * _MOST_PLACES if natively else 0
+        self._looks = 2 * MOST_PLACES if natively else 0
         # How much may still come, and where the container that is walked has no more.
         self._room = limit if natively else _MEASURED * limit
         # How much may be walked in all, also of what turns out to be too large: parts that are
@@ -210,11 +166,12 @@ class _Walk:
                 return self.text(cast("str", value))
             if cls in _SIMPLE or issubclass(cls, Later):
                 return value
-            if self._looks > 0 and (cls in _CONTAINERS or issubclass(cls, Struct)):
-                is_plain, looks = _look(value, self._looks)
-                self._looks -= looks
-                if is_plain and (encoded := self._encoded(value)) is not None:
-                    return msgspec.json.decode(encoded)
+            if (
+                self._looks > 0
+                and (cls in _CONTAINERS or issubclass(cls, Struct))
+                and (encoded := self._encoded(value)) is not None
+            ):
+                return msgspec.json.decode(encoded)
             return kind_of(cls)(self, value, around)
         except (TooLargeError, RecursionError):
             raise
@@ -224,15 +181,18 @@ class _Walk:
             return Later(self, value)
 
     def _encoded(self, value: object) -> bytes | None:
-        """A plain value in JSON; None if it is too large or too deep, or a surrogate is in it."""
+        """A plain value in JSON; None for any other, and for one that is too large or too deep."""
+        places = [value]
+        encoded: bytes | None = None
         try:
-            encoded = encode_within(value, self._room)
+            encoded = plain_encoder.encode(places, self._room, self._looks)
         except RecursionError:
             self._looks = 0  # what is inside of it is about as deep
-            return None
         except Exception:
-            return None
-        self._room -= len(encoded)
+            pass  # also a surrogate
+        self._looks -= len(places)
+        if encoded is not None:
+            self._room -= len(encoded)
         return encoded
 
     def text(self, text: str) -> str:

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
-from enum import Enum
 from itertools import accumulate
 from types import NoneType
-from typing import Any, Final, cast
-from uuid import UUID
-
-from msgspec import Struct, UnsetType
-from msgspec.structs import astuple
+from typing import Final, cast
 
 from prefactor_core.exceptions import PrefactorValueError
 
@@ -92,12 +85,8 @@ SECRETS: Final = (
 )
 """The names that :func:`redact_keys` takes for those of secrets when it is told none."""
 
-_LONGEST_KEPT: Final = 100
-_MOST_KEPT: Final = 2_000
-_MOST_VISITED: Final = 30_000
-_MOST_ITEMS: Final = 100_000
-# So many may be in a circle.
-_FEW: Final = 256
+LONGEST_KEPT: Final = 100
+MOST_KEPT: Final = 2_000
 
 _WORD_STARTS: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _SEPARATORS: Final = re.compile(r"[\W_]+")
@@ -112,31 +101,27 @@ NAMING: Final = ("name", "key", "Name", "Key", "NAME", "KEY")
 # What is no text in JSON, so that it names nothing.
 _NUMBERS: Final = frozenset({int, float, bool, NoneType})
 _NO_TEXT: Final = frozenset({*_NUMBERS, dict, list, tuple})
-_SCALARS: Final = frozenset(
-    {str, int, float, bool, NoneType, datetime, date, time, timedelta, UUID, Decimal}
-)
-_LISTS: Final = frozenset({list, tuple, set, frozenset})
-# In a list, bytes may be the name of a pair.
-_IN_FIELDS: Final = frozenset({*_SCALARS, bytes, bytearray, UnsetType})
 
 
 class KeyRedactor:
     """Puts a replacement in place of all that stands under certain names.
 
     :func:`redact_keys` makes one, and says which names, and what stands under them.
+    ``shown``: names that were found to be none of them, for a quick look.
     """
 
     def __init__(self, patterns: tuple[str, ...], replacement: str) -> None:
         self._patterns = patterns
         self._replacement = replacement
-        self._matches = _matcher(patterns or SECRETS)
+        self.hides_nothing = not patterns
+        self._matches = _matcher(patterns)
         # What names were found to be. Any thread may ask and add: no set is ever iterated over.
+        self.shown: set[str] = set()
         self._hidden: set[str] = set()
-        self._shown: set[str] = set()
-        self._shown_structs: set[type] = set()
 
     def __repr__(self) -> str:
-        return f"redact_keys({', '.join(map(repr, self._patterns))})"
+        patterns = () if self._patterns == SECRETS else self._patterns
+        return f"redact_keys({', '.join(map(repr, patterns))})"
 
     def __reduce__(self) -> tuple[type[KeyRedactor], tuple[tuple[str, ...], str]]:
         return KeyRedactor, (self._patterns, self._replacement)  # for a config that is pickled
@@ -148,7 +133,7 @@ class KeyRedactor:
             place = waiting.pop()
             if isinstance(place, dict):
                 fields = cast("dict[str, object]", place)
-                is_named = not VALUES.isdisjoint(fields) and self._names_a_secret(fields)
+                is_named = not VALUES.isdisjoint(fields) and self.names_a_secret(fields)
                 for key, value in fields.items():
                     if self.hides(key) or (is_named and key in VALUES):
                         fields[key] = self._replacement
@@ -162,114 +147,39 @@ class KeyRedactor:
         return payload
 
     def hides(self, key: str) -> bool:
-        """Whether what stands under ``key`` must not be seen."""
-        if key in self._shown:
+        """Whether the value under ``key`` must not be seen."""
+        if key in self.shown:
             return False
         if key in self._hidden:
             return True
         hidden = self._matches(key)
-        # A value is looked at each time: what its name is, stands beside it.
-        if len(key) <= _LONGEST_KEPT and key not in VALUES:
-            if len(self._shown) + len(self._hidden) >= _MOST_KEPT:
-                self._shown, self._hidden = set(), set()
-            (self._hidden if hidden else self._shown).add(key)
+        # Not kept is the name of a value: whether that is seen follows from what is beside it.
+        if len(key) <= LONGEST_KEPT and key not in VALUES:
+            if len(self.shown) + len(self._hidden) >= MOST_KEPT:
+                self.shown.clear()
+                self._hidden.clear()
+            (self._hidden if hidden else self.shown).add(key)
         return hidden
 
-    def has_nothing_in(self, payload: object) -> bool:
-        """Whether it is certain, at a quick look, that nothing in ``payload`` must be hidden.
-
-        It is for a payload of plain parts: scalars, msgspec's structs, lists, tuples, sets, and
-        dicts with texts as keys. False says nothing.
-        """
-        # Nothing here is called that need not be: it is asked twice for each span.
-        all_are_shown = self._shown.issuperset
-        are_scalars = _SCALARS.issuperset
-        places: list[Any] = [payload]
-        most = _FEW
-        try:
-            for place in places:  # which grows meanwhile
-                cls: type[Any] = type(place)  # pyright: ignore[reportUnknownVariableType]
-                if cls is dict:
-                    # What equals a name that is shown has its text, also of a subclass of str.
-                    if not all_are_shown(place) and not self._shows_all(place):
-                        return False
-                    for name in place:
-                        if type(place[name]) not in _IN_FIELDS:
-                            places += (place[name],)
-                            if len(places) > most:
-                                if _are_too_many(places):
-                                    return False
-                                most = _MOST_VISITED
-                elif cls in _LISTS:
-                    size = len(place)
-                    if size == 2 and self._may_be_a_secret_name(next(iter(place))):
-                        return False
-                    if size > _MOST_ITEMS:
-                        return False
-                    if not are_scalars(map(type, place)):
-                        places += [part for part in place if type(part) not in _SCALARS]
-                        if len(places) > most:
-                            if _are_too_many(places):
-                                return False
-                            most = _MOST_VISITED
-                elif cls in self._shown_structs or self._shows_struct(cls):
-                    places += [part for part in astuple(place) if type(part) not in _IN_FIELDS]
-                elif issubclass(cls, Enum):
-                    places += (place._value_,)
-                elif cls not in _IN_FIELDS:
-                    return False
-        except Exception:
-            return False  # changed meanwhile by another thread, or of a class of its own mind
-        return True
-
-    def _shows_all(self, fields: Mapping[object, object]) -> bool:
-        """Whether there are only names that are shown, of a number that may be looked at here."""
-        if len(fields) > _MOST_KEPT or any(
-            type(key) is not str or len(key) > _LONGEST_KEPT for key in fields
-        ):
-            return False
-        names = cast("Mapping[str, object]", fields)
-        if not VALUES.isdisjoint(names) and self._names_a_secret(names):
-            return False
-        return not any(map(self.hides, names))
-
-    def _shows_struct(self, cls: type) -> bool:
-        """Whether a struct of this class has only names that are shown, and no pair among them."""
-        if not issubclass(cls, Struct) or cls.__struct_config__.array_like:
-            return False
-        names = {*cls.__struct_encode_fields__, cls.__struct_config__.tag_field or ""}
-        if any(map(self.hides, names)) or not (
-            names.isdisjoint(VALUES) or names.isdisjoint(NAMING)
-        ):
-            return False
-        if len(self._shown_structs) >= _MOST_KEPT:
-            self._shown_structs = set()
-        self._shown_structs.add(cls)
-        return True
-
-    def _names_a_secret(self, fields: Mapping[str, object]) -> bool:
+    def names_a_secret(self, fields: Mapping[str, object]) -> bool:
         """Whether ``fields`` may be a name and the value of it, as HAR has headers."""
-        return any(self._may_be_a_secret_name(fields.get(name)) for name in NAMING)
+        return any(self.may_be_a_secret_name(fields.get(name)) for name in NAMING)
 
     def _is_secret_pair(self, parts: list[object]) -> bool:
         return (
             len(parts) == 2
             # Of a word and a number, it is most often another list.
             and type(parts[1]) not in _NUMBERS
-            and self._may_be_a_secret_name(parts[0])
+            and self.may_be_a_secret_name(parts[0])
         )
 
-    def _may_be_a_secret_name(self, part: object) -> bool:
+    def may_be_a_secret_name(self, part: object) -> bool:
+        """Whether ``part`` may be a name that is hidden; also what is no text yet may be one."""
         cls = type(part)
         if cls is str:
             text = cast("str", part)
-            return len(text) <= _LONGEST_KEPT and self.hides(text)
+            return len(text) <= LONGEST_KEPT and self.hides(text)
         return cls not in _NO_TEXT
-
-
-def _are_too_many(places: list[object]) -> bool:
-    """Whether there is no end of places, as in a circle, or it is too far away."""
-    return len(places) > _MOST_VISITED or len(set(map(id, places))) < len(places)
 
 
 def redact_keys(*patterns: str, replacement: str = "[redacted]") -> KeyRedactor:
@@ -303,7 +213,7 @@ def redact_keys(*patterns: str, replacement: str = "[redacted]") -> KeyRedactor:
                 "for any text and any character, got "
                 + ("an empty one" if pattern == "" else type(pattern).__qualname__)
             )
-    return KeyRedactor(patterns, replacement)
+    return KeyRedactor(patterns or SECRETS, replacement)
 
 
 def _words(name: str, separators: re.Pattern[str]) -> str:

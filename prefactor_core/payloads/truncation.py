@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, cast
 
 from msgspec import Raw
@@ -14,7 +14,7 @@ SHORT: Final = 64
 """No string is cut to less than so many bytes."""
 
 # A payload of usual size needs one buffer of the smallest size; larger ones are tried next.
-_BUFFERS: Final = (2_048, 65_536)
+BUFFERS: Final = (2_048, 65_536)
 # The encoder takes room for the longest number there is before it writes a short one.
 _RESERVE: Final = 64
 _CONTAINERS: Final[tuple[type[Any], ...]] = (dict, list)
@@ -34,14 +34,14 @@ def truncated(raw_size: int, *, at_least: bool = False) -> Raw:
     )
 
 
-def encode_within(value: object, limit: int) -> bytes:
+def encode_within(value: object, limit: int, buffers: Sequence[int] = BUFFERS) -> bytes:
     """The JSON of ``value``, if it has at most ``limit`` bytes; a :class:`BufferError` if not.
 
     Never takes time or memory for more than ``limit`` bytes: values that share parts can be
     small in memory and endless as JSON. Raises what msgspec raises for values it cannot encode;
     a :class:`msgspec.Raw` is written as it is, also if it is no JSON.
     """
-    for size in _BUFFERS:
+    for size in buffers:
         if size >= limit:
             break
         try:
