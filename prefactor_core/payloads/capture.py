@@ -13,7 +13,7 @@ from typing import Final, cast
 
 import msgspec
 from msgspec import Raw, Struct
-from msgspec.json import Decoder
+from msgspec.json import Decoder, Encoder
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.exceptions.log import log
@@ -40,6 +40,7 @@ _NULL: Final = Raw(b"null")
 
 _UNREADABLE: Final = Raw(b'{"$unreadable":{}}')
 _BRACE: Final = ord("{")
+_encode = Encoder().encode
 _decode_fields = Decoder(dict[str, object]).decode
 _decode_raw_fields = Decoder(dict[str, Raw]).decode
 _MIN_BYTES: Final = 1_024
@@ -155,7 +156,7 @@ class Capture:
         for name in names:
             if name in found and fields.get(name, _NULL) == _NULL:
                 more = fields | {name: found[name]}
-                encoded = msgspec.json.encode(more)
+                encoded = _encode(more)
                 if len(encoded) <= self._limit:
                     fields, payload = more, Raw(encoded)
         return payload

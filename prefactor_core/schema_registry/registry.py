@@ -103,7 +103,7 @@ class SchemaRegistry:
         self._span_type_schemas: dict[str, dict[str, Any]] = {}
         self._quality_schemas: dict[str, dict[str, Any]] = {}
         # The names of span types by the class of their parameters.
-        self._names_by_class: dict[type, str] = {}
+        self.names_by_class: dict[type, str] = {}
 
     def register(self, name: str, schema: Schema) -> None:
         """Add the schema of a span type's payload.
@@ -310,11 +310,11 @@ class SchemaRegistry:
         Raises :class:`PrefactorValueError` if there is none.
         """
         try:
-            return self._names_by_class[type(params)]
+            return self.names_by_class[type(params)]
         except KeyError:
             # Of the value, which may be a payload, only what it is.
             cls = type(params).__qualname__
-            known = ", ".join(each.__qualname__ for each in self._names_by_class) or "none"
+            known = ", ".join(each.__qualname__ for each in self.names_by_class) or "none"
             raise PrefactorValueError(
                 f"there is no span type with parameters of the class {cls!r}: register it, "
                 f"register_type(name, params={cls}), with the registry that is the client's "
@@ -325,7 +325,7 @@ class SchemaRegistry:
         cls: type[object] = get_origin(params) or params
         if issubclass(cls, Mapping):
             return  # a TypedDict, say: its objects do not know it
-        known = self._names_by_class.setdefault(cls, name)
+        known = self.names_by_class.setdefault(cls, name)
         if known != name:
             raise PrefactorValueError(
                 f"the class {cls.__qualname__!r} is registered for {known!r} already: derive "
@@ -397,13 +397,13 @@ class SchemaRegistry:
         ]
         conflicts += [
             f"params/{cls.__qualname__}"
-            for cls, name in other._names_by_class.items()
-            if self._names_by_class.get(cls, name) != name
+            for cls, name in other.names_by_class.items()
+            if self.names_by_class.get(cls, name) != name
         ]
         if conflicts:
             raise PrefactorValueError(f"Cannot merge registries - conflicting schemas: {conflicts}")
         for _, mine, theirs in pairs:
             mine.update(_copy(theirs))
         self._names.update(other._names)
-        self._names_by_class.update(other._names_by_class)
+        self.names_by_class.update(other.names_by_class)
         self.revision += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.schema_registry.registry import SchemaRegistry
@@ -25,7 +25,11 @@ def name_and_params(
     ``registry`` knows.
     Raises :class:`PrefactorValueError` for anything else.
     """
-    if isinstance(step, NamedParams):
+    known = None if registry is None else registry.names_by_class.get(type(step))
+    params: object = step
+    if known is not None:
+        name = known
+    elif isinstance(step, NamedParams):
         name, params = step.name, step.params
     elif registry is None or isinstance(step, type | Mapping | None):  # pyright: ignore[reportUnnecessaryComparison]
         # Of the value, which may be a payload, only what it is.
@@ -40,7 +44,7 @@ def name_and_params(
             f"{needs}, got {got}"
         )
     else:
-        name, params = registry.name_of(step), step
+        name = registry.name_of(step)
     if payload is not None:
         raise PrefactorValueError(
             f"a span of {name!r} that is opened with its parameters takes no payload beside them"
@@ -51,6 +55,6 @@ def name_and_params(
 def from_result(step: TypedStep) -> tuple[str, ...]:
     """The fields of the payload that are filled in from the result."""
     params: object = step.params if isinstance(step, NamedParams) else step
-    cls = cast("type[SpanParams[Any]]", type(params))
+    cls = type(params)
     # Of the class, which was checked as it was registered.
     return cls.from_result if issubclass(cls, SpanParams) else ()
