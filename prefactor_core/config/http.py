@@ -22,7 +22,7 @@ from prefactor_core.payloads.secret_str import SecretStr
 LOCAL_PREFIX = "local:"
 """What an ``api_url`` begins with that names a database file and no server."""
 
-_ADDRESS = re.compile(r"(\w+://.*|[\w./-]+\.[a-z]{2,}(:\d+)?(/.*)?)")
+_ADDRESS = r"(\w+://.*|[\w./-]+\.[a-z]{2,}(:\d+)?(/.*)?)"
 
 
 class HttpClientOptions(Protocol):
@@ -99,7 +99,7 @@ class HttpClientConfig(Struct):
             )
         elif not self.api_url.lower().startswith(("https://", "http://")):
             # What looks like no address is not shown: it may be a token in the wrong place.
-            shown = repr(self.api_url) if _ADDRESS.fullmatch(self.api_url) else "something else"
+            shown = repr(self.api_url) if re.fullmatch(_ADDRESS, self.api_url) else "something else"
             raise PrefactorValueError(
                 f"api_url must begin with https://, http:// or local:, got {shown}"
             )

@@ -168,7 +168,7 @@ class PrefactorContractError(PrefactorApiError):
 
 
 # An id, a word or blanks; a UUID has 36 characters, and secrets have more.
-_WORD: Final = re.compile(r"[\w.:@/+-]{0,36}|\s{0,36}")
+_WORD: Final = r"[\w.:@/+-]{0,36}|\s{0,36}"
 
 
 def in_message(value: object) -> str:
@@ -181,7 +181,7 @@ def in_message(value: object) -> str:
         return repr(value)
     if isinstance(value, str):
         text = str.__str__(value)
-        is_word = cls is str and _WORD.fullmatch(text)
+        is_word = cls is str and re.fullmatch(_WORD, text)
         return repr(text) if is_word else f"a text of length {len(text)}"
     if cls is int and -(1 << 64) < cast("int", value) < 1 << 64:
         return repr(value)

@@ -1,9 +1,9 @@
-"""The short way of most payloads: plain values go to msgspec as they are. Pure.
+"""The short way of most payloads: msgspec encodes plain values as they are. Pure.
 
-Plain are scalars, lists, tuples, sets, msgspec structs, and dicts with texts as keys.
+Plain are scalars, lists, tuples, sets, msgspec structs, and dicts with strings as keys.
 """
 
-# Values of any type come here, and nothing is known of them.
+# Values of any type come here.
 # pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from prefactor_core.payloads.redaction import LONGEST_KEPT, MOST_KEPT, NAMING, V
 from prefactor_core.payloads.truncation import BUFFERS, encode_within
 
 MOST_PLACES: Final = 30_000
-"""No more containers of one payload are looked at."""
+"""The most containers of one payload that are looked at."""
 
 _MOST_ITEMS: Final = 100_000
-# So many containers may be in a circle before that is looked for.
+# The number of containers after which circles are looked for.
 _FEW: Final = 256
 
 _SCALARS: Final = frozenset(
@@ -34,7 +34,7 @@ _SCALARS: Final = frozenset(
 )
 _NAMES: Final = frozenset({str})
 _LISTS: Final = frozenset({list, tuple, set, frozenset})
-# In a list, bytes may be the name of a pair.
+# Only in fields: in a list, bytes may be the name of a name and value pair.
 _IN_FIELDS: Final = frozenset({*_SCALARS, bytes, bytearray, UnsetType})
 
 _BUFFER, *_LARGER = BUFFERS
@@ -42,7 +42,7 @@ _encode_into = Encoder().encode_into
 
 
 class PlainEncoder:
-    """Encodes what is certain to be plain and to have no name that ``redact_keys`` hides."""
+    """Encodes a value that is certainly plain and has no name that ``redact_keys`` hides."""
 
     def __init__(self, redact_keys: KeyRedactor) -> None:
         self._redact_keys = redact_keys
@@ -50,9 +50,9 @@ class PlainEncoder:
         self._shown_structs: set[type] = set()
 
     def encode(self, places: list[Any], limit: int, most: int = MOST_PLACES) -> bytes | None:
-        """The JSON of a value, or None if a quick look cannot vouch for the value.
+        """Return the JSON of a value, or None if a quick look cannot vouch for it.
 
-        ``places``: a list of the value alone; the containers inside of it are added, up to
+        ``places``: a list of the value alone; its containers are added to the list, up to
         ``most``. Raises :class:`BufferError` if the JSON has more than ``limit`` bytes, and any
         :class:`Exception` for a value that changes meanwhile, is nested too deep, or has keys with
         code of their own.
@@ -60,10 +60,10 @@ class PlainEncoder:
         # The hot path of recording: each call in here is made twice for each span (values() too).
         are_shown = self._are_shown
         left = _FEW
-        for place in places:  # which grows meanwhile
+        for place in places:  # the list grows meanwhile
             cls = type(place)
             if cls is dict:
-                # What equals a name that is shown has its text, also of a subclass of str.
+                # Also a key of a subclass of str has the text of the name that it equals.
                 if not are_shown(place) and not self._shows(place):
                     return None
                 for name in place:
@@ -91,11 +91,11 @@ class PlainEncoder:
                 return None
             if left < 0:
                 left = most - len(places)
-                # There may be a circle, or no end.
+                # There may be a circle.
                 if left < 0 or len(set(map(id, places))) < len(places):
                     return None
         if limit > _BUFFER:
-            # As encode_within() does it, without the call.
+            # The first step of encode_within(), without the call.
             buffer = bytearray(_BUFFER)
             _view = memoryview(buffer)
             try:
@@ -106,7 +106,7 @@ class PlainEncoder:
         return encode_within(places[0], limit, _LARGER)
 
     def _shows(self, fields: Mapping[Any, object]) -> bool:
-        """Whether all keys are texts that are shown. Many or long ones are not judged here."""
+        """Whether all keys are strings that may be shown. Many or long keys are not judged."""
         redact_keys = self._redact_keys
         if not _NAMES.issuperset(map(type, fields)):
             return False
@@ -117,7 +117,7 @@ class PlainEncoder:
         return not any(map(redact_keys.hides, fields))
 
     def _shows_struct(self, cls: type[Any]) -> bool:
-        """Whether a struct of this class has only names that are shown, and no pair among them."""
+        """Whether all names of this struct may be shown, and none names another's value."""
         if not issubclass(cls, Struct) or cls.__struct_config__.array_like:
             return False
         names = {*cls.__struct_encode_fields__, cls.__struct_config__.tag_field or ""}
@@ -132,4 +132,4 @@ class PlainEncoder:
 
 
 plain_encoder: Final = PlainEncoder(KeyRedactor((), ""))
-"""Knows of nothing that must be hidden."""
+"""Hides no name."""

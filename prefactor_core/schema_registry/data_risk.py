@@ -21,7 +21,7 @@ Classification: TypeAlias = Literal[
 ]
 
 # What msgspec shows of what it was given.
-_GIVEN: Final = re.compile(r"(?<= (?:field|value) [`']).*?(?=[`'](?: - at `\$.*`)?\Z)", re.DOTALL)
+_GIVEN: Final = r"(?s)(?<= (?:field|value) [`']).*?(?=[`'](?: - at `\$.*`)?\Z)"
 
 
 class ActionProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -81,7 +81,7 @@ def data_risk_json(name: str, data_risk: DataRisk | Mapping[str, object]) -> dic
         # Also a DataRisk is looked at: what its fields were given, nobody has checked.
         checked = msgspec.convert(msgspec.to_builtins(data_risk), DataRisk)
     except (TypeError, ValueError, msgspec.ValidationError) as error:
-        problem = _GIVEN.sub(lambda found: in_message(found[0]).strip("'"), str(error))
+        problem = re.sub(_GIVEN, lambda found: in_message(found[0]).strip("'"), str(error))
     if checked is None:
         raise PrefactorValueError(
             f"data_risk of {name!r} is no DataRisk, nor a mapping of its fields: {problem}"

@@ -31,9 +31,11 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from prefactor_core.exceptions import PrefactorValueError
-from prefactor_core.payloads.capture import EMPTY, Capture, capture, fields_of
+from prefactor_core.payloads.capture import EMPTY, Capture, fields_of
 from prefactor_core.payloads.error_description import describe_error
 from prefactor_core.payloads.redaction import redact_keys
+
+capture = Capture()
 
 
 class RaisingRepr:
@@ -758,7 +760,7 @@ def test_threads_that_capture_at_once_get_each_its_own() -> None:
 
 SCRIPT = """
 import os, time
-from prefactor_core.payloads.capture import capture
+from prefactor_core.payloads.capture import Capture
 
 import logging
 logging.disable()
@@ -771,6 +773,7 @@ class Quick:
     def __repr__(self):
         return "quick"
 
+capture = Capture()
 assert b"quick" in bytes(capture({"a": Quick()}))
 if hasattr(os, "fork"):
     child = os.fork()

@@ -25,7 +25,7 @@ from support.harness import recording
 from support.virtual_time import virtual_time
 
 from prefactor_core import AgentInstanceHandle
-from prefactor_core.payloads.capture import capture
+from prefactor_core.payloads.capture import Capture
 from prefactor_core.payloads.error_description import describe_error
 
 
@@ -91,7 +91,7 @@ class RaisingNotesError(Exception):
     ids=lambda error: type(error).__name__,
 )
 def test_every_error_can_be_described_and_captured(error: BaseException) -> None:
-    described = json.loads(bytes(capture(describe_error(raised(error)))))
+    described = json.loads(bytes(Capture()(describe_error(raised(error)))))
     assert described["type"].endswith(type(error).__qualname__)
     assert all(isinstance(part, str) for part in described.values())
 

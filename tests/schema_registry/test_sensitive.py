@@ -14,7 +14,9 @@ from msgspec import UNSET, Raw
 from support.harness import Call, recording
 
 from prefactor_core import DataCategory, PrefactorValueError, Sensitive, sensitive
-from prefactor_core.payloads.capture import Capture, capture
+from prefactor_core.payloads.capture import Capture
+
+capture = Capture()
 
 pytestmark = pytest.mark.virtual_time
 
