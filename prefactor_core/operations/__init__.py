@@ -32,7 +32,7 @@ class _Operation(Struct, frozen=True, kw_only=True, tag_field="operation_type"):
     """When it happened; aware, UTC."""
 
     idempotency_key: str
-    """8 to 64 characters; the same on every attempt (API.md section 5)."""
+    """8 to 64 characters; the same on every attempt."""
 
     @property
     def size(self) -> int:
@@ -68,7 +68,7 @@ class RegisterAgentInstance(
     def as_given(self) -> RegisterAgentInstance:
         """The same, with the agent's version as the caller gave it.
 
-        It has a key of its own, as it is another request (API.md section 5).
+        It has a key of its own, as it is another request.
         """
         return msgspec.structs.replace(
             self, runtime_environment=UNSET, idempotency_key=self.idempotency_key + _AS_GIVEN
