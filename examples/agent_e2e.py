@@ -1,13 +1,14 @@
 """A research agent, recorded from end to end.
 
-It has three levels of spans: siblings that run at the same time, a tool that fails and is
-replaced, a step that is skipped, one that takes too long, and a check that names its parent.
-
     python examples/agent_e2e.py --backend trio
 
-records into the database file prefactor.db, without an account; with PREFACTOR_API_URL and
-PREFACTOR_API_TOKEN in the environment it records to that API. PREFACTOR_AGENT_ID names the
-agent. ``python -m prefactor_core demo`` runs the same and shows what was stored.
+It has three levels of spans: siblings that run at the same time, a tool that fails and is called
+again, a step that is skipped, one that takes too long and is cancelled, and a check that names
+its parent.
+
+It records into the database file prefactor.db, without an account. With PREFACTOR_API_URL and
+PREFACTOR_API_TOKEN in the environment it records to that API; PREFACTOR_AGENT_ID names the
+agent. ``python -m prefactor_core demo`` runs the same, and shows what was stored.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ async def retrieve(instance: AgentInstanceHandle, query: str) -> None:
 
 
 def convert_units(instance: AgentInstanceHandle, value: str) -> float:
-    """A tool in synchronous code: plain ``with``. It fails on what is no number."""
+    """A tool in synchronous code: plain ``with``. It fails on a text that is not a number."""
     with instance.span(ToolCall(tool="convert_units", arguments={"value": value})) as span:
         metres = float(value) * 1000
         span.set_result(ToolResult(output=metres))
@@ -67,7 +68,7 @@ def convert_units(instance: AgentInstanceHandle, value: str) -> float:
 
 async def research(instance: AgentInstanceHandle) -> SpanContext[ToolResult]:
     async with instance.span(ToolCall(tool="research")) as span:
-        # Tasks that are started inside a span open theirs below it.
+        # Tasks that are started inside a span open their spans below it.
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(retrieve, instance, "height of Olympus Mons")
             tasks.start_soon(retrieve, instance, "height of Mount Everest")
@@ -83,14 +84,14 @@ async def answer(instance: AgentInstanceHandle, question: str) -> None:
         await call_llm(instance, f"Plan: {question}", "look both up, compare")
         researched = await research(instance)
 
-        with anyio.move_on_after(0.05):  # too slow: recorded as cancelled
+        with anyio.move_on_after(0.05):  # the tool is too slow: recorded as cancelled
             async with instance.span(ToolCall(tool="slow_archive")):
                 await anyio.sleep_forever()
 
         async with instance.span(Retrieval(query="a second opinion")) as step:
-            await step.cancel()  # not needed: recorded as a step that never began
+            await step.cancel()  # the step is not needed: recorded as one that never began
 
-        # By hand, for a parent that is not the innermost open span; here by the type's name.
+        # The parent is named, since it is not the innermost open span; so is the span type.
         check = {"tool": "check_sources"}
         async with instance.span("agent:tool_call", researched.id, payload=check) as span:
             span.set_result({"output": 4})
@@ -100,12 +101,12 @@ async def answer(instance: AgentInstanceHandle, question: str) -> None:
 
 
 async def run_agent(api_url: str | None, agent_id: str) -> str:
-    """Run the agent once; the id of the recorded agent instance."""
+    """Run the agent once, and give the id of the recorded agent instance."""
     async with open_prefactor(api_url=api_url, schema_registry=standard_types()) as client:
         async with client.agent_instance(
             agent_id=agent_id,
             agent_version={"name": "Research agent", "external_identifier": "v1.0.0"},
-            # By default a refused run goes on unrecorded: here there is nothing else to see.
+            # By default a refused run goes on unrecorded. This one has no other purpose.
             on_refused="raise",
         ) as instance:
             await answer(instance, "Which mountain is higher?")

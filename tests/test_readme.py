@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -10,12 +11,17 @@ from pathlib import Path
 
 import anyio
 import pytest
+from msgspec import Struct
+from msgspec.structs import fields
 from support.harness import stored_runs
 
+from prefactor_core import HttpClientConfig, PrefactorCoreConfig, QueueConfig, span_types
 from prefactor_core.local import open_local_prefactor
 
-README = Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+REPOSITORY = Path(__file__).parent.parent
+README = REPOSITORY / "README.md"
+TEXT = README.read_text("utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 TESTS = [block for block in BLOCKS if "def test_" in block]
 SCRIPTS = [block for block in BLOCKS if block not in TESTS]
 
@@ -78,7 +84,7 @@ def test_a_type_checker_sees_what_is_wrong_in_the_first_example(
         files[name].write_text(BLOCKS[0].replace(right, wrong), "utf-8")
     result = subprocess.run(
         [sys.executable, *CHECKERS[checker], *map(str, files.values())],
-        cwd=README.parent,
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
         timeout=120,
@@ -93,8 +99,70 @@ def test_the_first_example_has_ten_lines_at_most() -> None:
 
 
 def test_the_commands_of_the_readme_are_those_that_continuous_integration_runs() -> None:
-    commands = re.findall(r"```sh\n(.*?)\n```", README.read_text("utf-8"), re.DOTALL)
-    script = (README.parent / ".ci" / "run").read_text("utf-8")
+    commands = re.findall(r"```sh\n(.*?)\n```", TEXT, re.DOTALL)
+    script = (REPOSITORY / ".ci" / "run").read_text("utf-8")
     assert len(commands) == 2
     assert commands[0] in script.replace("pip install -q", "pip install")
     assert f"\n{commands[1]}\n" in script
+
+
+def cells_of(header: str) -> list[list[str]]:
+    """The rows of the table whose header begins so, without header and rule."""
+    rows = TEXT.split(f"\n| {header} |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
+    return [[cell.strip() for cell in row.strip()[1:-1].split("|")] for row in rows]
+
+
+def quoted(cell: str) -> list[str]:
+    return re.findall(r"`(.*?)`", cell)
+
+
+# Taken for compatibility, and without effect.
+WITHOUT_EFFECT = {"initial_retry_delay", "default_idempotency_key"}
+
+
+def test_the_table_of_options_has_all_of_them_with_their_defaults() -> None:
+    told: dict[str, dict[str, str | None]] = {"`PrefactorCoreConfig`": {}}
+    options = told["`PrefactorCoreConfig`"]
+    for name, default, _ in cells_of("`PrefactorCoreConfig`"):
+        if name.startswith("**"):
+            options = told[name.strip("*")] = {}
+            continue
+        names, defaults = quoted(name), quoted(default)
+        assert len(defaults) in (0, len(names)), name
+        options.update(zip(names, defaults or [None] * len(names), strict=True))
+    for config in (PrefactorCoreConfig, QueueConfig, HttpClientConfig):
+        listed = told[f"`{config.__name__}`"]
+        assert set(listed) == {field.name for field in fields(config)} - WITHOUT_EFFECT
+        for field in fields(config):
+            shown = listed.get(field.name)
+            if shown is None:
+                continue
+            if shown == "redact_keys()":
+                assert repr(field.default) == shown
+            else:
+                assert ast.literal_eval(shown) == field.default, field.name
+
+
+def test_the_table_of_the_standard_types_has_all_their_fields() -> None:
+    registered = set(span_types.standard_types().list_schemas())
+    filled_in = {"inputs", "ai"}
+
+    def names_of(name: str) -> set[str]:
+        cls: type[Struct] = getattr(span_types, name)
+        return {field.name for field in fields(cls)} - filled_in
+
+    told = set[str]()
+    for names, payload, result in cells_of("class and span type"):
+        cls, span_type = quoted(names)
+        told.add(span_type)
+        assert set(quoted(payload)) == names_of(cls)
+        if result:
+            result_cls, *result_fields = quoted(result)
+            assert set(result_fields) == names_of(result_cls)
+    assert told == registered
+
+
+def test_every_link_leads_to_a_file() -> None:
+    for document in REPOSITORY.glob("*.md"):
+        for target in re.findall(r"\]\(([^)#]+)", document.read_text("utf-8")):
+            assert target.startswith("https://") or (REPOSITORY / target).exists(), target

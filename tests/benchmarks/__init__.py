@@ -1,5 +1,5 @@
 """``just bench``: this client beside prefactor-core 0.1.0 and 0.5.3 and OpenTelemetry's SDK.
 
-Each system runs in its own virtual environment, in turns, against one server process. What is
-"delivered" is what that server saw. ``__main__`` runs all of it.
+Each system runs in its own virtual environment, in turns, against one server process. A span
+counts as delivered if that server saw it. ``__main__`` runs all benchmarks.
 """

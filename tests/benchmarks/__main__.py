@@ -5,35 +5,36 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks.cells import (
-    AWAITED,
-    OTEL,
-    SYSTEMS,
-    WITH,
-    Figures,
-    System,
-    is_due,
-    loads,
-    run_load_cell,
-)
+from msgspec import to_builtins
+
+from benchmarks.cells import SYSTEMS, Failure, Figures, System, is_due, loads, run_load_cell
+from benchmarks.costs import measure_costs
 from benchmarks.environments import ENVIRONMENTS
 from benchmarks.goals import judge
 from benchmarks.growth import steps
 from benchmarks.imports import measure_imports
 from benchmarks.results import Results
 from benchmarks.serving import ServerProcess, serve
-from benchmarks.tables import make_console, show_goals, show_growth, show_imports, show_loads
+from benchmarks.tables import (
+    make_console,
+    show_costs,
+    show_goals,
+    show_growth,
+    show_imports,
+    show_loads,
+)
 
-_LOADS = ("alone", "tasks", "burst", "paced", "down")
+_PARTS = ("cost", "alone", "tasks", "burst", "paced", "down", "growth", "import")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what the options ask for."""
     options = _parser().parse_args(arguments)
-    wanted = set(options.only or [*_LOADS, "growth", "import"])
+    wanted = set(options.only or _PARTS)
     systems = [
         system
         for system in SYSTEMS
@@ -42,13 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rounds = options.rounds or (1 if options.quick else 3)
     console = make_console()
     for environment in ENVIRONMENTS:
-        _tell(f"environment {environment.name}")
+        _report_progress(f"environment {environment.name}")
         environment.make()
         console.print(f"{environment.name}: {environment.versions()}", markup=False)
     console.print(
-        f"Python {sys.version.split()[0]}; medians over {rounds} rounds (least..largest); "
-        "'agent µs' is the agent's time in a span: a turn that it gives is not in it, except "
-        "where the form itself waits (awaited, prefactor-core).\n",
+        f"Python {sys.version.split()[0]}. Loads: medians over {rounds} rounds (least..largest). "
+        "'agent µs' is the agent's wall time in a span. It includes the loop's turns only where "
+        "the form itself waits (awaited, prefactor-core). 'CPU' is that of the whole process.\n",
         markup=False,
     )
 
@@ -58,10 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _measure(server, results, systems, wanted, rounds, quick=options.quick)
             if options.growth and "growth" in wanted:
                 for step in steps(quick=options.quick):
-                    _tell(f"growth: {step.title}")
+                    _report_progress(f"growth: {step.title}")
                     results.growth[step] = step.run(server)
         except KeyboardInterrupt:
-            _tell("interrupted: what there is so far")
+            _report_progress("interrupted: the tables hold the measurements until now")
+    show_costs(console, results)
     show_loads(console, results, systems)
     show_growth(console, results)
     show_imports(console, results)
@@ -74,11 +76,14 @@ def _measure(
     server: ServerProcess,
     results: Results,
     systems: Sequence[System],
-    wanted: set[str],
+    wanted: Container[str],
     rounds: int,
     *,
     quick: bool,
 ) -> None:
+    if "cost" in wanted:
+        _report_progress("the cost of a span")
+        results.costs = measure_costs(server, rounds=40 if quick else 100)
     for number in range(rounds):
         for load in loads(quick=quick):
             if load.name not in wanted:
@@ -87,27 +92,26 @@ def _measure(
             for index in range(len(systems)):
                 system = systems[(index + number) % len(systems)]
                 if is_due(system, load, number, quick=quick):
-                    _tell(f"round {number + 1} of {rounds}: {load.title}: {system.name}")
+                    _report_progress(f"round {number + 1} of {rounds}: {load.title}: {system.name}")
                     results.add(load, system, run_load_cell(server, system, load, time_limit=20))
     if "import" in wanted:
-        _tell("import")
+        _report_progress("import")
         server.prepare(0.0)
         url = f"http://127.0.0.1:{server.api_port}"
-        results.imports = measure_imports(url, rounds=3 if quick else 12)
+        results.imports = measure_imports(url, rounds=5 if quick else 12, official=not quick)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="just bench",
-        description=f"Measures {WITH.name} and {AWAITED.name}, beside the official SDK and "
-        f"{OTEL.name}.",
+        description="Measures this client beside the official SDK and OpenTelemetry.",
     )
     parser.add_argument("--rounds", type=int, help="how often each cell is run (3)")
     parser.add_argument("--quick", action="store_true", help="a small run of about a minute")
     parser.add_argument(
         "--only",
         action="append",
-        choices=[*_LOADS, "growth", "import"],
+        choices=_PARTS,
         help="leave out the rest; may be given several times",
     )
     parser.add_argument(
@@ -125,24 +129,23 @@ def _parser() -> argparse.ArgumentParser:
 
 def _write(path: Path, results: Results) -> None:
     cells = [
-        {
-            "load": load,
-            "system": system,
-            "rounds": [
-                one.as_dict() if isinstance(one, Figures) else {"failed": one.reason}
-                for one in outcomes
-            ],
-        }
+        {"load": load, "system": system, "rounds": [_plain(one) for one in outcomes]}
         for (load, system), outcomes in results.cells.items()
     ]
-    growth = {
-        step.title: one.as_dict() if isinstance(one, Figures) else {"failed": one.reason}
-        for step, one in results.growth.items()
+    figures = {
+        "costs": to_builtins(results.costs),
+        "cells": cells,
+        "growth": {step.title: _plain(one) for step, one in results.growth.items()},
+        "imports": to_builtins(results.imports),
     }
-    path.write_text(json.dumps({"cells": cells, "growth": growth}, indent=1) + "\n")
+    path.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def _tell(text: str) -> None:
+def _plain(outcome: Figures | Failure) -> dict[str, Any]:
+    return outcome.as_dict() if isinstance(outcome, Figures) else {"failed": outcome.reason}
+
+
+def _report_progress(text: str) -> None:
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 

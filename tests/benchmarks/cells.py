@@ -1,4 +1,4 @@
-"""A cell is one system under one load at one answering time; running it gives its figures."""
+"""Cells: one system under one load at one answering time, with its figures."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from benchmarks.environments import (
 )
 from benchmarks.serving import ServerProcess
 
-_DRIVERS = Path(__file__).parent / "drivers"
+DRIVERS = Path(__file__).parent / "drivers"
 
 
 @dataclass(frozen=True)
 class System:
-    """One of those compared, in one form. ``waits``: its spans wait for the API."""
+    """A system in one form of use. ``waits``: its spans wait for the API."""
 
     name: str
     environment: Environment
@@ -38,12 +38,21 @@ WITH = System("ours, with", OURS, "ours.py", "with")
 AWAITED = System("ours, awaited", OURS, "ours.py", "awaited")
 CORE_0_1_0 = System("prefactor-core 0.1.0", OFFICIAL_0_1_0, "official.py", waits=True)
 CORE_0_5_3 = System("prefactor-core 0.5.3", OFFICIAL_0_5_3, "official.py", waits=True)
-OTEL = System("OpenTelemetry", OPENTELEMETRY, "opentelemetry_sdk.py")
+OTEL_FLAT = System("OpenTelemetry, flat", OPENTELEMETRY, "opentelemetry_sdk.py", "flat")
+OTEL_JSON = System("OpenTelemetry, JSON", OPENTELEMETRY, "opentelemetry_sdk.py", "json")
 OTEL_WIDE = System(
-    "OpenTelemetry, queue 1M", OPENTELEMETRY, "opentelemetry_sdk.py", queue_size=1_000_000
+    "OpenTelemetry, JSON, queue 1M",
+    OPENTELEMETRY,
+    "opentelemetry_sdk.py",
+    "json",
+    queue_size=1_000_000,
 )
 
-SYSTEMS = (WITH, AWAITED, CORE_0_1_0, CORE_0_5_3, OTEL, OTEL_WIDE)
+SYSTEMS = (WITH, AWAITED, CORE_0_1_0, CORE_0_5_3, OTEL_FLAT, OTEL_JSON, OTEL_WIDE)
+
+# Forms of which the cost is measured, and nothing else.
+TYPED = System("ours, typed", OURS, "ours.py", "typed")
+NESTED = System("ours, with, ten deep", OURS, "ours.py", "nested")
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ class Load:
     delay: float
     spans: int
     waiting_spans: int
-    """Of the systems whose spans wait for the API: so many take a second or two."""
+    """For the systems whose spans wait for the API: these take a second or two."""
 
     @property
     def down(self) -> bool:
@@ -85,16 +94,21 @@ def loads(*, quick: bool) -> list[Load]:
 
 
 def is_due(system: System, load: Load, round_number: int, *, quick: bool) -> bool:
-    """Whether a cell is run in this round: the one that takes long is run once."""
-    return not (load.down and system.waits) or (round_number == 0 and not quick)
+    """Whether a cell is run in this round: slow cells run once, or not at all if ``quick``."""
+    if not system.waits:
+        return True
+    if load.down:
+        return round_number == 0 and not quick
+    # A system that waits in each span records a burst as it records one task's spans.
+    return not (quick and load.name == "burst")
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What came of one cell in one round.
+    """The figures of one cell in one round.
 
-    ``delivered``: spans that the server saw begin and end; ``lost``: recorded, and not that.
-    CPU seconds and requests are divided by the spans delivered: losing them is no saving.
+    ``delivered``: spans that the server saw begin and end; ``lost``: the other recorded spans.
+    CPU seconds and requests are divided by the spans delivered: losing spans is no saving.
     """
 
     report: Report
@@ -126,7 +140,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Failure:
-    """A cell that gave no figures, and why."""
+    """A cell without figures, and the reason."""
 
     reason: str
 
@@ -134,7 +148,7 @@ class Failure:
 def run_load_cell(
     server: ServerProcess, system: System, load: Load, *, time_limit: float
 ) -> Figures | Failure:
-    """Run one system under one load; never raises for what the system does."""
+    """Run one system under one load; never raises for an error of the system."""
     job = Job(
         api_port=server.api_port,
         control_port=server.control_port,
@@ -144,7 +158,7 @@ def run_load_cell(
         warm_up=20 if system.waits else 1_000,
         down=load.down,
         queue_size=system.queue_size,
-        # Nothing can be delivered there, so there is nothing to wait for.
+        # Nothing can be delivered there: do not wait for it.
         drain_timeout=1.0 if load.down else None,
         time_limit=time_limit,
     )
@@ -152,12 +166,12 @@ def run_load_cell(
 
 
 def run_job(server: ServerProcess, system: System, job: Job, delay: float) -> Figures | Failure:
-    """Run a driver, with a bound on its time; never raises for what it does."""
+    """Run a driver, with a bound on its time; never raises for an error of the driver."""
     try:
         server.prepare(delay)
         output = system.environment.run(
-            [str(_DRIVERS / system.driver), json.dumps(asdict(job))],
-            # Closing takes up to half a minute: the time-outs of the systems.
+            [str(DRIVERS / system.driver), json.dumps(asdict(job))],
+            # Closing takes up to half a minute, by the time-outs of the systems.
             timeout=job.time_limit + 45,
         )
         report = Report(**json.loads(last_line(output)))

@@ -1,4 +1,4 @@
-"""A virtual environment for each system: two of them import under one name."""
+"""A virtual environment for each system, because two systems import under one name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ print(json.dumps({name: importlib.metadata.version(name) for name in sys.argv[1:
 
 @dataclass(frozen=True)
 class Environment:
-    """A folder beside the sources, what is installed in it, and what of it is shown."""
+    """A virtual environment beside the sources.
+
+    ``shown``: the distributions whose versions are shown.
+    """
 
     name: str
     requirements: tuple[str, ...]
@@ -37,7 +40,7 @@ class Environment:
         return self.folder / scripts
 
     def make(self) -> None:
-        """Make it, unless it is there and newer than what it is made from."""
+        """Make the environment, unless it is there and up to date."""
         marker = self.folder / ".installed"
         if marker.exists() and marker.read_text() == "\n".join(self.requirements):
             changed = (CHECKOUT / "pyproject.toml").stat().st_mtime
@@ -53,15 +56,15 @@ class Environment:
         marker.write_text("\n".join(self.requirements))
 
     def versions(self) -> str:
-        """The distributions that are measured, with their versions."""
+        """The measured distributions, with their versions."""
         found = json.loads(self.run(["-c", _DISTRIBUTIONS, *self.shown], timeout=60))
         return ", ".join(f"{name} {version}" for name, version in found.items())
 
     def run(self, arguments: Sequence[str], *, timeout: float, cwd: Path | None = None) -> str:
-        """Run this environment's Python; what it wrote.
+        """Run this environment's Python and return its output.
 
         Raises ``subprocess.CalledProcessError`` and ``subprocess.TimeoutExpired``. The working
-        folder is none of the checkout, whose package would be imported from there.
+        folder is not the checkout: Python would import the package from there.
         """
         done = subprocess.run(
             [self.python, *arguments],
@@ -75,15 +78,27 @@ class Environment:
         )
         return done.stdout
 
+    def start(self, arguments: Sequence[str]) -> subprocess.Popen[str]:
+        """Start this environment's Python, with pipes to and from it."""
+        return subprocess.Popen(
+            [self.python, *arguments],
+            cwd=self.folder,
+            env=_variables(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
 
 def _variables() -> dict[str, str]:
-    """What pip and a driver need; no setting of a system, no proxy, no PYTHONPATH."""
+    """The variables that pip and drivers need: no setting of a system, no proxy, no PYTHONPATH."""
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT", "PIP_INDEX_URL")
     return {name: value for name, value in os.environ.items() if name in kept}
 
 
 def last_line(text: str | None) -> str:
-    """The last line that says something: an error's own words."""
+    """The last line that is not blank: the message of an error."""
     lines = [line for line in (text or "").splitlines() if line.strip()]
     return lines[-1].strip() if lines else f"no output ({sys.executable})"
 

@@ -1,9 +1,9 @@
-"""``python -m benchmarks.exits``: how a program starts and ends while the API fails, in tables.
+"""``python -m benchmarks.exits``: tables of how a program starts and ends while the API fails.
 
-Each row is a process: it opens a client, records one run with 20 spans, and ends. Shown are the
-seconds from the opening until the run's block is entered, and from the end of that block's body
-until the process is gone; the operations that were lost; and what was said. The time-outs,
-``registration_timeout`` and ``drain_timeout``, are a second each.
+Each row is a process: it opens a client, records one run with 20 spans, and ends. The columns are
+the seconds from the opening until the run's block is entered, and from the end of that block's
+body until the process has ended; the lost operations; and the lines on standard error. Both
+time-outs, ``registration_timeout`` and ``drain_timeout``, are one second.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ import atexit, asyncio, faulthandler, json, logging, os, resource, signal, socke
 import anyio
 from prefactor_core import PrefactorCoreError, SchemaRegistry, open_prefactor, open_prefactor_sync
 
-faulthandler.enable()  # where a process hangs is told by SIGABRT
+faulthandler.enable()  # SIGABRT shows where a process hangs
 logging.basicConfig(format="%(levelname)s: %(message)s")
 url, fault = sys.argv[1:]
 registry = SchemaRegistry()
@@ -60,7 +60,7 @@ def mark(what):
     times[what] = time.monotonic()
 
 def report():
-    # Registered before all of the client's own handlers, so it is called after them.
+    # Registered before the client's own handlers, so called after them.
     counts = clients[0].statistics() if clients else None
     figures = dict(times, accepted=counts.accepted, delivered=counts.delivered) if counts else times
     print(json.dumps(figures), flush=True)
@@ -136,14 +136,14 @@ _WAYS = {
     ("sync", "scope"): "scope_sync()",
     ("sync", "never left"): "never_left_sync()",
 }
-"""On trio, no loop can be stopped; a synchronous client has no ``initialize()``."""
+"""A trio loop cannot be stopped; a synchronous client has no ``initialize()``."""
 
 
 class Exit(Struct, kw_only=True):
-    """How one process started and ended; times in seconds, None where it did not come so far.
+    """The start and end of one process; times in seconds, None if it did not get that far.
 
     ``start``: until the block of the run is entered, or until that raises.
-    ``said``: the lines that it wrote to standard error; ``hangs``: whether it had to be killed.
+    ``stderr``: the lines on standard error; ``hangs``: whether the process had to be killed.
     """
 
     api: str
@@ -153,18 +153,18 @@ class Exit(Struct, kw_only=True):
     end: float | None
     lost: int | None
     accepted: int
-    said: list[str]
+    stderr: list[str]
     hangs: bool
 
     @property
     def findings(self) -> str:
-        """What should not be; empty if all is well."""
+        """The faults found; empty if there are none."""
         wrong = {
             "hangs": self.hangs,
             "slow": max(self.start or 0, self.end or 0) > _EXPECTED,
-            "lost in silence": bool(self.lost) and not self.said,
-            "traceback": any(line.startswith("Traceback") for line in self.said),
-            "talks": len(self.said) > 4,
+            "lost in silence": bool(self.lost) and not self.stderr,
+            "traceback": any(line.startswith("Traceback") for line in self.stderr),
+            "many lines": len(self.stderr) > 4,
         }
         return ", ".join(name for name, holds in wrong.items() if holds)
 
@@ -177,7 +177,7 @@ async def _measure(api: str, address: str, loop: str, way: str) -> Exit:
         if not name.startswith("PREFACTOR_") and not name.lower().endswith("_proxy")
     }
     process = await asyncio.create_subprocess_exec(
-        # Also of a connection that was left open it shall be told.
+        # A connection that was left open must show, too.
         *(sys.executable, "-W", "default::ResourceWarning", "-c", code, address, api),
         env=environment,
         stdout=asyncio.subprocess.PIPE,
@@ -203,7 +203,7 @@ async def _measure(api: str, address: str, loop: str, way: str) -> Exit:
         end=seconds("ended", ended) if done else None,
         lost=accepted - int(figures["delivered"]) if "delivered" in figures else None,
         accepted=accepted,
-        said=err.decode(errors="replace").splitlines(),
+        stderr=err.decode(errors="replace").splitlines(),
         hangs=not done,
     )
 
@@ -215,17 +215,17 @@ def _rows(exits: Sequence[Exit], words: int) -> Table:
     for column in ("start s", "end s", "lost", "lines"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("finding")
-    table.add_column("said", overflow="fold")
+    table.add_column("stderr", overflow="fold")
     for _, group in groupby(exits, lambda one: one.api):
         for one in group:
-            said = "\n".join(" ".join(line.split()[:words]) for line in one.said[:6])
+            stderr = "\n".join(" ".join(line.split()[:words]) for line in one.stderr[:6])
             table.add_row(
                 *(one.api, one.loop, one.way, _seconds(one.start)),
                 "hangs" if one.hangs else _seconds(one.end),
                 "-" if one.lost is None else f"{one.lost} of {one.accepted}",
-                str(len(one.said)),
+                str(len(one.stderr)),
                 one.findings,
-                escape(said),
+                escape(stderr),
             )
         table.add_section()
     return table
@@ -244,7 +244,7 @@ def _summary(exits: Sequence[Exit]) -> Table:
             "hangs"
             if any(one.hangs for one in of_api)
             else _seconds(max((one.end for one in of_api if one.end is not None), default=None)),
-            str(max(len(one.said) for one in of_api)),
+            str(max(len(one.stderr) for one in of_api)),
             str(sum(bool(one.findings) for one in of_api)),
         )
     return table
@@ -277,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(prog="benchmarks.exits", description=__doc__)
     parser.add_argument("--only", action="append", default=[], help="an API: '401', 'hung', ...")
-    parser.add_argument("--words", type=int, default=14, help="how much of each line is shown")
+    parser.add_argument("--words", type=int, default=14, help="words shown of each line")
     options = parser.parse_args(arguments)
     exits = asyncio.run(_measure_all(options.only))
     console = make_console()

@@ -1,4 +1,4 @@
-"""APIs that fail, each in its way, for programs that other modules start."""
+"""APIs that fail, each in its own way, for programs that other modules start."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _THEN = "registers, then "
 
 
 async def _answer(kind: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Serve one connection, as ``kind`` says."""
+    """Serve one connection in the way of ``kind``."""
     with suppress(OSError, asyncio.IncompleteReadError):
         while True:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
@@ -84,7 +84,7 @@ CREATE TRIGGER never BEFORE INSERT ON agent_instances BEGIN SELECT count(*) FROM
 
 
 def _full_port(stack: AsyncExitStack) -> int:
-    """A port that takes no more connections, and refuses none."""
+    """A port whose backlog is full: it neither takes nor refuses a connection."""
     listening = stack.enter_context(socket.socket())
     listening.bind(("127.0.0.1", 0))
     listening.listen(0)
@@ -97,11 +97,11 @@ def _full_port(stack: AsyncExitStack) -> int:
 
 @asynccontextmanager
 async def open_failing_apis(folder: Path, copies: int) -> AsyncGenerator[dict[str, str]]:
-    """Where each kind of API is, by its name, while the block is open.
+    """Yield the address of each kind of API, by its name; all are closed when the block is left.
 
-    ``{}`` in an address is a number below ``copies``: a database file can be used once. Of a disk
-    that is full and a resolver that hangs there is the address alone: the program itself must
-    bound the size of its files, and replace its resolver.
+    ``{}`` in an address stands for a number below ``copies``, because a database file can be used
+    only once. For a full disk and a hanging resolver only the address is given: the program
+    itself must bound the size of its files, and replace its resolver.
     """
     async with AsyncExitStack() as stack:
         server = stack.enter_context(serve())
@@ -116,7 +116,7 @@ async def open_failing_apis(folder: Path, copies: int) -> AsyncGenerator[dict[st
         for kind in _ANSWERS:
             await listen(kind)
         bound = stack.enter_context(socket.socket())
-        bound.bind(("127.0.0.1", 0))  # and listens not
+        bound.bind(("127.0.0.1", 0))  # and does not listen
         addresses["refused"] = f"http://127.0.0.1:{bound.getsockname()[1]}"
         addresses["no connection"] = f"http://127.0.0.1:{_full_port(stack)}"
         await listen("hung")

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.faults``: this client before an API that fails, in tables.
+"""``python -m benchmarks.faults``: tables of this client before an API that fails.
 
 Runs that begin together, before an API that answers a part of the requests with 503; many more
 runs at once; and an outage of two minutes while spans go on, by 503 and by an API that never
@@ -35,8 +35,8 @@ def _open(server: ServerProcess, **options: Any) -> PrefactorCoreClient:
     return open_prefactor(api_url=url, api_token="token", schema_registry=registry, **options)
 
 
-class Turns:
-    """The longest time for which the loop did not come to a task that wanted to go on."""
+class LoopDelay:
+    """The longest time that a task waited for the loop after its sleep."""
 
     longest = 0.0
 
@@ -56,11 +56,11 @@ async def _record_run(client: PrefactorCoreClient) -> None:
 
 
 async def _burst(server: ServerProcess, runs: int) -> dict[str, float]:
-    """``runs`` runs that begin together, of seven operations each."""
-    turns = Turns()
+    """Record ``runs`` runs that begin together, of seven operations each."""
+    delay = LoopDelay()
     cpu, began = time.process_time(), time.perf_counter()
     async with anyio.create_task_group() as outer:
-        outer.start_soon(turns.watch)
+        outer.start_soon(delay.watch)
         async with _open(server) as client:
             async with anyio.create_task_group() as group:
                 for _ in range(runs):
@@ -73,7 +73,7 @@ async def _burst(server: ServerProcess, runs: int) -> dict[str, float]:
         "s": took,
         "operations/s": runs * _OPERATIONS / took,
         "CPU ms/run": (time.process_time() - cpu) / runs * 1e3,
-        "longest turn ms": turns.longest * 1e3,
+        "longest loop delay ms": delay.longest * 1e3,
         "requests": statistics.requests,
         "lost": statistics.lost,
     }
@@ -82,8 +82,8 @@ async def _burst(server: ServerProcess, runs: int) -> dict[str, float]:
 async def _outage(
     server: ServerProcess, fault: dict[str, object], seconds: float
 ) -> dict[str, float]:
-    """An outage of so many seconds, with 2,000 spans a second."""
-    turns = Turns()
+    """Record 2,000 spans a second through an outage of so many seconds."""
+    delay = LoopDelay()
     options = {"queue_config": {"max_pending_operations": 1_000_000}, "drain_timeout": 120}
     async with anyio.create_task_group() as outer:
         async with _open(server, **options) as client:
@@ -100,7 +100,7 @@ async def _outage(
 
                 await record(anyio.current_time() + 2)
                 await client.flush()
-                outer.start_soon(turns.watch)
+                outer.start_soon(delay.watch)
                 memory, requests = _memory(), client.statistics().requests
                 cpu = time.process_time()
                 control(server.control_port, **fault)
@@ -108,8 +108,8 @@ async def _outage(
                 pending, grown = client.statistics().pending, _memory() - memory
                 asked = client.statistics().requests - requests
                 control(server.control_port, failure_rate=0.0, hanging=False)
-                began, longest = anyio.current_time(), turns.longest
-                turns.longest = 0.0
+                began, longest = anyio.current_time(), delay.longest
+                delay.longest = 0.0
                 await client.flush()
                 recovered = anyio.current_time() - began
                 outer.cancel_scope.cancel()
@@ -120,8 +120,8 @@ async def _outage(
         "MB": grown,
         "CPU s": time.process_time() - cpu,
         "requests": asked,
-        "longest turn ms": longest * 1e3,
-        "in recovery ms": turns.longest * 1e3,
+        "longest loop delay ms": longest * 1e3,
+        "in recovery ms": delay.longest * 1e3,
         "recovered after s": recovered,
         "lost": statistics.lost,
     }

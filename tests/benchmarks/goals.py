@@ -1,20 +1,26 @@
-"""The goals of this client, each judged by what was measured just now."""
+"""The goals of this client, each judged by the measurements of this run."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.cells import (
     AWAITED,
     CORE_0_1_0,
     CORE_0_5_3,
-    OTEL,
+    NESTED,
+    OTEL_FLAT,
+    OTEL_JSON,
     OTEL_WIDE,
+    TYPED,
     WITH,
     Failure,
     Load,
     System,
 )
+from benchmarks.drivers.job import Cost
+from benchmarks.environments import OPENTELEMETRY, OURS
 from benchmarks.growth import MILLION
 from benchmarks.results import (
     AGENT,
@@ -25,19 +31,26 @@ from benchmarks.results import (
     Metric,
     Results,
     Spread,
-    import_ratio,
 )
 
 _DELAYS = (0.0, 0.02, 0.05)
-_AT_WORK = [Load("alone", delay, 0, 0).title for delay in _DELAYS]
 _DOWN = Load("down", 0.0, 0, 0).title
 _TASKS = Load("tasks", 0.02, 0, 0).title
 _BURSTS = [Load("burst", delay, 0, 0).title for delay in _DELAYS]
 
+_COSTS = (
+    (WITH, OTEL_FLAT, 0.3),
+    (WITH, OTEL_JSON, 0.25),
+    (AWAITED, OTEL_FLAT, 0.5),
+    (TYPED, OTEL_FLAT, 0.6),
+    # Each of the outer nine spans takes two operations, a create and a finish.
+    (NESTED, WITH, 1.1),
+)
+
 
 @dataclass(frozen=True)
 class Judgement:
-    """A goal, what was measured, and whether that reaches it; None: it was not measured."""
+    """A goal, the figure measured, and whether it reaches the goal; None: not measured."""
 
     goal: str
     figure: str
@@ -45,24 +58,55 @@ class Judgement:
 
 
 def judge(results: Results) -> list[Judgement]:
-    """All goals, in the order in which the issue names them."""
+    """All goals: the cost of a span first, then delivery and memory."""
     return [
-        *_agent_side(results, WITH, 0.4),
-        *_agent_side(results, AWAITED, 0.8),
+        *_costs(results),
+        _import(results),
+        *_while_down(results),
         *_delivery(results),
         *_cpu(results),
         *_requests(results),
-        _import(results),
         _memory(results),
     ]
 
 
-def _agent_side(results: Results, form: System, limit: float) -> list[Judgement]:
+def _costs(results: Results) -> list[Judgement]:
+    return [
+        *(_cost_ratio(results, ours, other, limit) for ours, other, limit in _COSTS),
+        _cost_count(results, "calls", lambda cost: cost.calls, 45),
+        _cost_count(results, "files", lambda cost: cost.files, 6),
+    ]
+
+
+def _cost_ratio(results: Results, ours: System, other: System, limit: float) -> Judgement:
+    goal = f"CPU of a span, {ours.name}: <= {limit:g} of {other.name}"
+    if isinstance(results.costs, Failure):
+        return Judgement(goal, f"failed: {results.costs.reason}", False)
+    if not results.costs:
+        return Judgement(goal, "not measured", None)
+    mine, theirs = results.costs[ours.name].cpu_us, results.costs[other.name].cpu_us
+    ratio = mine / theirs
+    return Judgement(goal, f"{ratio:.3g} ({mine:.1f} to {theirs:.1f} µs)", ratio <= limit)
+
+
+def _cost_count(
+    results: Results, what: str, count: Callable[[Cost], float | None], limit: int
+) -> Judgement:
+    goal = f"{what} of a span, {WITH.name}: <= {limit}"
+    if isinstance(results.costs, Failure):
+        return Judgement(goal, f"failed: {results.costs.reason}", False)
+    if not results.costs or (counted := count(results.costs[WITH.name])) is None:
+        return Judgement(goal, "not measured", None)
+    return Judgement(goal, f"{counted:g}", counted <= limit)
+
+
+def _while_down(results: Results) -> list[Judgement]:
     judgements: list[Judgement] = []
-    for load in (*_AT_WORK, _DOWN):
-        ratio = results.ratio(load, form, OTEL, AGENT)
-        goal = f"agent side, {form.name}, {load.partition(':')[0]}: <= {limit:g} of OpenTelemetry's"
-        judgements.append(_at_most(goal, ratio, limit, _pair(results, load, form, OTEL, AGENT)))
+    for form, limit in ((WITH, 0.3), (AWAITED, 0.5)):
+        ratio = results.ratio(_DOWN, form, OTEL_FLAT, AGENT)
+        goal = f"wall time of a span, API down, {form.name}: <= {limit:g} of {OTEL_FLAT.name}"
+        pair = _pair(results, _DOWN, form, OTEL_FLAT, AGENT)
+        judgements.append(_at_most(goal, ratio, limit, pair))
     return judgements
 
 
@@ -103,8 +147,18 @@ def _requests(results: Results) -> list[Judgement]:
 
 
 def _import(results: Results) -> Judgement:
-    ratio = import_ratio(results, "ours", "opentelemetry")
-    return _at_most("import: <= 0.5 of OpenTelemetry's", ratio, 0.5, "")
+    goal = "CPU of import prefactor_core: <= 0.45 of OpenTelemetry's"
+    if not results.imports:
+        return Judgement(goal, "not measured", None)
+    mine = results.imports[OURS.name].imported
+    theirs = results.imports[OPENTELEMETRY.name].imported
+    if isinstance(mine, Failure):
+        return Judgement(goal, f"failed: {mine.reason}", False)
+    if isinstance(theirs, Failure):
+        return Judgement(goal, f"failed: {theirs.reason}", False)
+    ratio = mine.cpu_s / theirs.cpu_s
+    figure = f"{ratio:.3g} ({mine.cpu_s * 1e3:.0f} to {theirs.cpu_s * 1e3:.0f} ms)"
+    return Judgement(goal, figure, ratio <= 0.45)
 
 
 def _memory(results: Results) -> Judgement:
@@ -116,7 +170,7 @@ def _memory(results: Results) -> Judgement:
         return Judgement(goal, f"failed: {outcome.reason}", False)
     report = outcome.report
     if report.early_mb is None or report.late_mb is None:
-        return Judgement(goal, "this system does not tell its memory", None)
+        return Judgement(goal, "this system does not report memory", None)
     grown = report.late_mb - report.early_mb
     figure = f"{grown:+.1f} MB, {report.recorded:,} spans recorded, {outcome.lost:,} lost"
     done = report.recorded == MILLION.spans and outcome.lost == 0

@@ -1,4 +1,4 @@
-"""How this client does when the work grows: more spans, more runs, larger payloads."""
+"""This client under growing work: more spans, more runs, larger payloads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Step:
     time_limit: float = 60.0
 
     def run(self, server: ServerProcess) -> Figures | Failure:
-        """Run it against an API that answers at once."""
+        """Run this step against an API that answers at once."""
         job = Job(
             api_port=server.api_port,
             control_port=server.control_port,
@@ -38,7 +38,7 @@ MILLION = Step("1,000,000 spans", 1_000_000, time_limit=240.0)
 
 
 def steps(*, quick: bool) -> list[Step]:
-    """What is run, in this order."""
+    """The steps, in their order."""
     by_spans = [
         Step("1,000 spans", 1_000),
         Step("10,000 spans", 10_000),
@@ -51,7 +51,7 @@ def steps(*, quick: bool) -> list[Step]:
     by_payload = [
         Step(f"payloads of {title}", spans, payload_bytes=size)
         for title, size, spans in (
-            ("100 B", 100, 5_000),
+            ("200 B", 200, 5_000),
             ("1 kB", 1_000, 5_000),
             ("10 kB", 10_000, 2_000),
             ("100 kB", 100_000, 500),

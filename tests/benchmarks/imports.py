@@ -1,4 +1,4 @@
-"""How long importing each system takes, beside a Python that does nothing; in turns."""
+"""The time that importing each system takes beyond a Python that does nothing; in turns."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ from benchmarks.environments import (
     last_line,
 )
 
-# No code ends by tearing the interpreter down: that is no import.
-_END = "\nimport os; os._exit(0)"
+# The interpreter is not torn down: that is no import.
+_END = """
+import os, time
+os.write(1, str(time.process_time()).encode())
+os._exit(0)
+"""
 
 _PREFACTOR = "import prefactor_core"
 
@@ -52,20 +56,31 @@ TracerProvider().add_span_processor(BatchSpanProcessor(exporter))
 
 
 @dataclass(frozen=True)
+class Took:
+    """Seconds beyond a bare Python, each the best of the rounds."""
+
+    cpu_s: float
+    wall_s: float
+
+
+@dataclass(frozen=True)
 class ImportFigures:
-    """Seconds of each round beyond a bare Python, or why there are none.
+    """The times of one system, or why there are none.
 
     ``imported``: by importing. ``opened``: by importing and opening a client.
-    ``given``: by importing what an agent has anyway (anyio and msgspec), for ours.
+    ``given``: for ours, by importing anyio and msgspec, which an agent has anyway.
     """
 
-    imported: list[float] | Failure
-    opened: list[float] | Failure
-    given: list[float] | Failure | None = None
+    imported: Took | Failure
+    opened: Took | Failure
+    given: Took | Failure | None = None
 
 
-def measure_imports(url: str, *, rounds: int) -> dict[str, ImportFigures]:
-    """The figures of each environment, by its name. ``url``: where an API is."""
+def measure_imports(url: str, *, rounds: int, official: bool) -> dict[str, ImportFigures]:
+    """The figures of each environment, by its name. ``url``: of an API that answers.
+
+    ``official``: whether to measure the official SDKs, which take long to import.
+    """
     snippets: list[tuple[Environment, Mapping[str, str]]] = [
         (
             OURS,
@@ -78,14 +93,15 @@ def measure_imports(url: str, *, rounds: int) -> dict[str, ImportFigures]:
         ),
         *(
             (
-                official,
+                environment,
                 {
                     "bare": "",
                     "imported": _PREFACTOR,
                     "opened": _OPEN_OFFICIAL.format(url=url),
                 },
             )
-            for official in (OFFICIAL_0_1_0, OFFICIAL_0_5_3)
+            for environment in (OFFICIAL_0_1_0, OFFICIAL_0_5_3)
+            if official
         ),
         (
             OPENTELEMETRY,
@@ -96,28 +112,32 @@ def measure_imports(url: str, *, rounds: int) -> dict[str, ImportFigures]:
             },
         ),
     ]
-    taken: dict[tuple[str, str], list[float]] = defaultdict(list)
+    taken: dict[tuple[str, str], list[Took]] = defaultdict(list)
     failures: dict[tuple[str, str], Failure] = {}
-    # The first round is not counted: it reads the files and compiles.
+    # The first round is not counted: it reads the files from disk and compiles them.
     for number in range(rounds + 1):
         for environment, codes in snippets:
             for name, code in codes.items():
                 key = environment.name, name
                 began = time.perf_counter()
                 try:
-                    environment.run(["-I", "-c", code + _END], timeout=30)
+                    output = environment.run(["-I", "-c", code + _END], timeout=30)
+                    if number:
+                        wall = time.perf_counter() - began
+                        taken[key].append(Took(float(last_line(output)), wall))
                 except subprocess.CalledProcessError as error:
                     failures[key] = Failure(last_line(error.stderr))
-                except (OSError, subprocess.TimeoutExpired) as error:
+                except (OSError, ValueError, subprocess.TimeoutExpired) as error:
                     failures[key] = Failure(str(error))
-                if number:
-                    taken[key].append(time.perf_counter() - began)
 
-    def beyond_bare(environment: Environment, name: str) -> list[float] | Failure:
-        bare, key = (environment.name, "bare"), (environment.name, name)
+    def beyond_bare(environment: Environment, name: str) -> Took | Failure:
+        key, bare = (environment.name, name), (environment.name, "bare")
         if failure := failures.get(key) or failures.get(bare):
             return failure
-        return [seconds - base for seconds, base in zip(taken[key], taken[bare], strict=True)]
+        return Took(
+            min(one.cpu_s for one in taken[key]) - min(one.cpu_s for one in taken[bare]),
+            min(one.wall_s for one in taken[key]) - min(one.wall_s for one in taken[bare]),
+        )
 
     return {
         environment.name: ImportFigures(

@@ -1,4 +1,4 @@
-"""What the rounds gave, and what is made of it: medians with their spread, and ratios."""
+"""The results of all rounds; medians with their spread, and ratios."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from benchmarks.cells import Failure, Figures, Load, System
+from benchmarks.drivers.job import Cost
 from benchmarks.growth import Step
 from benchmarks.imports import ImportFigures
 
@@ -50,16 +51,17 @@ class Spread:
 
 @dataclass
 class Results:
-    """All that was measured, in the order in which it was."""
+    """All measurements, in their order; ``costs`` by the names of ``costs.COST_SYSTEMS``."""
 
     cells: dict[tuple[str, str], list[Figures | Failure]] = field(
         default_factory=lambda: defaultdict[tuple[str, str], list[Figures | Failure]](list)
     )
     growth: dict[Step, Figures | Failure] = field(default_factory=dict[Step, Figures | Failure])
     imports: dict[str, ImportFigures] = field(default_factory=dict[str, ImportFigures])
+    costs: dict[str, Cost] | Failure = field(default_factory=dict[str, Cost])
 
     def add(self, load: Load, system: System, outcome: Figures | Failure) -> None:
-        """A cell was run once more."""
+        """Keep the outcome of one more round of a cell."""
         self.cells[load.title, system.name].append(outcome)
 
     def figures(self, load_title: str, system: System) -> list[Figures]:
@@ -69,29 +71,19 @@ class Results:
         return figures if len(figures) == len(outcomes) else []
 
     def failures(self, load_title: str, system: System) -> list[Failure]:
-        """Why rounds of this cell failed."""
+        """The rounds of this cell that failed."""
         outcomes = self.cells.get((load_title, system.name), [])
         return [outcome for outcome in outcomes if isinstance(outcome, Failure)]
 
     def spread(self, load_title: str, system: System, metric: Metric) -> Spread | None:
-        """A figure over the rounds; None if there is none in one of them."""
+        """A figure over the rounds; None if one of them has no such figure."""
         return Spread.of([metric.of(figures) for figures in self.figures(load_title, system)])
 
     def ratio(self, load_title: str, ours: System, other: System, metric: Metric) -> Spread | None:
-        """Ours by theirs, round by round: what drifts between rounds is in both."""
+        """Ours by theirs, round by round: both have the drift between rounds."""
         pairs = zip(self.figures(load_title, ours), self.figures(load_title, other), strict=False)
         ratios: list[float | None] = []
         for mine, theirs in pairs:
             above, below = metric.of(mine), metric.of(theirs)
             ratios.append(above / below if above is not None and below else None)
         return Spread.of(ratios)
-
-
-def import_ratio(results: Results, name: str, other: str) -> Spread | None:
-    """Our import by another environment's, round by round."""
-    if name not in results.imports or other not in results.imports:
-        return None
-    above, below = results.imports[name].imported, results.imports[other].imported
-    if isinstance(above, Failure) or isinstance(below, Failure):
-        return None
-    return Spread.of([mine / theirs for mine, theirs in zip(above, below, strict=True)])

@@ -1,11 +1,11 @@
-"""The one server of the benchmarks: takes what all four clients send, and counts it.
+"""The server of the benchmarks: it takes the requests of all systems, and counts.
 
 ``python -m benchmarks.server`` listens on two ports of the loopback interface, prints them as
 one JSON line (``{"api": port, "control": port}``), and ends when its standard input does.
 
 The control port takes ``POST /control`` with a :class:`Settings` and answers :class:`Counts`
-as they were before the settings took effect. It is a port of its own, so that it is there
-while the API is away: then nobody listens on the API's port, and its connections are reset.
+before the change. The control port stays open while the API is down: then nothing listens on
+the API's port, and its connections are reset.
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ _PING = b'{"status":"success","details":{"token_type":"account"}}'
 
 
 class Settings(Struct):
-    """What the control port takes; what is not given stays as it is.
+    """The settings that the control port takes; a field that is left out does not change.
 
-    ``delay``: seconds from a whole request to its answer. ``reset``: counting starts anew.
-    ``listening``: whether the API is there. ``hanging``: whether it takes requests and answers
-    none. ``failure_rate``: the part of the requests (0 to 1) that is not done and answered 503.
+    ``delay``: seconds from the end of a request to its answer. ``reset``: reset the counters.
+    ``listening``: whether the API's port takes connections. ``hanging``: whether the API takes
+    requests and answers none. ``failure_rate``: the part of the requests (0 to 1) that is
+    answered 503 without effect.
     """
 
     delay: float | UnsetType = UNSET
@@ -60,7 +61,7 @@ class Settings(Struct):
 
 
 class Counts(Struct):
-    """What the server saw since the last reset. ``refused``: requests that it did not take."""
+    """The counters since the last reset. ``refused``: requests answered with an error."""
 
     requests: int
     bulk_items: int
@@ -71,11 +72,11 @@ class Counts(Struct):
 
 
 class RefusedError(Exception):
-    """A request that the server does not take."""
+    """A request that the server refuses."""
 
 
-class Tally:
-    """Counts requests, and spans by their ids: what comes twice counts once."""
+class Counters:
+    """Counts requests, and spans by their ids: a repeated id counts once."""
 
     def __init__(self) -> None:
         self.requests = 0
@@ -97,10 +98,10 @@ class Tally:
 
 
 class Api:
-    """Answers requests, one by one; no state but ids and counts."""
+    """Answers requests one by one; the only state is ids and counters."""
 
     def __init__(self) -> None:
-        self.tally = Tally()
+        self.counters = Counters()
         self._last_number = 100
         self._encode = msgspec.json.Encoder().encode
         self._bulk = msgspec.json.Decoder(BulkCall).decode
@@ -110,12 +111,12 @@ class Api:
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[str, bytes]:
         """Content type and body. Raises :class:`RefusedError` or ``msgspec.DecodeError``."""
-        self.tally.requests += 1
+        self.counters.requests += 1
         path = path.partition("?")[0]
         if path == "/v1/traces":
             ids = set(otlp_span_ids(body))
-            self.tally.created |= ids
-            self.tally.finished |= ids
+            self.counters.created |= ids
+            self.counters.finished |= ids
             return _PROTOBUF, b""
         return _JSON, self._answer(method, path.removeprefix("/api/v1/").split("/"), body)
 
@@ -123,7 +124,7 @@ class Api:
         match method, words:
             case "POST", ["bulk"]:
                 items = self._bulk(body).items
-                self.tally.bulk_items += len(items)
+                self.counters.bulk_items += len(items)
                 outputs = {item.idempotency_key or "": self._item(item) for item in items}
                 return self._encode(BulkAnswer(outputs))
             case "POST", ["agent_spans"]:
@@ -167,12 +168,12 @@ class Api:
         span_id = span.id
         if span_id is None:
             # The same key again is the same span.
-            span_id = self.tally.ids_by_key.get(key or "") or self._new_id()
+            span_id = self.counters.ids_by_key.get(key or "") or self._new_id()
             if key is not None:
-                self.tally.ids_by_key[key] = span_id
-        self.tally.created.add(span_id)
+                self.counters.ids_by_key[key] = span_id
+        self.counters.created.add(span_id)
         if span.status in _TERMINAL:
-            self.tally.finished.add(span_id)
+            self.counters.finished.add(span_id)
         return Success(
             SpanDetails(
                 id=span_id,
@@ -188,7 +189,7 @@ class Api:
         )
 
     def _finish_span(self, span_id: str, finish: FinishCall) -> Success:
-        self.tally.finished.add(span_id)
+        self.counters.finished.add(span_id)
         return Success(
             SpanDetails(
                 id=span_id,
@@ -223,7 +224,7 @@ def _instance(instance_id: str, status: str) -> Success:
 
 
 class Connection(asyncio.Protocol):
-    """HTTP/1.1 with keep-alive and Content-Length, and no more of it than that."""
+    """HTTP/1.1 with keep-alive and Content-Length, and nothing else of it."""
 
     def __init__(self, server: Server, answer: Callable[[str, str, bytes], bytes]) -> None:
         self._server = server
@@ -233,7 +234,7 @@ class Connection(asyncio.Protocol):
         self._head: list[str] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's is one by its methods alone.
+        # uvloop's transport does not inherit from asyncio.Transport.
         self._transport = cast("asyncio.Transport", transport)
         self._server.connections.add(self._transport)
 
@@ -259,7 +260,7 @@ class Connection(asyncio.Protocol):
                 self._write(content)
 
     def _read_head(self) -> bool:
-        """Read a request's head; False if it is not all there."""
+        """Read a request's head; False if it is not complete yet."""
         end = self._received.find(b"\r\n\r\n")
         if end < 0:
             return False
@@ -293,7 +294,7 @@ class Server:
     async def serve(self, stop: asyncio.Event) -> None:
         """Serve until ``stop`` is set."""
         await self._listen()
-        # The control's answers are not delayed, and its connections not reset.
+        # A server of its own: its answers are not delayed, and its connections not reset.
         control = await asyncio.get_running_loop().create_server(
             lambda: Connection(Server(), self._answer_control), "127.0.0.1", 0
         )
@@ -310,7 +311,7 @@ class Server:
             )
             self._port = self._listener.sockets[0].getsockname()[1]
 
-    def _leave(self) -> None:
+    def _stop_listening(self) -> None:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -322,19 +323,19 @@ class Server:
 
     def _answer_api(self, method: str, path: str, body: bytes) -> bytes:
         if self._random.random() < self._failure_rate:
-            self._api.tally.refused += 1
+            self._api.counters.refused += 1
             answer = {"status": "error", "code": "unavailable", "message": "try again"}
             return _response(503, _JSON, msgspec.json.encode(answer))
         try:
             return _response(200, *self._api.answer(method, path, body))
         except (RefusedError, msgspec.DecodeError, ValueError) as error:
-            self._api.tally.refused += 1
+            self._api.counters.refused += 1
             answer = {"status": "error", "code": "bad_request", "message": str(error)}
             return _response(400, _JSON, msgspec.json.encode(answer))
 
     def _answer_control(self, method: str, path: str, body: bytes) -> bytes:
         settings = self._settings(body or b"{}")
-        counts = self._api.tally.counts()
+        counts = self._api.counters.counts()
         if settings.delay is not UNSET:
             self.delay = settings.delay
         if settings.hanging is not UNSET:
@@ -344,11 +345,11 @@ class Server:
         if settings.failure_rate is not UNSET:
             self._failure_rate = settings.failure_rate
         if settings.reset:
-            self._api.tally = Tally()
+            self._api.counters = Counters()
         if settings.listening is True:
             self._listening = asyncio.ensure_future(self._listen())
         elif settings.listening is False:
-            self._leave()
+            self._stop_listening()
         return _response(200, _JSON, msgspec.json.encode(counts))
 
 
@@ -373,7 +374,7 @@ async def _main() -> None:
 if __name__ == "__main__":
     try:
         import uvloop
-    except ImportError:  # where there is none: Windows, PyPy
+    except ImportError:  # Windows and PyPy have none
         asyncio.run(_main())
     else:
         uvloop.run(_main())

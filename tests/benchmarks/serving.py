@@ -1,4 +1,4 @@
-"""The server process, held by the runner; it ends with the block."""
+"""The server process, which the runner starts and ends."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _TESTS = Path(__file__).parents[1]
 
 
 class ServerProcess:
-    """The server that all systems send to."""
+    """The one server of all systems."""
 
     def __init__(self, api_port: int, control_port: int) -> None:
         self.api_port = api_port
         self.control_port = control_port
 
     def prepare(self, delay: float) -> None:
-        """Be there, count from zero, and answer ``delay`` seconds after a request."""
+        """Listen, reset the counters, and answer ``delay`` seconds after each request."""
         control(self.control_port, reset=True, delay=delay, listening=True)
         deadline = time.monotonic() + 5
         while True:
@@ -42,13 +42,13 @@ class ServerProcess:
                 connection.close()
 
     def counts(self) -> dict[str, int]:
-        """What it saw (``server.Counts``)."""
+        """The counters (``server.Counts``)."""
         return control(self.control_port)
 
 
 @contextmanager
 def serve() -> Generator[ServerProcess]:
-    """Start the server, with this Python; it is killed when the block is left."""
+    """Start the server with this Python; kill it when the block is left."""
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.server"],
         cwd=_TESTS,

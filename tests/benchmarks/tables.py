@@ -8,15 +8,26 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cells import AWAITED, SYSTEMS, WITH, Failure, Figures, System
+from benchmarks.cells import (
+    AWAITED,
+    OTEL_FLAT,
+    OTEL_JSON,
+    SYSTEMS,
+    WITH,
+    Failure,
+    Figures,
+    System,
+)
+from benchmarks.environments import OURS
 from benchmarks.goals import Judgement
+from benchmarks.imports import Took
 from benchmarks.results import METRICS, Results, Spread
 
 _WIDTH = 200
 
 
 def make_console() -> Console:
-    """As wide as the tables, also where the output is no terminal."""
+    """A console as wide as the tables, also if the output is not a terminal."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _WIDTH
@@ -60,7 +71,7 @@ def _load_table(results: Results, load: str, systems: Sequence[System]) -> Table
 
 
 def show_growth(console: Console, results: Results) -> None:
-    """What grows, and what that does to this client."""
+    """This client's figures as the work grows."""
     if not results.growth:
         return
     table = _table(
@@ -87,22 +98,51 @@ def show_growth(console: Console, results: Results) -> None:
     console.print(table)
 
 
+def show_costs(console: Console, results: Results) -> None:
+    """The agent's cost of a span: no request is sent while the clock runs."""
+    if isinstance(results.costs, Failure):
+        console.print(f"the cost of a span failed: {results.costs.reason}", markup=False)
+        return
+    if not results.costs:
+        return
+    table = _table(
+        "the agent's cost of a span: best of interleaved rounds, exports off the clock",
+        "",
+        *("CPU µs", "wall µs", "calls", "files"),
+        *(f"CPU / {other.name}" for other in (OTEL_FLAT, OTEL_JSON)),
+    )
+    for name, cost in results.costs.items():
+        table.add_row(
+            name,
+            *(_number(value) for value in (cost.cpu_us, cost.wall_us, cost.calls, cost.files)),
+            *(
+                f"x {_number(cost.cpu_us / results.costs[other.name].cpu_us)}"
+                for other in (OTEL_FLAT, OTEL_JSON)
+            ),
+        )
+    console.print(table)
+
+
 def show_imports(console: Console, results: Results) -> None:
     """Milliseconds beyond a Python that does nothing."""
     if not results.imports:
         return
-    table = _table("import, ms beyond a bare Python", "", "import", "import and open a client")
+    table = _table(
+        "import, ms beyond a bare Python: best of the rounds",
+        "",
+        *("import: CPU", "wall", "import and open a client: CPU", "wall"),
+    )
     for name, figures in results.imports.items():
-        table.add_row(name, _milliseconds(figures.imported), _milliseconds(figures.opened))
+        table.add_row(name, *_milliseconds(figures.imported), *_milliseconds(figures.opened))
     console.print(table)
-    given = results.imports["ours"].given
-    console.print(f"of ours, anyio and msgspec take {_milliseconds(given)} ms\n", markup=False)
+    cpu, wall = _milliseconds(results.imports[OURS.name].given)
+    console.print(f"of ours, anyio and msgspec take {cpu} (wall: {wall})\n", markup=False)
 
 
 def show_goals(console: Console, judgements: Sequence[Judgement]) -> None:
-    """Reached or not, with the figure."""
+    """Each goal, its figure, and whether it is reached."""
     table = Table(title="goals", title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("", "goal", "measured (median over rounds)"):
+    for column in ("", "goal", "measured"):
         table.add_column(column)
     words = {True: "reached", False: "NOT REACHED", None: "-"}
     for judgement in judgements:
@@ -121,7 +161,7 @@ def _table(title: str, first: str, *columns: str) -> Table:
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
-    if value >= 1000:
+    if value >= 999.5:
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
@@ -142,7 +182,10 @@ def _lost(figures: Sequence[Figures]) -> str:
     return f"{max(one.lost for one in figures):,} of {figures[0].report.recorded:,}"
 
 
-def _milliseconds(values: Sequence[float] | Failure | None) -> str:
-    if isinstance(values, Failure):
-        return f"failed: {values.reason}"
-    return _spread(Spread.of([value * 1000 for value in values or []]))
+def _milliseconds(took: Took | Failure | None) -> tuple[str, str]:
+    """CPU and wall time."""
+    if took is None:
+        return "-", "-"
+    if isinstance(took, Failure):
+        return f"failed: {took.reason}", "-"
+    return _number(took.cpu_s * 1e3), _number(took.wall_s * 1e3)

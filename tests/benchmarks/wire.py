@@ -1,6 +1,6 @@
-"""What the server of the benchmarks reads and answers: the Prefactor API, leniently, and OTLP.
+"""The messages of the benchmark server: the Prefactor API, read leniently, and OTLP.
 
-Requests are read as far as counting needs it; payloads stay unread bytes (``msgspec.Raw``).
+Requests are decoded as far as the counters need; payloads stay bytes (``msgspec.Raw``).
 Answers have every field that the official clients' models ask for.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from msgspec import Raw, Struct, field
 
 NOW = "2026-01-01T00:00:00.000000Z"
-"""The time of every answer: nobody here looks at it, and making one costs."""
+"""The time of every answer: no client reads it, and formatting a time costs."""
 
 _PARTITION = "ds15na"
 
@@ -22,7 +22,7 @@ def make_id(number: int) -> str:
 
 
 class SpanCreate(Struct):
-    """The details of a span that is created."""
+    """The details of a new span."""
 
     agent_instance_id: str = ""
     schema_name: str = ""

@@ -1,4 +1,4 @@
-"""What a driver is told to do, and what it reports; standard library only.
+"""The job of a driver, and its report; standard library only.
 
 The runner starts a driver with the Python of its system's environment and a :class:`Job` as
 JSON in the one argument. The driver writes a :class:`Report` as the last line of its output.
@@ -10,20 +10,23 @@ import http.client
 import json
 import sys
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One run of one system.
 
-    ``load``: a name of :mod:`loads`. ``form``: how the system is used, if there are several.
+    ``load``: a name of :mod:`loads`; ``growing``, for our client; or ``cost`` (:mod:`cost`).
+    ``form``: how the system is used, if there are several ways.
     ``spans``: so many are recorded; ``warm_up``: so many before, by a client of their own.
     ``payload_bytes``: the size of a payload and of a result, as JSON.
     ``tasks``: how many record at once. ``rate``: spans per second of the paced load.
     ``instances``: how many runs the spans are divided among.
     ``down``: the API goes away once the run is registered; its port refuses connections.
     ``queue_size``: spans that OpenTelemetry's queue holds; None for its default.
-    ``drain_timeout``: seconds that leaving our client may take; None for its default.
+    ``drain_timeout``: seconds that leaving our client may take, or that OpenTelemetry's exporter
+    tries to send a batch; None for their defaults.
     ``time_limit``: seconds after which no more spans are recorded.
     """
 
@@ -49,7 +52,7 @@ class Job:
 
 @dataclass
 class Report:
-    """What a driver measured, from the first span to the end of closing.
+    """The measurements of a driver, from the first span to the end of closing.
 
     ``agent_median_us``, ``agent_p99_us``: microseconds of the agent for one span.
     ``wall_s``, ``cpu_s``: seconds, the latter of the whole process. ``peak_mb``: the largest
@@ -71,20 +74,58 @@ class Report:
     late_mb: float | None = None
 
 
+@dataclass(frozen=True)
+class Cost:
+    """The agent's cost of one span, on average over a round.
+
+    ``cpu_us``: microseconds of CPU time of the whole process; ``wall_us``: of wall time.
+    ``calls``: Python and builtin calls; ``files``: files of the system that these are in. None
+    for a form that gives the loop turns.
+    """
+
+    cpu_us: float
+    wall_us: float
+    calls: float | None
+    files: int | None
+
+
 @dataclass
 class Bodies:
-    """The payload and the result of every span, of ``size`` bytes each as JSON."""
+    """The payload and the result of every span, of ``size`` bytes each as JSON.
+
+    ``flat_payload``, ``flat_result``: the same as attributes that hold primitive values.
+    """
 
     size: int
-    payload: dict[str, object] = field(init=False)
-    result: dict[str, object] = field(init=False)
+    payload: dict[str, Any] = field(init=False)
+    result: dict[str, Any] = field(init=False)
+    flat_payload: dict[str, Any] = field(init=False)
+    flat_result: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        message = {"role": "user", "content": ""}
-        self.payload = {"model": "gpt-4", "temperature": 0.2, "messages": [message]}
-        message["content"] = _filling(self.size - len(json.dumps(self.payload)))
-        self.result = {"response": "", "finish_reason": "stop", "usage": {"output_tokens": 87}}
+        metadata = {"user": "u-123", "session": "s-456", "attempt": 1}
+        self.payload = {
+            "model": "gpt-4",
+            "temperature": 0.2,
+            "max_tokens": 1024,
+            "prompt": "",
+            "metadata": metadata,
+        }
+        self.payload["prompt"] = _filling(self.size - len(json.dumps(self.payload)))
+        self.result = {"response": "", "tokens": 150, "finish_reason": "stop"}
         self.result["response"] = _filling(self.size - len(json.dumps(self.result)))
+        self.flat_payload = _flat(self.payload)
+        self.flat_result = _flat(self.result)
+
+
+def _flat(fields: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            flat.update({f"{name}.{key}": inner for key, inner in value.items()})
+        else:
+            flat[name] = value
+    return flat
 
 
 def _filling(size: int) -> str:
@@ -98,12 +139,12 @@ def read_job() -> Job:
 
 
 def write_report(report: Report) -> None:
-    """Tell the runner."""
+    """Write the report for the runner."""
     sys.stdout.write(json.dumps(asdict(report)) + "\n")
 
 
 def control(port: int, **settings: object) -> dict[str, int]:
-    """Change the server's settings (``server.Settings``); its counts of until then."""
+    """Change the server's settings (``server.Settings``); return its counts before the change."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.request("POST", "/control", json.dumps(settings))

@@ -1,11 +1,11 @@
-"""The loads: how the spans of a run follow each other. The same for every system.
+"""The loads: the ways in which spans follow each other, the same for every system.
 
 * ``alone``: one task; it gives the loop a turn between two spans.
 * ``tasks``: ``job.tasks`` tasks at once; each gives the loop a turn inside every span.
-* ``burst``: one loop that never waits, where the system can be used so.
-* ``paced``: ``job.rate`` spans per second; a span that comes late is not waited for.
+* ``burst``: one task that never waits, if the system has such a form.
+* ``paced``: ``job.rate`` spans per second; a late span moves the later ones.
 
-The turns are not part of a span's time, where the system itself does not wait in a span.
+A span's time includes the turns only if the system itself waits in a span.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from measure import Measurement
 
 
 class System(Protocol):
-    """What a driver gives: three ways to record one span, which tell its time to ``add``."""
+    """Three ways to record one span, which pass its nanoseconds to ``add``."""
 
     def plain(self, add: Callable[[int], None]) -> None:
-        """Record one span, with no await. NotImplementedError where there is no such way."""
+        """Record one span without an await. Raises NotImplementedError if there is no such form."""
 
     async def awaited(self, add: Callable[[int], None]) -> None:
         """Record one span."""
 
     async def turning(self, add: Callable[[int], None]) -> None:
-        """Record one span, and give the loop a turn inside of it."""
+        """Record one span, and give the loop a turn inside it."""
 
 
 async def run_load(job: Job, system: System, measurement: Measurement) -> None:

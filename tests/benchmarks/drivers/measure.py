@@ -13,7 +13,7 @@ now = time.perf_counter_ns
 
 
 class Measurement:
-    """Collects what one run took; :meth:`add` takes the nanoseconds of one span."""
+    """The measurements of one run; :meth:`add` takes the nanoseconds of one span."""
 
     def __init__(self, time_limit: float) -> None:
         self._spans = array("q")
@@ -25,22 +25,22 @@ class Measurement:
         self.start()
 
     def start(self) -> None:
-        """The first span comes now."""
+        """Start the clocks, before the first span."""
         self._wall = time.perf_counter()
         self._cpu = time.process_time()
 
     def over(self) -> bool:
-        """Whether the time limit has passed: then no more spans are recorded."""
+        """Whether the time limit has passed, so that no more spans are recorded."""
         return time.perf_counter() - self._wall > self._time_limit
 
     def fail(self, error: Exception) -> None:
-        """The system raised into the agent."""
+        """Count an error that the system raised into the agent."""
         self.raised += 1
         if self.error is None:
             self.error = f"{type(error).__name__}: {error}"
 
     def report(self) -> Report:
-        """The client is closed."""
+        """Stop the clocks, after the client is closed."""
         wall = time.perf_counter() - self._wall
         cpu = time.process_time() - self._cpu
         taken = sorted(self._spans) or [0]
@@ -58,7 +58,7 @@ class Measurement:
 
 def peak_memory() -> float:
     """The largest resident memory so far, in MB."""
-    # Not ru_maxrss where there is another way: on Linux it starts with the parent's.
+    # On Linux, ru_maxrss starts with that of the parent process.
     if (of_process := _status("VmHWM")) is not None:
         return of_process
     import resource
@@ -68,7 +68,7 @@ def peak_memory() -> float:
 
 
 def resident_memory() -> float | None:
-    """The resident memory now, in MB; None where the system does not say."""
+    """The resident memory now, in MB; None if the system does not report it."""
     return _status("VmRSS")
 
 

@@ -6,11 +6,14 @@ import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
+from cost import DEPTH, Form, measure_rounds
 from job import Bodies, Job, begin, read_job, write_report
 from loads import System, run_load
 from measure import Measurement, now, resident_memory
 
+import prefactor_core
 from prefactor_core import (
     AgentInstanceHandle,
     HttpClientConfig,
@@ -19,12 +22,13 @@ from prefactor_core import (
     SchemaRegistry,
     open_prefactor,
 )
+from prefactor_core.span_types import LLMCall, LLMResult, TokenUsage, standard_types
 
 _EARLY = 10_000
-"""Spans after which the memory is looked at for the first time."""
+"""Spans after which the memory is read for the first time."""
 
 _MOST_PENDING = 4_000
-"""Operations that wait before the growing load pauses: not the queue is what it measures."""
+"""Pending operations at which the growing load pauses: it does not measure the buffer."""
 
 
 class WithForm:
@@ -85,9 +89,60 @@ class AwaitedForm:
         add(now() - resumed + paused - began)
 
 
+def cost_forms(instance: AgentInstanceHandle, bodies: Bodies) -> dict[str, Form]:
+    """Ways to record so many spans, by their names."""
+    payload, result = bodies.payload, bodies.result
+
+    def record(spans: int) -> None:
+        for _ in range(spans):
+            with instance.span("agent:llm", payload=payload) as span:
+                span.set_result(result)
+
+    async def record_awaited(spans: int) -> None:
+        for _ in range(spans):
+            async with instance.span("agent:llm") as span:
+                await span.start(payload)
+                await span.complete(result)
+
+    def record_typed(spans: int) -> None:
+        # The objects are part of the cost: an agent makes them for each call.
+        for _ in range(spans):
+            call = LLMCall(
+                model=payload["model"],
+                prompt=payload["prompt"],
+                temperature=payload["temperature"],
+                max_tokens=payload["max_tokens"],
+            )
+            with instance.span(call) as span:
+                span.set_result(
+                    LLMResult(
+                        response=result["response"],
+                        finish_reason=result["finish_reason"],
+                        token_usage=TokenUsage(prompt_tokens=63, completion_tokens=87),
+                    )
+                )
+
+    def record_nested(spans: int) -> None:
+        def nest(depth: int) -> None:
+            with instance.span("agent:llm", payload=payload) as span:
+                if depth > 1:
+                    nest(depth - 1)
+                span.set_result(result)
+
+        for _ in range(spans // DEPTH):
+            nest(DEPTH)
+
+    return {
+        "with": record,
+        "awaited": record_awaited,
+        "typed": record_typed,
+        "nested": record_nested,
+    }
+
+
 @asynccontextmanager
 async def open_client(job: Job) -> AsyncGenerator[PrefactorCoreClient]:
-    registry = SchemaRegistry()
+    registry = standard_types() if job.load == "cost" else SchemaRegistry()
     registry.register("agent:llm", {"type": "object"})
     http = HttpClientConfig(api_url=job.api_url, api_token="token-of-the-benchmarks")
     config = PrefactorCoreConfig(http_config=http, schema_registry=registry)
@@ -114,10 +169,10 @@ def make_form(job: Job, instances: list[AgentInstanceHandle], bodies: Bodies) ->
 async def grow(
     job: Job, client: PrefactorCoreClient, form: System, measurement: Measurement
 ) -> tuple[float | None, float | None]:
-    """Record with a turn after every 100 spans; the memory early and late, in MB."""
+    """Record with a turn after every 100 spans; return the memory early and late, in MB."""
 
     async def pending_at_most(operations: int) -> None:
-        # Nothing tells when that changes. Within the time limit: the API may be too slow.
+        # No event says when this changes. The time limit ends the wait: the API may be slow.
         while client.statistics().pending > operations and not measurement.over():  # noqa: ASYNC110
             await asyncio.sleep(0.002)
 
@@ -127,7 +182,7 @@ async def grow(
 
     early = None
     while measurement.recorded < job.spans and not measurement.over():
-        # The time of one in ten is kept: what keeps a million takes memory itself.
+        # Only every tenth time is kept: a million of them would take memory themselves.
         for number in range(min(100, job.spans - measurement.recorded)):
             form.plain(_forget if number % 10 else measurement.add)
             measurement.recorded += 1
@@ -144,6 +199,12 @@ def _forget(_nanoseconds: int) -> None:
 
 async def main(job: Job) -> None:
     bodies = Bodies(job.payload_bytes)
+    if job.load == "cost":
+        async with open_client(job) as client, AsyncExitStack() as scopes:
+            (instance,) = await open_runs(job, client, scopes)
+            package = Path(prefactor_core.__file__).parent
+            await measure_rounds(cost_forms(instance, bodies), client.flush, package)
+        return
     if job.warm_up:
         async with open_client(job) as client, AsyncExitStack() as scopes:
             form = make_form(job, await open_runs(job, client, scopes), bodies)
