@@ -228,21 +228,8 @@ class PrefactorCoreConfig(Struct, kw_only=True):
             self,
             *,
             http_config: HttpClientConfig | HttpClientOptions | Mapping[str, object] = ...,
-            queue_config: QueueConfig | Mapping[str, object] = ...,
             schema_registry: SchemaRegistry | None = None,
-            enabled: bool | None = None,
-            sdk_header_entry: str | None = None,
-            validate_token: bool = False,
-            registration_timeout: float = 10.0,
-            on_refused: OnRefused = "log",
-            drain_timeout: float = 10.0,
-            termination_poll_interval: float = 30.0,
-            cancel_on_signals: Sequence[signal.Signals] = (),
-            raise_on_loss: bool = False,
-            check_payloads: CheckMode = "off",
-            capture_payloads: bool = True,
-            max_payload_bytes: int = 500_000,
-            redact: Redact | None = REDACT_SECRETS,
+            **options: Unpack[PrefactorOptions],
         ) -> None: ...
 
     def __post_init__(self) -> None:

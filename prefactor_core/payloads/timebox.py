@@ -44,8 +44,8 @@ class Timebox:
     another thread keeps the interpreter, the caller may wait longer. The caller looks at a call
     every 2 ms, and counts the processor time that it used and the looks that found it waiting.
     While other threads of the process compute, or no processor is free, the call may be waiting
-    for these: it gets 0.25 s. On systems that do not report the processor time of a thread, the
-    clock counts.
+    for these: it gets 0.25 s of the process's computing. On systems that do not report the
+    processor time of a thread, the clock counts.
 
     Each call is judged alone: another thread makes the remaining calls while one waits. Calls that
     each wait for less than one look may together wait for 20 ms. While eight calls of the process
@@ -128,7 +128,7 @@ class _Batch:
             now, used = time.monotonic(), time.process_time()
             # Other threads compute, and may keep the interpreter.
             busy = used - last_used > (now - last) / 8
-            idle = [helper.look(now - last, busy=busy) for helper in self._helpers]
+            idle = [helper.look(used - last_used, busy=busy) for helper in self._helpers]
             waits -= all(idle)
             last, last_used = now, used
             waiting = [helper for helper in self._helpers if helper.looks]
@@ -214,9 +214,12 @@ class _Helper:
         self._looked_at = self._now()
         self._batches.put((copy_context(), work))
 
-    def look(self, elapsed: float, *, busy: bool) -> bool:
-        """Update its times, ``elapsed`` seconds after the last look; return whether it only waited,
-        in one call or several. ``busy``: whether other threads may have held it up."""
+    def look(self, used: float, *, busy: bool) -> bool:
+        """Update its times; return whether it only waited, in one call or several.
+
+        ``used``: the processor time of the process since the last look. ``busy``: whether other
+        threads may have held it up.
+        """
         now = self._now()
         computed = min(now - self._looked_at, _MOST_A_LOOK)
         self._looked_at = now
@@ -228,7 +231,7 @@ class _Helper:
             if waited:
                 self.looks += 1
             else:
-                self._held_up += elapsed
+                self._held_up += used
             return waited
         self.looks, self._held_up = 0, 0.0
         return waited

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from itertools import islice
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.exceptions.log import log
@@ -208,24 +208,10 @@ class _Hidden:
         return self.labels
 
 
-class _HiddenText(_Hidden, str):  # noqa: SLOT000 - it has labels
-    pass
-
-
-class _HiddenInteger(_Hidden, int):
-    pass
-
-
-class _HiddenFloat(_Hidden, float):
-    pass
-
-
-class _HiddenFields(_Hidden, dict[str, object]):
-    pass
-
-
-class _HiddenItems(_Hidden, list[object]):
-    pass
+# There are no subclasses of True, False and null, which stay as they are.
+_HIDDEN: Final[Mapping[type, Any]] = {
+    cls: type("Hidden", (_Hidden, cls), {}) for cls in (str, int, float, dict, list)
+}
 
 
 def _unwrapped(value: object) -> object:
@@ -242,23 +228,16 @@ def _unwrapped(value: object) -> object:
 
 
 def _hidden(value: object, labels: str) -> object:
-    hidden: _Hidden
-    if isinstance(value, str):
-        hidden = _HiddenText(value)
-    elif isinstance(value, int) and not isinstance(value, bool):
-        hidden = _HiddenInteger(value)
-    elif isinstance(value, float):
-        hidden = _HiddenFloat(value)
-    elif isinstance(value, dict):
+    if isinstance(value, dict):
         fields = cast("dict[str, object]", value)
-        hidden = _HiddenFields({key: _hidden(item, labels) for key, item in fields.items()})
+        value = {key: _hidden(item, labels) for key, item in fields.items()}
     elif isinstance(value, list):
-        items = cast("list[object]", value)
-        hidden = _HiddenItems(_hidden(item, labels) for item in items)
-    else:
-        return value  # there are no subclasses of True, False and null
+        value = [_hidden(item, labels) for item in cast("list[object]", value)]
+    if type(value) not in _HIDDEN:
+        return value
+    hidden = _HIDDEN[type(value)](value)
     hidden.labels = labels
-    return hidden
+    return cast("object", hidden)
 
 
 def _mapping(value: object) -> Mapping[str, object]:

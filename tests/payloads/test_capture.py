@@ -29,6 +29,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
+from support.for_each import for_each
 
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.payloads.capture import EMPTY, Capture, fields_of
@@ -336,7 +337,7 @@ def test_anything_becomes_a_json_object(plan: object) -> None:
     captured(filled(plan))
 
 
-@pytest.mark.parametrize("name", NASTY)
+@for_each("name", NASTY)
 def test_nothing_is_too_nasty(name: str) -> None:
     assert captured({"kept": 1, "nasty": NASTY[name]})["kept"] == 1
     assert captured([1, NASTY[name]])["value"][0] == 1
@@ -358,15 +359,15 @@ def test_what_is_no_mapping_is_wrapped_as_the_value_of_an_object(payload: object
     assert captured(payload) == {"value": payload}
 
 
-@pytest.mark.parametrize("mapping", [dict, UserDict, MappingProxyType])
-@pytest.mark.parametrize("content", [{}, {"a": {"b": 1}}, {"a": "\ud800"}])
+@for_each("mapping", [dict, UserDict, MappingProxyType])
+@for_each("content", [{}, {"a": {"b": 1}}, {"a": "\ud800"}])
 def test_any_mapping_is_an_object(mapping: Any, content: dict[str, Any]) -> None:
     payload: Mapping[str, Any] = mapping(content)
     assert captured(payload) == captured(content)
     assert captured({"inner": payload}) == {"inner": captured(content)}
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("value", "stored"),
     [
         (math.nan, None),
@@ -412,7 +413,7 @@ def test_any_mapping_is_an_object(mapping: Any, content: dict[str, Any]) -> None
     ],
     ids=lambda value: type(value).__name__,
 )
-@pytest.mark.parametrize("beside", [{}, {"nasty": "\ud800"}], ids=["alone", "beside nasty"])
+@for_each("beside", [{}, {"nasty": "\ud800"}], ids=["alone", "beside nasty"])
 def test_a_value_degrades_in_the_same_way_whatever_is_beside_it(
     value: object, stored: object, beside: dict[str, object]
 ) -> None:
@@ -478,7 +479,7 @@ def test_later_changes_do_not_reach_what_was_captured(beside: dict[str, object])
     assert json.loads(before)["messages"] == [{"role": "user"}]
 
 
-@pytest.mark.parametrize("name", NASTY)
+@for_each("name", NASTY)
 def test_the_fields_of_anything_can_be_had(name: str) -> None:
     captured(fields_of(NASTY[name]))
 

@@ -21,6 +21,7 @@ import anyio
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.for_each import for_each
 from support.harness import recording
 from support.virtual_time import virtual_time
 
@@ -78,7 +79,7 @@ class RaisingNotesError(Exception):
         raise RuntimeError("no notes")
 
 
-@pytest.mark.parametrize(
+@for_each(
     "error",
     [
         RaisingTextError(),
@@ -96,7 +97,7 @@ def test_every_error_can_be_described_and_captured(error: BaseException) -> None
     assert all(isinstance(part, str) for part in described.values())
 
 
-@pytest.mark.parametrize("error", [RaisingTextError(), NumberTextError()])
+@for_each("error", [RaisingTextError(), NumberTextError()])
 def test_an_error_without_a_text_is_unprintable(error: Exception) -> None:
     assert describe_error(error)["message"] == "<unprintable>"
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import Struct, field
+from support.for_each import for_each
 
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.payloads.plain_json import PlainEncoder
@@ -117,17 +118,17 @@ def spellings(name: str) -> list[str]:
     return [camel, *pascal, *divided, *map(str.upper, divided), f"_{name}", f"{name}__"]
 
 
-@pytest.mark.parametrize("key", SECRET_KEYS)
+@for_each("key", SECRET_KEYS)
 def test_the_ready_made_patterns_hide_what_is_secret(key: str) -> None:
     assert redact_keys()({"a": [{key: CANARY}]}) == {"a": [{key: "[redacted]"}]}
 
 
-@pytest.mark.parametrize("key", OTHER_KEYS)
+@for_each("key", OTHER_KEYS)
 def test_the_ready_made_patterns_leave_what_is_not(key: str) -> None:
     assert redact_keys()({key: 17}) == {key: 17}
 
 
-@pytest.mark.parametrize(
+@for_each(
     "name",
     [
         *("access_token", "open_ai_api_key", "x_csrf_token", "client_secret", "db_password"),
@@ -145,7 +146,7 @@ def test_a_name_is_one_however_it_is_written(name: str) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["max_tokens", "time_to_first_token", "user_id", "sort_key"])
+@for_each("name", ["max_tokens", "time_to_first_token", "user_id", "sort_key"])
 def test_what_is_no_secret_is_none_however_it_is_written(name: str) -> None:
     payload: dict[str, object] = dict.fromkeys(spellings(name), 1)
     assert redact_keys()({**payload}) == payload
@@ -173,7 +174,7 @@ def test_many_stars_take_no_time_on_a_long_name() -> None:
     assert not redact_keys("*a*b*a*b*a*b*c").hides("ab" * 50_000)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("pattern", "hidden", "shown"),
     [
         ("*_pin", ["card_pin", "cardPin", "CARD-PIN", "my.card pin", "_pin"], ["pin", "hotpin"]),
@@ -210,7 +211,7 @@ def test_own_patterns_stand_alone_or_beside_the_ready_made() -> None:
     assert both({**payload}) == {"email": "***", "password": "***"}
 
 
-@pytest.mark.parametrize("value", [None, 1, [], {}, {"deep": [{"er": 1}]}, ["a"]])
+@for_each("value", [None, 1, [], {}, {"deep": [{"er": 1}]}, ["a"]])
 def test_a_hidden_value_is_replaced_whatever_it_is(value: object) -> None:
     assert redact_keys()({"password": value}) == {"password": "[redacted]"}
 
@@ -288,7 +289,7 @@ PAIRS: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("value", "expected"), PAIRS)
+@for_each(("value", "expected"), PAIRS)
 def test_pairs_and_headers_are_names_with_their_values(value: Any, expected: Any) -> None:
     assert redact_keys()({"in": [value]}) == {"in": [expected]}
 
@@ -416,7 +417,7 @@ def test_the_quick_look_finds_nothing_in_what_is_usual() -> None:
         assert vouches(quick, payload), payload
 
 
-@pytest.mark.parametrize(
+@for_each(
     "payload",
     [
         *({"password": 1}, {"a": [{"b": {"apiKey": 1}}]}, {b"password": 1}, {1: 2}, {Text("a"): 1}),
@@ -454,7 +455,7 @@ def test_what_redacts_is_shown_by_how_it_was_made() -> None:
     assert repr(redact_keys("ssn", "*card*")) == "redact_keys('ssn', '*card*')"
 
 
-@pytest.mark.parametrize("pattern", ["", None, 1, b"password", ["password"]])
+@for_each("pattern", ["", None, 1, b"password", ["password"]])
 def test_a_pattern_that_cannot_be_is_refused(pattern: Any) -> None:
     with pytest.raises(PrefactorValueError, match="a pattern of redact_keys must be the text"):
         redact_keys("email", pattern)
