@@ -1,4 +1,4 @@
-"""What a client is configured with is checked when it is made, and keeps its secret."""
+"""The configuration of a client is checked at construction, and never shows the token."""
 
 from __future__ import annotations
 

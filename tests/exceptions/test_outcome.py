@@ -1,4 +1,4 @@
-"""How the end of a body is told from the exception that left it."""
+"""The outcome of a body, by the exception that left it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps lead only where the API lets them, and to every end once."""
+"""Steps follow the transitions of the API, and reach every end once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PFIDs, read and judged by the reference implementation, and the keys that follow from them."""
+"""PFIDs, verified by the reference implementation, and the idempotency keys made of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operations: one frozen struct for each kind, and all of them as text and back."""
+"""Operations: one frozen struct for each kind, each encoded and decoded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever an agent passes as a payload becomes one JSON object, and is left alone."""
+"""Any payload of an agent becomes one JSON object, and the payload itself is not changed."""
 
 from __future__ import annotations
 

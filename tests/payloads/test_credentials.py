@@ -1,4 +1,4 @@
-"""Secrets are known by what they look like, in any text of a payload."""
+"""Credentials are recognised by their form, in any text of a payload."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept of an exception: its type, its message and where it was raised."""
+"""The description of an exception: its type, its message and its stacktrace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which fields a class keeps out of its repr is told for every kind of class."""
+"""The fields that a class keeps out of its repr, for every kind of class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What values of usual types become in a payload, and that nothing of them is asked in vain."""
+"""The JSON form of values of usual types, and no needless call of their code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Secrets are known by the keys they stand under, at any depth."""
+"""Secrets are recognised by their keys, at any depth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Too large a payload is cut to its bound, the largest strings first, and says so."""
+"""A payload that is too large is cut to the limit, the largest strings first, and says so."""
 
 from __future__ import annotations
 

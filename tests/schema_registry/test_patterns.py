@@ -1,4 +1,4 @@
-"""A pattern is found where re finds it, in a number of steps that is bounded."""
+"""Pattern finds the same as re, in a bounded number of steps."""
 
 from __future__ import annotations
 

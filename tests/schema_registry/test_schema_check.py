@@ -1,4 +1,4 @@
-"""SchemaCheck tells what of a payload does not fit, in few and short words, and never raises."""
+"""SchemaCheck returns the problems of a payload as few short texts, and never raises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Span types, put together before a run, and given out as the API takes them."""
+"""Span types, collected before a run and returned in the form of the API."""
 
 from __future__ import annotations
 

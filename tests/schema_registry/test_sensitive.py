@@ -1,4 +1,4 @@
-"""Values that are marked as sensitive: how they are made, written, and told to the API."""
+"""Values marked as sensitive: their construction, their JSON, and their form in requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Templates are checked as they are registered: a field that no schema knows is found there."""
+"""Templates are checked at registration: a field that no schema knows is refused."""
 
 from __future__ import annotations
 

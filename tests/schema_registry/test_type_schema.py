@@ -1,4 +1,4 @@
-"""JSON Schemas of Python types: what is recorded of an object fits the schema of its class."""
+"""JSON Schemas of Python classes: the recorded form of an object fits the schema of its class."""
 
 from __future__ import annotations
 
