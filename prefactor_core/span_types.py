@@ -45,12 +45,11 @@ here                                         there
 ``StepError.type``                           ``error.type``
 ===========================================  ==================================================
 
-Where Prefactor's open dashboard looks for them: the model at ``payload.inputs.model``, the tokens
-at ``payload.token_usage``, the finish reason at ``result_payload.ai.finishReason``, a rating at
-``payload.inputs.rating``. So ``inputs`` and ``ai`` fill themselves in; they are not for you to
-set. Tokens are known only after the call: they are put into the payload too when the span ends,
-unless it has been told by then, because of ``start()`` or of a child; then they are in the result
-alone.
+Prefactor's open dashboard reads the model at ``payload.inputs.model``, the tokens at
+``payload.token_usage``, the finish reason at ``result_payload.ai.finishReason`` and a rating at
+``payload.inputs.rating``. Therefore ``inputs`` and ``ai`` are filled in; do not set them. Tokens
+are known only after the call: they are copied into the payload when the span ends. If the span was
+sent before its end, because of ``start()`` or a child, they are in the result alone.
 """
 
 from __future__ import annotations

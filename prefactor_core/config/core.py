@@ -277,7 +277,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
                 raise PrefactorValueError(f"redact must be what {name}() gives: call it")
 
     def __rich_repr__(self) -> list[tuple[str, object]]:
-        # What http_config is made of has the token, and no repr that hides it.
+        # Not the object that http_config was made from: its repr may show the token.
         shown = asdict(self)
         if not isinstance(shown["http_config"], HttpClientConfig):
             shown["http_config"] = in_message(self.http_config)

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     import signal
 
 PLAIN_DATETIME: Final = cast("type[datetime]", datetime.__mro__[-3])
-"""The built-in ``datetime``. msgspec encodes no subclass, and libraries that freeze time put one in
-the place of ``datetime`` in every module."""
+"""The ``datetime`` of C. JSON is written of no subclass, and libraries that freeze time put one
+in the place of ``datetime`` in every module."""
 
-# Printable ASCII, as it goes into a header.
+# Of printable ASCII: it goes into a header.
 _SDK_ENTRY = r"[!-~]+@[!-?A-~]+( [!-~]+@[!-?A-~]+)*"
 
 
@@ -130,7 +130,7 @@ def to_count(name: str, value: object) -> int:
 
 
 def to_time(name: str, value: object) -> datetime:
-    """Return an aware time in UTC, as a built-in ``datetime``."""
+    """A moment, in UTC, as a plain ``datetime``: it must say how it lies to UTC."""
     if not isinstance(value, PLAIN_DATETIME):
         raise PrefactorValueError(
             f"{name} must be a datetime, got {in_message(value)}: datetime.now(UTC) gives one"
@@ -149,7 +149,7 @@ def to_time(name: str, value: object) -> datetime:
                 value.tzinfo,
                 fold=value.fold,
             ).astimezone(UTC)
-    except Exception as error:  # out of range in UTC, or an error of a tzinfo class
+    except Exception as error:  # out of all bounds in UTC, or its tzinfo is somebody's own
         problem = type(error).__qualname__
     if problem:
         raise PrefactorValueError(f"{name} is no moment in UTC ({problem})")
@@ -160,7 +160,7 @@ def to_time(name: str, value: object) -> datetime:
 
 
 def to_end(name: str, value: object, what: str, start: datetime | None) -> datetime:
-    """Return a time (:func:`to_time`) that is not before the ``start`` of ``what``, if any."""
+    """A moment (:func:`to_time`) that is not before the ``start`` of ``what``, if that began."""
     end = to_time(name, value)
     if start is not None and end < start:
         raise PrefactorValueError(

@@ -27,10 +27,10 @@ Purpose: TypeAlias = Literal["live", "smoke_test", "eval"]
 
 
 class _Operation(Struct, frozen=True, kw_only=True, tag_field="operation_type"):
-    """The fields of all operations."""
+    """What all operations have."""
 
     timestamp: datetime
-    """The time of the event; aware, UTC."""
+    """When it happened; aware, UTC."""
 
     idempotency_key: str
     """8 to 64 characters; the same on every attempt."""

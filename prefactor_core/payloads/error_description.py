@@ -51,7 +51,7 @@ _CONTEXT: Final = "\nDuring handling of the above exception, another exception o
 
 
 class ErrorDescription(dict[str, object]):
-    """The description of an exception, in a type of its own: an agent's own ``error`` is any."""
+    """The description of an exception; the type tells it from an ``error`` that an agent set."""
 
     __slots__ = ()
 
