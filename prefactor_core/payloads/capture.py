@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext, suppress
 from threading import RLock
 from typing import Final, cast
 
@@ -134,11 +135,13 @@ class Capture:
         function, and with room for half a payload, its largest strings are cut to make it fit.
         """
         lost: set[str] = set()
+        may_cut = self._redact_all is None and room >= self._limit / 2
         try:
-            if (encoded := self._encode_plain([value], room)) is not None:
-                return Raw(encoded)
+            with suppress(BufferError) if may_cut else nullcontext():
+                if (encoded := self._encode_plain([value], room)) is not None:
+                    return Raw(encoded)
             tree = self._redacted_by_key(self._plain(value, self._limit, lost))
-            if self._redact_all is not None or room < self._limit / 2:
+            if not may_cut:
                 return Raw(encode_within(tree, room))
             return Raw(fit({"": tree}, room, lost)[len(b'{"":') : -len(b"}")])
         except Exception:
