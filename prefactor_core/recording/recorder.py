@@ -25,6 +25,7 @@ from prefactor_core.models.lifecycle import OPEN, Outcome, SpanStatus
 from prefactor_core.operations import ENVELOPE_SIZE, CreateSpan, FinishSpan
 from prefactor_core.operations.identifiers import is_pfid
 from prefactor_core.payloads.capture import EMPTY, Capture, fields_of, truncated
+from prefactor_core.payloads.markers import utf8
 from prefactor_core.recording.span_index import SpanIndex
 from prefactor_core.recording.span_record import SpanRecord
 from prefactor_core.schema_registry import SchemaRegistry
@@ -34,6 +35,7 @@ _PENDING, _ACTIVE, _CANCELLED = SpanStatus.PENDING, SpanStatus.ACTIVE, SpanStatu
 _ENDS: Final = {str(status): status for status in SpanStatus}
 _WARNINGS_KEPT: Final = 1_000
 _DROPPED_KEPT: Final = 10_000
+_NAMES_KEPT: Final = 1_000
 
 Unended: TypeAlias = tuple[SpanRecord, Outcome, object, int | None, "Unended | None"]
 """A span whose end was interrupted: its outcome, result and time, and the one before it."""
@@ -75,14 +77,17 @@ class Recorder(Live):
         self.registry = registry
         self.buffer = buffer
         self.capture = capture
+        self._capture_result = capture if capture.enabled else capture.result
         self.waits_when_full = buffer.waits_when_full
         self.event_loop = self._loop = buffer.event_loop
         self._lock = self._loop.lock
         self._counters = buffer.counters
         self._identities = identities
         self._begin_run = begin_run
-        self.index = SpanIndex(buffer.counters, identities)
+        self.index = SpanIndex(identities)
         self.closed = False
+        # Names of span types that were checked. The first ones only: there may be any number.
+        self.names: set[str] = set()
         # Whether a span is reported as active at its opening; and what wakes the reporter of long
         # spans, while it sleeps. Set by LongSpans.
         self.reports_at_once = False
@@ -103,6 +108,20 @@ class Recorder(Live):
                 "the client is not open, or closed already: use it inside "
                 "'async with open_prefactor(...) as client:', or between initialize() and close()"
             )
+
+    def name(self, schema_name: str) -> str:
+        """The name of a span type as plain text: JSON is written of nothing else.
+
+        Raises :class:`PrefactorValueError` for what is no name.
+        """
+        if not isinstance(schema_name, str) or not schema_name:
+            raise PrefactorValueError(
+                f"schema_name must be the name of a span type, got {in_message(schema_name)}"
+            )
+        name = utf8(str.__str__(schema_name))
+        if name == schema_name and len(self.names) < _NAMES_KEPT:
+            self.names.add(name)
+        return name
 
     def run_of(self, instance_id: str) -> RunIdentity:
         """What the API calls the run of this id, which may be one that others registered.
@@ -149,11 +168,11 @@ class Recorder(Live):
                         f"the {span.schema_name!r} span was made by a client that has closed since"
                     )
                 index, counters, run = self.index, self._counters, span.run
-                if span.recorded_id in index.spans:
-                    raise PrefactorValueError(
-                        f"span_id {span.recorded_id!r} belongs to a span that is open"
-                    )
-                if held and not span.has_place and counters.held_bytes >= self.buffer.max_bytes:
+                span_id = span.recorded_id
+                if span_id in index.spans:
+                    raise PrefactorValueError(f"span_id {span_id!r} belongs to a span that is open")
+                held_bytes = counters.taken_bytes - counters.completed_bytes + counters.open_bytes
+                if held and not span.has_place and held_bytes >= self.buffer.max_bytes:
                     captured = truncated(held)
                     held = len(captured)
                 named = span.parent_span_id is not None
@@ -165,7 +184,9 @@ class Recorder(Live):
                     innermost = SpanContextStack.innermost(run.recorded_id)
                 if not named:
                     parent = innermost
-                if isinstance(parent, SpanRecord):
+                if parent is None:
+                    pass
+                elif isinstance(parent, SpanRecord):
                     span.parent, span.parent_span_id = parent, parent.recorded_id
                     # The run of another client, too, has one clock here.
                     span.run = run = parent.run
@@ -173,16 +194,36 @@ class Recorder(Live):
                         span.unrecorded = span.dropped = True
                 elif parent is OURS:
                     span.unrecorded = span.dropped = True
-                elif parent is not None and is_pfid(parent):
+                elif is_pfid(parent):
                     # Pushed by hand. The API would refuse the span for what is no id.
                     span.parent_span_id = str.__str__(parent)
                 if span.parent is None and run.recorded_id not in self._identities.runs:
                     span.run = run = self._identities.keep(run)
                 span.instance_id = run.recorded_id
                 span.late = run.termination.ending
-                span.created_at = run.clock.now()
-                span.captured = captured
-                index.add(span, held)
+                # As Clock.now() does it, without its call.
+                clock = run.clock
+                now = clock.read()
+                if now < clock.last or clock.is_carried_on:
+                    now = clock.carried_on(now)
+                span.created_at = clock.last = now
+                if not run.registered or run.id != run.recorded_id:
+                    index.may_get_another_id(span)
+                if run.recorded_id not in index.by_run:
+                    index.by_run[run.recorded_id] = {}
+                of_run = index.by_run[run.recorded_id]
+                serial = index.opened + 1
+                # It is open by one statement that calls nothing, so that nothing interrupts it.
+                (
+                    index.opened,
+                    index.spans[span_id],
+                    index.unreported[span_id],
+                    of_run[span_id],
+                    span.serial,
+                    span.captured,
+                    span.held,
+                    counters.open_bytes,
+                ) = serial, span, span, span, serial, captured, held, counters.open_bytes + held
             if self.reporter is not None:
                 self.wake_reporter()
             if self.reports_at_once and not span.from_result:
@@ -281,11 +322,19 @@ class Recorder(Live):
         if self._loop.is_forked:
             return
         check = span.run.check
-        payload = None if check is None else span.payload
+        payload = span.payload
         try:
-            result = self.captured_result(span, data)
-            began = span.created_at if outcome == "cancelled" else None  # as end_as() does
-            self._end(span, _ENDS[outcome], at, began, result)
+            result: Raw | UnsetType
+            if data is None and span.result:
+                result = self._capture_result(span.result)
+            else:
+                result = self.captured_result(span, data)
+            # As end_as() does it, without its calls.
+            began = span.created_at if outcome == "cancelled" else None
+            _kept = payload, span.result
+            size = 0 if result is UNSET else len(result)
+            self._loop.step(self._advance, span, _ENDS[outcome], at, began, result, size)
+            SpanContextStack.remove(span)
         except BaseException:
             self.unended = (span, outcome, data, at, self.unended)
             raise
@@ -308,7 +357,7 @@ class Recorder(Live):
             self.capture.merge(result, data)
         if not result:
             return UNSET
-        return self.capture(result) if self.capture.enabled else self.capture.result(result)
+        return self._capture_result(result)
 
     def close(self) -> None:
         """Open no more spans."""
@@ -367,7 +416,12 @@ class Recorder(Live):
                 # Before it is recorded: after that the API takes no payload.
                 self._fill_in(span, result)
             if at is None:
-                at = span.run.clock.now()
+                # As Clock.now() does it, without its call.
+                clock = span.run.clock
+                at = clock.read()
+                if at < clock.last or clock.is_carried_on:
+                    at = clock.carried_on(at)
+                clock.last = at
             if goal is _ACTIVE:
                 self._create(span, _ACTIVE, at, at)
             elif goal is _CANCELLED:
@@ -376,13 +430,25 @@ class Recorder(Live):
                 self._finish(span, goal, at, result, result_size)
             else:
                 created_at = span.created_at
-                # The end may have been given, for all spans that were open.
-                finished_at = max(created_at, at)
-                self._create(span, goal, created_at, created_at, finished_at, result, result_size)
+                if at < created_at:  # it was given, for all spans that were open
+                    at = created_at
+                self._create(span, goal, created_at, created_at, at, result, result_size)
         elif span.status is _ACTIVE and goal is not _ACTIVE:
             self._finish(span, goal, at or span.run.clock.now(), result, result_size)
-        if span.status not in OPEN:
-            self._forget(span)
+        if span.status in OPEN:
+            return
+        # Drop payload, result and parent: inherited contexts may keep this object alive.
+        span.payload = span.result = span.parent = None
+        span_id, index = span.recorded_id, self.index
+        if span_id in index.spans and index.spans[span_id] is span:
+            of_run = index.by_run[span.instance_id]
+            del index.spans[span_id], of_run[span_id]
+            if not of_run:
+                del index.by_run[span.instance_id]
+            if index.provisional:
+                index.has_ended(span)
+        if span.held or span_id in index.unreported:  # never recorded, or interrupted right after
+            self._release(span)
 
     def _start_ancestors(self, parent: SpanRecord | None) -> None:
         """Record the ancestors that were not, outermost first, each as of its own opening: the API
@@ -406,6 +472,7 @@ class Recorder(Live):
         result_size: int = 0,
     ) -> None:
         """Record the create of a span. One that is created pending is only to be cancelled."""
+        counters = self._counters
         # If the finish that follows is interrupted, it needs no other create.
         new_status = _ACTIVE if status is _PENDING else status
         if span.parent is not None and span.parent.dropped:
@@ -449,13 +516,19 @@ class Recorder(Live):
                 span.has_place,
             ):
                 self._drop(span, new_status, started_at, finished_at)
+        # As _release() does it, without its call.
+        span.captured, counters.open_bytes, span.held = EMPTY, counters.open_bytes - span.held, 0
+        if span.recorded_id in self.index.unreported:
+            del self.index.unreported[span.recorded_id]
+
+    def _release(self, span: SpanRecord) -> None:
+        """The payload of a span counts no more as that of an open one."""
         span.captured, self._counters.open_bytes, span.held = (
             EMPTY,
             self._counters.open_bytes - span.held,
             0,
         )
-        if span.recorded_id in self.index.unreported:
-            del self.index.unreported[span.recorded_id]
+        self.index.unreported.pop(span.recorded_id, None)
 
     def _finish(
         self,
@@ -509,18 +582,6 @@ class Recorder(Live):
             self._counters.open_bytes + held - span.held,
             held,
         )
-
-    def _forget(self, span: SpanRecord) -> None:
-        """The span has ended. Drop payload, result and parent: inherited contexts may keep this
-        object alive."""
-        span.payload = span.result = span.parent = None
-        if span.held:  # it was never recorded, or interrupted right after
-            span.captured, self._counters.open_bytes, span.held = (
-                EMPTY,
-                self._counters.open_bytes - span.held,
-                0,
-            )
-        self.index.remove(span)
 
     def _named_parent(self, span: SpanRecord) -> SpanRecord | str | None:
         """The parent that a span names: the open span itself, or the id that the API knows."""

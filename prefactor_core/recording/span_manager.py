@@ -11,7 +11,6 @@ from prefactor_core.exceptions.live import Live
 from prefactor_core.models import Span
 from prefactor_core.models.lifecycle import OperationType, Outcome, SpanStatus
 from prefactor_core.payloads.capture import fields_of
-from prefactor_core.payloads.markers import utf8
 from prefactor_core.recording.recorder import Recorder
 from prefactor_core.recording.span_record import SpanRecord, new_span_id
 from prefactor_core.schema_registry.type_schema import Fields
@@ -73,8 +72,8 @@ class SpanManager(Live):
         span_id: str | None = None,
     ) -> SpanRecord:
         run = self.recorder.run_of(instance_id)
-        span_id = new_span_id(run, schema_name, span_id)
-        name = utf8(str.__str__(schema_name))
+        name = self.recorder.name(schema_name)
+        span_id = new_span_id(run, span_id)
         span = SpanRecord(run, span_id, name, parent_span_id, payload)
         if self.recorder.records:
             self.recorder.open(span)
