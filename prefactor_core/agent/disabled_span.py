@@ -22,7 +22,7 @@ _disabled: ContextVar[DisabledSpan | None] = ContextVar("prefactor_core_disabled
 class DisabledSpan(SpanContext[Any]):
     """A span where everything is switched off: all its calls work, and do nothing."""
 
-    __slots__ = ("_outer",)
+    _outer: DisabledSpan | None
 
     def __init__(self, recorder: Recorder, instance: object = None) -> None:
         self.recorder = recorder

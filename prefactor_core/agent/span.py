@@ -66,13 +66,11 @@ class SpanContext(SpanRecord, Generic[Result]):
     recorded, for one that is naive, and for an end before the span's start.
     """
 
-    __slots__ = ("instance", "is_detached", "recorder", "was_entered")
-
     # Set by new_span().
     recorder: Recorder
     instance: object
-    was_entered: bool
-    is_detached: bool
+    was_entered = False
+    is_detached = False
 
     @property
     def id(self) -> str:
@@ -355,7 +353,6 @@ def new_span(
         span_id = generate_related(run.id)
     span: SpanContext[Any] = SpanContext(run, span_id, name, parent_span_id, payload, late)
     span.recorder, span.instance = recorder, instance
-    span.was_entered = span.is_detached = False
     return span
 
 

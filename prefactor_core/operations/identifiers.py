@@ -7,8 +7,8 @@ in 6, and 80 random bits in 16. The order of the text is the order of time.
 
 from __future__ import annotations
 
+import os
 import re
-from os import urandom as _urandom
 from time import time_ns as _time_ns
 from typing import TypeGuard
 
@@ -20,10 +20,26 @@ _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _PFID = re.compile(r"[0-7][0-9abcdefghjkmnpqrstvwxyz]{31}")
 _PARTITION = slice(10, 16)
 _MAX_KEY_LENGTH = 64
-_from_bytes = int.from_bytes
 
 PARTITION_BITS = 30
 MAX_PARTITION = (1 << PARTITION_BITS) - 1
+
+
+# Random numbers of 80 bits for the next ids. Each is taken by one call, so that no two threads get
+# the same; 256 are drawn at a time, because a call of the system costs as much as the rest.
+_numbers: list[int] = []
+
+
+def _draw_numbers() -> None:
+    drawn = os.urandom(256 * 10)
+    _numbers.extend(
+        int.from_bytes(drawn[start : start + 10], "big") for start in range(0, len(drawn), 10)
+    )
+
+
+# A forked child must not repeat the ids of its parent.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_numbers.clear)
 
 
 # The time of the last id, as text: in one millisecond there is time for many spans.
@@ -66,8 +82,11 @@ def generate_related(pfid: str, milliseconds: int | None = None) -> str:
     if ms != last:
         text = _time_text(ms)
         _last_time = ms, text
-    # os.urandom and not random: a forked child must not repeat its parent's ids.
-    random = _from_bytes(_urandom(10), "big")
+    try:
+        random = _numbers.pop()
+    except IndexError:
+        _draw_numbers()
+        random = _numbers.pop()
     # Written out: this is done for every span.
     pairs = _PAIRS
     return (

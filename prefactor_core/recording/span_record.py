@@ -46,30 +46,22 @@ class SpanRecord(Live):
     is delivered, because the buffer was full, its run had ended, or it is ``unrecorded``.
     """
 
-    __slots__ = (
-        "captured",
-        "created_at",
-        "dropped",
-        "finished_at",
-        "from_result",
-        "has_place",
-        "held",
-        "instance_id",
-        "late",
-        "parent",
-        "parent_span_id",
-        "payload",
-        "recorded_id",
-        "result",
-        "run",
-        "schema_name",
-        "serial",
-        "started_at",
-        "status",
-        "unrecorded",
-    )
-
     _what = "a span in this process"
+
+    # What most spans never change is an attribute of the class: making a span costs less.
+    parent: SpanRecord | None = None
+    serial = 0
+    status: SpanStatus = SpanStatus.PENDING
+    created_at = 0
+    started_at: int | None = None
+    finished_at: int | None = None
+    captured: Raw = EMPTY
+    held = 0
+    has_place = False
+    late = False
+    dropped = False
+    unrecorded = False
+    result: dict[str, object] | None
 
     def __init__(
         self,
@@ -84,19 +76,10 @@ class SpanRecord(Live):
         self.recorded_id = recorded_id
         self.instance_id = run.recorded_id
         self.schema_name = schema_name
-        self.parent: SpanRecord | None = None
         self.parent_span_id = parent_span_id
-        self.serial = 0
-        self.status: SpanStatus = SpanStatus.PENDING
-        self.created_at = 0
-        self.started_at: int | None = None
-        self.finished_at: int | None = None
         self.payload: Mapping[str, object] | Fields | None = payload
-        self.captured: Raw = EMPTY
-        self.held = 0
-        self.result: dict[str, object] | None = {}
+        self.result = {}
         self.from_result = from_result
-        self.has_place = self.late = self.dropped = self.unrecorded = False
 
     @property
     def is_open(self) -> bool:
