@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 from time import time_ns as _time_ns
-from typing import TypeGuard
+from typing import Final, TypeGuard
 
 from prefactor_core.exceptions import PrefactorValueError
 
@@ -28,13 +29,12 @@ MAX_PARTITION = (1 << PARTITION_BITS) - 1
 # Random numbers of 80 bits for the next ids. Each is taken by one call, so that no two threads get
 # the same; 256 are drawn at a time, because a call of the system costs as much as the rest.
 _numbers: list[int] = []
+_EIGHTY_BITS: Final = struct.Struct(f">{'QH' * 256}")
 
 
 def _draw_numbers() -> None:
-    drawn = os.urandom(256 * 10)
-    _numbers.extend(
-        int.from_bytes(drawn[start : start + 10], "big") for start in range(0, len(drawn), 10)
-    )
+    drawn = iter(_EIGHTY_BITS.unpack(os.urandom(_EIGHTY_BITS.size)))
+    _numbers.extend([high << 16 | low for high, low in zip(drawn, drawn, strict=True)])
 
 
 # A forked child must not repeat the ids of its parent.
