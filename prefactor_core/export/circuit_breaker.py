@@ -1,4 +1,4 @@
-"""CircuitBreaker: when the workers may send, all of them together, after the API failed. Pure.
+"""CircuitBreaker: when the workers may send, all of them together, after the API failed.
 
 Times are seconds of the event loop's clock, passed in.
 """
