@@ -63,19 +63,19 @@ AsgiApp: TypeAlias = Callable[
 
 _SLICE_ITEMS = 50
 _SLICE_BYTES = 256 * 1024
-"""What of a bulk request is written in one turn of the loop."""
+"""Items and bytes of a bulk request that are written in one turn of the loop."""
 
 _PAGE_SIZE: Final = 100
 
 _MOST_BYTES: Final = 2 * 1024 * 1024
-"""Bytes of an answer, at most, besides twice as many as were sent. It is decoded in one go, in
+"""The most bytes of an answer, besides twice as many as were sent. It is decoded in one go, in
 about 2 ms for each million."""
 
 _MOST_PAGE_BYTES: Final = 64 * 1024 * 1024
-"""The same of a page of a list, which can have 100 spans with their payloads."""
+"""The most bytes of a page of a list, which can have 100 spans with their payloads."""
 
 _MOST_ERROR_BYTES: Final = 256 * 1024
-"""The same of an error."""
+"""The most bytes of an error."""
 
 
 class ApiClient:
@@ -126,7 +126,7 @@ class ApiClient:
             raise PrefactorUnreachableError(
                 f"api_url {config.api_url!r} cannot be asked: {error}"
             ) from None
-        # No httpx.AsyncClient: that logs each request, and is what traces requests.
+        # No httpx.AsyncClient: it logs each request, and tools that trace requests hook into it.
         self._transport = transport
         self._timeouts = httpx.Timeout(None, connect=config.connect_timeout).as_dict()
         self._connections.enter_context(masks_in_logs(*secrets))
@@ -139,11 +139,11 @@ class ApiClient:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._closed = True  # or a call that comes late would open a connection
+        self._closed = True  # or a late call would open a connection
         await self._connections.aclose()
 
     async def ping(self) -> None:
-        """Ask whether the API is there and takes the token."""
+        """Ask whether the API is up and accepts the token."""
         await self._call("GET", "ping", dict[str, msgspec.Raw])
 
     async def send(
@@ -169,7 +169,7 @@ class ApiClient:
         return stored
 
     async def terminate_agent_instance(self, instance_id: str, reason: str) -> AgentInstanceAnswer:
-        """A run shall stop: what creates or finishes a span of it is answered so from now on."""
+        """Terminate a run: from now on every answer to a create or finish of its spans says so."""
         path, body = requests.termination(instance_id, reason, identifiers.generate(0))
         return (await self._call("POST", path, Details[AgentInstanceAnswer], body)).details
 
@@ -202,17 +202,15 @@ class ApiClient:
         path = f"agent_instance/{instance_id}"
         return (await self._call("GET", path, Details[AgentInstanceAnswer])).details
 
-    def list_agent_instances(self, agent_id: str) -> AsyncIterator[AgentInstanceAnswer]:
-        """The stored runs of an agent, oldest first, page by page."""
-        query = {"agent_id": agent_id}
-        return self._list("agent_instance", query, Summaries[AgentInstanceAnswer])
-
-    def list_newest_agent_instances(
-        self, agent_id: str
+    def list_agent_instances(
+        self, agent_id: str, *, newest_first: bool = False
     ) -> AsyncGenerator[AgentInstanceAnswer, None]:
-        """The stored runs of an agent, newest first, page by page. To be closed if it is left."""
-        query = {"agent_id": agent_id}
-        return self._list("agent_instance", query, Summaries[AgentInstanceAnswer], "desc")
+        """The stored runs of an agent, oldest first by default, page by page.
+
+        Close the generator if you leave it before its end.
+        """
+        query, direction = {"agent_id": agent_id}, "desc" if newest_first else "asc"
+        return self._list("agent_instance", query, Summaries[AgentInstanceAnswer], direction)
 
     async def newest_agent_instance(self, agent_id: str) -> AgentInstanceAnswer | None:
         """The run of an agent that was registered last; None if it has none."""
@@ -257,7 +255,7 @@ class ApiClient:
         if self._closed:
             raise PrefactorUnreachableError(f"{call}: the connections are closed")
         content = self._written(call, body) if isinstance(body, msgspec.Struct) else body
-        # Bulk answers repeat what they were sent.
+        # The answer of bulk repeats the request.
         limit = most_bytes + 2 * len(content or b"")
         try:
             with unrecorded(), anyio.fail_after(self._config.request_timeout):
@@ -280,11 +278,11 @@ class ApiClient:
                 f"(no connection within {self._config.connect_timeout:g} s)"
             ) from None
         except httpx.LocalProtocolError:
-            # Its text shows what it complains about, and that may be the token.
+            # Its text quotes the part at fault, which may be the token.
             raise PrefactorUnreachableError(f"{call}: the request cannot be written") from None
         except (
             httpx.TransportError,
-            httpx.InvalidURL,  # what was put into the path fits into none
+            httpx.InvalidURL,  # an id in the path fits into no URL
             OSError,
             UnicodeError,
             OverflowError,
@@ -300,13 +298,13 @@ class ApiClient:
             raise PrefactorValueError(f"{call} cannot be written as JSON: {error}") from None
 
     async def _read(self, call: str, answer: httpx.Response, answer_type: type[T], limit: int) -> T:
-        """What was answered, if it is a success. Raises what it says, if it is none."""
+        """The decoded answer if it is a success. Raises the error that it says if it is none."""
         status = answer.status_code
         if status >= 400:
             try:
                 body = await read_body(answer, _MOST_ERROR_BYTES)
             except UnreadableAnswerError:
-                body = b""  # none of the API's, whatever it is
+                body = b""  # not the API's own
             raise error_from_answer(
                 call,
                 status,

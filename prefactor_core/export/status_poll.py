@@ -115,7 +115,8 @@ class StatusPoll:
         listed = 0
         self._counters.request()
         try:
-            async with aclosing(self._api.list_newest_agent_instances(agent_id)) as instances:
+            newest = self._api.list_agent_instances(agent_id, newest_first=True)
+            async with aclosing(newest) as instances:
                 async for instance in instances:
                     listed += 1
                     run = missing.pop(instance.id, None)
