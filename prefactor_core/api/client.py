@@ -1,4 +1,4 @@
-"""ApiClient: the calls of the Prefactor API, typed, one attempt each."""
+"""ApiClient: the endpoints of the Prefactor API, typed, one attempt per call."""
 
 from __future__ import annotations
 
@@ -63,27 +63,27 @@ AsgiApp: TypeAlias = Callable[
 
 _SLICE_ITEMS = 50
 _SLICE_BYTES = 256 * 1024
-"""Items and bytes of a bulk request that are written in one turn of the loop."""
+"""The most of a bulk request that is encoded in one turn of the loop."""
 
 _PAGE_SIZE: Final = 100
 
 _MOST_BYTES: Final = 2 * 1024 * 1024
-"""The most bytes of an answer, besides twice as many as were sent. It is decoded in one go, in
-about 2 ms for each million."""
+"""The most bytes of an answer, besides twice the bytes of the request. Decoding takes one turn of
+the loop, about 2 ms for each million."""
 
 _MOST_PAGE_BYTES: Final = 64 * 1024 * 1024
-"""The most bytes of a page of a list, which can have 100 spans with their payloads."""
+"""The same for a page of a list, which can have 100 spans with their payloads."""
 
 _MOST_ERROR_BYTES: Final = 256 * 1024
-"""The most bytes of an error."""
+"""The same for an error."""
 
 
 class ApiClient:
     """The Prefactor API; ``async with ApiClient(config, sdk_header) as api``.
 
     Every method makes one attempt and raises a
-    :class:`~prefactor_core.exceptions.PrefactorApiError` if that fails. With ``asgi_app``
-    the calls go to that application inside this process, and no socket is opened.
+    :class:`~prefactor_core.exceptions.PrefactorApiError` if that fails. ``asgi_app``: an
+    application inside this process that takes the calls; no socket is opened then.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class ApiClient:
             "X-Prefactor-SDK": self._sdk_header,
         }
         if config.api_token:
-            # No traceback with locals shows it.
+            # A SecretStr, so that no traceback with locals shows the token.
             self._headers["Authorization"] = SecretStr(f"Bearer {config.api_token}")
         secrets = [config.api_token]
         transport: httpx.AsyncBaseTransport
@@ -126,7 +126,7 @@ class ApiClient:
             raise PrefactorUnreachableError(
                 f"api_url {config.api_url!r} cannot be asked: {error}"
             ) from None
-        # No httpx.AsyncClient: it logs each request, and tools that trace requests hook into it.
+        # Without httpx.AsyncClient, which logs each request, and which tracers instrument.
         self._transport = transport
         self._timeouts = httpx.Timeout(None, connect=config.connect_timeout).as_dict()
         self._connections.enter_context(masks_in_logs(*secrets))
@@ -139,11 +139,11 @@ class ApiClient:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._closed = True  # or a late call would open a connection
+        self._closed = True  # a late call must not open a connection
         await self._connections.aclose()
 
     async def ping(self) -> None:
-        """Ask whether the API is up and accepts the token."""
+        """GET ping: check that the API is reachable and takes the token."""
         await self._call("GET", "ping", dict[str, msgspec.Raw])
 
     async def send(
@@ -169,17 +169,19 @@ class ApiClient:
         return stored
 
     async def terminate_agent_instance(self, instance_id: str, reason: str) -> AgentInstanceAnswer:
-        """Terminate a run: from now on every answer to a create or finish of its spans says so."""
+        """Terminate a run: answers to its spans carry the control signal from now on."""
         path, body = requests.termination(instance_id, reason, identifiers.generate(0))
         return (await self._call("POST", path, Details[AgentInstanceAnswer], body)).details
 
     async def bulk(
         self, operations: Sequence[Operation], given_ids: Sequence[bool]
     ) -> dict[str, Output]:
-        """Do several operations in their order, up to the first that fails.
+        """Send several operations by POST bulk. The API runs them in order, up to the first that
+        fails.
 
-        ``given_ids``: for each, whether the API is told which id the span shall have. Returns the
-        output of each by idempotency key, and none for those after a failure. Raises
+        ``given_ids``: for each operation, False to let the API make the id of its span. Returns the
+        outputs by idempotency key; operations after a failure have none. Raises
+        :class:`~prefactor_core.exceptions.OperationError` as :meth:`send`, and
         :class:`~prefactor_core.exceptions.PrefactorContractError` if there is no output at all.
         """
         items: list[bytes] = []
@@ -188,10 +190,11 @@ class ApiClient:
             if size >= _SLICE_BYTES or len(items) - written >= _SLICE_ITEMS:
                 size, written = 0, len(items)
                 await anyio.lowlevel.checkpoint()
-            items.append(self._written("POST bulk", requests.item(operation, given_id)))
+            _, body = requests.single(operation, given_id=given_id)
+            items.append(requests.item(operation, self._encoded("POST bulk", body)))
             size += len(items[-1])
-        body = b'{"items":[' + b",".join(items) + b"]}"
-        outputs = (await self._call("POST", "bulk", Outputs, body)).outputs
+        content = b'{"items":[' + b",".join(items) + b"]}"
+        outputs = (await self._call("POST", "bulk", Outputs, content)).outputs
         if not any(operation.idempotency_key in outputs for operation in operations):
             # Else a caller would send them again at once, and for ever.
             raise PrefactorContractError("bulk was answered without an output for any item")
@@ -205,15 +208,13 @@ class ApiClient:
     def list_agent_instances(
         self, agent_id: str, *, newest_first: bool = False
     ) -> AsyncGenerator[AgentInstanceAnswer, None]:
-        """The stored runs of an agent, oldest first by default, page by page.
-
-        Close the generator if you leave it before its end.
-        """
-        query, direction = {"agent_id": agent_id}, "desc" if newest_first else "asc"
+        """The stored runs of an agent, oldest first, page by page. Close it unless exhausted."""
+        direction = "desc" if newest_first else "asc"
+        query = {"agent_id": agent_id}
         return self._list("agent_instance", query, Summaries[AgentInstanceAnswer], direction)
 
     async def newest_agent_instance(self, agent_id: str) -> AgentInstanceAnswer | None:
-        """The run of an agent that was registered last; None if it has none."""
+        """The newest run of an agent, or None."""
         query = {"agent_id": agent_id, **_page(0, 1, "desc")}
         page = await self._call(
             "GET", "agent_instance", Summaries[AgentInstanceAnswer], query=query
@@ -254,8 +255,8 @@ class ApiClient:
         call = f"{method} {path} at {self._config.api_url}"
         if self._closed:
             raise PrefactorUnreachableError(f"{call}: the connections are closed")
-        content = self._written(call, body) if isinstance(body, msgspec.Struct) else body
-        # The answer of bulk repeats the request.
+        content = self._encoded(call, body) if isinstance(body, msgspec.Struct) else body
+        # Bulk answers repeat the items of their request.
         limit = most_bytes + 2 * len(content or b"")
         try:
             with unrecorded(), anyio.fail_after(self._config.request_timeout):
@@ -271,40 +272,40 @@ class ApiClient:
                 try:
                     return await self._read(call, answer, answer_type, limit)
                 finally:
-                    await answer.aclose()  # noqa: ASYNC102 - as far as it goes at once
+                    await answer.aclose()  # noqa: ASYNC102 - closes what closes at once
         except (TimeoutError, httpx.TimeoutException):
             raise PrefactorUnreachableError(
                 f"{call}: no answer within {self._config.request_timeout:g} s "
                 f"(no connection within {self._config.connect_timeout:g} s)"
             ) from None
         except httpx.LocalProtocolError:
-            # Its text quotes the part at fault, which may be the token.
+            # Its text shows the invalid part of the request, which may be the token.
             raise PrefactorUnreachableError(f"{call}: the request cannot be written") from None
         except (
             httpx.TransportError,
-            httpx.InvalidURL,  # an id in the path fits into no URL
+            httpx.InvalidURL,  # an id that fits into no path
             OSError,
             UnicodeError,
             OverflowError,
-            RuntimeError,  # the connections were closed while this call was on its way
+            RuntimeError,  # the connections were closed during this call
         ) as error:
             text = self._quoted(str(error)) or type(error).__name__
             raise PrefactorUnreachableError(f"{call}: {text}") from None
 
-    def _written(self, call: str, body: msgspec.Struct) -> bytes:
+    def _encoded(self, call: str, body: msgspec.Struct) -> bytes:
         try:
             return msgspec.json.encode(body)
         except Exception as error:
             raise PrefactorValueError(f"{call} cannot be written as JSON: {error}") from None
 
     async def _read(self, call: str, answer: httpx.Response, answer_type: type[T], limit: int) -> T:
-        """The decoded answer if it is a success. Raises the error that it says if it is none."""
+        """Decode the answer. Raises the error in it, or that of its form."""
         status = answer.status_code
         if status >= 400:
             try:
                 body = await read_body(answer, _MOST_ERROR_BYTES)
             except UnreadableAnswerError:
-                body = b""  # not the API's own
+                body = b""  # unreadable, so not an error of the API
             raise error_from_answer(
                 call,
                 status,
@@ -330,7 +331,7 @@ class ApiClient:
             ) from None
 
     def _quote_texts(self, answer: object) -> None:
-        """Quote the texts of ``answer`` that messages and logs show."""
+        """Quote the texts of ``answer`` that errors and logs show."""
         if isinstance(answer, Details):
             one = cast("Details[object]", answer)
             self._quote_reason(one.details)

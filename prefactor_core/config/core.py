@@ -75,6 +75,10 @@ class QueueConfig(Struct):
     ``retry_delay_base``: seconds. A request that fails is sent again after a tenth of it; while
     all requests fail, all workers wait, after each failure ``retry_multiplier`` times as long as
     before. One operation that fails alone while others are taken waits that long itself.
+    ``report_after``: seconds. A span that is still open so long after its entering is reported as
+    active, its ancestors first, so that the running step shows; 0 reports it at its entering,
+    ``math.inf`` at its end. A span whose payload is filled in from its result, such as
+    :class:`~prefactor_core.span_types.LLMCall`, waits for its end unless it was started.
     ``batch_window``: how long an operation waits for others to share its request, in
     seconds; 0 or more.
     ``max_batch_operations``, ``max_batch_bytes``: how much goes into one request, at least
@@ -94,6 +98,7 @@ class QueueConfig(Struct):
     num_workers: int = 3
     max_retries: int = 3
     retry_delay_base: float = 1.0
+    report_after: float = 1.0
     batch_window: float = 0.1
     max_batch_operations: int = 500
     # Below the 1 MiB that many a proxy takes.
@@ -110,6 +115,7 @@ class QueueConfig(Struct):
             )
         self.max_retries = to_count("max_retries", self.max_retries)
         self.retry_delay_base = to_positive("retry_delay_base", self.retry_delay_base)
+        self.report_after = to_seconds("report_after", self.report_after)
         self.batch_window = to_seconds("batch_window", self.batch_window)
         if self.batch_window == math.inf:
             raise PrefactorValueError(

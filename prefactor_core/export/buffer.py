@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from threading import get_ident
 from typing import Any, Protocol
 
 import anyio
@@ -33,8 +33,8 @@ class Recorded(Protocol):
     """The run or the span that an operation is about."""
 
     status: Any
-    started_at: datetime | None
-    finished_at: datetime | None
+    started_at: Any
+    finished_at: Any
 
 
 class Buffer:
@@ -53,6 +53,7 @@ class Buffer:
         event_loop: EventLoop,
     ) -> None:
         self.event_loop = event_loop
+        self._thread_id = event_loop.thread_id
         self.worker_queues = [WorkerQueue(queue) for queue in queues]
         # How many tasks wait for a completion: while above zero, workers skip the batch window.
         self.waiters = 0
@@ -63,6 +64,7 @@ class Buffer:
         self.waits_when_full = config.when_full == "wait"
         # Spans that have waited for their place and are not recorded yet.
         self._places = 0
+        self._count = len(self.worker_queues)
         self._losses = losses
         # Set at the next completion; None if no task waits for one.
         self._completion: anyio.Event | None = None
@@ -84,48 +86,43 @@ class Buffer:
     def record(
         self,
         operation: Operation,
-        of: Recorded | None = None,
+        size: int,
+        subject: Recorded | None = None,
         status: object = None,
-        started_at: datetime | None = None,
-        finished_at: datetime | None = None,
-        *,
+        started_at: object = None,
+        finished_at: object = None,
         held: int = 0,
         has_place: bool = False,
-        late: bool = False,
     ) -> bool:
-        """Accept an operation and queue it; whether it was taken.
+        """Accept an operation of ``size`` bytes and queue it; whether it was accepted.
 
-        ``of``: the run or span that has this status and these times with it; they change if it is
-        taken, and only then. ``held``: the bytes of the operation that were counted as those of an
-        open span.
+        ``subject``: the run or span that gets this status and these times, if the operation is
+        accepted and only then. ``held``: the bytes of the operation that were counted as those of
+        an open span. ``has_place``: the span has waited for its place.
 
-        When the buffer is full, new runs and quality are dropped, and new spans unless they have
-        waited for their place. A span is always dropped if it is ``late``: its run has ended.
-        Whatever belongs to what was taken before is taken.
+        A full buffer turns away new runs and quality, and new spans without a place. It accepts
+        every operation of a run or span that it has accepted before.
         """
         if self._entering is not None:
             self._enter(self._entering)
-        if late:
-            if has_place:
-                self.give_place_back()
-            self._turn_away("run_ended")
-            return False
         counters = self._counters
-        # This counts open spans too: mostly nothing else has to be asked.
-        if not has_place and counters.holds(
-            self._max_operations - self._places, self.max_bytes + held
+        # Written out: this is asked for every operation. It counts open spans, too.
+        if not has_place and (
+            counters.taken - counters.completed >= self._max_operations - self._places
+            or counters.taken_bytes - counters.completed_bytes + counters.open_bytes - held
+            >= self.max_bytes
         ):
             if self.full and isinstance(operation, _NEW):
-                self._turn_away("full")
+                self.turn_away("full")
                 return False
-            if isinstance(operation, CreateSpan | FinishSpan) and counters.held_bytes - held >= (
-                self.max_bytes
+            if isinstance(operation, CreateSpan | FinishSpan) and (
+                counters.held_bytes - held >= self.max_bytes
             ):
-                # It is let in, as it must; of a large payload only that it was there.
+                # It has to be accepted; of a large payload only a marker.
                 operation = without_payload(operation) or operation
-        size = operation.size
-        # Here it is recorded: by one statement that calls nothing, so that nothing interrupts it.
-        if of is None:
+                size = operation.size
+        # The recording itself: one statement that calls nothing, so that nothing interrupts it.
+        if subject is None:
             counters.taken, counters.taken_bytes, self._places, self._entering = (
                 counters.taken + 1,
                 counters.taken_bytes + size,
@@ -138,9 +135,9 @@ class Buffer:
                 counters.taken_bytes,
                 self._places,
                 self._entering,
-                of.status,
-                of.started_at,
-                of.finished_at,
+                subject.status,
+                subject.started_at,
+                subject.finished_at,
             ) = (
                 counters.taken + 1,
                 counters.taken_bytes + size,
@@ -150,10 +147,20 @@ class Buffer:
                 started_at,
                 finished_at,
             )
-        taken = self._enter(operation)
+        if get_ident() == self._thread_id and not self._handed_over and self._putting is None:
+            # As _enter() does it, without its call.
+            self._putting, self._entering = operation, None
+            taken = self._put(operation)
+        else:
+            taken = self._enter(operation)
         if has_place:
             self._place_is_free()
         return taken
+
+    def turn_away(self, reason: str) -> None:
+        """Count an operation that is dropped before it was accepted."""
+        self._counters.turn_away(reason)
+        self._losses.dropped_in_any_thread(reason)
 
     def _enter(self, operation: Operation) -> bool:
         """Bring an operation that is accepted to the loop; whether its queue takes it."""
@@ -274,10 +281,10 @@ class Buffer:
         await self._completion.wait()
 
     def _worker_queue_of(self, operation: Operation) -> WorkerQueue:
-        return self.worker_queues[hash(operation.instance_id) % len(self.worker_queues)]
+        return self.worker_queues[hash(operation.instance_id) % self._count]
 
     def _put(self, operation: Operation) -> bool:
-        worker_queue = self.worker_queues[hash(operation.instance_id) % len(self.worker_queues)]
+        worker_queue = self.worker_queues[hash(operation.instance_id) % self._count]
         try:
             worker_queue.queue.put_nowait(operation)
         except worker_queue.refusal as error:
@@ -294,7 +301,3 @@ class Buffer:
         if worker_queue.waits_for_more:
             worker_queue.wake()
         return True
-
-    def _turn_away(self, reason: str) -> None:
-        self._counters.turn_away(reason)
-        self._losses.dropped_in_any_thread(reason)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import anyio
 
@@ -28,6 +28,16 @@ from prefactor_core.queue.workers import Workers
 
 if TYPE_CHECKING:
     from prefactor_core.api.client import ApiClient
+
+
+class Job(Protocol):
+    """Something that a task of the exporter does until it is closed."""
+
+    async def serve(self) -> None:
+        """Do it, until :meth:`close`; called again after an error."""
+
+    def close(self) -> None:
+        """End :meth:`serve`."""
 
 
 class Exporter:
@@ -60,14 +70,17 @@ class Exporter:
             Worker(worker_queue, self.buffer, self.sender, self._breaker, self.counters, config)
             for worker_queue in self.buffer.worker_queues
         ]
-        self._poll = StatusPoll(
+        poll = StatusPoll(
             api, self.identities, self._breaker, self.counters, self.event_loop, poll_interval
         )
-        self._workers = Workers(
-            [*(worker.serve for worker in workers), self._poll.serve, self._losses.serve],
-            self._close_queues,
-            drain_timeout=drain_timeout,
-        )
+        self._jobs: list[Job] = [poll, self._losses]
+        self._serving = [*(worker.serve for worker in workers), poll.serve, self._losses.serve]
+        self._workers = Workers(self._serving, self._close_queues, drain_timeout=drain_timeout)
+
+    def run_also(self, job: Job) -> None:
+        """Run another job beside the workers; before the exporter is entered."""
+        self._jobs.append(job)
+        self._serving.append(job.serve)
 
     async def __aenter__(self) -> Self:
         await self._workers.__aenter__()
@@ -115,8 +128,8 @@ class Exporter:
         self.sender.gave_up_waiting(seconds)
 
     async def _close_queues(self) -> None:
-        self._poll.close()
-        self._losses.close()
+        for job in self._jobs:
+            job.close()
         self.buffer.take_over()
         now = anyio.current_time()
         self._breaker.drain(now, now + self._drain_timeout)

@@ -36,6 +36,9 @@ class InstanceStatus(StrEnum):
     TERMINATED = "terminated"
 
 
+OPEN: Final = (SpanStatus.PENDING, SpanStatus.ACTIVE)
+"""The states of a span that has not ended."""
+
 Outcome = Literal["complete", "failed", "cancelled"]
 """How a body, a span or a run can end."""
 

@@ -7,7 +7,6 @@ sent as it is on every attempt. ``msgspec`` can write any of them down and read 
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import ClassVar, Literal, TypeAlias
 
 import msgspec
@@ -28,8 +27,8 @@ Purpose: TypeAlias = Literal["live", "smoke_test", "eval"]
 class _Operation(Struct, frozen=True, kw_only=True, tag_field="operation_type"):
     """What all operations have."""
 
-    timestamp: datetime
-    """When it happened; aware, UTC."""
+    timestamp: int
+    """When it happened: nanoseconds since 1970, in UTC."""
 
     idempotency_key: str
     """8 to 64 characters; the same on every attempt (API.md section 5)."""
@@ -126,7 +125,7 @@ class CreateSpan(_Operation, frozen=True, kw_only=True, gc=False, tag="CREATE_SP
     status: SpanStatus
     payload: Raw
     parent_span_id: str | None = None
-    finished_at: datetime | None = None
+    finished_at: int | None = None
     result_payload: Raw | UnsetType = UNSET
 
     @property

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Final, Self, TypeAlias, TypeVarTuple, cast
 from weakref import WeakSet, ref
 
@@ -25,6 +26,11 @@ Ts = TypeVarTuple("Ts")
 
 _TRIO: Final = "run_sync_soon"
 _DONE: Final = object()
+
+_TURN: Final = 1_000_000
+"""Nanoseconds of awaited calls after which the loop gets a turn."""
+
+_MOST_CALLS: Final = 1_000
 
 RunSoon: TypeAlias = Callable[[Callable[[], object]], None]
 
@@ -43,10 +49,13 @@ class EventLoop:
     """
 
     def __init__(self, loop: object) -> None:
+        """``loop``: asyncio's loop or trio's token; None where a program has neither."""
         self.lock = threading.RLock()
         self._steps: deque[Callable[[], object]] = deque()
         self._stepping = False
-        self._thread_id = threading.get_ident()
+        # When, and how many calls of is_turn_due() ago, the loop was given a turn.
+        self._turn_at = self._calls = 0
+        self.thread_id = threading.get_ident()
         self.is_forked = False
         _event_loops.add(self)
         # One of these is right; neither is imported to find out.
@@ -57,7 +66,7 @@ class EventLoop:
         # asyncio itself may forget a task that nothing refers to.
         self._tasks: set[asyncio.Task[None]] = set()
         self._opener: ref[asyncio.Task[object]] | None = None
-        if self._trio is None:
+        if self._trio is None and loop is not None:
             import asyncio  # it runs already
 
             opener = asyncio.current_task(self._asyncio)
@@ -84,7 +93,7 @@ class EventLoop:
     @property
     def is_here(self) -> bool:
         """Whether the caller is in the loop's own thread."""
-        return threading.get_ident() == self._thread_id
+        return threading.get_ident() == self.thread_id
 
     def check(self, what: str) -> None:
         """Raises :class:`ClientScopeError` in another thread; ``what`` belongs to this one."""
@@ -93,6 +102,22 @@ class EventLoop:
                 f"{what} in the thread of the event loop that its client lives on: from another "
                 "one, use anyio.from_thread.run()"
             )
+
+    def is_turn_due(self) -> bool:
+        """Whether a caller that could wait shall give the loop a turn now: calls like this one
+        have given it none for a millisecond.
+
+        In another thread, which may have a loop of its own, it always is.
+        """
+        if threading.get_ident() != self.thread_id:
+            return True
+        now = monotonic_ns()
+        self._calls += 1
+        # The number, for where a library has frozen the time.
+        if now - self._turn_at < _TURN and self._calls < _MOST_CALLS:
+            return False
+        self._turn_at, self._calls = now, 0
+        return True
 
     def step(self, function: Callable[[*Ts], object], *args: *Ts) -> None:
         """Call ``function`` with the lock held: one step of recording, which nothing interleaves.

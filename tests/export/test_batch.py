@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 from msgspec import UNSET, Raw, UnsetType
 
 from prefactor_core.export.batch import Batcher, BatchItem, half, independent_of
+from prefactor_core.models.clock import to_nanoseconds
 from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
 from prefactor_core.operations import (
     ENVELOPE_SIZE,
@@ -39,7 +40,8 @@ from prefactor_core.operations import (
 from prefactor_core.operations.identifiers import idempotency_key
 
 EVERYTHING = 1_000_000
-NOON = datetime(2026, 7, 20, 12, tzinfo=UTC)
+NOON = to_nanoseconds(datetime(2026, 7, 20, 12, tzinfo=UTC))
+SECOND = 1_000_000_000
 ENDED = [SpanStatus.COMPLETE, SpanStatus.FAILED, SpanStatus.CANCELLED]
 MERGED = [SpanStatus.COMPLETE, SpanStatus.FAILED]
 
@@ -77,7 +79,7 @@ def create(
     *,
     status: SpanStatus = SpanStatus.ACTIVE,
     payload: bytes = b"{}",
-    at: datetime = NOON,
+    at: int = NOON,
 ) -> CreateSpan:
     ended = status in ENDED
     return CreateSpan(
@@ -100,7 +102,7 @@ def end(
     *,
     status: SpanStatus = SpanStatus.COMPLETE,
     result: bytes | None = None,
-    at: datetime = NOON + timedelta(seconds=1),
+    at: int = NOON + SECOND,
 ) -> FinishSpan:
     return FinishSpan(
         timestamp=at,
@@ -729,8 +731,8 @@ class StoredSpan:
     run: str
     parent: str | None
     status: SpanStatus
-    started: datetime
-    finished: datetime | None
+    started: int
+    finished: int | None
     result: bytes | UnsetType
 
 
@@ -855,8 +857,8 @@ class Deliveries(RuleBasedStateMachine):
                 self.turns.append(operation.instance_id)
         self.recorded += 1
 
-    def tick(self) -> datetime:
-        self.now += timedelta(milliseconds=1)
+    def tick(self) -> int:
+        self.now += SECOND // 1_000
         return self.now
 
     @initialize(runs=st.integers(1, 3))

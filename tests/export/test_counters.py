@@ -14,12 +14,13 @@ from msgspec import Raw, Struct
 from prefactor_core.exceptions import PrefactorUnreachableError
 from prefactor_core.export.circuit_breaker import CircuitBreaker
 from prefactor_core.export.counters import Counters
+from prefactor_core.models.clock import to_nanoseconds
 from prefactor_core.models.lifecycle import SpanStatus
 from prefactor_core.models.statistics import Statistics
 from prefactor_core.operations import ENVELOPE_SIZE, CreateSpan, StartAgentInstance
 from prefactor_core.queue.retry_policy import Backoff
 
-NOON = datetime(2026, 7, 20, 12, tzinfo=UTC)
+NOON = to_nanoseconds(datetime(2026, 7, 20, 12, tzinfo=UTC))
 REASONS = st.sampled_from(["refused", "retries_exhausted", "drain_timeout"])
 
 
