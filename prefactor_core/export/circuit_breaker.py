@@ -1,4 +1,4 @@
-"""CircuitBreaker: when the workers may send, all of them together, after the API failed. Pure.
+"""CircuitBreaker: when the workers may send, all of them together, after the API failed.
 
 Times are seconds of the event loop's clock, passed in.
 """
@@ -61,7 +61,7 @@ class CircuitBreaker:
         self._until = self._asked_until = -math.inf
         # Requests that are on their way together fail together: only the first one of a round
         # counts.
-        self._round = 0
+        self._round: int = 0
         # The round of the probe that is on its way.
         self._probe: int | None = None
         self._drained_at = math.inf

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
-from prefactor_core.export.circuit_breaker import CircuitBreaker
 from prefactor_core.models.statistics import Statistics
 from prefactor_core.operations import Operation
+
+if TYPE_CHECKING:
+    from prefactor_core.export.circuit_breaker import CircuitBreaker
 
 
 class Counters:

@@ -66,7 +66,7 @@ class StatusPoll:
         self._scope: anyio.CancelScope | None = None
         self._denied = Assumption(counters, _NO_READING)
         self._unlisted = Assumption()
-        self._asked_until = -math.inf
+        self._paused_until = -math.inf
 
     async def serve(self) -> None:
         """Poll until :meth:`close`."""
@@ -75,7 +75,7 @@ class StatusPoll:
         with anyio.CancelScope() as self._scope:
             while not self._ended:
                 await anyio.sleep(self._interval)
-                await self._ask_for_all()
+                await self._poll()
 
     def close(self) -> None:
         """End the poll; a request that is on its way is cancelled."""
@@ -84,7 +84,7 @@ class StatusPoll:
             self._scope.cancel()
 
     @property
-    def _may_ask(self) -> bool:
+    def _may_read(self) -> bool:
         # In an outage the workers send the probes.
         now = anyio.current_time()
         return not (
@@ -92,68 +92,65 @@ class StatusPoll:
             or self._breaker.failures
             or self._event_loop.is_forked
             or self._denied.holds(now)
-            or now < self._asked_until
+            or now < self._paused_until
         )
 
-    async def _ask_for_all(self) -> None:
+    async def _poll(self) -> None:
         by_agent: dict[str | None, list[RunIdentity]] = defaultdict(list)
         for run in self._identities.open_runs():
             by_agent[run.agent_id].append(run)
         for agent_id, runs in by_agent.items():
-            left: Sequence[RunIdentity] = runs
+            missing: Sequence[RunIdentity] = runs
             if agent_id is not None and len(runs) > _FEW:
-                left = await self._ask_for_list(agent_id, runs)
-            for run in left:
-                await self._ask_for(run)
+                missing = await self._look_up(agent_id, runs)
+            for run in missing:
+                await self._read(run)
 
-    async def _ask_for_list(
-        self, agent_id: str, runs: Sequence[RunIdentity]
-    ) -> Sequence[RunIdentity]:
+    async def _look_up(self, agent_id: str, runs: Sequence[RunIdentity]) -> Sequence[RunIdentity]:
         """Look for runs among the newest of their agent; return those that are not there."""
-        if not self._may_ask or self._unlisted.holds(anyio.current_time()):
+        if not self._may_read or self._unlisted.holds(anyio.current_time()):
             return runs
         missing = {run.id: run for run in runs}
         oldest = min(missing)  # ids are in the order of time
         listed = 0
         self._counters.request()
         try:
-            async with aclosing(
-                self._api.list_agent_instances(agent_id, newest_first=True)
-            ) as instances:
+            newest = self._api.list_agent_instances(agent_id, newest_first=True)
+            async with aclosing(newest) as instances:
                 async for instance in instances:
                     listed += 1
                     run = missing.pop(instance.id, None)
                     if run is not None:
-                        self._look_at(run, instance)
+                        self._handle_status(run, instance)
                     if not missing or instance.id < oldest or listed >= _MAX_LISTED:
                         break
         except PrefactorCoreError as error:
             # The single calls may work where the list does not.
-            if not self._noted(error):
+            if not self._note_pause(error):
                 self._unlisted.make(anyio.current_time())
         return list(missing.values())
 
-    async def _ask_for(self, run: RunIdentity) -> None:
-        if not self._may_ask:
+    async def _read(self, run: RunIdentity) -> None:
+        if not self._may_read:
             return
         self._counters.request()
         try:
             instance = await self._api.get_agent_instance(run.id)
         except PrefactorCoreError as error:
-            self._noted(error)
+            self._note_pause(error)
         else:
             self._denied.refute()
-            self._look_at(run, instance)
+            self._handle_status(run, instance)
 
-    def _look_at(self, run: RunIdentity, instance: AgentInstanceAnswer) -> None:
+    def _handle_status(self, run: RunIdentity, instance: AgentInstanceAnswer) -> None:
         if instance.status == InstanceStatus.TERMINATED:
             run.terminate(instance.termination_reason)
 
-    def _noted(self, error: PrefactorCoreError) -> bool:
-        """Note what ``error`` says about when to ask again; return whether it says so."""
+    def _note_pause(self, error: PrefactorCoreError) -> bool:
+        """Keep the pause that ``error`` calls for; return whether it calls for one."""
         now = anyio.current_time()
         if isinstance(error, PrefactorApiError) and error.retry_after is not None:
-            self._asked_until = now + min(error.retry_after, LONGEST_RETRY_AFTER)
+            self._paused_until = now + min(error.retry_after, LONGEST_RETRY_AFTER)
             return True
         if isinstance(error, PrefactorAuthError):
             # The token of a deployment may write and not read.

@@ -1,4 +1,4 @@
-"""How long to wait before the next attempt: the one retry schedule. Pure."""
+"""Backoff: the waits between attempts, by the one retry schedule."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ class Backoff(Struct, frozen=True, kw_only=True):
     multiplier: float = 2.0
     cap: float = 60.0
 
-    def delay(self, attempt: int, at_least: float | None = None) -> float:
-        """The wait after failed attempt ``attempt``; never less than ``at_least``."""
+    def delay(self, attempt: int) -> float:
+        """The wait after failed attempt ``attempt``."""
         try:
             wait = min(self.cap, self.base * self.multiplier ** (attempt - 1))
         except OverflowError:
             wait = self.cap
         import random  # here: it takes milliseconds to import, and is rarely needed
 
-        jittered = wait * random.uniform(0.75, 1.25)
-        return jittered if at_least is None else max(at_least, jittered)
+        return wait * random.uniform(0.75, 1.25)

@@ -51,7 +51,7 @@ class Workers:
         self._close = close
         self._drain_timeout = drain_timeout
         self._group: TaskGroup | None = None
-        self._first: list[Coroutine[None, None, None]] = []
+        self._coroutines: list[Coroutine[None, None, None]] = []
         # The scope of each worker by the number of its job; None until the task has begun.
         self._running: dict[int, anyio.CancelScope | None] = {}
         # Jobs whose worker was cancelled and is to be replaced. Meanwhile they have no task:
@@ -131,28 +131,28 @@ class Workers:
             self._interrupt = _interrupt_in(group)
             if self._interrupt is None:
                 raise
-        for work in self._first:
+        for work in self._coroutines:
             work.close()  # Python complains of a coroutine that was cancelled before it began
         if self._interrupt is not None:
             raise self._interrupt
         if stopped is not None:
             raise stopped
 
-    def _start(self, number: int) -> None:
+    def _start(self, number: int, delay: float = 0.0) -> None:
         """Start a worker that replaces one."""
         self._running[number] = None
         if self._event_loop.is_trio:
-            self._start_in_group(number)
+            self._start_in_group(number, delay)
         else:
             # Not in the group: something may be cancelling tasks now, and a task that is
             # cancelled before its first step would cancel the group, and the body with it.
-            work, on_cancelled = partial(self._work, number), partial(self._end, number, True)
-            self._event_loop.spawn(work, _name(number), on_cancelled)
+            on_cancelled = partial(self._end, number, restart=True)
+            self._event_loop.spawn(partial(self._work, number), _name(number), on_cancelled)
 
     def _start_in_group(self, number: int, delay: float = 0.0) -> None:
         assert self._group is not None
         work = self._work(number, delay)
-        self._first.append(work)
+        self._coroutines.append(work)
         # An empty context: workers must not inherit the caller's open spans, nor keep alive
         # what else its context holds.
         self._group.create_task(work, name=_name(number), context=Context())
@@ -167,26 +167,24 @@ class Workers:
     async def _work(self, number: int, delay: float = 0.0) -> None:
         if self._running.get(number) is not None:
             return  # the drain was faster, and has started another worker
-        is_stopped = False
         try:
             # Shielded: a cancellation from outside reaches the body, and the workers outlive
             # its unwinding.
             with anyio.CancelScope(shield=True) as self._running[number]:
-                if delay > 0:
-                    await anyio.sleep(delay)
                 if not self._is_drained:
-                    await self._serve(number)
+                    await self._serve(number, delay)
         except BaseException as stop:
             self._stopped_by(stop)
-            is_stopped = True
-        self._end(number, is_stopped)
+            self._end(number, restart=True)
+        else:
+            self._end(number)
 
-    def _end(self, number: int, restart: bool) -> None:
+    def _end(self, number: int, *, restart: bool = False) -> None:
         self._running.pop(number, None)
         if restart and not self._is_drained and self._interrupt is None:
             delay = _RESTART_AFTER_IN_DRAIN if self._is_draining else _RESTART_AFTER
             if self._event_loop.is_trio:
-                self._start_in_group(number, delay)
+                self._start(number, delay)
             else:
                 self._paused.add(number)
                 self._event_loop.call_later(delay, partial(self._end_pause, number))
@@ -198,9 +196,10 @@ class Workers:
             self._paused.remove(number)
             self._start(number)
 
-    async def _serve(self, number: int) -> None:
-        backoff = Backoff()
-        failures = 0
+    async def _serve(self, number: int, delay: float) -> None:
+        if delay > 0:
+            await anyio.sleep(delay)
+        backoff, failures = Backoff(), 0
         while True:
             try:
                 await self._jobs[number]()

@@ -92,7 +92,7 @@ def create(
         payload=Raw(payload),
         parent_span_id=parent,
         finished_at=at if ended else None,
-        result_payload=Raw(b'{"told":"at once"}') if ended else UNSET,
+        result_payload=Raw(b'{"sent":"at once"}') if ended else UNSET,
     )
 
 
@@ -897,7 +897,7 @@ class Deliveries(RuleBasedStateMachine):
         self.record(
             create(span.id, parent_id, run.id, status=status, payload=payload, at=self.tick())
         )
-        self.results[span.id] = b'{"told":"at once"}' if status in MERGED else UNSET
+        self.results[span.id] = b'{"sent":"at once"}' if status in MERGED else UNSET
         if status is SpanStatus.PENDING:
             self.end(run, span, SpanStatus.CANCELLED, None)
 

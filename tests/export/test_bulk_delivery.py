@@ -45,7 +45,7 @@ async def test_a_run_without_faults_takes_two_requests() -> None:
         assert (await stored_run(app)).shape == ("complete", [STEP] * 50)
     statistics = client.statistics()
     assert statistics.requests == 2
-    # Each outer span is told when the inner one is, and ends later.
+    # Each outer span is sent when the inner one is, and ends later.
     assert statistics.merged == 50
     assert statistics.delivered == statistics.accepted == 2 + 50 * 3 + 1
 

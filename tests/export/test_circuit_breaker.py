@@ -64,8 +64,8 @@ def test_one_failure_holds_up_its_own_request_only_and_not_for_long() -> None:
 def test_requests_that_were_on_their_way_together_count_as_one_failure(workers: int) -> None:
     breaker = make()
     rounds = [breaker.begin() for _ in range(workers)]
-    told = [breaker.failed(round, NOW + number / 100) for number, round in enumerate(rounds)]
-    assert told == [False] * workers
+    reported = [breaker.failed(round, NOW + number / 100) for number, round in enumerate(rounds)]
+    assert reported == [False] * workers
     assert (breaker.failures, breaker.is_open) == (1, False)
     assert breaker.wait(NOW + 1) <= 0
 
@@ -402,7 +402,7 @@ EVENTS = st.lists(
 def test_whatever_happens_waits_are_kept_and_bounded_and_outages_reported_in_turn(
     events: list[tuple[object, ...]],
 ) -> None:
-    breaker, now, told = make(), NOW, False
+    breaker, now, reported = make(), NOW, False
     asked_until = longest = -math.inf
     # The requests on their way: in which round they were sent, and whether as the only one.
     sent: list[tuple[int, bool]] = []
@@ -434,10 +434,10 @@ def test_whatever_happens_waits_are_kept_and_bounded_and_outages_reported_in_tur
                 now += seconds
             case _:
                 pass
-        assert not (news and told)
-        assert (took is not None) == (told and succeeded)
+        assert not (news and reported)
+        assert (took is not None) == (reported and succeeded)
         assert took is None or took >= 0
-        told = (told or news) and not succeeded
+        reported = (reported or news) and not succeeded
         wait = breaker.wait(now)
         assert wait >= asked_until - now - 1e-9
         if not (breaker.is_open and any(only for _, only in sent)):

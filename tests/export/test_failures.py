@@ -189,7 +189,7 @@ def test_only_a_span_with_a_parent_can_be_refused_for_it(
     if not isinstance(operation, CreateSpan):
         assert classify(operation, error) is FailureKind.REFUSED
         return
-    # The API cannot mean a parent that it was not told of.
+    # The API cannot mean a parent that was not given.
     without = FailureKind.ID_REFUSED if "id" in names else FailureKind.REFUSED
     assert classify(operation, error) is without
     child = msgspec.structs.replace(operation, parent_span_id="parent")

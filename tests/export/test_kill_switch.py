@@ -426,18 +426,18 @@ async def test_no_span_begins_after_a_terminated_run_was_left(api: FaultyApi) ->
 async def test_a_run_that_has_ended_does_not_hear_of_a_late_termination(
     api: FaultyApi, way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    told: list[str] = []
+    reasons: list[str] = []
     async with opened(api, **WAYS[way]) as client:
         async with client.agent_instance(**AGENT) as instance:
-            instance.on_terminate(told.append)
+            instance.on_terminate(reasons.append)
             await client.flush()
             record(instance)
             await terminate(api, instance.id)
         await client.flush()
         await anyio.sleep(2 * POLL)
-        instance.on_terminate(told.append)
+        instance.on_terminate(reasons.append)
         instance.check()
-        assert (instance.terminated, told) == (None, [])
+        assert (instance.terminated, reasons) == (None, [])
     assert_terminated(await stored_run(api))
     assert warnings(caplog) == []
 
@@ -1008,7 +1008,7 @@ async def test_a_callback_that_wants_to_exit_changes_no_balance_and_ends_no_loop
     await instance.start()
     instance.on_terminate(sys.exit)
     await kill(api, client, instance)
-    # In one request, of which something is settled before the callback is called.
+    # In one request, of which something is completed before the callback is called.
     record(going_on)
     record(instance)
     await client.flush()

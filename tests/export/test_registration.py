@@ -376,8 +376,8 @@ def lines_of(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
 async def refused_by_asyncs(api: FaultyApi, caplog: pytest.LogCaptureFixture) -> Refused:
     async with opened(api) as client:
         async with client.agent_instance(**AGENT) as instance:
-            told: list[str] = []
-            instance.on_terminate(told.append)
+            reasons: list[str] = []
+            instance.on_terminate(reasons.append)
             assert (instance.recorded, instance.records) == (False, True)
             assert is_pfid(instance.id)
             async with instance.span("agent:run", payload={"n": 1}) as span:
@@ -388,15 +388,15 @@ async def refused_by_asyncs(api: FaultyApi, caplog: pytest.LogCaptureFixture) ->
             await instance.record_quality("accuracy", {"score": 1})
             await client.flush()
             instance.check()
-        assert (instance.ended, instance.terminated, told) == (True, None, [])
+        assert (instance.ended, instance.terminated, reasons) == (True, None, [])
     return Refused(client.statistics(), lines_of(caplog))
 
 
 def refused_by_syncs(api: FaultyApi, caplog: pytest.LogCaptureFixture) -> Refused:
     with open_prefactor_sync(make_config(), asgi_app=api) as client:
         with client.agent_instance(**AGENT) as instance:
-            told: list[str] = []
-            instance.on_terminate(told.append)
+            reasons: list[str] = []
+            instance.on_terminate(reasons.append)
             assert (instance.recorded, instance.records) == (False, True)
             with instance.span("agent:run", payload={"n": 1}) as span:
                 assert current_span() is span
@@ -406,13 +406,13 @@ def refused_by_syncs(api: FaultyApi, caplog: pytest.LogCaptureFixture) -> Refuse
             instance.record_quality_nowait("accuracy", {"score": 1})
             client.flush()
             instance.check()
-        assert (instance.ended, instance.terminated, told) == (True, None, [])
+        assert (instance.ended, instance.terminated, reasons) == (True, None, [])
     return Refused(client.statistics(), lines_of(caplog))
 
 
 def assert_refused(refused: Refused, api: FaultyApi, status: int, way_out: str) -> None:
     # The registration, the run's start and finish, two spans, and the quality. Started below
-    # another span, a span is told as it starts and as it ends, unless both are sent as one.
+    # another span, a span is sent as it starts and as it ends, unless both are sent as one.
     assert refused.statistics.dropped.keys() == {"refused"}
     assert refused.statistics.accepted == refused.statistics.lost >= 6
     assert (refused.statistics.pending, refused.statistics.pending_bytes) == (0, 0)

@@ -63,8 +63,8 @@ def assert_balanced(statistics: Statistics) -> None:
 
 def assert_settled(statistics: Statistics) -> None:
     assert_balanced(statistics)
-    settled = (statistics.pending, statistics.pending_bytes, statistics.in_flight)
-    assert settled == (0, 0, 0)
+    completed = (statistics.pending, statistics.pending_bytes, statistics.in_flight)
+    assert completed == (0, 0, 0)
 
 
 # --- flush
@@ -356,7 +356,7 @@ async def test_pending_bytes_grow_with_the_payloads_and_are_zero_when_all_is_com
     queue = {**HELD, "max_batch_operations": size}
     async with open_client(api, queue=queue, drain_timeout=60) as client:
         async with client.agent_instance(**AGENT) as instance:
-            api.away = True  # nothing is settled meanwhile
+            api.away = True  # nothing is completed meanwhile
             empty = client.statistics().pending_bytes
             async with instance.span("agent:tool", payload={"text": "x" * 10_000}) as span:
                 await span.start()
@@ -499,8 +499,8 @@ async def test_new_spans_are_dropped_when_too_many_operations_wait(
             assert client.statistics().dropped == {"full": 6}
     assert (await stored_run(api)).shape == ("complete", [TOOL] * 6)
     assert_settled(client.statistics())
-    told = [r for r in caplog.records if r.name == "prefactor_core.export.loss_report"]
-    assert [record.levelno for record in told] == [logging.WARNING]
+    reported = [r for r in caplog.records if r.name == "prefactor_core.export.loss_report"]
+    assert [record.levelno for record in reported] == [logging.WARNING]
 
 
 async def test_new_spans_are_dropped_when_too_many_bytes_wait(api: FaultyApi) -> None:

@@ -16,40 +16,40 @@ from prefactor_core.export.termination import NO_REASON, Termination
 
 def test_a_callback_gets_the_reason_once() -> None:
     termination = Termination()
-    told: list[str] = []
-    termination.watch(told.append)
-    assert told == []
+    reasons: list[str] = []
+    termination.watch(reasons.append)
+    assert reasons == []
     assert termination.throw("over budget")
     assert not termination.throw("again")
-    assert told == ["over budget"]
+    assert reasons == ["over budget"]
     assert termination.reason == "over budget"
 
 
 def test_a_callback_that_is_added_late_is_called_at_once() -> None:
     termination = Termination()
     termination.throw("over budget")
-    told: list[str] = []
-    termination.watch(told.append)
-    assert told == ["over budget"]
+    reasons: list[str] = []
+    termination.watch(reasons.append)
+    assert reasons == ["over budget"]
 
 
 @pytest.mark.parametrize("reason", [None, ""])
 def test_a_run_that_is_stopped_without_a_reason_has_one_all_the_same(reason: str | None) -> None:
     termination = Termination()
-    told: list[str] = []
-    termination.watch(told.append)
+    reasons: list[str] = []
+    termination.watch(reasons.append)
     assert termination.throw(reason)
-    assert told == [termination.reason] == [NO_REASON]
+    assert reasons == [termination.reason] == [NO_REASON]
 
 
 def test_a_run_that_has_ended_is_stopped_no_more() -> None:
     termination = Termination()
-    told: list[str] = []
-    termination.watch(told.append)
+    reasons: list[str] = []
+    termination.watch(reasons.append)
     termination.run_ended()
-    termination.watch(told.append)
+    termination.watch(reasons.append)
     assert not termination.throw("over budget")
-    assert (termination.reason, told) == (None, [])
+    assert (termination.reason, reasons) == (None, [])
     assert not termination.stops_spans
 
 
@@ -74,16 +74,16 @@ def test_a_callback_that_raises_is_logged_and_the_others_are_called(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     termination = Termination()
-    told: list[str] = []
+    reasons: list[str] = []
 
     def fail(reason: str) -> None:
         raise ValueError(reason)
 
     termination.watch(fail)
-    termination.watch(told.append)
+    termination.watch(reasons.append)
     assert termination.throw("over budget")
     termination.watch(fail)
-    assert told == ["over budget"]
+    assert reasons == ["over budget"]
     for record in caplog.records:
         assert record.levelno == logging.ERROR
         assert record.getMessage().startswith("a callback of on_terminate() raised")
@@ -93,10 +93,10 @@ def test_a_callback_that_raises_is_logged_and_the_others_are_called(
 
 def test_a_callback_may_watch_itself() -> None:
     termination = Termination()
-    told: list[str] = []
-    termination.watch(lambda reason: termination.watch(told.append))
+    reasons: list[str] = []
+    termination.watch(lambda reason: termination.watch(reasons.append))
     termination.throw("over budget")
-    assert told == ["over budget"]
+    assert reasons == ["over budget"]
 
 
 @pytest.mark.parametrize(
@@ -109,11 +109,11 @@ def test_an_exception_of_a_callback_does_not_reach_its_caller(
         raise error
 
     termination = Termination()
-    told: list[str] = []
+    reasons: list[str] = []
     termination.watch(fail)
-    termination.watch(told.append)
+    termination.watch(reasons.append)
     assert termination.throw("over budget")
-    assert told == ["over budget"]
+    assert reasons == ["over budget"]
     assert [record.exc_info and record.exc_info[1] for record in caplog.records] == [error]
 
 
@@ -154,10 +154,10 @@ def test_spans_end_with_the_scope_and_at_once_without_one(
 @given(st.lists(st.sampled_from(["throw", "watch", "end"])))
 def test_every_callback_gets_the_first_reason_once_or_never(steps: list[str]) -> None:
     termination = Termination()
-    told: list[list[str]] = []
+    reasons: list[list[str]] = []
     thrown: str | None = None
     over = False
-    # For each watcher, what it is to be told.
+    # For each watcher, the reasons that it is to get.
     expected: list[list[str]] = []
     for number, step in enumerate(steps):
         if step == "throw":
@@ -167,11 +167,11 @@ def test_every_callback_gets_the_first_reason_once_or_never(steps: list[str]) ->
                 thrown = f"reason {number}"
                 expected = [[thrown] for _ in expected]
         elif step == "watch":
-            told.append([])
-            termination.watch(told[-1].append)
+            reasons.append([])
+            termination.watch(reasons[-1].append)
             expected.append([] if thrown is None else [thrown])
         else:
             termination.run_ended()
             over = True
-        assert told == expected
+        assert reasons == expected
         assert termination.reason == thrown

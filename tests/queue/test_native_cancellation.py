@@ -58,8 +58,8 @@ def test_any_number_of_native_cancellations_leaves_a_clean_loop(
             statistics = client.statistics()
             assert statistics.pending == 0
             assert statistics.accepted == statistics.delivered + statistics.lost
-            told = [r for r in caplog.records if "were not delivered" in r.getMessage()]
-            assert len(told) == (1 if statistics.lost else 0)
+            reported = [r for r in caplog.records if "were not delivered" in r.getMessage()]
+            assert len(reported) == (1 if statistics.lost else 0)
             names = [other.get_name() for other in asyncio.all_tasks()]
             assert not [name for name in names if name.startswith("prefactor")]
 
@@ -270,8 +270,8 @@ async def test_wherever_a_cancellation_hits_the_tree_is_whole_and_nothing_is_sen
                 else:
                     tasks.cancel_scope.cancel()
         assert all(client.statistics().lost == 0 for client in clients)
-        told = Counter(call.body["idempotency_key"] for call in api.operations)
-        assert set(told.values()) <= {1}
+        sent = Counter(call.body["idempotency_key"] for call in api.operations)
+        assert set(sent.values()) <= {1}
         for stored in await stored_runs(api):
             statuses = {stored.status} | {span.status for span in stored.spans.values()}
             assert statuses <= {"complete", "cancelled"}

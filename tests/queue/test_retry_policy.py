@@ -32,17 +32,6 @@ def test_a_wait_is_the_base_multiplied_after_each_attempt_within_cap_and_jitter(
     assert delay == pytest.approx(min(wait, cap), rel=0.2500001)
 
 
-@given(attempts, seconds)
-def test_a_wait_is_never_less_than_what_the_api_asks_for(attempt: int, at_least: float) -> None:
-    delay = Backoff().delay(attempt, at_least=at_least)
-    assert delay >= at_least
-    assert delay <= max(at_least, 75)
-
-
-def test_what_the_api_asks_for_does_not_shorten_a_wait() -> None:
-    assert min(Backoff().delay(7, at_least=0.5) for _ in range(100)) >= 45
-
-
 @pytest.mark.parametrize("attempt", [10**6, 10**30, 10**400])
 def test_after_any_number_of_attempts_the_wait_is_the_cap(attempt: int) -> None:
     assert Backoff(cap=8).delay(attempt) == pytest.approx(8, rel=0.25)

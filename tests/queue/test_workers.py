@@ -176,7 +176,10 @@ async def test_what_cannot_be_closed_is_served_until_the_drain_is_over(
 
 
 @virtual_time
-async def test_a_cancellation_that_a_job_has_kept_and_raises_again_ends_no_worker() -> None:
+@pytest.mark.parametrize("when", ["in the body", "in the drain"])
+async def test_a_cancellation_that_a_job_has_kept_and_raises_again_ends_no_worker(
+    when: str,
+) -> None:
     kept: list[BaseException] = []
     with anyio.CancelScope() as scope:
         scope.cancel()
@@ -188,6 +191,8 @@ async def test_a_cancellation_that_a_job_has_kept_and_raises_again_ends_no_worke
     service = Service(1, 2)
 
     async def serve() -> None:
+        if when == "in the drain":
+            await service.closed.wait()
         if kept:
             raise kept.pop()
         await service.serve(0)
@@ -195,7 +200,8 @@ async def test_a_cancellation_that_a_job_has_kept_and_raises_again_ends_no_worke
     with anyio.fail_after(20):
         async with Workers([serve], service.close, drain_timeout=5):
             await anyio.sleep(10)
-            assert service.done == [1, 2]
+            assert service.done == ([1, 2] if when == "in the body" else [])
+    assert service.done == [1, 2]
 
 
 @virtual_time
