@@ -25,7 +25,7 @@ from prefactor_core import (
     SyncPrefactorClient,
     open_prefactor,
 )
-from prefactor_core.agent.span_context import DisabledSpan
+from prefactor_core.agent.disabled_span import DisabledSpan
 from prefactor_core.config.lazy_module import LazyModule
 from prefactor_core.export.counters import Counters
 
@@ -251,7 +251,7 @@ async def test_what_lives_in_one_process_says_so_to_who_copies_or_pickles_it(
             "AgentInstanceScope is the scope": r.client.agent_instance(**AGENT),
             "PrefactorCoreClient is a client": r.client,
             "SpanContext is a span": r.instance.span("agent:llm"),
-            "DisabledSpan is a span": DisabledSpan(),
+            "DisabledSpan is a span": DisabledSpan(r.client.span_manager.recorder),
             "SpanManager is what": r.client.span_manager,
             "AgentInstanceManager is what": r.client.instance_manager,
             "SyncPrefactorClient is a client": SyncPrefactorClient(open_prefactor(make_config())),

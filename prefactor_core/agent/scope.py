@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import anyio
 import anyio.lowlevel
 
-from prefactor_core.agent.agent_instance import AgentInstanceHandle, forget_ended_runs
 from prefactor_core.agent.cancellation import leave_scope
-from prefactor_core.config.lazy_module import LazyModule
+from prefactor_core.agent.instance import AgentInstanceHandle, Client, forget_ended_runs
 from prefactor_core.exceptions import (
     ClientScopeError,
     PrefactorCoreError,
@@ -21,11 +19,6 @@ from prefactor_core.exceptions import (
 from prefactor_core.exceptions.live import Live
 from prefactor_core.exceptions.outcome import outcome_of
 from prefactor_core.recording.run_end import finish_run_in_slices
-
-if TYPE_CHECKING:
-    from prefactor_core.client import recorder
-else:
-    recorder = LazyModule("prefactor_core.client.recorder")
 
 # The scopes of runs that were entered in this context, innermost last.
 _run_scopes: ContextVar[tuple[AgentInstanceScope, ...]] = ContextVar(
@@ -50,7 +43,7 @@ class AgentInstanceScope(Live):
 
     def __init__(
         self,
-        client: recorder.Recorder,
+        client: Client,
         register: Callable[[], Awaitable[AgentInstanceHandle]],
     ) -> None:
         self._client = client
@@ -118,7 +111,7 @@ class AgentInstanceScope(Live):
         run.raise_if_terminated(left, caught=left is not error)
 
     @classmethod
-    def client_closes(cls, client: recorder.Recorder) -> None:
+    def client_closes(cls, client: Client) -> None:
         """The scope of ``client`` is left now, before those of its runs if there are any."""
         cls._go_on_without([scope for scope in _run_scopes.get() if scope._client is client])
 
@@ -141,9 +134,9 @@ class AgentInstanceScope(Live):
 class OpenRun:
     """A run that ends with a block, and how that is left."""
 
-    def __init__(self, client: recorder.Recorder, handle: AgentInstanceHandle) -> None:
-        self._client = client
-        instances = client.instance_manager
+    def __init__(self, client: Client, handle: AgentInstanceHandle) -> None:
+        self._instances = instances = client.instance_manager
+        self._recorder = handle.recorder
         self._event_loop = instances.event_loop
         self._instance = instances.get(handle.id)
         self._identity = instances.identity(handle.id)
@@ -181,7 +174,9 @@ class OpenRun:
         # Once, and first: a termination that comes later than this is too late.
         self._terminated = self._termination.reason
         outcome = outcome_of(error) if self._terminated is None else "cancelled"
-        yield from finish_run_in_slices(self._client, self._instance, outcome, error)
+        yield from finish_run_in_slices(
+            self._instances, self._recorder, self._instance, outcome, error
+        )
         forget_ended_runs()
 
     def raise_if_terminated(self, error: BaseException | None, *, caught: bool = False) -> None:

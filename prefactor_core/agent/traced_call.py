@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from prefactor_core.agent.span_context import SpanContext
+from prefactor_core.agent.span import SpanContext
 from prefactor_core.context_stack import SpanContextStack
 from prefactor_core.exceptions import (
     ClientNotInitializedError,
@@ -24,7 +24,7 @@ from prefactor_core.payloads.capture import fields_of
 from prefactor_core.payloads.markers import full_type_name
 
 if TYPE_CHECKING:
-    from prefactor_core.agent.agent_instance import AgentInstanceHandle
+    from prefactor_core.agent.instance import AgentInstanceHandle
     from prefactor_core.payloads.capture import Capture
 
 logger = logging.getLogger("prefactor_core.agent.tracing")
@@ -199,17 +199,17 @@ class Call:
 
     def enters(self) -> None:
         """The span is innermost from here; only what was entered before can be."""
-        if self.span is not None and self.span.opened is not None:
-            SpanContextStack.enter(self.span.opened)
+        if self.span is not None and self.span.was_opened:
+            SpanContextStack.enter(self.span)
 
     def leaves(self) -> None:
         """The span is not innermost any more, and goes on."""
-        if self.span is not None and self.span.opened is not None:
-            SpanContextStack.remove(self.span.opened)
+        if self.span is not None and self.span.was_opened:
+            SpanContextStack.remove(self.span)
 
     def __enter__(self) -> Self:
         if self.span is not None:
-            if self.span.opened is not None:
+            if self.span.was_opened:
                 self.enters()
                 return self
             try:
@@ -220,7 +220,7 @@ class Call:
         return self
 
     async def __aenter__(self) -> Self:
-        if self.span is not None and self.span.opened is None:
+        if self.span is not None and not self.span.was_opened:
             try:
                 await self.span.__aenter__()
             except PrefactorCoreError as error:

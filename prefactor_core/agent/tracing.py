@@ -15,7 +15,7 @@ from prefactor_core.agent.traced_value import DONE, hand_on
 from prefactor_core.exceptions import PrefactorValueError, in_message
 
 if TYPE_CHECKING:
-    from prefactor_core.agent.agent_instance import AgentInstanceHandle
+    from prefactor_core.agent.instance import AgentInstanceHandle
 
 F = TypeVar("F", bound=Callable[..., object])
 

@@ -21,22 +21,21 @@ from prefactor_core.operations import Operation
 from prefactor_core.payloads.secret_str import SecretStr
 from prefactor_core.queue.base import Queue, QueueClosedError
 from prefactor_core.queue.importing import import_in_thread
+from prefactor_core.recording.instance_manager import AgentInstanceManager
+from prefactor_core.recording.quality import QualityManager
+from prefactor_core.recording.span_manager import SpanManager
 from prefactor_core.schema_registry import SchemaRegistry
 
 if TYPE_CHECKING:
     import signal
 
-    from prefactor_core import managers
     from prefactor_core.api import client as api_client
     from prefactor_core.client.disabled import DisabledScope
     from prefactor_core.client.host_task import HostTask
     from prefactor_core.client.scope import ClientScope
     from prefactor_core.client.signals import SignalCancellation
-    from prefactor_core.recording import quality
 else:
     signal = LazyModule("signal")
-    managers = LazyModule("prefactor_core.managers")
-    quality = LazyModule("prefactor_core.recording.quality")
     api_client = LazyModule("prefactor_core.api.client")
 
 
@@ -280,17 +279,17 @@ class PrefactorCoreClient(Recorder):
         await self._open_scope().flush()
 
     @property
-    def instance_manager(self) -> managers.AgentInstanceManager:
+    def instance_manager(self) -> AgentInstanceManager:
         """The open runs. Raises :class:`ClientNotInitializedError` outside of the scope."""
         return self._open_scope().instance_manager
 
     @property
-    def span_manager(self) -> managers.SpanManager:
+    def span_manager(self) -> SpanManager:
         """The open spans. Raises :class:`ClientNotInitializedError` outside of the scope."""
         return self._open_scope().span_manager
 
     @property
-    def quality_manager(self) -> quality.QualityManager:
+    def quality_manager(self) -> QualityManager:
         """What tells of quality. Raises :class:`ClientNotInitializedError` outside of the
         scope."""
         return self._open_scope().quality_manager

@@ -6,30 +6,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import anyio.lowlevel
 
-from prefactor_core.agent.agent_instance import AgentInstanceHandle
+from prefactor_core.agent.disabled_span import DisabledSpan
+from prefactor_core.agent.instance import AgentInstanceHandle
 from prefactor_core.agent.scope import AgentInstanceScope
-from prefactor_core.agent.span_context import SpanContext
+from prefactor_core.agent.span import SpanContext, new_span, start_by_id, start_by_id_nowait
 from prefactor_core.config import OnRefused, PrefactorCoreConfig
-from prefactor_core.config.lazy_module import LazyModule
 from prefactor_core.exceptions import PrefactorValueError, in_message
-from prefactor_core.exceptions.checks import to_time
 from prefactor_core.exceptions.live import Live
 from prefactor_core.operations import Purpose
+from prefactor_core.recording.instance_manager import AgentInstanceManager
+from prefactor_core.recording.quality import QualityManager
+from prefactor_core.recording.span_manager import SpanManager
 from prefactor_core.schema_registry import Schema
 from prefactor_core.schema_registry.schema_version import choose_schema_version
 from prefactor_core.schema_registry.type_schema import Fields, SpanParams
 from prefactor_core.schema_registry.typed_span import TypedStep
-
-if TYPE_CHECKING:
-    from prefactor_core import managers
-    from prefactor_core.recording import quality
-else:
-    managers = LazyModule("prefactor_core.managers")
-    quality = LazyModule("prefactor_core.recording.quality")
 
 Result = TypeVar("Result")
 
@@ -49,17 +44,17 @@ class Recorder(Live, ABC):
 
     @property
     @abstractmethod
-    def instance_manager(self) -> managers.AgentInstanceManager:
+    def instance_manager(self) -> AgentInstanceManager:
         """The open runs. Raises :class:`ClientNotInitializedError` outside of the scope."""
 
     @property
     @abstractmethod
-    def span_manager(self) -> managers.SpanManager:
+    def span_manager(self) -> SpanManager:
         """The open spans. Raises :class:`ClientNotInitializedError` outside of the scope."""
 
     @property
     @abstractmethod
-    def quality_manager(self) -> quality.QualityManager:
+    def quality_manager(self) -> QualityManager:
         """What tells of quality. Raises :class:`ClientNotInitializedError` outside of the
         scope."""
 
@@ -183,17 +178,8 @@ class Recorder(Live, ABC):
     ) -> str:
         """Start a span, now or as of ``started_at`` (an aware datetime), and give its id. It is
         the innermost one of this context until :meth:`finish_span` ends it, in whichever task."""
-        at = None if started_at is None else to_time("started_at", started_at)
         span = self._span(instance_id, schema_name, parent_span_id, None, payload)
-        if self.config.enabled:  # else nobody would leave it
-            await span.__aenter__()
-        try:
-            await span.start(started_at=at)
-            return span.id
-        except BaseException:
-            # Cancelled: nobody will get the id, so nobody could end the span.
-            span.cancel_nowait()
-            raise
+        return await start_by_id(span, started_at)
 
     def create_span_nowait(
         self,
@@ -206,14 +192,7 @@ class Recorder(Live, ABC):
     ) -> str:
         """As :meth:`create_span`, in synchronous code."""
         span = self._span(instance_id, schema_name, parent_span_id, None, payload)
-        try:
-            span.start_nowait(started_at=started_at)
-            return span.id
-        except BaseException:
-            if span.is_open:
-                # Nobody will get the id, so nobody could end the span.
-                span.cancel_nowait()
-            raise
+        return start_by_id_nowait(span, started_at)
 
     async def finish_span(
         self,
@@ -229,7 +208,8 @@ class Recorder(Live, ABC):
         :class:`PrefactorValueError` for a time before its start.
         """
         self.finish_span_nowait(span_id, result_payload, timestamp=timestamp)
-        await anyio.lowlevel.checkpoint()
+        if self.span_manager.recorder.event_loop.is_turn_due():
+            await anyio.lowlevel.checkpoint()
 
     def finish_span_nowait(
         self,
@@ -254,7 +234,7 @@ class Recorder(Live, ABC):
         Raises :class:`InstanceNotFoundError` for what is no id of a run, and
         :class:`PrefactorValueError` for what is no name, or has no fields.
         """
-        run = self.span_manager.run_of(instance_id)
+        run = self.span_manager.recorder.run_of(instance_id)
         await self.quality_manager.record_in_turn(run, name, payload)
         await anyio.lowlevel.checkpoint()
 
@@ -262,7 +242,7 @@ class Recorder(Live, ABC):
         self, instance_id: str, name: str, payload: Mapping[str, object] | Fields | None = None
     ) -> None:
         """As :meth:`record_quality`, in synchronous code."""
-        run = self.span_manager.run_of(instance_id)
+        run = self.span_manager.recorder.run_of(instance_id)
         self.quality_manager.record(run, name, payload)
 
     @overload
@@ -320,5 +300,8 @@ class Recorder(Live, ABC):
         span_id: str | None,
         payload: Mapping[str, object] | Fields | None,
     ) -> SpanContext[Any]:
-        spans = self.span_manager
-        return spans.context(spans.run_of(instance_id), step, parent_span_id, span_id, payload)
+        recorder = self.span_manager.recorder
+        run = recorder.run_of(instance_id)
+        if not recorder.records:
+            return DisabledSpan(recorder)
+        return new_span(recorder, run, step, parent_span_id, span_id, payload)

@@ -20,17 +20,19 @@ from prefactor_core.exceptions import (
     PrefactorTelemetryFailureError,
 )
 from prefactor_core.exceptions.log import log
-from prefactor_core.export.exporter import Delivery
+from prefactor_core.export.exporter import Exporter
 from prefactor_core.operations import Operation
 from prefactor_core.payloads.capture import Capture
 from prefactor_core.queue.awaited import without_waiting
 from prefactor_core.queue.base import Queue
 from prefactor_core.queue.memory import InMemoryQueue
 from prefactor_core.queue.retry_policy import Backoff
-from prefactor_core.recording.agent_instances import AgentInstanceManager
+from prefactor_core.recording.instance_manager import AgentInstanceManager
+from prefactor_core.recording.long_spans import LongSpans
 from prefactor_core.recording.quality import QualityManager
+from prefactor_core.recording.recorder import Recorder
 from prefactor_core.recording.run_end import finish_open_runs
-from prefactor_core.recording.spans import SpanManager
+from prefactor_core.recording.span_manager import SpanManager
 
 if TYPE_CHECKING:
     from prefactor_core.api.client import ApiClient, AsgiApp
@@ -48,20 +50,18 @@ class ClientScope:
     def __init__(
         self,
         config: PrefactorCoreConfig,
-        connections: AsyncExitStack,
-        delivery: Delivery,
+        delivery: Exporter,
         checks: PayloadChecks | None,
     ) -> None:
-        self._connections = connections
+        self._connections = AsyncExitStack()
         self._delivery = delivery
         self.event_loop = delivery.event_loop
         self.counters = delivery.counters
         self._host_task_id = anyio.get_current_task().id
         self._raise_on_loss = config.raise_on_loss
         self.instance_manager = AgentInstanceManager(
-            delivery.buffer.record,
-            identities=delivery.identities,
-            event_loop=delivery.event_loop,
+            delivery.buffer,
+            delivery.identities,
             registrations=delivery,
             environment=partial(build_runtime_environment, config.sdk_header_entry),
             checks=checks,
@@ -74,14 +74,16 @@ class ClientScope:
             enabled=config.capture_payloads,
             degraded=delivery.counters.degraded,
         )
-        self.span_manager = SpanManager(
+        self.recorder = Recorder(
             delivery.buffer,
             delivery.identities,
             capture,
-            self.instance_manager.start_with,
+            self.instance_manager.begin,
             config.schema_registry,
         )
-        self.quality_manager = QualityManager(delivery.buffer, capture)
+        self.span_manager = SpanManager(self.recorder)
+        self.quality_manager = QualityManager(self.recorder)
+        delivery.run_also(LongSpans(self.recorder, config.queue_config.report_after))
         self._unclosed = watch(delivery, delivery.counters, delivery.event_loop)
 
     @classmethod
@@ -117,7 +119,7 @@ class ClientScope:
                 multiplier=http.retry_multiplier,
                 cap=http.max_retry_delay,
             )
-            delivery = Delivery(
+            delivery = Exporter(
                 api,
                 queues,
                 queueing,
@@ -125,9 +127,15 @@ class ClientScope:
                 config.drain_timeout,
                 config.termination_poll_interval,
             )
-            await delivery.__aenter__()
+            scope = cls(config, delivery, checks)
+            try:
+                await delivery.__aenter__()
+            except BaseException:
+                scope._unclosed.detach()
+                raise
             # Nothing below waits or fails, so nothing has to undo the line above.
-            return cls(config, opening.pop_all(), delivery, checks)
+            scope._connections = opening.pop_all()
+            return scope
 
     def check_task(self) -> None:
         """Raises :class:`ClientScopeError` in another task than the one that opened this."""
@@ -154,10 +162,12 @@ class ClientScope:
         # 2. No more spans begin, in whichever thread; open runs are finished, their open spans
         #    first. Then nothing more is recorded.
         #    There may be many of them: other tasks have their turns in between.
-        self.span_manager.close()
+        self.recorder.close()
         try:
             try:
-                await self.event_loop.in_turns(finish_open_runs(self, error))
+                await self.event_loop.in_turns(
+                    finish_open_runs(self.instance_manager, self.recorder, error)
+                )
             except Exception as bug:
                 # Of ours; nothing of the exit below may be skipped for it, nor for a Ctrl-C.
                 log(logger, logging.ERROR, "open runs could not be finished", error=bug)

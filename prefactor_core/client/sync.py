@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Un
 
 import anyio
 
-from prefactor_core.agent.agent_instance import AgentInstanceHandle
+from prefactor_core.agent.instance import AgentInstanceHandle
 from prefactor_core.agent.scope import OpenRun
 from prefactor_core.client.client import PrefactorCoreClient, open_prefactor
 from prefactor_core.config import PrefactorCoreConfig, PrefactorOptions

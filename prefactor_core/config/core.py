@@ -74,6 +74,10 @@ class QueueConfig(Struct):
     ``retry_delay_base``: seconds. A failed request is sent again after a tenth of it; while all
     requests fail, all workers wait, after each failure ``retry_multiplier`` times as long as
     before. An operation that fails alone while others are accepted waits that long itself.
+    ``report_after``: seconds. A span that is still open that long after its entering is reported as
+    active, ancestors first, so that the running step is visible; 0 reports it at its entering,
+    ``math.inf`` at its end. A span whose payload is filled in from its result, such as
+    :class:`~prefactor_core.span_types.LLMCall`, waits for its end unless it was started.
     ``batch_window``: how long an operation waits for others to share its request, in
     seconds; 0 or more.
     ``max_batch_operations``, ``max_batch_bytes``: the size of one request, at least one
@@ -93,6 +97,7 @@ class QueueConfig(Struct):
     num_workers: int = 3
     max_retries: int = 3
     retry_delay_base: float = 1.0
+    report_after: float = 1.0
     batch_window: float = 0.1
     max_batch_operations: int = 500
     # Below the limit of 1 MiB that many proxies have.
@@ -109,6 +114,7 @@ class QueueConfig(Struct):
             )
         self.max_retries = to_count("max_retries", self.max_retries)
         self.retry_delay_base = to_positive("retry_delay_base", self.retry_delay_base)
+        self.report_after = to_seconds("report_after", self.report_after)
         self.batch_window = to_seconds("batch_window", self.batch_window)
         if self.batch_window == math.inf:
             raise PrefactorValueError(

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, cast
+from datetime import UTC
+from typing import TYPE_CHECKING, cast
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
+from prefactor_core.models.clock import PLAIN_DATETIME, to_datetime, to_nanoseconds
 from prefactor_core.models.lifecycle import OUTCOMES
 
 if TYPE_CHECKING:
     import signal
-
-PLAIN_DATETIME: Final = cast("type[datetime]", datetime.__mro__[-3])
-"""The ``datetime`` of C. JSON is written of no subclass, and libraries that freeze time put one
-in the place of ``datetime`` in every module."""
 
 # Of printable ASCII: it goes into a header.
 _SDK_ENTRY = r"[!-~]+@[!-?A-~]+( [!-~]+@[!-?A-~]+)*"
@@ -129,8 +126,8 @@ def to_count(name: str, value: object) -> int:
     return number
 
 
-def to_time(name: str, value: object) -> datetime:
-    """A moment, in UTC, as a plain ``datetime``: it must say how it lies to UTC."""
+def to_time(name: str, value: object) -> int:
+    """Nanoseconds since 1970 of a ``datetime``, which must be aware."""
     if not isinstance(value, PLAIN_DATETIME):
         raise PrefactorValueError(
             f"{name} must be a datetime, got {in_message(value)}: datetime.now(UTC) gives one"
@@ -138,7 +135,7 @@ def to_time(name: str, value: object) -> datetime:
     problem = ""
     try:
         if value.utcoffset() is not None:
-            return PLAIN_DATETIME(
+            moment = PLAIN_DATETIME(
                 value.year,
                 value.month,
                 value.day,
@@ -148,7 +145,8 @@ def to_time(name: str, value: object) -> datetime:
                 value.microsecond,
                 value.tzinfo,
                 fold=value.fold,
-            ).astimezone(UTC)
+            )
+            return to_nanoseconds(moment.astimezone(UTC))
     except Exception as error:  # out of all bounds in UTC, or its tzinfo is somebody's own
         problem = type(error).__qualname__
     if problem:
@@ -159,15 +157,14 @@ def to_time(name: str, value: object) -> datetime:
     )
 
 
-def to_end(name: str, value: object, what: str, start: datetime | None) -> datetime:
-    """A moment (:func:`to_time`) that is not before the ``start`` of ``what``, if that began."""
-    end = to_time(name, value)
+def check_end(name: str, end: int, what: str, start: int | None) -> None:
+    """Raises :class:`PrefactorValueError` if ``end`` is before the ``start`` of ``what``, both in
+    nanoseconds since 1970; ``start``: None if it has not begun."""
     if start is not None and end < start:
         raise PrefactorValueError(
-            f"{name} {end.isoformat()} is before the start of {what}, {start.isoformat()}: give "
-            "a later one, or none for now"
+            f"{name} {to_datetime(end).isoformat()} is before the start of {what}, "
+            f"{to_datetime(start).isoformat()}: give a later one, or none for now"
         )
-    return end
 
 
 def to_signals(name: str, value: object) -> tuple[signal.Signals, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus, is_terminal
+from prefactor_core.models.lifecycle import OPEN, InstanceStatus, SpanStatus, is_terminal
 
 
 def _now() -> datetime:
@@ -61,5 +61,4 @@ class Span(Struct, kw_only=True):
     @property
     def ended(self) -> bool:
         """Whether the span is complete, failed or cancelled."""
-        # Not is_terminal(): this is asked several times for every span.
-        return self.status is not SpanStatus.ACTIVE and self.status is not SpanStatus.PENDING
+        return self.status not in OPEN

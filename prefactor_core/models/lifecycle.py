@@ -37,6 +37,9 @@ class InstanceStatus(StrEnum):
     TERMINATED = "terminated"
 
 
+OPEN: Final = (SpanStatus.PENDING, SpanStatus.ACTIVE)
+"""The states of a span that has not ended."""
+
 Outcome = Literal["complete", "failed", "cancelled"]
 """The ends of a body, a span or a run."""
 

@@ -8,7 +8,6 @@ the event happens, with its time and its idempotency key, and every attempt send
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import ClassVar, Literal, TypeAlias
 
 import msgspec
@@ -29,8 +28,8 @@ Purpose: TypeAlias = Literal["live", "smoke_test", "eval"]
 class _Operation(Struct, frozen=True, kw_only=True, tag_field="operation_type"):
     """What all operations have."""
 
-    timestamp: datetime
-    """When it happened; aware, UTC."""
+    timestamp: int
+    """When it happened: nanoseconds since 1970, in UTC."""
 
     idempotency_key: str
     """8 to 64 characters; the same on every attempt."""
@@ -126,7 +125,7 @@ class CreateSpan(_Operation, frozen=True, kw_only=True, gc=False, tag="CREATE_SP
     status: SpanStatus
     payload: Raw
     parent_span_id: str | None = None
-    finished_at: datetime | None = None
+    finished_at: int | None = None
     result_payload: Raw | UnsetType = UNSET
 
     @property

@@ -8,7 +8,7 @@ from itertools import islice
 from prefactor_core.export.counters import Counters
 from prefactor_core.export.identity import Identities
 from prefactor_core.operations import identifiers
-from prefactor_core.recording.open_span import OpenSpan
+from prefactor_core.recording.span_record import SpanRecord
 
 
 class SpanIndex:
@@ -21,40 +21,51 @@ class SpanIndex:
     def __init__(self, counters: Counters, identities: Identities) -> None:
         self._counters = counters
         self._identities = identities
-        self.spans: dict[str, OpenSpan] = {}
+        self.spans: dict[str, SpanRecord] = {}
         # By the id that its operations call the run, in the order of opening: parents stand before
         # their children.
-        self._by_run: dict[str, dict[str, OpenSpan]] = {}
+        self._by_run: dict[str, dict[str, SpanRecord]] = {}
         # Those whose run may get another partition, by the part of their id that stays the same.
-        self._provisional: dict[str, OpenSpan] = {}
+        self._provisional: dict[str, SpanRecord] = {}
+        # How many were ever opened.
+        self.opened = 0
+        # Those of which no operation was recorded, in the order of opening.
+        self.unreported: dict[str, SpanRecord] = {}
 
-    def add(self, span: OpenSpan, held: int) -> None:
+    def add(self, span: SpanRecord, held: int) -> None:
         """The span is open; its payload has ``held`` bytes."""
         if span.run.id != span.run.recorded_id or not span.run.registered:
-            self._provisional[identifiers.without_partition(span.id)] = span
+            self._provisional[identifiers.without_partition(span.recorded_id)] = span
         try:
             of_run = self._by_run[span.instance_id]
         except KeyError:
             of_run = self._by_run[span.instance_id] = {}
-        self.spans[span.id], of_run[span.id], span.held, self._counters.open_bytes = (
-            span,
-            span,
-            held,
-            self._counters.open_bytes + held,
-        )
+        serial = self.opened + 1
+        # One statement that calls nothing, so that nothing interrupts it.
+        (
+            self.opened,
+            span.serial,
+            self.spans[span.recorded_id],
+            self.unreported[span.recorded_id],
+            of_run[span.recorded_id],
+            span.held,
+            self._counters.open_bytes,
+        ) = (serial, serial, span, span, span, held, self._counters.open_bytes + held)
 
-    def remove(self, span: OpenSpan) -> None:
+    def remove(self, span: SpanRecord) -> None:
         """The span is open no more; nothing if it was not."""
-        if span.id not in self.spans or self.spans[span.id] is not span:
+        if span.recorded_id not in self.spans or self.spans[span.recorded_id] is not span:
             return
+        if span.recorded_id in self.unreported:
+            del self.unreported[span.recorded_id]
         of_run = self._by_run[span.instance_id]
-        del self.spans[span.id], of_run[span.id]
+        del self.spans[span.recorded_id], of_run[span.recorded_id]
         if not of_run:
             del self._by_run[span.instance_id]
         if self._provisional:
-            self._provisional.pop(identifiers.without_partition(span.id), None)
+            self._provisional.pop(identifiers.without_partition(span.recorded_id), None)
 
-    def find(self, span_id: str) -> OpenSpan | None:
+    def find(self, span_id: str) -> SpanRecord | None:
         """The open span of this id: the one that it was recorded with, or the API's."""
         span = self.spans.get(span_id)
         if span is not None:
@@ -62,7 +73,7 @@ class SpanIndex:
         # The API may call it by another partition,
         if self._provisional and identifiers.is_pfid(span_id):
             span = self._provisional.get(identifiers.without_partition(span_id))
-            if span is not None and span.run.span_id(span.id) == span_id:
+            if span is not None and span.run.span_id(span.recorded_id) == span_id:
                 return span
         # or, where it makes the ids, by another id: each run knows those of its spans.
         if not self._identities.given_ids:
@@ -73,7 +84,7 @@ class SpanIndex:
                     return of_run.get(recorded_id)
         return None
 
-    def last(self, instance_id: str | None, most: int | None = None) -> Sequence[OpenSpan]:
+    def last(self, instance_id: str | None, most: int | None = None) -> Sequence[SpanRecord]:
         """Up to ``most`` (None: all) spans that were opened last in an instance (None: in all),
         the last one first, so that children stand before their parents."""
         spans = self.spans

@@ -35,7 +35,7 @@ from prefactor_core import (
     open_prefactor_sync,
     traced,
 )
-from prefactor_core.agent.span_context import DisabledSpan
+from prefactor_core.agent.disabled_span import DisabledSpan
 from prefactor_core.operations import identifiers
 from prefactor_core.testing import Recording, open_recording
 

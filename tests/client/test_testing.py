@@ -1,4 +1,4 @@
-"""The test kit: what an agent's tests can see of its runs, and the fixture in a fresh pytest."""
+"""The test kit: the recorded runs, and the fixture in a fresh pytest."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_clients_on_several_threads_record_while_another_thread_looks(
         assert [run.outline for run in recording.runs] == [
             "complete" + "\nagent:run complete\n  agent:tool complete" * 100
         ] * 4
-    # Nor did anything have to be tried again.
+    # Nothing had to be tried again.
     assert caplog.messages == []
 
 

@@ -10,6 +10,7 @@ import pytest
 from msgspec import UNSET, Raw, Struct
 from support.for_each import for_each
 
+from prefactor_core.models.clock import to_nanoseconds
 from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
 from prefactor_core.operations import (
     ENVELOPE_SIZE,
@@ -26,7 +27,7 @@ from prefactor_core.operations import (
 
 KINDS: list[type[Any]] = list(get_args(Operation))
 COMMON: dict[str, Any] = {
-    "timestamp": datetime(2026, 7, 20, 12, 0, 0, 123456, UTC),
+    "timestamp": to_nanoseconds(datetime(2026, 7, 20, 12, 0, 0, 123456, UTC)),
     "idempotency_key": "key-of-the-step",
 }
 SPAN = {"instance_id": "i" * 32, "span_id": "s" * 32}
@@ -59,7 +60,7 @@ OPTIONAL: dict[type[Any], dict[str, Any]] = {
     },
     CreateSpan: {
         "parent_span_id": "p" * 32,
-        "finished_at": datetime(2026, 7, 20, 12, 0, 1, tzinfo=UTC),
+        "finished_at": to_nanoseconds(datetime(2026, 7, 20, 12, 0, 1, tzinfo=UTC)),
         "result_payload": Raw(b'{"ok":true}'),
     },
     FinishSpan: {"result_payload": Raw(b'{"ok":true}')},

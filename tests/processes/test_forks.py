@@ -266,7 +266,7 @@ def test_a_lock_that_another_thread_held_stops_nobody_in_the_child(tmp_path: Pat
                     held, go_on = threading.Event(), threading.Event()
 
                     def hold():
-                        with client.span_manager._lock:
+                        with client.span_manager.recorder._lock:
                             held.set()
                             assert go_on.wait(20)
 

@@ -55,7 +55,7 @@ async def test_calls_are_made_one_after_another_in_their_order() -> None:
     assert made == list(range(50))
 
 
-async def test_who_is_cancelled_does_not_wait_for_the_call() -> None:
+async def test_a_cancelled_task_does_not_wait_for_the_call() -> None:
     goes_on, ended = threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -73,7 +73,7 @@ async def test_who_is_cancelled_does_not_wait_for_the_call() -> None:
         assert await thread.call(ended.is_set)
 
 
-async def test_a_thread_ends_when_it_is_told_to_and_begins_again() -> None:
+async def test_a_thread_ends_on_request_and_begins_again() -> None:
     thread = DaemonThread("a helper")
     thread.end()  # it has not begun
     with anyio.fail_after(60):

@@ -13,7 +13,6 @@ import anyio
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from prefactor_core.agent.agent_instance import AgentInstanceHandle as AgentInstanceHandle
 from prefactor_core.config.lazy_module import LazyModule
 from prefactor_core.exceptions import (
     InstanceNotFoundError,
@@ -27,25 +26,25 @@ from prefactor_core.exceptions import (
 from prefactor_core.exceptions.checks import check_outcome, to_optional_text
 from prefactor_core.exceptions.live import Live
 from prefactor_core.exceptions.log import log
+from prefactor_core.export.buffer import Buffer
 from prefactor_core.export.identity import Identities, RunIdentity
 from prefactor_core.models import AgentInstance
+from prefactor_core.models.clock import to_datetime, to_nanoseconds
 from prefactor_core.models.lifecycle import InstanceStatus, Outcome, instance_steps
 from prefactor_core.operations import (
-    CreateSpan,
     FinishAgentInstance,
     Purpose,
     RegisterAgentInstance,
     StartAgentInstance,
     identifiers,
 )
-from prefactor_core.queue.event_loop import EventLoop
 
 if TYPE_CHECKING:
     from prefactor_core.schema_registry import payload_check
 else:
     payload_check = LazyModule("prefactor_core.schema_registry.payload_check")
 
-logger = logging.getLogger("prefactor_core.recording.agent_instances")
+logger = logging.getLogger("prefactor_core.recording.instance_manager")
 
 
 class Registrations(Protocol):
@@ -71,7 +70,7 @@ class Registrations(Protocol):
         """Whether it takes a runtime environment that is added, as far as it has shown."""
         ...
 
-    def hurry(self) -> AbstractContextManager[None]:
+    def skip_batch_window(self) -> AbstractContextManager[None]:
         """While somebody waits, nothing waits for company."""
         ...
 
@@ -118,30 +117,32 @@ class _OpenInstance(AgentInstance, kw_only=True):
 class AgentInstanceManager(Live):
     """Knows every run of this client that has not ended.
 
-    All that is done to a run is an operation that goes to ``enqueue``, which says whether it takes
-    it; also its registration, for whose outcome the caller waits: ``timeout`` seconds and
-    ``max_retries`` further attempts at most. Whoever does several things to a run that belong
-    together holds the lock of ``event_loop`` around them. ``environment`` gives what is added to an
-    agent's version, once for each run, ``checks`` what its payloads are held against.
+    Each step of a run is an operation that goes into ``buffer``; also its registration, for whose
+    outcome the caller waits: ``timeout`` seconds and ``max_retries`` further attempts at most. A
+    caller that takes several steps that belong together holds the lock of ``event_loop`` around
+    them. ``environment`` gives what is added to an agent's version, once for each run, ``checks``
+    the schemas that its payloads are checked against. ``records``: False where everything is
+    switched off; runs then live as ever, and nothing is recorded.
     """
 
     _what = "what a client in this process knows of its runs"
 
     def __init__(
         self,
-        enqueue: Callable[..., bool],
-        *,
+        buffer: Buffer,
         identities: Identities,
-        event_loop: EventLoop,
+        *,
+        records: bool = True,
         registrations: Registrations | None = None,
         environment: Callable[[], Mapping[str, object]] | None = None,
         checks: payload_check.PayloadChecks | None = None,
         max_retries: int = 3,
         timeout: float = 10.0,
     ) -> None:
-        self._enqueue = enqueue
+        self._buffer = buffer
         self._identities = identities
-        self.event_loop = event_loop
+        self.event_loop = buffer.event_loop
+        self._records = records
         self._registrations = registrations
         self._environment = environment
         self._checks = checks
@@ -177,7 +178,8 @@ class AgentInstanceManager(Live):
         Raises :class:`PrefactorValueError` for what cannot be sent, and a
         :class:`PrefactorApiError` if the API refuses.
         """
-        self.event_loop.check("a run is registered")
+        if self._records:
+            self.event_loop.check("a run is registered")
         if instance_id is not None and not identifiers.is_pfid(instance_id):
             raise PrefactorValueError(f"instance_id must be a PFID, got {in_message(instance_id)}")
         if purpose is not None and purpose not in get_args(Purpose):
@@ -209,11 +211,13 @@ class AgentInstanceManager(Live):
             run = self._identities.add(recorded_id)
             run.registered, run.agent_id = False, agent_id
             with self.event_loop.lock:
-                created_at = run.clock.now()
-                if not self._enqueue(registration(timestamp=created_at)):
-                    run.lost = "full"
+                now = run.clock.now()
+                if self._records:
+                    operation = registration(timestamp=now)
+                    if not self._buffer.record(operation, operation.size):
+                        run.lost = "full"
             instance = _OpenInstance(
-                id=recorded_id, agent_id=agent_id, created_at=created_at, identity=run
+                id=recorded_id, agent_id=agent_id, created_at=to_datetime(now), identity=run
             )
         if run.lost is None:
             await self._wait_for_registration(instance, on_refused)
@@ -243,7 +247,7 @@ class AgentInstanceManager(Live):
         run.registration = waiting
         answers = registrations.answers
         try:
-            with registrations.hurry(), anyio.move_on_after(self._timeout) as time:
+            with registrations.skip_batch_window(), anyio.move_on_after(self._timeout) as time:
                 await waiting.over.wait()
         except BaseException:
             # Cancelled: nobody will get the run, but the API does; unless the client has closed
@@ -272,25 +276,26 @@ class AgentInstanceManager(Live):
         way_out = _way_out(error)
         log(logger, logging.ERROR, message, instance.agent_id, self._refusals, error, way_out)
 
-    def start(self, instance_id: str, *, at: datetime | None = None) -> None:
-        """The run begins now, or ``at``; nothing if it has begun already."""
+    def start(self, instance_id: str, *, at: int | None = None) -> None:
+        """The run begins now, or ``at`` (nanoseconds since 1970); nothing if it has begun."""
         self._move(self._find(instance_id), InstanceStatus.ACTIVE, at)
 
-    def start_with(self, operation: CreateSpan) -> None:
-        """The run begins with its first span, ``operation``, if it has not begun.
+    def begin(self, run: RunIdentity, at: int) -> None:
+        """The run begins with its first span, which begins ``at``, if it has not begun.
 
-        The API gets to know a start before what was done in it. Nothing for runs that other
-        clients registered.
+        The API must know the start of a run before its spans. Nothing for runs that other clients
+        registered. The caller holds the lock.
         """
-        instance = self._instances.get(operation.instance_id)
+        instance = self._instances.get(run.recorded_id)
         if instance is not None and instance.status is InstanceStatus.PENDING:
-            self._advance(instance, InstanceStatus.ACTIVE, operation.timestamp)
+            self._advance(instance, InstanceStatus.ACTIVE, at)
+        run.begun = True
 
     def finish(
-        self, instance_id: str, status: Outcome = "complete", *, at: datetime | None = None
+        self, instance_id: str, status: Outcome = "complete", *, at: int | None = None
     ) -> None:
-        """The run ends now, or ``at``, but not before its start. One that was not started is
-        started first."""
+        """The run ends now, or ``at`` (nanoseconds since 1970), but not before its start. A run
+        that was not started is started first."""
         check_outcome(status)
         self._move(self._find(instance_id), InstanceStatus(status), at)
 
@@ -334,14 +339,11 @@ class AgentInstanceManager(Live):
             return identifiers.generate_related(related)
         return identifiers.generate(0)
 
-    def _move(
-        self, instance: _OpenInstance, goal: InstanceStatus, at: datetime | None = None
-    ) -> None:
-        self.event_loop.step(
-            lambda: self._advance(instance, goal, at or instance.identity.clock.now())
-        )
+    def _move(self, instance: _OpenInstance, goal: InstanceStatus, at: int | None = None) -> None:
+        clock = instance.identity.clock
+        self.event_loop.step(lambda: self._advance(instance, goal, at or clock.now()))
 
-    def _advance(self, instance: _OpenInstance, goal: InstanceStatus, at: datetime) -> None:
+    def _advance(self, instance: _OpenInstance, goal: InstanceStatus, at: int) -> None:
         for call, status in instance_steps(instance.status, goal):
             recorded_id = instance.identity.recorded_id
             key = identifiers.idempotency_key(recorded_id, call)
@@ -351,18 +353,36 @@ class AgentInstanceManager(Live):
                 start = StartAgentInstance(
                     timestamp=at, idempotency_key=key, instance_id=recorded_id
                 )
-                self._enqueue(start, instance, status, at)
+                self._record(start, instance, status, to_datetime(at))
             else:
                 # A start that was given may lie in the future.
-                at = max(at, instance.started_at or at)
+                if instance.started_at is not None:
+                    at = max(at, to_nanoseconds(instance.started_at))
                 # First: a span that comes between the two would be recorded after the finish.
                 instance.identity.termination.run_ended()
                 finish = FinishAgentInstance(
                     timestamp=at, idempotency_key=key, instance_id=recorded_id, status=status
                 )
-                self._enqueue(finish, instance, status, instance.started_at, at)
+                self._record(finish, instance, status, instance.started_at, to_datetime(at))
         if instance.ended:
             self._instances.pop(instance.identity.recorded_id, None)
+            if not self._records:
+                self._identities.forget(instance.identity.recorded_id)
+
+    def _record(
+        self,
+        operation: StartAgentInstance | FinishAgentInstance,
+        instance: _OpenInstance,
+        status: InstanceStatus,
+        started_at: datetime | None,
+        finished_at: datetime | None = None,
+    ) -> None:
+        if self._records:
+            size = operation.size
+            self._buffer.record(operation, size, instance, status, started_at, finished_at)
+        else:
+            instance.status = status
+            instance.started_at, instance.finished_at = started_at, finished_at
 
 
 def _json_object(name: str, value: Mapping[str, object]) -> Raw:

@@ -7,14 +7,16 @@ import socket
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime
+from itertools import product
 from typing import Any
 
 import anyio
 import anyio.abc
 import msgspec
 import pytest
-from msgspec import UNSET, Raw
+from msgspec import Raw
+from support.cases import case
 from support.harness import FaultyApi, open_faulty_api
 
 from prefactor_core.api.answers import AgentInstanceAnswer, Control
@@ -35,6 +37,7 @@ from prefactor_core.local import LocalPrefactor
 from prefactor_core.local.requests import CreateSpanBody, RegisterBody, SpanDetails
 from prefactor_core.local.service import Service
 from prefactor_core.local.store import Store
+from prefactor_core.models.clock import to_nanoseconds
 from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
 from prefactor_core.operations import (
     CreateSpan,
@@ -45,7 +48,7 @@ from prefactor_core.operations import (
 )
 
 TOKEN = "pf/secret+token-0123456789=="
-TIME = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
+TIME = to_nanoseconds(datetime(2026, 1, 2, 3, 4, 5, 678901, UTC))
 TIME_TEXT = "2026-01-02T03:04:05.678901Z"
 STORED_ID = "0123456789abcdef0123456789abcdef"
 STORED = {
@@ -95,12 +98,12 @@ CREATE_SPAN_DETAILS = {
 }
 CALLS: dict[str, Callable[[ApiClient], Awaitable[object]]] = {
     "ping": lambda api: api.ping(),
-    "register": lambda api: api.register_agent_instance(REGISTER),
-    "start": lambda api: api.start_agent_instance(START),
-    "finish": lambda api: api.finish_agent_instance(FINISH),
+    "register": lambda api: api.send(REGISTER),
+    "start": lambda api: api.send(START),
+    "finish": lambda api: api.send(FINISH),
     "terminate": lambda api: api.terminate_agent_instance("i1", "over budget"),
-    "create span": lambda api: api.create_span(CREATE_SPAN),
-    "finish span": lambda api: api.finish_span(FINISH_SPAN),
+    "create span": lambda api: api.send(CREATE_SPAN),
+    "finish span": lambda api: api.send(FINISH_SPAN),
     "get": lambda api: api.get_agent_instance("i1"),
 }
 
@@ -110,7 +113,7 @@ async def nowhere(scope: AsgiMessage, receive: Any, send: Any) -> None:
 
 
 def answering(status: int, body: object, headers: dict[str, str] | None = None) -> FaultyApi:
-    """An application that gives one answer to everything, and keeps the calls."""
+    """An application that gives the same answer to every call, and keeps the calls."""
     content = body if isinstance(body, bytes) else msgspec.json.encode(body)
     return FaultyApi(nowhere, faults={"*": (status, headers or {}, content)})
 
@@ -122,7 +125,7 @@ def make_api(app: Any = None, api_url: str = "http://api.test", **options: Any) 
 
 @asynccontextmanager
 async def open_server(answer: bytes) -> AsyncGenerator[tuple[str, list[bytes]]]:
-    """A TCP server that says ``answer`` to a request and hangs up: its address and the requests."""
+    """A TCP server that sends ``answer`` and hangs up: its address, and the requests."""
     requests: list[bytes] = []
 
     async def serve(stream: anyio.abc.SocketStream) -> None:
@@ -146,106 +149,50 @@ def http_answer(status: int, body: bytes) -> bytes:
     return b"HTTP/1.1 %d Said\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body)
 
 
-@pytest.mark.parametrize(
-    ("operation", "method", "path", "body"),
-    [
-        (
-            REGISTER,
-            "register_agent_instance",
-            "agent_instance/register",
-            {
-                "agent_id": "a1",
-                "agent_version": {"name": "An agent"},
-                "agent_schema_version": {"span_type_schemas": []},
-                "update_current_version": True,
-                "idempotency_key": "i1-register",
-            },
-        ),
-        (
-            START,
-            "start_agent_instance",
-            "agent_instance/i1/start",
-            {"timestamp": TIME_TEXT, "idempotency_key": "i1-start"},
-        ),
-        (
-            FINISH,
-            "finish_agent_instance",
-            "agent_instance/i1/finish",
-            {"status": "failed", "timestamp": TIME_TEXT, "idempotency_key": "i1-finish"},
-        ),
-        (
-            CREATE_SPAN,
-            "create_span",
-            "agent_spans",
-            {"details": CREATE_SPAN_DETAILS, "idempotency_key": "s1-create"},
-        ),
-        (
-            FINISH_SPAN,
-            "finish_span",
-            "agent_spans/s1/finish",
-            {"status": "complete", "timestamp": TIME_TEXT, "idempotency_key": "s1-finish"},
-        ),
-    ],
-    ids=["register", "start", "finish", "create span", "finish span"],
-)
-async def test_an_operation_is_posted_in_the_form_of_the_api(
-    operation: Any, method: str, path: str, body: object
-) -> None:
-    app = answering(200, {"status": "success", "details": STORED})
-    async with make_api(app) as api:
-        await getattr(api, method)(operation)
-    (call,) = app.calls
-    assert (call.method, call.path) == ("POST", f"/api/v1/{path}")
-    assert call.body == body
+POSTED = [
+    (
+        REGISTER,
+        "agent_instance/register",
+        {
+            "agent_id": "a1",
+            "agent_version": {"name": "An agent"},
+            "agent_schema_version": {"span_type_schemas": []},
+            "update_current_version": True,
+            "idempotency_key": "i1-register",
+        },
+    ),
+    (
+        START,
+        "agent_instance/i1/start",
+        {"timestamp": TIME_TEXT, "idempotency_key": "i1-start"},
+    ),
+    (
+        FINISH,
+        "agent_instance/i1/finish",
+        {"status": "failed", "timestamp": TIME_TEXT, "idempotency_key": "i1-finish"},
+    ),
+    (
+        CREATE_SPAN,
+        "agent_spans",
+        {"details": CREATE_SPAN_DETAILS, "idempotency_key": "s1-create"},
+    ),
+    (
+        FINISH_SPAN,
+        "agent_spans/s1/finish",
+        {"status": "complete", "timestamp": TIME_TEXT, "idempotency_key": "s1-finish"},
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("operation", "changed"),
-    [
-        (msgspec.structs.replace(CREATE_SPAN, parent_span_id="s0"), {"parent_span_id": "s0"}),
-        (
-            msgspec.structs.replace(CREATE_SPAN, status=SpanStatus.PENDING),
-            {"status": "pending", "started_at": UNSET},
-        ),
-        (
-            msgspec.structs.replace(
-                CREATE_SPAN,
-                status=SpanStatus.COMPLETE,
-                finished_at=TIME + timedelta(seconds=1),
-                result_payload=Raw(b'{"answer":42}'),
-            ),
-            {
-                "status": "complete",
-                "finished_at": "2026-01-02T03:04:06.678901Z",
-                "result_payload": {"answer": 42},
-            },
-        ),
-        (
-            msgspec.structs.replace(
-                CREATE_SPAN, timestamp=TIME.astimezone(timezone(timedelta(hours=-5)))
-            ),
-            {"started_at": "2026-01-01T22:04:05.678901-05:00"},
-        ),
-    ],
-    ids=["parent", "pending", "ended", "offset"],
-)
-async def test_a_span_says_its_parent_and_when_it_started_and_ended(
-    operation: CreateSpan, changed: dict[str, object]
-) -> None:
-    app = answering(200, {"status": "success", "details": STORED})
-    async with make_api(app) as api:
-        await api.create_span(operation)
-    expected = {**CREATE_SPAN_DETAILS, **changed}
-    assert app.calls[0].body["details"] == {k: v for k, v in expected.items() if v is not UNSET}
-
-
-async def test_a_result_is_sent_with_the_finish_of_its_span() -> None:
-    app = answering(200, {"status": "success", "details": STORED})
-    async with make_api(app) as api:
-        await api.finish_span(
-            msgspec.structs.replace(FINISH_SPAN, result_payload=Raw(b'{"answer":42}'))
-        )
-    assert app.calls[0].body["result_payload"] == {"answer": 42}
+async def test_an_operation_is_posted_in_the_form_of_the_api() -> None:
+    for operation, path, body in POSTED:
+        with case(operation, path, body):
+            app = answering(200, {"status": "success", "details": STORED})
+            async with make_api(app) as api:
+                await api.send(operation)
+            (call,) = app.calls
+            assert (call.method, call.path) == ("POST", f"/api/v1/{path}")
+            assert call.body == body
 
 
 async def test_every_termination_has_a_key_of_its_own() -> None:
@@ -265,38 +212,40 @@ async def test_an_id_of_a_run_that_is_no_pfid_is_not_what_the_api_is_known_to_an
     app = answering(200, {"status": "success", "details": {**STORED, "id": "i1"}})
     async with make_api(app) as api:
         with pytest.raises(PrefactorContractError, match="'i1', which is no PFID"):
-            await api.register_agent_instance(REGISTER)
+            await api.send(REGISTER)
 
 
 async def test_an_id_given_to_a_run_is_registered() -> None:
     app = answering(200, {"status": "success", "details": STORED})
     async with make_api(app) as api:
-        given = await api.register_agent_instance(
+        given = await api.send(
             msgspec.structs.replace(REGISTER, instance_id="i7", asks_for_id=True)
         )
     assert app.calls[0].body["id"] == "i7"
     assert given.details.id == STORED_ID
 
 
-@pytest.mark.parametrize(("name", "path"), [("ping", "ping"), ("get", "agent_instance/i1")])
-async def test_a_question_has_no_body(name: str, path: str) -> None:
-    app = answering(200, {"status": "success", "details": STORED})
-    async with make_api(app) as api:
-        await CALLS[name](api)
-    (call,) = app.calls
-    assert (call.method, call.path, call.body) == ("GET", f"/api/v1/{path}", None)
+async def test_a_question_has_no_body() -> None:
+    for name, path in [("ping", "ping"), ("get", "agent_instance/i1")]:
+        with case(name, path):
+            app = answering(200, {"status": "success", "details": STORED})
+            async with make_api(app) as api:
+                await CALLS[name](api)
+            (call,) = app.calls
+            assert (call.method, call.path, call.body) == ("GET", f"/api/v1/{path}", None)
 
 
-@pytest.mark.parametrize("name", CALLS)
-async def test_every_call_says_who_asks_and_speaks_json(name: str) -> None:
-    app = answering(200, {"status": "success", "details": STORED})
-    async with make_api(app) as api:
-        await CALLS[name](api)
-    headers = app.calls[0].headers
-    assert headers["authorization"] == f"Bearer {TOKEN}"
-    assert headers["x-prefactor-sdk"] == "adapter@2 prefactor-core@1"
-    assert headers["content-type"] == "application/json"
-    assert headers["accept"] == "application/json"
+async def test_every_call_has_the_token_the_sdk_header_and_json() -> None:
+    for name in CALLS:
+        with case(name):
+            app = answering(200, {"status": "success", "details": STORED})
+            async with make_api(app) as api:
+                await CALLS[name](api)
+            headers = app.calls[0].headers
+            assert headers["authorization"] == f"Bearer {TOKEN}"
+            assert headers["x-prefactor-sdk"] == "adapter@2 prefactor-core@1"
+            assert headers["content-type"] == "application/json"
+            assert headers["accept"] == "application/json"
 
 
 async def test_without_a_token_there_is_no_authorization() -> None:
@@ -324,29 +273,26 @@ async def test_trailing_slashes_of_the_url_are_cut(ending: str, path: bytes) -> 
     assert requests[0].startswith(b"GET " + path + b" HTTP/1.1\r\n")
 
 
-@pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize(
-    ("fault", "error_class"),
-    [
-        (404, PrefactorNotFoundError),
-        (422, PrefactorValidationError),
-        (429, PrefactorRateLimitError),
-        (503, PrefactorServerError),
-        (ConnectionResetError("gone"), PrefactorUnreachableError),
-    ],
-    ids=["404", "422", "429", "503", "reset"],
-)
-async def test_a_call_that_fails_makes_one_attempt(
-    name: str, fault: object, error_class: type[PrefactorApiError]
-) -> None:
-    app = FaultyApi(nowhere, faults={"*": fault})
-    async with make_api(app) as api:
-        with pytest.raises(error_class) as caught:
-            await CALLS[name](api)
-    assert len(app.calls) == 1
-    assert f"{app.calls[0].method} {app.calls[0].path.removeprefix('/api/v1/')} at " in str(
-        caught.value
-    )
+FAULTS = [
+    (404, PrefactorNotFoundError),
+    (422, PrefactorValidationError),
+    (429, PrefactorRateLimitError),
+    (503, PrefactorServerError),
+    (ConnectionResetError("gone"), PrefactorUnreachableError),
+]
+
+
+async def test_a_call_that_fails_makes_one_attempt() -> None:
+    for name, (fault, error_class) in product(CALLS, FAULTS):
+        with case(name, fault, error_class):
+            app = FaultyApi(nowhere, faults={"*": fault})
+            async with make_api(app) as api:
+                with pytest.raises(error_class) as caught:
+                    await CALLS[name](api)
+            assert len(app.calls) == 1
+            assert f"{app.calls[0].method} {app.calls[0].path.removeprefix('/api/v1/')} at " in str(
+                caught.value
+            )
 
 
 async def test_the_wait_asked_for_comes_from_the_header() -> None:
@@ -367,7 +313,7 @@ async def test_fields_that_a_later_api_adds_are_passed_over() -> None:
     answer = {"status": "success", "details": details, "advice": [1, 2]}
     control = {"terminate": True, "reason": "budget", "by": "someone"}
     async with make_api(answering(200, {**answer, "control": control})) as api:
-        span = await api.create_span(CREATE_SPAN)
+        span = await api.send(CREATE_SPAN)
         instance = await api.get_agent_instance("i1")
     assert span.details.payload == Raw(b'{"prompt":"hi"}')
     assert span.details.result_payload == Raw(b"null")
@@ -377,7 +323,7 @@ async def test_fields_that_a_later_api_adds_are_passed_over() -> None:
 
 async def test_an_answer_without_control_asks_for_nothing() -> None:
     async with make_api(answering(200, {"details": STORED})) as api:
-        assert (await api.finish_span(FINISH_SPAN)).control is None
+        assert (await api.send(FINISH_SPAN)).control is None
 
 
 async def test_an_answer_that_holds_the_text_of_the_token_is_read_as_it_came() -> None:
@@ -386,44 +332,46 @@ async def test_an_answer_that_holds_the_text_of_the_token_is_read_as_it_came() -
         assert (await api.get_agent_instance("i1")).agent_id == "demo-agent"
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"<html>Welcome</html>",
-        b"",
-        b"[]",
-        b'{"status": "success"}',
-        b'{"status": "success", "details": {"id": 7, "status": "active"}}',
-        b'{"status": "success", "details": {"id": "\xff", "status": "active"}}',
-        b'{"details": ' + b'{"more": ' * 100_000 + b"1",
-    ],
-    ids=["html", "empty", "list", "no details", "wrong type", "not utf-8", "nested too deep"],
-)
-async def test_a_success_in_another_form_breaks_the_contract(body: bytes) -> None:
-    async with make_api(answering(200, body)) as api:
-        with pytest.raises(PrefactorContractError, match=r"is api_url right\?") as caught:
-            await api.get_agent_instance("i1")
-    assert caught.value.status_code == 200
+OTHER_FORMS = [
+    b"<html>Welcome</html>",
+    b"",
+    b"[]",
+    b'{"status": "success"}',
+    b'{"status": "success", "details": {"id": 7, "status": "active"}}',
+    b'{"status": "success", "details": {"id": "\xff", "status": "active"}}',
+    b'{"details": ' + b'{"more": ' * 100_000 + b"1",
+]
+
+
+async def test_a_success_in_another_form_breaks_the_contract() -> None:
+    for body in OTHER_FORMS:
+        with case(body):
+            async with make_api(answering(200, body)) as api:
+                with pytest.raises(PrefactorContractError, match=r"is api_url right\?") as caught:
+                    await api.get_agent_instance("i1")
+            assert caught.value.status_code == 200
 
 
 # httpx leaves the body that it cannot decode to the garbage collector, which trio minds.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("status", [200, 502])
-async def test_an_answer_that_cannot_be_unpacked_is_an_error_of_ours(status: int) -> None:
-    app = answering(status, b"this is not gzip", {"Content-Encoding": "gzip"})
-    async with make_api(app) as api:
-        with pytest.raises(PrefactorApiError):
-            await api.ping()
+async def test_an_answer_that_cannot_be_unpacked_is_an_error_of_ours() -> None:
+    for status in [200, 502]:
+        with case(status):
+            app = answering(status, b"this is not gzip", {"Content-Encoding": "gzip"})
+            async with make_api(app) as api:
+                with pytest.raises(PrefactorApiError):
+                    await api.ping()
 
 
-@pytest.mark.parametrize("status", [301, 302, 307, 308])
-async def test_a_redirect_is_not_followed(status: int) -> None:
-    app = answering(status, b"", {"Location": "http://elsewhere.test/api/v1/ping"})
-    async with make_api(app) as api:
-        with pytest.raises(PrefactorContractError) as caught:
-            await api.ping()
-    assert caught.value.status_code == status
-    assert len(app.calls) == 1
+async def test_a_redirect_is_not_followed() -> None:
+    for status in [301, 302, 307, 308]:
+        with case(status):
+            app = answering(status, b"", {"Location": "http://elsewhere.test/api/v1/ping"})
+            async with make_api(app) as api:
+                with pytest.raises(PrefactorContractError) as caught:
+                    await api.ping()
+            assert caught.value.status_code == status
+            assert len(app.calls) == 1
 
 
 async def test_a_refused_connection_is_an_unreachable_api() -> None:
@@ -544,16 +492,16 @@ async def test_a_list_that_fails_on_a_later_page_raises_after_the_first() -> Non
 async def test_what_is_sent_is_what_local_prefactor_takes() -> None:
     async with open_faulty_api(api_token=TOKEN) as app, make_api(app) as api:
         await api.ping()
-        instance_id = (await api.register_agent_instance(REGISTER)).details.id
+        instance_id = (await api.send(REGISTER)).details.id
         own = {"instance_id": instance_id}
-        started = await api.start_agent_instance(msgspec.structs.replace(START, **own))
-        # A PFID of the server's partition, which a run's id is.
+        started = await api.send(msgspec.structs.replace(START, **own))
+        # A PFID of the server's partition, like the id of a run.
         span_id = instance_id[:-1] + ("0" if instance_id[-1] != "0" else "1")
         own["span_id"] = span_id
-        created = await api.create_span(msgspec.structs.replace(CREATE_SPAN, **own))
-        done = await api.finish_span(msgspec.structs.replace(FINISH_SPAN, **own))
+        created = await api.send(msgspec.structs.replace(CREATE_SPAN, **own))
+        done = await api.send(msgspec.structs.replace(FINISH_SPAN, **own))
         own.pop("span_id")
-        finished = await api.finish_agent_instance(msgspec.structs.replace(FINISH, **own))
+        finished = await api.send(msgspec.structs.replace(FINISH, **own))
         stored = await api.get_agent_instance(instance_id)
     assert (started.details.status, started.details.started_at) == ("active", TIME_TEXT)
     assert (created.details.id, created.details.payload) == (span_id, CREATE_SPAN.payload)
@@ -562,12 +510,12 @@ async def test_what_is_sent_is_what_local_prefactor_takes() -> None:
     assert (stored.status, stored.finished_at) == ("failed", TIME_TEXT)
 
 
-async def test_a_run_that_is_terminated_says_so_to_who_asked_and_to_who_records_it() -> None:
+async def test_a_terminated_run_says_so_in_the_answer_and_to_its_recorder() -> None:
     async with open_faulty_api(api_token=TOKEN) as app, make_api(app) as api:
-        own = {"instance_id": (await api.register_agent_instance(REGISTER)).details.id}
-        await api.start_agent_instance(msgspec.structs.replace(START, **own))
+        own = {"instance_id": (await api.send(REGISTER)).details.id}
+        await api.send(msgspec.structs.replace(START, **own))
         terminated = await api.terminate_agent_instance(own["instance_id"], "over budget")
-        created = await api.create_span(msgspec.structs.replace(CREATE_SPAN, **own), given_id=False)
+        created = await api.send(msgspec.structs.replace(CREATE_SPAN, **own), given_id=False)
         with pytest.raises(PrefactorConflictError, match="409 invalid_action"):
             await api.terminate_agent_instance(own["instance_id"], "over budget")
         assert await api.get_agent_instance(own["instance_id"]) == terminated
@@ -636,21 +584,22 @@ async def test_the_token_is_in_no_error_repr_or_log_even_if_the_server_repeats_i
         assert ESCAPED not in text
 
 
-@pytest.mark.parametrize(
-    "api_url",
-    [
-        "https://user:qqqq@api.test",
-        "http://user:qqqq@api.test:port",
-        "http://user:qq#qq@api.test",
-        "http://user:qq/qq@api.test",
-        "htps://user:qqqq@api.test",
-        "user:qqqq@api.test",
-    ],
-)
-def test_a_url_with_a_password_is_refused_and_not_shown(api_url: str) -> None:
-    with pytest.raises(PrefactorValueError) as caught:
-        make_api(api_url=api_url)
-    assert "qq" not in str(caught.value)
+URLS_WITH_PASSWORDS = [
+    "https://user:qqqq@api.test",
+    "http://user:qqqq@api.test:port",
+    "http://user:qq#qq@api.test",
+    "http://user:qq/qq@api.test",
+    "htps://user:qqqq@api.test",
+    "user:qqqq@api.test",
+]
+
+
+def test_a_url_with_a_password_is_refused_and_not_shown() -> None:
+    for api_url in URLS_WITH_PASSWORDS:
+        with case(api_url):
+            with pytest.raises(PrefactorValueError) as caught:
+                make_api(api_url=api_url)
+            assert "qq" not in str(caught.value)
 
 
 async def test_an_id_that_fits_into_no_address_is_an_unreachable_api() -> None:

@@ -1,4 +1,4 @@
-"""The file of a local Prefactor: who may read it, and what other processes' locks on it do."""
+"""The file of a local Prefactor: its mode, and the locks that other processes hold on it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def path(tmp_path: Path) -> str:
 
 @contextmanager
 def locked(path: str) -> Generator[sqlite3.Connection]:
-    """The file while another process writes to it: until the block is left, or a COMMIT."""
+    """Lock the file like a process that writes to it: until the block is left, or a COMMIT."""
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield other
@@ -55,7 +55,7 @@ def wait_until_nobody_has_it_open(path: str) -> None:
     make(path)
     with closing(sqlite3.connect(path)) as alone:
         for _ in range(3000):
-            # SQLite refuses that as long as there is another connection.
+            # SQLite refuses this while another connection is open.
             with suppress(sqlite3.OperationalError):
                 assert alone.execute("PRAGMA journal_mode = DELETE").fetchone() == ("delete",)
                 return
@@ -114,7 +114,7 @@ async def test_a_client_waits_for_its_file_as_long_as_for_a_registration(path: s
             await client.initialize()
 
 
-async def test_who_is_cancelled_while_a_file_is_opened_does_not_wait_for_it(path: str) -> None:
+async def test_a_task_cancelled_while_it_opens_a_file_does_not_wait_for_the_file(path: str) -> None:
     with anyio.fail_after(60):
         with locked(path):
             with anyio.move_on_after(0.05) as scope:
@@ -193,7 +193,7 @@ async def test_a_lock_is_an_outage_and_one_line_in_the_log_for_all_of_it(
             with locked(path):
                 for _ in range(3):
                     refused(await api.create(run), 503, "storage_unavailable")
-                    await api.instance(run)  # which can still be read
+                    await api.instance(run)  # reads go on
             await api.created(run)
             await api.created(run)
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
@@ -241,7 +241,7 @@ async def test_a_client_keeps_what_it_records_while_its_file_is_locked(
         async with open_local_prefactor(path) as app:
             assert len((await stored_run(app)).spans) == 2
     warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    # That of the client, if the outage was long enough for one.
+    # The client warns, too, if the outage was long enough.
     assert len(warnings) <= 1, caplog.text
 
 
@@ -265,7 +265,7 @@ async def test_its_thread_ends_when_a_file_is_closed(path: str) -> None:
         async with open_local_prefactor(path):
             (thread,) = set(threading.enumerate()) - before
             assert thread.daemon
-        thread.join(4)  # it would end without that, too, after five seconds
+        thread.join(4)  # without the wake it would end after five seconds
         assert not thread.is_alive()
 
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
+from support.cases import case
 from support.local_api import REGISTRATION, Api, calling, create, invalid, item, opened, refused
 
 from prefactor_core import PrefactorValueError
 from prefactor_core.local import Deployment, open_local_prefactor
 from prefactor_core.operations.identifiers import generate, generate_related, is_pfid
-
-
-@pytest.fixture
-async def api() -> AsyncGenerator[Api]:
-    async with opened(":memory:") as api:
-        yield api
 
 
 async def put(api: Api, path: str, details: object) -> Any:
@@ -93,7 +87,7 @@ async def test_a_retired_agent_takes_no_runs_until_it_is_reinstated(api: Api) ->
 
 
 async def test_an_agent_says_what_can_be_done_with_it_and_counts_its_runs(api: Api) -> None:
-    # In the form that the official client takes; it refuses any other.
+    # The only form that the official client takes.
     await api.register()
     run = await api.start()
     await api.done(f"agent_instance/{run}/finish", {})
@@ -133,16 +127,18 @@ TOKENS = {
 ANONYMOUS = {name: part for name, part in REGISTRATION.items() if name != "agent_id"}
 
 
-@pytest.mark.parametrize(
-    ("token", "type"),
-    [("of-account", "account"), ("of-a1", "agent_deployment"), ("of-a2", "agent_deployment")],
-)
-async def test_a_token_says_of_which_scope_it_is(token: str, type: str) -> None:
-    async with open_local_prefactor(":memory:", **TOKENS) as app:
-        async with calling(app, Authorization=f"Bearer {token}") as api:
-            assert (await api.get("ping")).json()["details"] == {"token_type": type}
-        async with calling(app, Authorization=f"Bearer {token}x") as api:
-            refused(await api.get("ping"), 401, "bad_authtoken")
+async def test_a_token_says_of_which_scope_it_is() -> None:
+    for token, type in [
+        ("of-account", "account"),
+        ("of-a1", "agent_deployment"),
+        ("of-a2", "agent_deployment"),
+    ]:
+        with case(token, type):
+            async with open_local_prefactor(":memory:", **TOKENS) as app:
+                async with calling(app, Authorization=f"Bearer {token}") as api:
+                    assert (await api.get("ping")).json()["details"] == {"token_type": type}
+                async with calling(app, Authorization=f"Bearer {token}x") as api:
+                    refused(await api.get("ping"), 401, "bad_authtoken")
 
 
 async def test_a_deployment_registers_runs_of_its_agent_in_its_environment() -> None:
@@ -219,37 +215,37 @@ async def test_a_deployment_knows_the_runs_of_no_other(token: str) -> None:
             await api.done(f"agent_instance/{run}/finish", {})
 
 
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({"api_token": " "}, "every token must be a text, got an empty one"),
-        ({"api_token": 5}, "every token must be a text, got a int"),
-        ({"deployment_tokens": {"": Deployment(agent_id="a1")}}, "got an empty one"),
-        ({"deployment_tokens": {"s3cret": "a1"}}, "must be a Deployment, got 'a1'"),
-        ({"deployment_tokens": ["s3cret"]}, "must map tokens to deployments, got a list"),
-        (
-            {"api_token": "s3cret", "deployment_tokens": {"s3cret": Deployment(agent_id="a1")}},
-            "api_token is one of deployment_tokens",
-        ),
-        ({"agents": "a1"}, "agents must be a collection of ids, got 'a1'"),
-        ({"agents": [""]}, "agents must be a collection of ids"),
-        ({"agents": [1]}, "agents must be a collection of ids"),
-    ],
-)
-async def test_options_that_cannot_be_are_refused_and_no_token_is_told(
-    options: dict[str, Any], told: str
-) -> None:
-    with pytest.raises(PrefactorValueError, match=told) as caught:
-        async with open_local_prefactor(":memory:", **options):
-            pass
-    assert not str(caught.value).startswith("cannot open")
-    assert "s3cret" not in str(caught.value)
+WRONG_OPTIONS = [
+    ({"api_token": " "}, "every token must be a text, got an empty one"),
+    ({"api_token": 5}, "every token must be a text, got a int"),
+    ({"deployment_tokens": {"": Deployment(agent_id="a1")}}, "got an empty one"),
+    ({"deployment_tokens": {"s3cret": "a1"}}, "must be a Deployment, got 'a1'"),
+    ({"deployment_tokens": ["s3cret"]}, "must map tokens to deployments, got a list"),
+    (
+        {"api_token": "s3cret", "deployment_tokens": {"s3cret": Deployment(agent_id="a1")}},
+        "api_token is one of deployment_tokens",
+    ),
+    ({"agents": "a1"}, "agents must be a collection of ids, got 'a1'"),
+    ({"agents": [""]}, "agents must be a collection of ids"),
+    ({"agents": [1]}, "agents must be a collection of ids"),
+]
 
 
-@pytest.mark.parametrize("ids", [{"agent_id": ""}, {"agent_id": "a1", "environment_id": ""}])
-def test_a_deployment_needs_ids(ids: dict[str, str]) -> None:
-    with pytest.raises(PrefactorValueError, match="must be a text"):
-        Deployment(**ids)
+async def test_invalid_options_are_refused_without_showing_a_token() -> None:
+    for options, told in WRONG_OPTIONS:
+        with case(options, told):
+            with pytest.raises(PrefactorValueError, match=told) as caught:
+                async with open_local_prefactor(":memory:", **options):
+                    pass
+            assert not str(caught.value).startswith("cannot open")
+            assert "s3cret" not in str(caught.value)
+
+
+def test_a_deployment_needs_ids() -> None:
+    for ids in [{"agent_id": ""}, {"agent_id": "a1", "environment_id": ""}]:
+        with case(ids):
+            with pytest.raises(PrefactorValueError, match="must be a text"):
+                Deployment(**ids)
 
 
 async def test_a_database_has_a_name() -> None:

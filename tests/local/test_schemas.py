@@ -1,19 +1,18 @@
-"""What the local Prefactor makes of schemas: flags, summaries, quality payloads, versions."""
+"""The effects of schemas: flags, summaries, quality payloads, versions."""
 
 from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.local_api import NOON, REGISTRATION, VERSION, Api, calling, invalid, item, opened
+from support.cases import case
+from support.local_api import NOON, REGISTRATION, VERSION, Api, invalid, item, opened
 
 from prefactor_core import PrefactorValueError
-from prefactor_core.local import LocalPrefactor, open_local_prefactor
-from prefactor_core.local.store import Store
+from prefactor_core.local import open_local_prefactor
 
 SCHEMA: dict[str, Any] = {
     "external_identifier": "typed",
@@ -37,14 +36,6 @@ SCHEMA: dict[str, Any] = {
 }
 PROMPT_FLAG = "payload.prompt: 1 is not of type 'string'"
 RESPONSE_FLAG = "result.response: 2 is not of type 'string'"
-
-
-@pytest.fixture
-async def api() -> AsyncGenerator[Api]:
-    store = Store(":memory:")
-    async with calling(LocalPrefactor(store)) as api:
-        yield api
-    store.close()
 
 
 async def start(api: Api, **changes: object) -> str:
@@ -83,37 +74,33 @@ async def test_a_span_that_is_created_as_it_ended_is_flagged_at_once(api: Api) -
     assert "'agent:lm' is not registered" in flag
 
 
-@pytest.mark.parametrize("status", ["failed", "cancelled"])
-async def test_the_result_of_a_span_that_is_not_complete_is_not_checked(
-    api: Api, status: str
-) -> None:
-    run = await start(api)
-    ended = {"status": status, "result_payload": {"response": 2}}
-    assert (await api.created(run, **ended))["flags"] == []
-    span = await api.created(run)
-    assert (await api.done(f"agent_spans/{span['id']}/finish", ended))["flags"] == []
+async def test_the_result_of_a_span_that_is_not_complete_is_not_checked(api: Api) -> None:
+    for status in ["failed", "cancelled"]:
+        with case(status):
+            run = await start(api)
+            ended = {"status": status, "result_payload": {"response": 2}}
+            assert (await api.created(run, **ended))["flags"] == []
+            span = await api.created(run)
+            assert (await api.done(f"agent_spans/{span['id']}/finish", ended))["flags"] == []
 
 
 # --- summaries
 
 
-@pytest.mark.parametrize(
-    ("template", "shown"),
-    [
-        ("{{a}} {{missing.of.this}}|", "1 |"),
-        ("{{o}}{{l}}{% echo l %}|{{l | size}} {{l | join: ','}} {{o.b}}", "|2 x,y 3"),
-        ('{{o["ai.model.id"]}}', "m"),
-        ("{{missing | default: 'none'}} {{text | truncate: 7}}", "none aaaa..."),
-        ("{{a | no_such_filter}}", "1"),
-        ("{{s}}", "[personal_identifiers]"),
-        ("{{a", None),
-        ("{% nothing %}", None),
-        ("{{1 | divided_by: 0}}", None),
-    ],
-)
-async def test_a_summary_is_made_by_the_template(
-    api: Api, template: str, shown: str | None
-) -> None:
+TEMPLATES = [
+    ("{{a}} {{missing.of.this}}|", "1 |"),
+    ("{{o}}{{l}}{% echo l %}|{{l | size}} {{l | join: ','}} {{o.b}}", "|2 x,y 3"),
+    ('{{o["ai.model.id"]}}', "m"),
+    ("{{missing | default: 'none'}} {{text | truncate: 7}}", "none aaaa..."),
+    ("{{a | no_such_filter}}", "1"),
+    ("{{s}}", "[personal_identifiers]"),
+    ("{{a", None),
+    ("{% nothing %}", None),
+    ("{{1 | divided_by: 0}}", None),
+]
+
+
+async def test_a_summary_is_made_by_the_template(api: Api) -> None:
     payload = {
         "a": 1,
         "o": {"b": 3, "ai.model.id": "m"},
@@ -121,7 +108,9 @@ async def test_a_summary_is_made_by_the_template(
         "text": "a" * 20,
         "s": {"$sensitive": "string", "labels": ["personal_identifiers"], "value": "secret"},
     }
-    assert await summary(api, template, payload) == shown
+    for template, shown in TEMPLATES:
+        with case(template, shown):
+            assert await summary(api, template, payload) == shown
 
 
 async def test_the_result_wins_over_the_payload(api: Api) -> None:
@@ -129,30 +118,31 @@ async def test_the_result_wins_over_the_payload(api: Api) -> None:
     assert await summary(api, "{{a}} {{b}}", {"a": 1, "b": 3}, **result) == "2 3"
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{% for i in (1..1000000000) %}x{% endfor %}",
-        "{% for i in (1..900) %}{% for j in (1..900) %}x{% endfor %}{% endfor %}",
-        "{{ (1..1000000000) | join }}",
-        "{% assign x = 9 %}{% for i in (1..99) %}{% assign x = x | times: x %}{% endfor %}{{x}}",
-        "{% assign x = 'ab' %}{% for i in (1..99) %}{% assign x = x | append: x %}{% endfor %}",
-        "{{" * 10_000,
-        "{{a}}" * 101,
-        "{% raw %}" * 10_000,
-        "{{ " + " " * 100_000 + "'",
-        "{{ text" + " | replace: 'a', 'aaaaaaaaaa'" * 20 + " }}",
-        "{{ text | replace: '', long | size }}",
-        "{{ list | join: long | size }}",
-        "{{ text" + " | base64_encode" * 90 + " | size }}",
-        "{{ list | uniq | size }}",
-    ],
-)
-async def test_a_template_that_takes_too_much_makes_no_summary(api: Api, template: str) -> None:
-    before = time.process_time()  # which does not count what the machine does beside
+TOO_MUCH = [
+    "{% for i in (1..1000000000) %}x{% endfor %}",
+    "{% for i in (1..900) %}{% for j in (1..900) %}x{% endfor %}{% endfor %}",
+    "{{ (1..1000000000) | join }}",
+    "{% assign x = 9 %}{% for i in (1..99) %}{% assign x = x | times: x %}{% endfor %}{{x}}",
+    "{% assign x = 'ab' %}{% for i in (1..99) %}{% assign x = x | append: x %}{% endfor %}",
+    "{{" * 10_000,
+    "{{a}}" * 101,
+    "{% raw %}" * 10_000,
+    "{{ " + " " * 100_000 + "'",
+    "{{ text" + " | replace: 'a', 'aaaaaaaaaa'" * 20 + " }}",
+    "{{ text | replace: '', long | size }}",
+    "{{ list | join: long | size }}",
+    "{{ text" + " | base64_encode" * 90 + " | size }}",
+    "{{ list | uniq | size }}",
+]
+
+
+async def test_a_template_that_takes_too_much_makes_no_summary(api: Api) -> None:
     payload = {"text": "a" * 1_000, "long": "b" * 400_000, "list": [{"n": n} for n in range(9_000)]}
-    assert await summary(api, template, payload) is None
-    assert time.process_time() - before < 5
+    for template in TOO_MUCH:
+        with case(template):
+            before = time.process_time()  # which does not count other processes
+            assert await summary(api, template, payload) is None
+            assert time.process_time() - before < 5
 
 
 async def test_a_template_may_show_what_is_large(api: Api) -> None:
@@ -287,19 +277,20 @@ async def test_versions_without_a_name_are_found_by_their_content(api: Api) -> N
     assert ids[0] == ids[2] != ids[1]
 
 
-@pytest.mark.parametrize("purpose", [None, "live", "smoke_test", "eval"])
-async def test_a_run_has_one_of_the_purposes(api: Api, purpose: str | None) -> None:
-    run = await api.instance(await api.register(purpose=purpose))
-    assert run["purpose"] == (purpose or "live")
-    wrong = {**REGISTRATION, "purpose": "fun"}
-    invalid(await api.post("agent_instance/register", wrong), "purpose")
+async def test_a_run_has_one_of_the_purposes(api: Api) -> None:
+    for purpose in [None, "live", "smoke_test", "eval"]:
+        with case(purpose):
+            run = await api.instance(await api.register(purpose=purpose))
+            assert run["purpose"] == (purpose or "live")
+            wrong = {**REGISTRATION, "purpose": "fun"}
+            invalid(await api.post("agent_instance/register", wrong), "purpose")
 
 
 # --- files of other versions
 
 
 def downgrade(path: Path) -> None:
-    """What a file of the first version is like."""
+    """Bring a file back to the tables of the first version."""
     with sqlite3.connect(path) as old:
         old.executescript(
             "ALTER TABLE idempotency_keys DROP COLUMN used_at;"
@@ -320,7 +311,7 @@ async def test_a_file_of_an_earlier_version_is_brought_up_to_date(tmp_path: Path
     downgrade(path)
     async with opened(str(path)) as api:
         assert await api.spans(run) == [span]
-        # Nobody knows any more whose time the start is.
+        # The old file does not say whether the client gave the start.
         early = await api.done(f"agent_spans/{span['id']}/finish", {"timestamp": NOON})
         assert early["finished_at"] == span["started_at"]
         assert (await api.created(run, payload={"prompt": 1}))["flags"] == [PROMPT_FLAG]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from contextvars import ContextVar
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import Any, Protocol, TypeVar, cast, overload
 
 import anyio
 import anyio.lowlevel
 
-from prefactor_core.agent.span_context import DisabledSpan, SpanContext
+from prefactor_core.agent.disabled_span import DisabledSpan
+from prefactor_core.agent.span import SpanContext, new_span, start_by_id, start_by_id_nowait
 from prefactor_core.agent.tracing import F, traced_by
-from prefactor_core.config.lazy_module import LazyModule
 from prefactor_core.context_stack import SpanContextStack
 from prefactor_core.exceptions import (
     PrefactorTerminatedError,
@@ -20,17 +20,34 @@ from prefactor_core.exceptions import (
 from prefactor_core.exceptions.checks import to_time
 from prefactor_core.exceptions.live import Live
 from prefactor_core.models.lifecycle import InstanceStatus, Outcome
-from prefactor_core.recording.open_span import OpenSpan
+from prefactor_core.recording.instance_manager import AgentInstanceManager
+from prefactor_core.recording.quality import QualityManager
 from prefactor_core.recording.run_end import finish_run, finish_run_in_slices
+from prefactor_core.recording.span_manager import SpanManager
 from prefactor_core.schema_registry.type_schema import Fields, SpanParams
 from prefactor_core.schema_registry.typed_span import TypedStep
 
-if TYPE_CHECKING:
-    from prefactor_core.client import recorder
-else:
-    recorder = LazyModule("prefactor_core.client.recorder")
-
 Result = TypeVar("Result")
+
+
+class Client(Protocol):
+    """What a run needs of its client."""
+
+    @property
+    def instance_manager(self) -> AgentInstanceManager:
+        """The open runs."""
+        ...
+
+    @property
+    def span_manager(self) -> SpanManager:
+        """The open spans."""
+        ...
+
+    @property
+    def quality_manager(self) -> QualityManager:
+        """The records of quality."""
+        ...
+
 
 # The runs of this context, innermost last; those that have ended are passed over.
 _runs: ContextVar[tuple[AgentInstanceHandle, ...]] = ContextVar("prefactor_core_runs", default=())
@@ -46,7 +63,9 @@ def current_instance() -> AgentInstanceHandle | None:
         if not instance.ended:
             return instance
     span = _innermost_span()
-    return None if span is None else span.instance
+    if span is not None and isinstance(span.instance, AgentInstanceHandle):
+        return span.instance
+    return None
 
 
 def current_span() -> SpanContext[Mapping[str, object] | Fields] | None:
@@ -58,14 +77,16 @@ def current_span() -> SpanContext[Mapping[str, object] | Fields] | None:
     span = _innermost_span()
     if span is None:
         instance = current_instance()
-        return DisabledSpan() if instance is not None and not instance.records else None
+        if instance is None or instance.records:
+            return None
+        return DisabledSpan(instance.recorder, instance)
     return span
 
 
 def _innermost_span() -> SpanContext[Any] | None:
     for span in SpanContextStack.open_spans():
-        if isinstance(span, OpenSpan) and span.context is not None:
-            return span.context
+        if isinstance(span, SpanContext):
+            return span  # pyright: ignore[reportUnknownVariableType]
     return DisabledSpan.innermost()
 
 
@@ -129,13 +150,14 @@ class AgentInstanceHandle(Live):
 
     _what = "a run of an agent in this process"
 
-    def __init__(self, instance_id: str, client: recorder.Recorder) -> None:
-        self._client = client
-        self._event_loop = client.instance_manager.event_loop
-        self._instance = client.instance_manager.get(instance_id)
-        self._identity = client.instance_manager.identity(instance_id)
+    def __init__(self, instance_id: str, client: Client) -> None:
+        self._instances = client.instance_manager
+        self._spans = client.span_manager
+        self._quality = client.quality_manager
+        self.recorder = self._spans.recorder
+        self._instance = self._instances.get(instance_id)
+        self._identity = self._instances.identity(instance_id)
         self._termination = self._identity.termination
-        self._records = client.span_manager.records
 
     @property
     def id(self) -> str:
@@ -150,14 +172,14 @@ class AgentInstanceHandle(Live):
     @property
     def records(self) -> bool:
         """Whether anything of the run is recorded: not where everything is switched off."""
-        return self._records
+        return self.recorder.records
 
     @property
     def recorded(self) -> bool:
         """Whether the run is recorded: False where everything is switched off, and for a run that
         the API has refused, or that found no room in memory. Nothing of that is delivered; it
         counts as dropped."""
-        return self._records and self._identity.lost is None
+        return self.recorder.records and self._identity.lost is None
 
     @property
     def terminated(self) -> str | None:
@@ -184,13 +206,14 @@ class AgentInstanceHandle(Live):
         """The run begins now, or began at ``timestamp``, and is the current one of this context.
         A second call does nothing."""
         self.start_nowait(timestamp=timestamp)
-        await anyio.lowlevel.checkpoint()
+        if self.recorder.event_loop.is_turn_due():
+            await anyio.lowlevel.checkpoint()
 
     def start_nowait(self, *, timestamp: datetime | None = None) -> None:
         """As :meth:`start`, in synchronous code."""
         at = None if timestamp is None else to_time("timestamp", timestamp)
         if self._instance.status is InstanceStatus.PENDING:
-            self._client.instance_manager.start(self.id, at=at)
+            self._instances.start(self.id, at=at)
         if self not in (runs := _runs.get()):
             _runs.set((*(run for run in runs if not run.ended), self))
 
@@ -202,17 +225,20 @@ class AgentInstanceHandle(Live):
         Spans of it that are still open end first, at the same time, as ``cancelled``. A second
         call does nothing.
         """
-        slices = finish_run_in_slices(self._client, self._instance, status, timestamp=timestamp)
+        slices = finish_run_in_slices(
+            self._instances, self.recorder, self._instance, status, timestamp=timestamp
+        )
         # With many open spans, other tasks have their turns in between.
-        await self._event_loop.in_turns(slices)
+        await self.recorder.event_loop.in_turns(slices)
         forget_ended_runs()
-        await anyio.lowlevel.checkpoint()
+        if self.recorder.event_loop.is_turn_due():
+            await anyio.lowlevel.checkpoint()
 
     def finish_nowait(
         self, status: Outcome = "complete", *, timestamp: datetime | None = None
     ) -> None:
         """As :meth:`finish`, in synchronous code."""
-        finish_run(self._client, self._instance, status, timestamp=timestamp)
+        finish_run(self._instances, self.recorder, self._instance, status, timestamp=timestamp)
         forget_ended_runs()
 
     @overload
@@ -240,10 +266,12 @@ class AgentInstanceHandle(Live):
         payload: Any = None,
     ) -> SpanContext[Any]:
         """A step of this run; see :meth:`prefactor_core.PrefactorCoreClient.span`."""
-        spans = self._client.span_manager
-        span = spans.context(self._identity, schema_name, parent_span_id, None, payload)
-        span.instance = self
-        return span
+        recorder = self.recorder
+        if recorder.closed or recorder.event_loop.is_forked:
+            recorder.check_open()
+        if not recorder.records:
+            return DisabledSpan(recorder, self)
+        return new_span(recorder, self._identity, schema_name, parent_span_id, None, payload, self)
 
     def traced(
         self,
@@ -266,8 +294,8 @@ class AgentInstanceHandle(Live):
         started_at: datetime | None = None,
     ) -> str:
         """Start a span and give its id, to be ended by :meth:`finish_span`."""
-        return await self._client.create_span(
-            self.id, schema_name, parent_span_id, payload, started_at=started_at
+        return await start_by_id(
+            self.span(cast("str", schema_name), parent_span_id, payload), started_at
         )
 
     def create_span_nowait(
@@ -279,8 +307,8 @@ class AgentInstanceHandle(Live):
         started_at: datetime | None = None,
     ) -> str:
         """As :meth:`create_span`, in synchronous code."""
-        return self._client.create_span_nowait(
-            self.id, schema_name, parent_span_id, payload, started_at=started_at
+        return start_by_id_nowait(
+            self.span(cast("str", schema_name), parent_span_id, payload), started_at
         )
 
     async def finish_span(
@@ -291,7 +319,9 @@ class AgentInstanceHandle(Live):
         timestamp: datetime | None = None,
     ) -> None:
         """End a span of :meth:`create_span` as ``complete``."""
-        await self._client.finish_span(span_id, result_payload, timestamp=timestamp)
+        self.finish_span_nowait(span_id, result_payload, timestamp=timestamp)
+        if self.recorder.event_loop.is_turn_due():
+            await anyio.lowlevel.checkpoint()
 
     def finish_span_nowait(
         self,
@@ -301,21 +331,22 @@ class AgentInstanceHandle(Live):
         timestamp: datetime | None = None,
     ) -> None:
         """As :meth:`finish_span`, in synchronous code."""
-        self._client.finish_span_nowait(span_id, result_payload, timestamp=timestamp)
+        self.recorder.check_open()
+        self._spans.finish(span_id, result_payload, timestamp=timestamp)
 
     async def record_quality(
         self, name: str, payload: Mapping[str, object] | Fields | None = None
     ) -> None:
         """Tell what was found out about the run, also after its end; see
         :meth:`prefactor_core.PrefactorCoreClient.record_quality`."""
-        await self._client.quality_manager.record_in_turn(self._identity, name, payload)
+        await self._quality.record_in_turn(self._identity, name, payload)
         await anyio.lowlevel.checkpoint()
 
     def record_quality_nowait(
         self, name: str, payload: Mapping[str, object] | Fields | None = None
     ) -> None:
         """As :meth:`record_quality`, in synchronous code."""
-        self._client.quality_manager.record(self._identity, name, payload)
+        self._quality.record(self._identity, name, payload)
 
     def __repr__(self) -> str:
         return f"<AgentInstanceHandle {self.id} {self._instance.status}>"

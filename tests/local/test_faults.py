@@ -1,4 +1,4 @@
-"""The local Prefactor does wrong exactly what it is told to, and says what it refused."""
+"""Faults: the local Prefactor makes exactly the errors that are asked for, and counts them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import anyio
 import httpx
 import msgspec
 import pytest
+from support.cases import case
 from support.harness import AGENT, make_config, stored_run
 from support.local_api import (
     REGISTRATION,
@@ -36,7 +37,7 @@ from prefactor_core.operations.identifiers import generate_related
 
 @asynccontextmanager
 async def faulty(**options: Any) -> AsyncGenerator[tuple[LocalPrefactor, Api]]:
-    """A local Prefactor without faults, and who calls it."""
+    """A local Prefactor, and a client of it."""
     async with open_local_prefactor(":memory:", **options) as app, calling(app) as api:
         yield app, api
 
@@ -58,7 +59,7 @@ async def test_every_answer_comes_after_the_answering_time() -> None:
 
 
 @pytest.mark.virtual_time
-async def test_who_does_not_wait_for_the_answer_has_called_all_the_same() -> None:
+async def test_a_call_takes_effect_even_if_its_caller_does_not_wait_for_the_answer() -> None:
     async with faulty() as (app, api):
         run = await api.start()
         app.faults.answering_time = math.inf
@@ -86,24 +87,24 @@ async def test_a_failure_is_answered_instead_of_done() -> None:
         assert app.refusals == {"unavailable": 2}
 
 
-@pytest.mark.parametrize("statuses", [{429, 500, 503}, (503, 429, 500)])
-async def test_a_failure_has_one_of_several_statuses(statuses: Any) -> None:
-    async with faulty(faults=Faults(failure_rate=1, failure_status=statuses)) as (_, api):
-        answers = [await api.get("ping") for _ in range(50)]
-        codes = {answer.status_code: answer.json()["code"] for answer in answers}
-        assert codes == {429: "rate_limited", 500: "unavailable", 503: "unavailable"}
+async def test_a_failure_has_one_of_several_statuses() -> None:
+    for statuses in [{429, 500, 503}, (503, 429, 500)]:
+        with case(statuses):
+            async with faulty(faults=Faults(failure_rate=1, failure_status=statuses)) as (_, api):
+                answers = [await api.get("ping") for _ in range(50)]
+                codes = {answer.status_code: answer.json()["code"] for answer in answers}
+                assert codes == {429: "rate_limited", 500: "unavailable", 503: "unavailable"}
 
 
-@pytest.mark.parametrize(
-    ("wait", "header", "milliseconds"), [(0, "0", 0), (2, "2", 2000), (0.25, "1", 250)]
-)
-async def test_a_failure_asks_for_a_wait(wait: float, header: str, milliseconds: int) -> None:
-    faults = Faults(failure_rate=1, failure_status=429, retry_after=wait)
-    async with faulty(faults=faults) as (_, api):
-        answer = await api.get("ping")
-        refused(answer, 429, "rate_limited")
-        assert answer.headers["Retry-After"] == header
-        assert answer.json()["retry_after_ms"] == milliseconds
+async def test_a_failure_asks_for_a_wait() -> None:
+    for wait, header, milliseconds in [(0, "0", 0), (2, "2", 2000), (0.25, "1", 250)]:
+        with case(wait, header, milliseconds):
+            faults = Faults(failure_rate=1, failure_status=429, retry_after=wait)
+            async with faulty(faults=faults) as (_, api):
+                answer = await api.get("ping")
+                refused(answer, 429, "rate_limited")
+                assert answer.headers["Retry-After"] == header
+                assert answer.json()["retry_after_ms"] == milliseconds
 
 
 async def statuses_of(faults: Faults) -> list[int]:
@@ -139,19 +140,17 @@ async def test_a_read_only_prefactor_fails_new_writes_and_answers_reads_and_repl
         assert len(await api.spans(run)) == 2
 
 
-@pytest.mark.parametrize(
-    ("status", "title"),
-    [(413, HTTPStatus(413).phrase), (502, "Bad Gateway"), (599, "")],
-)
-async def test_a_gateway_answers_failures_with_a_page_of_its_own(status: int, title: str) -> None:
-    faults = Faults(gateway=True, failure_rate=1, failure_status=status, retry_after=1.5)
-    async with faulty(faults=faults) as (app, api):
-        answer = await api.get("ping")
-        assert answer.status_code == status
-        assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
-        assert answer.headers["Retry-After"] == "2"
-        assert f"<h1>{f'{status} {title}'.strip()}</h1>" in answer.text
-        assert app.refusals == {"gateway": 1}
+async def test_a_gateway_answers_failures_with_a_page_of_its_own() -> None:
+    for status, title in [(413, HTTPStatus(413).phrase), (502, "Bad Gateway"), (599, "")]:
+        with case(status, title):
+            faults = Faults(gateway=True, failure_rate=1, failure_status=status, retry_after=1.5)
+            async with faulty(faults=faults) as (app, api):
+                answer = await api.get("ping")
+                assert answer.status_code == status
+                assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+                assert answer.headers["Retry-After"] == "2"
+                assert f"<h1>{f'{status} {title}'.strip()}</h1>" in answer.text
+                assert app.refusals == {"gateway": 1}
 
 
 async def test_a_gateway_answers_what_it_lets_through_is_too_large_or_is_not_written() -> None:
@@ -310,7 +309,7 @@ async def test_a_body_that_comes_in_pieces_is_measured_whole() -> None:
         assert len(await api.spans(run)) == 1
 
 
-# --- what was refused
+# --- counted errors
 
 
 async def test_every_refusal_is_counted_by_its_code_also_inside_a_bulk() -> None:
@@ -355,7 +354,7 @@ def faults() -> Faults:
 
 @pytest.fixture
 def url(tmp_path: Path, faults: Faults, capfd: pytest.CaptureFixture[str]) -> Generator[str]:
-    """Where a server with ``faults`` is; it prints nothing."""
+    """The address of a server with ``faults``, which prints nothing."""
     path = tmp_path / "prefactor.db"
     with serve_local_prefactor(path, api_token="right", agents=("a1",), faults=faults) as url:
         yield url
@@ -416,41 +415,41 @@ async def test_the_sender_of_a_large_body_reads_why_it_was_not_taken(
 # --- values
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"answering_time": -1}, "answering_time must be a number, 0 or more, got -1"),
-        ({"answering_time": math.nan}, "answering_time must be a number, 0 or more, got nan"),
-        ({"answering_time": "1"}, "answering_time must be a number, 0 or more, got '1'"),
-        ({"failure_rate": 1.1}, "failure_rate must be a number, between 0 and 1, got 1.1"),
-        ({"failure_rate": True}, "failure_rate must be a number, between 0 and 1, got True"),
-        ({"drop_rate": -0.1}, "drop_rate must be a number, between 0 and 1, got -0.1"),
-        ({"failure_status": 200}, "failure_status must be between 400 and 599, got 200"),
-        ({"failure_status": {503, 600}}, "failure_status must be between 400 and 599, got 600"),
-        ({"failure_status": "503"}, "failure_status must be between 400 and 599, got '503'"),
-        ({"failure_status": ()}, "failure_status must hold at least one status, got none"),
-        ({"retry_after": -1}, "retry_after must be a number, between 0 and 86400, got -1"),
-        ({"retry_after": math.inf}, "retry_after must be a number, between 0 and 86400, got inf"),
-        ({"read_only": 1}, "read_only must be True or False, got 1"),
-        ({"gateway": "nginx"}, "gateway must be True or False, got 'nginx'"),
-        ({"bulk": 0}, "bulk must be True or False, got 0"),
-        ({"given_ids": None}, "given_ids must be True or False, got None"),
-        (
-            {"bulk_types": "agent_spans/create"},
-            "bulk_types must be a collection of strings or None, got 'agent_spans/create'",
-        ),
-        ({"bulk_types": [1]}, "bulk_types must be a collection of strings or None, got list"),
-        ({"bulk_types": 1}, "bulk_types must be a collection of strings or None, got 1"),
-        ({"max_body_bytes": -1}, "max_body_bytes must be a whole number, 0 or more, got -1"),
-        ({"max_body_bytes": 1.5}, "max_body_bytes must be a whole number, 0 or more, got 1.5"),
-        ({"seed": "s"}, "seed must be a whole number, got 's'"),
-    ],
-    ids=str,
-)
-def test_a_fault_that_cannot_be_is_a_value_error(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(PrefactorValueError) as caught:
-        Faults(**fields)
-    assert str(caught.value) == message
+WRONG_FAULTS = [
+    ({"answering_time": -1}, "answering_time must be a number, 0 or more, got -1"),
+    ({"answering_time": math.nan}, "answering_time must be a number, 0 or more, got nan"),
+    ({"answering_time": "1"}, "answering_time must be a number, 0 or more, got '1'"),
+    ({"failure_rate": 1.1}, "failure_rate must be a number, between 0 and 1, got 1.1"),
+    ({"failure_rate": True}, "failure_rate must be a number, between 0 and 1, got True"),
+    ({"drop_rate": -0.1}, "drop_rate must be a number, between 0 and 1, got -0.1"),
+    ({"failure_status": 200}, "failure_status must be between 400 and 599, got 200"),
+    ({"failure_status": {503, 600}}, "failure_status must be between 400 and 599, got 600"),
+    ({"failure_status": "503"}, "failure_status must be between 400 and 599, got '503'"),
+    ({"failure_status": ()}, "failure_status must hold at least one status, got none"),
+    ({"retry_after": -1}, "retry_after must be a number, between 0 and 86400, got -1"),
+    ({"retry_after": math.inf}, "retry_after must be a number, between 0 and 86400, got inf"),
+    ({"read_only": 1}, "read_only must be True or False, got 1"),
+    ({"gateway": "nginx"}, "gateway must be True or False, got 'nginx'"),
+    ({"bulk": 0}, "bulk must be True or False, got 0"),
+    ({"given_ids": None}, "given_ids must be True or False, got None"),
+    (
+        {"bulk_types": "agent_spans/create"},
+        "bulk_types must be a collection of strings or None, got 'agent_spans/create'",
+    ),
+    ({"bulk_types": [1]}, "bulk_types must be a collection of strings or None, got list"),
+    ({"bulk_types": 1}, "bulk_types must be a collection of strings or None, got 1"),
+    ({"max_body_bytes": -1}, "max_body_bytes must be a whole number, 0 or more, got -1"),
+    ({"max_body_bytes": 1.5}, "max_body_bytes must be a whole number, 0 or more, got 1.5"),
+    ({"seed": "s"}, "seed must be a whole number, got 's'"),
+]
+
+
+def test_a_fault_that_cannot_be_is_a_value_error() -> None:
+    for fields, message in WRONG_FAULTS:
+        with case(fields, message):
+            with pytest.raises(PrefactorValueError) as caught:
+                Faults(**fields)
+            assert str(caught.value) == message
 
 
 def test_the_ends_of_the_bounds_are_taken() -> None:

@@ -7,9 +7,9 @@ from io import StringIO
 from typing import Any
 
 import msgspec
-import pytest
 from rich.console import Console
 from rich.tree import Tree
+from support.cases import case
 
 from prefactor_core.api.answers import AgentInstanceAnswer, AgentSpanAnswer
 from prefactor_core.local.run_tree import run_tree, tree_lines
@@ -30,7 +30,7 @@ def span(id: str, parent: str | None = None, **fields: Any) -> AgentSpanAnswer:
 
 
 def lines(instance: AgentInstanceAnswer, *spans: AgentSpanAnswer) -> list[str]:
-    """What a terminal of 120 columns shows."""
+    """The lines on a terminal of 120 columns."""
     terminal = StringIO()
     Console(file=terminal, width=120, color_system=None).print(run_tree(instance, spans))
     return [line.rstrip() for line in terminal.getvalue().splitlines()]
@@ -60,9 +60,10 @@ def test_a_run_without_spans_is_one_line() -> None:
     assert lines(run(status="pending")) == ["agent instance i1  pending"]
 
 
-@pytest.mark.parametrize("status", ["pending", "active", "complete", "failed", "cancelled", "new"])
-def test_the_status_of_a_span_is_shown(status: str) -> None:
-    assert lines(run(), span("llm", status=status))[1] == f"└── llm  {status}"
+def test_the_status_of_a_span_is_shown() -> None:
+    for status in ["pending", "active", "complete", "failed", "cancelled", "new"]:
+        with case(status):
+            assert lines(run(), span("llm", status=status))[1] == f"└── llm  {status}"
 
 
 def test_a_terminated_run_is_shown_as_terminated() -> None:
@@ -79,51 +80,53 @@ def test_a_terminated_run_shows_why_on_its_line() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("started_at", "finished_at", "duration"),
-    [
-        (NOON, "2026-01-01T12:00:00.000300Z", "  0.3 ms"),
-        (NOON, NOON, "  0.0 ms"),
-        ("2026-01-01T12:00:00Z", "2026-01-01T14:00:01+02:00", "  1000.0 ms"),
-        (NOON, None, ""),
-        (None, NOON, ""),
-    ],
-)
-def test_a_span_with_both_times_shows_how_long_it_took(
-    started_at: str | None, finished_at: str | None, duration: str
-) -> None:
-    llm = span("llm", started_at=started_at, finished_at=finished_at)
-    assert lines(run(), llm)[1] == f"└── llm  active{duration}"
+DURATIONS = [
+    (NOON, "2026-01-01T12:00:00.000300Z", "  0.3 ms"),
+    (NOON, NOON, "  0.0 ms"),
+    ("2026-01-01T12:00:00Z", "2026-01-01T14:00:01+02:00", "  1000.0 ms"),
+    (NOON, None, ""),
+    (None, NOON, ""),
+]
 
 
-@pytest.mark.parametrize(
-    ("payloads", "shown"),
-    [
-        ({}, ""),
-        ({"payload": {}, "result_payload": {}}, ""),
-        ({"payload": None, "result_payload": None}, ""),
-        ({"payload": {"a": 1}}, '  {"a":1}'),
-        ({"result_payload": {"b": []}}, ' → {"b":[]}'),
-        ({"payload": {"a": 1}, "result_payload": {"b": 2}}, '  {"a":1} → {"b":2}'),
-        ({"payload": {"a": "Größe"}}, '  {"a":"Größe"}'),
-        ({"payload": {"a": "two\nlines"}}, '  {"a":"two\\nlines"}'),
-    ],
-)
-def test_payload_and_result_are_shown_unless_empty(payloads: dict[str, Any], shown: str) -> None:
-    assert lines(run(), span("llm", **payloads))[1] == f"└── llm  active{shown}"
+def test_a_span_with_both_times_shows_how_long_it_took() -> None:
+    for started_at, finished_at, duration in DURATIONS:
+        with case(started_at, finished_at, duration):
+            llm = span("llm", started_at=started_at, finished_at=finished_at)
+            assert lines(run(), llm)[1] == f"└── llm  active{duration}"
 
 
-@pytest.mark.parametrize("text", ["[bold]loud[/bold]", "[/]", ":rocket:", "[link=x]y", "\\[red]"])
-def test_what_looks_like_markup_is_shown_literally(text: str) -> None:
-    quoted = msgspec.json.encode({"text": text}).decode()
-    shown = lines(
-        run(id=text), span("llm", schema_name=text, payload={"text": text}, result_payload=[text])
-    )
-    result = msgspec.json.encode([text]).decode()
-    assert shown == [
-        f"agent instance {text}  active",
-        f"└── {text}  active  {quoted} → {result}",
-    ]
+PAYLOADS = [
+    ({}, ""),
+    ({"payload": {}, "result_payload": {}}, ""),
+    ({"payload": None, "result_payload": None}, ""),
+    ({"payload": {"a": 1}}, '  {"a":1}'),
+    ({"result_payload": {"b": []}}, ' → {"b":[]}'),
+    ({"payload": {"a": 1}, "result_payload": {"b": 2}}, '  {"a":1} → {"b":2}'),
+    ({"payload": {"a": "Größe"}}, '  {"a":"Größe"}'),
+    ({"payload": {"a": "two\nlines"}}, '  {"a":"two\\nlines"}'),
+]
+
+
+def test_payload_and_result_are_shown_unless_empty() -> None:
+    for payloads, shown in PAYLOADS:
+        with case(payloads, shown):
+            assert lines(run(), span("llm", **payloads))[1] == f"└── llm  active{shown}"
+
+
+def test_what_looks_like_markup_is_shown_literally() -> None:
+    for text in ["[bold]loud[/bold]", "[/]", ":rocket:", "[link=x]y", "\\[red]"]:
+        with case(text):
+            quoted = msgspec.json.encode({"text": text}).decode()
+            shown = lines(
+                run(id=text),
+                span("llm", schema_name=text, payload={"text": text}, result_payload=[text]),
+            )
+            result = msgspec.json.encode([text]).decode()
+            assert shown == [
+                f"agent instance {text}  active",
+                f"└── {text}  active  {quoted} → {result}",
+            ]
 
 
 def test_nothing_that_is_shown_reaches_the_terminal_as_a_command() -> None:

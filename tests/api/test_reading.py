@@ -32,7 +32,7 @@ TOKEN = "pf/secret+token-0123456789=="
 WAIT = 20
 LIMIT = 2 * 1024 * 1024
 MOST = 100_000_000
-"""Bytes that a server sends before it takes the client for one that reads without bound."""
+"""Bytes after which the server concludes that the client reads without bound."""
 
 Parts = Callable[[], Iterator[bytes]]
 
@@ -117,7 +117,7 @@ def tiny_chunks() -> Iterator[bytes]:
 
 
 def bomb() -> Iterator[bytes]:
-    """A hundred thousand bytes of gzip, a hundred million unpacked."""
+    """A hundred thousand bytes of gzip, a hundred million decompressed."""
     packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS | 16)
     zeros = bytes(1_000_000)
     packed = b"".join(packer.compress(zeros) for _ in range(100))
@@ -127,7 +127,7 @@ def bomb() -> Iterator[bytes]:
 
 
 def empty_blocks() -> Iterator[bytes]:
-    """Gzip that goes on for ever and unpacks to nothing."""
+    """Endless gzip that decompresses to nothing."""
     packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS | 16)
     blocks = packer.compress(b"") + packer.flush(zlib.Z_FULL_FLUSH)
     block = packer.flush(zlib.Z_FULL_FLUSH) or b"\x00\x00\x00\xff\xff"
@@ -145,7 +145,7 @@ async def test_an_answer_that_is_too_long_breaks_the_contract(parts: Parts) -> N
         with pytest.raises(PrefactorContractError, match="is too long") as caught:
             await api.ping()
     assert caught.value.status_code == 200
-    assert server.sent < LIMIT + 20_000_000  # what the buffers of the system hold
+    assert server.sent < LIMIT + 20_000_000  # the buffers of the system take some
 
 
 @pytest.mark.parametrize("status", [200, 401, 429, 503])
@@ -214,7 +214,7 @@ async def test_what_comes_before_a_body_is_bounded(parts: Parts) -> None:
         with pytest.raises(PrefactorUnreachableError, match="bytes before its body"):
             await api.ping()
     assert not server.finished
-    assert server.sent < 20_000_000  # what the buffers of the system hold
+    assert server.sent < 20_000_000  # the buffers of the system take some
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ async def test_the_loop_gets_a_turn_after_each_slice_that_is_unpacked() -> None:
         group.start_soon(count)
         await anyio.lowlevel.checkpoint()
         before = turns
-        # Nothing waits in here: the answer is there, whole.
+        # Nothing waits in here: the answer is complete already.
         packed = httpx.Response(
             200, headers={"Content-Encoding": "gzip"}, stream=httpx.ByteStream(gzip.compress(body))
         )

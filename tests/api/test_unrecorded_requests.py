@@ -1,4 +1,4 @@
-"""Our own requests in the user's eyes: not in the log of httpx, and recorded by nobody."""
+"""Our own requests are neither in the log of httpx nor recorded by a tracer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from api.test_api_client import http_answer, open_server
+from api.test_client import http_answer, open_server
 from support.harness import AGENT, FaultyApi, make_config, open_faulty_api, stored_runs
 
 from prefactor_core import AgentInstanceHandle, PrefactorUnreachableError, open_prefactor, traced
@@ -20,7 +20,7 @@ async def test_httpx_logs_the_requests_of_the_user_and_none_of_ours(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        # The user's own, also where it is made while one of ours is answered.
+        # A request of the user, made while a request of ours is answered.
         async with httpx.AsyncClient(transport=httpx.MockTransport(_ok)) as http:
             await http.get("http://users.test/inside")
         await api(scope, receive, send)
@@ -46,7 +46,7 @@ def _ok(request: httpx.Request) -> httpx.Response:
 
 @pytest.fixture
 def tracing_of_all_requests() -> Iterator[list[str]]:
-    """What an instrumentation of httpx does: each request is a span of the run of the program."""
+    """Like an instrumentation of httpx, make each request a span of the program's run."""
     urls: list[str] = []
     clients, send = (httpx.AsyncClient, httpx.Client), {}
 
@@ -84,7 +84,7 @@ async def test_tracing_httpx_records_no_request_that_records(
 
 @pytest.mark.parametrize("when_full", ["drop", "wait"])
 async def test_what_a_tracer_opens_in_a_request_of_ours_is_not_recorded(when_full: str) -> None:
-    """By its run, and not by its context: a tracer of a whole program does."""
+    """A tracer of a whole program opens the span by its run, and not by its context."""
     runs: list[AgentInstanceHandle] = []
 
     async with open_faulty_api() as api:

@@ -1,11 +1,11 @@
-"""Backlog: what goes into the next request, by examples and by a rule machine with a model."""
+"""Batcher: what goes into the next request, by examples and by a rule machine with a model."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -22,7 +22,8 @@ from hypothesis.stateful import (
 )
 from msgspec import UNSET, Raw, UnsetType
 
-from prefactor_core.export.batch import Backlog, BatchItem, half, independent_of
+from prefactor_core.export.batch import Batcher, BatchItem, half, independent_of
+from prefactor_core.models.clock import to_nanoseconds
 from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
 from prefactor_core.operations import (
     ENVELOPE_SIZE,
@@ -39,7 +40,8 @@ from prefactor_core.operations import (
 from prefactor_core.operations.identifiers import idempotency_key
 
 EVERYTHING = 1_000_000
-NOON = datetime(2026, 7, 20, 12, tzinfo=UTC)
+NOON = to_nanoseconds(datetime(2026, 7, 20, 12, tzinfo=UTC))
+SECOND = 1_000_000_000
 ENDED = [SpanStatus.COMPLETE, SpanStatus.FAILED, SpanStatus.CANCELLED]
 MERGED = [SpanStatus.COMPLETE, SpanStatus.FAILED]
 
@@ -77,7 +79,7 @@ def create(
     *,
     status: SpanStatus = SpanStatus.ACTIVE,
     payload: bytes = b"{}",
-    at: datetime = NOON,
+    at: int = NOON,
 ) -> CreateSpan:
     ended = status in ENDED
     return CreateSpan(
@@ -100,7 +102,7 @@ def end(
     *,
     status: SpanStatus = SpanStatus.COMPLETE,
     result: bytes | None = None,
-    at: datetime = NOON + timedelta(seconds=1),
+    at: int = NOON + SECOND,
 ) -> FinishSpan:
     return FinishSpan(
         timestamp=at,
@@ -136,26 +138,27 @@ def quality(name: str, run: str = "run", key: str = "") -> RecordQuality:
     )
 
 
-def backlog_of(*operations: Operation) -> Backlog:
-    backlog = Backlog()
+def batcher_of(*operations: Operation) -> Batcher:
+    batcher = Batcher()
     for operation in operations:
-        backlog.add(operation)
-    return backlog
+        batcher.add(operation)
+    return batcher
 
 
-def request_of(backlog: Backlog, most: int = EVERYTHING, **how: Any) -> list[BatchItem]:
-    return backlog.next_request(most, EVERYTHING, **how)
+def request_of(batcher: Batcher, most: int = EVERYTHING, **how: Any) -> list[BatchItem]:
+    return batcher.next_batch(most, EVERYTHING, **how)
 
 
-def send(backlog: Backlog, most: int = EVERYTHING, **how: Any) -> list[BatchItem]:
-    request = request_of(backlog, most, **how)
-    backlog.sent(request)
+def send(batcher: Batcher, most: int = EVERYTHING, **how: Any) -> list[BatchItem]:
+    request = request_of(batcher, most, **how)
+    batcher.mark_sent(request)
     return request
 
 
-def settle(backlog: Backlog, items: Iterable[BatchItem]) -> None:
+def complete(batcher: Batcher, items: Iterable[BatchItem]) -> None:
     for item in items:
-        backlog.remove(item)
+        item.completed = True
+        batcher.remove_completed([item])
 
 
 def keys(items: Iterable[BatchItem]) -> list[str]:
@@ -174,9 +177,9 @@ def test_a_finish_that_meets_its_start_makes_one_create_with_both_times(
     status: SpanStatus,
 ) -> None:
     begun, ended = create("s", "p", payload=b'{"a":1}'), end("s", status=status, result=b'{"b":2}')
-    backlog = backlog_of(begun)
-    assert backlog.add(ended)
-    (item,) = request_of(backlog)
+    batcher = batcher_of(begun)
+    assert batcher.add(ended)
+    (item,) = request_of(batcher)
     assert item.operation == CreateSpan(
         timestamp=begun.timestamp,
         idempotency_key="s-create",
@@ -190,188 +193,188 @@ def test_a_finish_that_meets_its_start_makes_one_create_with_both_times(
         result_payload=Raw(b'{"b":2}'),
     )
     assert (item.count, item.size) == (2, begun.size + ended.size - ENVELOPE_SIZE)
-    assert (backlog.operations, backlog.taken) == (2, 2)
+    assert (batcher.operations, batcher.added) == (2, 2)
 
 
 def test_a_merged_create_has_no_result_if_the_finish_has_none() -> None:
-    (item,) = request_of(backlog_of(create("s"), end("s")))
+    (item,) = request_of(batcher_of(create("s"), end("s")))
     assert isinstance(item.operation, CreateSpan)
     assert item.operation.result_payload is UNSET
 
 
 def test_a_cancelled_span_keeps_its_two_steps() -> None:
-    backlog = backlog_of(create("s"))
-    assert not backlog.add(cancel("s"))
-    assert keys(request_of(backlog)) == ["s-create", "s-finish"]
+    batcher = batcher_of(create("s"))
+    assert not batcher.add(cancel("s"))
+    assert keys(request_of(batcher)) == ["s-create", "s-finish"]
 
 
 def test_a_span_that_never_began_keeps_its_two_steps() -> None:
-    backlog = backlog_of(create("s", status=SpanStatus.PENDING))
-    assert not backlog.add(cancel("s"))
-    assert keys(request_of(backlog)) == ["s-create", "s-finish"]
+    batcher = batcher_of(create("s", status=SpanStatus.PENDING))
+    assert not batcher.add(cancel("s"))
+    assert keys(request_of(batcher)) == ["s-create", "s-finish"]
 
 
 @pytest.mark.parametrize("status", [SpanStatus.PENDING, *MERGED])
 def test_only_a_span_that_is_active_takes_its_finish_in(status: SpanStatus) -> None:
     # None of these can be finished; it is the API that says so.
-    backlog = backlog_of(create("s", status=status))
-    assert not backlog.add(end("s"))
-    assert keys(request_of(backlog)) == ["s-create", "s-finish"]
+    batcher = batcher_of(create("s", status=status))
+    assert not batcher.add(end("s"))
+    assert keys(request_of(batcher)) == ["s-create", "s-finish"]
 
 
 def test_what_was_sent_takes_no_finish_in() -> None:
     # Its idempotency key would stand for two requests.
-    backlog = backlog_of(create("s"))
-    (item,) = send(backlog)
+    batcher = batcher_of(create("s"))
+    (item,) = send(batcher)
     before = item.operation
-    assert not backlog.add(end("s"))
+    assert not batcher.add(end("s"))
     assert item.operation is before
-    assert keys(request_of(backlog)) == ["s-create", "s-finish"]
+    assert keys(request_of(batcher)) == ["s-create", "s-finish"]
 
 
 def test_what_could_have_been_sent_still_takes_its_finish_in() -> None:
     # As if there was an outage, and no request could be made.
-    backlog = backlog_of(create("s"))
-    (item,) = request_of(backlog)
-    assert backlog.add(end("s"))
-    assert request_of(backlog) == [item]
+    batcher = batcher_of(create("s"))
+    (item,) = request_of(batcher)
+    assert batcher.add(end("s"))
+    assert request_of(batcher) == [item]
     assert (item.count, item.sent) == (2, False)
 
 
 def test_what_did_not_fit_into_a_request_still_takes_its_finish_in() -> None:
-    backlog = backlog_of(create("first"), create("second"))
-    assert keys(send(backlog, 1)) == ["first-create"]
-    assert backlog.add(end("second"))
-    assert not backlog.add(end("first"))
+    batcher = batcher_of(create("first"), create("second"))
+    assert keys(send(batcher, 1)) == ["first-create"]
+    assert batcher.add(end("second"))
+    assert not batcher.add(end("first"))
 
 
 def test_a_merged_span_goes_before_the_children_that_were_recorded_before_its_end() -> None:
-    backlog = backlog_of(start(), create("p"), create("c", "p"), end("c"), end("p"), finish())
-    assert keys(request_of(backlog)) == ["run-start", "p-create", "c-create", "run-finish"]
+    batcher = batcher_of(start(), create("p"), create("c", "p"), end("c"), end("p"), finish())
+    assert keys(request_of(batcher)) == ["run-start", "p-create", "c-create", "run-finish"]
 
 
-def test_nothing_of_a_settled_span_is_waited_for() -> None:
+def test_nothing_of_a_completed_span_is_waited_for() -> None:
     # Its finish comes back as an operation of its own, and is not lost in what has left.
-    backlog = backlog_of(create("s"))
-    (item,) = request_of(backlog)
-    backlog.remove(item)
-    assert not backlog.add(end("s"))
-    assert keys(request_of(backlog)) == ["s-finish"]
+    batcher = batcher_of(create("s"))
+    (item,) = request_of(batcher)
+    complete(batcher, [item])
+    assert not batcher.add(end("s"))
+    assert keys(request_of(batcher)) == ["s-finish"]
 
 
 # Limits
 
 
 def test_a_request_has_at_most_the_operations_it_may_have_and_a_merged_span_is_two() -> None:
-    backlog = backlog_of(create("a"), end("a"), create("b"), create("c"))
-    assert keys(request_of(backlog, 3)) == ["a-create", "b-create"]
-    assert keys(request_of(backlog, 4)) == ["a-create", "b-create", "c-create"]
+    batcher = batcher_of(create("a"), end("a"), create("b"), create("c"))
+    assert keys(request_of(batcher, 3)) == ["a-create", "b-create"]
+    assert keys(request_of(batcher, 4)) == ["a-create", "b-create", "c-create"]
 
 
 def test_a_request_has_at_most_the_bytes_it_may_have() -> None:
-    backlog = backlog_of(create("a"), create("b"), create("c"))
+    batcher = batcher_of(create("a"), create("b"), create("c"))
     two = 2 * create("a").size
-    assert keys(backlog.next_request(EVERYTHING, two)) == ["a-create", "b-create"]
-    assert keys(backlog.next_request(EVERYTHING, two - 1)) == ["a-create"]
+    assert keys(batcher.next_batch(EVERYTHING, two)) == ["a-create", "b-create"]
+    assert keys(batcher.next_batch(EVERYTHING, two - 1)) == ["a-create"]
 
 
 @pytest.mark.parametrize(("operations", "size"), [(1, EVERYTHING), (EVERYTHING, 1), (1, 1)])
 def test_one_item_always_goes(operations: int, size: int) -> None:
-    backlog = backlog_of(create("a"), end("a"), create("b"))
-    assert keys(backlog.next_request(operations, size)) == ["a-create"]
+    batcher = batcher_of(create("a"), end("a"), create("b"))
+    assert keys(batcher.next_batch(operations, size)) == ["a-create"]
 
 
 def test_an_empty_backlog_has_no_request() -> None:
-    assert request_of(Backlog()) == []
+    assert request_of(Batcher()) == []
 
 
 def test_a_registration_takes_nothing_else_of_its_run_along() -> None:
     # What the API calls the run comes with the answer.
-    backlog = backlog_of(start("other"), register(), start(), create("s"), create("o", run="other"))
-    settle(backlog, first := send(backlog))
+    batcher = batcher_of(start("other"), register(), start(), create("s"), create("o", run="other"))
+    complete(batcher, first := send(batcher))
     assert keys(first) == ["other-start", "o-create", "run-register"]
-    assert keys(request_of(backlog)) == ["run-start", "s-create"]
+    assert keys(request_of(batcher)) == ["run-start", "s-create"]
 
 
 def test_registrations_share_a_request() -> None:
     runs = ["a", "b", "c"]
-    backlog = backlog_of(*[operation for run in runs for operation in (register(run), start(run))])
-    settle(backlog, first := send(backlog))
+    batcher = batcher_of(*[operation for run in runs for operation in (register(run), start(run))])
+    complete(batcher, first := send(batcher))
     assert keys(first) == ["a-register", "b-register", "c-register"]
-    assert keys(send(backlog)) == ["a-start", "b-start", "c-start"]
+    assert keys(send(batcher)) == ["a-start", "b-start", "c-start"]
 
 
 def test_types_that_bulk_does_not_take_go_alone_when_their_turn_comes() -> None:
-    backlog = backlog_of(create("a"), start("other"), create("b"), create("o", run="other"))
+    batcher = batcher_of(create("a"), start("other"), create("b"), create("o", run="other"))
     alone = {OperationType.START_AGENT_INSTANCE}
     for expected in (["a-create", "b-create"], ["other-start"], ["o-create"]):
-        settle(backlog, request := send(backlog, alone=alone))
+        complete(batcher, request := send(batcher, alone=alone))
         assert keys(request) == expected
 
 
 def test_where_bulk_takes_nothing_all_goes_alone_and_runs_take_turns() -> None:
     runs = ["a", "b"]
-    backlog = backlog_of(*[create(f"{run}{n}", run=run) for run in runs for n in range(2)])
+    batcher = batcher_of(*[create(f"{run}{n}", run=run) for run in runs for n in range(2)])
     order = []
-    while backlog:
-        settle(backlog, request := send(backlog, alone=frozenset(OperationType)))
+    while batcher:
+        complete(batcher, request := send(batcher, alone=frozenset(OperationType)))
         (item,) = request
         order.append(item.operation.idempotency_key)
     assert order == ["a0-create", "b0-create", "a1-create", "b1-create"]
 
 
 @pytest.mark.parametrize("flag", ["alone", "in_bulk"])
-def test_a_item_that_is_asked_about_goes_without_any_other(flag: str) -> None:
-    backlog = backlog_of(create("a"), create("b"), create("o", run="other"))
-    first, _, other = request_of(backlog)
+def test_an_item_that_is_asked_about_goes_without_any_other(flag: str) -> None:
+    batcher = batcher_of(create("a"), create("b"), create("o", run="other"))
+    first, _, other = request_of(batcher)
     setattr(first, flag, True)
-    assert request_of(backlog) == [first]
+    assert request_of(batcher) == [first]
     # Also where another run comes first: it waits for its turn.
     setattr(other, flag, True)
     setattr(first, flag, False)
-    assert keys(send(backlog)) == ["a-create", "b-create"]
-    assert request_of(backlog) == [other]
+    assert keys(send(batcher)) == ["a-create", "b-create"]
+    assert request_of(batcher) == [other]
 
 
 def test_what_does_not_go_with_others_takes_no_room_from_them() -> None:
-    backlog = backlog_of(
+    batcher = batcher_of(
         create("a"),
         create("b", run="second", payload=b'"%s"' % (b"x" * 1_000)),
         create("c", run="third"),
     )
-    request_of(backlog)[1].alone = True
+    request_of(batcher)[1].alone = True
     both = 2 * create("a").size
-    assert keys(backlog.next_request(2, EVERYTHING)) == ["a-create", "c-create"]
-    assert keys(backlog.next_request(EVERYTHING, both)) == ["a-create", "c-create"]
+    assert keys(batcher.next_batch(2, EVERYTHING)) == ["a-create", "c-create"]
+    assert keys(batcher.next_batch(EVERYTHING, both)) == ["a-create", "c-create"]
 
 
 def test_two_operations_with_one_key_never_share_a_request() -> None:
     # Two spans were given the same id.
-    backlog = backlog_of(
+    batcher = batcher_of(
         create("s"), create("a"), create("s", run="other"), create("b", run="other")
     )
-    settle(backlog, first := send(backlog))
+    complete(batcher, first := send(batcher))
     assert keys(first) == ["s-create", "a-create"]
-    assert keys(request_of(backlog)) == ["s-create", "b-create"]
+    assert keys(request_of(batcher)) == ["s-create", "b-create"]
 
 
-def test_a_item_that_bulk_failed_at_goes_alone() -> None:
-    backlog = backlog_of(create("a"), create("b"), create("c"))
-    _, second, _ = request_of(backlog)
+def test_an_item_that_bulk_failed_at_goes_alone() -> None:
+    batcher = batcher_of(create("a"), create("b"), create("c"))
+    _, second, _ = request_of(batcher)
     second.alone = True
-    assert keys(request_of(backlog)) == ["a-create"]
+    assert keys(request_of(batcher)) == ["a-create"]
 
 
 def test_without_given_ids_nothing_goes_together_with_the_span_that_it_refers_to() -> None:
-    backlog = backlog_of(create("p"), create("other"), create("c", "p"), create("d", "c"))
-    assert keys(request_of(backlog, given_ids=False)) == ["p-create", "other-create"]
-    backlog = backlog_of(create("s", status=SpanStatus.PENDING), cancel("s"))
-    assert keys(request_of(backlog, given_ids=False)) == ["s-create"]
+    batcher = batcher_of(create("p"), create("other"), create("c", "p"), create("d", "c"))
+    assert keys(request_of(batcher, given_ids=False)) == ["p-create", "other-create"]
+    batcher = batcher_of(create("s", status=SpanStatus.PENDING), cancel("s"))
+    assert keys(request_of(batcher, given_ids=False)) == ["s-create"]
 
 
 def test_without_given_ids_what_refers_to_spans_that_are_known_goes_together() -> None:
-    backlog = backlog_of(create("a", "known"), create("b", "known"), end("known"), finish())
-    assert len(request_of(backlog, given_ids=False)) == 4
+    batcher = batcher_of(create("a", "known"), create("b", "known"), end("known"), finish())
+    assert len(request_of(batcher, given_ids=False)) == 4
 
 
 @pytest.mark.parametrize(("counts", "expected"), [([1, 1], 1), ([1, 2], 1), ([2, 2, 1], 2)])
@@ -390,14 +393,14 @@ def test_half_of_a_request_has_half_its_operations_and_one_at_least(
 def test_a_request_of_several_items_comes_down_to_its_first_one_by_halves(
     length: int, merged: set[int]
 ) -> None:
-    backlog = Backlog()
+    batcher = Batcher()
     for number in range(length):
-        backlog.add(create(str(number)))
+        batcher.add(create(str(number)))
         if number in merged:
-            backlog.add(end(str(number)))
-    request = request_of(backlog)
+            batcher.add(end(str(number)))
+    request = request_of(batcher)
     while len(request) > 1:
-        smaller = request_of(backlog, half(request))
+        smaller = request_of(batcher, half(request))
         assert smaller == request[: len(smaller)]
         assert len(smaller) < len(request)
         request = smaller
@@ -408,46 +411,46 @@ def test_a_request_of_several_items_comes_down_to_its_first_one_by_halves(
 
 
 def test_runs_take_turns() -> None:
-    backlog = backlog_of(*[create(f"{run}{n}", run=run) for run in "ab" for n in range(4)])
+    batcher = batcher_of(*[create(f"{run}{n}", run=run) for run in "ab" for n in range(4)])
     order = []
-    while backlog:
-        settle(backlog, request := send(backlog, 3))
+    while batcher:
+        complete(batcher, request := send(batcher, 3))
         order.append([key.removesuffix("-create") for key in keys(request)])
     assert order == [["a0", "a1", "a2"], ["b0", "b1", "b2"], ["a3", "b3"]]
 
 
-def test_a_run_that_was_sent_and_not_taken_waits_for_its_turn() -> None:
-    backlog = backlog_of(*[create(f"{run}{n}", run=run) for run in "abc" for n in range(2)])
-    requests = [keys(send(backlog, 2)) for _ in range(6)]
+def test_a_run_that_was_sent_and_not_accepted_waits_for_its_turn() -> None:
+    batcher = batcher_of(*[create(f"{run}{n}", run=run) for run in "abc" for n in range(2)])
+    requests = [keys(send(batcher, 2)) for _ in range(6)]
     assert requests[:3] == [[f"{run}0-create", f"{run}1-create"] for run in "abc"]
     assert requests[3:] == requests[:3]
 
 
 def test_runs_of_one_request_keep_their_order() -> None:
     runs = [f"run-{n}" for n in range(50)]
-    backlog = backlog_of(*[create(run, run=run) for run in runs])
-    first = keys(send(backlog))
-    assert keys(send(backlog)) == first == [f"{run}-create" for run in runs]
+    batcher = batcher_of(*[create(run, run=run) for run in runs])
+    first = keys(send(batcher))
+    assert keys(send(batcher)) == first == [f"{run}-create" for run in runs]
 
 
 # Ids
 
 
-def test_an_id_is_given_or_not_when_a_item_is_sent_and_so_it_stays() -> None:
-    backlog = backlog_of(create("a"), create("b"))
-    first, second = request_of(backlog)
-    backlog.sent([first], given_ids=False)
-    backlog.sent([first, second], given_ids=True)
+def test_an_id_is_given_or_not_when_an_item_is_sent_and_so_it_stays() -> None:
+    batcher = batcher_of(create("a"), create("b"))
+    first, second = request_of(batcher)
+    batcher.mark_sent([first], given_ids=False)
+    batcher.mark_sent([first, second], given_ids=True)
     assert (first.given_id, second.given_id) == (False, True)
-    backlog.sent([first, second], given_ids=False, one_given_id=True)
+    batcher.mark_sent([first, second], given_ids=False, one_given_id=True)
     assert (first.given_id, second.given_id) == (False, True)
 
 
 def test_one_span_of_a_request_may_be_given_an_id_to_see_whether_the_api_takes_it() -> None:
-    backlog = backlog_of(end("x"), create("old"), create("a"), create("b"))
-    request = request_of(backlog)
-    backlog.sent(request[1:2], given_ids=False)
-    backlog.sent(request, given_ids=False, one_given_id=True)
+    batcher = batcher_of(end("x"), create("old"), create("a"), create("b"))
+    request = request_of(batcher)
+    batcher.mark_sent(request[1:2], given_ids=False)
+    batcher.mark_sent(request, given_ids=False, one_given_id=True)
     assert [item.given_id for item in request[1:]] == [False, True, False]
 
 
@@ -455,85 +458,85 @@ def test_one_span_of_a_request_may_be_given_an_id_to_see_whether_the_api_takes_i
 
 
 def test_nothing_of_a_run_that_is_held_is_sent_before_its_time() -> None:
-    backlog = backlog_of(create("a"), create("b"), create("o", run="other"))
-    backlog.hold(send(backlog, 1), until=5.0)
-    assert keys(request_of(backlog, now=4.9)) == ["o-create"]
-    assert backlog.next_due(4.9) == 5.0
-    assert keys(request_of(backlog, now=5.0)) == ["o-create", "a-create", "b-create"]
-    assert keys(request_of(backlog, now=0.0)) == ["o-create", "a-create", "b-create"]
+    batcher = batcher_of(create("a"), create("b"), create("o", run="other"))
+    batcher.hold(send(batcher, 1), until=5.0)
+    assert keys(request_of(batcher, now=4.9)) == ["o-create"]
+    assert batcher.next_due(4.9) == 5.0
+    assert keys(request_of(batcher, now=5.0)) == ["o-create", "a-create", "b-create"]
+    assert keys(request_of(batcher, now=0.0)) == ["o-create", "a-create", "b-create"]
 
 
 def test_of_a_request_that_is_held_all_runs_are() -> None:
-    backlog = backlog_of(create("a"), create("o", run="other"))
-    backlog.hold(send(backlog), until=5.0)
-    backlog.add(create("new", run="third"))
-    assert keys(request_of(backlog, now=4.0)) == ["new-create"]
-    backlog.hurry()
-    assert keys(request_of(backlog, now=4.0)) == ["a-create", "o-create", "new-create"]
+    batcher = batcher_of(create("a"), create("o", run="other"))
+    batcher.hold(send(batcher), until=5.0)
+    batcher.add(create("new", run="third"))
+    assert keys(request_of(batcher, now=4.0)) == ["new-create"]
+    batcher.retry_now()
+    assert keys(request_of(batcher, now=4.0)) == ["a-create", "o-create", "new-create"]
 
 
-def test_a_item_that_is_put_aside_is_sent_again_when_it_is_due() -> None:
-    backlog = backlog_of(create("s"), create("x"), end("x"), create("c", "s"))
-    (first,) = send(backlog, 1)
-    backlog.put_aside(first, due=5.0)
-    assert keys(request_of(backlog, now=4.9)) == ["x-create"]
-    assert backlog.next_due(4.9) == 5.0
-    assert keys(request_of(backlog, now=5.0)) == ["s-create", "x-create", "c-create"]
+def test_a_deferred_item_is_sent_again_when_it_is_due() -> None:
+    batcher = batcher_of(create("s"), create("x"), end("x"), create("c", "s"))
+    (first,) = send(batcher, 1)
+    batcher.defer(first, due=5.0)
+    assert keys(request_of(batcher, now=4.9)) == ["x-create"]
+    assert batcher.next_due(4.9) == 5.0
+    assert keys(request_of(batcher, now=5.0)) == ["s-create", "x-create", "c-create"]
 
 
-def test_a_item_that_is_put_aside_again_is_due_later() -> None:
-    backlog = backlog_of(create("s"), cancel("s"))
-    (first,) = send(backlog, 1)
-    backlog.put_aside(first, due=5.0)
-    backlog.put_aside(first, due=9.0)
-    assert (request_of(backlog, now=6.0), backlog.next_due(6.0)) == ([], 9.0)
-    settle(backlog, [first])
-    assert keys(request_of(backlog, now=6.0)) == ["s-finish"]
+def test_an_item_that_is_deferred_again_is_due_later() -> None:
+    batcher = batcher_of(create("s"), cancel("s"))
+    (first,) = send(batcher, 1)
+    batcher.defer(first, due=5.0)
+    batcher.defer(first, due=9.0)
+    assert (request_of(batcher, now=6.0), batcher.next_due(6.0)) == ([], 9.0)
+    complete(batcher, [first])
+    assert keys(request_of(batcher, now=6.0)) == ["s-finish"]
 
 
-def test_who_is_in_a_hurry_waits_for_nothing() -> None:
-    backlog = backlog_of(create("s"), create("o", run="other"))
-    aside, held = send(backlog)
-    backlog.put_aside(aside, due=5.0)
-    backlog.hold([held], until=6.0)
-    assert request_of(backlog, now=1.0) == []
-    backlog.hurry()
-    assert request_of(backlog, now=1.0) == [aside, held]
+def test_to_retry_now_ends_every_wait() -> None:
+    batcher = batcher_of(create("s"), create("o", run="other"))
+    deferred, held = send(batcher)
+    batcher.defer(deferred, due=5.0)
+    batcher.hold([held], until=6.0)
+    assert request_of(batcher, now=1.0) == []
+    batcher.retry_now()
+    assert request_of(batcher, now=1.0) == [deferred, held]
 
 
 def test_the_next_is_due_when_the_first_of_all_runs_is() -> None:
-    backlog = backlog_of(create("a", run="1"), create("b", run="2"), create("c", run="3"))
-    first, second, third = send(backlog)
-    backlog.put_aside(first, due=7.0)
-    backlog.hold([second], until=5.0)
-    backlog.put_aside(third, due=9.0)
-    assert (request_of(backlog), backlog.next_due(0.0)) == ([], 5.0)
-    settle(backlog, [second])
-    assert (request_of(backlog), backlog.next_due(0.0)) == ([], 7.0)
+    batcher = batcher_of(create("a", run="1"), create("b", run="2"), create("c", run="3"))
+    first, second, third = send(batcher)
+    batcher.defer(first, due=7.0)
+    batcher.hold([second], until=5.0)
+    batcher.defer(third, due=9.0)
+    assert (request_of(batcher), batcher.next_due(0.0)) == ([], 5.0)
+    complete(batcher, [second])
+    assert (request_of(batcher), batcher.next_due(0.0)) == ([], 7.0)
 
 
 def test_to_see_if_the_api_is_back_the_one_that_is_due_first_may_go_early() -> None:
-    backlog = backlog_of(create("a"), create("b", run="other"))
-    first, second = send(backlog)
-    backlog.put_aside(first, due=9.0)
-    backlog.put_aside(second, due=5.0)
-    assert request_of(backlog, now=1.0) == []
-    assert request_of(backlog, now=1.0, asking=True) == [second]
+    batcher = batcher_of(create("a"), create("b", run="other"))
+    first, second = send(batcher)
+    batcher.defer(first, due=9.0)
+    batcher.defer(second, due=5.0)
+    assert request_of(batcher, now=1.0) == []
+    assert request_of(batcher, now=1.0, probing=True) == [second]
     # One that need not wait is as good.
-    backlog.add(create("x"))
-    assert keys(request_of(backlog, now=1.0, asking=True)) == ["x-create"]
+    batcher.add(create("x"))
+    assert keys(request_of(batcher, now=1.0, probing=True)) == ["x-create"]
 
 
 def test_a_run_that_is_held_is_not_asked_with() -> None:
-    backlog = backlog_of(create("a"))
-    backlog.hold(send(backlog), until=5.0)
-    assert request_of(backlog, now=1.0, asking=True) == []
+    batcher = batcher_of(create("a"))
+    batcher.hold(send(batcher), until=5.0)
+    assert request_of(batcher, now=1.0, probing=True) == []
 
 
 # Overtaking
 
 
-ASIDE = [
+DEFERRED = [
     (
         create("s"),
         [create("x"), cancel("s"), create("c", "s"), cancel("c"), finish()],
@@ -558,52 +561,52 @@ ASIDE = [
 ]
 
 
-@pytest.mark.parametrize(("aside", "others", "expected"), ASIDE)
-def test_only_what_does_not_depend_on_a_item_may_overtake_it(
-    aside: Operation, others: list[Operation], expected: list[str]
+@pytest.mark.parametrize(("deferred", "others", "expected"), DEFERRED)
+def test_only_what_does_not_depend_on_an_item_may_overtake_it(
+    deferred: Operation, others: list[Operation], expected: list[str]
 ) -> None:
-    items = items_of(aside, *[o for o in others if o.instance_id == aside.instance_id])
+    items = items_of(deferred, *[o for o in others if o.instance_id == deferred.instance_id])
     own = keys(items)
     assert keys(independent_of(items[:1], items)) == [key for key in expected if key in own]
-    backlog = backlog_of(aside, *others)
-    (first,) = send(backlog, 1)
-    backlog.put_aside(first, due=5.0)
+    batcher = batcher_of(deferred, *others)
+    (first,) = send(batcher, 1)
+    batcher.defer(first, due=5.0)
     # A registration takes nothing else of its run along; what waits for a turn goes next.
     overtaking: list[str] = []
-    while request := send(backlog, now=1.0):
+    while request := send(batcher, now=1.0):
         overtaking += keys(request)
-        settle(backlog, request)
+        complete(batcher, request)
     assert overtaking == expected
-    assert keys(request_of(backlog, now=5.0))[:1] == [first.operation.idempotency_key]
+    assert keys(request_of(batcher, now=5.0))[:1] == [first.operation.idempotency_key]
 
 
 def test_what_was_overtaken_comes_first_again() -> None:
-    backlog = backlog_of(create("s"), create("x"), create("y"))
-    (first,) = send(backlog, 1)
-    backlog.put_aside(first, due=5.0)
-    assert keys(send(backlog, now=4.0)) == ["x-create", "y-create"]
-    assert keys(request_of(backlog, now=5.0)) == ["s-create", "x-create", "y-create"]
+    batcher = batcher_of(create("s"), create("x"), create("y"))
+    (first,) = send(batcher, 1)
+    batcher.defer(first, due=5.0)
+    assert keys(send(batcher, now=4.0)) == ["x-create", "y-create"]
+    assert keys(request_of(batcher, now=5.0)) == ["s-create", "x-create", "y-create"]
 
 
-def test_settled_through_stands_at_what_was_overtaken() -> None:
-    backlog = backlog_of(create("s"), create("x"), create("y"))
-    (first,) = send(backlog, 1)
-    backlog.put_aside(first, due=5.0)
-    settle(backlog, send(backlog, now=1.0))
-    assert (backlog.settled_through, backlog.operations, backlog.taken) == (0, 1, 3)
-    backlog.remove(first)
-    assert (backlog.settled_through, backlog.operations, backlog.taken) == (3, 0, 3)
+def test_completed_through_stands_at_what_was_overtaken() -> None:
+    batcher = batcher_of(create("s"), create("x"), create("y"))
+    (first,) = send(batcher, 1)
+    batcher.defer(first, due=5.0)
+    complete(batcher, send(batcher, now=1.0))
+    assert (batcher.completed_through, batcher.operations, batcher.added) == (0, 1, 3)
+    complete(batcher, [first])
+    assert (batcher.completed_through, batcher.operations, batcher.added) == (3, 0, 3)
 
 
-def overtaken(*operations: Operation, failed: int = 1) -> tuple[Backlog, list[BatchItem]]:
-    """A backlog in the drain, of which the first items failed again and again."""
-    backlog = backlog_of(*operations)
-    aside = request_of(backlog)[:failed]
-    for item in aside:
-        backlog.sent([item])
-        item.overtaken, item.taken_before = True, 7
-        backlog.put_aside(item, due=5.0)
-    return backlog, aside
+def overtaken(*operations: Operation, failed: int = 1) -> tuple[Batcher, list[BatchItem]]:
+    """A batcher in the drain, of which the first items failed again and again."""
+    batcher = batcher_of(*operations)
+    deferred = request_of(batcher)[:failed]
+    for item in deferred:
+        batcher.mark_sent([item])
+        item.overtaken, item.accepted_before = True, 7
+        batcher.defer(item, due=5.0)
+    return batcher, deferred
 
 
 DEPENDENT: list[tuple[Operation, list[Operation], list[str]]] = [
@@ -615,59 +618,59 @@ DEPENDENT: list[tuple[Operation, list[Operation], list[str]]] = [
 
 
 @pytest.mark.parametrize(("failed", "others", "expected"), DEPENDENT)
-def test_in_the_drain_what_depends_on_a_item_that_fails_on_and_on_may_overtake_it(
+def test_in_the_drain_what_depends_on_an_item_that_fails_on_and_on_may_overtake_it(
     failed: Operation, others: list[Operation], expected: list[str]
 ) -> None:
     # But not the finish of a span that was not created.
-    backlog, _ = overtaken(failed, *others)
-    assert request_of(backlog, now=1.0) == []
-    assert keys(request_of(backlog, now=1.0, overtaking=7)) == expected
+    batcher, _ = overtaken(failed, *others)
+    assert request_of(batcher, now=1.0) == []
+    assert keys(request_of(batcher, now=1.0, overtaking=7)) == expected
 
 
-def test_when_one_of_those_is_taken_what_failed_is_tried_once_more() -> None:
-    backlog, (first,) = overtaken(create("s"), create("c", "s"), create("d", "s"))
-    (child,) = send(backlog, 1, now=1.0, overtaking=7)
-    backlog.remove(child)
-    assert request_of(backlog, now=1.0, overtaking=8) == []
-    assert request_of(backlog, 1, now=5.0, overtaking=8) == [first]
+def test_when_one_of_those_is_accepted_the_failed_item_is_tried_once_more() -> None:
+    batcher, (first,) = overtaken(create("s"), create("c", "s"), create("d", "s"))
+    (child,) = send(batcher, 1, now=1.0, overtaking=7)
+    complete(batcher, [child])
+    assert request_of(batcher, now=1.0, overtaking=8) == []
+    assert request_of(batcher, 1, now=5.0, overtaking=8) == [first]
 
 
-def test_nothing_is_overtaken_before_it_has_failed_often_enough() -> None:
-    backlog, (first, second) = overtaken(
+def test_nothing_is_overaccepted_before_it_has_failed_often_enough() -> None:
+    batcher, (first, second) = overtaken(
         create("s"), create("t"), create("c", "s"), create("d", "t"), failed=2
     )
-    assert len(request_of(backlog, now=1.0, overtaking=7)) == 2
+    assert len(request_of(batcher, now=1.0, overtaking=7)) == 2
     second.overtaken = False
-    assert request_of(backlog, now=1.0, overtaking=7) == []
-    second.overtaken, first.taken_before = True, None
-    assert request_of(backlog, now=1.0, overtaking=7) == []
+    assert request_of(batcher, now=1.0, overtaking=7) == []
+    second.overtaken, first.accepted_before = True, None
+    assert request_of(batcher, now=1.0, overtaking=7) == []
 
 
 def test_nothing_is_overtaken_while_anything_else_can_be_sent() -> None:
-    backlog, _ = overtaken(create("s"), create("c", "s"))
-    backlog.add(create("o", run="other"))
-    assert keys(request_of(backlog, now=1.0, overtaking=7)) == ["o-create"]
+    batcher, _ = overtaken(create("s"), create("c", "s"))
+    batcher.add(create("o", run="other"))
+    assert keys(request_of(batcher, now=1.0, overtaking=7)) == ["o-create"]
 
 
 def test_where_nothing_can_be_sent_the_next_is_due_in_the_future() -> None:
     # The child overtook its parent, failed as well, and was due before it.
-    backlog, (parent,) = overtaken(create("s"), create("c", "s"))
-    (child,) = send(backlog, now=1.0, overtaking=7)
-    child.taken_before = 7
-    backlog.put_aside(child, due=2.0)
-    assert request_of(backlog, now=3.0, overtaking=7) == []
-    assert backlog.next_due(3.0) == 5.0
-    assert request_of(backlog, now=5.0) == [parent, child]
+    batcher, (parent,) = overtaken(create("s"), create("c", "s"))
+    (child,) = send(batcher, now=1.0, overtaking=7)
+    child.accepted_before = 7
+    batcher.defer(child, due=2.0)
+    assert request_of(batcher, now=3.0, overtaking=7) == []
+    assert batcher.next_due(3.0) == 5.0
+    assert request_of(batcher, now=5.0) == [parent, child]
 
 
-def test_a_item_can_be_settled_once_only() -> None:
-    backlog = backlog_of(create("s"), end("s"), create("x"))
-    first, second = request_of(backlog)
-    backlog.remove(first)
-    backlog.remove(first)
-    assert (backlog.operations, keys(request_of(backlog))) == (1, ["x-create"])
-    backlog.remove(second)
-    assert (backlog.operations, bool(backlog)) == (0, False)
+def test_of_a_batch_only_the_completed_items_are_removed() -> None:
+    batcher = batcher_of(create("s"), end("s"), create("x"))
+    first, second = request_of(batcher)
+    first.completed = True
+    batcher.remove_completed([first, second])
+    assert (batcher.operations, keys(request_of(batcher))) == (1, ["x-create"])
+    complete(batcher, [second])
+    assert (batcher.operations, bool(batcher)) == (0, False)
 
 
 # The machine
@@ -694,7 +697,7 @@ class ModelRun:
 
 @dataclass(eq=False)
 class Expected:
-    """A item as the model has it: what it was recorded from, and what the backlog gave."""
+    """A item as the model has it: what it was recorded from, and what the batcher gave."""
 
     position: int
     recorded: list[Operation]
@@ -702,12 +705,12 @@ class Expected:
     item: BatchItem | None = None
     body: bytes = b""
     given_id: bool = True
-    # When what was put aside may be sent again; not positive if it was not.
+    # When what was deferred may be sent again; not positive if it was not.
     due: float = 0.0
 
     @property
     def operation(self) -> Operation:
-        """What is to be told to the API."""
+        """Something to send to the API."""
         match self.recorded:
             case [CreateSpan() as begun, FinishSpan() as ended]:
                 return msgspec.structs.replace(
@@ -728,13 +731,13 @@ class StoredSpan:
     run: str
     parent: str | None
     status: SpanStatus
-    started: datetime
-    finished: datetime | None
+    started: int
+    finished: int | None
     result: bytes | UnsetType
 
 
 class StrictApi:
-    """Does what it is told in an allowed order, once; asserts on everything else."""
+    """Does each operation once, in an allowed order; asserts on everything else."""
 
     def __init__(self) -> None:
         self.registered: set[str] = set()
@@ -811,21 +814,21 @@ ALONE = st.frozensets(
 
 
 class Deliveries(RuleBasedStateMachine):
-    """Records a few runs, asks for requests, and settles a part of each as bulk does."""
+    """Records a few runs, asks for batches, and completes a part of each as bulk does."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.backlog = Backlog()
+        self.batcher = Batcher()
         self.api = StrictApi()
         self.runs: list[ModelRun] = []
-        # What was recorded and not settled, in order.
+        # What was recorded and not completed, in order.
         self.waiting: list[Expected] = []
         # The runs of it in the order of their turns; those that are held, and until when.
         self.turns: list[str] = []
         self.held: dict[str, float] = {}
         self.time = 0.0
         self.recorded = 0
-        self.settled = 0
+        self.completed = 0
         self.now = NOON
         self.spans: dict[str, ModelSpan] = {}
         self.results: dict[str, bytes | UnsetType] = {}
@@ -845,7 +848,7 @@ class Deliveries(RuleBasedStateMachine):
                     and not expected.tried
                 ):
                     merges = expected
-        assert self.backlog.add(operation) == (merges is not None)
+        assert self.batcher.add(operation) == (merges is not None)
         if merges is not None:
             merges.recorded.append(operation)
         else:
@@ -854,8 +857,8 @@ class Deliveries(RuleBasedStateMachine):
                 self.turns.append(operation.instance_id)
         self.recorded += 1
 
-    def tick(self) -> datetime:
-        self.now += timedelta(milliseconds=1)
+    def tick(self) -> int:
+        self.now += SECOND // 1_000
         return self.now
 
     @initialize(runs=st.integers(1, 3))
@@ -942,9 +945,9 @@ class Deliveries(RuleBasedStateMachine):
         size=SIZES,
         alone=st.just(frozenset[OperationType]()) | ALONE,
         given_ids=st.booleans(),
-        asking=st.booleans(),
-        settles=st.integers(0, 4),
-        failure=st.sampled_from(["alone", "in_bulk", "hold", "aside", "nothing"]),
+        probing=st.booleans(),
+        completes=st.integers(0, 4),
+        failure=st.sampled_from(["alone", "in_bulk", "hold", "deferred", "nothing"]),
         wait=st.integers(1, 3),
     )
     def send(
@@ -953,16 +956,16 @@ class Deliveries(RuleBasedStateMachine):
         size: int,
         alone: frozenset[OperationType],
         given_ids: bool,
-        asking: bool,
-        settles: int,
+        probing: bool,
+        completes: int,
         failure: str,
         wait: int,
     ) -> None:
-        """A request of which the API does the first ``settles``; what comes of the next."""
-        request = self.ask(most, size, alone, given_ids, asking)
+        """A request of which the API does the first ``completes``; what comes of the next."""
+        request = self.ask(most, size, alone, given_ids, probing)
         self.sent(request, given_ids)
-        self.settle(request[:settles])
-        if not (left := request[settles:]):
+        self.complete(request[:completes])
+        if not (left := request[completes:]):
             return
         first = left[0]
         item = first.item
@@ -974,35 +977,35 @@ class Deliveries(RuleBasedStateMachine):
                 item.in_bulk, item.alone = True, False
             case "hold":
                 self.hold(left, self.time + wait)
-            case "aside" if not any(
+            case "deferred" if not any(
                 self.depends(first, other) for other in self.waiting if other is not first
             ):
                 # Only what was sent alone: nothing that it depends on can wait then.
-                self.backlog.put_aside(item, self.time + wait)
+                self.batcher.defer(item, self.time + wait)
                 first.due = self.time + wait
             case _:
                 pass
 
-    @rule(most=LIMITS, size=SIZES, given_ids=st.booleans(), asking=st.booleans())
-    def look(self, most: int, size: int, given_ids: bool, asking: bool) -> None:
+    @rule(most=LIMITS, size=SIZES, given_ids=st.booleans(), probing=st.booleans())
+    def look(self, most: int, size: int, given_ids: bool, probing: bool) -> None:
         """A request that is not sent, because of an outage: nothing has changed."""
-        self.ask(most, size, (), given_ids, asking)
+        self.ask(most, size, (), given_ids, probing)
 
     @rule(seconds=st.integers(1, 4))
     def let_time_pass(self, seconds: int) -> None:
         self.time += seconds
 
     @rule(now=st.sampled_from([False, False, True]))
-    def hurry(self, now: bool) -> None:
+    def retry_now(self, now: bool) -> None:
         if now:
-            self.backlog.hurry()
+            self.batcher.retry_now()
             self.held.clear()
             for expected in self.waiting:
                 expected.due = min(expected.due, 0.0)
 
     def hold(self, request: Sequence[Expected], until: float) -> None:
         items = [item for e in request if (item := e.item) is not None]
-        self.backlog.hold(items, until)
+        self.batcher.hold(items, until)
         for expected in request:
             self.held[expected.operation.instance_id] = until
 
@@ -1011,8 +1014,8 @@ class Deliveries(RuleBasedStateMachine):
         if self.held.get(run, -math.inf) > self.time:
             return []
         mine = [e for e in self.waiting if e.operation.instance_id == run]
-        aside = [e for e in mine if e.due > self.time]
-        return [e for e in mine if not any(self.depends(e, other) for other in aside)]
+        deferred = [e for e in mine if e.due > self.time]
+        return [e for e in mine if not any(self.depends(e, other) for other in deferred)]
 
     def ask(
         self,
@@ -1020,15 +1023,15 @@ class Deliveries(RuleBasedStateMachine):
         size: int = EVERYTHING,
         alone: Collection[OperationType] = (),
         given_ids: bool = True,
-        asking: bool = False,
+        probing: bool = False,
     ) -> list[Expected]:
         """The next request, which is the right one."""
-        items = self.backlog.next_request(
-            most, size, now=self.time, alone=alone, given_ids=given_ids, asking=asking
+        items = self.batcher.next_batch(
+            most, size, now=self.time, alone=alone, given_ids=given_ids, probing=probing
         )
         ready = [self.ready(run) for run in self.turns]
         if not any(ready):
-            return self.ask_early(items, asking)
+            return self.ask_early(items, probing)
         request: list[Expected] = []
         for run in ready:
             for expected in run:
@@ -1077,21 +1080,21 @@ class Deliveries(RuleBasedStateMachine):
             return "not yet"
         return ""
 
-    def ask_early(self, items: list[BatchItem], asking: bool) -> list[Expected]:
+    def ask_early(self, items: list[BatchItem], probing: bool) -> list[Expected]:
         """Nothing may be sent now: perhaps what is due first, to see if the API is back."""
-        aside = [e for e in self.waiting if e.due > 0]
-        first = min((e.due for e in aside), default=0.0)
-        request = [e for e in aside if [e.item] == items]
-        assert len(request) == len(items) == (asking and bool(aside))
+        deferred = [e for e in self.waiting if e.due > 0]
+        first = min((e.due for e in deferred), default=0.0)
+        request = [e for e in deferred if [e.item] == items]
+        assert len(request) == len(items) == (probing and bool(deferred))
         assert all(e.due == first for e in request)
         if not self.waiting:
             return []
-        # Each run waits, for its own time or for that of what was put aside; the worker for both.
-        due = self.backlog.next_due(self.time)
+        # Each run waits, for its own time or for that of what was deferred; the worker for both.
+        due = self.batcher.next_due(self.time)
         held = {run: until for run, until in self.held.items() if until > self.time}
         assert due == min(
             *held.values(),
-            *(e.due for e in aside if e.operation.instance_id not in held and e.due > self.time),
+            *(e.due for e in deferred if e.operation.instance_id not in held and e.due > self.time),
             math.inf,
             math.inf,
         )
@@ -1101,7 +1104,7 @@ class Deliveries(RuleBasedStateMachine):
     def sent(self, request: Sequence[Expected], given_ids: bool = True) -> None:
         """The request is made: it goes to the end of the turns, and its bodies are fixed."""
         items = [item for e in request if (item := e.item) is not None]
-        self.backlog.sent(items, given_ids=given_ids)
+        self.batcher.mark_sent(items, given_ids=given_ids)
         for expected in request:
             assert expected.item is not None
             if not expected.tried:
@@ -1126,7 +1129,7 @@ class Deliveries(RuleBasedStateMachine):
         expected.item = item
 
     def depends(self, other: Expected, on: Expected) -> bool:
-        """Whether ``other`` may not be told before ``on``, which waits."""
+        """Whether ``other`` may not be sent before ``on``, which waits."""
         one, two = on.operation, other.operation
         if one.instance_id != two.instance_id:
             return False
@@ -1149,13 +1152,13 @@ class Deliveries(RuleBasedStateMachine):
             span = span.parent
         return False
 
-    def settle(self, request: Sequence[Expected]) -> None:
+    def complete(self, request: Sequence[Expected]) -> None:
         for expected in request:
             assert expected.item is not None
             self.api.do(expected.item)
-            self.backlog.remove(expected.item)
+            complete(self.batcher, [expected.item])
             self.waiting.remove(expected)
-            self.settled += expected.item.count
+            self.completed += expected.item.count
         left = {e.operation.instance_id for e in self.waiting}
         self.turns = [run for run in self.turns if run in left]
         self.held = {run: until for run, until in self.held.items() if run in left}
@@ -1163,16 +1166,16 @@ class Deliveries(RuleBasedStateMachine):
     # What always holds
 
     @invariant()
-    def every_operation_waits_or_is_settled(self) -> None:
-        assert self.backlog.taken == self.recorded
-        assert self.backlog.operations == self.recorded - self.settled
-        assert bool(self.backlog) == bool(self.waiting)
-        assert self.api.done == self.settled
+    def every_operation_waits_or_is_completed(self) -> None:
+        assert self.batcher.added == self.recorded
+        assert self.batcher.operations == self.recorded - self.completed
+        assert bool(self.batcher) == bool(self.waiting)
+        assert self.api.done == self.completed
 
     @invariant()
-    def what_is_settled_without_a_gap_ends_where_the_oldest_item_waits(self) -> None:
+    def completed_without_a_gap_ends_where_the_oldest_item_waits(self) -> None:
         oldest = min((e.position for e in self.waiting), default=self.recorded)
-        assert self.backlog.settled_through == oldest
+        assert self.batcher.completed_through == oldest
 
     @invariant()
     def what_was_sent_is_not_touched(self) -> None:
@@ -1189,12 +1192,12 @@ class Deliveries(RuleBasedStateMachine):
         while self.waiting:
             if request := self.ask():
                 self.sent(request)
-                self.settle(request)
+                self.complete(request)
             else:
-                self.time = self.backlog.next_due(self.time)
-        assert self.backlog.settled_through == self.backlog.taken == self.settled
-        assert (bool(self.backlog), self.backlog.operations) == (False, 0)
-        assert request_of(self.backlog) == []
+                self.time = self.batcher.next_due(self.time)
+        assert self.batcher.completed_through == self.batcher.added == self.completed
+        assert (bool(self.batcher), self.batcher.operations) == (False, 0)
+        assert request_of(self.batcher) == []
         assert self.api.finished == {run.id for run in self.runs}
         assert self.api.quality == self.quality
         recorded = {
@@ -1208,7 +1211,7 @@ class Deliveries(RuleBasedStateMachine):
 
 
 def single(expected: Expected, alone: Collection[OperationType]) -> bool:
-    """Whether a item can only go alone."""
+    """Whether an item can only go alone."""
     item = expected.item
     asked = item is not None and (item.alone or item.in_bulk)
     return asked or expected.operation.type in alone

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import sqlite3
 import sys
-from collections.abc import AsyncGenerator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
+from support.cases import case
 from support.local_api import (
     NOON,
     ONE,
     REGISTRATION,
     Api,
     Body,
-    calling,
     create,
+    everything,
     invalid,
     item,
     opened,
@@ -25,22 +25,7 @@ from support.local_api import (
     span_of,
 )
 
-from prefactor_core.local import LocalPrefactor
-from prefactor_core.local.store import Store
 from prefactor_core.operations.identifiers import generate_related
-
-
-@pytest.fixture
-async def store() -> AsyncGenerator[Store]:
-    store = Store(":memory:")
-    yield store
-    store.close()
-
-
-@pytest.fixture
-async def api(store: Store) -> AsyncGenerator[Api]:
-    async with calling(LocalPrefactor(store)) as api:
-        yield api
 
 
 async def bulk(api: Api, *items: object) -> Any:
@@ -59,7 +44,7 @@ async def spans_as_stored(api: Api, instance_id: str) -> list[Any]:
 # --- what an item answers
 
 
-async def test_a_whole_run_can_be_told_in_one_request(api: Api) -> None:
+async def test_a_whole_run_can_be_recorded_in_one_request(api: Api) -> None:
     known = await api.register()
     run, span = generate_related(known), generate_related(known)
     outputs = await bulk(
@@ -167,7 +152,7 @@ async def test_fields_that_an_item_does_not_need_are_passed_over(api: Api) -> No
         api,
         {**create(run, "create-1"), **more},
         item("agent_spans/list", "list-spans", agent_instance_id=run, **more),
-        # What the service makes of a finish in a wrapper: it ends, without a result.
+        # The service ends the span of a wrapped finish, without a result.
         item(
             "agent_spans/finish",
             "finish-1",
@@ -218,7 +203,7 @@ async def test_what_failed_and_what_came_after_it_can_be_sent_again(api: Api) ->
 
 
 async def wrong_calls(api: Api) -> dict[str, tuple[str, Body, str, Body]]:
-    """The path and body of each, and the type and fields of the item that is the same."""
+    """For each wrong call: its path and body, and the type and fields of the same bulk item."""
     run, done = await api.start(), await api.start()
     await api.done(f"agent_instance/{done}/finish", {})
     span = (await api.created(run))["id"]
@@ -266,48 +251,47 @@ async def test_the_output_of_an_error_is_what_the_single_call_answers(api: Api) 
         assert outputs == {"the-key-1": single.json()}, name
 
 
-@pytest.mark.parametrize(
-    ("parameters", "field", "code"),
-    [
-        ({"_type": "agent_instances/start"}, "agent_instance_id", "required"),
-        ({"_type": "agent_instances/finish"}, "agent_instance_id", "required"),
-        (
-            {"_type": "agent_instances/terminate", "reason": "r"},
-            "agent_instance_id",
-            "required",
-        ),
-        ({"_type": "agent_instances/show"}, "agent_instance_id", "required"),
-        ({"_type": "agent_spans/finish"}, "agent_span_id", "required"),
-        ({"_type": "agent_spans/list"}, "agent_instance_id", "required"),
-        ({"_type": "agent_instances/list"}, "agent_id", "required"),
-        ({"_type": "agent_instances/list", "agent_id": 5}, "agent_id", "invalid_value"),
-        ({"_type": "agent_spans/finish", "agent_span_id": 5}, "agent_span_id", "invalid_value"),
-        ({"_type": "agent_spans/create", "details": None}, "details", "invalid_value"),
-        (
-            {"_type": "agent_instances/list", "agent_id": "a1", "pagination": {"offset": -1}},
-            "pagination[offset]",
-            "invalid_value",
-        ),
-        (
-            {"_type": "agent_instances/list", "agent_id": "a1", "pagination": {"offset": 1.5}},
-            "pagination[offset]",
-            "invalid_value",
-        ),
-        ({"_type": "agent_spans/delete"}, "_type", "invalid_value"),
-        ({"_type": ""}, "_type", "invalid_value"),
-    ],
-    ids=str,
-)
-async def test_what_an_item_lacks_is_the_error_of_that_item_alone(
-    api: Api, parameters: Body, field: str, code: str
-) -> None:
-    run = await api.register()
-    started = item("agent_instances/start", "start-01", agent_instance_id=run)
-    outputs = await bulk(api, started, {"idempotency_key": "wrong-01", **parameters})
-    assert outputs["start-01"]["status"] == "success"
-    wrong = outputs["wrong-01"]
-    assert (wrong["status"], wrong["code"]) == ("error", "validation_errors")
-    assert {name: error["code"] for name, error in wrong["errors"].items()} == {field: code}
+LACKING = [
+    ({"_type": "agent_instances/start"}, "agent_instance_id", "required"),
+    ({"_type": "agent_instances/finish"}, "agent_instance_id", "required"),
+    (
+        {"_type": "agent_instances/terminate", "reason": "r"},
+        "agent_instance_id",
+        "required",
+    ),
+    ({"_type": "agent_instances/show"}, "agent_instance_id", "required"),
+    ({"_type": "agent_spans/finish"}, "agent_span_id", "required"),
+    ({"_type": "agent_spans/list"}, "agent_instance_id", "required"),
+    ({"_type": "agent_instances/list"}, "agent_id", "required"),
+    ({"_type": "agent_instances/list", "agent_id": 5}, "agent_id", "invalid_value"),
+    ({"_type": "agent_spans/finish", "agent_span_id": 5}, "agent_span_id", "invalid_value"),
+    ({"_type": "agent_spans/create", "details": None}, "details", "invalid_value"),
+    (
+        {"_type": "agent_instances/list", "agent_id": "a1", "pagination": {"offset": -1}},
+        "pagination[offset]",
+        "invalid_value",
+    ),
+    (
+        {"_type": "agent_instances/list", "agent_id": "a1", "pagination": {"offset": 1.5}},
+        "pagination[offset]",
+        "invalid_value",
+    ),
+    ({"_type": "agent_spans/delete"}, "_type", "invalid_value"),
+    ({"_type": ""}, "_type", "invalid_value"),
+]
+
+
+async def test_what_an_item_lacks_is_the_error_of_that_item_alone(api: Api) -> None:
+    for number, (parameters, field, code) in enumerate(LACKING):
+        with case(parameters, field, code):
+            run = await api.register()
+            start = f"start-{number:02}"
+            started = item("agent_instances/start", start, agent_instance_id=run)
+            outputs = await bulk(api, started, {"idempotency_key": "wrong-01", **parameters})
+            assert outputs[start]["status"] == "success"
+            wrong = outputs["wrong-01"]
+            assert (wrong["status"], wrong["code"]) == ("error", "validation_errors")
+            assert {name: error["code"] for name, error in wrong["errors"].items()} == {field: code}
 
 
 # --- the form of the request
@@ -317,47 +301,49 @@ def without(name: str, body: Body) -> Body:
     return {key: value for key, value in body.items() if key != name}
 
 
-@pytest.mark.parametrize(
-    ("last", "field", "code"),
-    [
-        (without("idempotency_key", create("i0", "")), "idempotency_key", "required"),
-        (create("i0", "") | {"idempotency_key": None}, "idempotency_key", "invalid_value"),
-        (create("i0", "k" * 7), "idempotency_key", "invalid_value"),
-        (create("i0", "k" * 129), "idempotency_key", "invalid_value"),
-        (create("i0", "start-01"), "idempotency_key", "invalid_value"),
-        (without("_type", create("i0", "create-1")), "_type", "required"),
-        (create("i0", "create-1") | {"_type": 5}, "_type", "invalid_value"),
-        ("create", "items[1]", "invalid_value"),
-    ],
-    ids=["no key", "null key", "short key", "long key", "double key", "no type", "type", "item"],
-)
-async def test_a_request_of_the_wrong_form_is_refused_before_anything_is_done(
-    api: Api, last: object, field: str, code: str
-) -> None:
-    run = await api.register()
-    started = item("agent_instances/start", "start-01", agent_instance_id=run)
-    invalid(await api.post("bulk", {"items": [started, last]}), field, code)
-    assert (await api.instance(run))["status"] == "pending"
+WRONG_FORMS = [
+    (without("idempotency_key", create("i0", "")), "idempotency_key", "required"),
+    (create("i0", "") | {"idempotency_key": None}, "idempotency_key", "invalid_value"),
+    (create("i0", "k" * 7), "idempotency_key", "invalid_value"),
+    (create("i0", "k" * 129), "idempotency_key", "invalid_value"),
+    (create("i0", "start-01"), "idempotency_key", "invalid_value"),
+    (without("_type", create("i0", "create-1")), "_type", "required"),
+    (create("i0", "create-1") | {"_type": 5}, "_type", "invalid_value"),
+    ("create", "items[1]", "invalid_value"),
+]
 
 
-@pytest.mark.parametrize("length", [8, 128])
-async def test_a_key_has_8_to_128_characters(api: Api, length: int) -> None:
-    key = "k" * length
-    outputs = await bulk(api, item("agent_instances/list", key, agent_id="a1"))
-    assert outputs[key]["status"] == "success"
+async def test_a_request_of_the_wrong_form_is_refused_before_anything_is_done(api: Api) -> None:
+    for last, field, code in WRONG_FORMS:
+        with case(last, field, code):
+            run = await api.register()
+            started = item("agent_instances/start", "start-01", agent_instance_id=run)
+            invalid(await api.post("bulk", {"items": [started, last]}), field, code)
+            assert (await api.instance(run))["status"] == "pending"
 
 
-@pytest.mark.parametrize(
-    ("body", "code"),
-    [({}, "required"), ({"items": []}, "invalid_value"), ({"items": {}}, "invalid_value")],
-)
-async def test_a_request_without_items_is_refused(api: Api, body: Body, code: str) -> None:
-    invalid(await api.post("bulk", body), "items", code)
+async def test_a_key_has_8_to_128_characters(api: Api) -> None:
+    for length in [8, 128]:
+        with case(length):
+            key = "k" * length
+            outputs = await bulk(api, item("agent_instances/list", key, agent_id="a1"))
+            assert outputs[key]["status"] == "success"
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b'{"items": [{"a": "\xff"}]}'])
-async def test_a_request_that_is_no_json_object_is_a_bad_request(api: Api, body: bytes) -> None:
-    refused(await api.post("bulk", body), 400, "bad_request")
+async def test_a_request_without_items_is_refused(api: Api) -> None:
+    for body, code in [
+        ({}, "required"),
+        ({"items": []}, "invalid_value"),
+        ({"items": {}}, "invalid_value"),
+    ]:
+        with case(body, code):
+            invalid(await api.post("bulk", body), "items", code)
+
+
+async def test_a_request_that_is_no_json_object_is_a_bad_request(api: Api) -> None:
+    for body in [b"{", b"[]", b'{"items": [{"a": "\xff"}]}']:
+        with case(body):
+            refused(await api.post("bulk", body), 400, "bad_request")
 
 
 async def test_a_bulk_needs_the_token_and_is_a_post() -> None:
@@ -380,7 +366,7 @@ async def test_a_bulk_knows_the_agents_that_the_single_calls_know() -> None:
 
 
 async def writes(api: Api, key: str) -> dict[str, tuple[str, Body, Body]]:
-    """Each write: the path and body of the single call, and the item that is the same."""
+    """For each write: the path and body of the single call, and the same bulk item."""
     pending, run = await api.register(), await api.start()
     span = (await api.created(run))["id"]
     beside, inside = {"idempotency_key": key}, span_of(run, idempotency_key=key)
@@ -441,16 +427,14 @@ WRITES = [
 ]
 
 
-async def everything(api: Api) -> list[Any]:
-    runs = (await api.get("agent_instance", agent_id="a1")).json()["summaries"]
-    return [(run, await api.spans(run["id"])) for run in runs]
+async def test_the_same_write_with_the_same_key_has_one_effect_however_it_is_sent() -> None:
+    for name, order in product(WRITES, ["bulk first", "single first", "bulk twice"]):
+        with case(name, order):
+            async with opened(":memory:") as api:
+                await has_one_effect(api, name, order)
 
 
-@pytest.mark.parametrize("order", ["bulk first", "single first", "bulk twice"])
-@pytest.mark.parametrize("name", WRITES)
-async def test_the_same_write_with_the_same_key_has_one_effect_however_it_is_sent(
-    api: Api, name: str, order: str
-) -> None:
+async def has_one_effect(api: Api, name: str, order: str) -> None:
     key = "the-key-1"
     path, body, same = (await writes(api, key))[name]
 
