@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from struct import Struct
 from typing import TypeGuard
 
 from prefactor_core.exceptions import PrefactorValueError
@@ -25,37 +26,18 @@ PARTITION_BITS = 30
 MAX_PARTITION = (1 << PARTITION_BITS) - 1
 
 
-def _generate(partition: str, ms: int | None) -> str:
-    if ms is None:
-        ms = time.time_ns() // 1_000_000
-    # os.urandom and not random: a forked child must not repeat its parent's ids.
-    random = os.urandom(10)
-    high, low = int.from_bytes(random[:5], "big"), int.from_bytes(random[5:], "big")
-    # Without a loop, and in two numbers that fit a machine word: this runs for every span.
-    pairs = _PAIRS
-    return (
-        f"{_time_text(ms)}{partition}"
-        f"{pairs[high >> 30]}{pairs[high >> 20 & 1023]}{pairs[high >> 10 & 1023]}"
-        f"{pairs[high & 1023]}"
-        f"{pairs[low >> 30]}{pairs[low >> 20 & 1023]}{pairs[low >> 10 & 1023]}{pairs[low & 1023]}"
-    )
-
+_eight_numbers = Struct("8H").unpack
 
 # The last text made, as many spans fall into one millisecond.
 _last_time = 0, "0" * 10
 
 
 def _time_text(ms: int) -> str:
-    global _last_time
-    last, text = _last_time
-    if ms != last:
-        pairs = _PAIRS
-        text = (
-            f"{pairs[ms >> 40]}{pairs[ms >> 30 & 1023]}{pairs[ms >> 20 & 1023]}"
-            f"{pairs[ms >> 10 & 1023]}{pairs[ms & 1023]}"
-        )
-        _last_time = ms, text
-    return text
+    pairs = _PAIRS
+    return (
+        f"{pairs[ms >> 40]}{pairs[ms >> 30 & 1023]}{pairs[ms >> 20 & 1023]}"
+        f"{pairs[ms >> 10 & 1023]}{pairs[ms & 1023]}"
+    )
 
 
 def generate(partition: int, milliseconds: int | None = None) -> str:
@@ -72,12 +54,26 @@ def generate(partition: int, milliseconds: int | None = None) -> str:
             f"milliseconds must be between 0 and 2**48 - 1, got {milliseconds}"
         )
     pairs = [_PAIRS[partition >> shift & 1023] for shift in (20, 10, 0)]
-    return _generate("".join(pairs), milliseconds)
+    pfid = generate_related("0" * _PARTITION.start + "".join(pairs))
+    return pfid if milliseconds is None else _time_text(milliseconds) + pfid[_PARTITION.start :]
 
 
 def generate_related(pfid: str) -> str:
     """Return a new PFID of the partition of ``pfid``, which must be a PFID (:func:`is_pfid`)."""
-    return _generate(pfid[_PARTITION], None)
+    global _last_time
+    ms = time.time_ns() // 1_000_000
+    last, text = _last_time
+    if ms != last:
+        text = _time_text(ms)
+        _last_time = ms, text
+    # os.urandom and not random: a forked child must not repeat its parent's ids.
+    a, b, c, d, e, f, g, h = _eight_numbers(os.urandom(16))
+    # Without a loop, and with few calls: this runs for every span.
+    pairs = _PAIRS
+    return (
+        f"{text}{pfid[_PARTITION]}{pairs[a & 1023]}{pairs[b & 1023]}{pairs[c & 1023]}"
+        f"{pairs[d & 1023]}{pairs[e & 1023]}{pairs[f & 1023]}{pairs[g & 1023]}{pairs[h & 1023]}"
+    )
 
 
 def with_partition_of(pfid: str, other: str) -> str:
