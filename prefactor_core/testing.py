@@ -57,12 +57,7 @@ class Recording:
         self._service = Service(store)
         self._app = LocalPrefactor(store)
 
-    def open(
-        self,
-        *,
-        schema_registry: SchemaRegistry | None = None,
-        **options: Unpack[PrefactorOptions],
-    ) -> PrefactorCoreClient:
+    def open(self, **options: Unpack[PrefactorOptions]) -> PrefactorCoreClient:
         """A client that records here: ``async with recording.open() as client:``.
 
         Takes the options of :func:`~prefactor_core.open_prefactor`. The environment is not read,
@@ -70,21 +65,17 @@ class Recording:
         spans of any name.
         """
         options.setdefault("enabled", True)
+        if options.get("schema_registry") is None:
+            options["schema_registry"] = SchemaRegistry()
         return open_prefactor(
             api_url=f"local:{MEMORY}",
-            schema_registry=SchemaRegistry() if schema_registry is None else schema_registry,
             asgi_app=self._app,
             **options,
         )
 
-    def open_sync(
-        self,
-        *,
-        schema_registry: SchemaRegistry | None = None,
-        **options: Unpack[PrefactorOptions],
-    ) -> SyncPrefactorClient:
+    def open_sync(self, **options: Unpack[PrefactorOptions]) -> SyncPrefactorClient:
         """As :meth:`open`, for synchronous code: ``with recording.open_sync() as client:``."""
-        return SyncPrefactorClient(self.open(schema_registry=schema_registry, **options))
+        return SyncPrefactorClient(self.open(**options))
 
     def terminate(self, instance_id: str, reason: str) -> None:
         """Terminate an open run, as the service does: the kill switch.

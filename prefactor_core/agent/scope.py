@@ -91,12 +91,11 @@ class AgentInstanceScope(Live):
             await anyio.lowlevel.checkpoint()  # noqa: ASYNC102
 
     def _leave(self, run: OpenRun, error: BaseException | None) -> None:
-        # The order of exit:
+        # As steps 2 and 1 of the order of exit (client/scope.py), for one run: it finishes, then
+        # its cancel scope closes, unless the client has closed it. Only its own task can do that.
         if run.is_forked:
             return  # in a fork nothing of it can be left
-        # 1. The run ends by how its body ended, its open spans first.
         run.finish(error)
-        # 2. The cancel scope closes, if the client has not closed it. Only its own task can.
         if self._scope is not None and anyio.get_current_task().id != self._host_task_id:
             raise ClientScopeError(
                 "the run was entered in another task: its scope must be left by the task that "
@@ -107,7 +106,7 @@ class AgentInstanceScope(Live):
         if self in scopes:
             self._go_on_without(scopes[scopes.index(self) + 1 :])
         left = self._close_scope(error)
-        # 3. One error says that the run was stopped, whatever the body made of that.
+        # One error says that the run was terminated, whatever the body raised.
         run.raise_if_terminated(left, caught=left is not error)
 
     @classmethod

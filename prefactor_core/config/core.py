@@ -74,8 +74,8 @@ class QueueConfig(Struct):
     ``retry_delay_base``: seconds. A failed request is sent again after a tenth of it; while all
     requests fail, all workers wait, after each failure ``retry_multiplier`` times as long as
     before. An operation that fails alone while others are accepted waits that long itself.
-    ``report_after``: seconds. A span that is still open that long after its entering is reported as
-    active, ancestors first, so that the running step is visible; 0 reports it at its entering,
+    ``report_after``: seconds. A span that is still open so long after its entering is reported as
+    active, its ancestors first, so that the running step shows; 0 reports it at its entering,
     ``math.inf`` at its end. A span whose payload is filled in from its result, such as
     :class:`~prefactor_core.span_types.LLMCall`, waits for its end unless it was started.
     ``batch_window``: how long an operation waits for others to share its request, in
@@ -134,8 +134,10 @@ class QueueConfig(Struct):
 
 
 class PrefactorOptions(TypedDict, total=False):
-    """The fields of :class:`PrefactorCoreConfig` that ``open_prefactor`` takes by name."""
+    """The fields of :class:`PrefactorCoreConfig` that ``open_prefactor`` takes by name: all but
+    ``http_config``."""
 
+    schema_registry: SchemaRegistry | None
     enabled: bool | None
     queue_config: QueueConfig | Mapping[str, object]
     sdk_header_entry: str | None
@@ -234,7 +236,6 @@ class PrefactorCoreConfig(Struct, kw_only=True):
             self,
             *,
             http_config: HttpClientConfig | HttpClientOptions | Mapping[str, object] = ...,
-            schema_registry: SchemaRegistry | None = None,
             **options: Unpack[PrefactorOptions],
         ) -> None: ...
 
@@ -308,7 +309,6 @@ class PrefactorCoreConfig(Struct, kw_only=True):
         *,
         api_url: str | None = None,
         api_token: str | None = None,
-        schema_registry: SchemaRegistry | None = None,
         **options: Unpack[PrefactorOptions],
     ) -> Self:
         """Return the configuration of ``PREFACTOR_API_URL`` and ``PREFACTOR_API_TOKEN``.
@@ -330,7 +330,6 @@ class PrefactorCoreConfig(Struct, kw_only=True):
             api_token = SecretStr(os.environ.get("PREFACTOR_API_TOKEN", ""))
         return cls(
             http_config=HttpClientConfig(api_url=url, api_token=api_token or ""),
-            schema_registry=schema_registry,
             **options,
         )
 

@@ -7,10 +7,9 @@ in 6, and 80 random bits in 16. The order of the text is the order of time.
 
 from __future__ import annotations
 
-import os
 import re
-import time
-from struct import Struct
+from os import urandom as _urandom
+from time import time_ns as _time_ns
 from typing import TypeGuard
 
 from prefactor_core.exceptions import PrefactorValueError
@@ -21,14 +20,13 @@ _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _PFID = re.compile(r"[0-7][0-9abcdefghjkmnpqrstvwxyz]{31}")
 _PARTITION = slice(10, 16)
 _MAX_KEY_LENGTH = 64
+_from_bytes = int.from_bytes
 
 PARTITION_BITS = 30
 MAX_PARTITION = (1 << PARTITION_BITS) - 1
 
 
-_eight_numbers = Struct("8H").unpack
-
-# The last text made, as many spans fall into one millisecond.
+# The time of the last id, as text: in one millisecond there is time for many spans.
 _last_time = 0, "0" * 10
 
 
@@ -54,25 +52,30 @@ def generate(partition: int, milliseconds: int | None = None) -> str:
             f"milliseconds must be between 0 and 2**48 - 1, got {milliseconds}"
         )
     pairs = [_PAIRS[partition >> shift & 1023] for shift in (20, 10, 0)]
-    pfid = generate_related("0" * _PARTITION.start + "".join(pairs))
-    return pfid if milliseconds is None else _time_text(milliseconds) + pfid[_PARTITION.start :]
+    return generate_related(f"{'0' * _PARTITION.start}{''.join(pairs)}", milliseconds)
 
 
-def generate_related(pfid: str) -> str:
-    """Return a new PFID of the partition of ``pfid``, which must be a PFID (:func:`is_pfid`)."""
+def generate_related(pfid: str, milliseconds: int | None = None) -> str:
+    """Return a new PFID of the partition of ``pfid``, which must be a PFID (:func:`is_pfid`).
+
+    ``milliseconds`` since 1970 defaults to now.
+    """
     global _last_time
-    ms = time.time_ns() // 1_000_000
+    ms = _time_ns() // 1_000_000 if milliseconds is None else milliseconds
     last, text = _last_time
     if ms != last:
         text = _time_text(ms)
         _last_time = ms, text
     # os.urandom and not random: a forked child must not repeat its parent's ids.
-    a, b, c, d, e, f, g, h = _eight_numbers(os.urandom(16))
-    # Without a loop, and with few calls: this runs for every span.
+    random = _from_bytes(_urandom(10), "big")
+    # Written out: this is done for every span.
     pairs = _PAIRS
     return (
-        f"{text}{pfid[_PARTITION]}{pairs[a & 1023]}{pairs[b & 1023]}{pairs[c & 1023]}"
-        f"{pairs[d & 1023]}{pairs[e & 1023]}{pairs[f & 1023]}{pairs[g & 1023]}{pairs[h & 1023]}"
+        f"{text}{pfid[_PARTITION]}"
+        f"{pairs[random >> 70]}{pairs[random >> 60 & 1023]}"
+        f"{pairs[random >> 50 & 1023]}{pairs[random >> 40 & 1023]}"
+        f"{pairs[random >> 30 & 1023]}{pairs[random >> 20 & 1023]}"
+        f"{pairs[random >> 10 & 1023]}{pairs[random & 1023]}"
     )
 
 

@@ -16,7 +16,7 @@ from prefactor_core import ClientScopeError, open_prefactor
 ROUNDS = pytest.mark.parametrize(
     ("times", "apart"), [(1, 0), (2, 0), (2, 1), (2, 2), (3, 0), (3, 1), (3, 2)]
 )
-"""How often everybody is cancelled, and how many turns of the loop are in between."""
+"""How often all tasks are cancelled, and how many turns of the loop are in between."""
 
 TURNS = range(60)
 

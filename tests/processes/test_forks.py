@@ -26,7 +26,7 @@ from prefactor_core import (
 )
 
 TOOL = ("agent:tool", "complete", [])
-# What is recorded stays in memory until somebody flushes, or the scope ends.
+# Operations stay in memory until a flush, or until the scope ends.
 HELD = {{"batch_window": 3600.0}}
 
 
@@ -46,7 +46,7 @@ def record_in_threads(instance, each=50):
 
 
 async def record_run():
-    """A run of one's own, recorded in threads, against an API of one's own."""
+    """Record a run in threads, with an API and a client of this process."""
     async with open_faulty_api() as api:
         async with open_prefactor(make_config(), asgi_app=api) as client:
             async with client.agent_instance(**AGENT) as instance:
@@ -86,7 +86,7 @@ def refused_async(function, *args):
 
 
 def run(script: str, tmp_path: Path) -> None:
-    """Runs the script; it and its children succeed, and say nothing."""
+    """Run the script; it and its children succeed and print nothing."""
     common = COMMON.format(tests=str(Path(__file__).parents[1]))
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", common + script],
@@ -136,9 +136,7 @@ sys.exit(0 if os.getpid() == parent else 3)
 
 
 @pytest.mark.parametrize("leave", ["os._exit(3)", "sys.exit(3)", "return"])
-def test_a_child_that_leaves_the_body_sends_nothing_and_says_nothing(
-    leave: str, tmp_path: Path
-) -> None:
+def test_a_child_that_leaves_the_body_sends_and_logs_nothing(leave: str, tmp_path: Path) -> None:
     run(BODY.replace("IN_CHILD", leave), tmp_path)
 
 
@@ -226,7 +224,7 @@ def test_the_parents_client_is_refused_in_the_child(tmp_path: Path) -> None:
     run(script, tmp_path)
 
 
-def test_leaving_what_the_parent_entered_is_silent_in_the_child(tmp_path: Path) -> None:
+def test_leaving_the_parents_scopes_is_silent_in_the_child(tmp_path: Path) -> None:
     script = """
 import asyncio
 
@@ -250,7 +248,7 @@ asyncio.run(main())
     run(script, tmp_path)
 
 
-def test_a_lock_that_another_thread_held_stops_nobody_in_the_child(tmp_path: Path) -> None:
+def test_a_lock_that_another_thread_held_does_not_stop_the_child(tmp_path: Path) -> None:
     in_child = """
                             span.complete_nowait()
                             refused(instance.span, "agent:tool")

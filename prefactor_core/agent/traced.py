@@ -1,4 +1,4 @@
-"""Tracing: every call of a function is a span; the decorator ``traced``."""
+"""The decorator behind ``traced``: every call of a function is a span."""
 
 from __future__ import annotations
 
@@ -6,28 +6,25 @@ import inspect
 import types
 from collections.abc import Callable, Collection, Generator
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from prefactor_core.agent.traced_call import MAX_ITEMS as MAX_ITEMS
-from prefactor_core.agent.traced_call import Call, Calls, Reduce, Stream
+from prefactor_core.agent.traced_call import Call, Reduce, SpanSource, Stream, TracedFunction
 from prefactor_core.agent.traced_generator import async_generator_function, generator_function
-from prefactor_core.agent.traced_value import DONE, hand_on
+from prefactor_core.agent.traced_value import complete_or_wrap
 from prefactor_core.exceptions import PrefactorValueError, in_message
-
-if TYPE_CHECKING:
-    from prefactor_core.agent.instance import AgentInstanceHandle
 
 F = TypeVar("F", bound=Callable[..., object])
 
 
 def traced_by(
-    instance: Callable[[], AgentInstanceHandle | None],
+    run: Callable[[], SpanSource | None],
     schema_name: str,
     exclude: Collection[str],
     capture_result: bool,
     reduce: Reduce | None,
 ) -> Callable[[F], F]:
-    """The decorator :func:`prefactor_core.traced`, for the runs that ``instance`` gives."""
+    """The decorator :func:`prefactor_core.traced`. ``run`` is asked at each call for the run that
+    the span belongs to; None: there is none."""
     if not isinstance(schema_name, str) or not schema_name:
         raise PrefactorValueError(
             f"schema_name must be the name of a span type, got {in_message(schema_name)}: "
@@ -46,20 +43,20 @@ def traced_by(
         if isinstance(function, staticmethod):
             return cast("F", staticmethod(decorate(cast("F", function.__func__))))
         _check_function(function)
-        calls = Calls(function, instance, schema_name, exclude, capture_result, reduce)
-        # What makes the wrapper is also what inspect says of the function.
+        target = TracedFunction(function, run, schema_name, exclude, capture_result, reduce)
+        # The wrapper is of the same kind as the function, by the same tests of `inspect`.
         if inspect.isasyncgenfunction(function):
-            wrapper = async_generator_function(_beginning(calls))
+            wrapper = async_generator_function(_beginning(target))
         elif inspect.isgeneratorfunction(function) and not _is_awaited(function):
-            wrapper = generator_function(_beginning(calls))
+            wrapper = generator_function(_beginning(target))
         elif reduce is not None:
-            raise PrefactorValueError(f"reduce is for generators, and {calls.name} is none")
+            raise PrefactorValueError(f"reduce is for generators, and {target.name} is none")
         elif inspect.iscoroutinefunction(function):
-            wrapper = _coroutine_function(calls)
+            wrapper = _coroutine_function(target)
         elif inspect.isgeneratorfunction(function):
-            wrapper = _generator_based_coroutine_function(calls)
+            wrapper = _generator_based_coroutine_function(target)
         else:
-            wrapper = _function(calls)
+            wrapper = _function(target)
         _share_methods(function, wrapper)
         return cast("F", wraps(function)(wrapper))
 
@@ -79,54 +76,46 @@ def _check_function(function: object) -> None:
 
 
 def _is_awaited(function: Callable[..., Any]) -> bool:
-    """Whether what a generator function gives is for ``await``: it has types.coroutine above it."""
+    """Whether the generators of a function are for ``await``: types.coroutine decorates it."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return bool(getattr(code, "co_flags", 0) & inspect.CO_ITERABLE_COROUTINE)
 
 
 def _share_methods(function: object, wrapper: object) -> None:
-    """Give the wrapper what a function that is an object can do beside being called:
-    ``cache_clear()`` say. What is in its ``__dict__`` the wrapper gets by :func:`wraps`."""
+    """Copy the public methods of a callable object to its wrapper: ``cache_clear()``, for example.
+    :func:`wraps` copies its ``__dict__``."""
     for name in dir(type(function)):
         if not name.startswith("_") and callable(getattr(type(function), name, None)):
             setattr(wrapper, name, getattr(function, name))
 
 
-def _beginning(calls: Calls) -> Callable[..., tuple[Stream, Callable[[], Any]]]:
+def _beginning(target: TracedFunction) -> Callable[..., tuple[Stream, Callable[[], Any]]]:
     def begin(*args: Any, **kwargs: Any) -> tuple[Stream, Callable[[], Any]]:
-        return Stream(calls, calls.span(args, kwargs)), partial(calls.function, *args, **kwargs)
+        return Stream(target, target.span(args, kwargs)), partial(target.function, *args, **kwargs)
 
     return begin
 
 
-def _function(calls: Calls) -> Callable[..., Any]:
+def _function(target: TracedFunction) -> Callable[..., Any]:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        with Call(calls, calls.span(args, kwargs)) as call:
-            value = calls.function(*args, **kwargs)
-            if type(value) not in DONE:
-                return hand_on(call, value)
-            call.returns(value)
-            return value
+        with Call(target, target.span(args, kwargs)) as call:
+            return complete_or_wrap(call, target.function(*args, **kwargs))
 
     return wrapper
 
 
-def _coroutine_function(calls: Calls) -> Callable[..., Any]:
+def _coroutine_function(target: TracedFunction) -> Callable[..., Any]:
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
-        async with Call(calls, calls.span(args, kwargs)) as call:
-            value = await calls.function(*args, **kwargs)
-            # The span ends here and not with its block, which would make a checkpoint: a
-            # cancellation that waits there would take what the function has returned.
-            if type(value) not in DONE:
-                return hand_on(call, value)
-            call.returns(value)
-            return value
+        async with Call(target, target.span(args, kwargs)) as call:
+            # The span ends here and not with its block, whose checkpoint could raise a pending
+            # cancellation: the caller would lose the value that the function has returned.
+            return complete_or_wrap(call, await target.function(*args, **kwargs))
 
     return wrapper
 
 
-def _generator_based_coroutine_function(calls: Calls) -> Callable[..., Any]:
-    function = _coroutine_function(calls)
+def _generator_based_coroutine_function(target: TracedFunction) -> Callable[..., Any]:
+    function = _coroutine_function(target)
 
     @types.coroutine
     def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:

@@ -1,4 +1,4 @@
-"""Recorder: what an open client records, runs and spans by their ids."""
+"""RecordingClient: the methods of an open client that record runs and spans."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
-from typing import Any, TypeVar, overload
+from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 import anyio.lowlevel
 
 from prefactor_core.agent.disabled_span import DisabledSpan
-from prefactor_core.agent.instance import AgentInstanceHandle
+from prefactor_core.agent.instance import AgentInstanceHandle, Client
 from prefactor_core.agent.scope import AgentInstanceScope
 from prefactor_core.agent.span import SpanContext, new_span, start_by_id, start_by_id_nowait
 from prefactor_core.config import OnRefused, PrefactorCoreConfig
@@ -29,34 +29,45 @@ from prefactor_core.schema_registry.typed_span import TypedStep
 Result = TypeVar("Result")
 
 
-class Recorder(Live, ABC):
+class RunOptions(TypedDict, total=False):
+    """The options of a run; see :meth:`RecordingClient.create_agent_instance`."""
+
+    environment_id: str | None
+    purpose: Purpose | None
+    external_identifier: str | None
+
+
+class RecordingClient(Live, ABC):
     """The part of a :class:`~prefactor_core.PrefactorCoreClient` that records."""
 
     _what = "a client in this process"
 
-    # The schema version of the last run, and what it was chosen by.
+    # The schema version of the last run, and its key: registry, agent and external id.
     _chosen: tuple[tuple[object, ...], Schema] | None = None
 
     @property
     @abstractmethod
     def config(self) -> PrefactorCoreConfig:
-        """What the client works with."""
+        """The configuration of the client."""
+
+    @abstractmethod
+    def _open_scope(self) -> Client:
+        """The open scope. Raises :class:`ClientNotInitializedError` if there is none."""
 
     @property
-    @abstractmethod
     def instance_manager(self) -> AgentInstanceManager:
-        """The open runs. Raises :class:`ClientNotInitializedError` outside of the scope."""
+        """The open runs. Raises :class:`ClientNotInitializedError` outside the scope."""
+        return self._open_scope().instance_manager
 
     @property
-    @abstractmethod
     def span_manager(self) -> SpanManager:
-        """The open spans. Raises :class:`ClientNotInitializedError` outside of the scope."""
+        """The open spans. Raises :class:`ClientNotInitializedError` outside the scope."""
+        return self._open_scope().span_manager
 
     @property
-    @abstractmethod
     def quality_manager(self) -> QualityManager:
-        """What tells of quality. Raises :class:`ClientNotInitializedError` outside of the
-        scope."""
+        """Records quality payloads. Raises :class:`ClientNotInitializedError` outside the scope."""
+        return self._open_scope().quality_manager
 
     async def create_agent_instance(
         self,
@@ -66,33 +77,30 @@ class Recorder(Live, ABC):
         instance_id: str | None = None,
         external_schema_version_id: str | None = None,
         *,
-        environment_id: str | None = None,
-        purpose: Purpose | None = None,
-        external_identifier: str | None = None,
         on_refused: OnRefused = "raise",
+        **options: Unpack[RunOptions],
     ) -> AgentInstanceHandle:
         """Register a run and give its handle; the one call that waits for the API.
 
         If the API cannot be reached within ``config.registration_timeout`` seconds, the run
         goes on under a provisional id, and is registered in the background.
 
-        ``agent_id``, ``environment_id``: left out with a token that stands for an agent in an
+        ``agent_id``, ``environment_id``: leave them out if the token stands for an agent in an
         environment.
         ``agent_version``: name, external_identifier, description (POST agent_instance/register);
-        required.
-        Unless it says so itself, it gets the ``runtime_environment`` that
-        :func:`build_runtime_environment` gives; not if the API refuses it so, as a version that
-        it has stored without one or with another.
-        ``agent_schema_version``: the span types, as the API takes them; without it they come
+        required. Unless it has a ``runtime_environment``, that of
+        :func:`build_runtime_environment` is added. If the API refuses the version with it, having
+        stored the version without one or with another, it is registered as you gave it.
+        ``agent_schema_version``: the span types, in the form of the API. By default they come
         from the schema registry, identified by ``external_schema_version_id`` or else by a
         hash of their content, so that the same types are the same version on every run.
-        ``instance_id``: an id of your own, a PFID of the account's partition.
-        ``purpose``: why the run is made: ``live``, ``smoke_test`` or ``eval``.
-        ``external_identifier``: what you call the run. It is unique for each agent: the API refuses
-        a second run of the same agent with the same one, such as the id of a chat that goes on or
-        of a job that is delivered again. Use it for what happens once.
-        ``on_refused``: what to do if the API refuses: ``"raise"``, or ``"log"`` an error and let
-        the run go on unrecorded.
+        ``instance_id``: your own id, a PFID of the account's partition.
+        ``purpose``: ``live``, ``smoke_test`` or ``eval``.
+        ``external_identifier``: your own name of the run, unique for each agent. The API refuses a
+        second run of the same agent with the same one: do not use the id of a chat that goes on,
+        or of a job that may be delivered again.
+        ``on_refused``: if the API refuses, ``"raise"`` its error, or ``"log"`` it and let the run
+        go on unrecorded.
 
         Raises :class:`PrefactorValueError` if ``agent_version`` is left out, or neither a schema
         version nor a registry is given, and a :class:`PrefactorApiError` if the API refuses.
@@ -113,10 +121,8 @@ class Recorder(Live, ABC):
             agent_version,
             self._schema_version(agent_id, agent_schema_version, external_schema_version_id),
             instance_id,
-            environment_id=environment_id,
-            purpose=purpose,
-            external_identifier=external_identifier,
             on_refused=on_refused,
+            **options,
         )
         return AgentInstanceHandle(registered, self)
 
@@ -128,16 +134,14 @@ class Recorder(Live, ABC):
         instance_id: str | None = None,
         external_schema_version_id: str | None = None,
         *,
-        environment_id: str | None = None,
-        purpose: Purpose | None = None,
-        external_identifier: str | None = None,
         on_refused: OnRefused | None = None,
+        **options: Unpack[RunOptions],
     ) -> AgentInstanceScope:
         """The scope of one run: ``async with client.agent_instance(...) as instance:``.
 
-        Takes what :meth:`create_agent_instance` takes. The run is registered and started on
-        entering, and ends with the block, by how that ended. ``on_refused``: by default what the
-        client's configuration says, which is ``"log"`` unless you say otherwise.
+        Takes the arguments of :meth:`create_agent_instance`. The run is registered and started on
+        entering, and ends with the block: ``complete``, ``failed`` or ``cancelled``.
+        ``on_refused``: by default that of the client's configuration, ``"log"`` unless set.
         """
         return AgentInstanceScope(
             self,
@@ -148,10 +152,8 @@ class Recorder(Live, ABC):
                 agent_schema_version,
                 instance_id,
                 external_schema_version_id,
-                environment_id=environment_id,
-                purpose=purpose,
-                external_identifier=external_identifier,
                 on_refused=self.config.on_refused if on_refused is None else on_refused,
+                **options,
             ),
         )
 
@@ -161,7 +163,7 @@ class Recorder(Live, ABC):
         registry = self.config.schema_registry
         if given is not None or registry is None:
             return choose_schema_version(agent_id, given, external_id, registry)
-        # Mostly all runs of a program have the same, and it takes its time.
+        # Most programs use one version for all runs, and choosing it is slow.
         key = registry, registry.revision, agent_id, external_id
         if self._chosen is None or self._chosen[0] != key:
             self._chosen = key, choose_schema_version(agent_id, None, external_id, registry)
@@ -176,8 +178,10 @@ class Recorder(Live, ABC):
         *,
         started_at: datetime | None = None,
     ) -> str:
-        """Start a span, now or as of ``started_at`` (an aware datetime), and give its id. It is
-        the innermost one of this context until :meth:`finish_span` ends it, in whichever task."""
+        """Start a span, now or as of ``started_at`` (an aware datetime), and give its id.
+
+        It is the innermost span of this context until :meth:`finish_span` ends it, in any task.
+        """
         span = self._span(instance_id, schema_name, parent_span_id, None, payload)
         return await start_by_id(span, started_at)
 
@@ -224,17 +228,16 @@ class Recorder(Live, ABC):
     async def record_quality(
         self, instance_id: str, name: str, payload: Mapping[str, object] | Fields | None = None
     ) -> None:
-        """Tell what was found out about a run: its quality payload ``name`` is ``payload`` from
-        now on; None removes it.
+        """Set the quality payload ``name`` of a run to ``payload``; None removes it.
 
-        ``instance_id`` may be that of any run of the account, and the run may have ended.
-        ``name``: one of the quality schemas of its agent's schema version, or the API refuses it
-        (API.md section 9). The last call for a name counts.
+        ``instance_id`` may be that of any run of the account, also of one that has ended.
+        ``name``: one of the quality schemas of the agent's schema version; the API refuses any
+        other (POST agent_instance/{id}/record_quality). The last call for a name counts.
 
-        Raises :class:`InstanceNotFoundError` for what is no id of a run, and
-        :class:`PrefactorValueError` for what is no name, or has no fields.
+        Raises :class:`InstanceNotFoundError` if ``instance_id`` is no id of a run, and
+        :class:`PrefactorValueError` for an empty name or a payload without fields.
         """
-        run = self.span_manager.recorder.run_of(instance_id)
+        run = self.span_manager.run_of(instance_id)
         await self.quality_manager.record_in_turn(run, name, payload)
         await anyio.lowlevel.checkpoint()
 
@@ -242,7 +245,7 @@ class Recorder(Live, ABC):
         self, instance_id: str, name: str, payload: Mapping[str, object] | Fields | None = None
     ) -> None:
         """As :meth:`record_quality`, in synchronous code."""
-        run = self.span_manager.recorder.run_of(instance_id)
+        run = self.span_manager.run_of(instance_id)
         self.quality_manager.record(run, name, payload)
 
     @overload
@@ -285,10 +288,10 @@ class Recorder(Live, ABC):
     ) -> SpanContext[Any]:
         """A step of a run: ``async with client.span(...) as span:``, or ``with``.
 
-        ``schema_name``: its span type; or its parameters, an object of a class that was
-        registered with one. ``parent_span_id``: by default the innermost open span
-        of the same run in this context. ``span_id``: a PFID of your own. ``payload``: what the
-        span starts with if :meth:`SpanContext.start` is not given one.
+        ``schema_name``: its span type; or its parameters, an object of a class that is registered
+        for a span type. ``parent_span_id``: by default the innermost open span of the same run in
+        this context. ``span_id``: your own PFID. ``payload``: the parameters of the span, unless
+        :meth:`SpanContext.start` is given others.
         """
         return self._span(instance_id, schema_name, parent_span_id, span_id, payload)
 
@@ -301,7 +304,7 @@ class Recorder(Live, ABC):
         payload: Mapping[str, object] | Fields | None,
     ) -> SpanContext[Any]:
         recorder = self.span_manager.recorder
-        run = recorder.run_of(instance_id)
+        run = self.span_manager.run_of(instance_id)
         if not recorder.records:
             return DisabledSpan(recorder)
         return new_span(recorder, run, step, parent_span_id, span_id, payload)
