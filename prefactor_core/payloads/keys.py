@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections import Counter
-from numbers import Integral
+from datetime import date, time, timedelta
+from decimal import Decimal
+from functools import cache
 from typing import Any, Final, TypeAlias, cast
+from uuid import UUID
 
-from prefactor_core.payloads.markers import shown, type_name
-from prefactor_core.payloads.payload_walk import Around, Later, Walk
+from prefactor_core.payloads.markers import type_name
 
 Items: TypeAlias = tuple[tuple[Any, Any], ...]
 """Keys and values."""
@@ -20,41 +22,12 @@ _LONGEST_NAME: Final = 100
 _SEPARATORS: Final = b"-_.: /"
 
 
-class Keys(Later):
-    """The keys of a mapping, some of which have code of their own; ``value``: the items."""
+@cache
+def str_types() -> tuple[type, ...]:
+    """Return the types that become strings in JSON, and so can be names."""
+    from pathlib import PurePath  # here: it takes milliseconds to import
 
-    is_leaf = False
-    __slots__ = ("_names",)
-
-    def __init__(self, walk: Walk, value: Items, around: Around, names: list[str | None]) -> None:
-        super().__init__(walk, value, around)
-        self._names = names
-
-    def ask(self) -> object:
-        return [
-            _shown_or_error(key) if name is None else name
-            for name, (key, _) in zip(self._names, self.value, strict=True)
-        ]
-
-    def then(self, given: list[str | Exception]) -> object:
-        names = [
-            self.walk.failed(type(cast("object", key)), name)
-            if isinstance(name, Exception)
-            else name
-            for name, (key, _) in zip(given, self.value, strict=True)
-        ]
-        return self.walk.object_of(names, self.value, self.around)
-
-    def otherwise(self, error: Exception) -> object:
-        return self.then([error if name is None else name for name in self._names])
-
-
-def _shown_or_error(key: object) -> str | Exception:
-    try:
-        # A whole number of another package is one in JSON, too.
-        return str(int(cast("Any", key))) if issubclass(type(key), Integral) else shown(key)
-    except Exception as error:
-        return error
+    return (date, time, timedelta, UUID, Decimal, PurePath)
 
 
 def distinct(names: list[str], items: Items) -> list[str]:

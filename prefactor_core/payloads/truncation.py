@@ -14,7 +14,7 @@ SHORT: Final = 64
 """Bytes that are kept of a string, at least."""
 
 # The sizes of buffers, tried in this order: most payloads fit into the smallest.
-BUFFERS: Final = (2_048, 65_536)
+BUFFERS: Final = (2_048, 65_536, 1_000_000, 16_000_000)
 # The encoder reserves room for the longest number before it writes a short one.
 _RESERVE: Final = 64
 _CONTAINERS: Final[tuple[type[Any], ...]] = (dict, list)

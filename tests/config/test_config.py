@@ -103,6 +103,7 @@ REFUSED_QUEUE: list[tuple[str, Any, str]] = [
     ("max_retries", -1, "max_retries must be non-negative, got -1"),
     ("retry_delay_base", 0, "retry_delay_base must be positive, got 0"),
     ("retry_delay_base", "-1", "retry_delay_base must be positive, got '-1'"),
+    ("report_after", -1, "report_after must be non-negative, got -1"),
     ("batch_window", -0.1, "batch_window must be non-negative, got -0.1"),
     ("max_batch_operations", 0, "max_batch_operations must be at least 1, got 0"),
     ("max_batch_bytes", 0, "max_batch_bytes must be at least 1, got 0"),
@@ -166,8 +167,8 @@ REFUSED_CORE: list[tuple[str, Any, str]] = [
         {"workers": 3},
         (
             "queue_config has no field 'workers'; its fields are num_workers, max_retries, "
-            "retry_delay_base, batch_window, max_batch_operations, max_batch_bytes, "
-            "max_pending_operations, max_pending_bytes, when_full"
+            "retry_delay_base, report_after, batch_window, max_batch_operations, "
+            "max_batch_bytes, max_pending_operations, max_pending_bytes, when_full"
         ),
     ),
     (
