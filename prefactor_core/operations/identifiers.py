@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import struct
+from operator import itemgetter
 from time import time_ns as _time_ns
 from typing import Final, TypeGuard
 
@@ -29,12 +30,12 @@ MAX_PARTITION = (1 << PARTITION_BITS) - 1
 # Random numbers of 80 bits for the next ids. Each is taken by one call, so that no two threads get
 # the same; 256 are drawn at a time, because a call of the system costs as much as the rest.
 _numbers: list[int] = []
-_EIGHTY_BITS: Final = struct.Struct(f">{'QH' * 256}")
+_EIGHTY_BITS: Final = struct.Struct("10s")
 
 
 def _draw_numbers() -> None:
-    drawn = iter(_EIGHTY_BITS.unpack(os.urandom(_EIGHTY_BITS.size)))
-    _numbers.extend([high << 16 | low for high, low in zip(drawn, drawn, strict=True)])
+    drawn = _EIGHTY_BITS.iter_unpack(os.urandom(256 * _EIGHTY_BITS.size))
+    _numbers.extend(map(int.from_bytes, map(itemgetter(0), drawn)))
 
 
 # A forked child must not repeat the ids of its parent.

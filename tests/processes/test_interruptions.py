@@ -212,6 +212,7 @@ async def test_a_step_that_is_interrupted_anywhere_leaves_nothing_half_told(
         return at
 
     async with recording() as r:
+        a_block(r.instance)  # it prepares what the process prepares once
         places = copy_context().run(agent)
     assert places > 50
     check(r)
