@@ -45,24 +45,24 @@ CLOSE_TIMEOUT = 2.0
 
 
 class ClientScope:
-    """The connections, delivery, runs and spans of a client, from :meth:`open` to :meth:`close`."""
+    """The connections, exporter, runs and spans of a client, from :meth:`open` to :meth:`close`."""
 
     def __init__(
         self,
         config: PrefactorCoreConfig,
-        delivery: Exporter,
+        exporter: Exporter,
         checks: PayloadChecks | None,
     ) -> None:
         self._connections = AsyncExitStack()
-        self._delivery = delivery
-        self.event_loop = delivery.event_loop
-        self.counters = delivery.counters
+        self._exporter = exporter
+        self.event_loop = exporter.event_loop
+        self.counters = exporter.counters
         self._host_task_id = anyio.get_current_task().id
         self._raise_on_loss = config.raise_on_loss
         self.instance_manager = AgentInstanceManager(
-            delivery.buffer,
-            delivery.identities,
-            registrations=delivery,
+            exporter.buffer,
+            exporter.identities,
+            registrations=exporter,
             environment=partial(build_runtime_environment, config.sdk_header_entry),
             checks=checks,
             max_retries=config.http_config.max_retries,
@@ -72,19 +72,19 @@ class ClientScope:
             max_payload_bytes=config.max_payload_bytes,
             redact=config.redact,
             enabled=config.capture_payloads,
-            degraded=delivery.counters.degraded,
+            degraded=exporter.counters.degraded,
         )
         self.recorder = Recorder(
-            delivery.buffer,
-            delivery.identities,
+            exporter.buffer,
+            exporter.identities,
             capture,
             self.instance_manager.begin,
             config.schema_registry,
         )
         self.span_manager = SpanManager(self.recorder)
         self.quality_manager = QualityManager(self.recorder)
-        delivery.run_also(LongSpans(self.recorder, config.queue_config.report_after))
-        self._unclosed = watch(delivery, delivery.counters, delivery.event_loop)
+        exporter.run_also(LongSpans(self.recorder, config.queue_config.report_after))
+        self._unclosed = watch(exporter, exporter.counters, exporter.event_loop)
 
     @classmethod
     async def open(
@@ -119,7 +119,7 @@ class ClientScope:
                 multiplier=http.retry_multiplier,
                 cap=http.max_retry_delay,
             )
-            delivery = Exporter(
+            exporter = Exporter(
                 api,
                 queues,
                 queueing,
@@ -127,9 +127,9 @@ class ClientScope:
                 config.drain_timeout,
                 config.termination_poll_interval,
             )
-            scope = cls(config, delivery, checks)
+            scope = cls(config, exporter, checks)
             try:
-                await delivery.__aenter__()
+                await exporter.__aenter__()
             except BaseException:
                 scope._unclosed.detach()
                 raise
@@ -149,7 +149,7 @@ class ClientScope:
     async def flush(self) -> None:
         """Return when every operation recorded so far is delivered or dropped."""
         self.event_loop.check("flush() waits")
-        await self._delivery.buffer.flush()
+        await self._exporter.buffer.flush()
 
     async def close(self, error: BaseException | None, *, raises: bool) -> None:
         """Deliver what is pending within ``drain_timeout``, and close everything.
@@ -166,8 +166,9 @@ class ClientScope:
         #    after its open spans, children first. Other tasks have turns in between, as there may
         #    be many. After that, nothing more is recorded.
         # 3. Delivery ends (export/exporter.py; its tasks are in queue/workers.py):
-        #    a. The status poll stops and the queues close. The end of a queue tells its worker
-        #       to drain, and no batch waits for more operations.
+        #    a. The status poll, the loss report and the report of long spans end, and the queues
+        #       close. The end of a queue tells its worker to drain; no batch waits for more
+        #       operations. A worker that was cancelled natively is started once more.
         #    b. The workers drain for at most drain_timeout, shielded from cancellation. asyncio's
         #       own Task.cancel() and Ctrl-C on trio, which no shield stops, break the drain off.
         #    c. Workers that still run are cancelled; then the empty task group closes.
@@ -195,7 +196,7 @@ class ClientScope:
     async def _close(self, raises: bool) -> None:
         try:
             # Step 3. No cancel scope may be opened around it: the task group is older.
-            await self._delivery.__aexit__(None, None, None)
+            await self._exporter.__aexit__(None, None, None)
         finally:
             self._unclosed.detach()
             statistics = self.counters.statistics()
