@@ -11,7 +11,7 @@ not_here := "ASYNC124,ASYNC127"
 survivors := "prefactor_core/agent/cancellation.py:ASYNC103,ASYNC104 prefactor_core/queue/workers.py:ASYNC103,ASYNC104 prefactor_core/client/loop_thread.py:ASYNC103,ASYNC104 prefactor_core/export/termination.py:ASYNC103 prefactor_core/payloads/timebox.py:ASYNC103,ASYNC104 prefactor_core/queue/daemon_thread.py:ASYNC103"
 python := venv / "bin/python"
 # What needs none of the run-time dependencies, or starts whole programs that others start too.
-not_lowest := "--ignore=tests/payloads/test_credentials.py --ignore=tests/processes/test_main_job.py --ignore=tests/vocabulary/test_messages.py --ignore=tests/schema_registry/test_patterns.py --ignore=tests/test_readme.py --ignore=tests/payloads/test_redaction.py --ignore=tests/schema_registry/test_schema_check.py"
+not_lowest := "--ignore=tests/payloads/test_credentials.py --ignore=tests/processes/test_main_job.py --ignore=tests/exceptions/test_messages.py --ignore=tests/schema_registry/test_patterns.py --ignore=tests/test_readme.py --ignore=tests/payloads/test_redaction.py --ignore=tests/schema_registry/test_schema_check.py"
 
 # List the verbs.
 default:

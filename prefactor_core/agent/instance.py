@@ -213,6 +213,7 @@ class AgentInstanceHandle(Live):
         """As :meth:`start`, in synchronous code."""
         at = None if timestamp is None else to_time("timestamp", timestamp)
         if self._instance.status is InstanceStatus.PENDING:
+            self.recorder.check_open()
             self._instances.start(self.id, at=at)
         if self not in (runs := _runs.get()):
             _runs.set((*(run for run in runs if not run.ended), self))
@@ -225,6 +226,8 @@ class AgentInstanceHandle(Live):
         Spans of it that are still open end first, at the same time, as ``cancelled``. A second
         call does nothing.
         """
+        if not self.ended:
+            self.recorder.check_open()
         slices = finish_run_in_slices(
             self._instances, self.recorder, self._instance, status, timestamp=timestamp
         )
@@ -238,6 +241,8 @@ class AgentInstanceHandle(Live):
         self, status: Outcome = "complete", *, timestamp: datetime | None = None
     ) -> None:
         """As :meth:`finish`, in synchronous code."""
+        if not self.ended:
+            self.recorder.check_open()
         finish_run(self._instances, self.recorder, self._instance, status, timestamp=timestamp)
         forget_ended_runs()
 

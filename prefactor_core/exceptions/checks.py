@@ -1,7 +1,7 @@
-"""A value from a caller, an environment or a file, as what it shall be. Pure.
+"""Conversions of values from callers, environments or files to the required type. Pure.
 
-Each function raises :class:`PrefactorValueError`, with the ``name`` of the value, what it is
-and what it must be.
+Each function raises :class:`PrefactorValueError`, with the ``name`` of the value, the value and
+the requirement.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SDK_ENTRY = r"[!-~]+@[!-?A-~]+( [!-~]+@[!-?A-~]+)*"
 
 
 def has_host(url: str) -> bool:
-    """Whether ``url`` names a host, and a port only if that can be one."""
+    """Whether ``url`` has a host, and a valid port if any."""
     from urllib.parse import urlsplit  # here: it takes milliseconds to import
 
     try:
@@ -34,14 +34,14 @@ def has_host(url: str) -> bool:
 
 
 def to_text(name: str, value: object) -> str:
-    """A text, without the blanks around it."""
+    """Return a string, without the blanks around it."""
     if not isinstance(value, str):
         raise PrefactorValueError(f"{name} must be a string, got {type(value).__qualname__}")
     return value.strip()
 
 
 def to_sdk_entry(name: str, value: object) -> str:
-    """What names a package in ``X-Prefactor-SDK``, or several (API.md section 1)."""
+    """Return the name of a package, or several, for the header ``X-Prefactor-SDK``."""
     text = to_text(name, value)
     if not re.fullmatch(_SDK_ENTRY, text):
         raise PrefactorValueError(
@@ -52,7 +52,7 @@ def to_sdk_entry(name: str, value: object) -> str:
 
 
 def to_optional_text(name: str, value: str | None) -> str | None:
-    """A text that says something, as it is; or None."""
+    """Return None, or a string that is not blank, as it is."""
     if value is not None and (not isinstance(value, str) or not value.strip()):
         raise PrefactorValueError(
             f"{name} must be a text that is not empty, got {in_message(value)}"
@@ -61,7 +61,7 @@ def to_optional_text(name: str, value: str | None) -> str | None:
 
 
 def to_number(name: str, value: object) -> float:
-    """A number, or the text of one (from an environment or a file)."""
+    """Return a number; a string of one (from an environment or a file) is converted."""
     if isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)
@@ -71,7 +71,7 @@ def to_number(name: str, value: object) -> float:
 
 
 def to_whole(name: str, value: object) -> int:
-    """A whole number."""
+    """Return a whole number."""
     number = to_number(name, value)
     if not number.is_integer():
         raise PrefactorValueError(f"{name} must be a whole number, got {in_message(value)}")
@@ -79,7 +79,7 @@ def to_whole(name: str, value: object) -> int:
 
 
 def to_positive(name: str, value: object) -> float:
-    """A number larger than 0."""
+    """Return a number larger than 0."""
     number = to_number(name, value)
     if not number > 0:
         raise PrefactorValueError(f"{name} must be positive, got {in_message(value)}")
@@ -87,7 +87,7 @@ def to_positive(name: str, value: object) -> float:
 
 
 def to_seconds(name: str, value: object) -> float:
-    """A time that may be 0."""
+    """Return a number of seconds, 0 or more."""
     number = to_number(name, value)
     if not number >= 0:
         raise PrefactorValueError(f"{name} must be non-negative, got {in_message(value)}")
@@ -95,7 +95,7 @@ def to_seconds(name: str, value: object) -> float:
 
 
 def to_at_least(name: str, value: object, least: int) -> int:
-    """A whole number, ``least`` or more."""
+    """Return a whole number, ``least`` or more."""
     number = to_whole(name, value)
     if number < least:
         raise PrefactorValueError(f"{name} must be at least {least}, got {in_message(value)}")
@@ -103,7 +103,7 @@ def to_at_least(name: str, value: object, least: int) -> int:
 
 
 def to_statuses(name: str, value: object) -> tuple[int, ...]:
-    """HTTP statuses of errors."""
+    """Return HTTP statuses of errors, 400 to 599."""
     given = cast("Iterable[object]", value)
     if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
         raise PrefactorValueError(
@@ -119,7 +119,7 @@ def to_statuses(name: str, value: object) -> tuple[int, ...]:
 
 
 def to_count(name: str, value: object) -> int:
-    """A whole number, 0 or more."""
+    """Return a whole number, 0 or more."""
     number = to_whole(name, value)
     if number < 0:
         raise PrefactorValueError(f"{name} must be non-negative, got {in_message(value)}")
@@ -168,10 +168,10 @@ def check_end(name: str, end: int, what: str, start: int | None) -> None:
 
 
 def to_signals(name: str, value: object) -> tuple[signal.Signals, ...]:
-    """Signals that a program can handle."""
+    """Return signals that a program can handle."""
     if value == ():
         return ()
-    import signal  # here: it takes its time, and most programs leave it out
+    import signal  # here: it takes time to import, and most programs do not need it
 
     try:
         signals = tuple(signal.Signals(number) for number in cast("Iterable[int]", value))
@@ -190,7 +190,7 @@ def to_signals(name: str, value: object) -> tuple[signal.Signals, ...]:
 
 
 def check_outcome(status: str) -> None:
-    """Raises :class:`PrefactorValueError` if nothing can end with this status."""
+    """Raise :class:`PrefactorValueError` if this is no status of an end."""
     if status not in OUTCOMES:
         raise PrefactorValueError(
             f"status must be one of {', '.join(sorted(OUTCOMES))}, got {in_message(status)}"

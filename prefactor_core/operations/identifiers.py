@@ -1,8 +1,8 @@
 """PFIDs and idempotency keys. Pure.
 
-A PFID (API.md section 3) is 160 bits as 32 characters of Crockford's base32 in lower
-case: 48 bits of milliseconds since 1970 in 10 characters, 30 bits of partition (the
-account's) in 6, and 80 random bits in 16. The order of the text is the order of time.
+A PFID, the id of everything in the API, is 160 bits as 32 characters of Crockford's base32 in
+lower case: 48 bits of milliseconds since 1970 in 10 characters, 30 bits of the account's partition
+in 6, and 80 random bits in 16. The order of the text is the order of time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TypeGuard
 from prefactor_core.exceptions import PrefactorValueError
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-# Ten bits, that is two characters, at a time.
+# Two characters, which are ten bits, at a time.
 _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _PFID = re.compile(r"[0-7][0-9abcdefghjkmnpqrstvwxyz]{31}")
 _PARTITION = slice(10, 16)
@@ -31,7 +31,7 @@ def _generate(partition: str, ms: int | None) -> str:
     # os.urandom and not random: a forked child must not repeat its parent's ids.
     random = os.urandom(10)
     high, low = int.from_bytes(random[:5], "big"), int.from_bytes(random[5:], "big")
-    # Written out, and in two numbers that fit a machine word: this is done for every span.
+    # Without a loop, and in two numbers that fit a machine word: this runs for every span.
     pairs = _PAIRS
     return (
         f"{_time_text(ms)}{partition}"
@@ -41,7 +41,7 @@ def _generate(partition: str, ms: int | None) -> str:
     )
 
 
-# The last one made: in one millisecond there is time for many spans.
+# The last text made, as many spans fall into one millisecond.
 _last_time = 0, "0" * 10
 
 
@@ -59,7 +59,7 @@ def _time_text(ms: int) -> str:
 
 
 def generate(partition: int, milliseconds: int | None = None) -> str:
-    """A new PFID of the given partition (0 to 2**30 - 1).
+    """Return a new PFID of the given partition (0 to 2**30 - 1).
 
     ``milliseconds`` since 1970 defaults to now.
     """
@@ -76,17 +76,17 @@ def generate(partition: int, milliseconds: int | None = None) -> str:
 
 
 def generate_related(pfid: str) -> str:
-    """A new PFID of the partition of ``pfid``, which must be one (:func:`is_pfid`)."""
+    """Return a new PFID of the partition of ``pfid``, which must be a PFID (:func:`is_pfid`)."""
     return _generate(pfid[_PARTITION], None)
 
 
 def with_partition_of(pfid: str, other: str) -> str:
-    """``other`` with the partition of ``pfid``; both are PFIDs."""
+    """Return ``other`` with the partition of ``pfid``; both are PFIDs."""
     return other[: _PARTITION.start] + pfid[_PARTITION] + other[_PARTITION.stop :]
 
 
 def without_partition(pfid: str) -> str:
-    """What a PFID has in common with the same one of another partition."""
+    """Return the part of a PFID that is the same in any partition."""
     return pfid[: _PARTITION.start] + pfid[_PARTITION.stop :]
 
 
@@ -96,7 +96,7 @@ def is_pfid(text: object) -> TypeGuard[str]:
 
 
 def partition_of(pfid: str) -> int:
-    """The partition in a PFID."""
+    """Return the partition of a PFID."""
     number = 0
     for character in pfid[_PARTITION]:
         number = number << 5 | _ALPHABET.index(character)
@@ -104,25 +104,25 @@ def partition_of(pfid: str) -> int:
 
 
 def idempotency_key(pfid: str, step: str) -> str:
-    """The key of one step (``create``, ``start``, ``finish``) in the life of ``pfid``.
+    """Return the key of a step (``create``, ``start``, ``finish``) in the life of ``pfid``.
 
-    It follows from both, so that every attempt, also by another process, sends the same
-    (API.md section 5: 8 to 64 characters).
+    It is made of both, so that every attempt sends the same key, also from another process. The
+    API takes keys of 8 to 64 characters.
     """
     return f"{pfid}-{step}"
 
 
 def generate_idempotency_key() -> str:
-    """A new idempotency key for a call of your own: the text of a random UUID."""
-    import uuid  # here: it takes milliseconds to import, and nothing of ours needs it
+    """Return a new idempotency key for a call of your own: the text of a random UUID."""
+    import uuid  # here: it takes milliseconds to import, and nothing else here needs it
 
     return str(uuid.uuid4())
 
 
 def validate_idempotency_key(key: str) -> str:
-    """``key``, if it can be an idempotency key: 1 to 64 characters (API.md section 5).
+    """Return ``key`` if it is a valid idempotency key, of 1 to 64 characters.
 
-    Raises :class:`~prefactor_core.PrefactorValueError` if it cannot.
+    Raises :class:`~prefactor_core.PrefactorValueError` otherwise.
     """
     if not isinstance(key, str):
         raise PrefactorValueError(f"Idempotency key must be a string, got {type(key).__qualname__}")

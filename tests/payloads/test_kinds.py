@@ -1,4 +1,4 @@
-"""What values of usual types become in a payload, and that nothing of them is asked in vain."""
+"""The JSON form of values of usual types, and no needless call of their code."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ import pydantic
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.for_each import for_each
 
 from prefactor_core import redact_keys, traced
 from prefactor_core.payloads.capture import Capture
@@ -104,7 +105,7 @@ def captured(payload: object, **options: Any) -> Any:
     return json.loads(bytes(Capture(**options)(payload)))
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("value", "stored"),
     [
         (np.bool_(True), True),
@@ -167,8 +168,8 @@ def captured(payload: object, **options: Any) -> Any:
     ],
     ids=lambda value: type(value).__name__,
 )
-@pytest.mark.parametrize("beside", [{}, {"nasty": "\ud800"}], ids=["alone", "beside nasty"])
-@pytest.mark.parametrize("redact", [None, redact_keys()], ids=["whole", "redacted"])
+@for_each("beside", [{}, {"nasty": "\ud800"}], ids=["alone", "beside nasty"])
+@for_each("redact", [None, redact_keys()], ids=["whole", "redacted"])
 def test_a_value_becomes_what_its_type_says(
     value: object, stored: object, beside: dict[str, object], redact: Any
 ) -> None:
@@ -199,7 +200,7 @@ def test_one_foreign_value_leaves_the_rest_of_a_result_as_it_ever_was() -> None:
 # --- keys
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("key", "name"),
     [
         (1, "1"),
@@ -516,7 +517,7 @@ NESTED["a"]["password"] = "canary"
 NAMES = [b"password", bytearray(b"api-key"), memoryview(b"X-Api-Key"), Bytes(b"db.password")]
 
 
-@pytest.mark.parametrize(
+@for_each(
     "value",
     [
         RECORDS,

@@ -1,4 +1,4 @@
-"""How the end of a body is told from the exception that left it."""
+"""The outcome of a body, by the exception that left it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.for_each import for_each
 
 from prefactor_core.exceptions.outcome import outcome_of
 
@@ -74,12 +75,12 @@ def test_a_body_that_ends_without_an_error_is_complete() -> None:
     assert outcome_of(None) == "complete"
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt(), GeneratorExit()], ids=repr)
+@for_each("stop", [KeyboardInterrupt(), GeneratorExit()], ids=repr)
 def test_ctrl_c_and_a_generator_closed_early_are_cancelled(stop: BaseException) -> None:
     assert outcome_of(stop) == "cancelled"
 
 
-@pytest.mark.parametrize("error", FAILURES, ids=repr)
+@for_each("error", FAILURES, ids=repr)
 def test_every_other_exception_is_failed(error: BaseException) -> None:
     assert outcome_of(error) == "failed"
 

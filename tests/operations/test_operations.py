@@ -1,4 +1,4 @@
-"""Operations: one frozen struct for each kind, and all of them as text and back."""
+"""Operations: one frozen struct for each kind, each encoded and decoded."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 from msgspec import UNSET, Raw, Struct
+from support.for_each import for_each
 
 from prefactor_core.models.clock import to_nanoseconds
 from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
@@ -65,7 +66,7 @@ OPTIONAL: dict[type[Any], dict[str, Any]] = {
     FinishSpan: {"result_payload": Raw(b'{"ok":true}')},
 }
 
-each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+each_kind = for_each("kind", KINDS, ids=lambda kind: kind.__name__)
 
 
 def make(kind: type[Any], **others: Any) -> Any:
@@ -111,7 +112,7 @@ def test_an_operation_cannot_be_changed(kind: type[Any]) -> None:
 
 
 @each_kind
-@pytest.mark.parametrize("with_optional", [False, True])
+@for_each("with_optional", [False, True])
 def test_an_operation_is_the_same_after_being_written_down(
     kind: type[Any], with_optional: bool
 ) -> None:

@@ -1,4 +1,4 @@
-"""PFIDs, read and judged by the reference implementation, and the keys that follow from them."""
+"""PFIDs, verified by the reference implementation, and the idempotency keys made of them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pfid
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from support.for_each import for_each
 
 from prefactor_core import (
     PrefactorValueError,
@@ -57,7 +58,7 @@ def test_one_strange_character_is_judged_as_the_reference_does(at: int, strange:
     assert is_pfid(text) == pfid.is_pfid(text)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "other",
     ["", VALID[:-1], VALID + "0", VALID + "\n", VALID.upper(), VALID.encode(), None, 7],
     ids=["empty", "short", "long", "a line", "upper case", "bytes", "None", "a number"],
@@ -110,14 +111,14 @@ def test_a_pfid_takes_the_partition_of_another_and_keeps_all_else(
     assert with_partition_of(other, taken) == other
 
 
-@pytest.mark.parametrize("milliseconds", [-1, 2**48])
+@for_each("milliseconds", [-1, 2**48])
 def test_a_time_out_of_bounds_is_refused(milliseconds: int) -> None:
     message = f"^milliseconds must be between 0 and 2\\*\\*48 - 1, got {milliseconds}$"
     with pytest.raises(PrefactorValueError, match=message):
         generate(0, milliseconds)
 
 
-@pytest.mark.parametrize("partition", [-1, 2**30])
+@for_each("partition", [-1, 2**30])
 def test_a_partition_out_of_bounds_is_refused(partition: int) -> None:
     message = f"^partition must be between 0 and 1073741823, got {partition}$"
     with pytest.raises(PrefactorValueError, match=message):
@@ -138,7 +139,7 @@ os.write(1, generate(0, 0).encode() + b"\\n")
     assert len(ids) == len(set(ids)) == 2
 
 
-@pytest.mark.parametrize("step", ["create", "start", "finish"])
+@for_each("step", ["create", "start", "finish"])
 def test_an_idempotency_key_follows_from_id_and_step_within_the_apis_bounds(step: str) -> None:
     key = idempotency_key(VALID, step)
     assert 8 <= len(key) <= 64
@@ -159,12 +160,12 @@ def test_a_generated_idempotency_key_is_new_and_can_be_one() -> None:
         assert uuid.UUID(key).version == 4
 
 
-@pytest.mark.parametrize("length", [1, 64])
+@for_each("length", [1, 64])
 def test_an_idempotency_key_within_its_bounds_is_given_back(length: int) -> None:
     assert validate_idempotency_key("k" * length) == "k" * length
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("key", "message"),
     [
         ("", "must not be empty"),

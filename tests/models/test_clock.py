@@ -1,4 +1,4 @@
-"""The times of a run: one clock, whatever happens to those of the machine."""
+"""The times of a run: one clock, even if the clock of the machine is set."""
 
 from __future__ import annotations
 

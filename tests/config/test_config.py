@@ -1,4 +1,4 @@
-"""What a client is configured with is checked when it is made, and keeps its secret."""
+"""The configuration of a client is checked at construction, and never shows the token."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 from rich.pretty import pretty_repr
+from support.for_each import for_each
 
 from prefactor_core import (
     HttpClientConfig,
@@ -189,7 +190,7 @@ def exactly(message: str) -> str:
     return f"^{re.escape(message)}$"
 
 
-@pytest.mark.parametrize(("field", "value", "message"), REFUSED_HTTP)
+@for_each(("field", "value", "message"), REFUSED_HTTP)
 def test_the_http_config_refuses_by_field_value_and_bound(
     field: str, value: Any, message: str
 ) -> None:
@@ -199,7 +200,7 @@ def test_the_http_config_refuses_by_field_value_and_bound(
         core(http_config={"api_url": URL, "api_token": TOKEN, field: value})
 
 
-@pytest.mark.parametrize(("field", "value", "message"), REFUSED_QUEUE)
+@for_each(("field", "value", "message"), REFUSED_QUEUE)
 def test_the_queue_config_refuses_by_field_value_and_bound(
     field: str, value: Any, message: str
 ) -> None:
@@ -209,7 +210,7 @@ def test_the_queue_config_refuses_by_field_value_and_bound(
         core(queue_config={field: value})
 
 
-@pytest.mark.parametrize(("field", "value", "message"), REFUSED_CORE)
+@for_each(("field", "value", "message"), REFUSED_CORE)
 def test_the_core_config_refuses_by_field_value_and_bound(
     field: str, value: Any, message: str
 ) -> None:
@@ -217,7 +218,7 @@ def test_the_core_config_refuses_by_field_value_and_bound(
         core(**{field: value})
 
 
-@pytest.mark.parametrize("codes", [503, None, "429"])
+@for_each("codes", [503, None, "429"])
 def test_status_codes_that_are_no_collection_are_refused(codes: Any) -> None:
     with pytest.raises(PrefactorValueError, match="retry_on_status_codes"):
         http(retry_on_status_codes=codes)
@@ -229,7 +230,7 @@ def test_a_refusal_is_an_error_of_ours_and_a_value_error() -> None:
     assert isinstance(caught.value, PrefactorCoreError)
 
 
-@pytest.mark.parametrize("workers", [1, 20])
+@for_each("workers", [1, 20])
 def test_the_bounds_themselves_are_taken(workers: int) -> None:
     assert QueueConfig(num_workers=workers, max_retries=0).num_workers == workers
     assert QueueConfig(batch_window=0, max_batch_operations=1).batch_window == 0
@@ -346,7 +347,7 @@ def test_the_core_config_takes_keywords_only_and_a_registry_later() -> None:
     assert config.schema_registry is registry
 
 
-@pytest.mark.parametrize("url", ["local:prefactor.db", "local::memory:"])
+@for_each("url", ["local:prefactor.db", "local::memory:"])
 def test_a_local_url_needs_no_token(url: str) -> None:
     assert HttpClientConfig(api_url=url).is_local
     assert not http().is_local
@@ -425,8 +426,8 @@ COPIES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("made", COPIES)
-@pytest.mark.parametrize("config", [http(), core(), core().replace(drain_timeout=1)])
+@for_each("made", COPIES)
+@for_each("config", [http(), core(), core().replace(drain_timeout=1)])
 def test_the_token_is_for_who_asks_and_for_no_encoder(made: str, config: Any) -> None:
     given = COPIES[made](config)
     inner = given if isinstance(given, HttpClientConfig) else given.http_config
@@ -456,9 +457,7 @@ def test_a_part_of_a_secret_is_a_secret() -> None:
     assert (str(secret), secret[:8] + "", len(secret)) == (TOKEN, TOKEN[:8], len(TOKEN))
 
 
-@pytest.mark.parametrize(
-    "token", [f"{TOKEN}\nX-Header: 1", f"{TOKEN}\x00", f"{TOKEN}é", TOKEN.encode(), [TOKEN]]
-)
+@for_each("token", [f"{TOKEN}\nX-Header: 1", f"{TOKEN}\x00", f"{TOKEN}é", TOKEN.encode(), [TOKEN]])
 def test_a_refused_token_is_not_told(token: Any) -> None:
     with pytest.raises(PrefactorValueError, match="api_token") as caught:
         http(api_token=token)
@@ -499,7 +498,7 @@ def test_what_is_no_switch_in_the_environment_is_refused(
             make()
 
 
-@pytest.mark.parametrize("value", [0, 1, "0", "false", []])
+@for_each("value", [0, 1, "0", "false", []])
 def test_the_switch_is_true_or_false(value: Any) -> None:
     with pytest.raises(PrefactorValueError, match="enabled must be True or False, got"):
         core(enabled=value)

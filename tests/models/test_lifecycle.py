@@ -1,12 +1,12 @@
-"""Steps lead only where the API lets them, and to every end once."""
+"""Steps follow the transitions of the API, and reach every end once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.for_each import for_each
 
 from prefactor_core.models.lifecycle import (
     INSTANCE_TRANSITIONS,
@@ -69,7 +69,7 @@ def test_the_transitions_of_instances_are_the_apis() -> None:
     }
 
 
-@pytest.mark.parametrize("status", [*SpanStatus, *InstanceStatus])
+@for_each("status", [*SpanStatus, *InstanceStatus])
 def test_a_state_is_terminal_if_nothing_follows_it(status: SpanStatus | InstanceStatus) -> None:
     transitions = SPAN_TRANSITIONS if isinstance(status, SpanStatus) else INSTANCE_TRANSITIONS
     assert is_terminal(status) == (not transitions[status])
@@ -79,8 +79,8 @@ def test_the_outcomes_are_the_ends_that_a_body_can_have() -> None:
     assert OUTCOMES == ENDS
 
 
-@pytest.mark.parametrize("goal", SpanStatus)
-@pytest.mark.parametrize("current", SpanStatus)
+@for_each("goal", SpanStatus)
+@for_each("current", SpanStatus)
 def test_a_span_gets_to_its_goal_by_steps_that_the_api_takes(
     current: SpanStatus, goal: SpanStatus
 ) -> None:
@@ -92,8 +92,8 @@ def test_a_span_gets_to_its_goal_by_steps_that_the_api_takes(
         assert steps == ()
 
 
-@pytest.mark.parametrize("goal", InstanceStatus)
-@pytest.mark.parametrize("current", InstanceStatus)
+@for_each("goal", InstanceStatus)
+@for_each("current", InstanceStatus)
 def test_an_instance_gets_to_its_goal_by_steps_that_the_api_takes(
     current: InstanceStatus, goal: InstanceStatus
 ) -> None:
