@@ -128,12 +128,8 @@ class ClientScope:
                 config.termination_poll_interval,
             )
             scope = cls(config, exporter, checks)
-            try:
-                await exporter.__aenter__()
-            except BaseException:
-                scope._unclosed.detach()
-                raise
-            # Nothing below waits or fails, so the lines above need not be undone.
+            await exporter.__aenter__()
+            # Nothing below waits or fails, so the line above need not be undone.
             scope._connections = opening.pop_all()
             return scope
 
