@@ -23,9 +23,9 @@ from prefactor_core.exceptions.outcome import outcome_of
 from prefactor_core.export.identity import RunIdentity
 from prefactor_core.models.clock import to_datetime
 from prefactor_core.models.lifecycle import OPEN, Outcome, SpanStatus
+from prefactor_core.operations.identifiers import generate_related
 from prefactor_core.payloads.capture import Capture
 from prefactor_core.payloads.error_description import describe_error
-from prefactor_core.payloads.markers import utf8
 from prefactor_core.recording.recorder import Recorder
 from prefactor_core.recording.span_record import SpanRecord, new_span_id
 from prefactor_core.schema_registry.type_schema import Fields
@@ -121,8 +121,16 @@ class SpanContext(SpanRecord, Generic[Result]):
     def set_result(self, data: Result) -> None:
         """Merge into the result that the span will end with; later keys win."""
         result = self.result
-        if result is not None:  # it has not ended
-            self.recorder.capture.merge(result, data)
+        if result is None:
+            return  # it has ended
+        fields: object = data
+        if type(fields) is dict:
+            try:
+                result |= fields  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+                return
+            except Exception:
+                pass  # keys that raise when they are compared
+        self.recorder.capture.merge(result, data)
 
     async def complete(
         self, result: Result | None = None, *, timestamp: datetime | None = None
@@ -332,18 +340,20 @@ def new_span(
     :class:`PrefactorTerminatedError` if the run was stopped.
     """
     late: tuple[str, ...] = ()
-    if isinstance(step, str):
+    if type(step) is str and step in recorder.names:
         name = step
-        if type(step) is not str or not step.isascii():
-            name = utf8(str.__str__(step))  # of anything else no JSON is written
+    elif isinstance(step, str):
+        name = recorder.name(step)
     else:
         name, params = name_and_params(recorder.registry, step, payload)
-        name = utf8(str.__str__(name))
+        name = recorder.name(name)
         payload = recorder.capture.fields_of(params)
         late = from_result(step)
-    span: SpanContext[Any] = SpanContext(
-        run, new_span_id(run, name, span_id), name, parent_span_id, payload, late
-    )
+    if span_id is not None or run.termination.reason is not None:
+        span_id = new_span_id(run, span_id)
+    else:
+        span_id = generate_related(run.id)
+    span: SpanContext[Any] = SpanContext(run, span_id, name, parent_span_id, payload, late)
     span.recorder, span.instance = recorder, instance
     span.was_entered = span.is_detached = False
     return span

@@ -38,7 +38,7 @@ class DisabledScope:
         self.recorder = Recorder(
             buffer, identities, _NO_PAYLOADS, self.instance_manager.begin, records=False
         )
-        self.span_manager = SpanManager(self.recorder)
+        self.span_manager = SpanManager(self.recorder, identities)
         self.quality_manager = QualityManager(self.recorder)
 
     def check_task(self) -> None:

@@ -237,7 +237,7 @@ class RecordingClient(Live, ABC):
         Raises :class:`InstanceNotFoundError` if ``instance_id`` is no id of a run, and
         :class:`PrefactorValueError` for an empty name or a payload without fields.
         """
-        run = self.span_manager.recorder.run_of(instance_id)
+        run = self.span_manager.run_of(instance_id)
         await self.quality_manager.record_in_turn(run, name, payload)
         await anyio.lowlevel.checkpoint()
 
@@ -245,7 +245,7 @@ class RecordingClient(Live, ABC):
         self, instance_id: str, name: str, payload: Mapping[str, object] | Fields | None = None
     ) -> None:
         """As :meth:`record_quality`, in synchronous code."""
-        run = self.span_manager.recorder.run_of(instance_id)
+        run = self.span_manager.run_of(instance_id)
         self.quality_manager.record(run, name, payload)
 
     @overload
@@ -304,7 +304,7 @@ class RecordingClient(Live, ABC):
         payload: Mapping[str, object] | Fields | None,
     ) -> SpanContext[Any]:
         recorder = self.span_manager.recorder
-        run = recorder.run_of(instance_id)
+        run = self.span_manager.run_of(instance_id)
         if not recorder.records:
             return DisabledSpan(recorder)
         return new_span(recorder, run, step, parent_span_id, span_id, payload)

@@ -81,7 +81,7 @@ class ClientScope:
             self.instance_manager.begin,
             config.schema_registry,
         )
-        self.span_manager = SpanManager(self.recorder)
+        self.span_manager = SpanManager(self.recorder, exporter.identities)
         self.quality_manager = QualityManager(self.recorder)
         exporter.run_also(LongSpans(self.recorder, config.queue_config.report_after))
         self._unclosed = watch(exporter, exporter.counters, exporter.event_loop)

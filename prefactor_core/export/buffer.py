@@ -148,9 +148,18 @@ class Buffer:
                 finished_at,
             )
         if get_ident() == self._thread_id and not self._handed_over and self._putting is None:
-            # As _enter() does it, without its call.
+            # As _enter() and _put() do it, without their calls.
             self._putting, self._entering = operation, None
-            taken = self._put(operation)
+            worker_queue = self.worker_queues[hash(operation.instance_id) % self._count]
+            try:
+                worker_queue.queue.put_nowait(operation)
+            except worker_queue.refusal as error:
+                taken = self._refused(operation, error)
+            else:
+                taken = True
+                worker_queue.recorded, self._putting = worker_queue.recorded + 1, None
+                if worker_queue.waits_for_more:
+                    worker_queue.wake()
         else:
             taken = self._enter(operation)
         if has_place:
@@ -288,16 +297,20 @@ class Buffer:
         try:
             worker_queue.queue.put_nowait(operation)
         except worker_queue.refusal as error:
-            if isinstance(error, RecursionError | MemoryError):
-                raise
-            # Only a queue of the user's own can do this (full, or broken).
-            self._putting = None
-            self._counters.fail(error)
-            self._counters.drop("queue", 1, operation.size)
-            detail = f"the client's queue does not take them ({type(error).__name__}: {error})"
-            self._losses.dropped_in_any_thread("queue", detail)
-            return False
+            return self._refused(operation, error)
         worker_queue.recorded, self._putting = worker_queue.recorded + 1, None
         if worker_queue.waits_for_more:
             worker_queue.wake()
         return True
+
+    def _refused(self, operation: Operation, error: Exception) -> bool:
+        """Drop an operation that its queue did not take: full, or broken. Only a queue of the
+        user's own does that."""
+        if isinstance(error, RecursionError | MemoryError):
+            raise error
+        self._putting = None
+        self._counters.fail(error)
+        self._counters.drop("queue", 1, operation.size)
+        detail = f"the client's queue does not take them ({type(error).__name__}: {error})"
+        self._losses.dropped_in_any_thread("queue", detail)
+        return False

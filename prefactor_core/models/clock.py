@@ -48,31 +48,34 @@ class Clock:
     The reader holds the lock of recording, which orders the readings of several threads.
     """
 
-    __slots__ = ("_last", "_monotonic", "_source")
+    __slots__ = ("_monotonic", "_source", "is_carried_on", "last", "read")
 
     def __init__(self, source: TimeSource = time) -> None:
         self._source = source
-        self._last = 0
-        # The monotonic clock at the last reading; None while the wall clock was read.
-        self._monotonic: int | None = None
+        self.read = source.time_ns
+        self.last = 0
+        # Whether it goes by the monotonic clock, which stood there at the last reading.
+        self.is_carried_on = False
+        self._monotonic = 0
 
     def now(self) -> int:
         """Nanoseconds since 1970."""
-        now = self._source.time_ns()
-        if now < self._last or self._monotonic is not None:
-            now = self._carried_on(now)
-        self._last = now
+        now = self.read()
+        if now < self.last or self.is_carried_on:
+            now = self.carried_on(now)
+        self.last = now
         return now
 
     @property
     def is_ahead(self) -> bool:
         """Whether the wall clock was set back and has not caught up; for any caller."""
-        return self._source.time_ns() < self._last
+        return self.read() < self.last
 
-    def _carried_on(self, wall: int) -> int:
-        monotonic, now = self._source.monotonic_ns(), self._last
-        if self._monotonic is not None:
+    def carried_on(self, wall: int) -> int:
+        """The time, where the wall clock says ``wall`` and was set back."""
+        monotonic, now = self._source.monotonic_ns(), self.last
+        if self.is_carried_on:
             # Libraries that freeze the time set this clock back, too.
             now += max(0, monotonic - self._monotonic)
-        self._monotonic = monotonic if wall < now else None
+        self.is_carried_on, self._monotonic = wall < now, monotonic
         return max(wall, now)

@@ -7,9 +7,9 @@ in 6, and 80 random bits in 16. The order of the text is the order of time.
 
 from __future__ import annotations
 
-import os
 import re
-import time
+from os import urandom as _urandom
+from time import time_ns as _time_ns
 from typing import TypeGuard
 
 from prefactor_core.exceptions import PrefactorValueError
@@ -20,42 +20,22 @@ _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _PFID = re.compile(r"[0-7][0-9abcdefghjkmnpqrstvwxyz]{31}")
 _PARTITION = slice(10, 16)
 _MAX_KEY_LENGTH = 64
+_from_bytes = int.from_bytes
 
 PARTITION_BITS = 30
 MAX_PARTITION = (1 << PARTITION_BITS) - 1
 
 
-def _generate(partition: str, ms: int | None) -> str:
-    if ms is None:
-        ms = time.time_ns() // 1_000_000
-    # os.urandom and not random: a forked child must not repeat its parent's ids.
-    random = os.urandom(10)
-    high, low = int.from_bytes(random[:5], "big"), int.from_bytes(random[5:], "big")
-    # Without a loop, and in two numbers that fit a machine word: this runs for every span.
-    pairs = _PAIRS
-    return (
-        f"{_time_text(ms)}{partition}"
-        f"{pairs[high >> 30]}{pairs[high >> 20 & 1023]}{pairs[high >> 10 & 1023]}"
-        f"{pairs[high & 1023]}"
-        f"{pairs[low >> 30]}{pairs[low >> 20 & 1023]}{pairs[low >> 10 & 1023]}{pairs[low & 1023]}"
-    )
-
-
-# The last text made, as many spans fall into one millisecond.
+# The time of the last id, as text: in one millisecond there is time for many spans.
 _last_time = 0, "0" * 10
 
 
 def _time_text(ms: int) -> str:
-    global _last_time
-    last, text = _last_time
-    if ms != last:
-        pairs = _PAIRS
-        text = (
-            f"{pairs[ms >> 40]}{pairs[ms >> 30 & 1023]}{pairs[ms >> 20 & 1023]}"
-            f"{pairs[ms >> 10 & 1023]}{pairs[ms & 1023]}"
-        )
-        _last_time = ms, text
-    return text
+    pairs = _PAIRS
+    return (
+        f"{pairs[ms >> 40]}{pairs[ms >> 30 & 1023]}{pairs[ms >> 20 & 1023]}"
+        f"{pairs[ms >> 10 & 1023]}{pairs[ms & 1023]}"
+    )
 
 
 def generate(partition: int, milliseconds: int | None = None) -> str:
@@ -72,12 +52,31 @@ def generate(partition: int, milliseconds: int | None = None) -> str:
             f"milliseconds must be between 0 and 2**48 - 1, got {milliseconds}"
         )
     pairs = [_PAIRS[partition >> shift & 1023] for shift in (20, 10, 0)]
-    return _generate("".join(pairs), milliseconds)
+    return generate_related(f"{'0' * _PARTITION.start}{''.join(pairs)}", milliseconds)
 
 
-def generate_related(pfid: str) -> str:
-    """Return a new PFID of the partition of ``pfid``, which must be a PFID (:func:`is_pfid`)."""
-    return _generate(pfid[_PARTITION], None)
+def generate_related(pfid: str, milliseconds: int | None = None) -> str:
+    """Return a new PFID of the partition of ``pfid``, which must be a PFID (:func:`is_pfid`).
+
+    ``milliseconds`` since 1970 defaults to now.
+    """
+    global _last_time
+    ms = _time_ns() // 1_000_000 if milliseconds is None else milliseconds
+    last, text = _last_time
+    if ms != last:
+        text = _time_text(ms)
+        _last_time = ms, text
+    # os.urandom and not random: a forked child must not repeat its parent's ids.
+    random = _from_bytes(_urandom(10), "big")
+    # Written out: this is done for every span.
+    pairs = _PAIRS
+    return (
+        f"{text}{pfid[_PARTITION]}"
+        f"{pairs[random >> 70]}{pairs[random >> 60 & 1023]}"
+        f"{pairs[random >> 50 & 1023]}{pairs[random >> 40 & 1023]}"
+        f"{pairs[random >> 30 & 1023]}{pairs[random >> 20 & 1023]}"
+        f"{pairs[random >> 10 & 1023]}{pairs[random & 1023]}"
+    )
 
 
 def with_partition_of(pfid: str, other: str) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import anyio
 import msgspec
@@ -16,10 +16,7 @@ from msgspec import UNSET, Raw, UnsetType
 from prefactor_core.config.lazy_module import LazyModule
 from prefactor_core.exceptions import (
     InstanceNotFoundError,
-    PrefactorAuthError,
     PrefactorConflictError,
-    PrefactorNotFoundError,
-    PrefactorValidationError,
     PrefactorValueError,
     in_message,
 )
@@ -38,6 +35,7 @@ from prefactor_core.operations import (
     StartAgentInstance,
     identifiers,
 )
+from prefactor_core.recording.registration import Registrations, RegistrationWaiter, way_out
 
 if TYPE_CHECKING:
     from prefactor_core.schema_registry import payload_check
@@ -45,67 +43,6 @@ else:
     payload_check = LazyModule("prefactor_core.schema_registry.payload_check")
 
 logger = logging.getLogger("prefactor_core.recording.instance_manager")
-
-
-class Registrations(Protocol):
-    """What becomes of the registrations that were queued: the delivery, seen from here."""
-
-    @property
-    def is_away(self) -> bool:
-        """Whether the API is known to be away: nobody has to wait for it."""
-        ...
-
-    @property
-    def is_closing(self) -> bool:
-        """Whether nothing more can be queued."""
-        ...
-
-    @property
-    def answers(self) -> int:
-        """How many requests it has answered as it should."""
-        ...
-
-    @property
-    def takes_environment(self) -> bool:
-        """Whether it takes a runtime environment that is added, as far as it has shown."""
-        ...
-
-    def skip_batch_window(self) -> AbstractContextManager[None]:
-        """While somebody waits, nothing waits for company."""
-        ...
-
-    def gave_up_waiting(self, seconds: float) -> None:
-        """Somebody has waited so long, and no request was answered."""
-        ...
-
-
-class _Waiting:
-    """A caller that waits for the answer to a registration, and not for endless attempts.
-
-    ``hands_error_on``: whether the caller gets the error of a refusal, and so knows of it.
-    """
-
-    def __init__(self, max_retries: int, *, hands_error_on: bool) -> None:
-        self.over = anyio.Event()
-        self.error: Exception | None = None
-        self._attempts_left = max_retries + 1
-        self._hands_error_on = hands_error_on
-
-    def registered(self) -> None:
-        self.over.set()
-
-    def refused(self, error: Exception) -> bool:
-        self.error = error
-        self.over.set()
-        return self._hands_error_on
-
-    def failed(self) -> None:
-        self._attempts_left -= 1
-        if self._attempts_left <= 0:
-            self.over.set()
-
-    def ended(self) -> None:
-        self.over.set()
 
 
 class _OpenInstance(AgentInstance, kw_only=True):
@@ -243,7 +180,7 @@ class AgentInstanceManager(Live):
         if registrations is None or registrations.is_away:
             # An earlier run or the delivery has found that out: nobody has to wait again.
             return
-        waiting = _Waiting(self._max_retries, hands_error_on=on_refused == "raise")
+        waiting = RegistrationWaiter(self._max_retries, hands_error_on=on_refused == "raise")
         run.registration = waiting
         answers = registrations.answers
         try:
@@ -273,8 +210,8 @@ class AgentInstanceManager(Live):
             "a run of agent %s goes on unrecorded (number %d): the Prefactor API does not register "
             "it: %s. %s"
         )
-        way_out = _way_out(error)
-        log(logger, logging.ERROR, message, instance.agent_id, self._refusals, error, way_out)
+        advice = way_out(error)
+        log(logger, logging.ERROR, message, instance.agent_id, self._refusals, error, advice)
 
     def start(self, instance_id: str, *, at: int | None = None) -> None:
         """The run begins now, or ``at`` (nanoseconds since 1970); nothing if it has begun."""
@@ -392,21 +329,3 @@ def _json_object(name: str, value: Mapping[str, object]) -> Raw:
         return Raw(msgspec.json.encode(value))
     except Exception as error:
         raise PrefactorValueError(f"{name} cannot be written as JSON: {error}") from None
-
-
-def _way_out(error: Exception) -> str:
-    """What to do about a refused registration."""
-    if isinstance(error, PrefactorAuthError):
-        return "Check the API token (api_token, or PREFACTOR_API_TOKEN in the environment)"
-    if isinstance(error, PrefactorNotFoundError):
-        return "Check agent_id: it must be the id of an agent of this account"
-    fields = error.errors if isinstance(error, PrefactorValidationError) else {}
-    names = {name.removeprefix("details.") for name in fields}
-    if isinstance(error, PrefactorConflictError) or "external_identifier" in names:
-        return (
-            "An external_identifier is unique for each agent: leave it out, or make another for "
-            "each run"
-        )
-    if isinstance(error, PrefactorValidationError):
-        return "Correct what agent_instance() is given"
-    return "With on_refused='raise' it is an error of agent_instance()"

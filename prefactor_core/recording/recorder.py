@@ -12,7 +12,6 @@ from msgspec import UNSET, Raw, UnsetType
 from prefactor_core.context_stack import OURS, SpanContextStack
 from prefactor_core.exceptions import (
     ClientNotInitializedError,
-    InstanceNotFoundError,
     PrefactorValueError,
     in_message,
 )
@@ -20,26 +19,24 @@ from prefactor_core.exceptions.checks import check_end
 from prefactor_core.exceptions.live import Live
 from prefactor_core.exceptions.log import log
 from prefactor_core.export.buffer import Buffer
-from prefactor_core.export.identity import Identities, RunIdentity
+from prefactor_core.export.identity import Identities
 from prefactor_core.models.lifecycle import OPEN, Outcome, SpanStatus
-from prefactor_core.operations import ENVELOPE_SIZE, CreateSpan, FinishSpan
 from prefactor_core.operations.identifiers import is_pfid
 from prefactor_core.payloads.capture import EMPTY, Capture, fields_of, truncated
+from prefactor_core.payloads.markers import utf8
 from prefactor_core.recording.span_index import SpanIndex
 from prefactor_core.recording.span_record import SpanRecord
+from prefactor_core.recording.span_steps import BeginRun, SpanSteps
 from prefactor_core.schema_registry import SchemaRegistry
 from prefactor_core.schema_registry.type_schema import Fields
 
 _PENDING, _ACTIVE, _CANCELLED = SpanStatus.PENDING, SpanStatus.ACTIVE, SpanStatus.CANCELLED
 _ENDS: Final = {str(status): status for status in SpanStatus}
 _WARNINGS_KEPT: Final = 1_000
-_DROPPED_KEPT: Final = 10_000
+_NAMES_KEPT: Final = 1_000
 
 Unended: TypeAlias = tuple[SpanRecord, Outcome, object, int | None, "Unended | None"]
 """A span whose end was interrupted: its outcome, result and time, and the one before it."""
-
-BeginRun: TypeAlias = Callable[[RunIdentity, int], None]
-"""Records the start of a run that has not begun, at a time in nanoseconds since 1970."""
 
 logger = logging.getLogger("prefactor_core.recording")
 
@@ -75,23 +72,23 @@ class Recorder(Live):
         self.registry = registry
         self.buffer = buffer
         self.capture = capture
+        self._capture_result = capture if capture.enabled else capture.result
         self.waits_when_full = buffer.waits_when_full
         self.event_loop = self._loop = buffer.event_loop
         self._lock = self._loop.lock
         self._counters = buffer.counters
         self._identities = identities
-        self._begin_run = begin_run
-        self.index = SpanIndex(buffer.counters, identities)
+        self.index = SpanIndex(identities)
+        self._steps = SpanSteps(buffer, self.index, capture, begin_run)
         self.closed = False
+        # Names of span types that were checked. The first ones only: there may be any number.
+        self.names: set[str] = set()
         # Whether a span is reported as active at its opening; and what wakes the reporter of long
         # spans, while it sleeps. Set by LongSpans.
         self.reports_at_once = False
         self.reporter: Callable[[], object] | None = None
         # Added to by one statement, and by nothing that might be interrupted as well.
         self.unended: Unended | None = None
-        # Of spans that were dropped: the nearest ancestor that was not, for later children that
-        # name one as parent. The last ones only: there may be any number.
-        self._dropped: dict[str, str | None] = {}
         self._warned_of_late_payload: set[str] = set()
 
     def check_open(self) -> None:
@@ -104,17 +101,19 @@ class Recorder(Live):
                 "'async with open_prefactor(...) as client:', or between initialize() and close()"
             )
 
-    def run_of(self, instance_id: str) -> RunIdentity:
-        """What the API calls the run of this id, which may be one that others registered.
+    def name(self, schema_name: str) -> str:
+        """The name of a span type as plain text: JSON is written of nothing else.
 
-        Raises :class:`InstanceNotFoundError` for what is no id of a run.
+        Raises :class:`PrefactorValueError` for what is no name.
         """
-        if not is_pfid(instance_id):
-            raise InstanceNotFoundError(
-                f"instance_id {in_message(instance_id)} is not the id of an agent instance (32 "
-                "characters); use the id of what create_agent_instance() gave"
+        if not isinstance(schema_name, str) or not schema_name:
+            raise PrefactorValueError(
+                f"schema_name must be the name of a span type, got {in_message(schema_name)}"
             )
-        return self._identities.of(str.__str__(instance_id))
+        name = utf8(str.__str__(schema_name))
+        if name == schema_name and len(self.names) < _NAMES_KEPT:
+            self.names.add(name)
+        return name
 
     def open(
         self, span: SpanRecord, holder: FrameType | None = None, *, detached: bool = False
@@ -149,15 +148,15 @@ class Recorder(Live):
                         f"the {span.schema_name!r} span was made by a client that has closed since"
                     )
                 index, counters, run = self.index, self._counters, span.run
-                if span.recorded_id in index.spans:
-                    raise PrefactorValueError(
-                        f"span_id {span.recorded_id!r} belongs to a span that is open"
-                    )
-                if held and not span.has_place and counters.held_bytes >= self.buffer.max_bytes:
+                span_id = span.recorded_id
+                if span_id in index.spans:
+                    raise PrefactorValueError(f"span_id {span_id!r} belongs to a span that is open")
+                held_bytes = counters.taken_bytes - counters.completed_bytes + counters.open_bytes
+                if held and not span.has_place and held_bytes >= self.buffer.max_bytes:
                     captured = truncated(held)
                     held = len(captured)
                 named = span.parent_span_id is not None
-                parent: object = self._named_parent(span) if named else None
+                parent: object = self._steps.named_parent(span) if named else None
                 opens = True
                 if not detached:
                     innermost = SpanContextStack.enter(span, holder)
@@ -165,7 +164,9 @@ class Recorder(Live):
                     innermost = SpanContextStack.innermost(run.recorded_id)
                 if not named:
                     parent = innermost
-                if isinstance(parent, SpanRecord):
+                if parent is None:
+                    pass
+                elif isinstance(parent, SpanRecord):
                     span.parent, span.parent_span_id = parent, parent.recorded_id
                     # The run of another client, too, has one clock here.
                     span.run = run = parent.run
@@ -173,16 +174,36 @@ class Recorder(Live):
                         span.unrecorded = span.dropped = True
                 elif parent is OURS:
                     span.unrecorded = span.dropped = True
-                elif parent is not None and is_pfid(parent):
+                elif is_pfid(parent):
                     # Pushed by hand. The API would refuse the span for what is no id.
                     span.parent_span_id = str.__str__(parent)
                 if span.parent is None and run.recorded_id not in self._identities.runs:
                     span.run = run = self._identities.keep(run)
                 span.instance_id = run.recorded_id
                 span.late = run.termination.ending
-                span.created_at = run.clock.now()
-                span.captured = captured
-                index.add(span, held)
+                # As Clock.now() does it, without its call.
+                clock = run.clock
+                now = clock.read()
+                if now < clock.last or clock.is_carried_on:
+                    now = clock.carried_on(now)
+                span.created_at = clock.last = now
+                if not run.registered or run.id != run.recorded_id:
+                    index.may_get_another_id(span)
+                if run.recorded_id not in index.by_run:
+                    index.by_run[run.recorded_id] = {}
+                of_run = index.by_run[run.recorded_id]
+                serial = index.opened + 1
+                # It is open by one statement that calls nothing, so that nothing interrupts it.
+                (
+                    index.opened,
+                    index.spans[span_id],
+                    index.unreported[span_id],
+                    of_run[span_id],
+                    span.serial,
+                    span.captured,
+                    span.held,
+                    counters.open_bytes,
+                ) = serial, span, span, span, serial, captured, held, counters.open_bytes + held
             if self.reporter is not None:
                 self.wake_reporter()
             if self.reports_at_once and not span.from_result:
@@ -212,11 +233,11 @@ class Recorder(Live):
                 span.run.check.payload(span.schema_name, captured)
             if not self.keep_payload(span, payload, captured) and fields_of(payload):
                 self._warn_of_late_payload(span.schema_name)
-        self._loop.step(self._advance, span, _ACTIVE, at, None, UNSET, 0)
+        self._loop.step(self._steps.advance, span, _ACTIVE, at, None, UNSET, 0)
 
     def report(self, span: SpanRecord) -> None:
         """The create of a span is recorded, as of its opening, unless that has been done."""
-        self._loop.step(self._advance, span, _ACTIVE, span.created_at, None, UNSET, 0)
+        self._loop.step(self._steps.advance, span, _ACTIVE, span.created_at, None, UNSET, 0)
 
     def wake_reporter(self) -> None:
         """A span was opened, or there will be no more, while the reporter of long spans slept."""
@@ -281,11 +302,19 @@ class Recorder(Live):
         if self._loop.is_forked:
             return
         check = span.run.check
-        payload = None if check is None else span.payload
+        payload = span.payload
         try:
-            result = self.captured_result(span, data)
-            began = span.created_at if outcome == "cancelled" else None  # as end_as() does
-            self._end(span, _ENDS[outcome], at, began, result)
+            result: Raw | UnsetType
+            if data is None and span.result:
+                result = self._capture_result(span.result)
+            else:
+                result = self.captured_result(span, data)
+            # As end_as() does it, without its calls.
+            began = span.created_at if outcome == "cancelled" else None
+            _kept = payload, span.result
+            size = 0 if result is UNSET else len(result)
+            self._loop.step(self._steps.advance, span, _ENDS[outcome], at, began, result, size)
+            SpanContextStack.remove(span)
         except BaseException:
             self.unended = (span, outcome, data, at, self.unended)
             raise
@@ -308,7 +337,7 @@ class Recorder(Live):
             self.capture.merge(result, data)
         if not result:
             return UNSET
-        return self.capture(result) if self.capture.enabled else self.capture.result(result)
+        return self._capture_result(result)
 
     def close(self) -> None:
         """Open no more spans."""
@@ -338,7 +367,7 @@ class Recorder(Live):
         # Kept until the lock is released: a __del__ of the agent's may run when they go.
         _kept = span.payload, span.result
         self._loop.step(
-            self._advance,
+            self._steps.advance,
             span,
             status,
             at,
@@ -347,205 +376,6 @@ class Recorder(Live):
             0 if result is UNSET else len(result),
         )
         SpanContextStack.remove(span)
-
-    # What follows holds the lock.
-
-    def _advance(
-        self,
-        span: SpanRecord,
-        goal: SpanStatus,
-        at: int | None,
-        began: int | None,
-        result: Raw | UnsetType,
-        result_size: int,
-    ) -> None:
-        """Bring an open span to ``goal``; by way of its start, if it ``began``."""
-        if span.status is _PENDING:
-            if span.parent is not None:
-                self._start_ancestors(span.parent)
-            if result_size and span.from_result:
-                # Before it is recorded: after that the API takes no payload.
-                self._fill_in(span, result)
-            if at is None:
-                at = span.run.clock.now()
-            if goal is _ACTIVE:
-                self._create(span, _ACTIVE, at, at)
-            elif goal is _CANCELLED:
-                # The API makes no span that is cancelled: two operations.
-                self._create(span, _PENDING if began is None else _ACTIVE, began or at, began)
-                self._finish(span, goal, at, result, result_size)
-            else:
-                created_at = span.created_at
-                # The end may have been given, for all spans that were open.
-                finished_at = max(created_at, at)
-                self._create(span, goal, created_at, created_at, finished_at, result, result_size)
-        elif span.status is _ACTIVE and goal is not _ACTIVE:
-            self._finish(span, goal, at or span.run.clock.now(), result, result_size)
-        if span.status not in OPEN:
-            self._forget(span)
-
-    def _start_ancestors(self, parent: SpanRecord | None) -> None:
-        """Record the ancestors that were not, outermost first, each as of its own opening: the API
-        refuses a child whose parent it does not know."""
-        waiting: list[SpanRecord] = []
-        while parent is not None and parent.status is _PENDING:
-            waiting.append(parent)
-            parent = parent.parent
-        # A loop, not recursion: trees may be deep.
-        for ancestor in reversed(waiting):
-            self._create(ancestor, _ACTIVE, ancestor.created_at, ancestor.created_at)
-
-    def _create(
-        self,
-        span: SpanRecord,
-        status: SpanStatus,
-        at: int,
-        started_at: int | None,
-        finished_at: int | None = None,
-        result: Raw | UnsetType = UNSET,
-        result_size: int = 0,
-    ) -> None:
-        """Record the create of a span. One that is created pending is only to be cancelled."""
-        # If the finish that follows is interrupted, it needs no other create.
-        new_status = _ACTIVE if status is _PENDING else status
-        if span.parent is not None and span.parent.dropped:
-            # The parent hangs on one that was recorded: so does this span.
-            span.parent_span_id = span.parent.parent_span_id
-        if span.unrecorded:
-            if span.has_place:
-                self.buffer.give_place_back()
-                span.has_place = False
-            span.status, span.started_at, span.finished_at = new_status, started_at, finished_at
-        elif span.late or span.run.termination.over:
-            # The finish of a run is the last that the API takes of it.
-            if span.has_place:
-                self.buffer.give_place_back()
-            self.buffer.turn_away("run_ended")
-            self._drop(span, new_status, started_at, finished_at)
-        else:
-            if not span.run.begun:
-                self._begin_run(span.run, at)
-            operation = CreateSpan(
-                timestamp=at,
-                idempotency_key=f"{span.recorded_id}-create",
-                instance_id=span.instance_id,
-                span_id=span.recorded_id,
-                schema_name=span.schema_name,
-                status=status,
-                payload=span.captured,
-                parent_span_id=span.parent_span_id,
-                finished_at=finished_at,
-                result_payload=result,
-            )
-            held = span.held
-            if not self.buffer.record(
-                operation,
-                ENVELOPE_SIZE + (held or len(span.captured)) + result_size,
-                span,
-                new_status,
-                started_at,
-                finished_at,
-                held,
-                span.has_place,
-            ):
-                self._drop(span, new_status, started_at, finished_at)
-        span.captured, self._counters.open_bytes, span.held = (
-            EMPTY,
-            self._counters.open_bytes - span.held,
-            0,
-        )
-        if span.recorded_id in self.index.unreported:
-            del self.index.unreported[span.recorded_id]
-
-    def _finish(
-        self,
-        span: SpanRecord,
-        status: SpanStatus,
-        at: int,
-        result: Raw | UnsetType,
-        result_size: int,
-    ) -> None:
-        started_at = span.started_at
-        if started_at is None:
-            status = _CANCELLED  # it was created as one that never began: nothing else follows
-        elif at < started_at:
-            at = started_at  # which was given, and may lie in the future
-        if span.dropped:
-            span.status, span.finished_at = status, at
-            return
-        operation = FinishSpan(
-            timestamp=at,
-            idempotency_key=f"{span.recorded_id}-finish",
-            instance_id=span.instance_id,
-            span_id=span.recorded_id,
-            status=status,
-            result_payload=result,
-        )
-        self.buffer.record(operation, ENVELOPE_SIZE + result_size, span, status, started_at, at)
-
-    def _drop(
-        self,
-        span: SpanRecord,
-        status: SpanStatus,
-        started_at: int | None,
-        finished_at: int | None,
-    ) -> None:
-        span.status, span.started_at, span.finished_at, span.dropped = (
-            status,
-            started_at,
-            finished_at,
-            True,
-        )
-        self._dropped[span.recorded_id] = span.parent_span_id
-        if len(self._dropped) > _DROPPED_KEPT:
-            del self._dropped[next(iter(self._dropped))]
-
-    def _fill_in(self, span: SpanRecord, result: Raw | UnsetType) -> None:
-        assert not isinstance(result, UnsetType)
-        captured = self.capture.with_fields(span.captured, result, span.from_result)
-        held = len(captured)
-        span.captured, self._counters.open_bytes, span.held = (
-            captured,
-            self._counters.open_bytes + held - span.held,
-            held,
-        )
-
-    def _forget(self, span: SpanRecord) -> None:
-        """The span has ended. Drop payload, result and parent: inherited contexts may keep this
-        object alive."""
-        span.payload = span.result = span.parent = None
-        if span.held:  # it was never recorded, or interrupted right after
-            span.captured, self._counters.open_bytes, span.held = (
-                EMPTY,
-                self._counters.open_bytes - span.held,
-                0,
-            )
-        self.index.remove(span)
-
-    def _named_parent(self, span: SpanRecord) -> SpanRecord | str | None:
-        """The parent that a span names: the open span itself, or the id that the API knows."""
-        parent_id = span.parent_span_id
-        if not is_pfid(parent_id):
-            hint = "" if isinstance(parent_id, str) else "; a payload is passed as payload="
-            raise PrefactorValueError(
-                f"parent_span_id must be the id of a span, got {in_message(parent_id)}{hint}"
-            )
-        parent_id = str.__str__(parent_id)
-        if parent_id == span.recorded_id:
-            raise PrefactorValueError(f"parent_span_id {parent_id!r} is the span itself")
-        parent = self.index.find(parent_id)
-        if parent is None:
-            # Of a span that was dropped, the nearest ancestor that was not.
-            span.parent_span_id = self._dropped.get(parent_id, parent_id)
-            return None
-        if parent.instance_id != span.run.recorded_id:
-            raise PrefactorValueError(
-                f"parent_span_id {parent_id!r} is a span of another agent instance, "
-                f"{parent.run.id!r}"
-            )
-        return parent
-
-    # What follows does not.
 
     def end_unended(self) -> None:
         """End the spans whose end or opening was interrupted."""

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 
-from prefactor_core.exceptions import OperationError, SpanNotFoundError, in_message
+from prefactor_core.exceptions import (
+    InstanceNotFoundError,
+    OperationError,
+    SpanNotFoundError,
+    in_message,
+)
 from prefactor_core.exceptions.checks import check_outcome, to_time
 from prefactor_core.exceptions.live import Live
+from prefactor_core.export.identity import Identities, RunIdentity
 from prefactor_core.models import Span
 from prefactor_core.models.lifecycle import OperationType, Outcome, SpanStatus
+from prefactor_core.operations.identifiers import is_pfid
 from prefactor_core.payloads.capture import fields_of
-from prefactor_core.payloads.markers import utf8
 from prefactor_core.recording.recorder import Recorder
 from prefactor_core.recording.span_record import SpanRecord, new_span_id
 from prefactor_core.schema_registry.type_schema import Fields
@@ -26,8 +32,21 @@ class SpanManager(Live):
 
     _what = "what a client in this process knows of its open spans"
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, identities: Identities) -> None:
         self.recorder = recorder
+        self._identities = identities
+
+    def run_of(self, instance_id: str) -> RunIdentity:
+        """What the API calls the run of this id, which may be one that others registered.
+
+        Raises :class:`InstanceNotFoundError` for what is no id of a run.
+        """
+        if not is_pfid(instance_id):
+            raise InstanceNotFoundError(
+                f"instance_id {in_message(instance_id)} is not the id of an agent instance (32 "
+                "characters); use the id of what create_agent_instance() gave"
+            )
+        return self._identities.of(str.__str__(instance_id))
 
     def prepare(
         self,
@@ -72,9 +91,9 @@ class SpanManager(Live):
         payload: Mapping[str, object] | Fields | None,
         span_id: str | None = None,
     ) -> SpanRecord:
-        run = self.recorder.run_of(instance_id)
-        span_id = new_span_id(run, schema_name, span_id)
-        name = utf8(str.__str__(schema_name))
+        run = self.run_of(instance_id)
+        name = self.recorder.name(schema_name)
+        span_id = new_span_id(run, span_id)
         span = SpanRecord(run, span_id, name, parent_span_id, payload)
         if self.recorder.records:
             self.recorder.open(span)

@@ -129,18 +129,14 @@ class SpanRecord(Live):
         return f"<span {self.schema_name!r} {self.run.span_id(self.recorded_id)} {status}>"
 
 
-def new_span_id(run: RunIdentity, schema_name: str, span_id: str | None = None) -> str:
+def new_span_id(run: RunIdentity, span_id: str | None = None) -> str:
     """The id of a span to be: ``span_id`` if it can be one, else a new one.
 
-    Raises :class:`PrefactorValueError` for names and ids that no span can have, and
+    Raises :class:`PrefactorValueError` for what is no id of the run's partition, and
     :class:`PrefactorTerminatedError` if the run was stopped.
     """
     if run.termination.reason is not None and run.termination.stops_spans:
         raise PrefactorTerminatedError(str(run.termination.reason), run.id)
-    if not isinstance(schema_name, str) or not schema_name:
-        raise PrefactorValueError(
-            f"schema_name must be the name of a span type, got {in_message(schema_name)}"
-        )
     if span_id is None:
         return identifiers.generate_related(run.id)
     if not identifiers.is_pfid(span_id):

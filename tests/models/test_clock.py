@@ -281,7 +281,7 @@ async def test_a_run_of_another_client_has_one_clock_too(by_id: bool) -> None:
 
             await step()
             machine = Machine()
-            client.span_manager.recorder.run_of(run.id).clock = Clock(machine)
+            client.span_manager.run_of(run.id).clock = Clock(machine)
             await step()
             machine.is_set(-HOUR)
             await step()
