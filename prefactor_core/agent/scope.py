@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextvars import ContextVar
 from types import TracebackType
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -44,10 +45,10 @@ class AgentInstanceScope(Live):
     def __init__(
         self,
         client: Client,
-        register: Callable[[], Awaitable[AgentInstanceHandle]],
+        register: Callable[[], Coroutine[Any, Any, AgentInstanceHandle]],
     ) -> None:
         self._client = client
-        self._register = register
+        self.register = register  # public for the synchronous scope
         self._run: OpenRun | None = None
         self._host_task_id = 0
         # Only a termination cancels it. None before the run, after it, and where it had to go
@@ -59,7 +60,7 @@ class AgentInstanceScope(Live):
             raise PrefactorCoreError(
                 "a run can be entered once only: call agent_instance() again for another"
             )
-        handle = await self._register()
+        handle = await self.register()
         self._run = OpenRun(self._client, handle)
         self._host_task_id = anyio.get_current_task().id
         self._scope = anyio.CancelScope()

@@ -155,6 +155,7 @@ class LoopThread:
         if self._opened.set_running_or_notify_cancel():
             self._opened.set_result(asyncio.get_running_loop())
             await self._leaving.wait()
+        # From here, the order of exit of the scope (client/scope.py).
         self._exiting = True
         error = self._body_error
         # Calls that other threads still wait for are cancelled as the loop ends.

@@ -128,12 +128,8 @@ class ClientScope:
                 config.termination_poll_interval,
             )
             scope = cls(config, exporter, checks)
-            try:
-                await exporter.__aenter__()
-            except BaseException:
-                scope._unclosed.detach()
-                raise
-            # Nothing below waits or fails, so the lines above need not be undone.
+            await exporter.__aenter__()
+            # Nothing below waits or fails, so the line above need not be undone.
             scope._connections = opening.pop_all()
             return scope
 
@@ -166,8 +162,9 @@ class ClientScope:
         #    after its open spans, children first. Other tasks have turns in between, as there may
         #    be many. After that, nothing more is recorded.
         # 3. Delivery ends (export/exporter.py; its tasks are in queue/workers.py):
-        #    a. The status poll stops and the queues close. The end of a queue tells its worker
-        #       to drain, and no batch waits for more operations.
+        #    a. The status poll, the loss report and the report of long spans end, and the queues
+        #       close. The end of a queue tells its worker to drain; no batch waits for more
+        #       operations. A worker that was cancelled natively is started once more.
         #    b. The workers drain for at most drain_timeout, shielded from cancellation. asyncio's
         #       own Task.cancel() and Ctrl-C on trio, which no shield stops, break the drain off.
         #    c. Workers that still run are cancelled; then the empty task group closes.

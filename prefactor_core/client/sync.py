@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Un
 import anyio
 
 from prefactor_core.agent.instance import AgentInstanceHandle
-from prefactor_core.agent.scope import OpenRun
+from prefactor_core.agent.scope import AgentInstanceScope, OpenRun
 from prefactor_core.client.client import OpenOptions, PrefactorCoreClient, open_prefactor
 from prefactor_core.config import PrefactorCoreConfig
 from prefactor_core.exceptions import (
@@ -67,17 +67,14 @@ def _waiting(
 
 
 def _entering(
-    method: Callable[Concatenate[SyncPrefactorClient, P], AgentInstanceHandle],
+    method: Callable[Concatenate[PrefactorCoreClient, P], AgentInstanceScope],
 ) -> Callable[Concatenate[SyncPrefactorClient, P], SyncAgentInstanceScope]:
-    """A method that makes the scope of a run, from one that makes the run."""
+    """A method that gives the scope of a run."""
 
     def call(
         self: SyncPrefactorClient, /, *args: P.args, **kwargs: P.kwargs
     ) -> SyncAgentInstanceScope:
-        # As in the asynchronous scope: a refusal does not end the agent's work.
-        options = {"on_refused": self.core.config.on_refused, **kwargs}
-        register = cast("Callable[..., AgentInstanceHandle]", method)
-        return SyncAgentInstanceScope(self.core, partial(register, self, *args, **options))
+        return SyncAgentInstanceScope(self, method(self.core, *args, **kwargs).register)
 
     update_wrapper(call, method)
     return call
@@ -140,7 +137,7 @@ class SyncPrefactorClient(Live):
         async def __aexit__(self, *error: object) -> None: ...
 
     create_agent_instance = _waiting(PrefactorCoreClient.create_agent_instance)
-    agent_instance = _entering(create_agent_instance)
+    agent_instance = _entering(PrefactorCoreClient.agent_instance)
     create_span = _direct(PrefactorCoreClient.create_span_nowait)
     finish_span = _direct(PrefactorCoreClient.finish_span_nowait)
     record_quality = _direct(PrefactorCoreClient.record_quality_nowait)
@@ -194,7 +191,9 @@ class SyncAgentInstanceScope(Live):
     _what = "the scope of a run in this process"
 
     def __init__(
-        self, client: PrefactorCoreClient, register: Callable[[], AgentInstanceHandle]
+        self,
+        client: SyncPrefactorClient,
+        register: Callable[[], Coroutine[Any, Any, AgentInstanceHandle]],
     ) -> None:
         self._client = client
         self._register = register
@@ -205,8 +204,8 @@ class SyncAgentInstanceScope(Live):
             raise PrefactorCoreError(
                 "a run can be entered once only: call agent_instance() again for another"
             )
-        handle = self._register()
-        self._run = OpenRun(self._client, handle)
+        handle = self._client.wait_for(self._register)
+        self._run = OpenRun(self._client.core, handle)
         handle.start_nowait()
         return handle
 

@@ -18,12 +18,12 @@ logger = logging.getLogger("prefactor_core.client")
 
 
 def watch(
-    delivery: object, counters: Counters, event_loop: EventLoop
+    exporter: object, counters: Counters, event_loop: EventLoop
 ) -> weakref.finalize[..., object]:
-    """Log the operations that were not delivered, if ``delivery`` is collected or the interpreter
+    """Log the operations that were not delivered, if ``exporter`` is collected or the interpreter
     ends first. Call ``detach()`` on the result to prevent that: the client has closed.
 
-    ``delivery``: an object that the workers refer to. While their tasks exist, operations may
+    ``exporter``: an object that the workers refer to. While their tasks exist, operations may
     still be delivered. But anyio keeps the tasks of a closed loop for ever: the loss with such a
     loop is logged when the next client opens.
     """
@@ -33,7 +33,7 @@ def watch(
         if not other.alive:
             _watched.pop(other, None)
     # Keeps no client alive: neither the counters nor the event loop refers to it.
-    watched = weakref.finalize(delivery, _log_loss, counters, event_loop)
+    watched = weakref.finalize(exporter, _log_loss, counters, event_loop)
     _watched[watched] = event_loop
     return watched
 

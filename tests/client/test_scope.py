@@ -521,6 +521,13 @@ async def test_given_span_types_go_before_the_registry(api: FaultyApi) -> None:
     assert "external_identifier" not in given
 
 
+def test_a_registry_goes_before_that_of_the_config_and_none_keeps_it() -> None:
+    config, other = make_config(), make_registry()
+    assert open_prefactor(config, schema_registry=other).config.schema_registry is other
+    kept = open_prefactor(config, schema_registry=None).config.schema_registry
+    assert kept is config.schema_registry is not None
+
+
 async def test_without_span_types_registering_is_a_clear_error(api: FaultyApi) -> None:
     async with open_prefactor(make_config(schema_registry=None), asgi_app=api) as client:
         with pytest.raises(PrefactorValueError) as caught:
