@@ -25,7 +25,7 @@ from prefactor_core.config import HttpClientConfig
 from prefactor_core.exceptions import PrefactorUnreachableError
 
 TOKEN = "pf/secret+token-0123456789=="
-WAIT = 10
+WAIT = 60
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 BEGIN = """

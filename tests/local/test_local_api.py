@@ -26,6 +26,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from support.examples import examples
 from support.local_api import (
     NOON,
     ONE,
@@ -1423,4 +1424,4 @@ class RandomCalls(RuleBasedStateMachine):
 
 
 def test_whatever_is_called_in_whatever_order_the_stored_state_is_that_of_the_model() -> None:
-    run_state_machine_as_test(RandomCalls, settings=settings(max_examples=60))
+    run_state_machine_as_test(RandomCalls, settings=settings(max_examples=examples(60)))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
+from support.examples import examples
 from support.playing import Play
 from support.schedules import (
     PROGRAMS,
@@ -116,7 +117,7 @@ STOPPED = (
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @settings(
-    max_examples=max(400, settings.default.max_examples),
+    max_examples=examples(400),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(program=PROGRAMS)

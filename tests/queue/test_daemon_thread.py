@@ -74,12 +74,12 @@ async def test_who_is_cancelled_does_not_wait_for_the_call() -> None:
 
 
 async def test_a_thread_ends_when_it_is_told_to_and_begins_again() -> None:
-    thread = DaemonThread("a helper")
+    thread = DaemonThread("a helper", idle_seconds=3600)
     thread.end()  # it has not begun
     with anyio.fail_after(60):
         first = await thread.call(threading.current_thread)
         thread.end()
-        first.join(4)  # it would end without that, too, after five seconds
+        first.join(60)
         assert not first.is_alive()
         assert await thread.call(threading.current_thread) is not first
     thread.end()
@@ -100,7 +100,7 @@ async def test_a_thread_makes_the_calls_that_were_asked_for_before_it_ends() -> 
 async def test_the_thread_of_one_call_ends_with_it() -> None:
     with anyio.fail_after(60):
         thread = await DaemonThread("a helper", idle_seconds=0).call(threading.current_thread)
-    thread.join(4)  # as above
+    thread.join(4)  # by default it would end after five seconds
     assert not thread.is_alive()
 
 
