@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable, Iterator
 
 import pytest
+from support.cases import every_case
 from support.harness import AGENT, make_config, recording
 
 import prefactor_core
@@ -58,7 +59,7 @@ SEED_EXPORTS = {
 }
 
 
-@pytest.mark.parametrize("module", SEED_EXPORTS)
+@every_case("module", SEED_EXPORTS)
 def test_every_name_of_the_seed_is_at_its_path(module: str) -> None:
     imported = importlib.import_module(module)
     for name in SEED_EXPORTS[module].split():
@@ -94,7 +95,7 @@ def test_every_error_is_ours_and_shows_the_name_it_is_imported_by() -> None:
         assert error.__module__ == "prefactor_core"
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("path", "parameters"),
     [
         ("client.PrefactorCoreClient", "config queue=None"),
@@ -200,7 +201,7 @@ def _functions_of(path: str, value: object) -> Iterator[tuple[str, Callable[...,
         yield path, value
 
 
-@pytest.mark.parametrize(("path", "value"), list(_public_names()))
+@every_case(("path", "value"), list(_public_names()))
 def test_every_public_name_tells_its_signature_its_types_and_its_help(
     path: str, value: object
 ) -> None:

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.cases import every_case
 
 from prefactor_core.api.errors import error_from_answer
 from prefactor_core.exceptions import (
@@ -81,8 +82,8 @@ def test_an_error_of_the_api_may_have_no_code() -> None:
     assert str(error) == f"{CALL} was answered 404"
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 407, 409, 413, 422, 451])
-@pytest.mark.parametrize(
+@every_case("status", [400, 401, 403, 404, 407, 409, 413, 422, 451])
+@every_case(
     "body",
     [
         b"",
@@ -134,8 +135,8 @@ def test_an_answer_without_fields_has_no_field_errors() -> None:
     assert error.errors == {}
 
 
-@pytest.mark.parametrize("status", [401, 422, 429, 503])
-@pytest.mark.parametrize(
+@every_case("status", [401, 422, 429, 503])
+@every_case(
     ("header", "milliseconds", "wait"),
     [
         (None, None, None),
@@ -187,7 +188,7 @@ def test_a_refusal_that_cannot_be_read_breaks_the_contract(body: bytes) -> None:
 
 
 @unreadable
-@pytest.mark.parametrize(
+@every_case(
     ("status", "error_class"),
     [(429, PrefactorRateLimitError), (502, PrefactorServerError)],
 )

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from msgspec import Raw
+from support.cases import every_case
 
 from prefactor_core.api.errors import error_from_answer
 from prefactor_core.exceptions import (
@@ -73,7 +74,7 @@ OPERATIONS: list[Operation] = [
 CREATE = OPERATIONS[3]
 FINISHES = {OperationType.FINISH_AGENT_INSTANCE, OperationType.FINISH_SPAN}
 
-every_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: o.type.name)
+every_operation = every_case("operation", OPERATIONS)
 
 PROPER = {
     400: FailureKind.REFUSED,
@@ -112,7 +113,7 @@ def answer(status: int, body: bytes | None = None, **how: Any) -> PrefactorApiEr
 
 
 @every_operation
-@pytest.mark.parametrize(("status", "kind"), PROPER.items())
+@every_case(("status", "kind"), PROPER.items())
 def test_the_status_of_an_answer_decides(
     operation: Operation, status: int, kind: FailureKind
 ) -> None:
@@ -132,8 +133,8 @@ def test_a_conflict_of_a_whole_request_settles_nothing() -> None:
     assert judge_request(answer(409)) is FailureKind.REFUSED
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'"no"', b'{"detail":"Not Found"}'])
-@pytest.mark.parametrize("status", [*PROPER, 409])
+@every_case("body", [b"", b"<html>", b"[]", b'"no"', b'{"detail":"Not Found"}'])
+@every_case("status", [*PROPER, 409])
 def test_what_is_not_in_the_form_of_the_api_refuses_nothing(status: int, body: bytes) -> None:
     # Something in between answers: it has no say in what the API would take.
     error = answer(status, body)
@@ -165,7 +166,7 @@ def test_only_the_create_of_a_span_can_be_refused_for_its_id(
 
 
 @every_operation
-@pytest.mark.parametrize("name", ["parent_span_id", "agent_instance_id", "details", "i", ""])
+@every_case("name", ["parent_span_id", "agent_instance_id", "details", "i", ""])
 def test_another_field_is_not_the_id(operation: Operation, name: str) -> None:
     error = PrefactorValidationError("no", status_code=422, errors={name: "wrong"})
     assert judge(operation, error) is FailureKind.REFUSED
@@ -228,9 +229,7 @@ CLASSES: list[tuple[Exception, FailureKind]] = [
 
 
 @every_operation
-@pytest.mark.parametrize(
-    ("error", "kind"), CLASSES, ids=[type(error).__name__ for error, _ in CLASSES]
-)
+@every_case(("error", "kind"), CLASSES)
 def test_every_kind_of_error_has_its_meaning(
     operation: Operation, error: Exception, kind: FailureKind
 ) -> None:

@@ -29,6 +29,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
+from support.cases import every_case
 
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.payloads.capture import EMPTY, Capture, capture, fields_of
@@ -334,7 +335,7 @@ def test_anything_becomes_a_json_object(plan: object) -> None:
     captured(filled(plan))
 
 
-@pytest.mark.parametrize("name", NASTY)
+@every_case("name", NASTY)
 def test_nothing_is_too_nasty(name: str) -> None:
     assert captured({"kept": 1, "nasty": NASTY[name]})["kept"] == 1
     assert captured([1, NASTY[name]])["value"][0] == 1
@@ -364,7 +365,7 @@ def test_any_mapping_is_an_object(mapping: Any, content: dict[str, Any]) -> None
     assert captured({"inner": payload}) == {"inner": captured(content)}
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("value", "stored"),
     [
         (math.nan, None),
@@ -408,9 +409,8 @@ def test_any_mapping_is_an_object(mapping: Any, content: dict[str, Any]) -> None
         (Model, repr(Model)),
         (RaisingRepr(), "<unprintable RaisingRepr>"),
     ],
-    ids=lambda value: type(value).__name__,
 )
-@pytest.mark.parametrize("beside", [{}, {"nasty": "\ud800"}], ids=["alone", "beside nasty"])
+@every_case("beside", [{}, {"nasty": "\ud800"}])
 def test_a_value_degrades_in_the_same_way_whatever_is_beside_it(
     value: object, stored: object, beside: dict[str, object]
 ) -> None:
@@ -476,7 +476,7 @@ def test_later_changes_do_not_reach_what_was_captured(beside: dict[str, object])
     assert json.loads(before)["messages"] == [{"role": "user"}]
 
 
-@pytest.mark.parametrize("name", NASTY)
+@every_case("name", NASTY)
 def test_the_fields_of_anything_can_be_had(name: str) -> None:
     captured(fields_of(NASTY[name]))
 

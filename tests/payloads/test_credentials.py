@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.cases import every_case
 
 from prefactor_core import PrefactorValueError, redact_credentials, redact_keys
 
@@ -70,7 +71,7 @@ NONE = [
 ]
 
 
-@pytest.mark.parametrize(("text", "credential"), CREDENTIALS)
+@every_case(("text", "credential"), CREDENTIALS)
 def test_the_credential_goes_and_the_text_around_it_stays(text: str, credential: str) -> None:
     expected = text.replace(credential, "[redacted]")
     assert expected != text
@@ -80,7 +81,7 @@ def test_the_credential_goes_and_the_text_around_it_stays(text: str, credential:
         assert redact_credentials()(payload) == masked
 
 
-@pytest.mark.parametrize("text", NONE)
+@every_case("text", NONE)
 def test_a_text_without_a_credential_stays(text: str) -> None:
     assert redact_credentials(None)({text: [text]}) == {text: [text]}
 

@@ -24,6 +24,7 @@ import pydantic
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.cases import every_case
 from support.examples import examples
 
 from prefactor_core import redact_keys, traced
@@ -105,7 +106,7 @@ def captured(payload: object, **options: Any) -> Any:
     return json.loads(bytes(Capture(**options)(payload)))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("value", "stored"),
     [
         (np.bool_(True), True),
@@ -166,10 +167,9 @@ def captured(payload: object, **options: Any) -> Any:
         ),
         (Half(), {"name": "Ada", "broken": "<unprintable Half>", "whole": 3}),
     ],
-    ids=lambda value: type(value).__name__,
 )
-@pytest.mark.parametrize("beside", [{}, {"nasty": "\ud800"}], ids=["alone", "beside nasty"])
-@pytest.mark.parametrize("redact", [None, redact_keys()], ids=["whole", "redacted"])
+@every_case("beside", [{}, {"nasty": "\ud800"}])
+@every_case("redact", [None, redact_keys()])
 def test_a_value_becomes_what_its_type_says(
     value: object, stored: object, beside: dict[str, object], redact: Any
 ) -> None:
@@ -200,7 +200,7 @@ def test_one_foreign_value_leaves_the_rest_of_a_result_as_it_ever_was() -> None:
 # --- keys
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("key", "name"),
     [
         (1, "1"),
@@ -217,7 +217,6 @@ def test_one_foreign_value_leaves_the_rest_of_a_result_as_it_ever_was() -> None:
         (timedelta(seconds=3), "PT3S"),
         ((1, "a"), "(1, 'a')"),
     ],
-    ids=repr,
 )
 def test_a_key_is_a_text(key: object, name: str) -> None:
     assert captured({key: 1}) == {name: 1}

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import Struct, field
+from support.cases import every_case
 
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.payloads.redaction import SECRETS, redact_keys
@@ -115,17 +116,17 @@ def spellings(name: str) -> list[str]:
     return [camel, *pascal, *divided, *map(str.upper, divided), f"_{name}", f"{name}__"]
 
 
-@pytest.mark.parametrize("key", SECRET_KEYS)
+@every_case("key", SECRET_KEYS)
 def test_the_ready_made_patterns_hide_what_is_secret(key: str) -> None:
     assert redact_keys()({"a": [{key: CANARY}]}) == {"a": [{key: "[redacted]"}]}
 
 
-@pytest.mark.parametrize("key", OTHER_KEYS)
+@every_case("key", OTHER_KEYS)
 def test_the_ready_made_patterns_leave_what_is_not(key: str) -> None:
     assert redact_keys()({key: 17}) == {key: 17}
 
 
-@pytest.mark.parametrize(
+@every_case(
     "name",
     [
         *("access_token", "open_ai_api_key", "x_csrf_token", "client_secret", "db_password"),
@@ -171,7 +172,7 @@ def test_many_stars_take_no_time_on_a_long_name() -> None:
     assert not redact_keys("*a*b*a*b*a*b*c").hides("ab" * 50_000)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("pattern", "hidden", "shown"),
     [
         ("*_pin", ["card_pin", "cardPin", "CARD-PIN", "my.card pin", "_pin"], ["pin", "hotpin"]),
@@ -286,7 +287,7 @@ PAIRS: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("value", "expected"), PAIRS)
+@every_case(("value", "expected"), PAIRS)
 def test_pairs_and_headers_are_names_with_their_values(value: Any, expected: Any) -> None:
     assert redact_keys()({"in": [value]}) == {"in": [expected]}
 
@@ -406,7 +407,7 @@ def test_the_quick_look_finds_nothing_in_what_is_usual() -> None:
         assert redact.has_nothing_in(payload), payload
 
 
-@pytest.mark.parametrize(
+@every_case(
     "payload",
     [
         *({"password": 1}, {"a": [{"b": {"apiKey": 1}}]}, {b"password": 1}, {1: 2}, {Text("a"): 1}),
@@ -415,7 +416,6 @@ def test_the_quick_look_finds_nothing_in_what_is_usual() -> None:
         *({str(n): [n] for n in range(40_000)}, [[n] for n in range(40_000)], SecretStr("x")),
         *({SecretStr("x"): 1}, {"a": [bytearray(b"x"), 1]}),
     ],
-    ids=lambda payload: type(payload).__name__,
 )
 def test_the_quick_look_vouches_for_nothing_else(payload: object) -> None:
     assert not redact_keys().has_nothing_in(payload)

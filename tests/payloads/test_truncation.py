@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.cases import every_case
 
 from prefactor_core.payloads.capture import Capture
 from prefactor_core.payloads.jsonable import TooLargeError
@@ -53,12 +54,11 @@ def test_the_largest_strings_are_cut_to_the_same_size_and_smaller_ones_stay() ->
     assert kept_of("b" * 10_000, big) + kept_of("h" * 50_000, huge) > 600
 
 
-@pytest.mark.parametrize(
+@every_case(
     "text",
     ["x", "é", "\u20ac", "😀", "\x01", '"', "\\", "\n", "\ud800", "x\\", "\\\\x01", "a😀\x02é"],
-    ids=ascii,
 )
-@pytest.mark.parametrize("bound", [1_024, 1_025, 1_026, 1_027, 1_028, 1_029, 5_000, 100_001])
+@every_case("bound", [1_024, 1_025, 1_026, 1_027, 1_028, 1_029, 5_000, 100_001])
 def test_no_character_and_no_escape_is_cut_in_two_and_little_room_is_left(
     text: str, bound: int
 ) -> None:

@@ -26,6 +26,7 @@ import msgspec
 import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
+from support.cases import every_case
 from support.examples import examples
 from support.harness import AGENT
 
@@ -797,14 +798,14 @@ CAPTURES = {
 }
 
 
-@pytest.mark.parametrize("capture", CAPTURES.values(), ids=CAPTURES)
-@pytest.mark.parametrize("name", KNOWN)
+@every_case("capture", CAPTURES.values())
+@every_case("name", KNOWN)
 def test_each_kind_of_value_is_recorded_as_what_it_is(name: str, capture: Capture) -> None:
     found = read(capture({"before": 1, "value": built(Leaf(name)), "after": [2]}))
     assert differences({"before": 1, "value": KNOWN[name][1], "after": [2]}, found) == []
 
 
-@pytest.mark.parametrize("name", CONTAINERS)
+@every_case("name", CONTAINERS)
 def test_each_container_keeps_what_is_beside_any_value(name: str) -> None:
     lost: dict[str, list[str]] = {}
     for other in (*map(Leaf, KNOWN), *map(Bad, HOSTILE)):
