@@ -108,7 +108,7 @@ async def open_server(answer: bytes) -> AsyncGenerator[tuple[int, list[bytes]]]:
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     async with listener, anyio.create_task_group() as group:
         group.start_soon(listener.serve, serve)
-        with anyio.fail_after(WAIT):  # noqa: ASYNC100 - bounds what the test awaits
+        with anyio.fail_after(WAIT):
             yield listener.extra(anyio.abc.SocketAttribute.local_port), got
         group.cancel_scope.cancel()
 

@@ -43,7 +43,7 @@ async def test_calls_are_made_one_after_another_in_their_order() -> None:
         all_asked.wait(10)
         made.append(number)
 
-    async def call(number: int, *, task_status: TaskStatus[None]) -> None:  # noqa: ASYNC114
+    async def call(number: int, *, task_status: TaskStatus[None]) -> None:
         task_status.started()
         await thread.call(partial(make, number))
 

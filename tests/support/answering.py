@@ -28,7 +28,7 @@ async def open_server(answer: bytes) -> AsyncGenerator[tuple[str, list[bytes]]]:
     port = listener.extra(anyio.abc.SocketAttribute.local_port)
     async with listener, anyio.create_task_group() as group:
         group.start_soon(listener.serve, serve)
-        with anyio.fail_after(WAIT):  # noqa: ASYNC100 - bounds what the test awaits
+        with anyio.fail_after(WAIT):
             yield f"127.0.0.1:{port}", requests
         group.cancel_scope.cancel()
 
