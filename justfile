@@ -7,6 +7,8 @@ export PYTHONDONTWRITEBYTECODE := ""
 
 venv := ".venv"
 python := venv / "bin/python"
+# On all processors; who is done takes over what waits for another.
+parallel := "-n auto --dist worksteal"
 
 # ASYNC124: what a framework awaits is async also without an await. ASYNC127: httpx is given.
 # ASYNC100: ruff looks for that. Disabled, a rule costs no time, which is most of what this takes.
@@ -17,9 +19,9 @@ survivors := "prefactor_core/agent/cancellation.py:ASYNC103,ASYNC104 prefactor_c
 
 # The rooms whose code waits, sends, or holds threads and signals: what another loop could break.
 on_a_loop := "tests/agent tests/api tests/client tests/export tests/processes/test_signals.py tests/queue"
-# The rooms that call anyio (client, queue), httpx (api) and msgspec (payloads, span types, stored
-# answers) themselves, and the properties, which go through all of them.
-on_dependencies := "tests/api tests/client tests/local tests/payloads tests/properties tests/queue tests/schema_registry"
+# What calls anyio (client, queue), httpx (api) and msgspec (the stored answers, the capture of
+# values, schemas from types) itself, and the properties, which go through all of them.
+on_dependencies := "tests/api tests/client tests/local tests/payloads/test_capture.py tests/payloads/test_kinds.py tests/properties tests/queue tests/schema_registry/test_type_schema.py tests/schema_registry/test_typed_spans.py"
 
 # List the verbs.
 default:
@@ -31,17 +33,17 @@ demo *options: (_install venv "local" "trio")
 
 # Run the tests, on asyncio and trio, on all processors (-n 0: in one process).
 test *options: (_install venv "dev")
-    {{ python }} -m pytest -n auto {{ options }}
+    {{ python }} -m pytest {{ parallel }} {{ options }}
 
 # Run the tests that touch an event loop, and no virtual time, on uvloop.
 test-uvloop *options: (_install venv "dev")
-    {{ python }} -m pytest -n auto --uvloop {{ on_a_loop }} {{ options }}
+    {{ python }} -m pytest {{ parallel }} --uvloop {{ on_a_loop }} {{ options }}
 
 # Run the tests that touch a run-time dependency, on asyncio, on exactly the lowest versions.
 test-lowest *options: (_install venv "dev")
     @# In front of the newest ones. anyio's oldest plugin does not load in pytest 9.2 and later.
     {{ python }} -m pip install -q --disable-pip-version-check --no-compile --upgrade --target .venv-lowest $({{ python }} tests/support/lowest_versions.py) 'pytest<9.2'
-    PYTHONPATH="$PWD/.venv-lowest" {{ python }} -m pytest -n auto -k 'not trio' --hypothesis-profile=few {{ on_dependencies }} {{ options }}
+    PYTHONPATH="$PWD/.venv-lowest" {{ python }} -m pytest {{ parallel }} -k 'not trio' --hypothesis-profile=few {{ on_dependencies }} {{ options }}
 
 # Build the wheel, install it where nothing else is, and run its demo there.
 test-wheel:
