@@ -16,7 +16,6 @@ not_here := "ASYNC100,ASYNC124,ASYNC127,ASYNC9"
 # ASYNC103, ASYNC104: workers survive what was not meant for them; what is raised in a thread of
 # ours is handed to the caller, and what leaves a cancel scope to who leaves that.
 survivors := "prefactor_core/agent/cancellation.py:ASYNC103,ASYNC104 prefactor_core/queue/workers.py:ASYNC103,ASYNC104 prefactor_core/client/loop_thread.py:ASYNC103,ASYNC104 prefactor_core/export/termination.py:ASYNC103 prefactor_core/payloads/timebox.py:ASYNC103,ASYNC104 prefactor_core/queue/daemon_thread.py:ASYNC103"
-
 # The rooms whose code waits, sends, or holds threads and signals: what another loop could break.
 on_a_loop := "tests/agent tests/api tests/client tests/export tests/processes/test_signals.py tests/queue"
 # What calls anyio (client, queue), httpx (api) and msgspec (the stored answers, the capture of

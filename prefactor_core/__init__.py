@@ -1,13 +1,13 @@
 """prefactor_core: record what an AI agent does, and ship it to Prefactor."""
 
-from prefactor_core.agent.agent_instance import (
+from prefactor_core.agent.instance import (
     AgentInstanceHandle,
     current_instance,
     current_span,
     traced,
 )
 from prefactor_core.agent.scope import AgentInstanceScope
-from prefactor_core.agent.span_context import SpanContext
+from prefactor_core.agent.span import SpanContext
 from prefactor_core.client import PrefactorCoreClient, open_prefactor
 from prefactor_core.client.runtime_environment import build_runtime_environment
 from prefactor_core.client.sync import SyncPrefactorClient, open_prefactor_sync

@@ -8,7 +8,7 @@ import runpy
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TextIO, TypeVarTuple, cast
+from typing import Final, TextIO, TypeVarTuple, cast
 
 import anyio
 
@@ -39,20 +39,20 @@ except ImportError as error:
 
 Arguments = TypeVarTuple("Arguments")
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE: Final = Path(__file__).parent
 
-_LEAST_COLUMNS = 40
-"""For what a line says, however deep it stands."""
+_LEAST_COLUMNS: Final = 40
+"""Columns for the text of a line, however deep in the tree it stands."""
 
-# For terminals that have no such characters.
-_PLAIN = {"→": "->", "…": "...", "⚠": "!", "├": "|", "└": "`", "│": "|", "─": "-"}
+# Replacements for terminals whose encoding lacks these characters.
+_PLAIN: Final = {"→": "->", "…": "...", "⚠": "!", "├": "|", "└": "`", "│": "|", "─": "-"}
 
 
 @click.group()
 @click.version_option(__version__, prog_name="prefactor-core")
 def main() -> None:
-    """Prefactor for agents: record runs, and look at what was recorded."""
-    # What was recorded may have characters that the terminal has not.
+    """Prefactor for agents: record runs, and look at recorded runs."""
+    # A recorded text may have characters that the encoding of the terminal lacks.
     codecs.register_error("prefactor", _in_plain)
     stdout: TextIO = sys.stdout
     if isinstance(stdout, io.TextIOWrapper):
@@ -101,8 +101,8 @@ def demo(api_url: str, agent_id: str, backend: str) -> None:
 @click.argument("agent_id")
 @api_url_option
 def show(agent_id: str, api_url: str) -> None:
-    """Show the tree of the newest run of AGENT_ID, and what in it does not fit its schemas."""
-    _check_there(api_url)
+    """Show the tree of the newest run of AGENT_ID, and where it does not fit its schemas."""
+    _check_exists(api_url)
     _run(_show, api_url, agent_id)
 
 
@@ -112,17 +112,17 @@ def show(agent_id: str, api_url: str) -> None:
     "--reason",
     default="terminated from the command line",
     show_default=True,
-    help="Why, for the agent and for who looks at the run.",
+    help="The reason, shown to the agent and in the run.",
 )
 @api_url_option
 def terminate(instance_id: str, reason: str, api_url: str) -> None:
     """Terminate the run INSTANCE_ID, which has not ended; this cannot be undone."""
-    _check_there(api_url)
+    _check_exists(api_url)
     _run(_terminate, api_url, instance_id, reason)
 
 
-def _check_there(api_url: str) -> None:
-    """To look at a database does not make one: its name may be mistyped."""
+def _check_exists(api_url: str) -> None:
+    """Raise for a missing database file: its name may be mistyped, and opening would create it."""
     path = api_url.removeprefix(LOCAL_PREFIX)
     if path != api_url and not Path(path).exists():
         raise click.ClickException(f"there is no database {path!r}: nothing was recorded there")
@@ -148,7 +148,7 @@ async def _demo(api_url: str, agent_id: str) -> None:
         async with open_api(PrefactorCoreConfig.from_env(api_url=api_url).http_config) as api:
             await _print_tree(api, await api.get_agent_instance(instance_id))
     except PrefactorAuthError:
-        # A deployment token may write and not read (API.md section 1).
+        # A deployment token may record but not read: GET agent_instance/{id} is answered 401.
         _say(f"agent instance {instance_id}; this token may not read it back")
 
 
@@ -161,7 +161,7 @@ async def _show(api_url: str, agent_id: str) -> None:
 
 
 async def _terminate(api_url: str, instance_id: str, reason: str) -> None:
-    # It becomes a part of a path: what is mistyped shall not be another call.
+    # The id becomes a part of a path: a mistyped id must not make another call.
     if not is_pfid(instance_id):
         raise PrefactorValueError(f"{instance_id!r} is not the id of an agent instance")
     async with open_api(PrefactorCoreConfig.from_env(api_url=api_url).http_config) as api:
@@ -171,13 +171,13 @@ async def _terminate(api_url: str, instance_id: str, reason: str) -> None:
 
 
 def _say(text: str) -> None:
-    # click writes UTF-8 to a terminal of another encoding, if that is ASCII.
+    # Without file=, click writes UTF-8 to a terminal whose encoding is ASCII.
     click.echo(text, file=sys.stdout)
 
 
 async def _print_tree(api: ApiClient, instance: AgentInstanceAnswer) -> None:
     spans = [span async for span in api.list_agent_spans(instance.id)]
-    if sys.stdout is None or not sys.stdout.isatty():  # None: it was closed from the start
+    if sys.stdout is None or not sys.stdout.isatty():  # None: closed when the process started
         for line, _ in tree_lines(run_tree(instance, spans, most=None)):
             _say(line.plain)
         return

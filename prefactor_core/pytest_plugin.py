@@ -1,4 +1,4 @@
-"""The pytest plugin: the fixture ``prefactor``. Loaded by pytest wherever this is installed."""
+"""The pytest plugin: the fixture ``prefactor``. pytest loads it wherever this is installed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ else:
 @pytest.fixture
 def prefactor() -> Generator[testing.Recording]:
     """A :class:`~prefactor_core.testing.Recording` of its own for each test."""
-    # Here and not above: tests that do not use it need neither the extra nor the time.
+    # Imported here: tests without this fixture need neither the extra nor the time to import it.
     from prefactor_core.testing import open_recording
 
     with open_recording() as recording:

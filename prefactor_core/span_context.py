@@ -1,5 +1,5 @@
 """The seed's path to a span."""
 
-from prefactor_core.agent.span_context import SpanContext
+from prefactor_core.agent.span import SpanContext
 
 __all__ = ["SpanContext"]

@@ -1,11 +1,11 @@
 """Ready-made span types for the usual steps of an agent.
 
 ``open_prefactor(schema_registry=standard_types())``, and then, in a run,
-``instance.span(LLMCall(model="small-1", prompt="Hello"))``. Everything but the first field may be
-left out; what is left out is not recorded. Objects of these classes are recorded as they are when
-the span is opened, or the result is set.
+``instance.span(LLMCall(model="small-1", prompt="Hello"))``. All fields but the first are optional;
+omitted fields are not recorded. Objects of these classes are recorded in their state at the
+opening of the span, or at the setting of the result.
 
-What the steps are called elsewhere, in OpenTelemetry's semantic conventions for generative AI:
+Their names in OpenTelemetry's semantic conventions for generative AI:
 
 ===========================================  ==================================================
 here                                         there
@@ -45,12 +45,11 @@ here                                         there
 ``StepError.type``                           ``error.type``
 ===========================================  ==================================================
 
-Where Prefactor's open dashboard looks for them: the model at ``payload.inputs.model``, the tokens
-at ``payload.token_usage``, the finish reason at ``result_payload.ai.finishReason``, a rating at
-``payload.inputs.rating``. So ``inputs`` and ``ai`` fill themselves in; they are not for you to
-set. Tokens are known only after the call: they are put into the payload too when the span ends,
-unless it has been told by then, because of ``start()`` or of a child; then they are in the result
-alone.
+Prefactor's open dashboard reads the model at ``payload.inputs.model``, the tokens at
+``payload.token_usage``, the finish reason at ``result_payload.ai.finishReason`` and a rating at
+``payload.inputs.rating``. Therefore ``inputs`` and ``ai`` are filled in; do not set them. Tokens
+are known only after the call: they are copied into the payload when the span ends. If the span was
+sent before its end, because of ``start()`` or a child, they are in the result alone.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ from prefactor_core.schema_registry.type_schema import SpanParams
 
 
 class StepError(Struct, kw_only=True, omit_defaults=True):
-    """What went wrong in a step: as a span records it when its block raises."""
+    """The error of a step, as a span records it when its block raises."""
 
     type: str
     message: str | None = None
@@ -73,16 +72,16 @@ class StepError(Struct, kw_only=True, omit_defaults=True):
 
 
 class AgentRunResult(Struct, kw_only=True, omit_defaults=True):
-    """What an agent has made of its task."""
+    """The outcome of an agent's task."""
 
     output: object = None
     error: StepError | None = None
 
 
 class AgentRun(Struct, SpanParams[AgentRunResult], kw_only=True, omit_defaults=True):
-    """``agent:run``: an agent, or one that it has called, works on a task.
+    """``agent:run``: an agent, or an agent that it calls, works on a task.
 
-    Tokens and costs belong to the LLM calls in it, where each is counted once.
+    Record tokens and costs with the LLM calls inside, so that each is counted once.
     """
 
     input: object
@@ -91,8 +90,8 @@ class AgentRun(Struct, SpanParams[AgentRunResult], kw_only=True, omit_defaults=T
 
 
 class TokenUsage(Struct, kw_only=True, omit_defaults=True):
-    """The tokens of a call. Those read from or written to a cache are part of the prompt's,
-    those of reasoning part of the completion's; the total is filled in."""
+    """The tokens of a call. Tokens read from or written to a cache are part of the prompt's,
+    reasoning tokens are part of the completion's; the total is filled in."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -107,8 +106,8 @@ class TokenUsage(Struct, kw_only=True, omit_defaults=True):
 
 
 class LLMResult(Struct, kw_only=True, omit_defaults=True):
-    """What a model has answered. ``cost`` in US dollars, ``time_to_first_token`` in seconds;
-    ``model``: the one that has answered, where that is another than was asked for."""
+    """The answer of a model. ``cost`` is in US dollars, ``time_to_first_token`` in seconds;
+    ``model``: the model that answered, if it is not the requested one."""
 
     response: str | Sensitive | None = None
     tool_calls: Sequence[Mapping[str, object]] | None = None
@@ -127,7 +126,7 @@ class LLMResult(Struct, kw_only=True, omit_defaults=True):
 
 
 class LLMCall(Struct, SpanParams[LLMResult], kw_only=True, omit_defaults=True):
-    """``agent:llm_call``: a model is asked, by a ``prompt`` or by ``messages``."""
+    """``agent:llm_call``: a call of a model, with a ``prompt`` or with ``messages``."""
 
     model: str
     prompt: str | Sensitive | None = None
@@ -148,14 +147,14 @@ class LLMCall(Struct, SpanParams[LLMResult], kw_only=True, omit_defaults=True):
 
 
 class ToolResult(Struct, kw_only=True, omit_defaults=True):
-    """What a tool has given."""
+    """The output of a tool."""
 
     output: object = None
     error: StepError | None = None
 
 
 class ToolCall(Struct, SpanParams[ToolResult], kw_only=True, omit_defaults=True):
-    """``agent:tool_call``: a tool is called. ``call_id``: what the model calls this call."""
+    """``agent:tool_call``: a call of a tool. ``call_id``: the model's id of this call."""
 
     tool: str
     arguments: Mapping[str, object] | None = None
@@ -163,7 +162,7 @@ class ToolCall(Struct, SpanParams[ToolResult], kw_only=True, omit_defaults=True)
 
 
 class Document(Struct, kw_only=True, omit_defaults=True):
-    """A part of a source that was found."""
+    """A found part of a source."""
 
     id: str | None = None
     text: str | Sensitive | None = None
@@ -172,14 +171,14 @@ class Document(Struct, kw_only=True, omit_defaults=True):
 
 
 class RetrievalResult(Struct, kw_only=True, omit_defaults=True):
-    """What was found."""
+    """The found documents."""
 
     documents: Sequence[Document] = ()
     error: StepError | None = None
 
 
 class Retrieval(Struct, SpanParams[RetrievalResult], kw_only=True, omit_defaults=True):
-    """``agent:retrieval``: something is looked up in a source of data."""
+    """``agent:retrieval``: a query to a source of data."""
 
     query: str | Sensitive
     source: str | None = None
@@ -187,7 +186,7 @@ class Retrieval(Struct, SpanParams[RetrievalResult], kw_only=True, omit_defaults
 
 
 class Feedback(Struct, kw_only=True, omit_defaults=True):
-    """``agent:feedback``: somebody has rated the run: ``up``, ``down``, or a mark of your own."""
+    """``agent:feedback``: a rating of the run: ``up``, ``down``, or a mark of your own."""
 
     rating: str
     comment: str | Sensitive | None = None
@@ -198,7 +197,7 @@ class Feedback(Struct, kw_only=True, omit_defaults=True):
 
 
 def standard_types() -> SchemaRegistry:
-    """A new registry with all these span types, yours to add others to."""
+    """Return a new registry with all these span types; add your own to it."""
     registry = SchemaRegistry()
     registry.register_type(
         "agent:run",

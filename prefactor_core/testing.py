@@ -1,4 +1,4 @@
-"""The test kit: record an agent in memory, and look at what it recorded."""
+"""The test kit: record an agent in memory, and inspect the recorded runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any, Unpack
 import msgspec
 from msgspec import Struct, field
 
-# Else the first client to open imports it in a thread, which no test on virtual time may wait for.
+# Imported here: the first client to open would import it in a thread, and no test on virtual time
+# may wait for a thread.
 from prefactor_core.client import PrefactorCoreClient, open_prefactor
 from prefactor_core.client.sync import SyncPrefactorClient
 from prefactor_core.config import PrefactorOptions
@@ -20,7 +21,7 @@ from prefactor_core.schema_registry import SchemaRegistry
 
 try:
     from prefactor_core.local.app import LocalPrefactor
-    from prefactor_core.local.refusal import Refusal
+    from prefactor_core.local.errors import ApiError
     from prefactor_core.local.requests import TerminateBody
     from prefactor_core.local.service import Service
     from prefactor_core.local.store import MEMORY, Row, Store
@@ -35,7 +36,7 @@ except ImportError as error:
 
 @contextmanager
 def open_recording() -> Generator[Recording]:
-    """A Prefactor in memory, until its block is left: ``with open_recording() as recording:``.
+    """A Prefactor in memory for one block: ``with open_recording() as recording:``.
 
     In pytest, the fixture ``prefactor`` gives one to each test.
     """
@@ -44,9 +45,9 @@ def open_recording() -> Generator[Recording]:
 
 
 class Recording:
-    """What clients record in memory; :func:`open_recording` makes one.
+    """The runs that clients record in memory; :func:`open_recording` makes one.
 
-    Any thread may use it, also while a client in another one records.
+    Any thread may use it, also while a client in another thread records.
     """
 
     def __init__(self, store: Store) -> None:
@@ -56,52 +57,43 @@ class Recording:
         self._service = Service(store)
         self._app = LocalPrefactor(store)
 
-    def open(
-        self,
-        *,
-        schema_registry: SchemaRegistry | None = None,
-        **options: Unpack[PrefactorOptions],
-    ) -> PrefactorCoreClient:
+    def open(self, **options: Unpack[PrefactorOptions]) -> PrefactorCoreClient:
         """A client that records here: ``async with recording.open() as client:``.
 
-        Takes the options of :func:`~prefactor_core.open_prefactor`; the environment is not
-        read, ``PREFACTOR_ENABLED`` neither. ``schema_registry`` may be left out: spans of any name
-        are taken.
+        Takes the options of :func:`~prefactor_core.open_prefactor`. The environment is not read,
+        not even ``PREFACTOR_ENABLED``. ``schema_registry``: by default an empty one, which takes
+        spans of any name.
         """
         options.setdefault("enabled", True)
+        if options.get("schema_registry") is None:
+            options["schema_registry"] = SchemaRegistry()
         return open_prefactor(
             api_url=f"local:{MEMORY}",
-            schema_registry=SchemaRegistry() if schema_registry is None else schema_registry,
             asgi_app=self._app,
             **options,
         )
 
-    def open_sync(
-        self,
-        *,
-        schema_registry: SchemaRegistry | None = None,
-        **options: Unpack[PrefactorOptions],
-    ) -> SyncPrefactorClient:
+    def open_sync(self, **options: Unpack[PrefactorOptions]) -> SyncPrefactorClient:
         """As :meth:`open`, for synchronous code: ``with recording.open_sync() as client:``."""
-        return SyncPrefactorClient(self.open(schema_registry=schema_registry, **options))
+        return SyncPrefactorClient(self.open(**options))
 
     def terminate(self, instance_id: str, reason: str) -> None:
-        """Stop a run that is open, as the service does it.
+        """Terminate an open run, as the service does: the kill switch.
 
-        The agent hears of it with the answer to what it records next, or with a poll. Raises
-        :class:`PrefactorCoreError` if the run is not there, or has ended.
+        The agent learns of it from the answer to its next operation, or from a poll. Raises
+        :class:`PrefactorCoreError` for a run that does not exist or has ended.
         """
         try:
             self._service.terminate(instance_id, TerminateBody(reason=reason))
-        except Refusal as refusal:
-            raise PrefactorCoreError(refusal.message) from None
+        except ApiError as error:
+            raise PrefactorCoreError(error.message) from None
 
     @property
     def runs(self) -> list[RecordedRun]:
-        """What was delivered so far, oldest run first.
+        """The runs that were delivered so far, oldest first.
 
-        It is complete when the client's block is left; inside of it, after
-        ``await client.flush()``. Raises :class:`PrefactorCoreError` if the recording is closed.
+        They are complete after the client's block, or inside it after ``await client.flush()``.
+        Raises :class:`PrefactorCoreError` if the recording is closed.
         """
         try:
             with self._store.transaction():
@@ -114,7 +106,7 @@ class Recording:
 
     @property
     def run(self) -> RecordedRun:
-        """The one run. Raises :class:`AssertionError` if there are more, or none."""
+        """The only run. Raises :class:`AssertionError` for none, or more than one."""
         runs = self.runs
         if len(runs) != 1:
             raise AssertionError(f"one run was expected, {len(runs)} were recorded")
@@ -123,7 +115,7 @@ class Recording:
     def _run(self, row: Row) -> RecordedRun:
         spans = self._store.all(
             "SELECT * FROM agent_spans WHERE agent_instance_id = ? "
-            # By time: ids made within one millisecond are in no order.
+            # By time: ids made within one millisecond have no order.
             "ORDER BY coalesce(started_at, finished_at, inserted_at), rowid",
             row["id"],
         )
@@ -144,8 +136,8 @@ class Recording:
 class RecordedSpan(Struct, frozen=True):
     """A span as the API has it, with its ``children`` in the order of their start.
 
-    ``flags``: what of payload and result does not fit the schemas of its type, or that this is
-    not registered. ``summary``: by the template of the type, if it has one.
+    ``flags``: where payload and result do not fit the schemas of the span type, or that the type
+    is not registered. ``summary``: by the template of the type, or None without one.
     """
 
     id: str
@@ -164,9 +156,9 @@ class RecordedSpan(Struct, frozen=True):
 class RecordedRun(Struct, frozen=True):
     """A run as the API has it, with all its ``spans`` in the order of their start.
 
-    ``quality``: the quality payloads that were recorded, by name; ``quality_summaries`` has those
-    whose schema has a template. ``agent_version`` and ``schema_version``: what it was registered
-    with. ``run_flags``: what is odd about the run itself.
+    ``quality``: the recorded quality payloads by name; ``quality_summaries``: the summaries of
+    those whose schema has a template. ``agent_version`` and ``schema_version``: the versions that
+    the run registered. ``run_flags``: odd values of the run itself.
     """
 
     id: str
@@ -188,10 +180,11 @@ class RecordedRun(Struct, frozen=True):
 
     @property
     def flags(self) -> list[str]:
-        """All that is odd, or does not fit what was registered: of the run, of each span, after
-        its name, and of the quality payloads. ``assert run.flags == []`` finds misspelled span
-        types, and payloads that are not what their schemas say; without a schema registry nothing
-        is compared."""
+        """The flags of the run, of each span (after its name) and of the quality payloads.
+
+        ``assert run.flags == []`` finds misspelled span types, and payloads that do not fit their
+        schemas. Without a schema registry nothing is compared.
+        """
         spans = [f"{span.schema_name}: {flag}" for span in self.spans for flag in span.flags]
         qualities = [
             f"{name}: {flag}" for name, flags in self.quality_flags.items() for flag in flags
@@ -204,7 +197,7 @@ class RecordedRun(Struct, frozen=True):
         return [span for span in self.spans if span.parent_id is None]
 
     def named(self, schema_name: str) -> RecordedSpan:
-        """The one span of this name. Raises :class:`AssertionError` if there are more, or none."""
+        """The only span of this name. Raises :class:`AssertionError` for none, or more than one."""
         spans = self.spans_named(schema_name)
         if len(spans) != 1:
             names = ", ".join(dict.fromkeys(span.schema_name for span in self.spans)) or "none"
@@ -220,10 +213,10 @@ class RecordedRun(Struct, frozen=True):
 
     @property
     def outline(self) -> str:
-        """The status of the run, and below it a line for each span, indented under its parent:
+        """The status of the run, then a line for each span, indented under its parent:
         ``"complete\\nagent:run complete\\n  agent:llm failed"``."""
         lines = [self.status]
-        # A list and no recursion: a run may be nested deeper than Python is.
+        # A stack, not recursion: a run may be nested deeper than Python's recursion limit.
         waiting = [("", span) for span in reversed(self.roots)]
         while waiting:
             indent, span = waiting.pop()

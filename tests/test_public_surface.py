@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Iterator
 
 import pytest
-from support.cases import every_case
+from support.for_each import for_each
 from support.harness import AGENT, make_config, recording
 
 import prefactor_core
@@ -26,7 +26,7 @@ from prefactor_core import (
     SyncPrefactorClient,
     open_prefactor,
 )
-from prefactor_core.agent.span_context import DisabledSpan
+from prefactor_core.agent.disabled_span import DisabledSpan
 from prefactor_core.config.lazy_module import LazyModule
 from prefactor_core.export.counters import Counters
 
@@ -59,7 +59,7 @@ SEED_EXPORTS = {
 }
 
 
-@every_case("module", SEED_EXPORTS)
+@for_each("module", SEED_EXPORTS)
 def test_every_name_of_the_seed_is_at_its_path(module: str) -> None:
     imported = importlib.import_module(module)
     for name in SEED_EXPORTS[module].split():
@@ -102,7 +102,7 @@ def test_every_error_is_ours_and_shows_the_name_it_is_imported_by() -> None:
         assert error.__module__ == "prefactor_core"
 
 
-@every_case(
+@for_each(
     ("path", "parameters"),
     [
         ("client.PrefactorCoreClient", "config queue=None"),
@@ -208,7 +208,7 @@ def _functions_of(path: str, value: object) -> Iterator[tuple[str, Callable[...,
         yield path, value
 
 
-@every_case(("path", "value"), list(_public_names()))
+@for_each(("path", "value"), list(_public_names()))
 def test_every_public_name_tells_its_signature_its_types_and_its_help(
     path: str, value: object
 ) -> None:
@@ -259,7 +259,7 @@ async def test_what_lives_in_one_process_says_so_to_who_copies_or_pickles_it(
             "AgentInstanceScope is the scope": r.client.agent_instance(**AGENT),
             "PrefactorCoreClient is a client": r.client,
             "SpanContext is a span": r.instance.span("agent:llm"),
-            "DisabledSpan is a span": DisabledSpan(),
+            "DisabledSpan is a span": DisabledSpan(r.client.span_manager.recorder),
             "SpanManager is what": r.client.span_manager,
             "AgentInstanceManager is what": r.client.instance_manager,
             "SyncPrefactorClient is a client": SyncPrefactorClient(open_prefactor(make_config())),

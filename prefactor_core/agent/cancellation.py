@@ -1,4 +1,4 @@
-"""Leaving a cancel scope by hand, where a ``with`` block cannot stand."""
+"""Leave a cancel scope by hand, where no ``with`` block can stand."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import anyio
 
 
 def leave_scope(scope: anyio.CancelScope, error: BaseException | None) -> BaseException | None:
-    """Leave ``scope``, whose body ended with ``error``; what goes on of it.
+    """Leave ``scope``, whose body ended with ``error``; gives the exception that is still raised.
 
-    That is ``error`` itself, unless the scope was cancelled: then the cancellation ends here,
-    and of a group of errors the others go on.
+    That is ``error`` itself, unless the scope was cancelled: then the cancellation ends here, and
+    only the other errors of a group remain.
     """
     if error is None:
         scope.__exit__(None, None, None)
@@ -18,5 +18,5 @@ def leave_scope(scope: anyio.CancelScope, error: BaseException | None) -> BaseEx
         return None if scope.__exit__(type(error), error, error.__traceback__) else error
     except (Exception, BaseExceptionGroup) as rest:
         if not isinstance(error, BaseExceptionGroup):
-            raise  # scopes were left in a wrong order
+            raise  # scopes were left in the wrong order
         return rest

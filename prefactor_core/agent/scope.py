@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import anyio
 import anyio.lowlevel
 
-from prefactor_core.agent.agent_instance import AgentInstanceHandle, forget_ended_runs
 from prefactor_core.agent.cancellation import leave_scope
-from prefactor_core.config.lazy_module import LazyModule
+from prefactor_core.agent.instance import AgentInstanceHandle, Client, forget_ended_runs
 from prefactor_core.exceptions import (
     ClientScopeError,
     PrefactorCoreError,
@@ -21,11 +19,6 @@ from prefactor_core.exceptions import (
 from prefactor_core.exceptions.live import Live
 from prefactor_core.exceptions.outcome import outcome_of
 from prefactor_core.recording.run_end import finish_run_in_slices
-
-if TYPE_CHECKING:
-    from prefactor_core.client import recorder
-else:
-    recorder = LazyModule("prefactor_core.client.recorder")
 
 # The scopes of runs that were entered in this context, innermost last.
 _run_scopes: ContextVar[tuple[AgentInstanceScope, ...]] = ContextVar(
@@ -50,7 +43,7 @@ class AgentInstanceScope(Live):
 
     def __init__(
         self,
-        client: recorder.Recorder,
+        client: Client,
         register: Callable[[], Awaitable[AgentInstanceHandle]],
     ) -> None:
         self._client = client
@@ -98,12 +91,11 @@ class AgentInstanceScope(Live):
             await anyio.lowlevel.checkpoint()  # noqa: ASYNC102
 
     def _leave(self, run: OpenRun, error: BaseException | None) -> None:
-        # The order of exit:
+        # As steps 2 and 1 of the order of exit (client/scope.py), for one run: it finishes, then
+        # its cancel scope closes, unless the client has closed it. Only its own task can do that.
         if run.is_forked:
             return  # in a fork nothing of it can be left
-        # 1. The run ends by how its body ended, its open spans first.
         run.finish(error)
-        # 2. The cancel scope closes, if the client has not closed it. Only its own task can.
         if self._scope is not None and anyio.get_current_task().id != self._host_task_id:
             raise ClientScopeError(
                 "the run was entered in another task: its scope must be left by the task that "
@@ -114,11 +106,11 @@ class AgentInstanceScope(Live):
         if self in scopes:
             self._go_on_without(scopes[scopes.index(self) + 1 :])
         left = self._close_scope(error)
-        # 3. One error says that the run was stopped, whatever the body made of that.
+        # One error says that the run was terminated, whatever the body raised.
         run.raise_if_terminated(left, caught=left is not error)
 
     @classmethod
-    def client_closes(cls, client: recorder.Recorder) -> None:
+    def client_closes(cls, client: Client) -> None:
         """The scope of ``client`` is left now, before those of its runs if there are any."""
         cls._go_on_without([scope for scope in _run_scopes.get() if scope._client is client])
 
@@ -141,9 +133,9 @@ class AgentInstanceScope(Live):
 class OpenRun:
     """A run that ends with a block, and how that is left."""
 
-    def __init__(self, client: recorder.Recorder, handle: AgentInstanceHandle) -> None:
-        self._client = client
-        instances = client.instance_manager
+    def __init__(self, client: Client, handle: AgentInstanceHandle) -> None:
+        self._instances = instances = client.instance_manager
+        self._recorder = handle.recorder
         self._event_loop = instances.event_loop
         self._instance = instances.get(handle.id)
         self._identity = instances.identity(handle.id)
@@ -181,7 +173,9 @@ class OpenRun:
         # Once, and first: a termination that comes later than this is too late.
         self._terminated = self._termination.reason
         outcome = outcome_of(error) if self._terminated is None else "cancelled"
-        yield from finish_run_in_slices(self._client, self._instance, outcome, error)
+        yield from finish_run_in_slices(
+            self._instances, self._recorder, self._instance, outcome, error
+        )
         forget_ended_runs()
 
     def raise_if_terminated(self, error: BaseException | None, *, caught: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Generators of traced functions: each runs inside of another one, which records it."""
+"""Generators of traced functions: each runs inside another one, which records it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from prefactor_core.agent.traced_call import Stream
 from prefactor_core.context_stack import OtherStack
 
 Begin: TypeAlias = Callable[..., tuple[Stream, Callable[[], Any]]]
-"""From the arguments of the generator that records: the call, and what gives the other one."""
+"""Takes the arguments of the recording generator; gives the call, and a function that makes the
+generator to record."""
 
 
 def generator_function(begin: Begin) -> Callable[..., Any]:
@@ -19,8 +20,8 @@ def generator_function(begin: Begin) -> Callable[..., Any]:
 
     def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         stream, function = begin(*args, **kwargs)
-        # The span is innermost only in the generator's own code: `with outside` is the turn of
-        # who iterates it.
+        # The span is innermost only while the generator's own code runs. In `with outside` runs
+        # the code that iterates over it.
         outside = OtherStack()
         try:
             with stream:
@@ -39,8 +40,8 @@ def generator_function(begin: Begin) -> Callable[..., Any]:
                         with outside:
                             given = yield item
                         resume = inner.send
-                    except BaseException as error:  # noqa: ASYNC103 - it is up to the generator
-                        # Not here: this error would be the context of what it raises.
+                    except BaseException as error:  # noqa: ASYNC103 - the generator decides
+                        # Not thrown in here: this error would be the context of what it raises.
                         resume, given = partial(_throw, inner), error
         finally:
             outside.close()
@@ -59,7 +60,7 @@ def _throw(inner: Generator[Any, Any, Any], error: BaseException) -> Any:
 
 
 def async_generator_function(begin: Begin) -> Callable[..., Any]:
-    """The same of asynchronous ones."""
+    """A function whose asynchronous generators record those that ``begin`` gives."""
 
     async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         stream, function = begin(*args, **kwargs)
@@ -99,10 +100,10 @@ async def _athrow(inner: AsyncGenerator[Any, Any], error: BaseException) -> Any:
 
 
 def _first_step(inner: AsyncGenerator[Any, Any]) -> Awaitable[Any]:
-    """Begin a generator that the event loop must not know of: who wraps it closes it.
+    """Begin ``inner`` without the event loop's knowledge: the wrapper alone closes it.
 
-    Of two generators that are forgotten together, or left at the end of the loop, the loop
-    would close both at the same time, and the one that closes the other would fail.
+    If both generators were forgotten together, or left open at the end of the loop, the loop
+    would close both at the same time, and the wrapper would fail as it closes ``inner``.
     """
     hooks = sys.get_asyncgen_hooks()
     sys.set_asyncgen_hooks(firstiter=None, finalizer=_leave_it)
@@ -113,4 +114,4 @@ def _first_step(inner: AsyncGenerator[Any, Any]) -> Awaitable[Any]:
 
 
 def _leave_it(inner: AsyncGenerator[Any, Any]) -> None:
-    """Without a finalizer, Python would close it on the spot, where nothing can be awaited."""
+    """Do nothing. Without a finalizer, Python would close it at once, where nothing can await."""

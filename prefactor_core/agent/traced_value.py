@@ -1,7 +1,7 @@
-"""What a traced function returns before its work is done is handed on as what records the rest.
+"""Return values that are not done yet: they are wrapped, so that their work is recorded too.
 
 A coroutine stays a coroutine, a generator a generator, and a future the same object. Any other
-awaitable or iterator, such as the stream of a client for models, becomes a proxy of it.
+awaitable or iterator, such as the stream of an LLM client, becomes a proxy of it.
 """
 
 from __future__ import annotations
@@ -10,31 +10,32 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from functools import lru_cache, partial
 from inspect import CO_ITERABLE_COROUTINE
-from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from types import AsyncGeneratorType, CoroutineType, GeneratorType, TracebackType
 from typing import Any, Final, TypeAlias, cast
 
 from prefactor_core.agent.traced_call import Call, Stream
 from prefactor_core.agent.traced_generator import async_generator_function, generator_function
 
-DONE: Final = frozenset({bool, bytes, dict, float, int, list, set, str, tuple, type(None)})
-"""The types of most of what functions return, of which nothing is handed on."""
+# Common types of return values that have no work left to do.
+_DONE: Final = frozenset({bool, bytes, dict, float, int, list, set, str, tuple, type(None)})
 
-HandOn: TypeAlias = Callable[[Call, Any], Any]
+Wrap: TypeAlias = Callable[[Call, Any], Any]
 
 
-def hand_on(call: Call, value: Any) -> Any:
-    """What the caller gets of a call that has returned ``value``; to be called in its block."""
-    if type(value) in DONE or not call.is_open or (way := _way_of(value)) is None:
-        call.returns(value)
+def complete_or_wrap(call: Call, value: Any) -> Any:
+    """Complete a call that has returned ``value``, or keep it open until the work of ``value`` is
+    done. Gives the object that the caller receives. To be called in the block of ``call``."""
+    if type(value) in _DONE or not call.is_open or (wrap := _wrap_for(value)) is None:
+        call.complete(value)
         return value
-    call.goes_on()
-    return way(call, value)
+    call.continues()
+    return wrap(call, value)
 
 
-def _way_of(value: object) -> HandOn | None:
-    """How ``value`` is handed on; None if there is nothing to wait for in it.
+def _wrap_for(value: object) -> Wrap | None:
+    """The function that wraps ``value``; None if it has no work left to do.
 
-    That is told by its class alone: attributes that an object makes up say nothing.
+    Only its class decides: an object can make up any attribute.
     """
     kind = type(value)
     if kind is CoroutineType:
@@ -49,17 +50,17 @@ def _way_of(value: object) -> HandOn | None:
     if "_asyncio_future_blocking" in names or _is_future_of_thread(kind):
         return _future
     if "__await__" in names:
-        # One that can do more stays what it is: the request of an HTTP client, say.
+        # An object that can do more stays as it is: the request of an HTTP client, for example.
         is_coroutine = issubclass(kind, Coroutine) and "__aenter__" not in names
         return _coroutine if is_coroutine else _proxy
-    # Files iterate over their lines, but that is not what they are returned for.
+    # Files iterate over their lines, but they are not returned for that.
     if ("__next__" in names or "__anext__" in names) and "read" not in names:
         return _proxy
     return None
 
 
 def _members_of(kind: type[object]) -> dict[str, Any]:
-    """What a class has; not what it says that it has not."""
+    """The attributes of a class, without those that it sets to None (it does not have these)."""
     members: dict[str, Any] = {}
     for base in reversed(kind.__mro__):
         members |= base.__dict__
@@ -67,7 +68,7 @@ def _members_of(kind: type[object]) -> dict[str, Any]:
 
 
 def _is_future_of_thread(kind: type[object]) -> bool:
-    futures = sys.modules.get("concurrent.futures")  # it takes its time to import
+    futures = sys.modules.get("concurrent.futures")  # not imported here: the import is slow
     return futures is not None and issubclass(kind, futures.Future)
 
 
@@ -81,22 +82,22 @@ def _future(call: Call, future: Any) -> Any:
 
 def _future_is_done(call: Call, future: Any) -> None:
     if future.cancelled():
-        call.ends(GeneratorExit())
-    # Not exception(): asyncio warns of an error that nobody has asked for.
+        call.end(GeneratorExit())
+    # Not exception(): after it, asyncio would not warn of an error that nobody retrieves.
     elif (error := future._exception) is not None:
-        call.ends(error)
+        call.end(error)
     else:
-        call.returns(future.result())
+        call.complete(future.result())
 
 
-class _Unbegun:
-    """A coroutine or generator of a call, until it is begun; the call ends if it never is."""
+class _NotStarted:
+    """A coroutine or generator that has not been started. If it never is, the call ends."""
 
     def __init__(self, call: Stream | Call, value: Any) -> None:
         self._call: Stream | Call | None = call
         self._value: Any = value
 
-    def begin(self) -> tuple[Any, Callable[[], Any]]:
+    def start(self) -> tuple[Any, Callable[[], Any]]:
         call, value = self._call, self._value
         self._call = self._value = None
         return call, lambda: value
@@ -104,32 +105,32 @@ class _Unbegun:
     def __del__(self) -> None:
         if self._call is not None:
             if not isinstance(self._value, AsyncGeneratorType):
-                self._value.close()  # or Python would warn of it, and not only of its substitute
-            self._call.ends(GeneratorExit())
+                self._value.close()  # or Python would warn of it beside its substitute
+            self._call.end(GeneratorExit())
 
 
 def _coroutine(call: Call, value: Any) -> Any:
-    return _named_as(value, _await(_Unbegun(call, value)))
+    return _named_as(value, _await(_NotStarted(call, value)))
 
 
-async def _await(unbegun: _Unbegun) -> Any:
-    call, value = unbegun.begin()
+async def _await(not_started: _NotStarted) -> Any:
+    call, value = not_started.start()
     with call:
-        return hand_on(call, await value())
+        return complete_or_wrap(call, await value())
 
 
 def _generator(call: Call, value: Any) -> Any:
-    unbegun = _Unbegun(Stream(call.calls, call.span), value)
-    return _named_as(value, generator_function(unbegun.begin)())
+    not_started = _NotStarted(Stream(call.function, call.span), value)
+    return _named_as(value, generator_function(not_started.start)())
 
 
 def _async_generator(call: Call, value: Any) -> Any:
-    unbegun = _Unbegun(Stream(call.calls, call.span), value)
-    return _named_as(value, async_generator_function(unbegun.begin)())
+    not_started = _NotStarted(Stream(call.function, call.span), value)
+    return _named_as(value, async_generator_function(not_started.start)())
 
 
 def _named_as(value: Any, substitute: Any) -> Any:
-    """``substitute`` shows the name of what it stands for: in warnings, and as a task."""
+    """Give ``substitute`` the name of ``value``, which warnings and tasks show."""
     substitute.__name__ = getattr(value, "__name__", type(value).__name__)
     substitute.__qualname__ = getattr(value, "__qualname__", type(value).__qualname__)
     return substitute
@@ -137,26 +138,26 @@ def _named_as(value: Any, substitute: Any) -> Any:
 
 def _proxy(call: Call, value: object) -> Any:
     proxy = _proxy_of(cast("Hashable", type(value)))
-    gives_items = hasattr(proxy, "__next__") or hasattr(proxy, "__anext__")
-    return proxy(Stream(call.calls, call.span) if gives_items else call, value)
+    yields_items = hasattr(proxy, "__next__") or hasattr(proxy, "__anext__")
+    return proxy(Stream(call.function, call.span) if yields_items else call, value)
 
 
 class _Proxy:
-    """Does what ``value`` does, and records what comes out of it.
+    """Behaves as ``value`` does, and records its outcome.
 
-    Its class, one for each class of values, has the special methods that this has.
+    Each class of values has a subclass of its own, with the special methods of that class.
     """
 
-    __slots__ = ("__weakref__", "prefactor_begun_", "prefactor_call_", "prefactor_value_")
+    __slots__ = ("__weakref__", "prefactor_call_", "prefactor_used_", "prefactor_value_")
 
     prefactor_value_: Any
     prefactor_call_: Call
-    prefactor_begun_: bool
+    prefactor_used_: bool
 
     def __init__(self, call: Call, value: Any) -> None:
         object.__setattr__(self, "prefactor_value_", value)
         object.__setattr__(self, "prefactor_call_", call)
-        object.__setattr__(self, "prefactor_begun_", False)
+        object.__setattr__(self, "prefactor_used_", False)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.prefactor_value_, name)
@@ -168,89 +169,90 @@ class _Proxy:
         delattr(self.prefactor_value_, name)
 
     def __del__(self) -> None:
-        _is_forked(self)
+        _end(self)
 
 
-def _begin(proxy: _Proxy) -> tuple[Any, Any]:
-    object.__setattr__(proxy, "prefactor_begun_", True)
-    return proxy.prefactor_call_, proxy.prefactor_value_
+def _end(proxy: _Proxy, error: BaseException | None = None) -> None:
+    """End the call, if it is open: nobody will ask the proxy for more. A proxy that was never
+    awaited or asked for an item has done its work; any other was left early."""
+    call = proxy.prefactor_call_
+    if call.is_open:
+        call.end(error or (GeneratorExit() if proxy.prefactor_used_ else None))
 
 
-def _is_forked(proxy: _Proxy, error: BaseException | None = None) -> None:
-    """Nobody asks for more. What nobody has asked for anything has done what it was to do."""
-    stream = proxy.prefactor_call_
-    if stream.is_open:
-        stream.ends(error or (GeneratorExit() if proxy.prefactor_begun_ else None))
+class _Turn:
+    """The turn of a proxied object: the span is innermost meanwhile, and an error ends the call."""
+
+    __slots__ = ("_call", "_value")
+
+    def __init__(self, proxy: _Proxy) -> None:
+        object.__setattr__(proxy, "prefactor_used_", True)
+        self._call = proxy.prefactor_call_
+        self._value = proxy.prefactor_value_
+
+    def __enter__(self) -> tuple[Any, Any]:
+        if self._call.is_open:
+            self._call.push_span()
+        return self._call, self._value
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None and self._call.is_open:
+            self._call.end(error)
+        self._call.remove_span()
 
 
 def _next(self: _Proxy) -> Any:
-    stream, value = _begin(self)
-    if not stream.is_open:
-        return next(value)
-    stream.enters()
-    try:
-        item = next(value)
-    except StopIteration:
-        stream.ends(None)
-        raise
-    except BaseException as error:
-        stream.ends(error)
-        raise
-    finally:
-        stream.leaves()
+    with _Turn(self) as (stream, value):
+        try:
+            item = next(value)
+        except StopIteration:
+            stream.end(None)
+            raise
     stream.add(item)
     return item
 
 
 async def _anext(self: _Proxy) -> Any:
-    stream, value = _begin(self)
-    if not stream.is_open:
-        return await anext(value)
-    stream.enters()
-    try:
-        item = await anext(value)
-    except StopAsyncIteration:
-        stream.ends(None)
-        raise
-    except BaseException as error:
-        stream.ends(error)
-        raise
-    finally:
-        stream.leaves()
+    with _Turn(self) as (stream, value):
+        try:
+            item = await anext(value)
+        except StopAsyncIteration:
+            stream.end(None)
+            raise
     stream.add(item)
     return item
 
 
 def _await_proxy(self: _Proxy) -> Any:
-    stream, value = _begin(self)
-    return _await_value(self).__await__() if stream.is_open else value.__await__()
+    object.__setattr__(self, "prefactor_used_", True)
+    if not self.prefactor_call_.is_open:
+        return self.prefactor_value_.__await__()
+    return _await_value(self).__await__()
 
 
 async def _await_value(proxy: _Proxy) -> Any:
-    # Nobody else may have it: of what `await` is given, it keeps the iterator only.
-    stream = proxy.prefactor_call_
-    with stream:
-        return hand_on(stream, await proxy.prefactor_value_)
+    # The proxy is an argument because `await` keeps only the iterator: nothing else would refer
+    # to the proxy, and its finalizer would end the call.
+    call = proxy.prefactor_call_
+    with call:
+        return complete_or_wrap(call, await proxy.prefactor_value_)
 
 
 def _step(name: str) -> Callable[..., Any]:
-    """How a task drives a coroutine: by its ``send()`` and ``throw()``."""
+    """A method that drives a coroutine, as a task does: ``send()`` or ``throw()``."""
 
     def step(self: _Proxy, *args: Any) -> Any:
-        stream, value = _begin(self)
-        if not stream.is_open:
-            return getattr(value, name)(*args)
-        stream.enters()
-        try:
-            return getattr(value, name)(*args)
-        except StopIteration as stop:
-            stream.returns(stop.value)
-            raise
-        except BaseException as error:
-            stream.ends(error)
-            raise
-        finally:
-            stream.leaves()
+        with _Turn(self) as (call, value):
+            try:
+                return getattr(value, name)(*args)
+            except StopIteration as stop:
+                call.complete(stop.value)
+                raise
 
     return step
 
@@ -275,32 +277,32 @@ def _exit(self: _Proxy, *error: Any) -> Any:
     try:
         return self.prefactor_value_.__exit__(*error)
     finally:
-        _is_forked(self, error[1])
+        _end(self, error[1])
 
 
 async def _aexit(self: _Proxy, *error: Any) -> Any:
     try:
         return await self.prefactor_value_.__aexit__(*error)
     finally:
-        _is_forked(self, error[1])
+        _end(self, error[1])
 
 
 def _closing(name: str) -> Callable[..., Any]:
     def close(self: _Proxy) -> Any:
         closed: object = getattr(self.prefactor_value_, name)()
         if "__await__" in _members_of(type(closed)):
-            return _wait_and_leave(self, cast("Awaitable[Any]", closed))
-        _is_forked(self)
+            return _await_and_end(self, cast("Awaitable[Any]", closed))
+        _end(self)
         return closed
 
     return close
 
 
-async def _wait_and_leave(proxy: _Proxy, closed: Awaitable[Any]) -> Any:
+async def _await_and_end(proxy: _Proxy, closed: Awaitable[Any]) -> Any:
     try:
         return await closed
     finally:
-        _is_forked(proxy)
+        _end(proxy)
 
 
 _RECORDED: Final[dict[str, Callable[..., Any]]] = {
@@ -315,8 +317,8 @@ _RECORDED: Final[dict[str, Callable[..., Any]]] = {
     "aclose": _closing("aclose"),
 }
 
-# What a class has of its own, whatever stands behind it.
-_OF_CLASSES: Final = {
+# Every class has these of its own: they are not forwarded.
+_NOT_FORWARDED: Final = {
     *("__annotations__", "__class__", "__class_getitem__", "__del__", "__delattr__", "__dict__"),
     *("__getattr__", "__getattribute__", "__init__", "__init_subclass__", "__new__"),
     *("__orig_bases__", "__parameters__", "__setattr__", "__slots__", "__subclasshook__"),
@@ -334,12 +336,12 @@ def _proxy_of(kind: Any) -> type[_Proxy]:
         members["__iter__"] = _itself
     if "__anext__" in has:
         members["__aiter__"] = _itself
-    for name in has.keys() - members.keys() - _OF_CLASSES:
+    for name in has.keys() - members.keys() - _NOT_FORWARDED:
         if name.startswith("__") and name.endswith("__"):
             members[name] = _forwarding(name) if callable(has[name]) else has[name]
     if "__hash__" not in has:
         members["__hash__"] = None
-    # So that isinstance() takes it for what it stands for.
+    # So that isinstance() takes the proxy for an instance of this class.
     members["__class__"] = property(lambda self: kind)
     members["__slots__"] = ()
     return type(kind.__name__, (_Proxy,), members)

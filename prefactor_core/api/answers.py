@@ -1,7 +1,7 @@
-"""What the API answers, as far as this library reads it (API.md sections 2, 7 and 8).
+"""Answers of the API: the fields that this library reads. Pure.
 
-Unknown fields are passed over and most known ones may be missing, so that one library reads
-what every version of the service says.
+Unknown fields are ignored and most known fields may be missing, so that one library reads the
+answers of every version of the service.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def decode(content: bytes | Raw, answer_type: type[T]) -> T:
-    """``content`` as ``answer_type``. Raises ``msgspec.DecodeError``, whatever is wrong."""
+    """Decode ``content``. Raises ``msgspec.DecodeError`` for every kind of bad content."""
     try:
         return msgspec.json.decode(content, type=answer_type)
     except (UnicodeDecodeError, RecursionError) as error:
@@ -23,21 +23,21 @@ def decode(content: bytes | Raw, answer_type: type[T]) -> T:
 
 
 class Control(Struct):
-    """What the API wants of a run: ``terminate`` stops it."""
+    """A control signal to a run: ``terminate`` stops it."""
 
     terminate: bool = False
     reason: str | None = None
 
 
 class Details(Struct, Generic[T]):
-    """The envelope of one object."""
+    """The envelope of one object, and of a control signal to its run."""
 
     details: T
     control: Control | None = None
 
 
 class Pagination(Struct):
-    """Where a page of a list stands; ``next_page_offset`` is None on the last one."""
+    """The position of a page in its list; ``next_page_offset`` is None on the last page."""
 
     next_page_offset: int | None = None
 
@@ -50,7 +50,7 @@ class Summaries(Struct, Generic[T]):
 
 
 class AgentInstanceAnswer(Struct):
-    """A stored agent instance. Times are ISO 8601 texts. ``flags``: what is odd about it."""
+    """A stored agent instance. Times are ISO 8601 texts. ``flags``: remarks on odd values."""
 
     id: str
     status: str
@@ -65,10 +65,10 @@ class AgentInstanceAnswer(Struct):
 
 
 class AgentSpanAnswer(Struct):
-    """A stored span. Times are ISO 8601 texts, payloads JSON as it came.
+    """A stored span. Times are ISO 8601 texts, payloads undecoded JSON.
 
-    ``flags``: what of the payloads does not fit their schemas. ``summary``: by the template of
-    the span's type, in lists only where it is asked for.
+    ``flags``: where the payloads do not fit their schemas. ``summary``: by the template of the
+    span's type; a list has it only on request (``include_summaries``).
     """
 
     id: str
@@ -85,13 +85,13 @@ class AgentSpanAnswer(Struct):
 
 
 class OutputDetails(Struct):
-    """What is read of the object in a bulk output."""
+    """The object in a bulk output."""
 
     id: str | None = None
 
 
 class Output(Struct):
-    """What bulk says of one item: what the single call would have answered."""
+    """The answer to one bulk item: that of the single call."""
 
     status: str
     details: OutputDetails | None = None
@@ -101,26 +101,25 @@ class Output(Struct):
 
     @property
     def succeeded(self) -> bool:
-        """Whether the item was done."""
+        """Whether the item took effect."""
         return self.status == "success"
 
 
 class Outputs(Struct):
-    """The answer of bulk: outputs by idempotency key, up to the first error (API.md
-    section 10)."""
+    """The answer of POST /api/v1/bulk: outputs by idempotency key, up to the first error."""
 
     outputs: dict[str, Output]
 
 
 class FieldError(Struct):
-    """What is wrong with one field."""
+    """The error of one field."""
 
     message: str = ""
     code: str = ""
 
 
 class ErrorAnswer(Struct):
-    """An error's body; all of it may be missing."""
+    """The body of an error; any field may be missing."""
 
     status: str | None = None
     code: str | None = None

@@ -1,4 +1,4 @@
-"""ApiClient: the calls of the Prefactor API, typed, one attempt each."""
+"""ApiClient: the endpoints of the Prefactor API, typed, one attempt per call."""
 
 from __future__ import annotations
 
@@ -44,12 +44,9 @@ from prefactor_core.exceptions import (
 )
 from prefactor_core.operations import (
     CreateSpan,
-    FinishAgentInstance,
     FinishSpan,
     Operation,
-    RecordQuality,
     RegisterAgentInstance,
-    StartAgentInstance,
     identifiers,
 )
 from prefactor_core.payloads.secret_str import SecretStr
@@ -66,27 +63,27 @@ AsgiApp: TypeAlias = Callable[
 
 _SLICE_ITEMS = 50
 _SLICE_BYTES = 256 * 1024
-"""What of a bulk request is written in one turn of the loop."""
+"""The most of a bulk request that is encoded in one turn of the loop."""
 
 _PAGE_SIZE: Final = 100
 
 _MOST_BYTES: Final = 2 * 1024 * 1024
-"""Bytes of an answer, at most, besides twice as many as were sent. It is decoded in one go, in
-about 2 ms for each million."""
+"""The most bytes of an answer, besides twice the bytes of the request. Decoding takes one turn of
+the loop, about 2 ms for each million."""
 
 _MOST_PAGE_BYTES: Final = 64 * 1024 * 1024
-"""The same of a page of a list, which can have 100 spans with their payloads."""
+"""The same for a page of a list, which can have 100 spans with their payloads."""
 
 _MOST_ERROR_BYTES: Final = 256 * 1024
-"""The same of an error."""
+"""The same for an error."""
 
 
 class ApiClient:
     """The Prefactor API; ``async with ApiClient(config, sdk_header) as api``.
 
     Every method makes one attempt and raises a
-    :class:`~prefactor_core.exceptions.PrefactorApiError` if that fails. With ``asgi_app``
-    the calls go to that application inside this process, and no socket is opened.
+    :class:`~prefactor_core.exceptions.PrefactorApiError` if that fails. ``asgi_app``: an
+    application inside this process that takes the calls; no socket is opened then.
     """
 
     def __init__(
@@ -109,7 +106,7 @@ class ApiClient:
             "X-Prefactor-SDK": self._sdk_header,
         }
         if config.api_token:
-            # No traceback with locals shows it.
+            # A SecretStr, so that no traceback with locals shows the token.
             self._headers["Authorization"] = SecretStr(f"Bearer {config.api_token}")
         secrets = [config.api_token]
         transport: httpx.AsyncBaseTransport
@@ -129,7 +126,7 @@ class ApiClient:
             raise PrefactorUnreachableError(
                 f"api_url {config.api_url!r} cannot be asked: {error}"
             ) from None
-        # No httpx.AsyncClient: that logs each request, and is what traces requests.
+        # Without httpx.AsyncClient, which logs each request, and which tracers instrument.
         self._transport = transport
         self._timeouts = httpx.Timeout(None, connect=config.connect_timeout).as_dict()
         self._connections.enter_context(masks_in_logs(*secrets))
@@ -142,72 +139,50 @@ class ApiClient:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._closed = True  # or a call that comes late would open a connection
+        self._closed = True  # a late call must not open a connection
         await self._connections.aclose()
 
     async def ping(self) -> None:
-        """Ask whether the API is there and takes the token."""
+        """GET ping: check that the API is reachable and takes the token."""
         await self._call("GET", "ping", dict[str, msgspec.Raw])
 
-    async def register_agent_instance(
-        self, operation: RegisterAgentInstance
-    ) -> Details[AgentInstanceAnswer]:
-        """Make a run known."""
-        path, body = requests.single(operation)
-        registered = await self._call("POST", path, Details[AgentInstanceAnswer], body)
-        if not identifiers.is_pfid(registered.details.id):
-            raise PrefactorContractError(
-                "the API registered an agent instance as "
-                f"'{self._quoted(registered.details.id)}', which is no PFID"
-            )
-        return registered
+    async def send(
+        self, operation: Operation, *, given_id: bool = True
+    ) -> Details[AgentInstanceAnswer] | Details[AgentSpanAnswer]:
+        """Send one operation by its own endpoint; return the run or span as the API stored it.
 
-    async def start_agent_instance(
-        self, operation: StartAgentInstance
-    ) -> Details[AgentInstanceAnswer]:
-        """A run begins."""
-        path, body = requests.single(operation)
-        return await self._call("POST", path, Details[AgentInstanceAnswer], body)
-
-    async def finish_agent_instance(
-        self, operation: FinishAgentInstance
-    ) -> Details[AgentInstanceAnswer]:
-        """A run ends."""
-        path, body = requests.single(operation)
-        return await self._call("POST", path, Details[AgentInstanceAnswer], body)
-
-    async def record_quality(self, operation: RecordQuality) -> Details[AgentInstanceAnswer]:
-        """A named quality payload of a run is set, or removed."""
-        path, body = requests.single(operation)
-        return await self._call("POST", path, Details[AgentInstanceAnswer], body)
-
-    async def terminate_agent_instance(self, instance_id: str, reason: str) -> AgentInstanceAnswer:
-        """A run shall stop: what creates or finishes a span of it is answered so from now on."""
-        path, body = requests.termination(instance_id, reason, identifiers.generate(0))
-        return (await self._call("POST", path, Details[AgentInstanceAnswer], body)).details
-
-    async def create_span(
-        self, operation: CreateSpan, *, given_id: bool = True
-    ) -> Details[AgentSpanAnswer]:
-        """A span begins, or is made as one that has ended.
-
-        ``given_id``: False to let the API make the id.
+        ``given_id``: False to let the API make the id of a span. Raises
+        :class:`~prefactor_core.exceptions.OperationError` for an operation that the API has no
+        endpoint for.
         """
         path, body = requests.single(operation, given_id=given_id)
-        return await self._call("POST", path, Details[AgentSpanAnswer], body)
+        if isinstance(operation, CreateSpan | FinishSpan):
+            return await self._call("POST", path, Details[AgentSpanAnswer], body)
+        stored = await self._call("POST", path, Details[AgentInstanceAnswer], body)
+        if isinstance(operation, RegisterAgentInstance) and not identifiers.is_pfid(
+            stored.details.id
+        ):
+            raise PrefactorContractError(
+                "the API registered an agent instance as "
+                f"'{self._quoted(stored.details.id)}', which is no PFID"
+            )
+        return stored
 
-    async def finish_span(self, operation: FinishSpan) -> Details[AgentSpanAnswer]:
-        """A span ends."""
-        path, body = requests.single(operation)
-        return await self._call("POST", path, Details[AgentSpanAnswer], body)
+    async def terminate_agent_instance(self, instance_id: str, reason: str) -> AgentInstanceAnswer:
+        """Terminate a run: answers to its spans carry the control signal from now on."""
+        path, body = requests.termination(instance_id, reason, identifiers.generate(0))
+        return (await self._call("POST", path, Details[AgentInstanceAnswer], body)).details
 
     async def bulk(
         self, operations: Sequence[Operation], given_ids: Sequence[bool]
     ) -> dict[str, Output]:
-        """Do several operations in their order, up to the first that fails.
+        """Send several operations by POST bulk. The API runs them in order, up to the first that
+        fails.
 
-        ``given_ids``: for each, whether it is told which id the span shall have. What came of
-        each, by idempotency key; nothing for those after a failure (API.md section 10).
+        ``given_ids``: for each operation, False to let the API make the id of its span. Returns the
+        outputs by idempotency key; operations after a failure have none. Raises
+        :class:`~prefactor_core.exceptions.OperationError` as :meth:`send`, and
+        :class:`~prefactor_core.exceptions.PrefactorContractError` if there is no output at all.
         """
         items: list[bytes] = []
         size = written = 0
@@ -215,30 +190,31 @@ class ApiClient:
             if size >= _SLICE_BYTES or len(items) - written >= _SLICE_ITEMS:
                 size, written = 0, len(items)
                 await anyio.lowlevel.checkpoint()
-            items.append(self._written("POST bulk", requests.item(operation, given_id)))
+            _, body = requests.single(operation, given_id=given_id)
+            items.append(requests.item(operation, self._encoded("POST bulk", body)))
             size += len(items[-1])
-        body = b'{"items":[' + b",".join(items) + b"]}"
-        return (await self._call("POST", "bulk", Outputs, body)).outputs
+        content = b'{"items":[' + b",".join(items) + b"]}"
+        outputs = (await self._call("POST", "bulk", Outputs, content)).outputs
+        if not any(operation.idempotency_key in outputs for operation in operations):
+            # Else a caller would send them again at once, and for ever.
+            raise PrefactorContractError("bulk was answered without an output for any item")
+        return outputs
 
     async def get_agent_instance(self, instance_id: str) -> AgentInstanceAnswer:
         """One stored run."""
         path = f"agent_instance/{instance_id}"
         return (await self._call("GET", path, Details[AgentInstanceAnswer])).details
 
-    def list_agent_instances(self, agent_id: str) -> AsyncIterator[AgentInstanceAnswer]:
-        """The stored runs of an agent, oldest first, page by page."""
-        query = {"agent_id": agent_id}
-        return self._list("agent_instance", query, Summaries[AgentInstanceAnswer])
-
-    def list_newest_agent_instances(
-        self, agent_id: str
+    def list_agent_instances(
+        self, agent_id: str, *, newest_first: bool = False
     ) -> AsyncGenerator[AgentInstanceAnswer, None]:
-        """The stored runs of an agent, newest first, page by page. To be closed if it is left."""
+        """The stored runs of an agent, oldest first, page by page. Close it unless exhausted."""
+        direction = "desc" if newest_first else "asc"
         query = {"agent_id": agent_id}
-        return self._list("agent_instance", query, Summaries[AgentInstanceAnswer], "desc")
+        return self._list("agent_instance", query, Summaries[AgentInstanceAnswer], direction)
 
     async def newest_agent_instance(self, agent_id: str) -> AgentInstanceAnswer | None:
-        """The run of an agent that was registered last; None if it has none."""
+        """The newest run of an agent, or None."""
         query = {"agent_id": agent_id, **_page(0, 1, "desc")}
         page = await self._call(
             "GET", "agent_instance", Summaries[AgentInstanceAnswer], query=query
@@ -279,8 +255,8 @@ class ApiClient:
         call = f"{method} {path} at {self._config.api_url}"
         if self._closed:
             raise PrefactorUnreachableError(f"{call}: the connections are closed")
-        content = self._written(call, body) if isinstance(body, msgspec.Struct) else body
-        # Bulk answers repeat what they were sent.
+        content = self._encoded(call, body) if isinstance(body, msgspec.Struct) else body
+        # Bulk answers repeat the items of their request.
         limit = most_bytes + 2 * len(content or b"")
         try:
             with unrecorded(), anyio.fail_after(self._config.request_timeout):
@@ -296,40 +272,40 @@ class ApiClient:
                 try:
                     return await self._read(call, answer, answer_type, limit)
                 finally:
-                    await answer.aclose()  # noqa: ASYNC102 - as far as it goes at once
+                    await answer.aclose()  # noqa: ASYNC102 - closes what closes at once
         except (TimeoutError, httpx.TimeoutException):
             raise PrefactorUnreachableError(
                 f"{call}: no answer within {self._config.request_timeout:g} s "
                 f"(no connection within {self._config.connect_timeout:g} s)"
             ) from None
         except httpx.LocalProtocolError:
-            # Its text shows what it complains about, and that may be the token.
+            # Its text shows the invalid part of the request, which may be the token.
             raise PrefactorUnreachableError(f"{call}: the request cannot be written") from None
         except (
             httpx.TransportError,
-            httpx.InvalidURL,  # what was put into the path fits into none
+            httpx.InvalidURL,  # an id that fits into no path
             OSError,
             UnicodeError,
             OverflowError,
-            RuntimeError,  # the connections were closed while this call was on its way
+            RuntimeError,  # the connections were closed during this call
         ) as error:
             text = self._quoted(str(error)) or type(error).__name__
             raise PrefactorUnreachableError(f"{call}: {text}") from None
 
-    def _written(self, call: str, body: msgspec.Struct) -> bytes:
+    def _encoded(self, call: str, body: msgspec.Struct) -> bytes:
         try:
             return msgspec.json.encode(body)
         except Exception as error:
             raise PrefactorValueError(f"{call} cannot be written as JSON: {error}") from None
 
     async def _read(self, call: str, answer: httpx.Response, answer_type: type[T], limit: int) -> T:
-        """What was answered, if it is a success. Raises what it says, if it is none."""
+        """Decode the answer. Raises the error in it, or that of its form."""
         status = answer.status_code
         if status >= 400:
             try:
                 body = await read_body(answer, _MOST_ERROR_BYTES)
             except UnreadableAnswerError:
-                body = b""  # none of the API's, whatever it is
+                body = b""  # unreadable, so not an error of the API
             raise error_from_answer(
                 call,
                 status,
@@ -355,7 +331,7 @@ class ApiClient:
             ) from None
 
     def _quote_texts(self, answer: object) -> None:
-        """Quote the texts of ``answer`` that messages and logs show."""
+        """Quote the texts of ``answer`` that errors and logs show."""
         if isinstance(answer, Details):
             one = cast("Details[object]", answer)
             self._quote_reason(one.details)

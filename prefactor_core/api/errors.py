@@ -1,4 +1,4 @@
-"""From an answer that is an error to the exception it is. Pure."""
+"""error_from_answer: the exception for an error of the API. Pure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from prefactor_core.exceptions import (
 )
 
 _FIELDS: Final = 20
-"""How many wrong fields an error names."""
+"""The most wrong fields that an error names."""
 
 _REFUSALS: Final[dict[int, type[PrefactorApiError]]] = {
     400: PrefactorValidationError,
@@ -47,20 +47,19 @@ def error_from_answer(
 ) -> PrefactorApiError:
     """The exception for an answer of status 400 or more.
 
-    A refusal (401, 404, 422, ...) is one only in the API's error form; in another form it is a
-    :class:`PrefactorContractError`, because a gateway may have answered.
+    A status of 400 to 499 is a refusal only with a body in the API's error form. With another body
+    it is a :class:`PrefactorContractError`, because a gateway may have answered.
 
-    ``call`` is the method and path; ``retry_after`` the header of that name; ``passing``
-    the statuses below 500 that are configured to mean "try again". The texts of the answer are
-    :func:`quoted`: a server may repeat the ``token`` that it was sent, the exception does not.
+    ``call`` is the method and path, ``retry_after`` the header of that name, ``passing`` the
+    statuses below 500 that are configured as "try again". The texts of the answer are
+    :func:`quoted`: a server may repeat the ``token`` that it received, the exception must not.
     """
-
     try:
         answer = decode(body, ErrorAnswer)
     except msgspec.DecodeError:
         answer = None
     if answer and answer.code is None and answer.status != "error" and not answer.errors:
-        answer = None  # JSON, but not the API's: a gateway's
+        answer = None  # JSON of a gateway, not of the API
     code = quoted(answer.code or "unknown", token) if answer else "unknown"
     fields = {
         quoted(name, token): quoted(text, token) for name, text in _field_messages(answer).items()
@@ -92,7 +91,7 @@ def _kind(
     if status >= 500 or status in passing:
         return PrefactorServerError
     if answer is None:
-        # Of a gateway, or a server that is not the API: it refuses nothing that the API would take.
+        # From a gateway, or from a server that is not the API: the API has refused nothing.
         return PrefactorContractError
     return _REFUSALS.get(status, PrefactorApiError)
 
@@ -118,7 +117,7 @@ def _text(raw: msgspec.Raw) -> str:
 
 
 def _wait(answer: ErrorAnswer | None, retry_after: str | None) -> float | None:
-    """The wait asked for, in seconds: ``retry_after_ms`` of the body, or the header."""
+    """The requested wait in seconds: ``retry_after_ms`` of the body, or else the header."""
     if answer and answer.retry_after_ms is not None:
         return max(0.0, answer.retry_after_ms / 1000)
     if retry_after is None:

@@ -1,4 +1,4 @@
-"""Masks secrets in what httpcore logs: at DEBUG, it shows what servers answer."""
+"""masks_in_logs: no secret in the logs of httpcore, which show whole answers at DEBUG."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _secrets: tuple[str, ...] = ()
 
 class _Mask(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        """Lets every record pass, without secrets."""
+        """Pass every record, without secrets."""
         secrets = _secrets
         try:
             text = shown = record.getMessage()
         except Exception:
-            return True  # logging says itself what is wrong with it
+            return True  # logging itself reports the bad record
         for secret in secrets:
             shown = masked(shown, secret)
         if shown != text:
@@ -44,7 +44,7 @@ _mask: Final = _Mask()
 
 @contextmanager
 def masks_in_logs(*secrets: str) -> Generator[None]:
-    """Mask ``secrets`` in the log records of httpcore until the block is left."""
+    """Mask ``secrets`` in the log records of httpcore inside the block."""
     _change(secrets, +1)
     try:
         yield
@@ -59,14 +59,14 @@ def _change(secrets: tuple[str, ...], uses: int) -> None:
             _uses[secret] += uses
             if not _uses[secret]:
                 del _uses[secret]
-        # The longest first: one may be a part of another.
+        # The longest first: one secret may be a part of another.
         _secrets = tuple(sorted(_uses, key=len, reverse=True))
     for name in _LOGGERS:
-        logging.getLogger(name).addFilter(_mask)  # once: logging sees to it
+        logging.getLogger(name).addFilter(_mask)  # logging adds a filter only once
 
 
 def _renew_lock() -> None:
-    """In the child of a fork, where another thread may have held it, for ever."""
+    """After a fork: a thread that does not exist in the child may have held the lock."""
     global _lock
     _lock = Lock()
 

@@ -1,4 +1,4 @@
-"""Network: connections for httpcore, by addresses that a daemon thread has looked up."""
+"""Network: the connections of httpcore, to addresses that a daemon thread looks up."""
 
 from __future__ import annotations
 
@@ -11,32 +11,31 @@ from typing import Any, Final, cast
 import anyio
 import anyio.lowlevel
 
-# httpcore uses it, and leaves the import to others.
+# httpcore uses this module without importing it.
 import anyio.streams.tls  # pyright: ignore[reportUnusedImport]
 import httpcore
 
 from prefactor_core.api.resolver import resolve
 
 _STAGGER: Final = 0.25
-"""Seconds that an address has to itself before the next one is tried beside it."""
+"""Seconds between an attempt to connect and the next one, to another address, beside it."""
 
 _MOST_HEADERS: Final = 32 * 1024
-"""Bytes of an answer before its body, at most."""
+"""The most bytes of an answer before its body."""
 
 _HEADER_READ: Final = 4096
-"""Bytes that are read at once before the body: h11 parses them in one go, however many answers
-"100 Continue" they hold."""
-
+"""The most bytes of one read before the body: h11 parses a whole read in one go, however many
+"100 Continue" answers it holds."""
 
 _opened: ContextVar[list[httpcore.AsyncNetworkStream] | None] = ContextVar("_opened", default=None)
 
 
 @asynccontextmanager
 async def no_connection_left() -> AsyncGenerator[None]:
-    """If the block raises, close the connections that it has opened.
+    """Close the connections that the block opened if it raises.
 
-    httpcore forgets one whose handshake is cancelled, with the server (TLS) or a proxy (SOCKS), or
-    fails there. asyncio keeps it open then, as long as the loop runs.
+    httpcore forgets a connection whose handshake with the server (TLS) or a proxy (SOCKS) fails or
+    is cancelled. asyncio then keeps it open as long as the loop runs.
     """
     opened: list[httpcore.AsyncNetworkStream] = []
     token = _opened.set(opened)
@@ -84,7 +83,7 @@ class Network(httpcore.AsyncNetworkBackend):
 
 
 class Connection(httpcore.AsyncNetworkStream):
-    """A TCP or TLS connection. What an answer has before its body is bounded."""
+    """A TCP or TLS connection that bounds the bytes of an answer before its body."""
 
     def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
         self._stream = stream
@@ -92,11 +91,11 @@ class Connection(httpcore.AsyncNetworkStream):
         self._is_given_up = False
 
     def body_begins(self) -> None:
-        """The headers of the answer are read: no bound from here to the next request."""
+        """Lift the bound until the next request: the headers of the answer are read."""
         self._headers_left = None
 
     def give_up(self) -> None:
-        """Have the next read fail: nothing more of the answer is wanted."""
+        """Make the next read fail: the rest of the answer is not needed."""
         self._is_given_up = True
 
     async def read(
@@ -104,7 +103,7 @@ class Connection(httpcore.AsyncNetworkStream):
         max_bytes: int,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> bytes:
-        """The next bytes."""
+        """Receive the next bytes."""
         if self._is_given_up:
             raise httpcore.ReadError("the answer was given up")
         if self._headers_left is None:
@@ -122,7 +121,7 @@ class Connection(httpcore.AsyncNetworkStream):
         buffer: bytes,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> None:
-        """Send a request, or a part of one."""
+        """Send a request, or a part of one; the bound applies to its answer."""
         self._headers_left = _MOST_HEADERS
         await self._stream.write(buffer, timeout)
 
@@ -144,13 +143,13 @@ class Connection(httpcore.AsyncNetworkStream):
         return Connection(stream)
 
     def get_extra_info(self, info: str) -> Any:
-        """What httpcore wants to know of the connection."""
+        """Information about the connection, for httpcore."""
         return self._stream.get_extra_info(info)
 
 
 async def _connect_to_one(addresses: list[str], port: int) -> httpcore.AsyncNetworkStream:
-    """A connection to the first address that takes it. Each is tried a little after the one
-    before, or as soon as that has failed."""
+    """A connection to the first address that accepts one. The attempts start ``_STAGGER`` seconds
+    apart, or as soon as the one before has failed."""
     backend = _backend_here()
     connected: httpcore.AsyncNetworkStream | None = None
     problems: list[Exception] = []
@@ -177,7 +176,7 @@ async def _connect_to_one(addresses: list[str], port: int) -> httpcore.AsyncNetw
                 with anyio.move_on_after(_STAGGER):
                     await failed.wait()
     except BaseException:
-        # Cancelled in the same turn in which a connection was made.
+        # This task was cancelled in the turn in which a connection was made.
         if connected is not None:
             with anyio.CancelScope(shield=True):  # a TCP connection closes at once
                 await connected.aclose()
@@ -188,7 +187,7 @@ async def _connect_to_one(addresses: list[str], port: int) -> httpcore.AsyncNetw
 
 
 def _why_no_tls(error: BaseException | None) -> str:
-    """What ssl says, which trio keeps as the cause of an error without a text."""
+    """The text of the ssl error; trio raises an error without text, with the ssl error as cause."""
     while error is not None:
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             return str(error)
@@ -197,9 +196,9 @@ def _why_no_tls(error: BaseException | None) -> str:
 
 
 def _backend_here() -> httpcore.AsyncNetworkBackend:
-    """The connections of the running event loop."""
+    """The backend for the running event loop."""
     is_trio = hasattr(anyio.lowlevel.current_token().native_token, "run_sync_soon")
-    # The cast: either class has a stand-in for where its package is missing.
+    # The cast: where its package is missing, either class is a stand-in of another type.
     return cast(
         "httpcore.AsyncNetworkBackend",
         httpcore.TrioBackend() if is_trio else httpcore.AnyIOBackend(),

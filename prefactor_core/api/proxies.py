@@ -18,7 +18,7 @@ _HOST: Final = re.compile(r"[\w.:-]+")
 
 @dataclass(frozen=True)
 class Proxy:
-    """Where a proxy is. ``scheme``: http, https, socks5 or socks5h."""
+    """The address and login of a proxy. ``scheme``: http, https, socks5 or socks5h."""
 
     scheme: str
     host: str
@@ -28,13 +28,13 @@ class Proxy:
 
 
 def proxy_for(url: str) -> Proxy | None:
-    """The proxy by which to ask ``url``; None for none.
+    """The proxy for requests to ``url``, or None.
 
     Read from ``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY`` and ``NO_PROXY`` by the rules of
-    Python's standard library, or from the settings of macOS and Windows. What can be no host
-    in ``NO_PROXY`` matches none.
+    Python's standard library, or from the settings of macOS and Windows. An entry of ``NO_PROXY``
+    that is no host matches none.
 
-    Raises :class:`PrefactorValueError`, which shows no password, if that can be no proxy.
+    Raises :class:`PrefactorValueError`, which shows no password, for an invalid proxy.
     """
     parts = urlsplit(url)
     kind, proxy = _named(parts)
@@ -61,9 +61,9 @@ def proxy_for(url: str) -> Proxy | None:
 
 
 def _named(parts: SplitResult) -> tuple[str, Proxy | None]:
-    """Which variable names a proxy, and what it says, right or wrong.
+    """The kind of variable that names a proxy, and the proxy, which may be invalid.
 
-    It raises nothing: a traceback with locals would show the password.
+    Raises nothing: a traceback with locals would show the password.
     """
     proxies = getproxies()
     kind = parts.scheme if proxies.get(parts.scheme) else "all"
@@ -93,7 +93,7 @@ def _is_bypassed(parts: SplitResult) -> bool:
 
 
 def _variable(kind: str) -> str:
-    """The environment variable that names the proxy of a kind."""
+    """The name of the environment variable for a kind of proxy, for messages."""
     for name in (f"{kind}_proxy", f"{kind}_PROXY".upper()):
         if os.environ.get(name):
             return name

@@ -1,4 +1,4 @@
-"""quoted: text from outside, made fit for a message or a log line of ours. Pure."""
+"""quoted: foreign text, made safe for an error message or a log line. Pure."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import Final
 _MASK: Final = "***"
 _LIMIT: Final = 500
 _LONGEST_SPELLING: Final = 13
-"""Characters that one character of a token can take: eight backslashes and ``u002f``."""
+"""The most characters that spell one character of a token: eight backslashes and ``u002f``."""
 
 
 def quoted(text: str, token: str) -> str:
-    """``text`` on one line, without the token, and cut after 500 characters.
+    """``text`` on one line, without the token, cut after 500 characters.
 
-    The token is masked as it is, and as addresses (``%2F``), JSON (``\\/``, ``\\u002f``) and the
-    ``repr`` of Python spell it. Line breaks, control characters, and characters that change the
-    order of those around them are escaped as Python does it.
+    The token is masked as it is, and as URLs (``%2F``), JSON (``\\/``, ``\\u002f``) and the
+    ``repr`` of Python spell it. Line breaks, control characters, and characters that reorder their
+    neighbours are escaped as Python does it.
     """
     spread = _LONGEST_SPELLING * len(token)
     window = 4 * _LIMIT + 2 * spread
     shown = _printable(text[:window])
     if token:
-        # After the escaping, which may write what a token can hold.
+        # After the escaping: escaped text may happen to spell the token.
         shown = masked(shown, token)
         if len(text) > window:
-            shown = shown[:-spread]  # it may end with the first part of a token
+            shown = shown[:-spread]  # the end may be the first part of a token
     return shown if len(shown) <= _LIMIT else f"{shown[:_LIMIT]}…"
 
 
 def masked(text: str, token: str) -> str:
-    """``text`` without ``token``, however that is spelt."""
+    """``text`` without ``token``, in any of its spellings."""
     return _pattern_of(token).sub(_MASK, text)
 
 
@@ -44,7 +44,7 @@ def _printable(text: str) -> str:
 
 @lru_cache(maxsize=32)
 def _pattern_of(token: str) -> re.Pattern[str]:
-    # The quantifiers are possessive (}+): a long run of backslashes is not tried in every way.
+    # The quantifiers are possessive (}+): no backtracking over a long run of backslashes.
     parts: list[str] = []
     for character, run in groupby(token):
         length = len(list(run))

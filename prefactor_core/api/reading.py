@@ -1,4 +1,4 @@
-"""read_body: the body of an answer, as a stream, unpacked and bounded."""
+"""read_body: the body of an answer, read as a stream, decompressed and bounded."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ import anyio.lowlevel
 import httpx
 
 _SLICE: Final = 256 * 1024
-"""Bytes that are unpacked in one turn of the loop."""
+"""The most bytes that are decompressed in one turn of the loop."""
 
 _CHUNKS: Final = 32
-"""Parts of an answer that are taken in one turn of the loop, however small they are."""
-
+"""The most parts of an answer that are read in one turn of the loop, however small they are."""
 
 _LEAST: Final = 64
-"""Bytes that a part counts for, however small it is: it takes time, too."""
+"""The bytes that a part counts at least: a small part takes time, too."""
 
 
 class UnreadableAnswerError(Exception):
-    """The body is too long, or packed in a way that cannot be read."""
+    """The body is too long, or compressed in a way that cannot be read."""
 
 
 class _Plain:
-    """Takes a body as it comes."""
+    """Collects a body that is not compressed."""
 
     def __init__(self, limit: int) -> None:
         self._taken = _Bytes(limit)
@@ -39,10 +38,10 @@ class _Plain:
 
 
 class _Gzip:
-    """Unpacks a body, slice by slice."""
+    """Decompresses a body, slice by slice."""
 
     def __init__(self, limit: int) -> None:
-        self._packed = _Bytes(limit)  # there are blocks that unpack to nothing
+        self._packed = _Bytes(limit)  # some blocks decompress to nothing
         self._unpacked = _Plain(limit)
         self._unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
 
@@ -66,7 +65,7 @@ class _Gzip:
 
 
 class _Bytes:
-    """Counts the bytes of parts up to a limit."""
+    """Counts the bytes of parts; raises :class:`UnreadableAnswerError` beyond a limit."""
 
     def __init__(self, limit: int) -> None:
         self._left = limit
@@ -78,10 +77,10 @@ class _Bytes:
 
 
 async def read_body(answer: httpx.Response, limit: int) -> bytes:
-    """The body of ``answer``. The loop gets a turn after each slice of work.
+    """Read the body of ``answer``. The loop gets a turn after each slice of work.
 
-    Raises :class:`UnreadableAnswerError` if it has (about) more than ``limit`` bytes, packed or
-    unpacked, or is packed otherwise than with gzip; and what httpx raises.
+    Raises :class:`UnreadableAnswerError` for a body of (about) more than ``limit`` bytes,
+    compressed or not, and for a compression other than gzip; and the errors of httpx.
     """
     packing = answer.headers.get("Content-Encoding", "").strip().lower()
     body = _Gzip(limit) if packing in ("gzip", "x-gzip") else _Plain(limit)
@@ -100,12 +99,12 @@ async def read_body(answer: httpx.Response, limit: int) -> bytes:
                 try:
                     await body.add(chunk)
                 except UnreadableAnswerError as error:
-                    # Not raised in here: the generators of httpx and httpcore would be left to
-                    # the garbage collector. The next read fails, and ends them.
+                    # To raise here would leave the generators of httpx and httpcore to the
+                    # garbage collector. Instead the next read fails, and ends them.
                     failure = error
                     answer.extensions.get("give_up", _nothing)()
             if chunks % _CHUNKS == 0:
-                # Cancelled is the next read. In here that would leave the generators, too.
+                # Shielded for the same reason: a cancellation ends the next read.
                 await anyio.lowlevel.cancel_shielded_checkpoint()
     except httpx.TransportError:
         if failure is None:
@@ -116,4 +115,4 @@ async def read_body(answer: httpx.Response, limit: int) -> bytes:
 
 
 def _nothing() -> None:
-    """An answer of this process: it is there already."""
+    """An in-process answer is whole already."""

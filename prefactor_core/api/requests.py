@@ -1,17 +1,15 @@
-"""The bodies of requests: operations as the API takes them, alone or in bulk. Pure.
-
-API.md sections 6.1 (single calls), 8 (spans) and 10 (bulk).
-"""
+"""Request bodies: operations as the API takes them, alone or in bulk. Pure."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from prefactor_core.exceptions import OperationError
+from prefactor_core.models.clock import to_datetime
 from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
 from prefactor_core.operations import (
     CreateSpan,
@@ -24,8 +22,8 @@ from prefactor_core.operations import (
     StartAgentInstance,
 )
 
-# The key of a tagged value as msgspec writes it. Inside of a text its quotes would be escaped, so
-# it is not found where somebody has merely written about it.
+# The key of a sensitive value as msgspec encodes it. A text that merely mentions the key does not
+# match: its quotes are escaped.
 _SENSITIVE: Final = b'"$sensitive":'
 
 
@@ -91,37 +89,22 @@ class _FinishSpan(Struct, kw_only=True, omit_defaults=True):
     sensitive_encoding: bool = False
 
 
-class _RegisterItem(_Register, kw_only=True, tag_field="_type", tag="agent_instances/register"):
-    pass
-
-
-class _StartItem(_Start, kw_only=True, tag_field="_type", tag="agent_instances/start"):
-    agent_instance_id: str
-
-
-class _FinishInstanceItem(
-    _FinishInstance, kw_only=True, tag_field="_type", tag="agent_instances/finish"
-):
-    agent_instance_id: str
-
-
-class _QualityItem(_Quality, kw_only=True, tag_field="_type", tag="agent_instances/record_quality"):
-    agent_instance_id: str
-
-
-class _CreateItem(_Create, kw_only=True, tag_field="_type", tag="agent_spans/create"):
-    pass
-
-
-class _FinishSpanItem(_FinishSpan, kw_only=True, tag_field="_type", tag="agent_spans/finish"):
-    agent_span_id: str
+# By class: how the bulk item begins, and the field for the id that the single call has in its path.
+_ITEMS: Final[dict[type[Operation], tuple[bytes, bytes]]] = {
+    RegisterAgentInstance: (b'{"_type":"agent_instances/register",', b""),
+    StartAgentInstance: (b'{"_type":"agent_instances/start",', b"agent_instance_id"),
+    FinishAgentInstance: (b'{"_type":"agent_instances/finish",', b"agent_instance_id"),
+    RecordQuality: (b'{"_type":"agent_instances/record_quality",', b"agent_instance_id"),
+    CreateSpan: (b'{"_type":"agent_spans/create",', b""),
+    FinishSpan: (b'{"_type":"agent_spans/finish",', b"agent_span_id"),
+}
 
 
 def single(operation: Operation, *, given_id: bool = True) -> tuple[str, Struct]:
-    """The path below ``/api/v1/`` and the body of an operation's own call.
+    """The path below ``/api/v1/`` and the body of the call for one operation.
 
-    ``given_id``: whether the API is told which id a span shall have. Raises
-    :class:`OperationError` for what the API has no call for.
+    ``given_id``: False to let the API make the id of a span. Raises :class:`OperationError` for an
+    operation that the API has no endpoint for.
     """
     match operation:
         case CreateSpan():
@@ -131,19 +114,20 @@ def single(operation: Operation, *, given_id: bool = True) -> tuple[str, Struct]
         case FinishSpan():
             return f"agent_spans/{operation.span_id}/finish", _FinishSpan(
                 status=operation.status,
-                timestamp=operation.timestamp,
+                timestamp=to_datetime(operation.timestamp),
                 idempotency_key=operation.idempotency_key,
                 result_payload=operation.result_payload,
                 sensitive_encoding=_has_tags(operation.result_payload),
             )
         case StartAgentInstance():
             return f"agent_instance/{operation.instance_id}/start", _Start(
-                timestamp=operation.timestamp, idempotency_key=operation.idempotency_key
+                timestamp=to_datetime(operation.timestamp),
+                idempotency_key=operation.idempotency_key,
             )
         case FinishAgentInstance():
             return f"agent_instance/{operation.instance_id}/finish", _FinishInstance(
                 status=operation.status,
-                timestamp=operation.timestamp,
+                timestamp=to_datetime(operation.timestamp),
                 idempotency_key=operation.idempotency_key,
             )
         case RecordQuality():
@@ -153,85 +137,51 @@ def single(operation: Operation, *, given_id: bool = True) -> tuple[str, Struct]
                 idempotency_key=operation.idempotency_key,
             )
         case RegisterAgentInstance():
-            return "agent_instance/register", _Register(**_registration(operation))
+            return "agent_instance/register", _registration(operation)
         case _:
             raise OperationError(
-                "the API has no call that changes the payload of a span that has started",
+                f"{operation.type.name}: the API has no call that changes the payload of a span "
+                "that has started",
                 operation.type,
             )
 
 
 def termination(instance_id: str, reason: str, idempotency_key: str) -> tuple[str, Struct]:
-    """The path and the body of the call that terminates a run; no operation does."""
+    """The path and the body of the call that terminates a run; there is no operation for it."""
     body = _Terminate(reason=reason, idempotency_key=idempotency_key)
     return f"agent_instance/{instance_id}/terminate", body
 
 
-def item(operation: Operation, given_id: bool) -> Struct:
-    """An operation as an item of a bulk request.
-
-    ``given_id``: whether the API is told which id a span shall have. Raises
-    :class:`OperationError` for what the API has no call for.
-    """
-    key = operation.idempotency_key
-    match operation:
-        case CreateSpan():
-            return _CreateItem(details=_span_details(operation, given_id), idempotency_key=key)
-        case FinishSpan():
-            return _FinishSpanItem(
-                agent_span_id=operation.span_id,
-                status=operation.status,
-                timestamp=operation.timestamp,
-                idempotency_key=key,
-                result_payload=operation.result_payload,
-                sensitive_encoding=_has_tags(operation.result_payload),
-            )
-        case StartAgentInstance():
-            return _StartItem(
-                agent_instance_id=operation.instance_id,
-                timestamp=operation.timestamp,
-                idempotency_key=key,
-            )
-        case FinishAgentInstance():
-            return _FinishInstanceItem(
-                agent_instance_id=operation.instance_id,
-                status=operation.status,
-                timestamp=operation.timestamp,
-                idempotency_key=key,
-            )
-        case RecordQuality():
-            return _QualityItem(
-                agent_instance_id=operation.instance_id,
-                name=operation.name,
-                payload=operation.payload,
-                idempotency_key=key,
-            )
-        case RegisterAgentInstance():
-            return _RegisterItem(**_registration(operation))
-        case _:
-            raise OperationError(f"{operation.type.name} does not go into bulk", operation.type)
+def item(operation: Operation, body: bytes) -> bytes:
+    """The item of POST /api/v1/bulk for ``operation``; ``body``: its single call, as JSON."""
+    begin, id_field = _ITEMS[type(operation)]
+    if not id_field:
+        return begin + body[1:]
+    id = operation.span_id if isinstance(operation, FinishSpan) else operation.instance_id
+    return b'%s%s,"%s":%s}' % (begin, body[1:-1], id_field, msgspec.json.encode(id))
 
 
-def _registration(operation: RegisterAgentInstance) -> dict[str, Any]:
+def _registration(operation: RegisterAgentInstance) -> _Register:
     version = operation.agent_version
     if operation.runtime_environment is not UNSET:
         fields = msgspec.json.decode(version, type=dict[str, Raw])
         fields["runtime_environment"] = operation.runtime_environment
         version = Raw(msgspec.json.encode(fields))
-    return {
-        "agent_id": operation.agent_id,
-        "environment_id": operation.environment_id,
-        "external_identifier": operation.external_identifier,
-        "purpose": operation.purpose,
-        "agent_version": version,
-        "agent_schema_version": operation.agent_schema_version,
-        "update_current_version": True,
-        "idempotency_key": operation.idempotency_key,
-        "id": operation.instance_id if operation.asks_for_id else None,
-    }
+    return _Register(
+        agent_id=operation.agent_id,
+        environment_id=operation.environment_id,
+        external_identifier=operation.external_identifier,
+        purpose=operation.purpose,
+        agent_version=version,
+        agent_schema_version=operation.agent_schema_version,
+        update_current_version=True,
+        idempotency_key=operation.idempotency_key,
+        id=operation.instance_id if operation.asks_for_id else None,
+    )
 
 
 def _span_details(operation: CreateSpan, given_id: bool) -> _SpanDetails:
+    begun, finished_at = to_datetime(operation.timestamp), operation.finished_at
     return _SpanDetails(
         id=operation.span_id if given_id else None,
         agent_instance_id=operation.instance_id,
@@ -239,8 +189,8 @@ def _span_details(operation: CreateSpan, given_id: bool) -> _SpanDetails:
         schema_name=operation.schema_name,
         status=operation.status,
         payload=operation.payload,
-        started_at=None if operation.status is SpanStatus.PENDING else operation.timestamp,
-        finished_at=operation.finished_at,
+        started_at=None if operation.status is SpanStatus.PENDING else begun,
+        finished_at=None if finished_at is None else to_datetime(finished_at),
         result_payload=operation.result_payload,
         sensitive_encoding=_has_tags(operation.payload) or _has_tags(operation.result_payload),
         idempotency_key=operation.idempotency_key,
@@ -248,5 +198,5 @@ def _span_details(operation: CreateSpan, given_id: bool) -> _SpanDetails:
 
 
 def _has_tags(payload: Raw | UnsetType) -> bool:
-    """Whether values in ``payload`` are marked as sensitive (API.md section 8)."""
+    """Whether ``payload`` has sensitive values: the API wants that as ``sensitive_encoding``."""
     return payload is not UNSET and _SENSITIVE in bytes(payload)

@@ -1,7 +1,7 @@
 """resolve: the addresses of a host, looked up in daemon threads.
 
-The event loops look names up in threads that are waited for when the loop ends: a resolver that
-hangs would outlast every time-out.
+Event loops look names up in threads that they wait for when they end: a resolver that hangs would
+outlast every time-out.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import anyio
 from prefactor_core.queue.event_loop import run_soon_here
 
 _PATIENCE: Final = 30.0
-"""Seconds after which a lookup that still waits gets another one beside it."""
+"""Seconds until a second lookup starts beside one that hangs."""
 
 _MOST_THREADS: Final = 4
-"""Lookups of one name at a time, at most."""
+"""The most lookups of one name at a time."""
 
 
 class _Wait:
-    """One call of :func:`resolve`, and what came of the lookup."""
+    """One call of :func:`resolve`, and the result of its lookup."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self.wake = wake
@@ -36,7 +36,7 @@ class _Wait:
 
 
 class _Lookups:
-    """The lookups of one name. The first to end answers everybody who waits."""
+    """The lookups of one name. The first to end answers all waiting calls."""
 
     def __init__(self) -> None:
         self.waits: list[_Wait] = []
@@ -51,8 +51,8 @@ _lookups: dict[tuple[str, int], _Lookups] = {}
 async def resolve(host: str, port: int) -> list[str]:
     """The IP addresses of ``host``, in the order in which to try them.
 
-    Calls that need the same name at once share one lookup, of whichever event loop they are.
-    Cancelled, this returns at once, and the lookup goes on.
+    Simultaneous calls for the same name share one lookup, also across event loops. A cancelled
+    call returns at once; the lookup goes on.
 
     Raises :class:`OSError` if the name has no address.
     """
@@ -124,8 +124,8 @@ def _look_up(host: str, port: int) -> None:
 
 
 def _alternating(found: list[tuple[int, str]]) -> list[str]:
-    """The addresses in their order, but the second of the other family, if there is one: where
-    IPv6 leads nowhere, say, the next attempt is not IPv6 again."""
+    """The addresses in their order, but the second of the other family if possible: if IPv6 leads
+    nowhere, say, the next attempt is IPv4."""
     other = next((pair for pair in found if pair[0] != found[0][0]), None)
     if other is not None:
         found.remove(other)
@@ -134,7 +134,7 @@ def _alternating(found: list[tuple[int, str]]) -> list[str]:
 
 
 def _forget() -> None:
-    """In the child of a fork, where these threads are not."""
+    """After a fork: the threads do not exist in the child, and one may have held the lock."""
     global _lock
     _lock = Lock()
     _lookups.clear()

@@ -1,4 +1,4 @@
-"""tls_context: the certificates that a server is checked against, read once for all clients."""
+"""tls_context: the certificates to verify servers with, read once for all clients."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _contexts: OrderedDict[tuple[object, ...], ssl.SSLContext] = OrderedDict()
 
 def tls_context() -> ssl.SSLContext:
     """A context with the certificates of ``SSL_CERT_FILE``, else of ``SSL_CERT_DIR``, else of
-    the package certifi; the same one as long as these are the same.
+    the package certifi; cached while these are unchanged.
 
-    It takes 20 to 100 ms to make one. To be called in one thread only.
+    Making one takes 20 to 100 ms. Call it in one thread only.
 
-    Raises :class:`PrefactorValueError`, which names the variable, if nothing can be read there.
+    Raises :class:`PrefactorValueError`, which names the variable, for unreadable certificates.
     """
     file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
     version: tuple[int, ...] = ()

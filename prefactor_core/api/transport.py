@@ -1,4 +1,4 @@
-"""Transport: how httpx reaches the API, through connections of our own."""
+"""Transport: sends requests of httpx over our own connections (:mod:`.network`)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _thread: Final = DaemonThread("prefactor-transport", idle_seconds=0)
 
 
 async def open_transport(url: str) -> Transport:
-    """A transport to the server of ``url``, by the proxy that the environment names, if any.
+    """Make a transport to the server of ``url``, by the proxy that the environment names, if any.
 
-    What the environment and files say is read in a daemon thread.
+    A daemon thread reads the environment and the files of certificates.
 
     Raises :class:`PrefactorValueError` for a proxy or certificates that cannot be used.
     """
@@ -39,15 +39,14 @@ def _make(url: str) -> Transport:
 
 def _pool(is_tls: bool, proxy: Proxy | None) -> httpcore.AsyncConnectionPool:
     context = tls_context() if is_tls else None
+    options: dict[str, Any] = {
+        "max_connections": _MOST_CONNECTIONS,
+        "max_keepalive_connections": _MOST_IDLE,
+        "keepalive_expiry": _IDLE_SECONDS,
+        "network_backend": Network(),
+    }
     if proxy is None:
-        return httpcore.AsyncConnectionPool(
-            ssl_context=context,
-            max_connections=_MOST_CONNECTIONS,
-            max_keepalive_connections=_MOST_IDLE,
-            keepalive_expiry=_IDLE_SECONDS,
-            network_backend=Network(),
-        )
-    proxy_context = tls_context() if proxy.scheme == "https" else None
+        return httpcore.AsyncConnectionPool(context, **options)
     address = httpcore.URL(scheme=proxy.scheme, host=proxy.host, port=proxy.port, target="/")
     login = (
         (proxy.username.encode(), proxy.password.encode())
@@ -55,31 +54,17 @@ def _pool(is_tls: bool, proxy: Proxy | None) -> httpcore.AsyncConnectionPool:
         else None
     )
     if proxy.scheme in ("http", "https"):
+        proxy_context = tls_context() if proxy.scheme == "https" else None
         return httpcore.AsyncHTTPProxy(
-            address,
-            login,
-            ssl_context=context,
-            proxy_ssl_context=proxy_context,
-            max_connections=_MOST_CONNECTIONS,
-            max_keepalive_connections=_MOST_IDLE,
-            keepalive_expiry=_IDLE_SECONDS,
-            network_backend=Network(),
+            address, login, ssl_context=context, proxy_ssl_context=proxy_context, **options
         )
-    return httpcore.AsyncSOCKSProxy(
-        address,
-        login,
-        ssl_context=context,
-        max_connections=_MOST_CONNECTIONS,
-        max_keepalive_connections=_MOST_IDLE,
-        keepalive_expiry=_IDLE_SECONDS,
-        network_backend=Network(),
-    )
+    return httpcore.AsyncSOCKSProxy(address, login, ssl_context=context, **options)
 
 
 class Transport(httpx.AsyncBaseTransport):
-    """Requests over a pool of connections. ``password``: that of the proxy, or empty.
+    """Sends requests over a pool of connections. ``password``: that of the proxy, or empty.
 
-    An answer's extension ``give_up`` ends the reading of its body.
+    The extension ``give_up`` of a response is a function that ends the reading of its body.
     """
 
     def __init__(self, pool: httpcore.AsyncConnectionPool, password: str) -> None:
@@ -87,7 +72,7 @@ class Transport(httpx.AsyncBaseTransport):
         self.password = password
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request; the answer, with its body to be read yet."""
+        """Send a request; return the response with an unread body."""
         url = request.url
         target = httpcore.URL(
             scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
@@ -138,7 +123,7 @@ class _Body(httpx.AsyncByteStream):
 
 
 def _as_httpx(error: Exception) -> httpx.TransportError:
-    """A failure of the packages below (httpcore, ssl, socksio) as one of httpx."""
+    """Map an error of the packages below (httpcore, ssl, socksio) to one of httpx."""
     kind = httpx.TransportError
     if isinstance(error, httpcore.TimeoutException):
         kind = httpx.TimeoutException

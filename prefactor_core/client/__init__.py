@@ -1,7 +1,9 @@
-"""The scope that owns everything: how a client opens, closes, and is used from synchronous code.
+"""The client: the scope that owns everything a program records with.
 
-A configuration comes in, an open client goes out. Read ``client`` first, then ``scope``, which
-puts the parts together and has the order of exit.
+A configuration comes in, an open client goes out: its connections, queues, workers, runs and spans
+live until the scope is left. Read ``client`` first; then ``scope``, which puts the parts together
+and has the order of exit. ``recording_client`` has the methods that record; ``sync`` is the same
+client for programs without an event loop.
 """
 
 from prefactor_core.client.client import PrefactorCoreClient, open_prefactor

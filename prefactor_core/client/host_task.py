@@ -1,4 +1,4 @@
-"""HostTask: a scope that is opened and closed by calls, in whichever tasks these are made."""
+"""HostTask: a scope that calls open and close, from any tasks of one event loop."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from prefactor_core.queue.event_loop import EventLoop
 class HostTask:
     """Holds ``scope`` open in a task of its own, between :meth:`open` and :meth:`close`.
 
-    A scope must be left by the task that entered it, and frameworks open in one task what they
-    close in another. So neither of them enters it: a third one does, that no task group owns.
+    A scope must be left by the task that entered it, but frameworks open in one task and close in
+    another. So a third task enters the scope, one that no task group owns.
 
-    What that keeps: the order of exit, the drain and its time, errors of opening and closing,
-    which leave :meth:`open` and :meth:`close`. If :meth:`close` is never called, the task is
-    cancelled as the event loop ends (asyncio.run and trio.run do that), and drains then.
+    It keeps the order of exit, the drain and its time limit. Errors of opening and closing leave
+    :meth:`open` and :meth:`close`. If :meth:`close` is never called, the task is cancelled as the
+    event loop ends (asyncio.run and trio.run do that), and drains then.
 
-    What it cannot keep: nothing of the callers is inside of the scope. Their exceptions and
-    cancellations do not reach it, so it cannot tell how their work ended. A loop that is
-    stopped without cancelling its tasks drains nothing; that is said, as the program ends.
+    The callers are not inside the scope: their exceptions and cancellations do not reach it, so
+    it cannot know how their work ended. A loop that is stopped without cancelling its tasks
+    drains nothing; a warning says so as the program ends.
     """
 
     def __init__(self, scope: AbstractAsyncContextManager[object]) -> None:
@@ -39,15 +39,15 @@ class HostTask:
         self._task: object = None
 
     async def open(self) -> None:
-        """Return when the scope is open. Raises what its entering raises.
+        """Return when the scope is open. Raises the error of entering it.
 
-        Raises :class:`ClientScopeError` if something has cancelled the task in the meantime.
+        Raises :class:`ClientScopeError` if the task was cancelled from outside in the meantime.
         """
         self._task = self._event_loop.spawn(self._host, "prefactor-core-host", self._cancelled)
         try:
             await self._opened.wait()
         except BaseException:
-            # Cancelled: nobody else will close it, or needs what its opening waits for.
+            # Cancelled: nobody else will close the scope, and nobody waits for its opening.
             self._opening.cancel()
             await self._close()  # noqa: ASYNC102 - shields and bounds
             raise
@@ -55,15 +55,15 @@ class HostTask:
 
     @property
     def ended(self) -> bool:
-        """Whether the scope is closed, or could not be opened; or is the parent's, in a fork."""
+        """Whether the scope is closed, or could not be opened, or belongs to a parent process."""
         return self._closed.is_set() or self._event_loop.is_forked
 
     async def close(self) -> None:
-        """Return when the scope is closed, also under a cancellation: it has its own time limit.
+        """Return when the scope is closed, also under a cancellation: closing has a time limit.
         (asyncio's own ``Task.cancel()`` ends this call at once; the closing goes on without it.)
-        Raises what its leaving raises, once.
+        Raises the error of leaving the scope, once.
 
-        Raises :class:`ClientScopeError` in another event loop, where that cannot be awaited.
+        Raises :class:`ClientScopeError` in another event loop, where it cannot be awaited.
         """
         if anyio.lowlevel.current_token() != self._loop:
             raise ClientScopeError(
@@ -98,11 +98,11 @@ class HostTask:
                     self._opened.set()
                     await self._closing.wait()
         except Exception as error:
-            # For who waits. From here it would end the loop on trio, and be nobody's on asyncio.
+            # open() or close() raises it. If this task did, trio would end the loop and asyncio
+            # would only log it.
             self._error = error
         except KeyboardInterrupt:
-            # It has hit a worker on trio, where a task like this must not end by it: trio
-            # raises it in the main task.
+            # On trio it has hit a worker. A system task must not end by it; the main task can.
             signal.raise_signal(signal.SIGINT)
         except BaseException:
             self._cancelled()

@@ -1,4 +1,4 @@
-"""LoopThread: an event loop for programs that have none, in a thread of its own."""
+"""LoopThread: an event loop in a thread of its own, for programs without a loop."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ T = TypeVar("T")
 _CLOSED_MEANWHILE: Final = "the client was closed by another thread in the meantime"
 
 _GRACE: Final = 2.0
-"""Seconds for the thread to end in, after the times that its scope has."""
+"""Seconds for the thread to end in, beyond the time limits of its scope."""
 
 
 class LoopThread:
-    """An event loop in a thread of its own, in which ``scope`` is open.
+    """Runs an event loop in a thread of its own and holds ``scope`` open in it.
 
-    ``seconds``: how long leaving the scope takes at most, by its own times. A thread that has not
-    ended then is stuck in a call that blocks it, and is left to itself.
+    ``seconds``: the most that leaving the scope may take by its own time limits. A thread that
+    still runs then is stuck in a blocking call, and is abandoned.
 
-    A scope that nobody leaves is left as the interpreter ends, as by a cancellation.
+    If :meth:`close` is never called, the scope is left as the interpreter ends, as if cancelled.
     """
 
     def __init__(self, scope: AbstractAsyncContextManager[object], seconds: float) -> None:
@@ -43,31 +43,30 @@ class LoopThread:
         # A daemon: a scope that is never left must not keep the program from ending.
         self._thread = threading.Thread(target=self._run, name="prefactor-core", daemon=True)
         self._opened: Future[asyncio.AbstractEventLoop] = Future()
-        # Not Thread.join(), which after a Ctrl-C takes the thread for ended (CPython < 3.13).
+        # Not Thread.join(): after a Ctrl-C it reports the thread as ended (CPython < 3.13).
         self._ended = threading.Event()
         self._body_error: BaseException | None = None
         self._failure: BaseException | None = None
 
     def open(self) -> None:
-        """Return when the client is open. Raises what its entering raises."""
+        """Return when the scope is open. Raises the error of entering it."""
         self._thread.start()
         try:
             self._loop = self._opened.result()
         except BaseException:
-            self._opened.cancel()  # Ctrl-C: nobody will close it
+            self._opened.cancel()  # Ctrl-C: nobody will close the scope
             raise
-        # Daemon threads run on while the interpreter calls these handlers, the last one that was
-        # registered first: logging still works, and the loss has not been said yet.
+        # Exit handlers run in the reverse order of registration, while daemon threads still run:
+        # this one runs before logging shuts down and before the loss is logged.
         atexit.register(self._close_at_exit)
 
     def close(self, error: BaseException | None) -> None:
-        """Return when the client is closed, whose body ended with ``error``, and the thread is
-        gone, or was abandoned. Raises what its leaving raises. Ctrl-C breaks the drain off, as
-        in ``async with``.
+        """Leave the scope, whose body ended with ``error``; return when the thread has ended or is
+        abandoned. Raises the error of leaving. Ctrl-C breaks the drain off, as in ``async with``.
         """
         atexit.unregister(self._close_at_exit)
         if not self._thread.is_alive():
-            return  # in a fork there is nothing to close
+            return  # a fork has nothing to close
         self._body_error = error
         with suppress(RuntimeError):  # it has just ended
             self._loop.call_soon_threadsafe(self._leaving.set)
@@ -83,7 +82,7 @@ class LoopThread:
             raise failure
 
     def _close_at_exit(self) -> None:
-        # Who presses Ctrl-C now wants what happens anyway: the end.
+        # A Ctrl-C now asks for the end of the program, which is under way.
         with suppress(KeyboardInterrupt):
             try:
                 self.close(asyncio.CancelledError("the program ended"))
@@ -91,17 +90,17 @@ class LoopThread:
                 log(logger, logging.ERROR, "the client could not be closed", error=error)
 
     def _wait(self, seconds: float) -> None:
-        """Return when the thread has ended, or has not in time."""
-        # With drain_timeout=math.inf, as long as the platform can wait.
+        """Wait until the thread has ended, for at most so many seconds."""
+        # drain_timeout=math.inf: wait as long as the platform can.
         if self._ended.wait(min(seconds, threading.TIMEOUT_MAX)):
             self._thread.join()
             self._body_error = None
             return
-        message = "the client's thread has not ended within %g s and is left to itself: %s"
-        log(logger, logging.WARNING, message, seconds, self._place())
+        message = "the client's thread has not ended within %g s and is abandoned: %s"
+        log(logger, logging.WARNING, message, seconds, self._location())
 
-    def _place(self) -> str:
-        """Where the thread is, so that whoever wrote what blocks it finds that."""
+    def _location(self) -> str:
+        """The place where the thread is, so that the blocking call can be found."""
         frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage]  # documented
         frame = frames.get(self._thread.ident or 0)
         if frame is None:
@@ -110,15 +109,15 @@ class LoopThread:
         return f"it is in {code.co_qualname}, {code.co_filename}:{frame.f_lineno}"
 
     def call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """What ``function`` gives, called in this thread by another one."""
+        """Run ``function`` in this thread, for another one; gives its result."""
         if threading.current_thread() is self._thread:
             raise ClientScopeError(
-                "this waits for the client's own thread, and cannot be called in it (by what is "
-                "given to on_terminate(), say)"
+                "this waits for the client's own thread, so it cannot be called in that thread "
+                "(in a callback of on_terminate(), for example)"
             )
         coroutine = function()
         try:
-            # Not in the caller's context: that may be of another event loop.
+            # Not in the caller's context, which may belong to another event loop.
             future = Context().run(asyncio.run_coroutine_threadsafe, coroutine, self._loop)
         except RuntimeError:
             coroutine.close()
@@ -128,8 +127,8 @@ class LoopThread:
         except CancelledError:
             raise ClientNotInitializedError(_CLOSED_MEANWHILE) from None
         finally:
-            future.cancel()  # Ctrl-C: nobody waits for it any more
-            del future  # it would keep its error alive, which has this frame
+            future.cancel()  # after a Ctrl-C nobody waits for it
+            del future  # its error refers to this frame, and would keep itself alive
 
     def _run(self) -> None:
         try:
@@ -142,8 +141,8 @@ class LoopThread:
         self._ended.set()
 
     def _break_off(self) -> None:
-        # Natively: the drain is shielded from all else. Not before it has begun, though: then
-        # the client would not be left.
+        # By Task.cancel(): no other cancellation passes the shield of the drain. But only once the
+        # scope is being left; an earlier one would keep it from being left at all.
         if self._exiting:
             self._task.cancel()
         else:
@@ -158,6 +157,5 @@ class LoopThread:
             await self._leaving.wait()
         self._exiting = True
         error = self._body_error
-        # What other threads still wait for is of a client that is closed: the loop cancels it
-        # as it ends.
+        # Calls that other threads still wait for are cancelled as the loop ends.
         await self._scope.__aexit__(type(error) if error else None, error, None)

@@ -1,4 +1,4 @@
-"""What an agent runs on: its SDK, the system, the interpreter. Pure, but for looking there."""
+"""The runtime environment of an agent: its SDKs, the system, the interpreter."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Final
 from prefactor_core.config._version import __version__
 
 SDK: Final = f"prefactor-core@{__version__}"
-"""How this package names itself to the API (API.md section 1)."""
+"""The name of this package in the SDK header of every request."""
 
 
 def build_runtime_environment(sdk_header_entry: str | None = None) -> dict[str, object]:
-    """What a run is registered with as ``runtime_environment`` of its agent's version.
+    """The ``runtime_environment`` that a run adds to its agent's version, at its registration.
 
-    ``agent_sdk``: the packages of ``sdk_header_entry`` (``package@version``, divided by blanks);
-    empty without one. ``os``: ``linux``, say. ``prefactor_sdk``: this package. ``runtime``:
-    ``cpython@3.11``, say.
+    ``agent_sdk``: the packages of ``sdk_header_entry`` (``package@version``, separated by blanks),
+    or none. ``os``: ``linux``, for example. ``prefactor_sdk``: this package. ``runtime``: the
+    interpreter, such as ``cpython@3.11``.
     """
     return {
         "agent_sdk": (sdk_header_entry or "").split(),
@@ -29,6 +29,6 @@ def build_runtime_environment(sdk_header_entry: str | None = None) -> dict[str, 
 
 @cache
 def _os() -> str:
-    import platform  # here: it takes milliseconds to import, and only a run needs it
+    import platform  # imported here: it takes milliseconds, and only a run needs it
 
     return platform.system().lower()

@@ -1,4 +1,4 @@
-"""ClientScope: everything that a client owns while it is open, and the order of its exit."""
+"""Everything that a client owns while it is open, and the order of its exit."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ from prefactor_core.exceptions import (
     PrefactorTelemetryFailureError,
 )
 from prefactor_core.exceptions.log import log
-from prefactor_core.export.exporter import Delivery
+from prefactor_core.export.exporter import Exporter
 from prefactor_core.operations import Operation
 from prefactor_core.payloads.capture import Capture
 from prefactor_core.queue.awaited import without_waiting
 from prefactor_core.queue.base import Queue
 from prefactor_core.queue.memory import InMemoryQueue
 from prefactor_core.queue.retry_policy import Backoff
-from prefactor_core.recording.agent_instances import AgentInstanceManager
+from prefactor_core.recording.instance_manager import AgentInstanceManager
+from prefactor_core.recording.long_spans import LongSpans
 from prefactor_core.recording.quality import QualityManager
+from prefactor_core.recording.recorder import Recorder
 from prefactor_core.recording.run_end import finish_open_runs
-from prefactor_core.recording.spans import SpanManager
+from prefactor_core.recording.span_manager import SpanManager
 
 if TYPE_CHECKING:
     from prefactor_core.api.client import ApiClient, AsgiApp
@@ -43,26 +45,24 @@ CLOSE_TIMEOUT = 2.0
 
 
 class ClientScope:
-    """Connections, delivery, runs and spans of a client, from :meth:`open` to :meth:`close`."""
+    """The connections, exporter, runs and spans of a client, from :meth:`open` to :meth:`close`."""
 
     def __init__(
         self,
         config: PrefactorCoreConfig,
-        connections: AsyncExitStack,
-        delivery: Delivery,
+        exporter: Exporter,
         checks: PayloadChecks | None,
     ) -> None:
-        self._connections = connections
-        self._delivery = delivery
-        self.event_loop = delivery.event_loop
-        self.counters = delivery.counters
+        self._connections = AsyncExitStack()
+        self._exporter = exporter
+        self.event_loop = exporter.event_loop
+        self.counters = exporter.counters
         self._host_task_id = anyio.get_current_task().id
         self._raise_on_loss = config.raise_on_loss
         self.instance_manager = AgentInstanceManager(
-            delivery.buffer.record,
-            identities=delivery.identities,
-            event_loop=delivery.event_loop,
-            registrations=delivery,
+            exporter.buffer,
+            exporter.identities,
+            registrations=exporter,
             environment=partial(build_runtime_environment, config.sdk_header_entry),
             checks=checks,
             max_retries=config.http_config.max_retries,
@@ -72,17 +72,19 @@ class ClientScope:
             max_payload_bytes=config.max_payload_bytes,
             redact=config.redact,
             enabled=config.capture_payloads,
-            degraded=delivery.counters.degraded,
+            degraded=exporter.counters.degraded,
         )
-        self.span_manager = SpanManager(
-            delivery.buffer,
-            delivery.identities,
+        self.recorder = Recorder(
+            exporter.buffer,
+            exporter.identities,
             capture,
-            self.instance_manager.start_with,
+            self.instance_manager.begin,
             config.schema_registry,
         )
-        self.quality_manager = QualityManager(delivery.buffer, capture)
-        self._unclosed = watch(delivery, delivery.counters, delivery.event_loop)
+        self.span_manager = SpanManager(self.recorder, exporter.identities)
+        self.quality_manager = QualityManager(self.recorder)
+        exporter.run_also(LongSpans(self.recorder, config.queue_config.report_after))
+        self._unclosed = watch(exporter, exporter.counters, exporter.event_loop)
 
     @classmethod
     async def open(
@@ -92,7 +94,7 @@ class ClientScope:
         asgi_app: AsgiApp | None,
     ) -> ClientScope:
         """Open connections, queues and workers. No request is sent, except with
-        ``validate_token``; what that raises leaves nothing open."""
+        ``validate_token``; if that raises, nothing stays open."""
         http, queueing = config.http_config, config.queue_config
         checks = _payload_checks(config)
         async with AsyncExitStack() as opening:
@@ -103,7 +105,7 @@ class ClientScope:
                 try:
                     await _check_token(api, config.registration_timeout)
                 except BaseException:
-                    # Refused, or cancelled. There are no workers yet: this is all to close.
+                    # Refused, or cancelled. There are no workers yet, only connections to close.
                     with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
                         await opening.aclose()
                     raise
@@ -117,7 +119,7 @@ class ClientScope:
                 multiplier=http.retry_multiplier,
                 cap=http.max_retry_delay,
             )
-            delivery = Delivery(
+            exporter = Exporter(
                 api,
                 queues,
                 queueing,
@@ -125,12 +127,18 @@ class ClientScope:
                 config.drain_timeout,
                 config.termination_poll_interval,
             )
-            await delivery.__aenter__()
-            # Nothing below waits or fails, so nothing has to undo the line above.
-            return cls(config, opening.pop_all(), delivery, checks)
+            scope = cls(config, exporter, checks)
+            try:
+                await exporter.__aenter__()
+            except BaseException:
+                scope._unclosed.detach()
+                raise
+            # Nothing below waits or fails, so the lines above need not be undone.
+            scope._connections = opening.pop_all()
+            return scope
 
     def check_task(self) -> None:
-        """Raises :class:`ClientScopeError` in another task than the one that opened this."""
+        """Raises :class:`ClientScopeError` unless the current task has opened the scope."""
         if anyio.get_current_task().id != self._host_task_id:
             raise ClientScopeError(
                 "the client was opened in another task: its scope must be left by the task "
@@ -139,66 +147,79 @@ class ClientScope:
             )
 
     async def flush(self) -> None:
-        """Return when everything that is recorded so far is settled."""
+        """Return when every operation recorded so far is delivered or dropped."""
         self.event_loop.check("flush() waits")
-        await self._delivery.buffer.flush()
+        await self._exporter.buffer.flush()
 
     async def close(self, error: BaseException | None, *, raises: bool) -> None:
-        """Deliver what there is within the time for it, and close everything.
+        """Deliver what is pending within ``drain_timeout``, and close everything.
 
-        ``error``: what ended the body. ``raises``: whether that leaves the client's block.
+        ``error``: the exception that ended the body. ``raises``: whether an exception leaves the
+        client's block; False if a signal's cancellation ends there.
         """
-        # The order of exit:
-        # 1. The body has ended, with `error` or without. It goes no further in here: Python
-        #    raises it again, as the same object, when __aexit__ returns.
-        # 2. No more spans begin, in whichever thread; open runs are finished, their open spans
-        #    first. Then nothing more is recorded.
-        #    There may be many of them: other tasks have their turns in between.
-        self.span_manager.close()
+        # THE ORDER OF EXIT. It is written here only; other places refer to these numbers.
+        # 1. The body ends, with `error` or without. Cancel scopes close, innermost first: those of
+        #    runs that are still entered, then that of the signals (client.py). They are younger
+        #    than the workers' task group, and scopes nest. `error` goes no further in: Python
+        #    raises the same object again when __aexit__ returns, and no group can wrap it.
+        # 2. No more spans begin, in any thread. Open runs finish by how the body ended, each
+        #    after its open spans, children first. Other tasks have turns in between, as there may
+        #    be many. After that, nothing more is recorded.
+        # 3. Delivery ends (export/exporter.py; its tasks are in queue/workers.py):
+        #    a. The status poll stops and the queues close. The end of a queue tells its worker
+        #       to drain, and no batch waits for more operations.
+        #    b. The workers drain for at most drain_timeout, shielded from cancellation. asyncio's
+        #       own Task.cancel() and Ctrl-C on trio, which no shield stops, break the drain off.
+        #    c. Workers that still run are cancelled; then the empty task group closes.
+        #    d. Every operation that is not delivered counts as dropped.
+        # 4. One warning reports the loss, if there is one.
+        # 5. Connections close, and the local database, within CLOSE_TIMEOUT.
+        # 6. With raise_on_loss, a loss raises an error, but never in place of the body's.
+        # 7. The program's signal handlers are back (client.py). A signal that arrived after step
+        #    1 is raised again: there was no body left to cancel.
+        # Whatever a step raises, the steps after it run, except 6. A run that ends before its
+        # client finishes as in step 2, then its cancel scope closes (agent/scope.py). A
+        # synchronous client takes all steps in its own thread, which ends then (loop_thread.py).
+        self.recorder.close()
         try:
             try:
-                await self.event_loop.in_turns(finish_open_runs(self, error))
+                await self.event_loop.in_turns(
+                    finish_open_runs(self.instance_manager, self.recorder, error)
+                )
             except Exception as bug:
-                # Of ours; nothing of the exit below may be skipped for it, nor for a Ctrl-C.
+                # A bug of ours must not keep the steps below from running; nor may a Ctrl-C.
                 log(logger, logging.ERROR, "open runs could not be finished", error=bug)
         finally:
             await self._close(raises)  # noqa: ASYNC102 - shields and bounds what it awaits
 
     async def _close(self, raises: bool) -> None:
         try:
-            # 3. The queues close, the workers drain for at most drain_timeout, what is left
-            #    is cancelled, the task group closes: all in the delivery, shielded from
-            #    cancellation. No scope may be opened around it: the group's is older.
-            await self._delivery.__aexit__(None, None, None)
+            # Step 3. No cancel scope may be opened around it: the task group is older.
+            await self._exporter.__aexit__(None, None, None)
         finally:
-            # 4. What was not delivered has been counted, and is reported.
             self._unclosed.detach()
             statistics = self.counters.statistics()
             if statistics.lost:
                 log(logger, logging.WARNING, "%s", statistics.describe_loss())
-            # 5. Connections close, and the local database.
             with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
                 await self._connections.aclose()
-        # 6. Everything is closed. A loss is an error if the caller wants it to be, but never
-        #    in place of the body's own.
         if self._raise_on_loss and not raises and statistics.lost:
             raise PrefactorTelemetryFailureError(statistics.describe_loss(), statistics)
 
 
 def _payload_checks(config: PrefactorCoreConfig) -> PayloadChecks | None:
     if config.check_payloads == "off" or not config.capture_payloads:
-        return None  # of payloads that are not kept there is nothing to check
-    from prefactor_core.schema_registry.payload_check import (
-        PayloadChecks,  # here: production does without
-    )
+        return None  # payloads that are not kept cannot be checked
+    # Imported here: production does without it.
+    from prefactor_core.schema_registry.payload_check import PayloadChecks
 
     return PayloadChecks(raises=config.check_payloads == "raise")
 
 
 async def _check_token(api: ApiClient, seconds: float) -> None:
-    """Raises :class:`PrefactorAuthError` if the API does not take the token.
+    """Raises :class:`PrefactorAuthError` if the API refuses the token.
 
-    An API that cannot be asked must not keep an agent from starting.
+    An API that gives no answer must not keep an agent from starting: that is logged.
     """
     problem: object = f"no answer within {seconds:g} s"
     with anyio.move_on_after(seconds):

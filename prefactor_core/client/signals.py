@@ -1,4 +1,4 @@
-"""SignalCancellation: a signal that the program names cancels the body of the client."""
+"""SignalCancellation: the signals of ``cancel_on_signals`` cancel the body of the client."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
 
 
 class SignalCancellation:
-    """While a client is open, each of ``signals`` cancels what is between
-    :meth:`body_begins` and :meth:`body_ends`.
+    """Lets each of ``signals`` cancel the code between :meth:`body_begins` and :meth:`body_ends`.
 
-    ``received``: the one that did; None if none did. The program's own handlers are back after
-    :meth:`restore`.
+    ``received``: the signal that cancelled it; None if none did. :meth:`restore` puts the
+    program's own handlers back.
 
-    Raises :class:`PrefactorValueError` outside of the main thread, where Python handles none.
+    Raises :class:`PrefactorValueError` outside the main thread, where Python handles no signals.
     """
 
     def __init__(self, signals: Sequence[signal.Signals]) -> None:
@@ -39,12 +38,12 @@ class SignalCancellation:
         self._previous: dict[signal.Signals, Handler] = {}
         self._scope: anyio.CancelScope | None = None
         self._restored = False
-        self._waiting: deque[signal.Signals] = deque()
-        # Those that came when there was nothing left to cancel.
+        self._arrived: deque[signal.Signals] = deque()
+        # Signals that arrived after the body: there was nothing left to cancel.
         self._late: list[signal.Signals] = []
 
     def body_begins(self, event_loop: EventLoop) -> None:
-        """From here on the signals cancel."""
+        """Install the handlers: from now on, the signals cancel."""
         self._event_loop = event_loop
         self._scope = anyio.CancelScope()
         self._scope.__enter__()
@@ -52,22 +51,21 @@ class SignalCancellation:
             self._previous[number] = signal.signal(number, self._handle)
 
     def body_ends(self, error: BaseException | None) -> BaseException | None:
-        """What is left of ``error`` when the cancellation by a signal is taken off."""
+        """Leave the cancel scope. Gives ``error`` without the cancellation by a signal."""
         scope, self._scope = self._scope, None
         return error if scope is None else leave_scope(scope, error)
 
     def restore(self) -> None:
-        """Put back the handlers that were there before; a second call does nothing.
+        """Put the previous handlers back; a second call does nothing.
 
-        Who was told to stop only during the drain is told again: there was no body any more
-        that could have heard it.
+        A signal that arrived during the drain only is raised again: no body could be cancelled.
         """
         self._restored = True
         for number in self._previous:
-            # What the program has put in place since is its own.
+            # The program may have installed another handler since, which stays.
             if signal.getsignal(number) == self._handle:
                 self._put_back(number)
-        self._heed()
+        self._process_arrived()
         late, self._late = self._late, []
         for number in late:
             signal.raise_signal(number)
@@ -77,19 +75,20 @@ class SignalCancellation:
         signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        # This runs in the middle of anything: only what is safe there.
+        # Runs between any two instructions of the main thread: only reentrant code is safe here.
         assert self._event_loop is not None
         if self._restored or self._event_loop.is_forked:
-            # Who came after this one has put it back too late; or a fork has its own way to go.
+            # Another library has reinstalled this handler after restore(), or this is a fork: the
+            # previous handler decides.
             self._put_back(number)
             signal.raise_signal(number)
             return
-        self._waiting.append(signal.Signals(number))
-        self._event_loop.run_soon(self._heed)
+        self._arrived.append(signal.Signals(number))
+        self._event_loop.run_soon(self._process_arrived)
 
-    def _heed(self) -> None:
-        while self._waiting:
-            number = self._waiting.popleft()
+    def _process_arrived(self) -> None:
+        while self._arrived:
+            number = self._arrived.popleft()
             if self._scope is not None and self.received is None:
                 self.received = number
                 self._scope.cancel()

@@ -1,4 +1,4 @@
-"""open_prefactor_sync and SyncPrefactorClient: the same scope for programs without a loop."""
+"""``open_prefactor_sync`` and its client: the same scope for programs without an event loop."""
 
 from __future__ import annotations
 
@@ -9,68 +9,43 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Un
 
 import anyio
 
-from prefactor_core.agent.agent_instance import AgentInstanceHandle
+from prefactor_core.agent.instance import AgentInstanceHandle
 from prefactor_core.agent.scope import OpenRun
-from prefactor_core.client.client import PrefactorCoreClient, open_prefactor
-from prefactor_core.config import PrefactorCoreConfig, PrefactorOptions
-from prefactor_core.config.lazy_module import LazyModule
+from prefactor_core.client.client import OpenOptions, PrefactorCoreClient, open_prefactor
+from prefactor_core.config import PrefactorCoreConfig
 from prefactor_core.exceptions import (
     ClientScopeError,
     PrefactorCoreError,
     PrefactorValueError,
 )
 from prefactor_core.exceptions.live import Live
-from prefactor_core.operations import Operation
 from prefactor_core.payloads.secret_str import SecretStr
-from prefactor_core.queue.base import Queue
-from prefactor_core.schema_registry import SchemaRegistry
 
 if TYPE_CHECKING:
-    from prefactor_core.api import client as api_client
     from prefactor_core.client.loop_thread import LoopThread
-else:
-    api_client = LazyModule("prefactor_core.api.client")
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 def open_prefactor_sync(
-    config: PrefactorCoreConfig | None = None,
-    *,
-    api_url: str | None = None,
-    api_token: str | None = None,
-    schema_registry: SchemaRegistry | None = None,
-    queue: Queue[Operation] | None = None,
-    asgi_app: api_client.AsgiApp | None = None,
-    **options: Unpack[PrefactorOptions],
+    config: PrefactorCoreConfig | None = None, **options: Unpack[OpenOptions]
 ) -> SyncPrefactorClient:
     """The scope of everything that is recorded: ``with open_prefactor_sync() as client:``.
 
-    One that is never left is left as the program ends: open runs end as ``cancelled``, and what
-    there is is delivered within ``drain_timeout`` seconds.
-
-    Takes what :func:`~prefactor_core.open_prefactor` takes, except ``cancel_on_signals``.
+    Takes the arguments of :func:`~prefactor_core.open_prefactor`, except ``cancel_on_signals``. A
+    scope that is never left closes as the program ends: open runs end as ``cancelled``, and
+    pending operations are delivered within ``drain_timeout`` seconds.
     """
-    if isinstance(api_token, str):
-        api_token = SecretStr(api_token)  # no traceback with locals shows it
-    return SyncPrefactorClient(
-        open_prefactor(
-            config,
-            api_url=api_url,
-            api_token=api_token,
-            schema_registry=schema_registry,
-            queue=queue,
-            asgi_app=asgi_app,
-            **options,
-        )
-    )
+    if isinstance(token := options.get("api_token"), str):
+        options["api_token"] = token = SecretStr(token)  # no traceback with locals shows it
+    return SyncPrefactorClient(open_prefactor(config, **options))
 
 
 def _direct(
     method: Callable[Concatenate[PrefactorCoreClient, P], T],
 ) -> Callable[Concatenate[SyncPrefactorClient, P], T]:
-    """What waits for nothing is done in the caller's thread."""
+    """A method that waits for nothing: it runs in the caller's thread."""
 
     def call(self: SyncPrefactorClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return method(self.core, *args, **kwargs)
@@ -82,7 +57,7 @@ def _direct(
 def _waiting(
     method: Callable[Concatenate[PrefactorCoreClient, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[SyncPrefactorClient, P], T]:
-    """What waits is done in the client's thread, and waited for."""
+    """A method that waits: it runs in the client's thread, and the caller waits for it."""
 
     def call(self: SyncPrefactorClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return self.wait_for(partial(method, self.core, *args, **kwargs))
@@ -94,7 +69,7 @@ def _waiting(
 def _entering(
     method: Callable[Concatenate[SyncPrefactorClient, P], AgentInstanceHandle],
 ) -> Callable[Concatenate[SyncPrefactorClient, P], SyncAgentInstanceScope]:
-    """What makes a run makes its scope."""
+    """A method that makes the scope of a run, from one that makes the run."""
 
     def call(
         self: SyncPrefactorClient, /, *args: P.args, **kwargs: P.kwargs
@@ -109,15 +84,15 @@ def _entering(
 
 
 class SyncPrefactorClient(Live):
-    """A client for synchronous code: ``with`` all the way down, in any thread.
+    """A client for synchronous code, in any thread: ``with`` in place of ``async with``.
 
-    It is a :class:`~prefactor_core.PrefactorCoreClient`, ``core``, on an event loop in a thread
-    of its own, which ends with the block; where everything is switched off, there is none. Only
-    registering a run, :meth:`flush` and leaving wait for that thread. Of spans and runs that are
-    opened here, synchronous code uses ``with``, ``set_result()`` and the methods whose names end
-    in ``_nowait``.
+    It runs ``core``, a :class:`~prefactor_core.PrefactorCoreClient`, on an event loop in a thread
+    of its own, which ends with the block. (Where everything is switched off, there is no thread.)
+    Only registering a run, :meth:`flush` and leaving wait for that thread. Spans and runs are the
+    same objects as in asynchronous code: use ``with``, ``set_result()`` and the methods whose names
+    end in ``_nowait``.
 
-    A run that the API terminates cannot be broken off in synchronous code: its next ``span()`` and
+    A run that the API terminates is not cancelled in synchronous code: its next ``span()`` and
     ``instance.check()`` raise.
     """
 
@@ -134,7 +109,7 @@ class SyncPrefactorClient(Live):
 
     def __enter__(self) -> Self:
         if self.core.config.enabled:
-            # Here: it takes its time.
+            # Imported here: these imports are slow.
             from prefactor_core.client.loop_thread import LoopThread
             from prefactor_core.client.scope import CLOSE_TIMEOUT
 
@@ -157,7 +132,7 @@ class SyncPrefactorClient(Live):
         else:
             _at_once(self.core.__aexit__(exc_type, error, traceback))
 
-    if not TYPE_CHECKING:  # where they are not there, and so are told of earlier
+    if not TYPE_CHECKING:  # a type checker reports that they are missing, before the program runs
 
         async def __aenter__(self) -> None:
             raise ClientScopeError("this client is for 'with': in async code, use open_prefactor()")
@@ -173,10 +148,10 @@ class SyncPrefactorClient(Live):
     statistics = _direct(PrefactorCoreClient.statistics)
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Return when everything that was recorded before is delivered, or given up.
+        """Return when every operation that was recorded before is delivered or dropped.
 
-        ``timeout``: after so many seconds at the latest; without it, this waits as long as the
-        API is away. Whether all of it was settled.
+        ``timeout``: the most seconds to wait; without it, this waits as long as an outage lasts.
+        Gives False if the time ran out first.
         """
 
         if not self.core.config.enabled:
@@ -191,16 +166,16 @@ class SyncPrefactorClient(Live):
         return self.wait_for(flush)
 
     def wait_for(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """What ``function`` gives, called in the client's thread.
+        """Run ``function`` in the client's thread and give its result.
 
-        Raises :class:`ClientNotInitializedError` outside of the scope.
+        Raises :class:`ClientNotInitializedError` outside the scope.
         """
         _ = self.core.instance_manager  # raises
         return _at_once(function()) if self._loop is None else self._loop.call(function)
 
 
 def _at_once(coroutine: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine gives that waits for nothing: where everything is switched off."""
+    """Run a coroutine that waits for nothing, as where everything is switched off."""
     try:
         coroutine.send(None)
     except StopIteration as done:
@@ -212,7 +187,7 @@ def _at_once(coroutine: Coroutine[Any, Any, T]) -> T:
 class SyncAgentInstanceScope(Live):
     """The scope of one run: ``with client.agent_instance(...) as instance:``.
 
-    As :class:`~prefactor_core.AgentInstanceScope`, but that nothing is cancelled when the API
+    As :class:`~prefactor_core.AgentInstanceScope`, except that nothing is cancelled when the API
     terminates the run: the next ``span()`` raises, or else the end of the block.
     """
 

@@ -1,4 +1,4 @@
-"""The one line that a client says which nobody closed."""
+"""The one warning of a client that was never closed."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ logger = logging.getLogger("prefactor_core.client")
 def watch(
     delivery: object, counters: Counters, event_loop: EventLoop
 ) -> weakref.finalize[..., object]:
-    """Say what was not delivered, if ``delivery`` is collected, or the interpreter ends, before
-    ``detach()`` is called on what this gives.
+    """Log the operations that were not delivered, if ``delivery`` is collected or the interpreter
+    ends first. Call ``detach()`` on the result to prevent that: the client has closed.
 
-    ``delivery``: what the workers refer to. While their tasks exist, something may be delivered;
-    but anyio keeps tasks of a loop that is closed for ever. What was lost with such a loop is
-    said when the next client opens.
+    ``delivery``: an object that the workers refer to. While their tasks exist, operations may
+    still be delivered. But anyio keeps the tasks of a closed loop for ever: the loss with such a
+    loop is logged when the next client opens.
     """
     for other, its_event_loop in list(_watched.items()):
         if its_event_loop.loop_is_closed:
             other()
         if not other.alive:
             _watched.pop(other, None)
-    # This keeps nothing of the client alive: neither of the two refers to it.
-    watched = weakref.finalize(delivery, _say, counters, event_loop)
+    # Keeps no client alive: neither the counters nor the event loop refers to it.
+    watched = weakref.finalize(delivery, _log_loss, counters, event_loop)
     _watched[watched] = event_loop
     return watched
 
@@ -41,9 +41,9 @@ def watch(
 _watched: dict[weakref.finalize[..., object], EventLoop] = {}
 
 
-def _say(counters: Counters, event_loop: EventLoop) -> None:
-    # In any thread, between any two statements of the program, or at the end of the interpreter:
-    # nothing of the event loop is used.
+def _log_loss(counters: Counters, event_loop: EventLoop) -> None:
+    # Runs in any thread, between any two statements of the program, or as the interpreter ends:
+    # it must not use the event loop.
     statistics = counters.statistics()
     if event_loop.is_forked or not (statistics.pending or statistics.lost):
         return

@@ -1,7 +1,7 @@
-"""What a client works with, and where each value comes from.
+"""The configuration of a client, and the sources of its values.
 
-Arguments and environment variables come in, checked and immutable values go out. Read ``core``
-first; ``http`` has the address, the token and the time-outs.
+Arguments, environment variables and configuration objects come in; checked structs go out. Read
+``core`` first; ``http`` has the address, the token and the time-outs.
 """
 
 from prefactor_core.config.core import (

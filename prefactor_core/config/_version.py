@@ -1,3 +1,3 @@
-"""The version of the distribution, in the one place where it is written down."""
+"""The version of the distribution, written down only here."""
 
 __version__ = "1.0.0.dev0"

@@ -1,4 +1,4 @@
-"""What a client is configured with, checked when it is made.
+"""The configuration of a client, checked at construction.
 
 The classes are plain mutable structs: an assignment after construction is not checked.
 """
@@ -38,9 +38,8 @@ from prefactor_core.exceptions.checks import (
     to_text,
     to_whole,
 )
-from prefactor_core.payloads.capture import Redact
 from prefactor_core.payloads.credentials import redact_credentials
-from prefactor_core.payloads.redaction import REDACT_SECRETS, redact_keys
+from prefactor_core.payloads.redaction import REDACT_SECRETS, Redact, redact_keys
 from prefactor_core.payloads.secret_str import SecretStr
 from prefactor_core.schema_registry import SchemaRegistry
 
@@ -52,10 +51,10 @@ else:
 _NOWHERE = f"{LOCAL_PREFIX}:memory:"
 
 CheckMode: TypeAlias = Literal["off", "warn", "raise"]
-"""What becomes of a payload that does not fit its schema."""
+"""The reaction to a payload that does not fit its schema."""
 
 OnRefused: TypeAlias = Literal["log", "raise"]
-"""What the scope of a run does if the API refuses to register the run."""
+"""The reaction of a run's scope if the API refuses to register the run."""
 
 _NOTHING_CONFIGURED = (
     "nothing says which Prefactor to record to. Either set PREFACTOR_API_URL and "
@@ -65,28 +64,32 @@ _NOTHING_CONFIGURED = (
 
 
 class QueueConfig(Struct):
-    """How what was recorded is delivered in the background.
+    """How recorded operations are delivered in the background.
 
     ``num_workers``: tasks that send at the same time, 1 to 20. The operations of one agent
-    instance always go through one of them, in order.
-    ``max_retries``: how often one operation that the API fails to take, while it is there
-    for others, is tried again before it is given up; 0 or more. While the API itself is
-    away, nothing is given up for as long as the scope lives.
-    ``retry_delay_base``: seconds. A request that fails is sent again after a tenth of it; while
-    all requests fail, all workers wait, after each failure ``retry_multiplier`` times as long as
-    before. One operation that fails alone while others are taken waits that long itself.
+    instance all go through one of them, in order.
+    ``max_retries``: how often an operation that the API does not accept, while it accepts
+    others, is tried again before it is given up; 0 or more. During an outage of the API nothing
+    is given up for as long as the scope lives.
+    ``retry_delay_base``: seconds. A failed request is sent again after a tenth of it; while all
+    requests fail, all workers wait, after each failure ``retry_multiplier`` times as long as
+    before. An operation that fails alone while others are accepted waits that long itself.
+    ``report_after``: seconds. A span that is still open so long after its entering is reported as
+    active, its ancestors first, so that the running step shows; 0 reports it at its entering,
+    ``math.inf`` at its end. A span whose payload is filled in from its result, such as
+    :class:`~prefactor_core.span_types.LLMCall`, waits for its end unless it was started.
     ``batch_window``: how long an operation waits for others to share its request, in
     seconds; 0 or more.
-    ``max_batch_operations``, ``max_batch_bytes``: how much goes into one request, at least
-    one operation. The bytes are those of payloads, and an estimate for the rest.
-    ``max_pending_operations``, ``max_pending_bytes``: how much may wait to be delivered. By
-    default there is room for a burst of more than 50,000 ordinary spans. The bytes include the
-    payloads of open spans: where these take the room, a marker stands for any further payload,
-    and the span itself is recorded.
-    ``when_full``: what becomes of a new span then. ``"drop"``: it is not recorded, but
-    counted, and its children become those of its parent. ``"wait"``: ``async with`` and
-    ``create_span`` wait for room, and nothing is lost; synchronous code, which cannot wait,
-    drops. Whatever belongs to what was taken before is always taken.
+    ``max_batch_operations``, ``max_batch_bytes``: the size of one request, at least one
+    operation. The bytes are those of payloads, and an estimate for the rest.
+    ``max_pending_operations``, ``max_pending_bytes``: the operations that may wait for delivery.
+    By default there is room for a burst of more than 50,000 ordinary spans. The bytes include the
+    payloads of open spans: if these fill the room, a marker replaces any further payload, and the
+    span itself is recorded.
+    ``when_full``: the treatment of a new span when the room is full. ``"drop"``: the span is
+    counted and not recorded, and its children become those of its parent. ``"wait"``: ``async
+    with`` and ``create_span`` wait for room, and nothing is lost; synchronous code, which cannot
+    wait, drops. Operations of spans and runs that were accepted are always accepted.
 
     Raises :class:`PrefactorValueError` for a value out of its bounds.
     """
@@ -94,9 +97,10 @@ class QueueConfig(Struct):
     num_workers: int = 3
     max_retries: int = 3
     retry_delay_base: float = 1.0
+    report_after: float = 1.0
     batch_window: float = 0.1
     max_batch_operations: int = 500
-    # Below the 1 MiB that many a proxy takes.
+    # Below the limit of 1 MiB that many proxies have.
     max_batch_bytes: int = 1_000_000
     max_pending_operations: int = 200_000
     max_pending_bytes: int = 128 * 1024 * 1024
@@ -110,6 +114,7 @@ class QueueConfig(Struct):
             )
         self.max_retries = to_count("max_retries", self.max_retries)
         self.retry_delay_base = to_positive("retry_delay_base", self.retry_delay_base)
+        self.report_after = to_seconds("report_after", self.report_after)
         self.batch_window = to_seconds("batch_window", self.batch_window)
         if self.batch_window == math.inf:
             raise PrefactorValueError(
@@ -129,8 +134,10 @@ class QueueConfig(Struct):
 
 
 class PrefactorOptions(TypedDict, total=False):
-    """The fields of :class:`PrefactorCoreConfig` that ``open_prefactor`` takes by name."""
+    """The fields of :class:`PrefactorCoreConfig` that ``open_prefactor`` takes by name: all but
+    ``http_config``."""
 
+    schema_registry: SchemaRegistry | None
     enabled: bool | None
     queue_config: QueueConfig | Mapping[str, object]
     sdk_header_entry: str | None
@@ -148,7 +155,7 @@ class PrefactorOptions(TypedDict, total=False):
 
 
 def check_options(options: Mapping[str, object]) -> None:
-    """Raises :class:`PrefactorValueError` for what is no field of :class:`PrefactorOptions`."""
+    """Raise :class:`PrefactorValueError` for a name that is no field of ``PrefactorOptions``."""
     for name in options.keys() - PrefactorOptions.__annotations__.keys():
         known = ", ".join(PrefactorOptions.__annotations__)
         if name == "http_config":
@@ -159,52 +166,53 @@ def check_options(options: Mapping[str, object]) -> None:
 
 
 class PrefactorCoreConfig(Struct, kw_only=True):
-    """What a :class:`~prefactor_core.PrefactorCoreClient` works with. Times in seconds.
+    """The configuration of a :class:`~prefactor_core.PrefactorCoreClient`. Times in seconds.
 
     ``http_config``: an :class:`HttpClientConfig`, a mapping of its fields, or any object
-    with the same attributes (the official package's dataclass). Only with ``enabled=False`` it
-    may be left out.
+    with the same attributes (the official package's dataclass). It may be left out only with
+    ``enabled=False``.
     ``queue_config``: a :class:`QueueConfig` or a mapping of its fields.
     ``schema_registry``: span types to register with every agent instance.
-    ``enabled``: False switches everything off: all calls work as ever, and nothing is recorded
-    or sent. By default ``PREFACTOR_ENABLED`` in the environment says it (0 or 1), else True.
-    ``sdk_header_entry``: the package that records by this one, ``package@version``, or several
-    divided by a blank; the API gets to know it with every request and every run.
-    ``validate_token``: whether opening the client asks the API if it takes the token. A wrong
-    one is a :class:`~prefactor_core.PrefactorAuthError` then; an API that is away, or does not
-    answer within ``registration_timeout``, or a gateway's 401 or 403, is no reason not to open.
-    ``registration_timeout``: how long ``create_agent_instance`` waits for a run to be registered,
-    and opening for a local file that others have locked while it has to be made.
-    ``on_refused``: what becomes of a run whose registration the API refuses (a wrong token, an
+    ``enabled``: False switches everything off: all calls work as usual, and nothing is recorded
+    or sent. The default is ``PREFACTOR_ENABLED`` in the environment (0 or 1), else True.
+    ``sdk_header_entry``: the package that builds on this one, ``package@version``, or several
+    divided by a blank; the API receives it with every request and every run.
+    ``validate_token``: whether opening the client asks the API if it accepts the token. A wrong
+    token raises :class:`~prefactor_core.PrefactorAuthError` then; the client opens all the same
+    if the API cannot be reached, does not answer within ``registration_timeout``, or a gateway
+    answers 401 or 403.
+    ``registration_timeout``: how long ``create_agent_instance`` waits for the registration of a
+    run, and opening for a new local file that other processes have locked.
+    ``on_refused``: the treatment of a run whose registration the API refuses (a wrong token, an
     unknown agent, an ``external_identifier`` that is taken). ``"log"``: one ERROR in the log, and
-    the run goes on unrecorded: ``instance.recorded`` is False, and what is recorded in it counts
-    as dropped, ``refused``. ``"raise"``: entering ``agent_instance()`` raises the
+    the run goes on unrecorded: ``instance.recorded`` is False, and its operations count as
+    dropped, ``refused``. ``"raise"``: entering ``agent_instance()`` raises the
     :class:`~prefactor_core.PrefactorApiError`, as ``create_agent_instance()`` always does.
     ``drain_timeout``: how long leaving the scope waits until everything is delivered.
     ``termination_poll_interval``: how often the API is asked whether it has terminated a run;
-    ``math.inf`` leaves it at what the answers to spans say.
-    ``cancel_on_signals``: signals, ``(signal.SIGTERM,)`` say, that cancel the client's block; it
-    is left quietly then, after the drain, and ``client.stopped_by`` tells which it was. Main
-    thread only. By default the program's signals are its own.
-    ``raise_on_loss``: whether a scope in which something was lost ends with a
+    with ``math.inf`` only the answers to spans tell it.
+    ``cancel_on_signals``: signals, for instance ``(signal.SIGTERM,)``, that cancel the client's
+    block; the block is left quietly then, after the drain, and ``client.stopped_by`` is the
+    signal. Main thread only. By default no signal does.
+    ``raise_on_loss``: whether a scope that lost something ends with a
     :class:`~prefactor_core.PrefactorTelemetryFailureError`, if its body did not raise.
-    ``check_payloads``: for development: ``"warn"`` logs, once each, what in payloads and in results
-    of complete spans does not fit the schemas of their run, and span types that are not in there;
-    ``"raise"`` makes a :class:`PrefactorValueError` of it. Needs the extra ``check``.
-    ``capture_payloads``: False records what happened and when, but no payloads and results, and
-    no quality payloads; of an error only its type.
-    ``max_payload_bytes``: how large the JSON of one payload or result may be, at least 1,024
-    bytes; the largest texts in it are cut to what fits, and say so.
-    ``redact``: a function that gets every payload and result, as decoded JSON, and gives what
-    is recorded of it; :func:`~prefactor_core.redact_keys` and
-    :func:`~prefactor_core.redact_credentials` make some. By default it is that of
-    ``redact_keys()``, which hides what stands under the usual names of secrets; with None, all
-    is recorded as it is.
+    ``check_payloads``: for development. ``"warn"`` logs, once each, the problems of payloads and of
+    results of complete spans by the schemas of their run, and unregistered span types;
+    ``"raise"`` raises :class:`PrefactorValueError` for them. Needs the extra ``check``.
+    ``capture_payloads``: False records spans and times, but no payloads, results and quality
+    payloads; of an error only its type.
+    ``max_payload_bytes``: the limit for the JSON of one payload or result, at least 1,024 bytes;
+    in a larger one the largest strings are cut, with a note of the missing characters.
+    ``redact``: a function that takes every payload and result, as decoded JSON, and returns the
+    part that is recorded; :func:`~prefactor_core.redact_keys` and
+    :func:`~prefactor_core.redact_credentials` make such functions. The default is that of
+    ``redact_keys()``, which hides the values under the usual names of secrets; None records
+    everything as it is.
 
     Raises :class:`PrefactorValueError` for a value out of its bounds.
     """
 
-    # None stands for "not given": where everything is switched off, nothing has to be.
+    # None stands for "not given", which is allowed only with enabled=False.
     http_config: HttpClientConfig = cast("HttpClientConfig", None)
     queue_config: QueueConfig = field(default_factory=QueueConfig)
     schema_registry: SchemaRegistry | None = None
@@ -223,26 +231,12 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     redact: Redact | None = REDACT_SECRETS
 
     if TYPE_CHECKING:
-        # What is taken is wider than what is kept, which a struct's fields can't say.
+        # The accepted types are wider than those of the fields, which a struct cannot declare.
         def __init__(
             self,
             *,
             http_config: HttpClientConfig | HttpClientOptions | Mapping[str, object] = ...,
-            queue_config: QueueConfig | Mapping[str, object] = ...,
-            schema_registry: SchemaRegistry | None = None,
-            enabled: bool | None = None,
-            sdk_header_entry: str | None = None,
-            validate_token: bool = False,
-            registration_timeout: float = 10.0,
-            on_refused: OnRefused = "log",
-            drain_timeout: float = 10.0,
-            termination_poll_interval: float = 30.0,
-            cancel_on_signals: Sequence[signal.Signals] = (),
-            raise_on_loss: bool = False,
-            check_payloads: CheckMode = "off",
-            capture_payloads: bool = True,
-            max_payload_bytes: int = 500_000,
-            redact: Redact | None = REDACT_SECRETS,
+            **options: Unpack[PrefactorOptions],
         ) -> None: ...
 
     def __post_init__(self) -> None:
@@ -290,7 +284,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
                 raise PrefactorValueError(f"redact must be what {name}() gives: call it")
 
     def __rich_repr__(self) -> list[tuple[str, object]]:
-        # What http_config is made of has the token, and no repr that hides it.
+        # Not the object that http_config was made from: its repr may show the token.
         shown = asdict(self)
         if not isinstance(shown["http_config"], HttpClientConfig):
             shown["http_config"] = in_message(self.http_config)
@@ -301,11 +295,11 @@ class PrefactorCoreConfig(Struct, kw_only=True):
         return f"{type(self).__name__}({shown})"
 
     def replace(self, **changes: object) -> Self:
-        """The same with other fields, checked as ever.
+        """Return a copy with other fields, checked like any configuration.
 
         Raises :class:`PrefactorValueError` for a value out of its bounds.
         """
-        # Not msgspec's own replace(): before 0.19 that checks nothing.
+        # Not msgspec's own replace(): before 0.19 it checks nothing.
         values: dict[str, Any] = {**asdict(self), **changes}
         return type(self)(**values)
 
@@ -315,20 +309,18 @@ class PrefactorCoreConfig(Struct, kw_only=True):
         *,
         api_url: str | None = None,
         api_token: str | None = None,
-        schema_registry: SchemaRegistry | None = None,
         **options: Unpack[PrefactorOptions],
     ) -> Self:
-        """The configuration that ``PREFACTOR_API_URL`` and ``PREFACTOR_API_TOKEN`` give.
+        """Return the configuration of ``PREFACTOR_API_URL`` and ``PREFACTOR_API_TOKEN``.
 
-        An argument goes before its variable. The token of the environment is not used
-        with a ``local:`` URL. Raises :class:`PrefactorValueError` if there is no URL, or no
-        token where one is needed.
+        An argument overrides its variable. A ``local:`` URL ignores the token of the environment.
+        Raises :class:`PrefactorValueError` if there is no URL, or no token for a server.
         """
-        # No traceback with locals shows it.
+        # A SecretStr, so that no traceback with locals shows it.
         api_token = SecretStr(api_token) if isinstance(api_token, str) else api_token
         enabled = options.get("enabled")
         if enabled is False or (enabled is None and not _enabled_by_environment()):
-            # Nothing is sent, so nothing has to say where to.
+            # Nothing is sent, so no address is needed.
             options["enabled"] = False
             api_url, api_token = _NOWHERE, None
         url = to_text("api_url", api_url or "") or os.environ.get("PREFACTOR_API_URL", "").strip()
@@ -338,7 +330,6 @@ class PrefactorCoreConfig(Struct, kw_only=True):
             api_token = SecretStr(os.environ.get("PREFACTOR_API_TOKEN", ""))
         return cls(
             http_config=HttpClientConfig(api_url=url, api_token=api_token or ""),
-            schema_registry=schema_registry,
             **options,
         )
 
@@ -356,7 +347,7 @@ _Config = TypeVar("_Config", HttpClientConfig, QueueConfig)
 
 
 def _struct(name: str, value: object, cls: type[_Config]) -> _Config:
-    """``value`` as ``cls``: itself, a mapping of its fields, or an object that has them."""
+    """Return ``value`` as ``cls``: an instance, a mapping of fields, or an object with them."""
     if isinstance(value, cls):
         return value
     kind = type(value).__qualname__

@@ -1,4 +1,4 @@
-"""Where the API is and how it is called, checked when it is made."""
+"""The address of the API and how to call it, checked at construction."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from prefactor_core.exceptions.checks import (
 from prefactor_core.payloads.secret_str import SecretStr
 
 LOCAL_PREFIX = "local:"
-"""What an ``api_url`` begins with that names a database file and no server."""
+"""The beginning of an ``api_url`` that names a database file, not a server."""
 
-_ADDRESS = re.compile(r"(\w+://.*|[\w./-]+\.[a-z]{2,}(:\d+)?(/.*)?)")
+_ADDRESS = r"(\w+://.*|[\w./-]+\.[a-z]{2,}(:\d+)?(/.*)?)"
 
 
 class HttpClientOptions(Protocol):
-    """What any object must have to stand in for an :class:`HttpClientConfig`."""
+    """The attributes of any object that can take the place of an :class:`HttpClientConfig`."""
 
     @property
     def api_url(self) -> str: ...
@@ -49,22 +49,22 @@ class HttpClientOptions(Protocol):
 
 
 class HttpClientConfig(Struct):
-    """Where the API is and how it is called. All times are in seconds.
+    """The address of the API and how to call it. All times are in seconds.
 
     ``api_url``: ``https://…`` or ``http://…``; or ``local:PATH``, the same API on an SQLite
     file inside this process, which needs no token.
     ``request_timeout``: for one attempt, from connecting to the whole answer.
-    ``connect_timeout``: for the connecting alone.
-    ``max_retries``: for how many further attempts an agent waits while its run is being
-    registered, within ``registration_timeout``; then it goes on, and so do the attempts.
-    ``api_token``: the secret by which the API knows its callers. It is a :class:`SecretStr`, a
-    text that no ``repr`` shows and no payload holds.
+    ``connect_timeout``: for connecting alone.
+    ``max_retries``: the further attempts that an agent waits for while its run is being
+    registered, within ``registration_timeout``; then the agent goes on, and so do the attempts.
+    ``api_token``: the secret that identifies callers to the API. It is kept as a
+    :class:`SecretStr`, which no ``repr`` shows and no payload holds.
     ``retry_multiplier``, ``max_retry_delay``: growth and cap of the waits between attempts.
-    ``initial_retry_delay``: taken for compatibility and without effect: the waits begin as
-    :class:`QueueConfig` says.
+    ``initial_retry_delay``: accepted for compatibility, without effect: :class:`QueueConfig` sets
+    the first wait.
     ``retry_on_status_codes``: HTTP statuses that mean "try again", besides every 5xx and 429.
-    ``default_idempotency_key``: taken for compatibility and without effect: every
-    operation has a key of its own.
+    ``default_idempotency_key``: accepted for compatibility, without effect: every operation has
+    a key of its own.
 
     Raises :class:`PrefactorValueError` for a value out of its bounds.
     """
@@ -92,14 +92,14 @@ class HttpClientConfig(Struct):
                     "for a database that is gone afterwards"
                 )
         elif "@" in self.api_url:
-            # Not shown: what stands before the @ is a secret.
+            # Not shown: the part before the @ is a secret.
             raise PrefactorValueError(
                 "api_url must not hold a user name or password (it has an '@'): the API knows "
                 "its callers by api_token"
             )
         elif not self.api_url.lower().startswith(("https://", "http://")):
-            # What looks like no address is not shown: it may be a token in the wrong place.
-            shown = repr(self.api_url) if _ADDRESS.fullmatch(self.api_url) else "something else"
+            # Shown only if it looks like an address: it may be a token in the wrong place.
+            shown = repr(self.api_url) if re.fullmatch(_ADDRESS, self.api_url) else "something else"
             raise PrefactorValueError(
                 f"api_url must begin with https://, http:// or local:, got {shown}"
             )
@@ -112,7 +112,7 @@ class HttpClientConfig(Struct):
                 f"api_token is required for {self.api_url!r}: pass api_token=, or set "
                 "PREFACTOR_API_TOKEN in the environment; only local:PATH needs none"
             )
-        # The value is a secret: the message says where the fault is, not what is there.
+        # The value is a secret: the message does not show it.
         if not self.api_token.isascii() or not self.api_token.isprintable():
             raise PrefactorValueError(
                 "api_token has a character that no token has (a line break, or one beyond ASCII); "

@@ -1,8 +1,8 @@
-"""LazyModule: a module that only annotations name, imported when somebody evaluates them.
+"""LazyModule: a module that only annotations name, imported when they are evaluated.
 
-``inspect.signature(f, eval_str=True)``, ``typing.get_type_hints`` and frameworks that are built on
-them look for every name of an annotation in the globals of its module. What would cost time to
-import, or is of a floor above, stands there as a :class:`LazyModule`, for type checkers as the
+``inspect.signature(f, eval_str=True)``, ``typing.get_type_hints`` and frameworks built on them
+look up every name of an annotation in the globals of its module. A module that takes time to
+import, or lies on a floor above, stands there as a :class:`LazyModule`; type checkers see the
 module itself.
 """
 
@@ -13,7 +13,7 @@ from types import ModuleType
 
 
 class LazyModule(ModuleType):
-    """Stands for the module of this name; any attribute of it imports that."""
+    """Stands for the module of this name; reading any attribute imports the module."""
 
     def __getattr__(self, name: str) -> object:
         return getattr(import_module(self.__name__), name)

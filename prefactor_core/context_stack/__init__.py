@@ -21,14 +21,33 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import FrameType
-from typing import Final
+from typing import Final, Protocol
 
 from msgspec import Struct
 
 from prefactor_core.context_stack.generator_frames import is_at_yield
-from prefactor_core.models import Span
+from prefactor_core.models.lifecycle import OPEN, SpanStatus
 
 _SPARE: Final = 32
+
+
+class OpenSpan(Protocol):
+    """What the stack needs of a span."""
+
+    @property
+    def recorded_id(self) -> str:
+        """The id that the span was recorded with."""
+        ...
+
+    @property
+    def instance_id(self) -> str:
+        """The id that the span's run was recorded with."""
+        ...
+
+    @property
+    def status(self) -> SpanStatus:
+        """An attribute, not computed: it is read for every span that is opened."""
+        ...
 
 
 class _Entry(Struct, eq=False):
@@ -40,16 +59,20 @@ class _Entry(Struct, eq=False):
     ``generator``: in whose turn it was entered, of those that hold spans.
     """
 
-    id: str
-    span: Span | None
+    pushed_id: str | None
+    span: OpenSpan | None
     below: _Entry | None
     elsewhere: _Entry | None
     changes: int
     generator: _Generator | None = None
 
     @property
+    def id(self) -> str:
+        return self.span.recorded_id if self.span is not None else self.pushed_id or ""
+
+    @property
     def ended(self) -> bool:
-        return self.span is not None and self.span.ended
+        return self.span is not None and self.span.status not in OPEN
 
 
 class _Generator(Struct, eq=False):
@@ -87,15 +110,18 @@ _held: Final = dict[str, _Generator]()
 
 
 def _on(
-    top: _Entry | None, id: str, span: Span | None, generator: _Generator | None = None
+    top: _Entry | None,
+    pushed_id: str | None,
+    span: OpenSpan | None,
+    generator: _Generator | None = None,
 ) -> _Entry:
     below = None if top is None else _open(top)
     if below is None:
-        return _Entry(id, span, None, None, _SPARE, generator)
+        return _Entry(pushed_id, span, None, None, _SPARE, generator)
     elsewhere: _Entry | None = below
     if span is not None and below.span is not None and below.span.instance_id == span.instance_id:
         elsewhere = below.elsewhere
-    entry = _Entry(id, span, below, elsewhere, below.changes - 1, generator)
+    entry = _Entry(pushed_id, span, below, elsewhere, below.changes - 1, generator)
     if entry.changes < 0:
         _unlink_ended(entry)
     return entry
@@ -103,7 +129,7 @@ def _on(
 
 def _open(entry: _Entry | None) -> _Entry | None:
     """The first entry that has not ended, from ``entry`` on."""
-    while entry is not None and entry.span is not None and entry.span.ended:
+    while entry is not None and entry.span is not None and entry.span.status not in OPEN:
         entry = entry.below
     return entry
 
@@ -155,7 +181,7 @@ def _take_out(entry: _Entry) -> None:
     if top is not None:
         rest = _open(top.below)
         for other in reversed(above):
-            rest = _on(rest, other.id, other.span, other.generator)
+            rest = _on(rest, other.pushed_id, other.span, other.generator)
         _innermost.set(rest)
 
 
@@ -216,29 +242,44 @@ class SpanContextStack:
         return ids
 
     @classmethod
-    def push(cls, span_id: Span | str) -> None:
-        """Make a span, or an id, the innermost one of this context."""
-        if isinstance(span_id, str):
-            entry = _on(_innermost.get(), span_id, None, next(_running(), None))
-            if entry.generator is not None:
-                entry.generator.enters(entry)
-            _innermost.set(entry)
-        else:
-            cls.enter(span_id)
+    def push(cls, span_id: str) -> None:
+        """Make an id the innermost one of this context."""
+        entry = _on(_innermost.get(), span_id, None, next(_running(), None))
+        if entry.generator is not None:
+            entry.generator.enters(entry)
+        _innermost.set(entry)
 
     @classmethod
-    def enter(cls, span: Span, holder: FrameType | None = None) -> None:
-        """Make a span the innermost one of this context; ``holder``: the generator, if it is one
-        that holds it."""
+    def enter(cls, span: OpenSpan, holder: FrameType | None = None) -> OpenSpan | str | None:
+        """Make a span the innermost one of this context. Its parent, as :meth:`innermost` gives it.
+
+        ``holder``: the frame of the generator that holds the span open; None if none does.
+        """
+        top = _innermost.get()
+        if holder is not None or _generators:
+            parent = cls.innermost(span.instance_id)
+            cls._enter_in_generator(top, span, holder)
+            return parent
+        if top is None:
+            _innermost.set(_Entry(None, span, None, None, _SPARE))
+            return None
+        _innermost.set(_on(top, None, span))
+        below = top.span
+        if below is not None and below.instance_id == span.instance_id and below.status in OPEN:
+            return below
+        return cls._innermost_from(top, span.instance_id)
+
+    @staticmethod
+    def _enter_in_generator(top: _Entry | None, span: OpenSpan, holder: FrameType | None) -> None:
         if holder is None:
-            generator = next(_running(), None) if _generators else None
+            generator = next(_running(), None)
         else:
             generator = _generators.get(holder)
             if generator is None:
                 generator = _generators[holder] = _Generator(holder, set(), [])
-            generator.spans.add(span.id)
-            _held[span.id] = generator
-        entry = _on(_innermost.get(), span.id, span, generator)
+            generator.spans.add(span.recorded_id)
+            _held[span.recorded_id] = generator
+        entry = _on(top, None, span, generator)
         if generator is not None:
             generator.enters(entry)
         _innermost.set(entry)
@@ -269,20 +310,21 @@ class SpanContextStack:
         return next(_visible(), None) is None
 
     @classmethod
-    def remove(cls, span: Span) -> None:
+    def remove(cls, span: OpenSpan) -> None:
         """Remove this span, wherever it stands; nothing if it is not there."""
-        if _held and (generator := _held.pop(span.id, None)) is not None:
-            generator.spans.discard(span.id)
+        if _held and (generator := _held.pop(span.recorded_id, None)) is not None:
+            generator.spans.discard(span.recorded_id)
             if not generator.spans and generator.frame is not None:
                 _generators.pop(generator.frame, None)
                 generator.frame = None
         top = _innermost.get()
         if top is None:
             return
-        if top.span is span and (top.generator is None or span.ended):
+        has_ended = span.status not in OPEN
+        if top.span is span and (top.generator is None or has_ended):
             below = top.below
             _innermost.set(None if below is None else _open(below))
-        elif not span.ended:
+        elif not has_ended:
             for entry in _visible():
                 if entry.span is span:
                     _take_out(entry)
@@ -294,14 +336,14 @@ class SpanContextStack:
                 _unlink_ended(top)
 
     @classmethod
-    def open_spans(cls) -> Iterator[Span]:
+    def open_spans(cls) -> Iterator[OpenSpan]:
         """The open spans that are known here, innermost first."""
         for entry in _visible():
             if entry.span is not None:
                 yield entry.span
 
     @classmethod
-    def innermost(cls, instance_id: str) -> Span | str | None:
+    def innermost(cls, instance_id: str) -> OpenSpan | str | None:
         """The innermost entry that can be a parent in one agent instance; None if there is none.
 
         Open spans of other instances are passed over. Of an id that was pushed by hand nobody
@@ -312,15 +354,18 @@ class SpanContextStack:
                 if seen.span is None or seen.span.instance_id == instance_id:
                     return seen.span or seen.id
             return None
+        return cls._innermost_from(_innermost.get(), instance_id)
+
+    @staticmethod
+    def _innermost_from(entry: _Entry | None, instance_id: str) -> OpenSpan | str | None:
         above: _Entry | None = None
-        entry = _innermost.get()
         while entry is not None:
             span = entry.span
             if span is None:
                 return entry.id
             if span.instance_id != instance_id:
                 above, entry = entry, entry.elsewhere
-            elif not span.ended:
+            elif span.status in OPEN:
                 return span
             else:
                 if above is not None and above.elsewhere is entry:

@@ -1,7 +1,8 @@
-"""Every error that this library raises, under one base.
+"""The errors of this library, under one base; and checks of values that raise them.
 
-Nothing of httpx, sqlite3 or msgspec leaves a public function: what the transport
-raises is mapped to a :class:`PrefactorApiError` at the edge (``api/``).
+Values from callers come in, checked values or an error of this tree go out. No error of httpx,
+sqlite3 or msgspec leaves a public function: ``api/`` maps errors of the transport to
+:class:`PrefactorApiError`. Read this file first, then ``checks``.
 """
 
 from __future__ import annotations
@@ -17,37 +18,37 @@ from prefactor_core.models.statistics import Statistics
 class PrefactorCoreError(Exception):
     """The base of every error of this library."""
 
-    # For inspect.signature(): Python tells none of its own exceptions.
+    # For inspect.signature(): built-in exceptions have none.
     def __init__(self, *args: object) -> None:
         super().__init__(*args)
 
 
 class PrefactorValueError(PrefactorCoreError, ValueError):
-    """A value that cannot be right; the message names the field, the bound, and the value or,
-    where that may be a payload or a secret, its kind."""
+    """An invalid value; the message names the field, the bound, and the value, or only its kind if
+    it may be a payload or a secret."""
 
 
 class PrefactorTypeError(PrefactorCoreError, TypeError):
-    """Something is done with an object that cannot be done with its kind: a copy of a run, say."""
+    """An operation that an object does not support, such as a copy of a run."""
 
 
 class ClientNotInitializedError(PrefactorCoreError):
-    """The client is used before its scope was opened, or after it was closed."""
+    """The client was used before its scope was opened, or after it was closed."""
 
 
 class ClientAlreadyInitializedError(PrefactorCoreError):
-    """The client's scope is opened a second time while it is open."""
+    """The client's scope was opened a second time while it was open."""
 
 
 class ClientScopeError(PrefactorCoreError):
-    """The scope of a client, or of a run, is left in another task than the one that entered it,
-    or is not to be entered this way."""
+    """The scope of a client or a run was left in another task than the one that entered it, or
+    was entered in a wrong way."""
 
 
 class OperationError(PrefactorCoreError):
-    """Something is asked for that the API has no operation for.
+    """A request that the API has no operation for.
 
-    ``operation_type`` is the kind of operation, where one is concerned.
+    ``operation_type``: the kind of operation; None if no operation is concerned.
     """
 
     def __init__(self, message: str, operation_type: OperationType | None = None) -> None:
@@ -56,9 +57,9 @@ class OperationError(PrefactorCoreError):
 
 
 class PrefactorTerminatedError(PrefactorCoreError):
-    """The API has stopped the run: it must not go on.
+    """The API has terminated the run: it must not go on.
 
-    ``reason``: why, as the API says it. ``instance_id``: which run.
+    ``reason``: the API's reason. ``instance_id``: the run.
     """
 
     def __init__(self, reason: str, instance_id: str | None = None) -> None:
@@ -72,7 +73,7 @@ class PrefactorTerminatedError(PrefactorCoreError):
 
 
 class PrefactorTelemetryFailureError(PrefactorCoreError):
-    """Something that was recorded could not be delivered, and ``raise_on_loss`` is set.
+    """Recorded operations could not be delivered, and ``raise_on_loss`` is set.
 
     ``statistics``: the balance of the scope.
     """
@@ -86,7 +87,7 @@ class PrefactorTelemetryFailureError(PrefactorCoreError):
 
     @property
     def dropped_operations(self) -> int:
-        """How many operations were lost."""
+        """The number of lost operations."""
         return self.statistics.lost
 
 
@@ -99,11 +100,11 @@ class SpanNotFoundError(PrefactorCoreError):
 
 
 class PrefactorApiError(PrefactorCoreError):
-    """The API refused a call, or could not be asked.
+    """The API refused a call, or could not be reached.
 
-    ``code`` is the API's own word (``"unknown"`` where it gave none), ``status_code`` the HTTP
-    status (None where no answer came), ``retry_after`` the wait before another attempt that
-    the API asked for, in seconds (None where it asked for none).
+    ``code``: the API's error code, ``"unknown"`` without one. ``status_code``: the HTTP status,
+    None without an answer. ``retry_after``: the seconds that the API asked to wait before another
+    attempt, None if it did not ask.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class PrefactorApiError(PrefactorCoreError):
 
 
 class PrefactorAuthError(PrefactorApiError):
-    """The token is wrong, expired, or not for this call (401, 403)."""
+    """The token is wrong, expired, or not valid for this call (401, 403)."""
 
 
 class PrefactorNotFoundError(PrefactorApiError):
@@ -153,7 +154,7 @@ class PrefactorRateLimitError(PrefactorApiError):
 
 
 class PrefactorServerError(PrefactorApiError):
-    """The API failed to do what it was asked (5xx, or a status configured as passing)."""
+    """The API failed (5xx, or a status of ``retry_on_status_codes``)."""
 
 
 class PrefactorUnreachableError(PrefactorApiError):
@@ -161,27 +162,27 @@ class PrefactorUnreachableError(PrefactorApiError):
 
 
 class PrefactorContractError(PrefactorApiError):
-    """The answer is not in the form of the API: not JSON, a part missing, or too long.
+    """The answer does not have the form of the API: not JSON, incomplete, or too long.
 
-    Also an error status of what stands before the API, a gateway say, except 429 and 5xx.
+    Also an error status of a gateway in front of the API, except 429 and 5xx.
     """
 
 
-# An id, a word or blanks; a UUID has 36 characters, and secrets have more.
-_WORD: Final = re.compile(r"[\w.:@/+-]{0,36}|\s{0,36}")
+# An id, a word or blanks: a UUID has 36 characters, secrets have more.
+_WORD: Final = r"[\w.:@/+-]{0,36}|\s{0,36}"
 
 
 def in_message(value: object) -> str:
-    """What a message says of a wrong value: a number or a word as it is, else only its kind.
+    """Return the text of an invalid value for a message: a number, a word, or else its kind.
 
-    It may be a payload, or a secret in the wrong place.
+    The value may be a payload, or a secret in the wrong place.
     """
     cls = type(value)
     if value is None or cls is bool or cls is float:
         return repr(value)
     if isinstance(value, str):
         text = str.__str__(value)
-        is_word = cls is str and _WORD.fullmatch(text)
+        is_word = cls is str and re.fullmatch(_WORD, text)
         return repr(text) if is_word else f"a text of length {len(text)}"
     if cls is int and -(1 << 64) < cast("int", value) < 1 << 64:
         return repr(value)

@@ -1,32 +1,29 @@
-"""A value from a caller, an environment or a file, as what it shall be. Pure.
+"""Conversions of values from callers, environments or files to the required type. Pure.
 
-Each function raises :class:`PrefactorValueError`, with the ``name`` of the value, what it is
-and what it must be.
+Each function raises :class:`PrefactorValueError`, with the ``name`` of the value, the value and
+the requirement.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, cast
+from datetime import UTC
+from typing import TYPE_CHECKING, cast
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
+from prefactor_core.models.clock import PLAIN_DATETIME, to_datetime, to_nanoseconds
 from prefactor_core.models.lifecycle import OUTCOMES
 
 if TYPE_CHECKING:
     import signal
-
-PLAIN_DATETIME: Final = cast("type[datetime]", datetime.__mro__[-3])
-"""The ``datetime`` of C. JSON is written of no subclass, and libraries that freeze time put one
-in the place of ``datetime`` in every module."""
 
 # Of printable ASCII: it goes into a header.
 _SDK_ENTRY = r"[!-~]+@[!-?A-~]+( [!-~]+@[!-?A-~]+)*"
 
 
 def has_host(url: str) -> bool:
-    """Whether ``url`` names a host, and a port only if that can be one."""
+    """Whether ``url`` has a host, and a valid port if any."""
     from urllib.parse import urlsplit  # here: it takes milliseconds to import
 
     try:
@@ -37,14 +34,14 @@ def has_host(url: str) -> bool:
 
 
 def to_text(name: str, value: object) -> str:
-    """A text, without the blanks around it."""
+    """Return a string, without the blanks around it."""
     if not isinstance(value, str):
         raise PrefactorValueError(f"{name} must be a string, got {type(value).__qualname__}")
     return value.strip()
 
 
 def to_sdk_entry(name: str, value: object) -> str:
-    """What names a package in ``X-Prefactor-SDK``, or several (API.md section 1)."""
+    """Return the name of a package, or several, for the header ``X-Prefactor-SDK``."""
     text = to_text(name, value)
     if not re.fullmatch(_SDK_ENTRY, text):
         raise PrefactorValueError(
@@ -55,7 +52,7 @@ def to_sdk_entry(name: str, value: object) -> str:
 
 
 def to_optional_text(name: str, value: str | None) -> str | None:
-    """A text that says something, as it is; or None."""
+    """Return None, or a string that is not blank, as it is."""
     if value is not None and (not isinstance(value, str) or not value.strip()):
         raise PrefactorValueError(
             f"{name} must be a text that is not empty, got {in_message(value)}"
@@ -64,7 +61,7 @@ def to_optional_text(name: str, value: str | None) -> str | None:
 
 
 def to_number(name: str, value: object) -> float:
-    """A number, or the text of one (from an environment or a file)."""
+    """Return a number; a string of one (from an environment or a file) is converted."""
     if isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)
@@ -74,7 +71,7 @@ def to_number(name: str, value: object) -> float:
 
 
 def to_whole(name: str, value: object) -> int:
-    """A whole number."""
+    """Return a whole number."""
     number = to_number(name, value)
     if not number.is_integer():
         raise PrefactorValueError(f"{name} must be a whole number, got {in_message(value)}")
@@ -82,7 +79,7 @@ def to_whole(name: str, value: object) -> int:
 
 
 def to_positive(name: str, value: object) -> float:
-    """A number larger than 0."""
+    """Return a number larger than 0."""
     number = to_number(name, value)
     if not number > 0:
         raise PrefactorValueError(f"{name} must be positive, got {in_message(value)}")
@@ -90,7 +87,7 @@ def to_positive(name: str, value: object) -> float:
 
 
 def to_seconds(name: str, value: object) -> float:
-    """A time that may be 0."""
+    """Return a number of seconds, 0 or more."""
     number = to_number(name, value)
     if not number >= 0:
         raise PrefactorValueError(f"{name} must be non-negative, got {in_message(value)}")
@@ -98,7 +95,7 @@ def to_seconds(name: str, value: object) -> float:
 
 
 def to_at_least(name: str, value: object, least: int) -> int:
-    """A whole number, ``least`` or more."""
+    """Return a whole number, ``least`` or more."""
     number = to_whole(name, value)
     if number < least:
         raise PrefactorValueError(f"{name} must be at least {least}, got {in_message(value)}")
@@ -106,7 +103,7 @@ def to_at_least(name: str, value: object, least: int) -> int:
 
 
 def to_statuses(name: str, value: object) -> tuple[int, ...]:
-    """HTTP statuses of errors."""
+    """Return HTTP statuses of errors, 400 to 599."""
     given = cast("Iterable[object]", value)
     if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
         raise PrefactorValueError(
@@ -122,15 +119,15 @@ def to_statuses(name: str, value: object) -> tuple[int, ...]:
 
 
 def to_count(name: str, value: object) -> int:
-    """A whole number, 0 or more."""
+    """Return a whole number, 0 or more."""
     number = to_whole(name, value)
     if number < 0:
         raise PrefactorValueError(f"{name} must be non-negative, got {in_message(value)}")
     return number
 
 
-def to_time(name: str, value: object) -> datetime:
-    """A moment, in UTC, as a plain ``datetime``: it must say how it lies to UTC."""
+def to_time(name: str, value: object) -> int:
+    """Nanoseconds since 1970 of a ``datetime``, which must be aware."""
     if not isinstance(value, PLAIN_DATETIME):
         raise PrefactorValueError(
             f"{name} must be a datetime, got {in_message(value)}: datetime.now(UTC) gives one"
@@ -138,7 +135,7 @@ def to_time(name: str, value: object) -> datetime:
     problem = ""
     try:
         if value.utcoffset() is not None:
-            return PLAIN_DATETIME(
+            moment = PLAIN_DATETIME(
                 value.year,
                 value.month,
                 value.day,
@@ -148,7 +145,8 @@ def to_time(name: str, value: object) -> datetime:
                 value.microsecond,
                 value.tzinfo,
                 fold=value.fold,
-            ).astimezone(UTC)
+            )
+            return to_nanoseconds(moment.astimezone(UTC))
     except Exception as error:  # out of all bounds in UTC, or its tzinfo is somebody's own
         problem = type(error).__qualname__
     if problem:
@@ -159,22 +157,21 @@ def to_time(name: str, value: object) -> datetime:
     )
 
 
-def to_end(name: str, value: object, what: str, start: datetime | None) -> datetime:
-    """A moment (:func:`to_time`) that is not before the ``start`` of ``what``, if that began."""
-    end = to_time(name, value)
+def check_end(name: str, end: int, what: str, start: int | None) -> None:
+    """Raises :class:`PrefactorValueError` if ``end`` is before the ``start`` of ``what``, both in
+    nanoseconds since 1970; ``start``: None if it has not begun."""
     if start is not None and end < start:
         raise PrefactorValueError(
-            f"{name} {end.isoformat()} is before the start of {what}, {start.isoformat()}: give "
-            "a later one, or none for now"
+            f"{name} {to_datetime(end).isoformat()} is before the start of {what}, "
+            f"{to_datetime(start).isoformat()}: give a later one, or none for now"
         )
-    return end
 
 
 def to_signals(name: str, value: object) -> tuple[signal.Signals, ...]:
-    """Signals that a program can handle."""
+    """Return signals that a program can handle."""
     if value == ():
         return ()
-    import signal  # here: it takes its time, and most programs leave it out
+    import signal  # here: it takes time to import, and most programs do not need it
 
     try:
         signals = tuple(signal.Signals(number) for number in cast("Iterable[int]", value))
@@ -193,7 +190,7 @@ def to_signals(name: str, value: object) -> tuple[signal.Signals, ...]:
 
 
 def check_outcome(status: str) -> None:
-    """Raises :class:`PrefactorValueError` if nothing can end with this status."""
+    """Raise :class:`PrefactorValueError` if this is no status of an end."""
     if status not in OUTCOMES:
         raise PrefactorValueError(
             f"status must be one of {', '.join(sorted(OUTCOMES))}, got {in_message(status)}"

@@ -1,4 +1,4 @@
-"""Live: an object that there is once, in one process, and that is handed on by reference."""
+"""Live: an object that exists once, in one process, and is passed by reference."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from prefactor_core.exceptions import PrefactorTypeError
 
 
 class Live:
-    """Can be neither copied nor pickled, and says what it is. ``_what``: that, in a few words."""
+    """A base of classes that can be neither copied nor pickled. ``_what``: the object, in a few
+    words of the error."""
 
     __slots__ = ()
 
     _what: ClassVar[str]
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        # Whatever copies or pickles comes here.
+        # Both copy and pickle call this.
         by_id = ", or its id where that is not possible" if hasattr(type(self), "id") else ""
         raise PrefactorTypeError(
             f"{type(self).__qualname__} is {self._what}, and can be neither copied nor pickled: "

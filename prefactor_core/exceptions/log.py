@@ -1,4 +1,4 @@
-"""Logging that cannot get in the way. Pure, but for the log."""
+"""Logging that never raises."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from logging import Logger
 def log(
     logger: Logger, level: int, message: str, *args: object, error: BaseException | None = None
 ) -> None:
-    """``logger.log(level, message, *args)``, with the traceback of ``error`` if there is one.
+    """Call ``logger.log(level, message, *args)``, with the traceback of ``error`` if given.
 
-    A handler or filter that raises must not end a worker, break an exit off, or reach the
-    agent: what it raises is dropped.
+    Errors of handlers and filters are dropped: they must not end a worker, interrupt an exit, or
+    reach the agent.
     """
     with suppress(Exception):
         logger.log(level, message, *args, exc_info=error, stacklevel=2)

@@ -1,4 +1,4 @@
-"""How a body ended, as the status of its span or run. Pure."""
+"""The end of a body as the status of its span or run. Pure."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from prefactor_core.models.lifecycle import Outcome
 
 
 def outcome_of(error: BaseException | None) -> Outcome:
-    """``complete`` without an error, ``cancelled`` if stopped from outside, else ``failed``.
+    """Return ``complete`` without an error, ``cancelled`` if stopped from outside, else ``failed``.
 
-    Stopped from outside is: a cancellation of asyncio or trio, Ctrl-C, a generator that is
-    closed early, a run that the API has terminated, and a group of nothing but these.
+    Stops from outside are: a cancellation of asyncio or trio, Ctrl-C, the early close of a
+    generator, a run that the API terminated, and a group of only these.
     """
     if error is None:
         return "complete"
     stops = _stops()
-    # A loop over the leaves and not split(): that calls derive(), which may be anybody's.
+    # A loop over the leaves and not split(), which calls derive(), perhaps a user's method.
     waiting = [error]
     while waiting:
         part = waiting.pop()
@@ -30,9 +30,9 @@ def outcome_of(error: BaseException | None) -> Outcome:
 
 
 def _stops() -> tuple[type[BaseException], ...]:
-    # Not anyio.get_cancelled_exc_class(): spans end in synchronous code and threads too,
-    # where no event loop runs. Looked up and never imported: one may not be installed, and
-    # the other takes its time.
+    # Not anyio.get_cancelled_exc_class(): spans also end in synchronous code and threads, where no
+    # event loop runs. Looked up and never imported: trio may not be installed, and asyncio takes
+    # time to import.
     stops: tuple[type[BaseException], ...] = (
         KeyboardInterrupt,
         GeneratorExit,

@@ -1,7 +1,7 @@
-"""Backlog: what one worker has to send, run by run; which of it goes into the next request. Pure.
+"""Batcher: the operations that one worker has to send, and which of them go together. Pure.
 
-An operation waits here as a :class:`BatchItem`, from the moment the worker takes it out of its
-queue until it is settled. The order counts within a run; runs take turns.
+An operation is a :class:`BatchItem` from the moment the worker takes it out of its queue until it
+is completed: delivered, or dropped. Order is kept within a run; runs take turns.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
 
-from msgspec import Struct
+import msgspec
+from msgspec import UNSET, Struct
 
 from prefactor_core.models.lifecycle import SpanStatus
 from prefactor_core.operations import (
@@ -23,28 +24,29 @@ from prefactor_core.operations import (
     RegisterAgentInstance,
     StartAgentInstance,
 )
+from prefactor_core.payloads.capture import EMPTY, truncated
 
 _SPANS = (CreateSpan, FinishSpan)
 
 
 class BatchItem(Struct, eq=False, gc=False):
-    """One thing to tell the API: an operation, or a span's start and finish in one.
+    """One item of a request: an operation, or the start and the finish of a span in one.
 
     ``position``: how many operations the worker took before this one. ``count``: how many
     operations it stands for, 1 or 2. ``size``: bytes in a request, about.
-    ``alone``: to be sent by its own endpoint. ``in_bulk``: to be sent by bulk, although it is
-    alone. ``failed_in_bulk``: bulk gave an error for it, and not for what was sent with it.
-    ``sent``: was in a request. ``settled``: delivered, or given up.
-    ``original``: what it was before a parent that the API does not know was left out, or a payload
-    that it finds too large; for the case that it is not taken so either.
-    ``given_id``: whether the API is told which id the span shall have; settled when it is sent,
-    because its idempotency key stands for one body.
-    ``attempts``: requests that failed and had it in them; in the drain, since that began.
-    ``maybe_done``: one of them got no answer. ``taken_before``: what
-    :attr:`CircuitBreaker.taken` was when it failed alone; None if it did not. ``faults``: how
-    often it failed alone again although others were taken since it had failed before.
-    ``overtaken``: whether what depends on it may be sent before it, for want of anything else
-    that would show whether the API takes operations.
+    ``alone``: send it by its own endpoint. ``in_bulk``: send it by bulk, with nothing else.
+    ``failed_in_bulk``: bulk gave an error for this item, and not for the whole request.
+    ``sent``: was in a request. ``completed``: delivered, or dropped.
+    ``original``: the operation before its parent or payload was left out because the API refused
+    it; restored if the API refuses the reduced one, too.
+    ``given_id``: whether the API is told which id the span shall have; fixed when the item is
+    first sent, because its idempotency key stands for one body.
+    ``attempts``: failed requests that had it in them; in the drain, since the drain began.
+    ``outcome_unknown``: one of them got no answer. ``accepted_before``:
+    :attr:`CircuitBreaker.accepted` when it failed alone; None if it did not. ``faults``: how
+    often it failed alone again although the API had accepted others since.
+    ``overtaken``: whether its dependents may be sent before it, because nothing else is there to
+    show whether the API accepts operations.
     ``due``: when it may be sent again, on the clock of the event loop.
     """
 
@@ -56,76 +58,85 @@ class BatchItem(Struct, eq=False, gc=False):
     in_bulk: bool = False
     failed_in_bulk: bool = False
     sent: bool = False
-    settled: bool = False
+    completed: bool = False
     given_id: bool = True
     original: Operation | None = None
     attempts: int = 0
-    maybe_done: bool = False
-    taken_before: int | None = None
+    outcome_unknown: bool = False
+    accepted_before: int | None = None
     faults: int = 0
     overtaken: bool = False
     due: float = 0.0
+
+    def shrink(self) -> bool:
+        """Leave the larger payload out from now on; return whether there is one."""
+        smaller = without_payload(self.operation)
+        if smaller is None:
+            return False
+        self.original = self.original or self.operation
+        self.operation = smaller
+        return True
 
 
 class _Run:
     """The items of one run, oldest first.
 
-    ``held_until``: nothing of it is sent before. ``aside``: items that failed alone; what does
-    not depend on them overtakes them until they are due.
+    ``held_until``: nothing of the run is sent before. ``deferred``: items that failed alone; the
+    items that do not depend on them overtake them until they are due.
     """
 
-    __slots__ = ("aside", "held_until", "items")
+    __slots__ = ("deferred", "held_until", "items")
 
     def __init__(self) -> None:
         self.items: deque[BatchItem] = deque()
         self.held_until = -math.inf
-        self.aside: list[BatchItem] = []
+        self.deferred: list[BatchItem] = []
 
     def trim(self) -> None:
         items = self.items
-        while items and items[0].settled:
+        while items and items[0].completed:
             items.popleft()
-        if self.aside:
-            self.aside = [item for item in self.aside if not item.settled]
+        if self.deferred:
+            self.deferred = [item for item in self.deferred if not item.completed]
 
     def ready(self, now: float) -> Iterable[BatchItem]:
         if self.held_until > now:
             return ()
         self.held_until = -math.inf
-        aside = [item for item in self.aside if item.due > now]
-        waiting = (item for item in self.items if not item.settled)
-        return independent_of(aside, waiting) if aside else waiting
+        deferred = [item for item in self.deferred if item.due > now]
+        waiting = (item for item in self.items if not item.completed)
+        return independent_of(deferred, waiting) if deferred else waiting
 
-    def overtaking(self, taken: int) -> Iterator[BatchItem]:
-        """What may be sent although it depends on what failed again and again, until one of it is
-        taken: then what failed is tried once more. Nothing if the run is not registered: the API
-        does not know it by its id."""
-        for item in self.aside:
+    def overtaking(self, accepted: int) -> Iterator[BatchItem]:
+        """The items that may be sent although they depend on one that failed again and again, until
+        the API accepts one of them: then the failed one is tried once more. None if the run is not
+        registered: the API does not know it by its id."""
+        for item in self.deferred:
             if isinstance(item.operation, RegisterAgentInstance):
                 return
-            before = item.taken_before
-            if not item.overtaken or before is None or before < taken:
+            before = item.accepted_before
+            if not item.overtaken or before is None or before < accepted:
                 return
-        aside = {id(item) for item in self.aside}
-        spans = {
-            item.operation.span_id for item in self.aside if isinstance(item.operation, CreateSpan)
-        }
+        deferred = {id(item) for item in self.deferred}
+        spans = _created(item.operation for item in self.deferred)
         for item in self.items:
             operation = item.operation
             if isinstance(operation, FinishSpan) and operation.span_id in spans:
                 continue
-            if not item.settled and id(item) not in aside:
+            if not item.completed and id(item) not in deferred:
                 yield item
 
 
-class Backlog:
-    """Parcels by run, in the order in which their operations were recorded."""
+class Batcher:
+    """Items by run, in the order in which their operations were recorded.
+
+    ``added``: how many operations were ever added. ``operations``: how many of them are here.
+    """
 
     def __init__(self) -> None:
-        # In the order of their turns: who was in a request goes to the end.
+        # In the order of their turns: a run that was in a batch goes to the end.
         self._runs: dict[str, _Run] = {}
-        self._taken = 0
-        self.operations = 0
+        self.added = self.operations = 0
         # Spans whose start waits here and was never sent: their finish can join it. One that
         # was sent keeps its form, or its idempotency key would stand for two requests.
         self._unsent_starts: dict[str, BatchItem] = {}
@@ -134,23 +145,18 @@ class Backlog:
         return bool(self._runs)
 
     @property
-    def settled_through(self) -> int:
-        """How many operations, from the first ever taken on, are settled without a gap."""
-        return min((run.items[0].position for run in self._runs.values()), default=self._taken)
-
-    @property
-    def taken(self) -> int:
-        """How many operations were ever added."""
-        return self._taken
+    def completed_through(self) -> int:
+        """How many operations are completed without a gap, counted from the first ever added."""
+        return min((run.items[0].position for run in self._runs.values()), default=self.added)
 
     def add(self, operation: Operation) -> bool:
-        """Take an operation in; whether it could be merged into another.
+        """Add an operation; return whether it was merged into another.
 
         The finish of a span joins its start: one create with both times. A cancelled span
         keeps its two steps: the API may know no other way.
         """
-        position = self._taken
-        self._taken += 1
+        position = self.added
+        self.added += 1
         self.operations += 1
         if isinstance(operation, FinishSpan):
             start = self._unsent_starts.pop(operation.span_id, None)
@@ -169,55 +175,56 @@ class Backlog:
             self._unsent_starts[operation.span_id] = item
         return False
 
-    def remove(self, item: BatchItem) -> None:
-        """A item is settled."""
-        if item.settled:
-            return
-        item.settled = True
-        self.operations -= item.count
-        operation = item.operation
-        if isinstance(operation, CreateSpan):
-            self._unsent_starts.pop(operation.span_id, None)
-        run = self._runs[operation.instance_id]
-        run.trim()
-        if not run.items:
-            del self._runs[operation.instance_id]
+    def remove_completed(self, batch: Iterable[BatchItem]) -> None:
+        """Remove the completed items of ``batch``; each is removed once."""
+        for item in batch:
+            if not item.completed:
+                continue
+            self.operations -= item.count
+            operation = item.operation
+            if isinstance(operation, CreateSpan):
+                self._unsent_starts.pop(operation.span_id, None)
+            run = self._runs.get(operation.instance_id)
+            if run is not None:
+                run.trim()
+                if not run.items:
+                    del self._runs[operation.instance_id]
 
     def hold(self, items: Iterable[BatchItem], until: float) -> None:
-        """Nothing of the runs of ``items`` is sent before ``until``."""
+        """Send nothing of the runs of ``items`` before ``until``."""
         for instance_id in {item.operation.instance_id for item in items}:
             self._runs[instance_id].held_until = until
 
-    def put_aside(self, item: BatchItem, due: float) -> None:
-        """``item`` is not sent before ``due``; what does not depend on it is."""
+    def defer(self, item: BatchItem, due: float) -> None:
+        """Do not send ``item`` before ``due``, but the items that do not depend on it."""
         item.due = due
-        aside = self._runs[item.operation.instance_id].aside
-        if not any(other is item for other in aside):
-            aside.append(item)
+        deferred = self._runs[item.operation.instance_id].deferred
+        if not any(other is item for other in deferred):
+            deferred.append(item)
 
     def drain(self) -> None:
-        """As :meth:`hurry`; and attempts are counted anew: most of them were made in an outage."""
-        self.hurry()
+        """As :meth:`retry_now`; and count attempts anew: most of them were made in an outage."""
+        self.retry_now()
         for run in self._runs.values():
-            for item in run.aside:
+            for item in run.deferred:
                 item.attempts = 0
 
-    def hurry(self) -> None:
-        """Nothing waits for its time any more."""
+    def retry_now(self) -> None:
+        """End the waits of all runs and items."""
         for run in self._runs.values():
             run.held_until = -math.inf
-            for item in run.aside:
+            for item in run.deferred:
                 item.due = 0.0
 
     def next_due(self, now: float) -> float:
-        """When the first may be sent of what has to wait for its time, if there is any."""
+        """When the first wait of a run or an item ends; ``-inf`` if none waits."""
         times = chain.from_iterable(
-            [run.held_until] if run.held_until > now else [item.due for item in run.aside]
+            [run.held_until] if run.held_until > now else [item.due for item in run.deferred]
             for run in self._runs.values()
         )
         return min((time for time in times if time > now), default=-math.inf)
 
-    def next_request(
+    def next_batch(
         self,
         max_operations: int,
         max_bytes: int,
@@ -225,37 +232,37 @@ class Backlog:
         now: float = 0.0,
         alone: Collection[OperationType] = (),
         given_ids: bool = True,
-        asking: bool = False,
+        probing: bool = False,
         overtaking: int | None = None,
     ) -> list[BatchItem]:
         """The items of the next request: the oldest ones of each run that fit.
 
-        At least one, unless all have to wait for their time. ``alone``: types that can only be sent
-        one by one. ``given_ids``: False if a span can be referred to only after the API has
-        answered its create. ``asking``: whether the request is to show if the API is back, for
-        which any operation will do. ``overtaking``: what :attr:`CircuitBreaker.taken` is
-        now, in the drain, where an operation that fails again and again must not keep back for
-        ever what depends on it.
+        At least one, unless all have to wait for their time. ``alone``: types that can only be
+        sent one by one. ``given_ids``: False if a span can be referred to only after the API has
+        answered its create. ``probing``: whether the request is to show if the API is back: any
+        operation will do, also one that is deferred. ``overtaking``: given in the drain only, the
+        value of :attr:`CircuitBreaker.accepted` now: an operation that fails again and again must
+        not keep its dependents back until the time is up.
         """
-        request = _Request(max_operations, max_bytes, alone, given_ids)
+        batch = _Batch(max_operations, max_bytes, alone, given_ids)
         for run in self._runs.values():
-            if not request.take(run.ready(now)):
+            if not batch.take(run.ready(now)):
                 break
-        if overtaking is not None and not request.items:
+        if overtaking is not None and not batch.items:
             for run in self._runs.values():
-                if run.aside and not request.take(run.overtaking(overtaking)):
+                if run.deferred and not batch.take(run.overtaking(overtaking)):
                     break
-        if asking and not request.items:
-            aside = [item for run in self._runs.values() for item in run.aside]
-            request.take(sorted(aside, key=lambda item: item.due)[:1])
-        return request.items
+        if probing and not batch.items:
+            deferred = [item for run in self._runs.values() for item in run.deferred]
+            batch.take(sorted(deferred, key=lambda item: item.due)[:1])
+        return batch.items
 
-    def sent(
-        self, request: Sequence[BatchItem], *, given_ids: bool = True, one_given_id: bool = False
+    def mark_sent(
+        self, batch: Sequence[BatchItem], *, given_ids: bool = True, one_given_id: bool = False
     ) -> None:
-        """``request`` is sent now. ``one_given_id``: one of its spans is given an id although the
-        others are not."""
-        for item in request:
+        """Note that ``batch`` is sent now. ``one_given_id``: give one of its spans an id although
+        the others get none, to see whether the API accepts it."""
+        for item in batch:
             operation = item.operation
             if not item.sent:
                 item.sent, item.given_id = True, given_ids
@@ -263,12 +270,12 @@ class Backlog:
                     self._unsent_starts.pop(operation.span_id, None)
                     item.given_id = given_ids or one_given_id
                     one_given_id = False
-        for instance_id in dict.fromkeys(item.operation.instance_id for item in request):
+        for instance_id in dict.fromkeys(item.operation.instance_id for item in batch):
             self._runs[instance_id] = self._runs.pop(instance_id)
 
 
-class _Request:
-    """Parcels that go into one request."""
+class _Batch:
+    """Items that go into one request."""
 
     def __init__(
         self,
@@ -287,18 +294,18 @@ class _Request:
         self._keys: set[str] = set()
 
     def take(self, items: Iterable[BatchItem]) -> bool:
-        """Take the first of a run's items that can go together; whether there is room for
+        """Take the first items of a run that can go together; return whether there is room for
         more."""
         for item in items:
             operation = item.operation
             single = item.alone or item.in_bulk or operation.type in self._alone
             if self.items and single:
-                # Its turn comes: a run that was in a request goes to the end.
+                # Its turn comes: a run that was in a batch goes to the end.
                 return True
             operations, size = self._operations + item.count, self._size + item.size
             if self.items and (operations > self._max_operations or size > self._max_bytes):
                 return False
-            # Whoever gives a span the id of another gives it its keys, too.
+            # A caller who gives a span the id of another gives it its keys, too.
             if operation.idempotency_key in self._keys:
                 return True
             if not self._given_ids and isinstance(operation, _SPANS):
@@ -313,33 +320,39 @@ class _Request:
             if single:
                 return False
             if isinstance(operation, RegisterAgentInstance):
-                return True  # what the API calls the run comes with the answer
+                return True  # the answer says what the API calls the run
         return True
 
 
-def independent_of(aside: Sequence[BatchItem], waiting: Iterable[BatchItem]) -> Iterator[BatchItem]:
-    """Those of a run's items, ``waiting``, that may be sent although those ``aside``, which are
-    older, were not.
+def independent_of(
+    deferred: Sequence[BatchItem], waiting: Iterable[BatchItem]
+) -> Iterator[BatchItem]:
+    """The items of a run's ``waiting`` ones that do not depend on the ``deferred``, older ones.
 
-    Dependent are: on a span's start, its finish and its children, and on their starts again;
-    on anything of a run, its finish; on the registration or the start of a run, all of it.
-    Not so its quality: that depends on the registration, and on what was told before it under
-    the same name; and nothing else on it.
-    What those aside depend on themselves must have been settled before.
+    ==========================  ================================================================
+    Deferred                    Depends on it
+    ==========================  ================================================================
+    the registration of a run   everything in the run
+    the start of a run          everything in the run but quality
+    the start of a span         its finish, its children, and their dependents
+    quality                     later quality of the same name
+    anything but quality        the finish of the run
+    ==========================  ================================================================
+
+    The operations that the deferred ones depend on must be completed.
     """
-    left = {id(item) for item in aside}
-    operations = [item.operation for item in aside]
+    ids = {id(item) for item in deferred}
+    operations = [item.operation for item in deferred]
     quality = {operation.name for operation in operations if isinstance(operation, RecordQuality)}
     unregistered = any(isinstance(operation, RegisterAgentInstance) for operation in operations)
-    nothing_goes = any(
-        isinstance(operation, RegisterAgentInstance | StartAgentInstance)
-        for operation in operations
+    nothing_goes = unregistered or any(
+        isinstance(operation, StartAgentInstance) for operation in operations
     )
     all_goes = all(isinstance(operation, RecordQuality) for operation in operations)
-    spans = {operation.span_id for operation in operations if isinstance(operation, CreateSpan)}
+    spans = _created(operations)
     for item in waiting:
         operation = item.operation
-        if id(item) in left:
+        if id(item) in ids:
             continue
         if isinstance(operation, RecordQuality):
             if not unregistered and operation.name not in quality:
@@ -354,6 +367,22 @@ def independent_of(aside: Sequence[BatchItem], waiting: Iterable[BatchItem]) -> 
             yield item
 
 
-def half(request: Sequence[BatchItem]) -> int:
-    """How many operations a request may have that is to be half of ``request``."""
-    return max(1, sum(item.count for item in request) // 2)
+def _created(operations: Iterable[Operation]) -> set[str]:
+    return {operation.span_id for operation in operations if isinstance(operation, CreateSpan)}
+
+
+def half(batch: Sequence[BatchItem]) -> int:
+    """How many operations a batch may have that is to be half of ``batch``."""
+    return max(1, sum(item.count for item in batch) // 2)
+
+
+def without_payload(operation: Operation) -> Operation | None:
+    """The operation with its larger payload replaced by a marker; None if none is large."""
+    payload = operation.payload if isinstance(operation, CreateSpan | RecordQuality) else EMPTY
+    result = operation.result_payload if isinstance(operation, CreateSpan | FinishSpan) else UNSET
+    sizes = {"payload": len(payload), "result_payload": 0 if result is UNSET else len(result)}
+    largest = max(sizes, key=sizes.__getitem__)
+    marker = truncated(sizes[largest])
+    if sizes[largest] <= len(marker):
+        return None
+    return msgspec.structs.replace(operation, **{largest: marker})

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from threading import get_ident
 from typing import Any, Protocol
 
 import anyio
 
 from prefactor_core.config import QueueConfig
-from prefactor_core.export.batch import Backlog
+from prefactor_core.export.batch import without_payload
 from prefactor_core.export.counters import Counters
 from prefactor_core.export.loss_report import LossReport
-from prefactor_core.export.without_payload import without_payload
+from prefactor_core.export.worker_queue import WorkerQueue
 from prefactor_core.operations import (
     CreateSpan,
     FinishSpan,
@@ -22,9 +22,8 @@ from prefactor_core.operations import (
     RecordQuality,
     RegisterAgentInstance,
 )
-from prefactor_core.queue.base import Queue, QueueClosedError
+from prefactor_core.queue.base import Queue
 from prefactor_core.queue.event_loop import EventLoop
-from prefactor_core.queue.memory import InMemoryQueue
 
 _NEW = (CreateSpan, RecordQuality, RegisterAgentInstance)
 """What is not let in when the buffer is full; all else belongs to what was let in before."""
@@ -34,50 +33,8 @@ class Recorded(Protocol):
     """The run or the span that an operation is about."""
 
     status: Any
-    started_at: datetime | None
-    finished_at: datetime | None
-
-
-class WorkerQueue:
-    """One queue, and what its worker has taken out of it and not settled."""
-
-    def __init__(self, queue: Queue[Operation]) -> None:
-        self.queue = queue
-        # Anything else that a queue of ours raises comes from outside of it.
-        self.refusal: type[Exception] = (
-            QueueClosedError if type(queue) is InMemoryQueue else Exception
-        )
-        self.backlog = Backlog()
-        self.recorded = 0
-        # A queue of the user's own may bring what an earlier process put there.
-        self.found = queue.size()
-        # What its worker waits on when it waits for time to pass.
-        self._alarm = anyio.Event()
-        # Whether it has nothing to send before that time but what is recorded now.
-        self.waits_for_more = False
-
-    @property
-    def has_more_than_recorded(self) -> bool:
-        """Whether something is in the queue, or was, that is not counted as recorded yet."""
-        return self.queue.size() + self.backlog.taken > self.found + self.recorded
-
-    async def pause(self, seconds: float) -> None:
-        """Wait, until :meth:`hurry` at the longest."""
-        self._alarm = anyio.Event()
-        with anyio.move_on_after(seconds):
-            await self._alarm.wait()
-
-    async def pause_for_more(self, seconds: float) -> None:
-        """Wait, until something is recorded or :meth:`hurry` at the longest."""
-        self.waits_for_more = self.queue.size() == 0
-        try:
-            await self.pause(seconds if self.waits_for_more else 0)
-        finally:
-            self.waits_for_more = False
-
-    def hurry(self) -> None:
-        """What the worker waits for may have changed."""
-        self._alarm.set()
+    started_at: Any
+    finished_at: Any
 
 
 class Buffer:
@@ -96,9 +53,10 @@ class Buffer:
         event_loop: EventLoop,
     ) -> None:
         self.event_loop = event_loop
+        self._thread_id = event_loop.thread_id
         self.worker_queues = [WorkerQueue(queue) for queue in queues]
-        # How many tasks wait for something to be settled: nothing then waits for company.
-        self.hurried = 0
+        # How many tasks wait for a completion: while above zero, workers skip the batch window.
+        self.waiters = 0
         self.closed = False
         self.counters = self._counters = counters
         self._max_operations = config.max_pending_operations
@@ -106,9 +64,10 @@ class Buffer:
         self.waits_when_full = config.when_full == "wait"
         # Spans that have waited for their place and are not recorded yet.
         self._places = 0
+        self._count = len(self.worker_queues)
         self._losses = losses
-        # Somebody waits for this: something has been settled.
-        self._settled: anyio.Event | None = None
+        # Set at the next completion; None if no task waits for one.
+        self._completion: anyio.Event | None = None
         # What other threads have recorded, until the loop takes it over.
         self._handed_over: deque[Operation] = deque()
         self._called_loop = False
@@ -127,48 +86,43 @@ class Buffer:
     def record(
         self,
         operation: Operation,
-        of: Recorded | None = None,
+        size: int,
+        subject: Recorded | None = None,
         status: object = None,
-        started_at: datetime | None = None,
-        finished_at: datetime | None = None,
-        *,
+        started_at: object = None,
+        finished_at: object = None,
         held: int = 0,
         has_place: bool = False,
-        late: bool = False,
     ) -> bool:
-        """Accept an operation and queue it; whether it was taken.
+        """Accept an operation of ``size`` bytes and queue it; whether it was accepted.
 
-        ``of``: the run or span that has this status and these times with it; they change if it is
-        taken, and only then. ``held``: the bytes of the operation that were counted as those of an
-        open span.
+        ``subject``: the run or span that gets this status and these times, if the operation is
+        accepted and only then. ``held``: the bytes of the operation that were counted as those of
+        an open span. ``has_place``: the span has waited for its place.
 
-        When the buffer is full, new runs and quality are dropped, and new spans unless they have
-        waited for their place. A span is always dropped if it is ``late``: its run has ended.
-        Whatever belongs to what was taken before is taken.
+        A full buffer turns away new runs and quality, and new spans without a place. It accepts
+        every operation of a run or span that it has accepted before.
         """
         if self._entering is not None:
             self._enter(self._entering)
-        if late:
-            if has_place:
-                self.give_place_back()
-            self._turn_away("run_ended")
-            return False
         counters = self._counters
-        # This counts open spans too: mostly nothing else has to be asked.
-        if not has_place and counters.holds(
-            self._max_operations - self._places, self.max_bytes + held
+        # Written out: this is asked for every operation. It counts open spans, too.
+        if not has_place and (
+            counters.taken - counters.completed >= self._max_operations - self._places
+            or counters.taken_bytes - counters.completed_bytes + counters.open_bytes - held
+            >= self.max_bytes
         ):
             if self.full and isinstance(operation, _NEW):
-                self._turn_away("full")
+                self.turn_away("full")
                 return False
-            if isinstance(operation, CreateSpan | FinishSpan) and counters.held_bytes - held >= (
-                self.max_bytes
+            if isinstance(operation, CreateSpan | FinishSpan) and (
+                counters.held_bytes - held >= self.max_bytes
             ):
-                # It is let in, as it must; of a large payload only that it was there.
+                # It has to be accepted; of a large payload only a marker.
                 operation = without_payload(operation) or operation
-        size = operation.size
-        # Here it is recorded: by one statement that calls nothing, so that nothing interrupts it.
-        if of is None:
+                size = operation.size
+        # The recording itself: one statement that calls nothing, so that nothing interrupts it.
+        if subject is None:
             counters.taken, counters.taken_bytes, self._places, self._entering = (
                 counters.taken + 1,
                 counters.taken_bytes + size,
@@ -181,9 +135,9 @@ class Buffer:
                 counters.taken_bytes,
                 self._places,
                 self._entering,
-                of.status,
-                of.started_at,
-                of.finished_at,
+                subject.status,
+                subject.started_at,
+                subject.finished_at,
             ) = (
                 counters.taken + 1,
                 counters.taken_bytes + size,
@@ -193,10 +147,29 @@ class Buffer:
                 started_at,
                 finished_at,
             )
-        taken = self._enter(operation)
+        if get_ident() == self._thread_id and not self._handed_over and self._putting is None:
+            # As _enter() and _put() do it, without their calls.
+            self._putting, self._entering = operation, None
+            worker_queue = self.worker_queues[hash(operation.instance_id) % self._count]
+            try:
+                worker_queue.queue.put_nowait(operation)
+            except worker_queue.refusal as error:
+                taken = self._refused(operation, error)
+            else:
+                taken = True
+                worker_queue.recorded, self._putting = worker_queue.recorded + 1, None
+                if worker_queue.waits_for_more:
+                    worker_queue.wake()
+        else:
+            taken = self._enter(operation)
         if has_place:
             self._place_is_free()
         return taken
+
+    def turn_away(self, reason: str) -> None:
+        """Count an operation that is dropped before it was accepted."""
+        self._counters.turn_away(reason)
+        self._losses.dropped_in_any_thread(reason)
 
     def _enter(self, operation: Operation) -> bool:
         """Bring an operation that is accepted to the loop; whether its queue takes it."""
@@ -243,16 +216,16 @@ class Buffer:
             else:
                 self._put(operation)
 
-    def found(self, operation: Operation) -> None:
-        """Accept an operation that was in its queue before."""
+    def accept_initial(self, operation: Operation) -> None:
+        """Count an operation that was in its queue before this process recorded anything."""
         with self.event_loop.lock:
             self._counters.accept(operation)
 
     async def wait_for_place(self) -> None:
         """Return when a new span may come in; its place is kept until it is recorded."""
-        with self.hurry():
+        with self.skip_batch_window():
             while not self._take_place():
-                await self._wait_for_change()
+                await self._wait_for_completion()
 
     def _take_place(self) -> bool:
         with self.event_loop.lock:
@@ -269,75 +242,75 @@ class Buffer:
 
     def _place_is_free(self) -> None:
         if self.event_loop.is_here:
-            self.settled()
+            self.completed()
         else:
-            self.event_loop.run_soon(self.settled)
+            self.event_loop.run_soon(self.completed)
 
     async def flush(self) -> None:
-        """Return when everything that is recorded so far is settled."""
+        """Return when everything that is recorded so far is delivered or dropped."""
         self.take_over()
         goals = [
-            (worker_queue, worker_queue.found + worker_queue.recorded)
+            (worker_queue.batcher, worker_queue.initial + worker_queue.recorded)
             for worker_queue in self.worker_queues
         ]
-        with self.hurry():
-            for worker_queue, goal in goals:
-                while worker_queue.backlog.settled_through < goal and not self.closed:
-                    await self._wait_for_change()
+        with self.skip_batch_window():
+            for batcher, goal in goals:
+                while batcher.completed_through < goal and not self.closed:
+                    await self._wait_for_completion()
 
     def wake(self) -> None:
-        """What the workers wait for may have changed."""
+        """End the waits of all workers: their reasons may have changed."""
         for worker_queue in self.worker_queues:
-            worker_queue.hurry()
+            worker_queue.wake()
 
-    def settled(self) -> None:
-        """Some operations were delivered, or given up."""
-        if self._settled is not None:
-            self._settled.set()
-            self._settled = None
+    def completed(self) -> None:
+        """Wake the tasks that wait for a completion: operations were delivered, or dropped."""
+        if self._completion is not None:
+            self._completion.set()
+            self._completion = None
 
     def close(self) -> None:
-        """Nothing more will be settled: nobody has to wait for it."""
+        """End every wait for a completion: there will be none."""
         self.closed = True
-        self.settled()
+        self.completed()
 
     @contextmanager
-    def hurry(self) -> Generator[None]:
-        """While somebody waits for something to be settled, workers skip the batch window."""
-        self.hurried += 1
+    def skip_batch_window(self) -> Generator[None]:
+        """While a task waits for a completion in this block, workers skip the batch window."""
+        self.waiters += 1
         self.wake()
         try:
             yield
         finally:
-            self.hurried -= 1
+            self.waiters -= 1
 
-    async def _wait_for_change(self) -> None:
-        if self._settled is None:
-            self._settled = anyio.Event()
-        await self._settled.wait()
+    async def _wait_for_completion(self) -> None:
+        if self._completion is None:
+            self._completion = anyio.Event()
+        await self._completion.wait()
 
     def _worker_queue_of(self, operation: Operation) -> WorkerQueue:
-        return self.worker_queues[hash(operation.instance_id) % len(self.worker_queues)]
+        return self.worker_queues[hash(operation.instance_id) % self._count]
 
     def _put(self, operation: Operation) -> bool:
-        worker_queue = self.worker_queues[hash(operation.instance_id) % len(self.worker_queues)]
+        worker_queue = self.worker_queues[hash(operation.instance_id) % self._count]
         try:
             worker_queue.queue.put_nowait(operation)
         except worker_queue.refusal as error:
-            if isinstance(error, RecursionError | MemoryError):
-                raise
-            # Only a queue of the user's own can do this (full, or broken).
-            self._putting = None
-            self._counters.fail(error)
-            self._counters.drop("queue", 1, operation.size)
-            detail = f"the client's queue does not take them ({type(error).__name__}: {error})"
-            self._losses.dropped_anywhere("queue", detail)
-            return False
+            return self._refused(operation, error)
         worker_queue.recorded, self._putting = worker_queue.recorded + 1, None
         if worker_queue.waits_for_more:
-            worker_queue.hurry()
+            worker_queue.wake()
         return True
 
-    def _turn_away(self, reason: str) -> None:
-        self._counters.turn_away(reason)
-        self._losses.dropped_anywhere(reason)
+    def _refused(self, operation: Operation, error: Exception) -> bool:
+        """Drop an operation that its queue did not take: full, or broken. Only a queue of the
+        user's own does that."""
+        if isinstance(error, RecursionError | MemoryError):
+            raise error
+        self._putting = None
+        self._counters.fail(error)
+        self._counters.drop("queue", 1, operation.size)
+        detail = f"the client's queue does not take them ({type(error).__name__}: {error})"
+        self._losses.dropped_in_any_thread("queue", detail)
+        return False

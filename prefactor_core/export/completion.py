@@ -1,4 +1,4 @@
-"""Completion: what became of a item, counted, and made known to its run."""
+"""Completion: items are counted as delivered or dropped, and their runs hear of it."""
 
 from __future__ import annotations
 
@@ -32,28 +32,29 @@ logger = logging.getLogger("prefactor_core.export.completion")
 
 
 class Completion:
-    """Counts what was delivered or given up, and keeps what later operations need to know of it.
+    """Completes items: counts them as delivered or dropped, and keeps what later operations need
+    to know of them.
 
-    ``identities``: what the API calls runs and spans. ``limits``: what the API does not do, as far
-    as it has shown.
+    ``identities``: what the API calls runs and spans. ``limits``: the features that the API seems
+    to lack.
     """
 
     def __init__(
         self,
         counters: Counters,
         identities: Identities,
-        outage: CircuitBreaker,
+        breaker: CircuitBreaker,
         limits: ApiLimits,
         losses: LossReport,
     ) -> None:
         self._counters = counters
         self.identities = identities
-        self._breaker = outage
+        self._breaker = breaker
         self.limits = limits
         self._losses = losses
 
     def drop_if_lost(self, item: BatchItem) -> bool:
-        """Give a item up if what it belongs to was given up; whether it was."""
+        """Drop an item if its run or span was dropped; return whether it was."""
         operation = item.operation
         reason = self.identities.of(operation.instance_id).reason_lost(operation)
         if reason is None:
@@ -62,25 +63,27 @@ class Completion:
         return True
 
     def give_up(self, item: BatchItem, error: Exception, reason: str) -> None:
-        """A item will not be delivered, and is the only one to blame."""
-        # It was not the parent, then: what is below can hang there.
+        """Drop an item that the API refuses or fails at, because of ``error``."""
+        # Its parent was not the reason, then: its children can hang there.
         item.operation = item.original or item.operation
         self._drop(item, reason, error)
         if not isinstance(error, PrefactorCoreError):
-            # A bug of ours deserves its traceback; what the API says needs none.
+            # A bug of ours deserves its traceback; an answer of the API needs none.
             message = "%s met an error that was not expected"
             log(logger, logging.ERROR, message, _name(item.operation), error=error)
 
-    def heed(self, instance_id: str, control: Control | None) -> None:
-        """An answer may say that its run is to stop."""
+    def handle_control(self, instance_id: str, control: Control | None) -> None:
+        """Terminate a run if an answer says so."""
         if control is not None and control.terminate:
             run = self.identities.of(instance_id)
-            # Also one that another client registered: this one takes no more spans of it.
+            # Also a run that another client registered: this one records no more spans of it.
             self.identities.keep(run)
             run.terminate(control.reason)
 
     def deliver(self, item: BatchItem, api_id: str | None) -> None:
-        """The API has taken a item; ``api_id``: the id of the run or span that it made."""
+        """Complete an item that the API has accepted. ``api_id``: the id that the API gave the run
+        or span."""
+        item.completed = True
         operation = item.operation
         run = self.identities.of(operation.instance_id)
         match operation:
@@ -94,7 +97,7 @@ class Completion:
                     self._api_takes_ids()
             case RegisterAgentInstance(instance_id=instance_id) if api_id is not None:
                 if operation.is_as_given:
-                    # Refused with an environment, and taken without: that was it.
+                    # Refused with an environment, and accepted without: that was the reason.
                     self.limits.refuses_environment(anyio.current_time())
                 self.identities.registered(instance_id, api_id)
             case FinishAgentInstance():
@@ -105,12 +108,12 @@ class Completion:
             isinstance(operation, CreateSpan) and is_terminal(operation.status)
         ):
             run.span_ended(operation.span_id)
-        self._breaker.delivered += 1
-        if not item.maybe_done:
-            self._breaker.taken += 1
+        if not item.outcome_unknown:
+            self._breaker.accepted += 1
         self._counters.deliver(item.count, item.size)
 
     def _drop(self, item: BatchItem, reason: str, error: Exception | None = None) -> None:
+        item.completed = True
         operation = item.operation
         run = self.identities.of(operation.instance_id)
         match operation:
@@ -120,7 +123,7 @@ class Completion:
             case RegisterAgentInstance():
                 run.lost = reason
                 if run.registration is not None and error is not None:
-                    # What it means is said there.
+                    # The caller gets the error, and the log needs no line.
                     if run.registration.refused(error):
                         self._counters.hand_back(item.count, item.size)
                     else:
@@ -136,25 +139,25 @@ class Completion:
             self._losses.dropped(reason, detail)
 
     def _run_ended(self, run: RunIdentity) -> None:
-        # One that goes on may be called as one was that has ended.
+        # A run that goes on may have the id of one that has ended.
         if run.termination.over:
             self.identities.forget(run.recorded_id)
 
     def attempt_failed(self, item: BatchItem) -> None:
-        """A request failed that had ``item`` in it: a caller may wait for its registration."""
+        """Tell a caller that waits for a registration that an attempt failed."""
         if isinstance(item.operation, RegisterAgentInstance):
             run = self.identities.of(item.operation.instance_id)
             if run.registration is not None:
                 run.registration.failed()
 
     def kept_without_parent(self, original: Operation | None) -> None:
-        """A span was taken without a parent; perhaps not so in its ``original`` form."""
+        """Report a span without a parent, if its ``original`` operation had one."""
         if not isinstance(original, CreateSpan) or original.parent_span_id is None:
             return
         self._losses.kept_without_parent(_name(original))
 
     def api_makes_ids(self) -> None:
-        """The API has not taken an id that it was given."""
+        """Note that the API has refused a given id, and makes all ids itself."""
         self.identities.given_ids = False
         self.limits.makes_ids(anyio.current_time())
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import datetime
 
+from prefactor_core.export.circuit_breaker import CircuitBreaker
 from prefactor_core.models.statistics import Statistics
 from prefactor_core.operations import Operation
 
@@ -21,7 +21,8 @@ class Counters:
     thread.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, breaker: CircuitBreaker | None = None) -> None:
+        self._breaker = breaker  # it knows of an outage
         self.taken = 0
         self.taken_bytes = 0
         self.open_bytes = 0
@@ -29,10 +30,9 @@ class Counters:
         self._turned_away: Counter[str] = Counter()
         self.delivered = 0
         self.in_flight = 0
-        self.outage_since: datetime | None = None
-        self._settled_bytes = 0
+        self.completed_bytes = 0
         self._dropped: Counter[str] = Counter()
-        self._settled = self._handed_back = 0
+        self.completed = self._handed_back = 0
         self._requests = 0
         self._retries = 0
         self._merged = 0
@@ -62,32 +62,32 @@ class Counters:
     @property
     def pending(self) -> int:
         """How many of them are neither delivered nor dropped."""
-        return self.taken - self._settled
+        return self.taken - self.completed
 
     def reaches(self, operations: int, size: int) -> bool:
         """Whether so many are pending, or so many bytes."""
         # Not by the properties: this is asked for every operation.
         return (
-            self.taken - self._settled >= operations
-            or self.taken_bytes - self._settled_bytes >= size
+            self.taken - self.completed >= operations
+            or self.taken_bytes - self.completed_bytes >= size
         )
 
     def holds(self, operations: int, size: int) -> bool:
         """Whether so many are pending, or so many bytes with the payloads of open spans."""
         return (
-            self.taken - self._settled >= operations
-            or self.taken_bytes - self._settled_bytes + self.open_bytes >= size
+            self.taken - self.completed >= operations
+            or self.taken_bytes - self.completed_bytes + self.open_bytes >= size
         )
 
     @property
     def pending_bytes(self) -> int:
         """How many bytes these take."""
-        return self.taken_bytes - self._settled_bytes
+        return self.taken_bytes - self.completed_bytes
 
     @property
     def held_bytes(self) -> int:
         """How many bytes these and the payloads of open spans take."""
-        return self.taken_bytes - self._settled_bytes + self.open_bytes
+        return self.taken_bytes - self.completed_bytes + self.open_bytes
 
     def merge(self, saved: int) -> None:
         """Two operations will be sent as one, which takes ``saved`` bytes less."""
@@ -96,7 +96,7 @@ class Counters:
 
     def shrink(self, saved: int) -> None:
         """An operation takes ``saved`` bytes less than it did."""
-        self._settled_bytes += saved
+        self.completed_bytes += saved
 
     def request(self) -> None:
         """A request is sent."""
@@ -120,22 +120,22 @@ class Counters:
     def deliver(self, count: int, size: int) -> None:
         """The API has taken ``count`` operations of ``size`` bytes."""
         self.delivered += count
-        self._settled += count
-        self._settled_bytes += size
+        self.completed += count
+        self.completed_bytes += size
 
     def drop(self, reason: str, count: int, size: int) -> None:
         """``count`` operations of ``size`` bytes are given up."""
         if count > 0:
             self._dropped[reason] += count
-            self._settled += count
-            self._settled_bytes += size
+            self.completed += count
+            self.completed_bytes += size
 
     def hand_back(self, count: int, size: int) -> None:
         """The caller is told that ``count`` operations were refused: they count as never
         accepted."""
         self._handed_back += count
-        self._settled += count
-        self._settled_bytes += size
+        self.completed += count
+        self.completed_bytes += size
 
     def drop_rest(self, reason: str) -> None:
         """Everything that is pending is given up."""
@@ -145,7 +145,7 @@ class Counters:
         """The balance of this moment; for any thread."""
         # Each count is read once, and what goes up first is read last: other threads count on.
         turned_away, dropped = Counter(self._turned_away), Counter(self._dropped)
-        delivered, settled_bytes = self.delivered, self._settled_bytes
+        delivered, settled_bytes = self.delivered, self.completed_bytes
         handed_back = self._handed_back
         accepted, accepted_bytes = self.taken - handed_back, self.taken_bytes
         return Statistics(
@@ -160,7 +160,7 @@ class Counters:
             retries=self._retries,
             merged=self._merged,
             last_error=self._last_error,
-            outage_since=self.outage_since,
+            outage_since=None if self._breaker is None else self._breaker.since,
             assumed=tuple(self._assumed),
             degraded=dict(self.degraded),
         )

@@ -1,11 +1,11 @@
-"""Delivery: the parts that bring operations from the buffer to the API, put together."""
+"""Exporter: the parts that bring operations from the buffer to the API, put together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import anyio
 
@@ -30,10 +30,20 @@ if TYPE_CHECKING:
     from prefactor_core.api.client import ApiClient
 
 
-class Delivery:
-    """One worker for each queue, while ``async with Delivery(...):`` is open.
+class Job(Protocol):
+    """Something that a task of the exporter does until it is closed."""
 
-    When it is left, the queues close and what is pending is still delivered, for
+    async def serve(self) -> None:
+        """Do it, until :meth:`close`; called again after an error."""
+
+    def close(self) -> None:
+        """End :meth:`serve`."""
+
+
+class Exporter:
+    """One worker for each queue, while ``async with Exporter(...):`` is open.
+
+    When it is left, the queues close and pending operations are still delivered, for
     ``drain_timeout`` seconds at most; the rest is dropped, and counted.
     """
 
@@ -48,33 +58,32 @@ class Delivery:
     ) -> None:
         self._drain_timeout = drain_timeout
         self.event_loop = EventLoop.here()
-        self.counters = Counters()
+        self._breaker = CircuitBreaker(backoff)
+        self.counters = Counters(self._breaker)
         self.identities = Identities()
         self._losses = LossReport(self.counters, self.event_loop)
         self.buffer = Buffer(queues, self.counters, self._losses, config, self.event_loop)
-        self._breaker = CircuitBreaker(backoff)
         limits = ApiLimits(self.counters, config.max_batch_bytes)
         completion = Completion(self.counters, self.identities, self._breaker, limits, self._losses)
         self.sender = Sender(api, self.counters, self._breaker, completion)
-        self._workers = [
+        workers = [
             Worker(worker_queue, self.buffer, self.sender, self._breaker, self.counters, config)
             for worker_queue in self.buffer.worker_queues
         ]
-        self._poll = StatusPoll(
+        poll = StatusPoll(
             api, self.identities, self._breaker, self.counters, self.event_loop, poll_interval
         )
-        self._group = Workers(
-            [
-                *(worker.serve for worker in self._workers),
-                self._poll.serve,
-                self._losses.serve,
-            ],
-            self._close_queues,
-            drain_timeout=drain_timeout,
-        )
+        self._jobs: list[Job] = [poll, self._losses]
+        self._serving = [*(worker.serve for worker in workers), poll.serve, self._losses.serve]
+        self._workers = Workers(self._serving, self._close_queues, drain_timeout=drain_timeout)
+
+    def run_also(self, job: Job) -> None:
+        """Run another job beside the workers; before the exporter is entered."""
+        self._jobs.append(job)
+        self._serving.append(job.serve)
 
     async def __aenter__(self) -> Self:
-        await self._group.__aenter__()
+        await self._workers.__aenter__()
         return self
 
     async def __aexit__(
@@ -84,7 +93,7 @@ class Delivery:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            await self._group.__aexit__(exc_type, error, traceback)  # noqa: ASYNC102
+            await self._workers.__aexit__(exc_type, error, traceback)  # noqa: ASYNC102
         finally:
             self.counters.drop_rest("drain_timeout")
             self.buffer.close()
@@ -93,34 +102,34 @@ class Delivery:
     @property
     def is_away(self) -> bool:
         """Whether there is an outage."""
-        return self._breaker.told
+        return self._breaker.is_outage
 
     @property
     def is_closing(self) -> bool:
-        """Whether nothing more can be queued."""
+        """Whether the queues are closed."""
         return any(worker_queue.queue.closed for worker_queue in self.buffer.worker_queues)
 
     @property
     def answers(self) -> int:
-        """How many requests the API has answered as it should."""
+        """How many requests have succeeded."""
         return self._breaker.answers
 
     @property
     def takes_environment(self) -> bool:
-        """Whether the API takes a runtime environment that is added, as far as it has shown."""
+        """Whether the API accepts a runtime environment that is added, as far as it has shown."""
         return self.sender.limits.takes_environment(anyio.current_time())
 
-    def hurry(self) -> AbstractContextManager[None]:
-        """While somebody waits for something to be settled, workers skip the batch window."""
-        return self.buffer.hurry()
+    def skip_batch_window(self) -> AbstractContextManager[None]:
+        """See :meth:`Buffer.skip_batch_window`."""
+        return self.buffer.skip_batch_window()
 
     def gave_up_waiting(self, seconds: float) -> None:
-        """A caller has waited so long for a registration, and no request was answered."""
+        """See :meth:`Sender.gave_up_waiting`."""
         self.sender.gave_up_waiting(seconds)
 
     async def _close_queues(self) -> None:
-        self._poll.close()
-        self._losses.close()
+        for job in self._jobs:
+            job.close()
         self.buffer.take_over()
         now = anyio.current_time()
         self._breaker.drain(now, now + self._drain_timeout)
@@ -128,4 +137,4 @@ class Delivery:
             try:
                 await worker_queue.queue.close(1)
             finally:
-                worker_queue.hurry()
+                worker_queue.wake()

@@ -1,4 +1,4 @@
-"""What a failed attempt means. Pure."""
+"""Failure kinds: how a worker reacts to a failed attempt. Pure."""
 
 from __future__ import annotations
 
@@ -37,43 +37,37 @@ _OUT_OF_SERVICE = (408, 425, 429, 502, 503, 504)
 
 
 class FailureKind(Enum):
-    """What to do about a failed attempt."""
+    """The meaning of a failed attempt.
 
-    SETTLED = auto()
-    """The API is where the operation wanted it: as good as delivered."""
+    ``ALREADY_DONE``: the run or span is in the state that the operation asks for, as if delivered.
+    ``REFUSED``: the API does not accept the operation, if it accepts anything at all.
+    ``TOO_LARGE``: the API would accept it if it were smaller.
+    ``ID_REFUSED``: the API would accept it without the given id.
+    ``PARENT_REFUSED``: the API would accept it without the given parent.
+    ``ENVIRONMENT_REFUSED``: the API may accept it without the added runtime environment.
+    ``DENIED``: the API does not accept the token, whatever is sent with it.
+    ``BUSY``: the API is up and asks to wait (429).
+    ``FAILED``: no answer, or a meaningless one: alone it does not show whose fault it is.
+    """
 
+    ALREADY_DONE = auto()
     REFUSED = auto()
-    """The API does not take this, if it takes anything at all."""
-
     TOO_LARGE = auto()
-    """The API would take it if it were smaller."""
-
     ID_REFUSED = auto()
-    """The API would take it without the id that was given."""
-
     PARENT_REFUSED = auto()
-    """The API would take it without the parent that was given."""
-
     ENVIRONMENT_REFUSED = auto()
-    """The API may take it without the runtime environment that was added."""
-
     DENIED = auto()
-    """The API does not take the token, whatever is sent with it."""
-
     BUSY = auto()
-    """The API is there and asks for patience."""
-
     FAILED = auto()
-    """No answer, or none that means anything: by itself it does not say whose fault it is."""
 
 
-def judge(operation: Operation, error: Exception) -> FailureKind:
-    """What ``error`` means for ``operation``, sent by its own endpoint."""
+def classify(operation: Operation, error: Exception) -> FailureKind:
+    """The kind of ``error``, for ``operation`` sent by its own endpoint."""
     if isinstance(error, PrefactorConflictError) and isinstance(
         operation, FinishSpan | FinishAgentInstance | StartAgentInstance
     ):
-        # Begun or ended already: an earlier attempt got through, or it was somebody else.
-        return FailureKind.SETTLED
+        # Begun or ended already: by an earlier attempt, or by another program.
+        return FailureKind.ALREADY_DONE
     if (
         isinstance(operation, RegisterAgentInstance)
         and operation.runtime_environment is not UNSET
@@ -93,13 +87,13 @@ def judge(operation: Operation, error: Exception) -> FailureKind:
         and isinstance(error, PrefactorNotFoundError)
         and operation.parent_span_id is not None
     ):
-        # The parent, or else the run: without the parent, the answer tells.
+        # The parent is missing, or the run: the answer to a create without parent shows which.
         return FailureKind.PARENT_REFUSED
-    return judge_request(error)
+    return classify_request(error)
 
 
-def judge_request(error: Exception) -> FailureKind:
-    """What ``error`` means for a request of any number of operations."""
+def classify_request(error: Exception) -> FailureKind:
+    """The kind of ``error``, for a request of any number of operations."""
     match error:
         case PrefactorAuthError():
             return FailureKind.DENIED
@@ -114,23 +108,23 @@ def judge_request(error: Exception) -> FailureKind:
         case PrefactorApiError() | PrefactorValueError() | OperationError():
             return FailureKind.REFUSED
         case _:
-            # A bug of ours, or something that the transport let through.
+            # A bug of ours, or an error that the transport did not map.
             return FailureKind.FAILED
 
 
 def was_not_sent(error: Exception) -> bool:
-    """Whether the request could not even be written: no API has a part in that."""
+    """Whether the request could not be written: the API has no part in the failure."""
     return isinstance(error, PrefactorValueError | OperationError)
 
 
 def is_firm(error: Exception) -> bool:
-    """Whether ``error`` is of the statuses by which an API refuses what it has looked at."""
+    """Whether ``error`` has a status by which the API refuses an operation that it has read."""
     return isinstance(error, PrefactorApiError) and error.status_code in _FIRM
 
 
 def is_out_of_service(error: Exception) -> bool:
-    """Whether ``error`` speaks of the state that the API is in, or is none of its answers, rather
-    than of what was sent."""
+    """Whether ``error`` comes from the state of the API or of the network, and not from the
+    operation."""
     return (
         not isinstance(error, PrefactorApiError)
         or error.status_code is None
@@ -139,9 +133,9 @@ def is_out_of_service(error: Exception) -> bool:
     )
 
 
-def may_be_done(error: Exception) -> bool:
-    """Whether the API may have done what was asked for all the same: there is no answer of its own,
-    or none that can be read."""
+def outcome_is_unknown(error: Exception) -> bool:
+    """Whether the API may have done the operation all the same: there is no answer of its own, or
+    an unreadable one."""
     match error:
         case PrefactorUnreachableError():
             return True
@@ -153,15 +147,20 @@ def may_be_done(error: Exception) -> bool:
             return False
 
 
+def is_too_large(error: Exception) -> bool:
+    """Whether the API, or something before it, says that the request is too large."""
+    return isinstance(error, PrefactorApiError) and error.status_code == _TOO_LARGE
+
+
 def lacks_call(error: Exception) -> bool:
-    """Whether ``error`` says that there is no such call."""
+    """Whether ``error`` says that the API has no such endpoint."""
     return isinstance(error, PrefactorApiError) and error.status_code in _NO_SUCH_CALL
 
 
 def is_of_the_api(error: Exception) -> bool:
-    """Whether ``error`` is an answer in the API's own form, and not that of a gateway."""
+    """Whether ``error`` is an answer in the API's own form, and not a gateway's."""
     if isinstance(error, PrefactorServerError | PrefactorRateLimitError):
-        # A gateway's has the same class. Only the API gives these a code.
+        # A gateway's answer has the same class. Only the API gives it a code.
         return error.code != "unknown"
     return (
         isinstance(error, PrefactorApiError)

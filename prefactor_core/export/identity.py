@@ -61,7 +61,8 @@ class RunIdentity:
     """The ids of one run, and what became of its spans on their way.
 
     ``recorded_id``: what its operations call the run. ``id``: what the API calls it, as soon
-    as that is known. ``registered``: False while it waits for that. ``lost``: why the run, and so
+    as that is known. ``registered``: False while it waits for that. ``begun``: whether its start is
+    recorded, or is not for this client to record. ``lost``: why the run, and so
     all of it, cannot be delivered; None if it can.
     ``agent_id``: whose run it is, as far as the caller said. ``termination``: its kill switch.
     ``check``: what its payloads are held against, if they are. ``registration``: the task that
@@ -74,6 +75,7 @@ class RunIdentity:
         "_lost_spans",
         "_recorded_ids",
         "agent_id",
+        "begun",
         "check",
         "clock",
         "id",
@@ -88,6 +90,7 @@ class RunIdentity:
         self.recorded_id = recorded_id
         self.id = recorded_id if id is None else id
         self.registered = True
+        self.begun = False
         self.lost: str | None = None
         self.agent_id: str | None = None
         self.registration: RegistrationWait | None = None

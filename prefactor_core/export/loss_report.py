@@ -1,4 +1,4 @@
-"""LossReport: says in the log what is lost, while it is lost."""
+"""LossReport: log lines about losses, while they last."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INTERVAL: Final = 60.0
 """Seconds between two lines about a loss that goes on."""
 
 NO_PARENT: Final = "spans are kept without the parent that they were given"
-"""What is counted when the API does not know a parent."""
+"""The loss that is counted when the API does not know a parent."""
 
 _WHY: Final[Mapping[str, str]] = {
     "full": "max_pending_operations or max_pending_bytes is reached",
@@ -31,11 +31,11 @@ _WHY: Final[Mapping[str, str]] = {
 
 
 class LossReport:
-    """One warning when something begins to be lost, one a minute with how much while that goes on,
-    and one line when it is over.
+    """One warning when a loss begins, one a minute with its amount while it goes on, and one line
+    when it is over.
 
-    Operations are lost for the reasons of ``statistics().dropped``. :meth:`serve` is run by one
-    worker.
+    The kinds of loss are the reasons of ``statistics().dropped`` and :data:`NO_PARENT`. One worker
+    runs :meth:`serve`.
     """
 
     def __init__(self, counters: Counters, event_loop: EventLoop) -> None:
@@ -44,67 +44,67 @@ class LossReport:
         self._began = anyio.Event()
         self._closing = anyio.Event()
         self._spans_without_parent = 0
-        # How many the log knows of, by what is being lost.
-        self._told: dict[str, int] = {}
+        # How many the log knows of, by kind of loss, while it lasts.
+        self._reported: dict[str, int] = {}
 
     def dropped(self, reason: str, detail: str | None = None) -> None:
-        """An operation was dropped; in the thread of the loop. ``detail``: which, and why."""
+        """Report a dropped operation; in the thread of the loop. ``detail``: which, and why."""
         self._lost(reason, detail)
 
-    def dropped_anywhere(self, reason: str, detail: str | None = None) -> None:
-        """As :meth:`dropped`; for any thread, which holds the lock of recording."""
-        if reason not in self._told:
-            # Noted now, or a burst would have the loop called for each of its operations.
-            self._told[reason] = self._counts()[reason]
-            self._event_loop.run_soon(partial(self._tell_of_beginning, reason, detail))
+    def dropped_in_any_thread(self, reason: str, detail: str | None = None) -> None:
+        """As :meth:`dropped`, for any thread that holds the lock of recording."""
+        if reason not in self._reported:
+            # Noted now, or a burst would call the loop for each of its operations.
+            self._reported[reason] = self._counts()[reason]
+            self._event_loop.run_soon(partial(self._report_begin, reason, detail))
 
     def kept_without_parent(self, detail: str) -> None:
-        """A span was kept, but not its parent. ``detail``: which."""
+        """Report a span that was kept without its parent. ``detail``: which."""
         self._spans_without_parent += 1
         self._lost(NO_PARENT, detail)
 
     async def serve(self) -> None:
-        """Say each minute what goes on to be lost, until :meth:`close`."""
+        """Report once a minute the losses that go on, until :meth:`close`."""
         while not self._closing.is_set():
-            if not self._told:  # else a worker before this one was ended while it lasts
+            if not self._reported:  # else a worker before this one was cancelled while a loss lasts
                 await self._began.wait()
             self._began = anyio.Event()
-            while self._told and not self._closing.is_set():
+            while self._reported and not self._closing.is_set():
                 with anyio.move_on_after(_INTERVAL) as pause:
                     await self._closing.wait()
                 if pause.cancelled_caught and not self._event_loop.is_forked:
-                    self._tell_of_the_last_minute()
+                    self._report_last_minute()
 
     def close(self) -> None:
-        """End :meth:`serve`; what begins to be lost is still said."""
+        """End :meth:`serve`; the begin of a loss is still reported."""
         self._closing.set()
         self._began.set()
 
     def _counts(self) -> dict[str, int]:
         return {**self._counters.dropped(), NO_PARENT: self._spans_without_parent}
 
-    def _lost(self, what: str, detail: str | None = None) -> None:
-        if what in self._told:
+    def _lost(self, kind: str, detail: str | None = None) -> None:
+        if kind in self._reported:
             return
-        self._told[what] = self._counts()[what]
-        self._tell_of_beginning(what, detail)
+        self._reported[kind] = self._counts()[kind]
+        self._report_begin(kind, detail)
 
-    def _tell_of_beginning(self, what: str, detail: str | None = None) -> None:
+    def _report_begin(self, kind: str, detail: str | None = None) -> None:
         self._began.set()
         message = "Prefactor: %s: %s. More of it is counted, and said once a minute"
-        log(logger, logging.WARNING, message, _named(what), detail or _WHY.get(what, "see there"))
+        log(logger, logging.WARNING, message, _named(kind), detail or _WHY.get(kind, "see there"))
 
-    def _tell_of_the_last_minute(self) -> None:
+    def _report_last_minute(self) -> None:
         counts = self._counts()
-        for what, told in list(self._told.items()):
-            if new := counts[what] - told:
-                self._told[what] = counts[what]
+        for kind, reported in list(self._reported.items()):
+            if new := counts[kind] - reported:
+                self._reported[kind] = counts[kind]
                 message = "Prefactor: %s: %d more in the last %d s"
-                log(logger, logging.WARNING, message, _named(what), new, _INTERVAL)
+                log(logger, logging.WARNING, message, _named(kind), new, _INTERVAL)
             else:
-                del self._told[what]
-                log(logger, logging.INFO, "Prefactor: no longer: %s", _named(what))
+                del self._reported[kind]
+                log(logger, logging.INFO, "Prefactor: no longer: %s", _named(kind))
 
 
-def _named(what: str) -> str:
-    return what if what == NO_PARENT else f"operations are dropped ({what})"
+def _named(kind: str) -> str:
+    return kind if kind == NO_PARENT else f"operations are dropped ({kind})"

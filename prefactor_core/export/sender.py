@@ -1,9 +1,9 @@
-"""Sender: one request, and what came of it; shared by all workers of a client."""
+"""Sender: one request, and how its answer completes or changes items; shared by all workers."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
@@ -11,9 +11,7 @@ import anyio.lowlevel
 import msgspec
 
 from prefactor_core.exceptions import (
-    OperationError,
     PrefactorApiError,
-    PrefactorContractError,
     PrefactorUnreachableError,
 )
 from prefactor_core.exceptions.log import log
@@ -23,106 +21,69 @@ from prefactor_core.export.completion import Completion
 from prefactor_core.export.counters import Counters
 from prefactor_core.export.failures import (
     FailureKind,
+    classify,
+    classify_request,
     is_of_the_api,
-    judge,
-    judge_request,
     lacks_call,
-    may_be_done,
+    outcome_is_unknown,
     was_not_sent,
 )
-from prefactor_core.export.without_payload import without_payload
-from prefactor_core.operations import (
-    CreateSpan,
-    FinishAgentInstance,
-    FinishSpan,
-    Operation,
-    RecordQuality,
-    RegisterAgentInstance,
-    StartAgentInstance,
-    UpdateSpanPayload,
-)
+from prefactor_core.operations import CreateSpan, Operation, RegisterAgentInstance
 from prefactor_core.operations.identifiers import is_pfid
 
 if TYPE_CHECKING:
-    from prefactor_core.api.answers import Control, Output
+    from prefactor_core.api.answers import Output
     from prefactor_core.api.client import ApiClient
 
 logger = logging.getLogger("prefactor_core.export.sender")
 
 T = TypeVar("T")
 
-Settle = Callable[[BatchItem], None]
-"""Is told of each item that was delivered or given up, as soon as that is so."""
-
 _SLICE = 100
 """Outputs that are read in one turn of the loop."""
 
 
 class Sender:
-    """Sends items; ``completion`` counts what became of them."""
+    """Sends items; ``completion`` counts the delivered and the dropped ones."""
 
     def __init__(
         self,
         api: ApiClient,
         counters: Counters,
-        outage: CircuitBreaker,
+        breaker: CircuitBreaker,
         completion: Completion,
     ) -> None:
         self._api = api
         self._counters = counters
-        self._breaker = outage
+        self._breaker = breaker
         self.completion = completion
         self.identities = completion.identities
         self.limits = completion.limits
-        # Whether single calls were taken since bulk failed last.
-        self._taken_alone = False
-        # Why items were refused that bulk is asked about now. Not in the items: an error
+        # Whether single calls have succeeded since bulk failed last.
+        self._single_succeeded = False
+        # Why items were refused alone that bulk is to confirm. Not in the items: an error
         # refers to the frames that refer to these.
         self._refusals: dict[int, Exception] = {}
 
-    def gave_up_waiting(self, seconds: float) -> None:
-        """A caller has waited for a registration, for so long, and no answer came to anything."""
-        error = PrefactorUnreachableError(f"the API did not register a run within {seconds:g} s")
-        self._counters.fail(error)
-        self._note_outage(error, self._breaker.unanswered(anyio.current_time(), seconds))
+    async def send(self, batch: Sequence[BatchItem]) -> None:
+        """Make one request. Send the items again that are not completed then, perhaps changed.
 
-    def _failed(self, error: Exception, round: int, took: float) -> None:
-        asked = error.retry_after if isinstance(error, PrefactorApiError) else None
-        denied = judge_request(error) is FailureKind.DENIED
-        news = self._breaker.failed(round, anyio.current_time(), asked, took=took, denied=denied)
-        self._note_outage(error, news)
-
-    def _note_outage(self, error: Exception, news: bool) -> None:
-        denied = judge_request(error) is FailureKind.DENIED
-        self._counters.outage_since = self._breaker.since
-        if news:
-            log(
-                logger,
-                logging.ERROR if denied else logging.WARNING,
-                "the Prefactor API does not take operations (%s); "
-                "they are kept and tried again until the scope ends",
-                error,
-            )
-
-    async def send(self, request: Sequence[BatchItem], settle: Settle) -> None:
-        """Make one request. What is not settled then, perhaps changed, is to be sent again.
-
-        Raises if nothing is settled, and the API, something on the way to it, or what was sent is
-        the reason; the outage has been told of it.
+        Raises if no item is completed because the API, something on the way to it, or an
+        operation failed; the circuit breaker knows of the failure then.
         """
         round, sent_at = self._breaker.begin(), anyio.current_time()
         try:
-            if len(request) == 1 and not request[0].in_bulk:
-                await self._send_alone(request[0], settle)
+            if len(batch) == 1 and not batch[0].in_bulk:
+                await self._send_alone(batch[0])
             else:
-                await self._send_in_bulk(request, settle)
+                await self._send_in_bulk(batch)
         except Exception as error:
-            for item in request:
+            for item in batch:
                 self._refusals.pop(id(item), None)
                 item.attempts += 1
-                item.maybe_done |= may_be_done(error)
+                item.outcome_unknown |= outcome_is_unknown(error)
                 self.completion.attempt_failed(item)
-            if judge_request(error) is not FailureKind.REFUSED:
+            if classify_request(error) is not FailureKind.REFUSED:
                 self._counters.retry()
             if not was_not_sent(error):
                 self._failed(error, round, anyio.current_time() - sent_at)
@@ -130,165 +91,157 @@ class Sender:
         finally:
             self._breaker.end(round)
 
-    def ask_bulk(self, item: BatchItem, refusal: Exception) -> None:
-        """Find out by bulk whether the API refuses ``item``, as it has said, or everything."""
+    def gave_up_waiting(self, seconds: float) -> None:
+        """Note that a caller has waited ``seconds`` for a registration, without an answer to any
+        request."""
+        error = PrefactorUnreachableError(f"the API did not register a run within {seconds:g} s")
+        self._counters.fail(error)
+        if self._breaker.unanswered(anyio.current_time(), seconds):
+            self._report_outage(error)
+
+    def confirm_in_bulk(self, item: BatchItem, refusal: Exception) -> None:
+        """Send ``item`` by bulk next, to see whether the API refuses it or everything."""
         item.in_bulk, item.alone = True, False
         self._refusals[id(item)] = refusal
 
-    def shrink(self, item: BatchItem) -> bool:
-        """Leave the larger payload of a item out at the next attempt; whether there is one."""
-        smaller = without_payload(item.operation)
-        if smaller is None:
-            return False
-        item.original = item.original or item.operation
-        item.operation = smaller
-        return True
-
     def bulk_failed(self) -> None:
-        """A bulk request failed as a whole, and what is in it is to be tried in smaller ones.
+        """Note that a bulk request failed as a whole, and its items go in smaller ones next.
 
-        If single calls go through, and the next bulk fails all the same, again and again, it
-        is bulk itself that does not work.
+        If again and again single calls succeed and the next bulk fails all the same, bulk itself
+        does not work.
         """
-        if self._taken_alone:
-            self._taken_alone = False
+        if self._single_succeeded:
+            self._single_succeeded = False
             self.limits.bulk_failed(anyio.current_time())
 
-    async def _send_alone(self, item: BatchItem, settle: Settle) -> None:
+    async def _send_alone(self, item: BatchItem) -> None:
         operation = self.identities.of(item.operation.instance_id).addressed(item.operation)
         api_id = None
         try:
-            api_id, control = await self._request([item], self._call(operation, item.given_id))
+            answer = await self._request([item], self._api.send(operation, given_id=item.given_id))
         except Exception as error:
-            if self._refused_alone(item, operation, error, settle):
+            if self._handle_refusal(item, operation, error):
                 return
-            if judge(operation, error) is not FailureKind.SETTLED:
+            if classify(operation, error) is not FailureKind.ALREADY_DONE:
                 if item.original is not None:
-                    # With less it was not taken either.
+                    # The API refused the reduced operation, too.
                     item.operation, item.original = item.original, None
                 raise
             self._succeeded()
-            item.maybe_done = True  # by whom, nobody knows
+            item.outcome_unknown = True  # another attempt, or another program, has done it
         else:
-            self.completion.heed(operation.instance_id, control)
+            api_id = answer.details.id
+            self.completion.handle_control(operation.instance_id, answer.control)
             if item.failed_in_bulk and not _is_changed(item):
-                self.limits.taken_only_alone(operation.type, anyio.current_time())
+                self.limits.accepted_only_alone(operation.type, anyio.current_time())
         if isinstance(operation, CreateSpan) and operation.parent_span_id is None:
             self.completion.kept_without_parent(item.original)
-        self._taken_alone = True
+        self._single_succeeded = True
         self.completion.deliver(item, api_id)
-        settle(item)
 
-    def _refused_alone(
-        self, item: BatchItem, operation: Operation, error: Exception, settle: Settle
-    ) -> bool:
-        """Whether an answer to ``item`` alone says what to do with it at once."""
-        kind = judge(operation, error)
+    def _handle_refusal(self, item: BatchItem, operation: Operation, error: Exception) -> bool:
+        """Change or drop an item as the answer to it alone says; return whether it says so."""
+        kind = classify(operation, error)
         if kind is FailureKind.ID_REFUSED and item.given_id and not self.limits.took_given_id:
             self.completion.api_makes_ids()
-            item.given_id = item.failed_in_bulk = False  # that was why
+            item.given_id = item.failed_in_bulk = False  # the id was the reason
         elif kind is FailureKind.PARENT_REFUSED:
-            # Better kept without a parent than lost with all that is below it.
+            # Better kept without a parent than lost with all its descendants.
             item.original = item.original or item.operation
             item.operation = msgspec.structs.replace(item.operation, parent_span_id=None)
         elif kind is FailureKind.ENVIRONMENT_REFUSED:
             assert isinstance(item.operation, RegisterAgentInstance)
             item.operation = item.operation.as_given()
-        elif kind is FailureKind.TOO_LARGE and self.shrink(item):
+        elif kind is FailureKind.TOO_LARGE and item.shrink():
             pass
-        elif self._has_an_answer_for_caller(item, error) or (
+        elif self._answers_caller(item, error) or (
             item.failed_in_bulk
             and kind in (FailureKind.REFUSED, FailureKind.ID_REFUSED, FailureKind.TOO_LARGE)
         ):
             self._succeeded()
             self.completion.give_up(item, error, "refused")
-            settle(item)
         else:
-            # What bulk said is no proof any more: later on the API may be in another state.
+            # The error from bulk is no proof any more: later the API may be in another state.
             item.failed_in_bulk = False
             return False
         return True
 
-    def _has_an_answer_for_caller(self, item: BatchItem, error: Exception) -> bool:
-        """Whether somebody waits for a registration, and the API says that it refuses that."""
+    def _answers_caller(self, item: BatchItem, error: Exception) -> bool:
+        """Whether a caller waits for a registration, and ``error`` is the API's refusal of it."""
         operation = item.operation
         if not isinstance(operation, RegisterAgentInstance) or not is_of_the_api(error):
             return False
         waits = self.identities.of(operation.instance_id).registration is not None
-        return waits and judge(operation, error) in (
+        return waits and classify(operation, error) in (
             FailureKind.REFUSED,
             FailureKind.ID_REFUSED,
             FailureKind.TOO_LARGE,
             FailureKind.DENIED,
         )
 
-    async def _send_in_bulk(self, request: Sequence[BatchItem], settle: Settle) -> None:
+    async def _send_in_bulk(self, batch: Sequence[BatchItem]) -> None:
         operations = [
             self.identities.of(item.operation.instance_id).addressed(item.operation)
-            for item in request
+            for item in batch
         ]
-        given_ids = [item.given_id for item in request]
+        size = sum(item.size for item in batch)
         try:
-            outputs = await self._request(request, self._bulk(operations, given_ids))
+            outputs = await self._request(
+                batch, self._api.bulk(operations, [item.given_id for item in batch])
+            )
         except Exception as error:
-            now = anyio.current_time()
+            now, kind = anyio.current_time(), classify_request(error)
             if lacks_call(error) and is_of_the_api(error):
                 self.limits.lacks_bulk(now, str(error))
-            if judge_request(error) is FailureKind.TOO_LARGE and len(request) > 1:
-                self.limits.too_large(sum(item.size for item in request), now)
-            if is_of_the_api(error) and judge_request(error) is FailureKind.DENIED:
+            if kind is FailureKind.TOO_LARGE and len(batch) > 1:
+                self.limits.too_large(size, now)
+            if kind is FailureKind.DENIED and is_of_the_api(error):
                 # Callers that wait for a registration get their answer.
-                refused = [p for p in request if self._has_an_answer_for_caller(p, error)]
+                refused = [item for item in batch if self._answers_caller(item, error)]
                 for item in refused:
                     self.completion.give_up(item, error, "refused")
-                    settle(item)
                 if refused:
                     return
             raise
-        self.limits.taken_of_size(sum(item.size for item in request))
-        await self._read_outputs(request, operations, outputs, settle)
+        self.limits.accepted_size(size)
+        await self._read_outputs(batch, operations, outputs)
 
     async def _read_outputs(
         self,
-        request: Sequence[BatchItem],
+        batch: Sequence[BatchItem],
         operations: Sequence[Operation],
         outputs: Mapping[str, Output],
-        settle: Settle,
     ) -> None:
-        for place, (item, operation) in enumerate(zip(request, operations, strict=True)):
+        for place, (item, operation) in enumerate(zip(batch, operations, strict=True)):
             if place % _SLICE == _SLICE - 1:
                 # If this is cut short, the rest is sent again under the same keys.
                 await anyio.lowlevel.checkpoint()
-            # After an error the API does nothing more: what has no output is sent again.
+            # After an error the API does nothing more: an item without output is sent again.
             output = outputs.get(operation.idempotency_key)
             if output is None:
                 item.sent = False
                 continue
-            self.completion.heed(operation.instance_id, output.control)
+            self.completion.handle_control(operation.instance_id, output.control)
             if output.succeeded and not _lacks_id(operation, output):
-                self.limits.taken_in_bulk(operation.type, len(request))
+                self.limits.accepted_in_bulk(operation.type, len(batch))
                 self.completion.deliver(item, output.details.id if output.details else None)
                 self._refusals.pop(id(item), None)
-                self._taken_alone = False
-                settle(item)
+                self._single_succeeded = False
             elif (refusal := self._refusals.pop(id(item), None)) is not None:
                 self.completion.give_up(item, refusal, "refused")
-                settle(item)
             else:
-                # What its own endpoint says has a status, which decides.
+                # The answer of the item's own endpoint has a status, which decides.
                 item.alone = item.failed_in_bulk = True
 
-    async def _request(self, request: Sequence[BatchItem], call: Awaitable[T]) -> T:
-        operations = sum(item.count for item in request)
+    async def _request(self, batch: Sequence[BatchItem], call: Awaitable[T]) -> T:
+        operations = sum(item.count for item in batch)
         self._counters.request()
         self._counters.in_flight += operations
         try:
             answer = await call
         except Exception as error:
-            settles = (
-                len(request) == 1 and judge(request[0].operation, error) is FailureKind.SETTLED
-            )
-            if not settles:
+            operation = batch[0].operation
+            if len(batch) > 1 or classify(operation, error) is not FailureKind.ALREADY_DONE:
                 self._counters.fail(error)
             raise
         finally:
@@ -296,51 +249,32 @@ class Sender:
         self._succeeded()
         return answer
 
-    async def _bulk(
-        self, operations: Sequence[Operation], given_ids: Sequence[bool]
-    ) -> dict[str, Output]:
-        outputs = await self._api.bulk(operations, given_ids)
-        if not any(operation.idempotency_key in outputs for operation in operations):
-            # Else it would be sent again at once, and for ever.
-            raise PrefactorContractError("bulk was answered without an output for any item")
-        return outputs
+    def _failed(self, error: Exception, round: int, took: float) -> None:
+        retry_after = error.retry_after if isinstance(error, PrefactorApiError) else None
+        denied = classify_request(error) is FailureKind.DENIED
+        now = anyio.current_time()
+        if self._breaker.failed(round, now, retry_after, took=took, denied=denied):
+            self._report_outage(error)
 
-    async def _call(
-        self, operation: Operation, given_id: bool
-    ) -> tuple[str | None, Control | None]:
-        """The operation's own call; the id of a run or span that it made, and what else the
-        API wants."""
-        match operation:
-            case CreateSpan():
-                created = await self._api.create_span(operation, given_id=given_id)
-                return created.details.id, created.control
-            case FinishSpan():
-                return None, (await self._api.finish_span(operation)).control
-            case StartAgentInstance():
-                return None, (await self._api.start_agent_instance(operation)).control
-            case FinishAgentInstance():
-                return None, (await self._api.finish_agent_instance(operation)).control
-            case RecordQuality():
-                return None, (await self._api.record_quality(operation)).control
-            case RegisterAgentInstance():
-                registered = await self._api.register_agent_instance(operation)
-                return registered.details.id, registered.control
-            case UpdateSpanPayload():
-                raise OperationError(
-                    "the API has no call that changes the payload of a span that has started",
-                    operation.type,
-                )
+    def _report_outage(self, error: Exception) -> None:
+        denied = classify_request(error) is FailureKind.DENIED
+        log(
+            logger,
+            logging.ERROR if denied else logging.WARNING,
+            "the Prefactor API does not take operations (%s); "
+            "they are kept and tried again until the scope ends",
+            error,
+        )
 
     def _succeeded(self) -> None:
         outage = self._breaker.succeeded(anyio.current_time())
-        self._counters.outage_since = None
         if outage is not None:
             message = "the Prefactor API takes operations again after %.1f s"
             log(logger, logging.INFO, message, outage)
 
 
 def _is_changed(item: BatchItem) -> bool:
-    """Whether something that the API did not take was left out of a item."""
+    """Whether a part of an item was left out because the API refused it."""
     operation = item.operation
     return item.original is not None or (
         isinstance(operation, RegisterAgentInstance) and operation.is_as_given
@@ -348,6 +282,6 @@ def _is_changed(item: BatchItem) -> bool:
 
 
 def _lacks_id(operation: Operation, output: Output) -> bool:
-    """Whether a registration was answered without what the run is called from now on."""
+    """Whether the answer to a registration does not say what the API calls the run."""
     id = output.details.id if output.details else None
     return isinstance(operation, RegisterAgentInstance) and not is_pfid(id)

@@ -1,4 +1,4 @@
-"""StatusPoll: asks the API whether it has stopped runs that are open."""
+"""StatusPoll: asks the API whether it has terminated open runs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from prefactor_core.exceptions import (
     PrefactorCoreError,
 )
 from prefactor_core.exceptions.log import log
-from prefactor_core.export.assumption import Assumption
-from prefactor_core.export.circuit_breaker import CircuitBreaker
+from prefactor_core.export.api_limits import Assumption
+from prefactor_core.export.circuit_breaker import LONGEST_RETRY_AFTER, CircuitBreaker
 from prefactor_core.export.counters import Counters
 from prefactor_core.export.identity import Identities, RunIdentity
 from prefactor_core.models.lifecycle import InstanceStatus
@@ -31,41 +31,40 @@ if TYPE_CHECKING:
 logger = logging.getLogger("prefactor_core.export.status_poll")
 
 _FEW = 2
-"""Runs of an agent that are asked for one by one; more are found in the list of its runs."""
+"""Runs of an agent that are read one by one; more are looked up in the list of its runs."""
 
 _MAX_LISTED = 1_000
-"""Of an agent, the newest runs that are looked through; open ones that are older are asked for
-one by one."""
+"""The newest runs of an agent that are looked through; older ones are read one by one."""
 
-_LONGEST_ASKED = 3600.0
+_NO_READING = "no reading of runs"
 
 
 class StatusPoll:
-    """Looks at the status of every open run, each ``interval`` seconds; run by one worker.
+    """Reads the status of every open run each ``interval`` seconds; one worker runs it.
 
-    The answers to spans tell that a run is terminated as well. This is for a run that records
-    nothing for a while, and for an API whose answers do not tell. No answer ends it: a token that
-    may not read runs is tried again, after longer and longer pauses.
+    The answers to spans also say that a run is terminated. The poll is for a run that records
+    nothing for a while, and for an API whose answers do not say it. No answer ends the poll: a
+    token that may not read runs is tried again, after longer and longer pauses.
     """
 
     def __init__(
         self,
         api: ApiClient,
         identities: Identities,
-        outage: CircuitBreaker,
+        breaker: CircuitBreaker,
         counters: Counters,
         event_loop: EventLoop,
         interval: float,
     ) -> None:
         self._api = api
         self._identities = identities
-        self._breaker = outage
+        self._breaker = breaker
         self._counters = counters
         self._event_loop = event_loop
         self._interval = interval
         self._ended = False
         self._scope: anyio.CancelScope | None = None
-        self._denied = Assumption()
+        self._denied = Assumption(counters, _NO_READING)
         self._unlisted = Assumption()
         self._asked_until = -math.inf
 
@@ -79,14 +78,14 @@ class StatusPoll:
                 await self._ask_for_all()
 
     def close(self) -> None:
-        """Ask no more; a request that is on its way is broken off."""
+        """End the poll; a request that is on its way is cancelled."""
         self._ended = True
         if self._scope is not None:
             self._scope.cancel()
 
     @property
     def _may_ask(self) -> bool:
-        # An outage is the workers' business: they see when it ends.
+        # In an outage the workers send the probes.
         now = anyio.current_time()
         return not (
             self._ended
@@ -110,7 +109,7 @@ class StatusPoll:
     async def _ask_for_list(
         self, agent_id: str, runs: Sequence[RunIdentity]
     ) -> Sequence[RunIdentity]:
-        """Look for runs among the newest of their agent; those that were not found there."""
+        """Look for runs among the newest of their agent; return those that are not there."""
         if not self._may_ask or self._unlisted.holds(anyio.current_time()):
             return runs
         missing = {run.id: run for run in runs}
@@ -118,7 +117,9 @@ class StatusPoll:
         listed = 0
         self._counters.request()
         try:
-            async with aclosing(self._api.list_newest_agent_instances(agent_id)) as instances:
+            async with aclosing(
+                self._api.list_agent_instances(agent_id, newest_first=True)
+            ) as instances:
                 async for instance in instances:
                     listed += 1
                     run = missing.pop(instance.id, None)
@@ -127,7 +128,7 @@ class StatusPoll:
                     if not missing or instance.id < oldest or listed >= _MAX_LISTED:
                         break
         except PrefactorCoreError as error:
-            # The single calls may do what the list does not.
+            # The single calls may work where the list does not.
             if not self._noted(error):
                 self._unlisted.make(anyio.current_time())
         return list(missing.values())
@@ -139,10 +140,9 @@ class StatusPoll:
         try:
             instance = await self._api.get_agent_instance(run.id)
         except PrefactorCoreError as error:
-            self._noted(error)  # else the next time, perhaps
+            self._noted(error)
         else:
-            if self._denied.refute():
-                self._counters.assume(_NO_READING, holds=False)
+            self._denied.refute()
             self._look_at(run, instance)
 
     def _look_at(self, run: RunIdentity, instance: AgentInstanceAnswer) -> None:
@@ -150,22 +150,18 @@ class StatusPoll:
             run.terminate(instance.termination_reason)
 
     def _noted(self, error: PrefactorCoreError) -> bool:
-        """Whether ``error`` says when to ask again."""
+        """Note what ``error`` says about when to ask again; return whether it says so."""
         now = anyio.current_time()
         if isinstance(error, PrefactorApiError) and error.retry_after is not None:
-            self._asked_until = now + min(error.retry_after, _LONGEST_ASKED)
+            self._asked_until = now + min(error.retry_after, LONGEST_RETRY_AFTER)
             return True
         if isinstance(error, PrefactorAuthError):
             # The token of a deployment may write and not read.
             if self._denied.make(now):
-                self._counters.assume(_NO_READING, holds=True)
                 message = (
                     "this token may not read runs: only answers to spans tell of a termination; "
-                    "that is tried again later (%s)"
+                    "reading is tried again later (%s)"
                 )
                 log(logger, logging.INFO, message, error)
             return True
         return False
-
-
-_NO_READING = "no reading of runs"

@@ -1,12 +1,21 @@
-"""Local Prefactor: the API of the service on an SQLite file, inside this process."""
+"""The embedded Prefactor: the API of the service on an SQLite file, inside this process.
+
+HTTP requests come in as ASGI, from an ``ApiClient`` or a web server; JSON answers go out, and runs
+and spans go into the file. Read ``app`` first: it routes a request to ``service`` (runs, spans),
+``agents`` or ``bulk``. Those check it (``requests``, ``tokens``), change the tables (``store``)
+in one transaction (``idempotency``), and show what is stored (``views``, ``pagination``,
+``summaries``). ``errors`` are the error responses, ``faults`` those made on purpose; ``opening``
+opens the file, and ``run_tree`` draws a run for the terminal.
+"""
 
 from importlib.util import find_spec
 
-from prefactor_core.local.app import LocalPrefactor, open_local_prefactor
+from prefactor_core.local.app import LocalPrefactor
 from prefactor_core.local.faults import Faults
+from prefactor_core.local.opening import open_local_prefactor
 from prefactor_core.local.tokens import Deployment
 
-# They are imported when they are needed, and shall not be found to be missing only then.
+# Both are imported when a call needs them. A missing one must show here, not then.
 for _name in ("jsonschema", "liquid"):
     if find_spec(_name) is None:
         raise ImportError(f"No module named {_name!r}")

@@ -1,4 +1,4 @@
-"""Agents: the calls about agents (API.md section 6.3), and which of them are known. Synchronous."""
+"""Agents: the calls below /api/v1/agent, and the agents that exist. Synchronous."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping
 import msgspec
 from msgspec import UNSET
 
+from prefactor_core.local.errors import ApiError, invalid, invalid_action, not_found
 from prefactor_core.local.faults import Faults
-from prefactor_core.local.idempotency import Once
-from prefactor_core.local.pages import Answer, Pages
-from prefactor_core.local.refusal import Refusal, invalid, invalid_action, not_found
+from prefactor_core.local.idempotency import IdempotentCalls
+from prefactor_core.local.pagination import Answer, page_of
 from prefactor_core.local.requests import (
     CreateAgentBody,
     MoveAgentBody,
@@ -26,36 +26,35 @@ _FILTERS = ("risk_profile_id", "team_id", "owner_person_id")
 
 
 class Agents:
-    """The agents in ``store``. ``given``: those that there are before they are created; None:
-    every agent that registers a run is known from then on."""
+    """The agents in ``store``. ``given``: ids of agents that exist without being created; None:
+    an agent exists once it registers a run."""
 
     def __init__(
         self, store: Store, given: Collection[str] | None = None, faults: Faults | None = None
     ) -> None:
         self._store = store
-        self._once = Once(store, faults or Faults())
-        self._pages = Pages(store)
-        self._all_known = given is None
-        # A file in which all are known is not written to, and needs no lock.
+        self._calls = IdempotentCalls(store, faults or Faults())
+        self._adds_unknown = given is None
+        # A file that has all of them is not written to, and needs no lock.
         if given and store.until_free(lambda: any(self._row(id) is None for id in given)):
-            store.until_free(lambda: self._add_all(given))
+            store.until_free(lambda: self._add_given(given))
 
     def use(self, agent_id: str) -> None:
-        """A run of this agent is registered; to be called in its transaction.
+        """Check that the agent may register a run; call it in the transaction that registers.
 
-        Raises a :class:`Refusal` if the agent is not known, or retired.
+        Raises :class:`ApiError` if the agent is unknown (404) or retired (409).
         """
         row = self._row(agent_id)
         if row is None:
-            if not self._all_known:
+            if not self._adds_unknown:
                 raise not_found("agent", agent_id)
             self._add_unknown(agent_id)
         elif row["retired"]:
-            # API.md says nothing of it. Whoever retires an agent wants no more runs of it.
+            # The API does not document this case. An agent is retired so that it runs no more.
             raise invalid_action(f"agent {agent_id!r} is retired: reinstate it for another run")
 
     def create(self, body: CreateAgentBody) -> bytes:
-        """POST agent."""
+        """POST agent. Raises :class:`ApiError` for an id or external_identifier in use."""
 
         def act() -> Answer:
             details, now = body.details, stored_now()
@@ -65,7 +64,7 @@ class Agents:
             else:
                 id = check_id(details.id, identifiers.partition_of(self._store.account_id))
                 if self._row(id):
-                    raise Refusal(409, "already_exists", f"agent {id!r} exists")
+                    raise ApiError(409, "already_exists", f"agent {id!r} exists")
             external_id = details.external_identifier
             if external_id is not None and self._named(external_id):
                 raise invalid("external_identifier", "has already been taken")
@@ -73,7 +72,7 @@ class Agents:
             self._store.insert("agents", {**msgspec.structs.asdict(details), "id": id, **times})
             return self._answer(id)
 
-        return self._once("create_agent", body, body.idempotency_key, act)
+        return self._calls.run("create_agent", body, body.idempotency_key, act)
 
     def update(self, agent_id: str, body: UpdateAgentBody) -> bytes:
         """PUT agent/{id}. The external_identifier is fixed."""
@@ -89,7 +88,7 @@ class Agents:
             self._store.update("agents", agent_id, {**changes, "updated_at": stored_now()})
             return self._answer(agent_id)
 
-        return self._once(f"update_agent {agent_id}", body, body.idempotency_key, act)
+        return self._calls.run(f"update_agent {agent_id}", body, body.idempotency_key, act)
 
     def retire(self, agent_id: str, body: MoveAgentBody) -> bytes:
         """POST agent/{id}/retire."""
@@ -118,7 +117,7 @@ class Agents:
     def list(self, query: Mapping[str, str]) -> bytes:
         """GET agent."""
         where = {f"{name} = ?": query[name] for name in _FILTERS if name in query}
-        page = self._pages.page("agents", where, query, self._details, ("id", "name"))
+        page = page_of(self._store, "agents", where, query, self._details, ("id", "name"))
         return msgspec.json.encode(page)
 
     def _move(self, agent_id: str, action: str, body: MoveAgentBody) -> bytes:
@@ -131,9 +130,9 @@ class Agents:
             self._store.update("agents", agent_id, changes)
             return self._answer(agent_id)
 
-        return self._once(f"{action} {agent_id}", body, body.idempotency_key, act)
+        return self._calls.run(f"{action} {agent_id}", body, body.idempotency_key, act)
 
-    def _add_all(self, agent_ids: Collection[str]) -> None:
+    def _add_given(self, agent_ids: Collection[str]) -> None:
         with self._store.transaction():
             for agent_id in agent_ids:
                 self._add_unknown(agent_id)

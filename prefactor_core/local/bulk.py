@@ -1,4 +1,4 @@
-"""Bulk: many calls in one request (API.md section 10). Synchronous."""
+"""Bulk: several calls in one request, POST /api/v1/bulk. Synchronous."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, cast
 import msgspec
 
 from prefactor_core.local.agents import Agents
+from prefactor_core.local.errors import ApiError, invalid
 from prefactor_core.local.faults import Faults
-from prefactor_core.local.refusal import Refusal, invalid
 from prefactor_core.local.requests import (
     AgentItem,
     BulkBody,
@@ -41,106 +41,72 @@ class Bulk:
     def __init__(
         self, service: Service, agents: Agents, faults: Faults, caller: Deployment | None
     ) -> None:
-        self._service = service.acting_for(caller)
+        service = service.acting_for(caller)
         self._caller = caller
-        self._agents = agents
         self._faults = faults
         # For any token.
         self._records: dict[str, Callable[[Item], bytes]] = {
-            "agent_instances/register": self._register,
-            "agent_instances/start": self._start_instance,
-            "agent_instances/finish": self._finish_instance,
-            "agent_instances/record_quality": self._record_quality,
-            "agent_instances/terminate": self._terminate_instance,
-            "agent_spans/create": self._create_span,
-            "agent_spans/finish": self._finish_span,
+            "agent_instances/register": lambda item: service.register(
+                convert_body(item, RegisterBody)
+            ),
+            "agent_instances/start": lambda item: service.start(
+                _instance_id(item), convert_body(item, StartBody)
+            ),
+            "agent_instances/finish": lambda item: service.finish_instance(
+                _instance_id(item), convert_body(item, FinishInstanceBody)
+            ),
+            "agent_instances/record_quality": lambda item: service.record_quality(
+                _instance_id(item), convert_body(item, RecordQualityBody)
+            ),
+            "agent_instances/terminate": lambda item: service.terminate(
+                _instance_id(item), convert_body(item, TerminateBody)
+            ),
+            "agent_spans/create": lambda item: service.create_span(_new_span(item)),
+            "agent_spans/finish": lambda item: service.finish_span(
+                convert_body(item, SpanItem).agent_span_id, convert_body(item, FinishSpanBody)
+            ),
         }
         # For the token of the account.
-        self._reads: dict[str, Callable[[Item], bytes]] = {
-            "agent_instances/show": self._show_instance,
-            "agent_instances/list": self._list_instances,
-            "agent_spans/list": self._list_spans,
+        self._management: dict[str, Callable[[Item], bytes]] = {
+            "agent_instances/show": lambda item: service.get_instance(_instance_id(item)),
+            "agent_instances/list": lambda item: service.list_instances(_query(item)),
+            "agent_spans/list": lambda item: service.list_spans(_query(item)),
             "agents/list": lambda item: agents.list(_query(item)),
             "agents/show": lambda item: agents.show(_query(item)),
-            "agents/create": self._create_agent,
-            "agents/update": self._update_agent,
+            "agents/create": lambda item: agents.create(convert_body(item, CreateAgentBody)),
+            "agents/update": lambda item: agents.update(
+                convert_body(item, AgentItem).agent_id, convert_body(item, UpdateAgentBody)
+            ),
         }
 
-    def run(self, body: BulkBody, refused: Callable[[Refusal], object]) -> bytes:
-        """POST bulk: does the items in order, up to the first that is refused: this one's
-        refusal is also told to ``refused``.
+    def run(self, body: BulkBody, on_error: Callable[[ApiError], object]) -> bytes:
+        """POST bulk: run the items in order, up to the first with an error.
 
-        Raises a :class:`Refusal`, before anything is done, if the request itself has not
-        the right form; what is wrong with one item is the output of that item. A storage
-        that fails is no item's fault: its error is raised, and what was done before it is
-        replayed when the request is sent again.
+        An error of one item is the output of that item, and is passed to ``on_error``. Raises
+        :class:`ApiError`, before any item runs, if the request itself has the wrong form. A failing
+        storage is no item's fault: its error is raised, and the items before it are replayed by
+        their idempotency keys when the request is sent again.
         """
         heads = _heads(body.items)
         outputs: dict[str, object] = {}
         for head, item in zip(heads, body.items, strict=True):
             try:
                 outputs[head.idempotency_key] = msgspec.Raw(self._call(head.type, item))
-            except Refusal as refusal:
-                outputs[head.idempotency_key] = refusal.body()
-                refused(refusal)
+            except ApiError as error:
+                outputs[head.idempotency_key] = error.body()
+                on_error(error)
                 break
         return msgspec.json.encode({"status": "success", "outputs": outputs})
 
     def _call(self, type: str, item: Item) -> bytes:
         types = self._faults.bulk_types
-        known = [
-            known for known in (*self._records, *self._reads) if types is None or known in types
-        ]
+        calls = {**self._records, **self._management}
+        known = [known for known in calls if types is None or known in types]
         if type not in known:
             raise invalid("_type", f"{type!r} is unknown; known are {', '.join(known)}")
-        if type in self._records:
-            return self._records[type](item)
-        check_account(self._caller)
-        return self._reads[type](item)
-
-    def _register(self, item: Item) -> bytes:
-        return self._service.register(convert_body(item, RegisterBody))
-
-    def _start_instance(self, item: Item) -> bytes:
-        return self._service.start(_instance_id(item), convert_body(item, StartBody))
-
-    def _finish_instance(self, item: Item) -> bytes:
-        body = convert_body(item, FinishInstanceBody)
-        return self._service.finish_instance(_instance_id(item), body)
-
-    def _terminate_instance(self, item: Item) -> bytes:
-        return self._service.terminate(_instance_id(item), convert_body(item, TerminateBody))
-
-    def _record_quality(self, item: Item) -> bytes:
-        body = convert_body(item, RecordQualityBody)
-        return self._service.record_quality(_instance_id(item), body)
-
-    def _show_instance(self, item: Item) -> bytes:
-        return self._service.get_instance(_instance_id(item))
-
-    def _list_instances(self, item: Item) -> bytes:
-        return self._service.list_instances(_query(item))
-
-    def _create_span(self, item: Item) -> bytes:
-        if "details" in item:
-            body = convert_body(item, CreateSpanBody)
-        else:
-            body = CreateSpanBody(details=convert_body(item, SpanDetails))
-        return self._service.create_span(body)
-
-    def _finish_span(self, item: Item) -> bytes:
-        span_id = convert_body(item, SpanItem).agent_span_id
-        return self._service.finish_span(span_id, convert_body(item, FinishSpanBody))
-
-    def _list_spans(self, item: Item) -> bytes:
-        return self._service.list_spans(_query(item))
-
-    def _create_agent(self, item: Item) -> bytes:
-        return self._agents.create(convert_body(item, CreateAgentBody))
-
-    def _update_agent(self, item: Item) -> bytes:
-        agent_id = convert_body(item, AgentItem).agent_id
-        return self._agents.update(agent_id, convert_body(item, UpdateAgentBody))
+        if type in self._management:
+            check_account(self._caller)
+        return calls[type](item)
 
 
 def _heads(items: list[Item]) -> list[BulkItem]:
@@ -165,9 +131,15 @@ def _instance_id(item: Item) -> str:
     return convert_body(item, InstanceItem).agent_instance_id
 
 
+def _new_span(item: Item) -> CreateSpanBody:
+    if "details" in item:
+        return convert_body(item, CreateSpanBody)
+    return CreateSpanBody(details=convert_body(item, SpanDetails))
+
+
 def _query(item: Item) -> dict[str, str]:
-    """The item as the query of the single call: ``{"pagination": {"offset": 2}}`` becomes
-    ``pagination[offset]=2``. Names that are in this form already are taken as they are."""
+    """The query of the single call: ``{"pagination": {"offset": 2}}`` becomes
+    ``pagination[offset]=2``. Names that have this form already stay."""
     convert_body(item, ListItem)
     query: Item = {}
     for name, value in item.items():

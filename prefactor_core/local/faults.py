@@ -1,4 +1,4 @@
-"""Faults: what a Prefactor can do wrong, for trying out how its clients bear it."""
+"""Faults: errors of a server, made on purpose to test its clients."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Collection, Mapping
 from http import HTTPStatus
-from typing import cast
+from typing import Final, TypeGuard
 
 import anyio
 from msgspec import Struct
@@ -15,33 +15,33 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
-from prefactor_core.local.refusal import Refusal
+from prefactor_core.local.errors import ApiError
 
-_DAY = 24 * 60 * 60
+_DAY: Final = 24 * 60 * 60
 
 
 class Faults(Struct, kw_only=True):
-    """By default there are none. May be changed while the server runs.
+    """The faults of a local Prefactor; none by default. Fields may change while it runs.
 
-    ``answering_time``: seconds from the doing of a call to its answer; ``math.inf`` is never.
-    ``failure_rate``: the part of the requests (0 to 1) that are not done and answered
-    ``failure_status``, or one of several, each 400 to 599; ``retry_after`` is how long these
-    answers ask to wait, in seconds up to a day (the header in whole ones, rounded up).
-    ``read_only``: whether new writes fail like this, all of them, while reads, and writes whose
-    idempotency key is known, are answered: a database in maintenance, behind a cache. A bulk
-    with a new write fails whole.
-    ``gateway``: whether failures, and refusals of large bodies, are a gateway's page in HTML
-    and not in the form of the API's errors; ``refusals`` counts them as ``gateway``.
-    ``drop_rate``: the part of the requests whose connection breaks: for one half before the
-    call is done, for the other after it, so that only the answer is lost.
-    ``bulk``: whether POST bulk is there; ``bulk_types``: which types of items it knows, None
-    for all.
+    ``answering_time``: seconds between the effect of a call and its answer; ``math.inf``: never.
+    ``failure_rate``: the share of requests (0 to 1) that have no effect and are answered
+    ``failure_status``, or one of several, each 400 to 599; ``retry_after``: the seconds that these
+    answers ask to wait, up to a day (the header in whole seconds, rounded up).
+    ``read_only``: every new write fails like this, while reads, and writes whose idempotency key
+    is known, are answered, as by a database in maintenance behind a cache. A bulk request with a
+    new write fails whole.
+    ``gateway``: failures, and errors for large bodies, are a gateway's page in HTML in place of
+    the API's error; ``LocalPrefactor.refusals`` counts them as ``gateway``.
+    ``drop_rate``: the share of requests whose connection breaks: one half before the call takes
+    effect, the other half after it, so that only the answer is lost.
+    ``bulk``: whether POST bulk exists; ``bulk_types``: the types of items that it knows, None for
+    all.
     ``given_ids``: whether a caller may choose the id of a run or a span.
     ``max_body_bytes``: the largest body that is taken; a larger one is answered 413.
     ``seed``: the same seed and the same requests have the same faults. Read once, at the start.
 
-    Raises :class:`PrefactorValueError` for a value out of its bounds; a later assignment is
-    not checked.
+    Raises :class:`PrefactorValueError` for a value out of its bounds; later assignments are not
+    checked.
     """
 
     answering_time: float = 0.0
@@ -58,30 +58,48 @@ class Faults(Struct, kw_only=True):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_number("answering_time", self.answering_time, math.inf)
-        _check_number("failure_rate", self.failure_rate, 1)
-        _check_statuses("failure_status", self.failure_status)
-        if self.retry_after is not None:
-            _check_number("retry_after", self.retry_after, _DAY)
-        _check_bool("read_only", self.read_only)
-        _check_bool("gateway", self.gateway)
-        _check_number("drop_rate", self.drop_rate, 1)
-        _check_bool("bulk", self.bulk)
-        _check_names("bulk_types", self.bulk_types)
-        _check_bool("given_ids", self.given_ids)
-        if self.max_body_bytes is not None:
-            _check_whole("max_body_bytes", self.max_body_bytes, 0)
-        _check_whole("seed", self.seed, -math.inf)
+        self._check("answering_time", _is_number(self.answering_time), "a number, 0 or more")
+        for name in ("failure_rate", "drop_rate"):
+            self._check(name, _is_number(getattr(self, name), 1), "a number, between 0 and 1")
+        wait, size, types = self.retry_after, self.max_body_bytes, self.bulk_types
+        is_wait = wait is None or _is_number(wait, _DAY)
+        self._check("retry_after", is_wait, f"a number, between 0 and {_DAY}")
+        for name in ("read_only", "gateway", "bulk", "given_ids"):
+            self._check(name, isinstance(getattr(self, name), bool), "True or False")
+        is_size = size is None or (_is_whole(size) and size >= 0)
+        self._check("max_body_bytes", is_size, "a whole number, 0 or more")
+        self._check("seed", _is_whole(self.seed), "a whole number")
+        are_types = types is None or (
+            _is_collection(types) and all(isinstance(t, str) for t in types)
+        )
+        self._check("bulk_types", are_types, "a collection of strings or None")
+        self._check_statuses()
+
+    def _check(self, name: str, is_right: bool, what: str) -> None:
+        if not is_right:
+            value = in_message(getattr(self, name))
+            raise PrefactorValueError(f"{name} must be {what}, got {value}")
+
+    def _check_statuses(self) -> None:
+        given: object = self.failure_status
+        statuses = list(given) if _is_collection(given) else [given]
+        if not statuses:
+            raise PrefactorValueError("failure_status must hold at least one status, got none")
+        for status in statuses:
+            if not isinstance(status, int) or not 400 <= status <= 599:
+                raise PrefactorValueError(
+                    f"failure_status must be between 400 and 599, got {in_message(status)}"
+                )
 
 
 class ReadOnly(Exception):  # noqa: N818 - the fault of this name
-    """A new write while ``Faults.read_only``; answered as :meth:`FaultyFront.failure`."""
+    """A new write while ``Faults.read_only``; answered by :meth:`FaultMiddleware.failure`."""
 
 
-class FaultyFront:
-    """An ASGI application in front of ``app`` with those of ``faults`` that any server can have.
+class FaultMiddleware:
+    """ASGI middleware around ``app`` with those ``faults`` that any server can have.
 
-    The codes of its own refusals are counted in ``refusals``.
+    ``refusals`` counts the errors of this middleware by their code.
     """
 
     def __init__(self, app: ASGIApp, faults: Faults, refusals: Counter[str]) -> None:
@@ -105,7 +123,7 @@ class FaultyFront:
                 await anyio.sleep(faults.answering_time)
             await send(message)
 
-        # Whole, whatever comes of it: not every client looks for an answer while it sends.
+        # Always read the whole body: not every client looks for an answer while it sends.
         messages, size = await _read(receive, most)
 
         async def replay() -> Message:
@@ -117,26 +135,26 @@ class FaultyFront:
                 app = self.failure()
             elif most is not None and size > most:
                 message = f"the body has {size} bytes, at most {most} are taken"
-                app = self._refuse(413, "payload_too_large", message)
-            await app(scope, replay, _nobody if dropped else send_late)
+                app = self._error(413, "payload_too_large", message)
+            await app(scope, replay, _discard if dropped else send_late)
         if dropped:
             await _break_connection(send_late)
 
     def failure(self) -> Response:
-        """The answer to a request that is not done."""
+        """The answer to a request that fails without effect."""
         statuses, wait = self._faults.failure_status, self._faults.retry_after
         status = statuses if isinstance(statuses, int) else self._random.choice(sorted(statuses))
         code = "rate_limited" if status == 429 else "unavailable"
         message = "this server has faults: try again"
         if wait is None:
-            return self._refuse(status, code, message)
+            return self._error(status, code, message)
         headers = {"Retry-After": str(math.ceil(wait))}
-        return self._refuse(status, code, message, headers, retry_after_ms=round(wait * 1000))
+        return self._error(status, code, message, headers, retry_after_ms=round(wait * 1000))
 
     def _happens(self, rate: float) -> bool:
         return rate > 0 and self._random.random() < rate
 
-    def _refuse(
+    def _error(
         self,
         status: int,
         code: str,
@@ -148,7 +166,7 @@ class FaultyFront:
             self._refusals["gateway"] += 1
             return HTMLResponse(_page(status), status, headers=headers)
         self._refusals[code] += 1
-        body = {**Refusal(status, code, message).body(), **more}
+        body = {**ApiError(status, code, message).body(), **more}
         return JSONResponse(body, status, headers=headers)
 
 
@@ -159,8 +177,8 @@ def _page(status: int) -> str:
 
 
 async def _read(receive: Receive, most: int | None) -> tuple[list[Message], int]:
-    """The messages of a request, and how many bytes its body has; nothing beyond ``most``
-    bytes is kept."""
+    """The messages of a request and the bytes of its body; messages beyond ``most`` bytes are
+    not kept."""
     messages: list[Message] = []
     size = 0
     more = True
@@ -174,59 +192,24 @@ async def _read(receive: Receive, most: int | None) -> tuple[list[Message], int]
 
 
 async def _break_connection(send: Send) -> None:
-    # Without the begin of an answer, a server would answer 500; as the rest of it never
-    # comes, the server has to close the connection.
+    # Without the start of an answer, the server would answer 500. As the rest never comes, the
+    # server must close the connection.
     headers = [(b"content-length", b"1")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     raise ConnectionResetError("the connection is dropped: this server has faults")
 
 
-async def _nobody(message: Message) -> None:
-    """Takes an answer that is lost."""
+async def _discard(message: Message) -> None:
+    """Lose an answer."""
 
 
-def _check_number(name: str, value: object, most: float) -> None:
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most:
-        return
-    bound = "0 or more" if most == math.inf else f"between 0 and {most}"
-    raise PrefactorValueError(f"{name} must be a number, {bound}, got {in_message(value)}")
+def _is_number(value: object, most: float = math.inf) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
 
 
-def _check_whole(name: str, value: object, least: float) -> None:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
-        return
-    bound = "" if least == -math.inf else f", {least} or more"
-    raise PrefactorValueError(f"{name} must be a whole number{bound}, got {in_message(value)}")
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _check_bool(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise PrefactorValueError(f"{name} must be True or False, got {in_message(value)}")
-
-
-def _check_statuses(name: str, value: object) -> None:
-    if isinstance(value, Collection) and not isinstance(value, str | bytes):
-        statuses = list(cast("Collection[object]", value))
-    else:
-        statuses = [value]
-    if not statuses:
-        raise PrefactorValueError(f"{name} must hold at least one status, got none")
-    for status in statuses:
-        if not isinstance(status, int) or not 400 <= status <= 599:
-            raise PrefactorValueError(
-                f"{name} must be between 400 and 599, got {in_message(status)}"
-            )
-
-
-def _check_names(name: str, value: object) -> None:
-    if value is None:
-        return
-    names = cast("Collection[object]", value)
-    if (
-        not isinstance(value, Collection)
-        or isinstance(value, str | bytes)
-        or not all(isinstance(item, str) for item in names)
-    ):
-        raise PrefactorValueError(
-            f"{name} must be a collection of strings or None, got {in_message(names)}"
-        )
+def _is_collection(value: object) -> TypeGuard[Collection[object]]:
+    return isinstance(value, Collection) and not isinstance(value, str | bytes)

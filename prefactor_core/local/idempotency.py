@@ -1,4 +1,4 @@
-"""One effect for each idempotency key (API.md section 5). Synchronous."""
+"""Idempotency keys: a call with a key takes effect once. Synchronous."""
 
 from __future__ import annotations
 
@@ -10,42 +10,46 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from prefactor_core.local.errors import ApiError
 from prefactor_core.local.faults import Faults, ReadOnly
-from prefactor_core.local.refusal import Refusal
 from prefactor_core.local.requests import check_key
 from prefactor_core.local.store import Store
 
 KEPT_SECONDS: Final = 24 * 60 * 60
 MOST_KEPT: Final = 1_000_000
 _FORGET_EVERY: Final = 64
-"""Calls with a key. Each time, at most twice as many are forgotten: a write costs bounded time."""
+"""Calls with a key between two clean-ups. A clean-up forgets at most twice as many keys, so that
+the time of a write is bounded."""
 
 
-class Once:
-    """Does each call in one transaction; and one that has a key, once.
+class IdempotentCalls:
+    """Runs each call in one transaction, and a call with a key only once.
 
-    A key and its answer are known for a day, but not for longer than until a million newer ones
-    came. A client tries again what was on its way when its API went away: it does that first
-    when the API is back, and no million of other calls can come before.
+    A key and its answer are known for a day, or until a million newer keys came. A client whose
+    API went away sends its open requests again first when the API is back, so a million other
+    calls cannot come between.
     """
 
     def __init__(self, store: Store, faults: Faults) -> None:
         self._store = store
         self._faults = faults
 
-    def __call__(
+    def run(
         self, call: str, body: Struct, key: str | None, act: Callable[[], Mapping[str, object]]
     ) -> bytes:
-        """The JSON of what ``act`` answers, or the first answer again if the key was used for
-        the same before. ``call`` tells the calls apart that have the same body."""
+        """Call ``act`` and return its answer as JSON; a known key returns the first answer again.
+
+        ``call`` distinguishes calls that have the same body. Raises :class:`ApiError` (409) for a
+        key that was used for another request.
+        """
         check_key(key)
         try:
-            return self._do(call, body, key, act)
+            return self._run(call, body, key, act)
         except RecursionError:
-            # It could be read, just so; what is written or shown of it takes a little more.
-            raise Refusal(400, "bad_request", "the body is nested too deep") from None
+            # The body could just be decoded; writing or showing it takes a little more depth.
+            raise ApiError(400, "bad_request", "the body is nested too deep") from None
 
-    def _do(
+    def _run(
         self, call: str, body: Struct, key: str | None, act: Callable[[], Mapping[str, object]]
     ) -> bytes:
         request = hashlib.sha256(call.encode() + msgspec.json.encode(body)).hexdigest()
@@ -54,7 +58,7 @@ class Once:
                 known = self._store.one("SELECT * FROM idempotency_keys WHERE key = ?", key)
                 if known is not None:
                     if known["request"] != request:
-                        raise Refusal(
+                        raise ApiError(
                             409, "idempotency_key_reused", f"{key!r} was used for another request"
                         )
                     return bytes(known["answer"], "utf-8")

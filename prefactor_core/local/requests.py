@@ -1,26 +1,26 @@
-"""The bodies of the calls, and how they are checked. Pure."""
+"""Request bodies of the API, and their checks. Pure."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from prefactor_core.exceptions import in_message
-from prefactor_core.local.refusal import Refusal, invalid
+from prefactor_core.local.errors import ApiError, invalid
 from prefactor_core.models.lifecycle import OUTCOMES
 from prefactor_core.operations.identifiers import is_pfid, partition_of
 
 T = TypeVar("T", bound=Struct)
 
-_PURPOSES = ("live", "smoke_test", "eval")
+_PURPOSES: Final = ("live", "smoke_test", "eval")
 
-_PATH = re.compile(r" - at `\$\.?(?:details\.)?([^`]*)`$")
-_MISSING = re.compile(r"missing required field `([^`]*)`")
+_PATH: Final = re.compile(r" - at `\$\.?(?:details\.)?([^`]*)`$")
+_MISSING: Final = re.compile(r"missing required field `([^`]*)`")
 
 
 class RegisterBody(Struct, kw_only=True):
@@ -60,7 +60,7 @@ class TerminateBody(Struct, kw_only=True):
 
 
 class RecordQualityBody(Struct, kw_only=True):
-    """POST agent_instance/{id}/record_quality; None takes the payload of this name away."""
+    """POST agent_instance/{id}/record_quality; a ``payload`` of None removes this name."""
 
     name: str
     payload: dict[str, Any] | None
@@ -68,7 +68,7 @@ class RecordQualityBody(Struct, kw_only=True):
 
 
 class SpanDetails(Struct, kw_only=True):
-    """What is inside ``details`` of POST agent_spans."""
+    """``details`` of POST agent_spans."""
 
     agent_instance_id: str
     schema_name: str
@@ -84,7 +84,7 @@ class SpanDetails(Struct, kw_only=True):
 
 
 class CreateSpanBody(Struct, kw_only=True):
-    """POST agent_spans; the key stands beside the details or inside (API.md section 5)."""
+    """POST agent_spans; clients send the key beside ``details`` or inside."""
 
     details: SpanDetails
     idempotency_key: str | None = None
@@ -101,7 +101,7 @@ class FinishSpanBody(Struct, kw_only=True):
 
 
 class NewAgent(Struct, kw_only=True):
-    """What is inside ``details`` of POST agent."""
+    """``details`` of POST agent."""
 
     name: str
     id: str | None = None
@@ -120,7 +120,7 @@ class CreateAgentBody(Struct, kw_only=True):
 
 
 class AgentChanges(Struct, kw_only=True):
-    """What is inside ``details`` of PUT agent/{id}; what is left out stays as it is."""
+    """``details`` of PUT agent/{id}; a field that is UNSET stays as it is."""
 
     name: str | UnsetType = UNSET
     description: str | UnsetType | None = UNSET
@@ -144,38 +144,38 @@ class MoveAgentBody(Struct, kw_only=True):
 
 
 class BulkBody(Struct, kw_only=True):
-    """POST bulk; each item is the body of another call, and says of which."""
+    """POST bulk; each item is the body of another call, with the type of that call."""
 
     items: list[dict[str, Any]]
 
 
 class BulkItem(Struct, kw_only=True):
-    """What every item of a bulk has; the key is also the name of its output."""
+    """The fields that every bulk item has; the key is also the name of its output."""
 
     type: str = msgspec.field(name="_type")
     idempotency_key: str
 
 
 class InstanceItem(Struct, kw_only=True):
-    """An item about one agent instance, which the single call names in its path."""
+    """A bulk item about one agent instance; the single call has this id in its path."""
 
     agent_instance_id: str
 
 
 class AgentItem(Struct, kw_only=True):
-    """An item about one agent, likewise."""
+    """A bulk item about one agent, likewise."""
 
     agent_id: str
 
 
 class SpanItem(Struct, kw_only=True):
-    """An item about one span, likewise."""
+    """A bulk item about one span, likewise."""
 
     agent_span_id: str
 
 
 class ListItem(Struct, kw_only=True):
-    """An item that lists: what the single call has in its query, besides page and sorting."""
+    """A bulk item that lists: the query of the single call, without pagination and sorting."""
 
     agent_id: str | None = None
     agent_instance_id: str | None = None
@@ -183,46 +183,46 @@ class ListItem(Struct, kw_only=True):
 
 
 class _Named(Struct):
-    """What an entry of span_type_schemas or of quality_schemas has at least."""
+    """The one required field of an entry of span_type_schemas or quality_schemas."""
 
     name: str
 
 
 def parse_body(content: bytes, body_type: type[T]) -> T:
-    """The body as ``body_type``, or the :class:`Refusal` that the API gives."""
+    """Decode and check a body. Raises :class:`ApiError` (400, or 422 with the field)."""
     try:
         return msgspec.json.decode(content or b"{}", type=body_type)
     except msgspec.ValidationError as error:
         raise _wrong_form(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Refusal(400, "bad_request", f"the body is not JSON: {error}") from None
+        raise ApiError(400, "bad_request", f"the body is not JSON: {error}") from None
 
 
 def convert_body(value: Mapping[str, Any], body_type: type[T]) -> T:
-    """As :func:`parse_body`, from JSON that is decoded already."""
+    """Check a body that is decoded already; raises as :func:`parse_body`."""
     try:
         return msgspec.convert(value, body_type)
     except msgspec.ValidationError as error:
         raise _wrong_form(error) from None
     except RecursionError:
-        raise Refusal(400, "bad_request", "the item is nested too deep") from None
+        raise ApiError(400, "bad_request", "the item is nested too deep") from None
 
 
-def _wrong_form(error: msgspec.ValidationError) -> Refusal:
+def _wrong_form(error: msgspec.ValidationError) -> ApiError:
     text = str(error)
     path = _PATH.search(text)
     missing = _MISSING.search(text)
     if missing:
         return invalid(missing[1], "is required", "required")
     if path is None:
-        return Refusal(400, "bad_request", text)
+        return ApiError(400, "bad_request", text)
     return invalid(path[1], text[: path.start()])
 
 
 def parse_time(field: str, text: str | None, default: str) -> str:
-    """A time as stored: UTC with microseconds, so that the order of text is that of time.
+    """An ISO 8601 time as stored: UTC with microseconds, so that texts sort by time.
 
-    None is ``default``. A time without offset is refused (API.md section 4).
+    None gives ``default``. Raises :class:`ApiError` (422) for a time without an offset from UTC.
     """
     if text is None:
         return default
@@ -236,17 +236,17 @@ def parse_time(field: str, text: str | None, default: str) -> str:
 
 
 def stored_time(time: datetime) -> str:
-    """An aware time, as stored."""
+    """Format an aware time as stored."""
     return time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def stored_now() -> str:
-    """This moment, as stored."""
+    """The current time, as stored."""
     return stored_time(datetime.now(UTC))
 
 
 def check_outcome(status: str | None) -> str:
-    """How something ended; None is ``complete``."""
+    """Check the final status of a run or a span; None gives ``complete``."""
     if status is None:
         return "complete"
     if status not in OUTCOMES:
@@ -257,7 +257,7 @@ def check_outcome(status: str | None) -> str:
 
 
 def check_purpose(purpose: str | None) -> str:
-    """What a run is for; None is ``live`` (API.md section 6.1)."""
+    """Check the purpose of a run; None gives ``live``."""
     if purpose is None:
         return "live"
     if purpose not in _PURPOSES:
@@ -268,7 +268,7 @@ def check_purpose(purpose: str | None) -> str:
 
 
 def check_id(id: str, partition: int) -> str:
-    """An id that the caller chose: a PFID of the account's partition (API.md section 3)."""
+    """Check an id that the caller chose: a PFID of the account's ``partition``."""
     if not is_pfid(id):
         raise invalid("id", f"{id!r} is not a PFID")
     if partition_of(id) != partition:
@@ -277,14 +277,14 @@ def check_id(id: str, partition: int) -> str:
 
 
 def check_key(key: str | None) -> str | None:
-    """An idempotency key: 1 to 128 characters."""
+    """Check an idempotency key: 1 to 128 characters, or None."""
     if key is not None and not 1 <= len(key) <= 128:
         raise invalid("idempotency_key", f"must have 1 to 128 characters, has {len(key)}")
     return key
 
 
 def external_identifier_of(kind: str, version: Mapping[str, Any]) -> str | None:
-    """The name of an agent_version or agent_schema_version; it may have none."""
+    """The external_identifier of an agent_version or agent_schema_version, or None."""
     name = version.get("external_identifier")
     if name is not None and not isinstance(name, str):
         raise invalid(kind, f"external_identifier must be a string, got {in_message(name)}")
@@ -292,7 +292,7 @@ def external_identifier_of(kind: str, version: Mapping[str, Any]) -> str | None:
 
 
 def check_schema_version(version: Mapping[str, Any]) -> None:
-    """The parts that an agent_schema_version needs (API.md section 9)."""
+    """Check the form of an agent_schema_version; raises :class:`ApiError` (422)."""
     for name in ("span_type_schemas", "quality_schemas"):
         try:
             msgspec.convert(version.get(name), list[_Named] | None)

@@ -1,4 +1,4 @@
-"""The stored spans of a run as a tree for the terminal."""
+"""run_tree: the stored spans of a run as a tree for the terminal."""
 
 from __future__ import annotations
 
@@ -32,17 +32,16 @@ def run_tree(
     spans: Iterable[AgentSpanAnswer],
     most: int | None = _MOST_CHARACTERS,
 ) -> Tree:
-    """A line for the run and one for each span: name, status, duration, and its summary, or
-    else payload → result.
+    """A line for the run and one for each span: name, status, duration, and the summary or else
+    payload → result.
 
-    Below the run are its quality payloads, and below each what is flagged about it, such as what
-    of its payloads does not fit.
+    The quality payloads of the run stand below it. Flags, such as a payload that does not fit its
+    schema, stand below the line that they are about.
 
-    ``most``: characters that are shown of each text and payload, as more fit on no line; None:
-    all of them.
+    ``most``: characters shown of each text and payload, more than fit on a line; None: all.
     """
     children: dict[str | None, list[AgentSpanAnswer]] = defaultdict(list)
-    # By time: ids made within one millisecond are in no order.
+    # By time: ids made within one millisecond have no order.
     ordered = sorted(spans, key=lambda span: _time(span.started_at or span.finished_at))
     known = {span.id for span in ordered}
     for span in ordered:
@@ -51,7 +50,7 @@ def run_tree(
     head = Text.assemble(("agent instance ", "bold"), one_line(instance.id, most))
     _append_status(head, instance.status, instance.started_at, instance.finished_at)
     if instance.termination_reason:
-        # As JSON, like the payloads: the text of others stays on the line of the run.
+        # As JSON, like the payloads: foreign text must not start a line of its own.
         reason = msgspec.json.encode(instance.termination_reason).decode()
         head.append(f"  {_printable(reason, most)}", style="dim")
     tree = Tree(head)
@@ -60,7 +59,7 @@ def run_tree(
         line = _line().append(f"quality {one_line(name, most)}", style="bold")
         branch = tree.add(line.append(f"  {_quality(instance, name, payload, most)}", style="dim"))
         _add_flags(branch, instance.quality_flags.get(name, ()), most)
-    # A list and no recursion: a run may be nested deeper than Python is.
+    # A stack, not recursion: a run may be nested deeper than Python's recursion limit.
     waiting = [(tree, span) for span in reversed(children[None])]
     while waiting:
         branch, span = waiting.pop()
@@ -71,8 +70,8 @@ def run_tree(
 
 
 def tree_lines(tree: Tree) -> Iterator[tuple[Text, int]]:
-    """The lines of ``tree``, whole, and how many characters of each are its branches. (What is
-    deeper than the console is wide is lost where the console prints it.)"""
+    """The whole lines of ``tree``, each with the width of its branches in characters. (A console
+    that prints a tree loses the lines that are deeper than it is wide.)"""
     waiting = [(tree, "", "")]
     while waiting:
         node, branches, below = waiting.pop()
@@ -87,7 +86,7 @@ def tree_lines(tree: Tree) -> Iterator[tuple[Text, int]]:
 def _span_line(span: AgentSpanAnswer, most: int | None) -> Text:
     line = _line().append(one_line(span.schema_name, most), style="bold")
     _append_status(line, span.status, span.started_at, span.finished_at)
-    # What a span failed with is in its result, and in no template.
+    # The error of a failed span is in its result; no template shows it.
     if span.summary and span.summary.strip() and span.status != "failed":
         return line.append(f"  {one_line(span.summary, most)}", style="dim")
     for mark, payload in (("  ", span.payload), (" → ", span.result_payload)):
@@ -98,15 +97,15 @@ def _span_line(span: AgentSpanAnswer, most: int | None) -> Text:
 
 
 def _shown(payload: msgspec.Raw, most: int | None) -> str:
-    """A payload, without what is sensitive in it."""
+    """A payload as text, sensitive values replaced by their labels."""
     content = bytes(payload)
     if b'"$sensitive"' in content:
         try:
             content = msgspec.json.encode(hidden(msgspec.json.decode(content)))
         except RecursionError:
             return "<too deep>"
-    # A character has four bytes at most, and the last one may be cut. What does not fit is not
-    # decoded: of a thousand large payloads that takes its time.
+    # A character has at most four bytes, and the last one may be cut. The rest is not decoded:
+    # with a thousand large payloads that would be slow.
     enough = None if most is None else 4 * (most + 1)
     return _printable(content[:enough].decode(errors="ignore"), most)
 
@@ -128,12 +127,12 @@ def _line() -> Text:
 
 
 def one_line(text: str, most: int | None = _MOST_CHARACTERS) -> str:
-    """``text`` on one line, cut at ``most`` characters, without what a terminal would obey."""
+    """``text`` on one line, cut at ``most`` characters, without terminal control characters."""
     return _printable(" ".join(text.split()), most)
 
 
 def _printable(text: str, most: int | None) -> str:
-    """``text``, cut, without what a terminal would obey; JSON escapes only a part of that."""
+    """``text``, cut, without control characters; JSON escapes only some of them."""
     if most is not None and len(text) > most:
         text = f"{text[:most]}…"
     return text if text.isprintable() else re.sub("[^ -~]", _replaced, text)

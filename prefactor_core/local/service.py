@@ -1,9 +1,9 @@
-"""Service: the calls of the API over a store, with its rules. Synchronous.
+"""Service: the calls about runs and their spans, with the rules of the API. Synchronous.
 
-Each call is one transaction and gives the JSON of its answer, or raises a
-:class:`~prefactor_core.local.refusal.Refusal` and changes nothing. Where ``API.md`` leaves a
-choice, the strict one is taken: what a careless client gets wrong shall show here first. What
-is no client's fault, such as a clock that differs from this server's, is taken and flagged.
+Each call is one transaction. It returns the JSON of its answer, or raises
+:class:`~prefactor_core.local.errors.ApiError` and changes nothing. Where the API is not specified,
+the rule here is strict: a careless client shall fail here first. A deviation that is not the
+client's fault, such as a clock that differs from this server's, is accepted and flagged.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import msgspec
 from msgspec import Raw
 
 from prefactor_core.local.agents import Agents
+from prefactor_core.local.errors import ApiError, invalid, invalid_action, not_found
 from prefactor_core.local.faults import Faults
-from prefactor_core.local.idempotency import Once
-from prefactor_core.local.pages import Answer
-from prefactor_core.local.refusal import Refusal, invalid, invalid_action, not_found
+from prefactor_core.local.idempotency import IdempotentCalls
+from prefactor_core.local.pagination import Answer
 from prefactor_core.local.requests import (
     CreateSpanBody,
     FinishInstanceBody,
@@ -49,7 +49,7 @@ from prefactor_core.operations import identifiers
 
 
 class Service:
-    """The calls about runs and their spans. ``agents``: whose runs are taken; None: any."""
+    """The calls about runs and their spans. ``agents``: those that may register runs; None: any."""
 
     def __init__(
         self, store: Store, agents: Agents | None = None, faults: Faults | None = None
@@ -59,12 +59,12 @@ class Service:
         self._faults = faults or Faults()
         self._versions = Versions(store)
         self._views = Views(store, self._versions)
-        self._once = Once(store, self._faults)
+        self._calls = IdempotentCalls(store, self._faults)
         self._partition = identifiers.partition_of(store.account_id)
         self._caller: Deployment | None = None
 
     def acting_for(self, caller: Deployment | None) -> Service:
-        """The calls as a deployment may make them, or the account: each knows its own runs."""
+        """The same calls for a deployment, which has only its own runs, or the account (None)."""
         service = copy(self)
         service._caller = caller
         return service
@@ -72,7 +72,7 @@ class Service:
     def register(self, body: RegisterBody) -> bytes:
         """POST agent_instance/register."""
         body = self._for_caller(body)
-        return self._once("register", body, body.idempotency_key, lambda: self._register(body))
+        return self._calls.run("register", body, body.idempotency_key, lambda: self._register(body))
 
     def start(self, instance_id: str, body: StartBody) -> bytes:
         """POST agent_instance/{id}/start."""
@@ -84,12 +84,12 @@ class Service:
             changes = {"started_at": started_at, "start_given": body.timestamp is not None}
             if instance["status"] != InstanceStatus.TERMINATED or instance["started_at"]:
                 return self._move_instance(instance_id, InstanceStatus.ACTIVE, changes, now)
-            # It was on its way as the run was terminated. Official clients end all telemetry at
-            # a refusal, and this one shall hear why it has to stop.
+            # The start was on its way when the run was terminated. An error would make official
+            # clients end all telemetry; the answer tells the client why to stop.
             changes["started_at"] = min(started_at, instance["finished_at"])
             return self._controlled(self._change_instance(instance_id, changes, now), instance)
 
-        return self._once(f"start {instance_id}", body, body.idempotency_key, act)
+        return self._calls.run(f"start {instance_id}", body, body.idempotency_key, act)
 
     def finish_instance(self, instance_id: str, body: FinishInstanceBody) -> bytes:
         """POST agent_instance/{id}/finish."""
@@ -111,7 +111,7 @@ class Service:
             }
             return self._move_instance(instance_id, status, changes, now)
 
-        return self._once(f"finish {instance_id}", body, body.idempotency_key, act)
+        return self._calls.run(f"finish {instance_id}", body, body.idempotency_key, act)
 
     def terminate(self, instance_id: str, body: TerminateBody) -> bytes:
         """POST agent_instance/{id}/terminate. The spans of the run stay as they are."""
@@ -120,15 +120,15 @@ class Service:
             if not body.reason.strip():
                 raise invalid("reason", "is required", "required")
             now = stored_now()
-            # Nothing ends before it started, but a run whose clock is ahead can be stopped, too.
+            # A run must not end before it started, but a run whose clock is ahead can be stopped.
             finished_at = max(now, self._instance(instance_id)["started_at"] or now)
             changes = {"termination_reason": body.reason, "finished_at": finished_at}
             return self._move_instance(instance_id, InstanceStatus.TERMINATED, changes, now)
 
-        return self._once(f"terminate {instance_id}", body, body.idempotency_key, act)
+        return self._calls.run(f"terminate {instance_id}", body, body.idempotency_key, act)
 
     def record_quality(self, instance_id: str, body: RecordQualityBody) -> bytes:
-        """POST agent_instance/{id}/record_quality, in whatever state the run is."""
+        """POST agent_instance/{id}/record_quality, in any state of the run."""
 
         def act() -> Answer:
             instance = self._instance(instance_id)
@@ -144,7 +144,7 @@ class Service:
             self._store.update("agent_instances", instance_id, changes)
             return _success(self._views.instance(self._instance(instance_id)))
 
-        return self._once(f"record_quality {instance_id}", body, body.idempotency_key, act)
+        return self._calls.run(f"record_quality {instance_id}", body, body.idempotency_key, act)
 
     def get_instance(self, instance_id: str) -> bytes:
         """GET agent_instance/{id}."""
@@ -157,14 +157,14 @@ class Service:
             raise invalid("idempotency_key", "the key inside details is another one")
         if key is None:
             key = inner
-        # Wherever the key stands, the request is the same.
+        # The request is the same with the key in either place.
         details = msgspec.structs.replace(body.details, idempotency_key=key)
         body = CreateSpanBody(details=details, idempotency_key=key)
-        return self._once("create_span", body, key, lambda: self._create_span(details))
+        return self._calls.run("create_span", body, key, lambda: self._create_span(details))
 
     def finish_span(self, span_id: str, body: FinishSpanBody) -> bytes:
         """POST agent_spans/{id}/finish."""
-        return self._once(
+        return self._calls.run(
             f"finish_span {span_id}",
             body,
             body.idempotency_key,
@@ -182,14 +182,14 @@ class Service:
         return _encode(self._views.spans(query))
 
     def _own(self) -> dict[str, str]:
-        """What all runs of a deployment have (API.md section 1); nothing for the account."""
+        """Columns that all runs of the calling deployment share; none for the account."""
         if self._caller is None:
             return {}
         environment_id = self._caller.environment_id or self._store.account_id
         return {"agent_id": self._caller.agent_id, "environment_id": environment_id}
 
     def _for_caller(self, body: RegisterBody) -> RegisterBody:
-        """The request with the agent and the environment of who sends it."""
+        """Fill in the agent and the environment of the caller."""
         agent_id, environment_id = body.agent_id, body.environment_id or self._store.account_id
         if own := self._own():
             for name, value in own.items():
@@ -210,7 +210,7 @@ class Service:
         else:
             instance_id = self._given_id(body.id)
             if self._store.one("SELECT id FROM agent_instances WHERE id = ?", instance_id):
-                raise Refusal(409, "already_exists", f"agent instance {instance_id!r} exists")
+                raise ApiError(409, "already_exists", f"agent instance {instance_id!r} exists")
         if body.external_identifier is not None and self._store.one(
             "SELECT id FROM agent_instances WHERE agent_id = ? AND external_identifier = ?",
             body.agent_id,
@@ -253,7 +253,7 @@ class Service:
         else:
             span_id = self._given_id(details.id)
             if self._store.one("SELECT id FROM agent_spans WHERE id = ?", span_id):
-                raise Refusal(409, "already_exists", f"span {span_id!r} exists")
+                raise ApiError(409, "already_exists", f"span {span_id!r} exists")
         parent_id = details.parent_span_id
         if parent_id is not None and not self._store.one(
             "SELECT id FROM agent_spans WHERE id = ? AND agent_instance_id = ?",
@@ -268,7 +268,7 @@ class Service:
         if is_terminal(status):
             finished_at = parse_time("finished_at", details.finished_at, now)
             if details.started_at is None:
-                started_at = min(now, finished_at)  # nobody says how long it took
+                started_at = min(now, finished_at)  # the duration is unknown
             given = None not in (details.started_at, details.finished_at)
             finished_at, flags = _ended("finished_at", started_at, finished_at, one_clock=given)
         elif details.result_payload is not None:
@@ -321,7 +321,8 @@ class Service:
         }
         if body.result_payload is not None:
             changes["result_payload"] = _encode(body.result_payload).decode()
-            # The payload was checked as the span was created; results of what failed are errors.
+            # The payload was checked when the span was created. The result of a failed span is
+            # an error, which no schema describes.
             if status is SpanStatus.COMPLETE:
                 check = self._versions.schema(instance["agent_schema_version_id"]).check
                 flags += check.result(span["schema_name"], body.result_payload)
@@ -363,7 +364,7 @@ class Service:
         return self._controlled(_success(self._views.span(span, instance)), instance)
 
     def _controlled(self, answer: Answer, instance: Row) -> Answer:
-        """``answer``, with the word to stop if ``instance`` is terminated."""
+        """Add the control signal to ``answer`` if ``instance`` is terminated."""
         if instance["status"] == InstanceStatus.TERMINATED:
             answer["control"] = {"terminate": True, "reason": instance["termination_reason"]}
         return answer
@@ -372,18 +373,18 @@ class Service:
 def _ended(
     field: str, started_at: str | None, finished_at: str, *, one_clock: bool
 ) -> tuple[str, list[str]]:
-    """When something ended, which is not before it started, and what to flag about that.
+    """The end time, not before the start, and the flags for a time that was changed.
 
-    Raises a :class:`Refusal` if the client has given both times. If one of them is this server's,
-    the clocks differ: nothing in the API speaks against that, and official clients end all
-    telemetry at a refusal.
+    Raises :class:`ApiError` for an end before the start if the client gave both times. If one is
+    this server's, the clocks differ. The API does not forbid that, and official clients end all
+    telemetry at an error.
     """
     if started_at is None or finished_at >= started_at:
         return finished_at, []
     if one_clock:
         raise invalid(field, f"{finished_at} is before the start, {started_at}")
-    told = f"finished_at: {finished_at} is before the start, {started_at}, by another clock"
-    return started_at, [told]
+    flag = f"finished_at: {finished_at} is before the start, {started_at}, by another clock"
+    return started_at, [flag]
 
 
 def _success(details: Answer) -> Answer:

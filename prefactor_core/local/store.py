@@ -1,4 +1,4 @@
-"""Store: the SQLite file of a local Prefactor. Synchronous; knows tables, not rules."""
+"""Store: the SQLite file of a local Prefactor. Synchronous; has the tables, not the rules."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 MEMORY: Final = ":memory:"
 
-_BUSY_TIMEOUT = 0.2
-"""Seconds that a call waits for another process; its caller tries again."""
+_BUSY_TIMEOUT: Final = 0.2
+"""Seconds that a call waits for the lock of another process; then the client tries again."""
 
-# How the tables came to be, step by step: a file says by its user_version how many it has behind
-# it. Files of the first versions say 0 and have the first step.
-_STEPS = (
+# Migrations of the tables, in order. The user_version of a file is the number of those it has had;
+# files of the first versions have 0 and the tables of the first migration.
+_MIGRATIONS: Final = (
     """
 CREATE TABLE IF NOT EXISTS account (
     id TEXT PRIMARY KEY
@@ -96,11 +96,11 @@ INSERT INTO agents (id, name, inserted_at, updated_at)
 ALTER TABLE agent_instances ADD COLUMN quality TEXT NOT NULL DEFAULT '{}';
 ALTER TABLE agent_spans ADD COLUMN flags TEXT NOT NULL DEFAULT '[]';
 """,
-    # Answers that were stored before count from now on.
+    # The age of answers that are already stored counts from now.
     """
 ALTER TABLE idempotency_keys ADD COLUMN used_at INTEGER NOT NULL DEFAULT :now;
 """,
-    # Whether the start was given by the client; of what was stored before, nobody knows.
+    # Whether the client gave the start time; unknown, so 0, for older rows.
     """
 ALTER TABLE agent_instances ADD COLUMN start_given INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE agent_instances ADD COLUMN flags TEXT NOT NULL DEFAULT '[]';
@@ -110,40 +110,42 @@ ALTER TABLE agent_spans ADD COLUMN start_given INTEGER NOT NULL DEFAULT 0;
 
 _LONGEST_WAIT: Final = 1e6  # seconds: SQLite counts milliseconds in 32 bits
 
-# SQLite's codes for "another process is in the way, try again".
+# SQLite's codes for a lock that another process holds.
 _BUSY_CODES: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
 
 
 def is_busy(error: Exception) -> bool:
     """Whether SQLite raised ``error`` because another process holds a lock on the file."""
-    # The lowest byte is the code, the others say more about it.
+    # The lowest byte is the primary code; the others are its details.
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _BUSY_CODES
 
 
 class Store:
-    """One open database. Used by one thread at a time, whichever that is: in
-    :meth:`transaction` they take turns.
+    """One open database. Any thread may use it inside :meth:`transaction`, one at a time.
 
-    ``path`` is a file name, or ``:memory:`` for a database that is gone after
-    :meth:`close`. Several processes may have the same file open. A file of an earlier version
-    is brought up to date; one of a later version raises :class:`ValueError`.
+    ``path`` is a file name, or ``:memory:`` for a database that is gone after :meth:`close`.
+    Several processes may have the same file open. A file of an earlier version is migrated; a file
+    of a later version raises :class:`ValueError`.
     """
 
     def __init__(self, path: str, opening_timeout: float = 10.0) -> None:
-        """``opening_timeout``: seconds to wait for other processes that write to the file while
-        its tables have to be made or brought up to date. After that, and for a file that is
-        no database, raises :class:`sqlite3.Error`; :class:`OSError` if it cannot be made."""
+        """Open the file, create or migrate its tables.
+
+        ``opening_timeout``: seconds to wait for other processes that write to a file whose tables
+        must be created or migrated. Raises :class:`sqlite3.Error` after that, and for a file that
+        is no database; :class:`OSError` if the file cannot be created.
+        """
         self.path = path
         self._turn = threading.Lock()
         self._give_up_at = time.monotonic() + opening_timeout
         if path != MEMORY:
             _create_private(path)
-        # autocommit: the only transactions are those of transaction().
+        # isolation_level=None: only transaction() opens transactions.
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
             self._connection.row_factory = sqlite3.Row
-            # Only a file that is not up to date needs a lock to be opened.
-            self.account_id = self.until_free(self._find_account) or self.until_free(self._make)
+            # A file that is up to date is opened without a lock.
+            self.account_id = self.until_free(self._find_account) or self.until_free(self._migrate)
             self._connection.execute("PRAGMA synchronous = NORMAL")
             self._connection.execute("PRAGMA foreign_keys = ON")
         except BaseException:
@@ -151,23 +153,23 @@ class Store:
             raise
 
     def _find_account(self) -> str | None:
-        """The id of the account, if the file is up to date."""
+        """The id of the account, or None for a file that needs :meth:`_migrate`."""
         (mode,) = self._connection.execute("PRAGMA journal_mode").fetchone()
-        if self._steps_done() < len(_STEPS) or mode not in ("wal", "memory"):
+        if self._migrations_done() < len(_MIGRATIONS) or mode not in ("wal", "memory"):
             return None
         account = self.one("SELECT id FROM account")
         return None if account is None else str(account["id"])
 
-    def _make(self) -> str:
-        """Make the tables, or bring them up to date, and give the id of the account."""
-        # Outside of a transaction, or SQLite does not do it.
+    def _migrate(self) -> str:
+        """Create or migrate the tables, and return the id of the account."""
+        # SQLite changes the journal mode only outside of a transaction.
         self._connection.execute("PRAGMA journal_mode = WAL")
         with self.transaction():
-            # Read again: another process may have been faster.
-            for step in _STEPS[self._steps_done() :]:
-                for statement in step.replace(":now", str(int(time.time()))).split(";"):
+            # Count again: another process may have been faster.
+            for migration in _MIGRATIONS[self._migrations_done() :]:
+                for statement in migration.replace(":now", str(int(time.time()))).split(";"):
                     self._connection.execute(statement)
-            self._connection.execute(f"PRAGMA user_version = {len(_STEPS)}")
+            self._connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
             account = self.one("SELECT id FROM account")
             if account is not None:
                 return str(account["id"])
@@ -175,15 +177,15 @@ class Store:
             self.insert("account", {"id": account_id})
             return account_id
 
-    def _steps_done(self) -> int:
+    def _migrations_done(self) -> int:
         (done,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if done > len(_STEPS):
+        if done > len(_MIGRATIONS):
             raise ValueError("it was made by a later version of this package")
         return int(done)
 
     def until_free(self, call: Callable[[], T]) -> T:
-        """What ``call()`` gives, tried again while another process is in its way, as long as
-        the opening may take."""
+        """Call ``call``, again while another process holds a lock, until ``opening_timeout``
+        has passed since the opening began."""
         try:
             while True:
                 left = self._give_up_at - time.monotonic()
@@ -193,7 +195,7 @@ class Store:
                 except sqlite3.OperationalError as error:
                     if left <= 0 or not is_busy(error):
                         raise
-                # SQLite waits for most locks itself, but not for that of a change to WAL.
+                # SQLite waits for most locks itself, but not for the one of the change to WAL.
                 time.sleep(random.uniform(0.001, 0.02))
         finally:
             self._wait_for_locks(_BUSY_TIMEOUT)
@@ -209,15 +211,15 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Generator[None]:
-        """All that is written inside, or nothing if it raises."""
+        """Commit the writes of the block, or roll them back if it raises."""
         with self._turn:
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
                 yield
                 self._connection.execute("COMMIT")
             except BaseException:
-                # A COMMIT that failed may have left the transaction open; on a full disk SQLite
-                # has rolled back already.
+                # A failed COMMIT may leave the transaction open; on a full disk SQLite has
+                # already rolled it back.
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
@@ -232,7 +234,7 @@ class Store:
         return self._connection.execute(query, values).fetchall()
 
     def insert(self, table: str, row: Mapping[str, object]) -> int:
-        """Add a row and give its rowid. ``table`` and the keys are names from the code, never
+        """Insert a row and return its rowid. ``table`` and the keys must come from the code, never
         from a caller."""
         columns, marks = ", ".join(row), ", ".join("?" * len(row))
         cursor = self._connection.execute(
@@ -241,14 +243,14 @@ class Store:
         return cursor.lastrowid or 0
 
     def delete_oldest(self, table: str, most: int, where: str, *values: object) -> None:
-        """Delete those of the ``most`` oldest rows for which ``where`` holds; names as for
+        """Delete the rows that match ``where`` among the ``most`` oldest; names as for
         :meth:`insert`."""
         oldest = f"SELECT rowid FROM {table} ORDER BY rowid LIMIT {most}"
         query = f"DELETE FROM {table} WHERE rowid IN ({oldest}) AND ({where})"
         self._connection.execute(query, values)
 
     def update(self, table: str, id: str, changes: Mapping[str, object]) -> None:
-        """Change a row; names as for :meth:`insert`."""
+        """Update a row; names as for :meth:`insert`."""
         columns = ", ".join(f"{column} = ?" for column in changes)
         self._connection.execute(
             f"UPDATE {table} SET {columns} WHERE id = ?", (*changes.values(), id)
@@ -259,12 +261,12 @@ _creating = threading.Lock()
 
 
 def _create_private(path: str) -> None:
-    """Create the file, for its owner alone; SQLite gives those beside it the same mode.
+    """Create the file for its owner alone; SQLite gives the files beside it the same mode.
 
-    The mode of a file that is there stays.
+    An existing file keeps its mode.
     """
-    # One at a time: to close any descriptor of a file takes the locks away that this process
-    # has on it, by POSIX, and so must not happen after another thread opened it by SQLite.
+    # One thread at a time: by POSIX, closing any descriptor of a file drops all locks that this
+    # process has on it, so it must not happen after another thread opened the file by SQLite.
     with _creating, suppress(FileExistsError):
         os.close(os.open(os.path.realpath(path), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
@@ -275,5 +277,5 @@ def _forget_creating() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    # Another thread may have held it, which the child does not have.
+    # A thread that does not exist in the child may have held the lock.
     os.register_at_fork(after_in_child=_forget_creating)

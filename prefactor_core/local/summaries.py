@@ -1,10 +1,10 @@
-"""Summaries: one line about a payload, by the Liquid template of its type (API.md section 9)."""
+"""Summaries: one line about a payload, rendered by the Liquid template of its type."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sized
 from functools import cache, wraps
-from typing import Any, TextIO, cast
+from typing import Any, Final, TextIO, cast
 
 from liquid import Environment, RenderContext
 from liquid.builtin.output import Output, OutputNode
@@ -14,19 +14,19 @@ from liquid.template import BoundTemplate
 
 from prefactor_core.schema_registry.sensitive import hidden
 
-_MOST_ROUNDS = 1_000
-_MOST_BYTES = 10_000
-_MOST_CHARACTERS = 2_000_000
-"""In a text that a filter makes."""
+_MOST_ROUNDS: Final = 1_000
+_MOST_BYTES: Final = 10_000
+_MOST_CHARACTERS: Final = 2_000_000
+"""The longest text that a filter may make."""
 
-# Of a template. To look for the end of a tag that has none takes the square of their number.
-_LONGEST_TEMPLATE = 10_000
-_MOST_TAGS = 100
+# The bounds of a template. Looking for the ends of unclosed tags takes quadratic time.
+_LONGEST_TEMPLATE: Final = 10_000
+_MOST_TAGS: Final = 100
 
 
 class Template:
-    """A Liquid template. One that does not parse makes no summaries, nor does one of more than
-    10,000 characters or 100 tags."""
+    """A Liquid template. It renders nothing if it does not parse, or has more than 10,000
+    characters or 100 tags."""
 
     def __init__(self, text: object) -> None:
         self._template: BoundTemplate | None = None
@@ -34,21 +34,21 @@ class Template:
             try:
                 self._template = _environment().from_string(text)
             except Exception:
-                # Whatever it is: what is wrong with it is in no way wrong with the run.
+                # Any error at all: a bad template does not make the run bad.
                 self._template = None
 
     def render(self, *payloads: Mapping[str, object]) -> str | None:
-        """The summary of the fields of ``payloads``, of which the later ones win.
+        """Render the fields of ``payloads``; a later payload overrides an earlier one.
 
-        What is missing is empty, and so are an object and an array. A sensitive value is shown
-        as its labels. None if the template cannot be rendered with them, or takes too much.
+        Missing fields, objects and arrays render as nothing, sensitive values as their labels.
+        None if rendering fails or exceeds a bound.
         """
         if self._template is None:
             return None
         try:
             fields = {name: hidden(each[name]) for each in payloads for name in each}
             return self._template.render(fields)
-        except Exception:  # Liquid's own, what its filters let through, a value nested too deep
+        except Exception:  # Liquid's errors, errors in its filters, a value nested too deep
             return None
 
 
@@ -71,7 +71,7 @@ class _Echo(EchoTag):
 
 
 class _Environment(Environment):
-    # No template can hang the server.
+    # Bounds, so that no template can hang the server.
     loop_iteration_limit = _MOST_ROUNDS
     local_namespace_limit = 10 * _MOST_BYTES
     output_stream_limit = _MOST_BYTES
@@ -93,7 +93,7 @@ def _is_short(template: str) -> bool:
 
 
 def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    # The limits of the library count what loops and what is written, not what a filter does.
+    # The library bounds loops and output, but not the work of a filter.
     @wraps(function)
     def checked(value: object, *args: object, **options: object) -> Any:
         size = len(cast("Sized", value)) if isinstance(value, str | list | range) else 0
@@ -103,7 +103,7 @@ def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             or (name in ("join", "replace") and size * max(texts, default=0) > _MOST_CHARACTERS)
             or size > _MOST_CHARACTERS
         ):
-            raise LiquidError(f"what {name} is asked for is too large", token=None)
+            raise LiquidError(f"the result of {name} would be too large", token=None)
         return function(value, *args, **options)
 
     return checked

@@ -1,4 +1,4 @@
-"""Tokens of both scopes, and whom they stand for (API.md section 1). Pure."""
+"""API tokens: the account's, and those of deployments. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
-from prefactor_core.local.refusal import Refusal
+from prefactor_core.local.errors import ApiError
 
 
 class Deployment(Struct, frozen=True, kw_only=True):
@@ -27,13 +27,18 @@ class Deployment(Struct, frozen=True, kw_only=True):
 
 
 class Tokens:
-    """``account``: the token that may do all. ``deployments``: those that stand for one
-    deployment each, and may only record. Without any, all are taken, for the account."""
+    """The tokens that a server takes.
+
+    The token ``account`` may do everything. Each of ``deployments`` stands for one deployment and
+    may only record. Without any token, every caller is the account.
+
+    Raises :class:`PrefactorValueError` for a token that is not a text, or empty.
+    """
 
     def __init__(self, account: str | None, deployments: Mapping[str, Deployment] | None) -> None:
         self._account = account
         self._deployments = _checked(deployments)
-        # The message is without the token, as everywhere.
+        # No message shows a token.
         for token in (account, *self._deployments):
             if token is not None and not (isinstance(token, str) and token.strip()):
                 kind = "an empty one" if isinstance(token, str) else f"a {type(token).__name__}"
@@ -42,24 +47,33 @@ class Tokens:
             raise PrefactorValueError("api_token is one of deployment_tokens, too")
 
     def caller(self, authorization: str) -> Deployment | None:
-        """Whom the header stands for: a deployment, or None for the account.
+        """The deployment of an ``Authorization`` header, or None for the account.
 
-        Raises a :class:`Refusal` if it has none of the tokens.
+        Raises :class:`ApiError` (401) for a header without a known token.
         """
         given = authorization.encode()
         found: Deployment | None = None
         known = False
-        # All of them, so that the time it takes tells nothing.
+        # Compare with every token, so that the time it takes reveals nothing.
         for token, deployment in [(self._account, None), *self._deployments.items()]:
             if token is not None and hmac.compare_digest(given, f"Bearer {token}".encode()):
                 known, found = True, deployment
         if not known and (self._account is not None or self._deployments):
-            raise Refusal(401, "bad_authtoken", "the token is wrong or has expired")
+            raise ApiError(401, "bad_authtoken", "the token is wrong or has expired")
         return found
 
 
+def check_account(caller: Deployment | None) -> None:
+    """Raise :class:`ApiError` (401) for the token of a deployment, which may only record.
+
+    This includes GET agent_instance/{id}, the one read that recorders make. The service answers
+    401 there, so a client must learn of a termination from the answers to its spans.
+    """
+    if caller is not None:
+        raise ApiError(401, "unauthorized", "the token of a deployment may record, not read")
+
+
 def _checked(deployments: Mapping[str, Deployment] | None) -> dict[str, Deployment]:
-    """A copy, if each is a :class:`Deployment`."""
     if not isinstance(deployments, Mapping | None):
         raise PrefactorValueError(
             f"deployment_tokens must map tokens to deployments, got a {type(deployments).__name__}"
@@ -75,13 +89,3 @@ def _checked(deployments: Mapping[str, Deployment] | None) -> dict[str, Deployme
 def _check_id(name: str, id: object) -> None:
     if not isinstance(id, str) or not id:
         raise PrefactorValueError(f"{name} of a deployment must be a text, got {in_message(id)}")
-
-
-def check_account(caller: Deployment | None) -> None:
-    """Raises a :class:`Refusal` for the token of a deployment, which may only record.
-
-    That goes also for the one read that recorders make, GET agent_instance/{id}: the service
-    answers 401 on reads, so a client must hear of a termination from the answers to its spans.
-    """
-    if caller is not None:
-        raise Refusal(401, "unauthorized", "the token of a deployment may record, not read")

@@ -1,15 +1,15 @@
-"""Versions of agents and of their span types (API.md section 9), as stored. Synchronous."""
+"""Versions: agent_versions and agent_schema_versions, which runs register. Synchronous."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec import Raw
 
-from prefactor_core.local.refusal import invalid
+from prefactor_core.local.errors import invalid
 from prefactor_core.local.requests import check_schema_version, external_identifier_of
 from prefactor_core.local.store import Row, Store
 from prefactor_core.operations import identifiers
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 Version = dict[str, Any]
 
-_MOST_CACHED = 64
+_MOST_CACHED: Final = 64
 
 
 class Versions:
-    """What is registered with the runs in ``store``."""
+    """The versions in ``store``."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._cached = lru_cache(_MOST_CACHED)(self._load)
 
     def register_agent(self, agent_id: str, version: Version, now: str) -> Version:
-        """The agent_version of this name, or of this content if it has none, made if it is new.
+        """Find or add an agent_version: by its external_identifier, or by its content without one.
 
-        Raises a :class:`Refusal` if the one of this name has another name or description, or
-        another runtime_environment; what the request leaves out is not compared.
+        Raises :class:`ApiError` if the stored one has another name, description or
+        runtime_environment. Fields that the request leaves out are not compared.
         """
         row = self._find(agent_id, "agent_version", version)
         if row is None:
@@ -45,14 +45,14 @@ class Versions:
             for field in ("name", "description")
             if version.get(field) is not None and stored.get(field) != version[field]
         ]
-        # Older clients do not tell it: a version of theirs is not another one for that.
+        # Older clients send no runtime_environment: that alone does not make another version.
         environments = version.get("runtime_environment"), stored.get("runtime_environment")
         if None not in environments and environments[0] != environments[1]:
             changed.append("runtime_environment")
         return _same(row, stored, changed)
 
     def register_schema(self, agent_id: str, version: Version, now: str) -> Version:
-        """The agent_schema_version, likewise; its whole content is compared."""
+        """Find or add an agent_schema_version, likewise; the whole content is compared."""
         check_schema_version(version)
         row = self._find(agent_id, "agent_schema_version", version)
         if row is None:
@@ -69,7 +69,7 @@ class Versions:
         return _content(row)
 
     def schema(self, id: str) -> SchemaVersion:
-        """What the spans of a run with this agent_schema_version are checked and shown by."""
+        """The agent_schema_version ``id``, which checks and shows spans; the last 64 are cached."""
         return self._cached(id)
 
     def _load(self, id: str) -> SchemaVersion:
@@ -116,13 +116,13 @@ class SchemaVersion:
         self._qualities = _shown(content.get("quality_schemas"))
 
     def span_type(self, name: str) -> Shown:
-        """How spans of this name are shown, registered or not."""
+        """How spans of this name are shown; the name may be unregistered."""
         return self._span_types.get(name) or Shown({"name": name})
 
     def quality(self, name: str) -> Shown:
         """How the quality payloads of this name are shown.
 
-        Raises a :class:`Refusal` if there is no such name (API.md section 9).
+        Raises :class:`ApiError` for a name that the version does not have.
         """
         known = self._qualities.get(name)
         if known is None:
@@ -132,7 +132,7 @@ class SchemaVersion:
 
 
 class Shown:
-    """What is shown of a type: its ``title``, ``data_risk``, and summaries by its template."""
+    """How a type is shown: its ``title``, its ``data_risk``, and summaries by its template."""
 
     def __init__(self, details: Mapping[str, Any]) -> None:
         self.title = details.get("title") or details["name"]
@@ -141,7 +141,7 @@ class Shown:
         self._template: Template | None = None
 
     def summary(self, *payloads: str | Raw | None) -> str | None:
-        """That of ``payloads``, as JSON; see ``Template.render``. None without a template."""
+        """The summary of JSON ``payloads``; see ``Template.render``. None without a template."""
         if self._text is None:
             return None
         if self._template is None:
@@ -175,6 +175,7 @@ def _same(row: Row, stored: Version, changed: list[str]) -> Version:
 
 
 def _by_name(version: Version) -> Version:
-    """As it is answered: with a map, though requests send a list (API.md section 2)."""
+    """The version as register answers it: span_type_schemas is a map by name, and not the list
+    that requests send."""
     types: list[dict[str, Any]] = version.get("span_type_schemas") or []
     return {**version, "span_type_schemas": {each["name"]: each for each in types}}

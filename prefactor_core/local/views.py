@@ -1,4 +1,4 @@
-"""Views: what is stored, as the API shows it (API.md sections 7 and 8). Synchronous."""
+"""Views: the JSON that the API shows of stored runs and spans. Synchronous."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import Raw, Struct
 
-from prefactor_core.local.pages import Answer, Pages
-from prefactor_core.local.refusal import invalid
+from prefactor_core.local.errors import invalid
+from prefactor_core.local.pagination import Answer, page_of
 from prefactor_core.local.requests import parse_time
 from prefactor_core.local.store import Row, Store
 from prefactor_core.local.versions import Versions
@@ -25,12 +25,11 @@ _COUNTED = ("pending", "active", "complete", "failed", "cancelled")
 
 
 class Views:
-    """Shows the rows of ``store``, one by one or in pages."""
+    """The views of rows in ``store``, one by one or in pages."""
 
     def __init__(self, store: Store, versions: Versions) -> None:
         self._store = store
         self._versions = versions
-        self._pages = Pages(store)
 
     def instance(self, row: Row) -> Answer:
         """The details of a run, with the counts of its spans."""
@@ -45,7 +44,7 @@ class Views:
         answer: Answer = {
             "type": "agent_instance",
             "account_id": self._store.account_id,
-            # One deployment for each environment.
+            # Each environment has one deployment.
             "agent_deployment_id": row["environment_id"],
             **dict(row),
             "span_counts": {"total": sum(counts.values()), **counts, "finished": finished},
@@ -82,10 +81,10 @@ class Views:
             raise invalid("agent_id", "is required", "required")
         columns = ("agent_id", "agent_version_id")
         where = {f"{column} = ?": query[column] for column in columns if column in query}
-        return self._pages.page("agent_instances", where, query, self.instance)
+        return page_of(self._store, "agent_instances", where, query, self.instance)
 
     def spans(self, query: Mapping[str, str]) -> Answer:
-        """A page of the spans of a run, or else of an agent."""
+        """A page of the spans of a run, or of all runs of an agent."""
         where: dict[str, str] = {}
         if "agent_instance_id" in query:
             where["agent_instance_id = ?"] = query["agent_instance_id"]
@@ -109,7 +108,7 @@ class Views:
             assert instance is not None
             return self.span(span, instance, summary=summary)
 
-        return self._pages.page("agent_spans", where, query, details)
+        return page_of(self._store, "agent_spans", where, query, details)
 
     def _quality(self, row: Row) -> Answer:
         recorded = msgspec.json.decode(row["quality"], type=dict[str, Quality])
@@ -118,7 +117,7 @@ class Views:
             schema = self._versions.schema(row["agent_schema_version_id"])
             for name, quality in recorded.items():
                 summary = schema.quality(name).summary(quality.payload)
-                if summary is not None:  # official clients take no null
+                if summary is not None:  # official clients reject null here
                     summaries[name] = summary
         return {
             "quality_payloads": {name: quality.payload for name, quality in recorded.items()},

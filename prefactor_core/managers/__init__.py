@@ -1,7 +1,7 @@
 """The seed's path to what records: :mod:`prefactor_core.recording` has the code."""
 
-from prefactor_core.agent.agent_instance import AgentInstanceHandle
-from prefactor_core.recording.agent_instances import AgentInstanceManager
-from prefactor_core.recording.spans import SpanManager
+from prefactor_core.agent.instance import AgentInstanceHandle
+from prefactor_core.recording.instance_manager import AgentInstanceManager
+from prefactor_core.recording.span_manager import SpanManager
 
 __all__ = ["AgentInstanceHandle", "AgentInstanceManager", "SpanManager"]

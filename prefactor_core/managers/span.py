@@ -1,5 +1,5 @@
 """The seed's path to the manager of spans."""
 
-from prefactor_core.recording.spans import SpanManager
+from prefactor_core.recording.span_manager import SpanManager
 
 __all__ = ["SpanManager"]

@@ -1,4 +1,8 @@
-"""An agent instance and a span as this client knows them while they are open."""
+"""The models of runs and spans, as a client knows them while they are open.
+
+Pure data: structs, the states and their transitions, statistics, the clock of a run. Read
+``lifecycle`` first.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus, is_terminal
+from prefactor_core.models.lifecycle import OPEN, InstanceStatus, SpanStatus, is_terminal
 
 
 def _now() -> datetime:
@@ -16,9 +20,9 @@ def _now() -> datetime:
 
 
 class AgentInstance(Struct, kw_only=True):
-    """One run of an agent. Times are aware, in UTC, and None until the thing happened.
+    """One run of an agent. Times are aware, in UTC, and None until the event.
 
-    ``agent_id`` is None where the API token stands for the agent.
+    ``agent_id`` is None if the API token identifies the agent.
     """
 
     id: str
@@ -36,11 +40,11 @@ class AgentInstance(Struct, kw_only=True):
 
 
 class Span(Struct, kw_only=True):
-    """One step of a run. Times are aware, in UTC, and None until the thing happened.
+    """One step of a run. Times are aware, in UTC, and None until the event.
 
-    ``status`` is ``pending`` from the entering of the block to the start; ``created_at`` is
-    the time of entering. ``payload`` is what the span starts with, ``result`` what it will
-    end with as far as that is known; both are empty once it ended.
+    ``status`` is ``pending`` from entering the block to the start; ``created_at`` is the time of
+    entering. ``payload``: the parameters of the span. ``result``: its result so far. Both are
+    empty after its end.
     """
 
     id: str
@@ -57,5 +61,4 @@ class Span(Struct, kw_only=True):
     @property
     def ended(self) -> bool:
         """Whether the span is complete, failed or cancelled."""
-        # Not is_terminal(): this is asked several times for every span.
-        return self.status is not SpanStatus.ACTIVE and self.status is not SpanStatus.PENDING
+        return self.status not in OPEN

@@ -1,63 +1,81 @@
-"""Wall time that never runs backwards within one run. Pure."""
+"""Wall-clock time that never runs backwards within one run, in whole nanoseconds since 1970."""
 
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
-from typing import Protocol
+from datetime import UTC, datetime, timedelta
+from typing import Final, Protocol, cast
 
-from prefactor_core.exceptions.checks import PLAIN_DATETIME
+PLAIN_DATETIME: Final = cast("type[datetime]", datetime.__mro__[-3])
+"""The ``datetime`` of C. JSON is written of no subclass, and libraries that freeze time put one
+in the place of ``datetime`` in every module."""
+
+_EPOCH: Final = PLAIN_DATETIME(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+def to_datetime(nanoseconds: int) -> datetime:
+    """The moment, aware and in UTC; what is less than a microsecond is left out."""
+    return _EPOCH + timedelta(microseconds=nanoseconds // 1_000)
+
+
+def to_nanoseconds(moment: datetime) -> int:
+    """Nanoseconds since 1970 of an aware moment."""
+    return (moment - _EPOCH) // _MICROSECOND * 1_000
 
 
 class TimeSource(Protocol):
-    """What a machine knows of the time, in nanoseconds; the module ``time`` is one."""
+    """The clocks of a machine, in nanoseconds; the module ``time`` is one."""
 
     def time_ns(self) -> int:
-        """Wall time since 1970, in UTC. It can be set, forward and back."""
+        """Wall-clock time since 1970, in UTC. It can be set, forward and back."""
         ...
 
     def monotonic_ns(self) -> int:
-        """Never set; it may stand while the machine sleeps."""
+        """A clock that cannot be set; it may stand while the machine sleeps."""
         ...
 
 
 class Clock:
-    """The clock of one run: the wall clock, but that it never goes back.
+    """The clock of one run: the wall clock, except that it never goes back.
 
-    Where the wall is set forward, or the machine has slept, this follows. Where the wall is set
-    back, this stands until it is read the next time, and from then on goes by the monotonic
-    clock until the wall has caught up: such a run is ahead of the wall, perhaps to its end, and
-    the durations in it are right. The next run has a clock of its own, which begins with the wall.
+    It follows the wall clock when that is set forward, or when the machine has slept. When the
+    wall clock is set back, this clock stands until the next reading. From then on it goes by the
+    monotonic clock until the wall clock has caught up, so that the durations in the run stay
+    right; such a run may be ahead of the wall clock to its end. The next run has a clock of its
+    own, which begins with the wall clock.
 
-    Who reads it holds the lock of recording, which is what gives the readings of several threads
-    their order.
+    The reader holds the lock of recording, which orders the readings of several threads.
     """
 
-    __slots__ = ("_last", "_monotonic", "_source")
+    __slots__ = ("_monotonic", "_source", "is_carried_on", "last", "read")
 
     def __init__(self, source: TimeSource = time) -> None:
         self._source = source
-        self._last = 0
-        # As it stood at the last reading; None while that was the wall's.
-        self._monotonic: int | None = None
+        self.read = source.time_ns
+        self.last = 0
+        # Whether it goes by the monotonic clock, which stood there at the last reading.
+        self.is_carried_on = False
+        self._monotonic = 0
 
-    def now(self) -> datetime:
-        """Now, aware, in UTC."""
-        now = self._source.time_ns()
-        if now < self._last or self._monotonic is not None:
-            now = self._carried_on(now)
-        self._last = now
-        return PLAIN_DATETIME.fromtimestamp(now / 1e9, UTC)
+    def now(self) -> int:
+        """Nanoseconds since 1970."""
+        now = self.read()
+        if now < self.last or self.is_carried_on:
+            now = self.carried_on(now)
+        self.last = now
+        return now
 
     @property
     def is_ahead(self) -> bool:
-        """Whether the wall was set back, and has not caught up. For any caller."""
-        return self._source.time_ns() < self._last
+        """Whether the wall clock was set back and has not caught up; for any caller."""
+        return self.read() < self.last
 
-    def _carried_on(self, wall: int) -> int:
-        monotonic, now = self._source.monotonic_ns(), self._last
-        if self._monotonic is not None:
+    def carried_on(self, wall: int) -> int:
+        """The time, where the wall clock says ``wall`` and was set back."""
+        monotonic, now = self._source.monotonic_ns(), self.last
+        if self.is_carried_on:
             # Libraries that freeze the time set this clock back, too.
             now += max(0, monotonic - self._monotonic)
-        self._monotonic = monotonic if wall < now else None
+        self.is_carried_on, self._monotonic = wall < now, monotonic
         return max(wall, now)

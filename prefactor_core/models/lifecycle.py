@@ -1,7 +1,8 @@
-"""Which state may follow which, for agent instances and spans. Pure.
+"""The transitions between the states of agent instances and spans. Pure.
 
-The transitions are the API's (API.md sections 7 and 8). The *steps* are what has to be
-told to the API so that a run or a span gets from where it is to where it shall be.
+The transitions are the API's, for ``POST /agent_instance/{id}/start`` and ``/finish``,
+``POST /agent_spans`` and ``POST /agent_spans/{id}/finish``. *Steps* are the calls that bring a run
+or a span from its state to another.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Final, Literal, NamedTuple
 
 
 class SpanStatus(StrEnum):
-    """The states of a span; on our side ``pending`` is: entered, not yet told."""
+    """The states of a span; ``pending``: opened locally, nothing sent yet."""
 
-    # An Enum's own is written in Python, and these are looked up several times for every span.
+    # The hash of Enum is written in Python, and these are looked up several times for every span.
     __hash__ = str.__hash__
 
     PENDING = "pending"
@@ -36,8 +37,11 @@ class InstanceStatus(StrEnum):
     TERMINATED = "terminated"
 
 
+OPEN: Final = (SpanStatus.PENDING, SpanStatus.ACTIVE)
+"""The states of a span that has not ended."""
+
 Outcome = Literal["complete", "failed", "cancelled"]
-"""How a body, a span or a run can end."""
+"""The ends of a body, a span or a run."""
 
 OUTCOMES: Final = frozenset({"complete", "failed", "cancelled"})
 
@@ -48,7 +52,7 @@ SPAN_TRANSITIONS: Final[Mapping[SpanStatus, frozenset[SpanStatus]]] = {
     SpanStatus.FAILED: frozenset(),
     SpanStatus.CANCELLED: frozenset(),
 }
-"""What a finish may make of a stored span. No call leads from pending to active."""
+"""The transitions by a finish of a stored span. No call leads from pending to active."""
 
 INSTANCE_TRANSITIONS: Final[Mapping[InstanceStatus, frozenset[InstanceStatus]]] = {
     InstanceStatus.PENDING: frozenset(
@@ -102,12 +106,11 @@ def is_terminal(status: SpanStatus | InstanceStatus) -> bool:
 
 @cache
 def span_steps(current: SpanStatus, goal: SpanStatus) -> tuple[SpanStep, ...]:
-    """The calls that bring a span from ``current`` to ``goal``; none if it has ended.
+    """Return the calls that bring a span from ``current`` to ``goal``; none if it has ended.
 
-    The first end counts: whatever is asked of an ended span leads to no call. A span of which
-    nothing was told before its end is created complete or failed. One that is cancelled
-    before it started is created pending and finished at once, the only way that the API has
-    for it.
+    The first end counts: an ended span needs no call. A span that was not sent before its end is
+    created complete or failed. A span that is cancelled before its start is created pending and
+    finished at once, the only way that the API has for it.
     """
     match current, goal:
         case SpanStatus.PENDING, SpanStatus.ACTIVE:
@@ -123,10 +126,10 @@ def span_steps(current: SpanStatus, goal: SpanStatus) -> tuple[SpanStep, ...]:
 
 
 def instance_steps(current: InstanceStatus, goal: InstanceStatus) -> tuple[InstanceStep, ...]:
-    """The calls that bring a run from ``current`` to ``goal``; none if it has ended.
+    """Return the calls that bring a run from ``current`` to ``goal``; none if it has ended.
 
-    A run that ends before it was started is started first: a finish of a pending run is
-    refused (API.md section 7).
+    A run that ends before its start is started first: ``POST /agent_instance/{id}/finish`` refuses
+    a pending run.
     """
     match current, goal:
         case InstanceStatus.PENDING, InstanceStatus.ACTIVE:

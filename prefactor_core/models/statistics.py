@@ -11,25 +11,24 @@ class Statistics(Struct, frozen=True, kw_only=True):
     """The balance of a client at one moment: accepted = delivered + pending + all dropped.
 
     ``accepted``: operations recorded so far (starts and finishes of runs and spans, and each
-    ``record_quality()``; a span that is first told when it has ended is one operation).
-    ``delivered``: taken by the API.
-    ``pending``: waiting, or on their way. ``pending_bytes``: what they take, about.
-    ``open_bytes``: the payloads of open spans of which nothing was recorded yet.
-    ``in_flight``: those of them that are in a request that has not been answered.
-    ``dropped``: never to be delivered, by reason: ``refused`` (the API does not take it),
-    ``retries_exhausted`` (the API failed at it again and again while it took others),
-    ``full`` (a new run or span, or what was told of a run's quality, met the bounds of
+    ``record_quality()``; a span that is sent only after its end is one operation).
+    ``delivered``: accepted by the API.
+    ``pending``: waiting, or in a request. ``pending_bytes``: their size, an estimate.
+    ``open_bytes``: the payloads of open spans that are not recorded as operations yet.
+    ``in_flight``: the pending operations in requests without an answer so far.
+    ``dropped``: never to be delivered, by reason: ``refused`` (by the API),
+    ``retries_exhausted`` (the API failed repeatedly while it accepted others),
+    ``full`` (a new run or span, or a quality payload, exceeded the bounds of
     :class:`~prefactor_core.QueueConfig`), ``run_ended`` (a span that began after its run's end),
-    ``drain_timeout`` (the scope ended first), ``queue`` (the client's queue did not take it).
-    ``requests``: requests sent. ``retries``: those that failed, and whose operations are
-    sent again.
+    ``drain_timeout`` (the scope ended first), ``queue`` (the client's queue refused it).
+    ``requests``: requests sent. ``retries``: failed requests whose operations are sent again.
     ``merged``: finishes of spans that were sent together with their start, as one.
-    ``last_error``: why the last request that failed did; None if none did.
-    ``outage_since``: since when no request has been answered as it should, aware, in UTC;
-    None if the last one was.
-    ``assumed``: what the API has shown that it does not do, as ``"no bulk"``, and what is
-    therefore done without for now. Each is tried again after a while.
-    ``degraded``: how many payloads and results are not recorded whole, by reason: ``slow`` and
+    ``last_error``: the reason of the last failed request; None if no request failed.
+    ``outage_since``: the beginning of the current outage, in which no request succeeded; aware, in
+    UTC, None without an outage.
+    ``assumed``: abilities that the API has shown not to have, such as ``"no bulk"``; the client
+    does without them for now, and tries each again after a while.
+    ``degraded``: the number of payloads and results not recorded whole, by reason: ``slow`` and
     ``unreadable`` (code of a value in it took too long, or raised), ``too_deep`` (it has more than
     32 levels), ``truncated`` (it has more than ``max_payload_bytes``), ``withheld`` (``redact=``
     failed).
@@ -52,11 +51,11 @@ class Statistics(Struct, frozen=True, kw_only=True):
 
     @property
     def lost(self) -> int:
-        """How many operations were dropped, whatever the reason."""
+        """The number of dropped operations, for all reasons."""
         return sum(self.dropped.values())
 
     def describe_loss(self) -> str:
-        """What was lost, in one sentence."""
+        """Return the loss in one sentence."""
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
         loss = f"{self.lost} of {self.accepted} Prefactor operations were not delivered"
         if self.last_error is not None:

@@ -1,13 +1,13 @@
-"""What is told to the API: one frozen struct for each kind of operation. Pure.
+"""Operations: one frozen struct for each kind of call to the API. Pure.
 
-An operation is made when the thing happens, with its time and its idempotency key, and is
-sent as it is on every attempt. ``msgspec`` can write any of them down and read it back as
-:data:`Operation`; the tag is the name of its :class:`OperationType`.
+Ids, times and captured payloads come in; operations go out to the buffer. An operation is made when
+the event happens, with its time and its idempotency key, and every attempt sends it unchanged.
+``msgspec`` can encode any of them and decode it as :data:`Operation`; the tag is the name of its
+:class:`OperationType`. Read this file first, then ``identifiers`` (PFIDs and keys).
 """
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import ClassVar, Literal, TypeAlias
 
 import msgspec
@@ -17,22 +17,22 @@ from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
 from prefactor_core.models.lifecycle import OperationType as OperationType
 
 ENVELOPE_SIZE = 512
-"""Bytes that an operation takes besides its payloads, in a request as in memory, about."""
+"""Bytes of an operation without its payloads, in a request as in memory; an estimate."""
 
 _AS_GIVEN = "-as-given"
 
 Purpose: TypeAlias = Literal["live", "smoke_test", "eval"]
-"""Why a run is made."""
+"""The purpose of a run."""
 
 
 class _Operation(Struct, frozen=True, kw_only=True, tag_field="operation_type"):
     """What all operations have."""
 
-    timestamp: datetime
-    """When it happened; aware, UTC."""
+    timestamp: int
+    """When it happened: nanoseconds since 1970, in UTC."""
 
     idempotency_key: str
-    """8 to 64 characters; the same on every attempt (API.md section 5)."""
+    """8 to 64 characters; the same on every attempt."""
 
     @property
     def size(self) -> int:
@@ -43,13 +43,12 @@ class _Operation(Struct, frozen=True, kw_only=True, tag_field="operation_type"):
 class RegisterAgentInstance(
     _Operation, frozen=True, kw_only=True, gc=False, tag="REGISTER_AGENT_INSTANCE"
 ):
-    """A run is made known, with the agent's version and its span types.
+    """A run is registered, with the agent's version and its span types.
 
-    ``instance_id`` is what its other operations call the run; the API is asked to call it the
-    same only if the id is the caller's own (``asks_for_id``). Without ``agent_id`` and
-    ``environment_id`` the token says which these are. ``agent_version`` and
-    ``agent_schema_version`` are JSON as they were when the run was recorded;
-    ``runtime_environment`` is what is added to the former, unset if nothing is.
+    ``instance_id``: the id of the run in its other operations; the API is asked to use it only if
+    the caller chose it (``asks_for_id``). Without ``agent_id`` and ``environment_id`` the token
+    identifies these. ``agent_version`` and ``agent_schema_version``: their JSON at the time of
+    recording. ``runtime_environment``: the addition to the former, unset without one.
     """
 
     type: ClassVar[OperationType] = OperationType.REGISTER_AGENT_INSTANCE
@@ -66,9 +65,9 @@ class RegisterAgentInstance(
     runtime_environment: Raw | UnsetType = UNSET
 
     def as_given(self) -> RegisterAgentInstance:
-        """The same, with the agent's version as the caller gave it.
+        """Return the same operation with the agent's version as the caller gave it.
 
-        It has a key of its own, as it is another request (API.md section 5).
+        The key is another one, as it is another request.
         """
         return msgspec.structs.replace(
             self, runtime_environment=UNSET, idempotency_key=self.idempotency_key + _AS_GIVEN
@@ -76,7 +75,7 @@ class RegisterAgentInstance(
 
     @property
     def is_as_given(self) -> bool:
-        """Whether this is what :meth:`as_given` made of another one."""
+        """Whether this operation was made by :meth:`as_given`."""
         return self.idempotency_key.endswith(_AS_GIVEN)
 
     @property
@@ -112,10 +111,10 @@ class FinishAgentInstance(
 
 
 class CreateSpan(_Operation, frozen=True, kw_only=True, gc=False, tag="CREATE_SPAN"):
-    """A span begins (active), or is made only to be cancelled (pending).
+    """A span begins (active), or is created only to be cancelled (pending).
 
-    One that is known to have ended when it is told is made complete or failed at once, with
-    ``finished_at`` and its result. ``timestamp`` is when it began.
+    A span that has already ended is created complete or failed, with ``finished_at`` and its
+    result. ``timestamp`` is its beginning.
     """
 
     type: ClassVar[OperationType] = OperationType.CREATE_SPAN
@@ -126,7 +125,7 @@ class CreateSpan(_Operation, frozen=True, kw_only=True, gc=False, tag="CREATE_SP
     status: SpanStatus
     payload: Raw
     parent_span_id: str | None = None
-    finished_at: datetime | None = None
+    finished_at: int | None = None
     result_payload: Raw | UnsetType = UNSET
 
     @property
@@ -135,7 +134,7 @@ class CreateSpan(_Operation, frozen=True, kw_only=True, gc=False, tag="CREATE_SP
         return ENVELOPE_SIZE + len(self.payload) + (0 if result is UNSET else len(result))
 
     def finished_by(self, finish: FinishSpan) -> CreateSpan:
-        """The operation that tells both: that the span began, and that it ended."""
+        """Return one operation for both: the beginning and the end of the span."""
         return CreateSpan(
             timestamp=self.timestamp,
             idempotency_key=self.idempotency_key,

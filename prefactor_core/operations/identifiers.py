@@ -1,65 +1,45 @@
 """PFIDs and idempotency keys. Pure.
 
-A PFID (API.md section 3) is 160 bits as 32 characters of Crockford's base32 in lower
-case: 48 bits of milliseconds since 1970 in 10 characters, 30 bits of partition (the
-account's) in 6, and 80 random bits in 16. The order of the text is the order of time.
+A PFID, the id of everything in the API, is 160 bits as 32 characters of Crockford's base32 in
+lower case: 48 bits of milliseconds since 1970 in 10 characters, 30 bits of the account's partition
+in 6, and 80 random bits in 16. The order of the text is the order of time.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import time
+from os import urandom as _urandom
+from time import time_ns as _time_ns
 from typing import TypeGuard
 
 from prefactor_core.exceptions import PrefactorValueError
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-# Ten bits, that is two characters, at a time.
+# Two characters, which are ten bits, at a time.
 _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _PFID = re.compile(r"[0-7][0-9abcdefghjkmnpqrstvwxyz]{31}")
 _PARTITION = slice(10, 16)
 _MAX_KEY_LENGTH = 64
+_from_bytes = int.from_bytes
 
 PARTITION_BITS = 30
 MAX_PARTITION = (1 << PARTITION_BITS) - 1
 
 
-def _generate(partition: str, ms: int | None) -> str:
-    if ms is None:
-        ms = time.time_ns() // 1_000_000
-    # os.urandom and not random: a forked child must not repeat its parent's ids.
-    random = os.urandom(10)
-    high, low = int.from_bytes(random[:5], "big"), int.from_bytes(random[5:], "big")
-    # Written out, and in two numbers that fit a machine word: this is done for every span.
-    pairs = _PAIRS
-    return (
-        f"{_time_text(ms)}{partition}"
-        f"{pairs[high >> 30]}{pairs[high >> 20 & 1023]}{pairs[high >> 10 & 1023]}"
-        f"{pairs[high & 1023]}"
-        f"{pairs[low >> 30]}{pairs[low >> 20 & 1023]}{pairs[low >> 10 & 1023]}{pairs[low & 1023]}"
-    )
-
-
-# The last one made: in one millisecond there is time for many spans.
+# The time of the last id, as text: in one millisecond there is time for many spans.
 _last_time = 0, "0" * 10
 
 
 def _time_text(ms: int) -> str:
-    global _last_time
-    last, text = _last_time
-    if ms != last:
-        pairs = _PAIRS
-        text = (
-            f"{pairs[ms >> 40]}{pairs[ms >> 30 & 1023]}{pairs[ms >> 20 & 1023]}"
-            f"{pairs[ms >> 10 & 1023]}{pairs[ms & 1023]}"
-        )
-        _last_time = ms, text
-    return text
+    pairs = _PAIRS
+    return (
+        f"{pairs[ms >> 40]}{pairs[ms >> 30 & 1023]}{pairs[ms >> 20 & 1023]}"
+        f"{pairs[ms >> 10 & 1023]}{pairs[ms & 1023]}"
+    )
 
 
 def generate(partition: int, milliseconds: int | None = None) -> str:
-    """A new PFID of the given partition (0 to 2**30 - 1).
+    """Return a new PFID of the given partition (0 to 2**30 - 1).
 
     ``milliseconds`` since 1970 defaults to now.
     """
@@ -72,21 +52,40 @@ def generate(partition: int, milliseconds: int | None = None) -> str:
             f"milliseconds must be between 0 and 2**48 - 1, got {milliseconds}"
         )
     pairs = [_PAIRS[partition >> shift & 1023] for shift in (20, 10, 0)]
-    return _generate("".join(pairs), milliseconds)
+    return generate_related(f"{'0' * _PARTITION.start}{''.join(pairs)}", milliseconds)
 
 
-def generate_related(pfid: str) -> str:
-    """A new PFID of the partition of ``pfid``, which must be one (:func:`is_pfid`)."""
-    return _generate(pfid[_PARTITION], None)
+def generate_related(pfid: str, milliseconds: int | None = None) -> str:
+    """Return a new PFID of the partition of ``pfid``, which must be a PFID (:func:`is_pfid`).
+
+    ``milliseconds`` since 1970 defaults to now.
+    """
+    global _last_time
+    ms = _time_ns() // 1_000_000 if milliseconds is None else milliseconds
+    last, text = _last_time
+    if ms != last:
+        text = _time_text(ms)
+        _last_time = ms, text
+    # os.urandom and not random: a forked child must not repeat its parent's ids.
+    random = _from_bytes(_urandom(10), "big")
+    # Written out: this is done for every span.
+    pairs = _PAIRS
+    return (
+        f"{text}{pfid[_PARTITION]}"
+        f"{pairs[random >> 70]}{pairs[random >> 60 & 1023]}"
+        f"{pairs[random >> 50 & 1023]}{pairs[random >> 40 & 1023]}"
+        f"{pairs[random >> 30 & 1023]}{pairs[random >> 20 & 1023]}"
+        f"{pairs[random >> 10 & 1023]}{pairs[random & 1023]}"
+    )
 
 
 def with_partition_of(pfid: str, other: str) -> str:
-    """``other`` with the partition of ``pfid``; both are PFIDs."""
+    """Return ``other`` with the partition of ``pfid``; both are PFIDs."""
     return other[: _PARTITION.start] + pfid[_PARTITION] + other[_PARTITION.stop :]
 
 
 def without_partition(pfid: str) -> str:
-    """What a PFID has in common with the same one of another partition."""
+    """Return the part of a PFID that is the same in any partition."""
     return pfid[: _PARTITION.start] + pfid[_PARTITION.stop :]
 
 
@@ -96,7 +95,7 @@ def is_pfid(text: object) -> TypeGuard[str]:
 
 
 def partition_of(pfid: str) -> int:
-    """The partition in a PFID."""
+    """Return the partition of a PFID."""
     number = 0
     for character in pfid[_PARTITION]:
         number = number << 5 | _ALPHABET.index(character)
@@ -104,25 +103,25 @@ def partition_of(pfid: str) -> int:
 
 
 def idempotency_key(pfid: str, step: str) -> str:
-    """The key of one step (``create``, ``start``, ``finish``) in the life of ``pfid``.
+    """Return the key of a step (``create``, ``start``, ``finish``) in the life of ``pfid``.
 
-    It follows from both, so that every attempt, also by another process, sends the same
-    (API.md section 5: 8 to 64 characters).
+    It is made of both, so that every attempt sends the same key, also from another process. The
+    API takes keys of 8 to 64 characters.
     """
     return f"{pfid}-{step}"
 
 
 def generate_idempotency_key() -> str:
-    """A new idempotency key for a call of your own: the text of a random UUID."""
-    import uuid  # here: it takes milliseconds to import, and nothing of ours needs it
+    """Return a new idempotency key for a call of your own: the text of a random UUID."""
+    import uuid  # here: it takes milliseconds to import, and nothing else here needs it
 
     return str(uuid.uuid4())
 
 
 def validate_idempotency_key(key: str) -> str:
-    """``key``, if it can be an idempotency key: 1 to 64 characters (API.md section 5).
+    """Return ``key`` if it is a valid idempotency key, of 1 to 64 characters.
 
-    Raises :class:`~prefactor_core.PrefactorValueError` if it cannot.
+    Raises :class:`~prefactor_core.PrefactorValueError` otherwise.
     """
     if not isinstance(key, str):
         raise PrefactorValueError(f"Idempotency key must be a string, got {type(key).__qualname__}")

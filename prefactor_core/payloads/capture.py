@@ -1,27 +1,27 @@
-"""A payload becomes bounded, redacted JSON bytes, once, at the call. Pure; never raises.
+"""A payload becomes bounded, redacted JSON bytes, once, at the call. Never raises.
 
-Later changes of the caller's objects cannot reach what was captured, and nothing of the
-caller's is changed. What JSON cannot hold degrades field by field.
+Later changes of the caller's objects do not reach the captured bytes, and the caller's objects
+are not changed. A field that JSON cannot hold degrades alone.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from threading import RLock
 from typing import Final, cast
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct
+from msgspec.json import Decoder, Encoder
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.exceptions.log import log
 from prefactor_core.payloads.error_description import ErrorDescription
-from prefactor_core.payloads.jsonable import is_plain, plain
-from prefactor_core.payloads.kinds import has_fields
 from prefactor_core.payloads.markers import full_type_name
-from prefactor_core.payloads.redaction import KeyRedactor
+from prefactor_core.payloads.plain_json import PlainEncoder, plain_encoder
+from prefactor_core.payloads.redaction import KeyRedactor, Redact
 from prefactor_core.payloads.truncation import (
     TooLargeError,
     encode_within,
@@ -30,7 +30,7 @@ from prefactor_core.payloads.truncation import (
     unshared,
 )
 
-__all__ = ["EMPTY", "Capture", "capture", "fields_of", "truncated"]
+__all__ = ["EMPTY", "Capture", "fields_of", "truncated"]
 
 logger = logging.getLogger("prefactor_core.payloads.capture")
 
@@ -39,29 +39,28 @@ _NULL: Final = Raw(b"null")
 
 _UNREADABLE: Final = Raw(b'{"$unreadable":{}}')
 _BRACE: Final = ord("{")
+_encode = Encoder().encode
+_decode_fields = Decoder(dict[str, object]).decode
+_decode_raw_fields = Decoder(dict[str, Raw]).decode
 _MIN_BYTES: Final = 1_024
 _MEASURED: Final = 8
 _MAX_COPIED: Final = 1_000_000
-
-Redact = Callable[[dict[str, object]], Mapping[str, object]]
-"""Gives what is recorded of a payload, which it gets as decoded JSON, its own to change."""
 
 
 class Capture:
     """Makes the JSON of payloads, by one configuration.
 
-    ``max_payload_bytes``: the most that one payload may have, at least 1,024. Of a larger one
-    the largest strings are cut, and end with the number of characters that are missing; if
-    that is not enough, ``{"$truncated": {"bytes": …}}`` stands for all of it.
-    ``redact``: is given each payload, as a dict decoded from JSON that is nobody else's, and
-    gives what may be seen of it, in JSON or not. It runs before anything else can see the
-    payload, and before anything is cut. Where it raises, or gives no mapping,
-    ``{"$withheld": …}`` stands for the payload.
-    ``enabled``: False keeps nothing of any payload, and of results the type of an error.
-    ``degraded``: how many payloads lost something is counted here, by reason; see
+    ``max_payload_bytes``: the limit for one payload, at least 1,024. In a larger payload the
+    largest strings are cut, and each ends with the number of missing characters; if that is not
+    enough, ``{"$truncated": {"bytes": …}}`` replaces the payload.
+    ``redact``: takes each payload, a dict decoded from JSON that it may change, and returns the
+    part that may be seen. It runs before any other code sees the payload, and before anything is
+    cut. If it raises, or returns no mapping, ``{"$withheld": …}`` replaces the payload.
+    ``enabled``: False keeps no payload, and of a result only the type of an error.
+    ``degraded``: counts the payloads that lost something, by reason; see
     :class:`~prefactor_core.Statistics`.
 
-    Raises :class:`PrefactorValueError` for values that cannot be right.
+    Raises :class:`PrefactorValueError` for an invalid value.
     """
 
     def __init__(
@@ -84,101 +83,100 @@ class Capture:
             )
         self.max_payload_bytes = self._limit = max_payload_bytes
         self._redact_keys = redact if isinstance(redact, KeyRedactor) else None
-        # What has to see each payload whole.
+        # Imported by the first client: the long way takes milliseconds to import, and no recording
+        # should wait for it.
+        from prefactor_core.payloads.jsonable import plain
+
+        self._plain = plain
+        # A function of the user's, which has to see each payload whole.
         self._redact_all = None if isinstance(redact, KeyRedactor) else redact
-        # What is plain, and has nothing to hide, is encoded as it is.
-        self._is_plain: Callable[[object], bool]
+        # The short way of a plain payload that has nothing to hide.
+        self._encode_plain: Callable[[list[object], int], bytes | None] = plain_encoder.encode
         if self._redact_all is not None:
-            self._is_plain = _no
+            self._encode_plain = _never
         elif self._redact_keys is not None:
-            self._is_plain = self._redact_keys.has_nothing_in
-        else:
-            self._is_plain = is_plain
+            self._encode_plain = PlainEncoder(self._redact_keys).encode
         self.enabled = enabled
         self._degraded: dict[str, int] = {} if degraded is None else degraded
         self._problem = ""
-        # A signal handler or a finaliser may record while it is held.
+        # Reentrant: a signal handler or a finaliser may record while it is held.
         self._lock = RLock()
 
     def __call__(self, payload: object) -> Raw:
-        """The JSON of ``payload``, always an object: anything else becomes ``{"value": …}``."""
+        """Return the JSON of ``payload``, always an object: others become ``{"value": …}``."""
         if not self.enabled:
             return EMPTY
-        if self._is_plain(payload):
-            try:
-                encoded = encode_within(payload, self._limit)
-                if encoded[0] == _BRACE:
-                    return Raw(encoded)
-            except Exception:
-                pass
+        try:
+            encoded = self._encode_plain([payload], self._limit)
+            if encoded is not None and encoded[0] == _BRACE:
+                return Raw(encoded)
+        except Exception:
+            pass  # too large, or changed meanwhile by another thread
         try:
             return self._carefully(payload)
         except Exception:
             self.count({"unreadable"})
-            return _UNREADABLE  # there was no stack or memory left to look at it
+            return _UNREADABLE  # no stack or memory left
 
-    def result(self, fields: Mapping[str, object]) -> Raw:
-        """As a call, for what a span resulted in: that it failed, and how, is always kept."""
+    def result(self, result: object) -> Raw:
+        """Return the JSON of a result. The type of an error is kept even with ``enabled=False``."""
         if self.enabled:
-            return self(fields)
-        error = fields.get("error")
+            return self(result)
+        error = result.get("error") if type(result) is dict else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         if isinstance(error, ErrorDescription):
             return Raw(encode_within({"error": {"type": error["type"]}}, self._limit))
         return EMPTY
 
     def item(self, value: object, room: int) -> Raw | None:
-        """The JSON of one of several values that are to be recorded together; None if it has more
-        than ``room`` bytes.
+        """Return the JSON of one of several values that are recorded together, as the value is
+        now; None if the JSON has more than ``room`` bytes.
 
-        It is as the value is now. A ``redact`` of your own sees it later, with the others. Only
-        without one, and where there is room for half a payload, its largest strings are cut to
-        make it fit.
+        A ``redact`` function of the user's sees it later, with the others. Without such a
+        function, and with room for half a payload, its largest strings are cut to make it fit.
         """
         lost: set[str] = set()
+        may_cut = self._redact_all is None and room >= self._limit / 2
         try:
-            if self._is_plain(value):
-                return Raw(encode_within(value, room))
-            tree = self._redacted_by_key(plain(value, self._limit, lost))
-            if self._redact_all is not None or room < self._limit / 2:
+            with suppress(BufferError) if may_cut else nullcontext():
+                if (encoded := self._encode_plain([value], room)) is not None:
+                    return Raw(encoded)
+            tree = self._redacted_by_key(self._plain(value, self._limit, lost))
+            if not may_cut:
                 return Raw(encode_within(tree, room))
             return Raw(fit({"": tree}, room, lost)[len(b'{"":') : -len(b"}")])
         except Exception:
-            return None  # too large, or there was no stack or memory left to look at it
+            return None  # too large, or no stack or memory left
         finally:
             if lost:
                 self.count(lost)
 
     def with_fields(self, payload: Raw, result: Raw, names: Collection[str]) -> Raw:
-        """``payload`` with those fields of ``result`` among ``names`` that it has not, or as null,
-        and that do not make it larger than one payload may be."""
+        """Return ``payload``, completed by the fields ``names`` of ``result``: those that are
+        missing or null in ``payload``, as long as the limit of one payload allows."""
         try:
-            fields = msgspec.json.decode(payload, type=dict[str, Raw])
-            found = msgspec.json.decode(result, type=dict[str, Raw])
+            fields, found = _decode_raw_fields(payload), _decode_raw_fields(result)
         except msgspec.DecodeError:
-            return payload  # there is a Raw in it that is no JSON
+            return payload  # a Raw of the user's in it is no JSON
         for name in names:
             if name in found and fields.get(name, _NULL) == _NULL:
                 more = fields | {name: found[name]}
-                encoded = msgspec.json.encode(more)
+                encoded = _encode(more)
                 if len(encoded) <= self._limit:
                     fields, payload = more, Raw(encoded)
         return payload
 
     def merge(self, fields: dict[str, object], data: object) -> None:
-        """Put what :func:`fields_of` finds in ``data`` into ``fields``; later keys win."""
+        """Add the fields of ``data`` (:func:`fields_of`) to ``fields``; later keys win."""
         try:
-            if type(data) is dict:
-                fields.update(data)  # pyright: ignore[reportUnknownArgumentType]
-            else:
-                fields.update(self.fields_of(data))
+            fields |= data if type(data) is dict else self.fields_of(data)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
         except Exception:  # keys that raise when they are compared
             try:
-                fields["value"] = plain(data, _MAX_COPIED)  # pyright: ignore[reportUnknownArgumentType]
+                fields["value"] = self._plain(data, _MAX_COPIED)  # pyright: ignore[reportUnknownArgumentType]
             except Exception:
-                fields["value"] = data  # too large, as will be found at the end
+                fields["value"] = data  # too large: the final capture says so
 
     def fields_of(self, data: object, name: str = "value") -> dict[str, object]:
-        """As the function of this name; counts what is lost."""
+        """Call the function of this name, and count what is lost."""
         lost: set[str] = set()
         fields = fields_of(data, name, lost)
         if lost:
@@ -188,10 +186,10 @@ class Capture:
     def _carefully(self, payload: object) -> Raw:
         lost: set[str] = set()
         try:
-            tree = _object(self._redacted_by_key(plain(payload, self._limit, lost)))
+            tree = _object(self._redacted_by_key(self._plain(payload, self._limit, lost)))
             if self._redact_all is not None:
                 redacted = self._redacted(self._redact_all, tree, lost)
-                tree = _object(plain(redacted, self._limit, lost))
+                tree = _object(self._plain(redacted, self._limit, lost))
             return Raw(fit(tree, self._limit, lost))
         except TooLargeError:
             lost.add("truncated")
@@ -203,24 +201,24 @@ class Capture:
     def _redacted_by_key(self, tree: object) -> object:
         if self._redact_keys is None or not isinstance(tree, (dict, list)):
             return tree
-        # A list is looked at as a part of an object, which may be a pair.
+        # Inside of an object: a list may be a pair of a name and a secret.
         return self._redact_keys({"": tree})[""]
 
     def _redacted(
         self, redact: Redact, tree: dict[str, object], lost: set[str]
     ) -> dict[object, object]:
         try:
-            decoded = msgspec.json.decode(encode_within(tree, self._limit), type=dict[str, object])
+            decoded = _decode_fields(encode_within(tree, self._limit))
         except Exception:
             decoded = cast("dict[str, object]", unshared(tree))
         try:
             redacted: object = redact(decoded)
-            # A dict: what only looks like a mapping may look different the next time.
+            # Copied: a mapping with code of its own may look different the next time.
             if isinstance(redacted, Mapping):
                 return dict(cast("Mapping[object, object]", redacted))
             problem = f"gave a {type(redacted).__qualname__}, which is no mapping"
         except Exception as error:
-            # Not its message: that may well be of the payload.
+            # Without the message, which may quote the payload.
             problem = f"raised {full_type_name(type(error))}"
         lost.add("withheld")
         self._problem = problem
@@ -229,17 +227,17 @@ class Capture:
     def _too_large(self, payload: object) -> Raw:
         most = self._limit * _MEASURED
         try:
-            if is_plain(payload):
-                return truncated(len(encode_within(payload, most)))
+            if (encoded := plain_encoder.encode([payload], most)) is not None:
+                return truncated(len(encoded))
         except BufferError:
             return truncated(most, at_least=True)
         except Exception:
-            pass  # it is too deep to be encoded
+            pass  # too deep to be encoded
         return truncated(self._limit, at_least=True)
 
     def count(self, lost: Collection[str]) -> None:
-        """Count a payload that lost something, and say so: the first time, the second, the fourth
-        and so on."""
+        """Count a payload that lost something; log the first time, the second, the fourth and so
+        on."""
         for reason in lost:
             with self._lock:
                 times = self._degraded[reason] = self._degraded.get(reason, 0) + 1
@@ -258,8 +256,8 @@ _MESSAGES: Final = {
 }
 
 
-def _no(payload: object) -> bool:
-    return False
+def _never(places: list[object], limit: int) -> None:
+    return None
 
 
 def _object(tree: object) -> dict[str, object]:
@@ -267,19 +265,25 @@ def _object(tree: object) -> dict[str, object]:
 
 
 def fields_of(data: object, name: str = "value", lost: set[str] | None = None) -> dict[str, object]:
-    """``data`` as the fields of an object: its own, if it has any, else one called ``name``.
+    """Return the fields of ``data``; a value without fields becomes the field ``name``.
 
-    Fields have mappings, structs, dataclasses, classes of attrs and models of pydantic. ``lost``
-    gets the reasons why something is not in them.
+    Mappings, structs, dataclasses, attrs classes and pydantic models have fields. The reasons why
+    something is missing in them are added to ``lost``.
     """
     if type(data) is dict:
         return data.copy()  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
     cls = type(data)
-    if issubclass(cls, msgspec.Struct) and is_plain(data):
-        # Most of what comes here: none of the questions below has to be asked.
-        with suppress(Exception):
-            if isinstance(fields := _copied(data), dict):
-                return cast("dict[str, object]", fields)
+    if issubclass(cls, Struct):
+        # Copied by way of JSON, which stops at a limit: values that share parts can be small in
+        # memory and endless as a tree.
+        try:
+            if (encoded := plain_encoder.encode([data], _MAX_COPIED)) is not None:
+                return _decode_fields(encoded)
+        except Exception:
+            pass
+    from prefactor_core.payloads.jsonable import plain
+    from prefactor_core.payloads.kinds import has_fields
+
     if not has_fields(cls):
         return {name: data}
     try:
@@ -287,12 +291,3 @@ def fields_of(data: object, name: str = "value", lost: set[str] | None = None) -
     except TooLargeError:
         return {name: data}
     return cast("dict[str, object]", found) if isinstance(found, dict) else {name: found}
-
-
-def _copied(value: object) -> object:
-    # By way of JSON, which ends where it gets too large: values that share parts can be small
-    # in memory and endless as a tree.
-    return msgspec.json.decode(encode_within(value, _MAX_COPIED))
-
-
-capture = Capture()

@@ -1,4 +1,4 @@
-"""Secrets are known by what they look like: :func:`redact_credentials` for ``redact=``. Pure."""
+"""Secrets known by their form: :func:`redact_credentials` for ``redact=``. Pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from typing import Final, cast
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.payloads.redaction import REDACT_SECRETS, Redact, redact_keys
 
-# A digit tells a token from words. (Looked for within bounds, as all is that is tried in vain:
-# the time must be linear.)
+# A digit tells a token from words. (Every search has a bound, so that the time is linear.)
 _WITH_DIGIT: Final = r"(?=[A-Za-z._~+/=-]{0,200}[0-9])"
 _TOKEN: Final = r"[A-Za-z0-9._~+/=-]"
 
-# How tokens begin, and go on.
+# The beginnings of tokens, and their continuation.
 _TOKENS: Final = (
     ("sk- sk_live_ sk_test_ rk_live_ rk_test_ pplx- gsk_ xai-", rf"{_WITH_DIGIT}[\w-]{{16,}}"),
     ("ghp_ gho_ ghu_ ghs_ ghr_ github_pat_", r"\w{20,}"),
@@ -53,14 +52,14 @@ _OTHERS: Final = (
 
 
 def _begins(prefixes: str, rest: str) -> str:
-    # At the start of a word, so that no two tries look at the same text.
+    # At the start of a word, so that no two attempts scan the same text.
     return rf"(?<![\w-])(?P<secret>(?:{'|'.join(map(re.escape, prefixes.split()))}){rest})"
 
 
 @cache
 def _rules() -> tuple[tuple[tuple[str, ...], re.Pattern[str]], ...]:
-    """What is looked for, and the texts without one of which it is in none."""
-    # Here: they take milliseconds to compile, and few programs look for them.
+    """Return the rules: a pattern, and the marks of which a text with a match has at least one."""
+    # Compiled at the first use: that takes milliseconds, and few programs need them.
     return tuple(
         (tuple(marks.split()), re.compile(regex))
         for marks, regex in (*_OTHERS, *((each[0], _begins(*each)) for each in _TOKENS))
@@ -70,17 +69,16 @@ def _rules() -> tuple[tuple[tuple[str, ...], re.Pattern[str]], ...]:
 def redact_credentials(
     then: Redact | None = REDACT_SECRETS, *, replacement: str = "[redacted]"
 ) -> Redact:
-    """A function for ``redact=`` that puts ``replacement`` in place of credentials in texts.
+    """Return a function for ``redact=`` that replaces credentials inside of texts.
 
-    Those are: what follows ``Bearer`` and ``Basic``, JSON Web Tokens, private keys (PEM), the
-    password in ``scheme://user:password@host``, and tokens that can be told by how they begin:
-    of OpenAI and Anthropic (``sk-``), GitHub, GitLab, npm, PyPI, Docker, Hugging Face, Slack,
-    Stripe, AWS, Google and others. What is around a credential stays. All texts of a payload are
-    searched, names as well; that takes some 20 ms for 500 kB.
+    Credentials are: the words after ``Bearer`` and ``Basic``, JSON Web Tokens, private keys (PEM),
+    the password in ``scheme://user:password@host``, and tokens with a known beginning: those of
+    OpenAI and Anthropic (``sk-``), GitHub, GitLab, npm, PyPI, Docker, Hugging Face, Slack,
+    Stripe, AWS, Google and others. The text around a credential stays. All texts of a payload are
+    searched, names included, which takes some 20 ms for 500 kB.
 
-    ``then``: another such function, which gets what this one gives; by default it is
-    ``redact_keys()``, so that secrets under the usual names are hidden, too. With None, nothing
-    else is.
+    ``then``: another such function, which runs on the outcome. The default, ``redact_keys()``,
+    hides secrets under the usual names, too; None runs nothing more.
 
     Raises :class:`PrefactorValueError` for a ``then`` that is no function.
     """
@@ -129,14 +127,14 @@ def _masked(payload: dict[str, object], replacement: str) -> dict[str, object]:
 
 
 def _free(key: str, fields: Mapping[str, object]) -> str:
-    """``key``, numbered if it is taken: what stood under two credentials is kept."""
+    """Return ``key``, numbered if it is taken, so that the values of two credentials are kept."""
     return next(
         name for name in chain([key], (f"{key} {n}" for n in count(2))) if name not in fields
     )
 
 
 def masked_text(text: str, replacement: str) -> str:
-    """``text`` with ``replacement`` in place of each credential in it."""
+    """Return ``text`` with ``replacement`` in place of each credential."""
     for marks, found in _rules():
         if any(mark in text for mark in marks):
             text = found.sub(lambda match: _without_secret(match, replacement), text)
@@ -152,7 +150,7 @@ def _without_secret(match: re.Match[str], replacement: str) -> str:
 
 
 def _is_basic(text: str) -> bool:
-    """Whether it is a name and a password, as HTTP has them, and no word ("basic principles")."""
+    """Whether it is a name and a password in HTTP's form, and no word ("basic principles")."""
     try:
         found = b64decode(text + "=" * (-len(text) % 4), validate=True).decode()
     except ValueError:

@@ -1,7 +1,7 @@
-"""What is kept of an exception that ended a span or a run: bounded text, made once.
+"""The description of an exception that ended a span or a run: bounded text, made once.
 
-An exception that unwinds through many spans is described by the innermost one. Those around it
-keep the same text, with the frames that it had left by then.
+The innermost span describes an exception. The spans around it, which the exception leaves later,
+reuse the text, with the frames of that moment.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ T = TypeVar("T")
 _MAX_MESSAGE: Final = 10_000
 _MAX_STACKTRACE: Final = 50_000
 _MAX_LINE: Final = 1_000
-_MAX_SOURCE: Final = 1_000_000  # bytes of files that have to be read for it
+_MAX_SOURCE: Final = 1_000_000  # bytes of source files to read
 _MAX_ERRORS: Final = 30
 _MAX_CHAIN: Final = 50
-# How many are shown at both ends, where there are more.
+# The numbers shown of the first and the last, if there are more.
 _FRAMES: Final = (20, 30)
 _CAUSES: Final = (3, 5)
 _MEMBERS: Final = (7, 3)
@@ -51,47 +51,46 @@ _CONTEXT: Final = "\nDuring handling of the above exception, another exception o
 
 
 class ErrorDescription(dict[str, object]):
-    """What a failed span keeps of an exception, told from what an agent calls an error."""
+    """The description of an exception; the type tells it from an ``error`` that an agent set."""
 
     __slots__ = ()
 
 
 def describe_error(error: BaseException, since: datetime | None = None) -> ErrorDescription:
-    """What is kept of an exception: type, message and stacktrace, as text.
+    """Return the type, message and stacktrace of an exception, as text.
 
-    ``since``: when that was entered what it ended; if it was described after that, on its way
-    here, that is the description. What is long is cut in the middle, and says how much is missing:
-    messages, stacktraces, chains of causes and groups.
+    ``since``: the time at which the ended span or run was entered; a description that was made
+    later than that, on the exception's way here, is reused. Long messages, stacktraces, chains of
+    causes and groups are cut in the middle, with a note of how much is missing.
     """
     place = (id(error) >> 4) % _REMEMBERED
     known = _described[place]
-    with suppress(Exception):  # what Python knows of it may be a property of somebody's
+    with suppress(Exception):  # an attribute of the exception may be a property of its class
         if known is not None and since is not None and known.is_of(error, since):
             known.leaves(error)
             return known.description
     if not _has_stack(_STACK_NEEDED):
-        # What it unwinds through next has more of it.
+        # The next frames that it unwinds through have more stack.
         return ErrorDescription(
             type=full_type_name(type(error)), message="<no stack left to look at it>", stacktrace=""
         )
     description, at = _describe(error), datetime.now(UTC)
     with suppress(Exception):
-        # The clock of a run may be ahead of the wall.
+        # The clock of a run may be ahead of the wall clock.
         _described[place] = _Described(error, description, max(at, since or at))
     return description
 
 
 class _Described:
-    """An exception that was described, as far as it can be known again without a reference to it,
-    which would keep alive the frames that it came through.
+    """Recognises a described exception without a reference, which would keep its frames alive.
 
-    Few types that are built in can be referred to weakly. Such an exception is known by its
-    address, its type and its arguments, if these are plain. Another one at that address has other
-    arguments, or has not come through the block that was left last.
+    Few built-in types allow weak references. Their exceptions are recognised by address, type and
+    arguments, if the arguments are plain. Another exception at the same address has other
+    arguments, or did not come through the block that was left last.
 
-    Of whatever type, it is not what was described if it has come another way: a second waiter has
-    got it from the same task, or it was caught and is raised at another place, such as one that a
-    module keeps for all its uses.
+    An exception of any type counts as another one if it came another way: a second waiter got it
+    from the same task, or it was caught and is raised at another place, as an exception that a
+    module keeps and raises again and again.
     """
 
     __slots__ = (
@@ -118,17 +117,17 @@ class _Described:
         self.leaves(error)
 
     def leaves(self, error: BaseException) -> None:
-        """It leaves a block now."""
+        """Note the blocks that the exception has left so far."""
         self._blocks: dict[int, tuple[object, ...]] = {}
         block = error.__traceback__
         while block is not None:
             self._blocks[id(block)] = _place_of(block)
-            # A context manager that is a generator takes its own off the traceback.
+            # A context manager made of a generator takes its own blocks off the traceback.
             is_forked = not block.tb_frame.f_code.co_flags & GENERATOR
             block = None if is_forked else block.tb_next
 
     def is_of(self, error: BaseException, since: datetime) -> bool:
-        """Whether it is ``error`` that was described, and that after ``since``."""
+        """Whether ``error`` was described, after ``since``."""
         if since >= self._at:
             return False
         if self._weak is not None:
@@ -140,12 +139,12 @@ class _Described:
             or error.args is not self._arguments
         ):
             return False
-        # What it has come through since; what is raised again puts that on top of the rest.
+        # The frames that it has left since; raising it again puts new ones on top.
         frames: list[FrameType] = []
         block = error.__traceback__
         while block is not None:
             frames.append(block.tb_frame)
-            # Where one was taken off, a newer one may have its address.
+            # A newer block may have the address of one that was taken off.
             if self._blocks.get(id(block)) == _place_of(block):
                 return not _is_raised_again(frames)
             block = block.tb_next
@@ -153,27 +152,27 @@ class _Described:
 
 
 def _place_of(block: TracebackType) -> tuple[object, ...]:
-    """Where an exception has left a block, and the one inside of it."""
+    """Return where an exception has left a block and the next inner block."""
     inner = block.tb_next
     inside = (inner.tb_lasti, inner.tb_frame.f_code) if inner is not None else ()
     return block.tb_lasti, block.tb_frame.f_code, *inside
 
 
 def _is_raised_again(frames: list[FrameType]) -> bool:
-    """Whether one of them has called others, and then the exception was raised there anew.
+    """Whether a frame called others and then raised the exception anew.
 
-    Where one follows itself, the same function has caught it and goes on with ``raise error``.
+    A frame that follows itself caught the exception and went on with ``raise error``.
     """
     calls = [frame for frame, _ in groupby(frames, key=id)]
     return len(set(calls)) < len(calls)
 
 
-# By address: one replaces another, and several threads need no lock.
+# By address: a new description replaces an old one, and threads need no lock.
 _described: list[_Described | None] = [None] * _REMEMBERED
 
 
 def _are_plain(arguments: tuple[object, ...]) -> bool:
-    """Whether they can be kept: they refer to nothing, and are not large."""
+    """Whether arguments can be kept: they are small and refer to nothing."""
     return len(arguments) <= _MAX_ERRORS and all(
         type(part) in _PLAIN or (type(part) is str and len(part) <= _MAX_MESSAGE)
         for part in arguments
@@ -181,7 +180,7 @@ def _are_plain(arguments: tuple[object, ...]) -> bool:
 
 
 def _has_stack(depth: int) -> bool:
-    """Whether so many calls can be made inside each other."""
+    """Whether the stack has room for ``depth`` nested calls."""
     try:
         return depth == 0 or _has_stack(depth - 1)
     except RecursionError:
@@ -193,7 +192,7 @@ def _describe(error: BaseException) -> ErrorDescription:
     message = _cut(_message_of(error, timebox), _MAX_MESSAGE)
     try:
         stacktrace = utf8("".join(_Stacktrace(timebox).of(error, message)))
-    except Exception:  # what Python knows of it is a property of somebody's
+    except Exception:  # an attribute of the exception is a property that raises
         stacktrace = ""
     return ErrorDescription(
         type=full_type_name(type(error)),
@@ -203,9 +202,9 @@ def _describe(error: BaseException) -> ErrorDescription:
 
 
 def _message_of(error: BaseException, timebox: Timebox) -> str:
-    """``str(error)``, or a marker."""
+    """Return ``str(error)``, or a marker."""
     try:
-        if hidden_fields(type(error)):  # its text shows all
+        if hidden_fields(type(error)):  # str() shows all fields
             return timebox.call(lambda: shown(error))
         text = str(error) if has_quick_text(error) else timebox.call(lambda: str(error))
         return utf8(str.__str__(text))
@@ -216,7 +215,7 @@ def _message_of(error: BaseException, timebox: Timebox) -> str:
 
 
 class _Stacktrace:
-    """The text that Python would print of an exception, about, with bounds."""
+    """Text like the one that Python prints for an exception, within bounds."""
 
     def __init__(self, timebox: Timebox) -> None:
         self._timebox = timebox
@@ -224,10 +223,10 @@ class _Stacktrace:
         self._source_left = _MAX_SOURCE
 
     def of(self, error: BaseException, message: str | None, groups: int = 0) -> list[str]:
-        """Its causes, the oldest first, and itself; it is inside of so many groups."""
+        """Return its causes, the oldest first, and itself; ``groups``: the groups around it."""
         chain = _chain(error)
         shown, missing = _ends(chain, _CAUSES)
-        # The newest first, in case that there are too many.
+        # The newest first, in case there are too many.
         texts: list[list[str]] = []
         for number, (part, link) in reversed([*enumerate(shown)]):
             if self._errors_left <= 0:
@@ -249,14 +248,14 @@ class _Stacktrace:
             if error.__traceback__ is not None:
                 yield "Traceback (most recent call last):\n"
                 yield from self._frames(error.__traceback__)
-        except Exception:  # its source is no text
+        except Exception:  # its source file is not text
             yield "  <unprintable>\n"
         name, message = full_type_name(type(error)), _cut(message, _MAX_LINE)
         yield f"{name}: {message}\n" if message else f"{name}\n"
         for note in _notes(error):
             yield f"{note}\n"
         if isinstance(error, BaseExceptionGroup):
-            with suppress(Exception):  # what it holds may be a property of somebody's
+            with suppress(Exception):  # "exceptions" may be a property of a subclass
                 yield from self._members(
                     cast("BaseExceptionGroup[BaseException]", error).exceptions, groups + 1
                 )
@@ -280,7 +279,7 @@ class _Stacktrace:
         if line is None:
             return ""
         known = linecache.cache.get(filename)
-        if known is None or len(known) == 1:  # it is not read yet
+        if known is None or len(known) == 1:  # not read yet
             try:
                 file = os.stat(filename)  # noqa: PTH116 - pathlib takes milliseconds to import
             except (OSError, ValueError):
@@ -308,7 +307,7 @@ class _Stacktrace:
 
 
 def _chain(error: BaseException) -> list[tuple[BaseException, str]]:
-    """The exception and what led to it, the oldest first, each with what leads to the next."""
+    """Return the exception and its causes, the oldest first, each with its link to the next."""
     chain, seen = [(error, "")], {id(error)}
     while len(chain) < _MAX_CHAIN:
         link, earlier = _CAUSE, error.__cause__
@@ -324,7 +323,7 @@ def _chain(error: BaseException) -> list[tuple[BaseException, str]]:
 
 
 def _notes(error: BaseException) -> list[str]:
-    # Not asked by name, which may run code of its class.
+    # From the instance's dict: reading the attribute may run code of the class.
     found: object = object.__getattribute__(error, "__dict__").get("__notes__")
     notes = cast("list[object]", found) if type(found) is list else []
     shown, missing = _ends(notes, _MEMBERS)
@@ -333,7 +332,7 @@ def _notes(error: BaseException) -> list[str]:
 
 
 def _ends(parts: list[T], ends: tuple[int, int]) -> tuple[list[T], int]:
-    """The first and the last ones, and how many are missing between them."""
+    """Return the first and the last parts, and the number missing between them."""
     first, last = ends
     missing = len(parts) - first - last
     return (parts, 0) if missing <= 1 else ([*parts[:first], *parts[-last:]], missing)

@@ -1,4 +1,4 @@
-"""hidden_fields: which fields a class keeps out of its ``repr``, as secrets are. Pure."""
+"""Fields that a class keeps out of its ``repr``, as it does with secrets. Pure."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _CLASSES: Final = 1_024
 
 
 def hidden_fields(cls: type) -> frozenset[str]:
-    """The names, and the names in JSON, of the fields that ``cls`` leaves out of its ``repr``.
+    """Return the names, also those in JSON, of the fields that ``cls`` leaves out of its ``repr``.
 
-    Those are ``field(repr=False)`` of a dataclass, ``field(repr=False)`` or with a ``repr`` of
-    its own in attrs, ``Field(repr=False)`` and ``computed_field(repr=False)`` of pydantic, and
-    empty for any other class. What is in a field that is shown is not looked at.
+    Those are ``field(repr=False)`` of a dataclass, ``field(repr=False)`` or a field with a
+    ``repr`` of its own in attrs, ``Field(repr=False)`` and ``computed_field(repr=False)`` of
+    pydantic. Any other class hides none. Values inside of shown fields are not looked at.
     """
     return _judged(cast("Hashable", cls))
 
@@ -26,9 +26,9 @@ def _judged(cls: Any) -> frozenset[str]:
     try:
         return frozenset(_of_attrs(cls)) | _of_pydantic(cls) | _of_dataclass(cls)
     except (RecursionError, MemoryError):
-        raise  # it says nothing of the class
+        raise  # says nothing about the class
     except Exception:
-        return frozenset()  # only called as one of these
+        return frozenset()  # the class only looks like one of these
 
 
 def _of_dataclass(cls: type) -> set[str]:
@@ -49,7 +49,7 @@ def _of_pydantic(cls: type) -> set[str]:
         computed: Mapping[str, Any] = decorators.computed_fields if decorators is not None else {}
         infos = {**found, **{name: each.info for name, each in computed.items()}}
     else:
-        # Version 1. (Its name is deprecated in version 2, and says so when it is asked for.)
+        # Version 1. (In version 2 this name is deprecated and warns when it is read.)
         before = cast("Mapping[str, Any]", attribute_of(cls, "__fields__") or {})
         infos = {name: each.field_info for name, each in before.items()}
     names: set[str] = set()

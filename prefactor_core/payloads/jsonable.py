@@ -1,23 +1,21 @@
-"""Any value as what JSON has, field by field, as far as that is possible. Pure."""
+"""The long way of a payload: any value as values of JSON, field by field. Pure."""
 
 from __future__ import annotations
 
-from base64 import b64encode
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from datetime import date, datetime, time, timedelta
+from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import cache, partial
-from numbers import Integral, Real
+from numbers import Real
 from types import NoneType
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, cast
 from uuid import UUID
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import astuple
 
+from prefactor_core.payloads.keys import BYTES, Items, Keys, as_a_name, distinct, name_of_bytes
 from prefactor_core.payloads.kinds import kind_of
 from prefactor_core.payloads.markers import (
     CIRCULAR,
@@ -26,11 +24,11 @@ from prefactor_core.payloads.markers import (
     has_quick_repr,
     shown,
     slow,
-    type_name,
     unprintable,
     utf8,
 )
 from prefactor_core.payloads.payload_walk import ABSENT, Around, Later
+from prefactor_core.payloads.plain_json import MOST_PLACES, plain_encoder
 from prefactor_core.payloads.redaction import NAMING, VALUES
 from prefactor_core.payloads.secret_str import SecretStr
 from prefactor_core.payloads.timebox import Timebox, TooSlowError
@@ -38,44 +36,31 @@ from prefactor_core.payloads.truncation import SHORT, TooLargeError, encode_with
 
 _MAX_DEPTH: Final = 32
 _MANY: Final = 100
-_LONGEST_NAME: Final = 100
 
 _MEASURED: Final = 8
-_MOST_PLACES: Final = 30_000
-_MOST_ITEMS: Final = 100_000
-# So many containers may be in a circle.
-_FEW: Final = 256
 _EFFORT_OF_CALL: Final = 100
-
-_NAMES: Final = frozenset({str})
-_PLAIN: Final = frozenset({str, int, float, bool, NoneType, datetime, date, time, UUID, Decimal})
-Items: TypeAlias = tuple[tuple[Any, Any], ...]
-"""Keys and values."""
 
 _SIMPLE: Final = frozenset({float, bool, NoneType})
 _CONTAINERS: Final = frozenset({dict, list, tuple})
-_BYTES: Final = (bytes, bytearray, memoryview)
-_SEPARATORS: Final = b"-_.: /"
 
 
 def plain(value: object, limit: int, lost: set[str] | None = None) -> object:
-    """``value`` as dicts with text as keys, lists, text, numbers, booleans and None.
+    """Return ``value`` as dicts with strings as keys, lists, strings, numbers, booleans and None.
 
-    Nothing of ``value`` is in it that can change, and what is there twice may be one object.
-    Containers more than 32 levels deep, and those that hold themselves, become a marker; so does
-    what cannot be read, and a part that has more than ``limit`` bytes of JSON by itself, also if
-    all strings were cut to 64 characters. ``lost`` gets the reasons why something of ``value`` is
-    not in it.
+    The outcome shares nothing with ``value`` that can change; two parts of it may be one object.
+    Markers replace containers more than 32 levels deep, containers that hold themselves, values
+    that cannot be read, and parts that alone exceed ``limit`` bytes of JSON even with all strings
+    cut to 64 characters. The reasons for markers are added to ``lost``.
 
-    Raises :class:`TooLargeError` when several times ``limit`` bytes of JSON are sure to come, or
-    parts without number; and of :class:`Exception` nothing else, but where the stack has no room
-    for another call.
+    Raises :class:`TooLargeError` if there would be several times ``limit`` bytes of JSON, or parts
+    without number; :class:`RecursionError` if the stack has no room for another call; and no
+    other :class:`Exception`.
     """
     found: set[str] = set()
     try:
         tree = _Walk(limit, found, natively=True).run(value)
     except TooLargeError:
-        # It may be that it fits if strings are cut, or a part of it is left out.
+        # Perhaps it fits with cut strings, or without some part.
         found.clear()
         tree = _Walk(limit, found, natively=False).run(value)
     if lost is not None:
@@ -85,77 +70,39 @@ def plain(value: object, limit: int, lost: set[str] | None = None) -> object:
 
 @cache
 def _texts() -> tuple[type, ...]:
-    """What is a text in JSON, and so can be a name."""
+    """Return the types that become strings in JSON, and so can be names."""
     from pathlib import PurePath  # here: it takes milliseconds to import
 
     return (date, time, timedelta, UUID, Decimal, PurePath)
 
 
-def is_plain(value: object) -> bool:
-    """Whether a value is of nothing but what JSON and msgspec have: scalars, lists, tuples, structs
-    and dicts with texts as keys. False says nothing: it may have too many parts to look at."""
-    return _look(value, _MOST_PLACES)[0]
-
-
-def _look(value: object, most: int) -> tuple[bool, int]:
-    """Whether a value is plain, and at how many containers it took a look, of at most ``most``."""
-    places, few = [value], _FEW
-    try:
-        for place in places:  # which grows meanwhile
-            cls = type(place)
-            parts: Collection[object]
-            if cls is dict:
-                fields = cast("dict[object, object]", place)
-                if not _NAMES.issuperset(map(type, fields)):
-                    return False, len(places)
-                parts = fields.values()
-            elif cls is list or cls is tuple:
-                parts = cast("list[object]", place)
-                if len(parts) > _MOST_ITEMS:
-                    return False, len(places)
-            elif issubclass(cls, Struct) and not cls.__struct_config__.array_like:
-                parts = astuple(cast("Struct", place))
-            else:
-                return False, len(places)
-            if not _PLAIN.issuperset(map(type, parts)):
-                places += [part for part in parts if type(part) not in _PLAIN]
-                if len(places) > few:
-                    # As in a circle, or where there is no end.
-                    if len(places) > most or len(set(map(id, places))) < len(places):
-                        return False, len(places)
-                    few = most
-    except Exception:  # a metaclass that raises, or another thread has changed it meanwhile
-        return False, len(places)
-    return True, len(places)
-
-
 class _Walk:
-    """Goes through one value. What needs code of others waits, and is asked for together.
+    """The walk through one value. Calls of foreign code are collected and made together.
 
-    ``natively``: parts that are plain are left to msgspec, which is faster. No string of them can
-    be cut then, nor a part be left out: it is for what fits.
+    ``natively``: msgspec encodes the plain parts, which is faster. Their strings cannot be cut
+    then, and no part can be left out: this is for values that fit.
     """
 
     def __init__(self, limit: int, lost: set[str], *, natively: bool) -> None:
         self.limit = limit
         self._is_large = not natively
-        # At how many containers it may still be looked whether they are plain.
-        self._looks = 2 * _MOST_PLACES if natively else 0
-        # How much may still come, and where the container that is walked has no more.
+        # The number of containers that may still be tried as plain.
+        self._looks = 2 * MOST_PLACES if natively else 0
+        # The room left in all, and the amount at which the current container has none left.
         self._room = limit if natively else _MEASURED * limit
-        # How much may be walked in all, also of what turns out to be too large: parts that are
-        # shared and not the same everywhere are walked anew each time.
+        # The bytes that may be walked in all, those of too large parts included: shared parts that
+        # are not the same everywhere are walked each time.
         self._effort = 2 * _MEASURED * limit
         self._floor = 0
         self._has_root = False
         self._lost = lost
         self._timebox = Timebox()
-        # What waits, with its place.
+        # The values that wait for foreign code, with their places.
         self._waiting: list[tuple[dict[Any, object] | list[object], Any, Later]] = []
-        # Containers that were walked, by id and depth, and the room they took: values that share
+        # The containers walked so far, by id and depth, and the room they took: values that share
         # parts can be small in memory and endless as a tree.
         self._walked: dict[tuple[int, int], tuple[object, object, int]] = {}
-        # How often something was found that is not the same wherever its container stands.
+        # The number of parts found that are not the same at every place.
         self._odd = 0
 
     def run(self, value: object) -> object:
@@ -176,7 +123,7 @@ class _Walk:
         except RuntimeError as error:
             if isinstance(error, RecursionError):
                 raise
-            # No thread can be started: the interpreter ends, say.
+            # No thread can be started, for instance at the end of the interpreter.
             return [(None, error)] * len(functions)
 
     def _put(self, place: Any, key: Any, tree: object) -> None:
@@ -184,7 +131,7 @@ class _Walk:
             self._waiting.append((place, key, tree))
             self._odd += not tree.is_leaf
             self._effort -= _EFFORT_OF_CALL
-            place[key] = None  # it keeps its place
+            place[key] = None  # keeps the order of the fields
         elif tree is ABSENT:
             del place[key]
         else:
@@ -203,41 +150,45 @@ class _Walk:
         return later.otherwise(error)
 
     def plain(self, value: object, around: Around) -> object:
-        """``value``, which is inside of the containers ``around``; or what is to be asked first."""
+        """Return ``value``, inside of the containers ``around``, as JSON values or a ``Later``."""
         cls = type(value)
         try:
             if cls is str:
                 return self.text(cast("str", value))
             if cls in _SIMPLE or issubclass(cls, Later):
                 return value
-            if self._looks > 0 and (cls in _CONTAINERS or issubclass(cls, Struct)):
-                is_plain, looks = _look(value, self._looks)
-                self._looks -= looks
-                if is_plain and (encoded := self._encoded(value)) is not None:
-                    return msgspec.json.decode(encoded)
+            if (
+                self._looks > 0
+                and (cls in _CONTAINERS or issubclass(cls, Struct))
+                and (encoded := self._encoded(value)) is not None
+            ):
+                return msgspec.json.decode(encoded)
             return kind_of(cls)(self, value, around)
         except (TooLargeError, RecursionError):
             raise
         except Exception as error:
             if cls is int:
-                return self.failed(int, error)  # it has more digits than Python writes
+                return self.failed(int, error)  # more digits than Python writes
             return Later(self, value)
 
     def _encoded(self, value: object) -> bytes | None:
-        """A plain value in JSON; None if it is too large or too deep, or a surrogate is in it."""
+        """Return the JSON of a plain value; None for another, a too large or a too deep one."""
+        places = [value]
+        encoded: bytes | None = None
         try:
-            encoded = encode_within(value, self._room)
+            encoded = plain_encoder.encode(places, self._room, self._looks)
         except RecursionError:
-            self._looks = 0  # what is inside of it is about as deep
-            return None
+            self._looks = 0  # its parts are about as deep
         except Exception:
-            return None
-        self._room -= len(encoded)
+            pass  # too large, or with a lone surrogate
+        self._looks -= len(places)
+        if encoded is not None:
+            self._room -= len(encoded)
         return encoded
 
     def text(self, text: str) -> str:
         self._take(min(len(text), SHORT) + 1)
-        # What is larger than all that may be kept is looked at when it is cut.
+        # Surrogates in a string that is too large to be kept are replaced when it is cut.
         return text if len(text) > self.limit else utf8(text)
 
     def enter(self, value: object, around: Around, parts: Callable[[Around], object]) -> object:
@@ -260,7 +211,7 @@ class _Walk:
         return tree
 
     def _bounded(self, parts: Callable[[], object], is_root: bool) -> object:
-        """What ``parts`` makes of a container, or a marker if it is too large by itself."""
+        """Return the outcome of ``parts``, or a marker for a container that alone is too large."""
         if not self._is_large or is_root:
             return parts()
         room, floor = self._room, self._floor
@@ -268,7 +219,7 @@ class _Walk:
         try:
             return parts()
         except TooLargeError:
-            # Of those inside of each other the innermost goes.
+            # Of nested containers the innermost is left out.
             if self._floor == 0 or self._effort < 0:
                 raise
             self.lose("truncated")
@@ -282,7 +233,7 @@ class _Walk:
         if len(items) > _MANY and (numbers := _numbers(items)) is not None:
             return numbers
         if len(items) == 2:
-            items[0] = _as_a_name(items[0])
+            items[0] = as_a_name(items[0])
         tree: list[object] = []
         for item in items:
             part = self.plain(item, around)
@@ -299,23 +250,23 @@ class _Walk:
         most = self.limit + 1
         names = [utf8(key[:most]) if type(key) is str else self._name_of(key) for key, _ in items]
         if None in names:
-            return _Keys(self, items, around, names)
+            return Keys(self, items, around, names)
         return self.object_of(cast("list[str]", names), items, around)
 
     def object_of(self, names: list[str], items: Items, around: Around) -> dict[str, object]:
         if len(set(names)) < len(names):
-            names = _distinct(names, items)
+            names = distinct(names, items)
         tree: dict[str, object] = {}
         is_named = not VALUES.isdisjoint(names)
         for name, (_, item) in zip(names, items, strict=True):
             self._take(len(name))
             if is_named and name in NAMING:
-                item = _as_a_name(item)
+                item = as_a_name(item)
             self._put(tree, name, self.plain(item, around))
         return tree
 
     def _name_of(self, key: object) -> str | None:
-        """A key as text; None if code of it must be asked."""
+        """Return a key as a string; None if its own code must run for that."""
         cls = type(key)
         if issubclass(cls, Enum):
             return self._name_of(cast("Enum", key)._value_)
@@ -323,12 +274,12 @@ class _Walk:
             return SecretStr.MASK
         if issubclass(cls, str):
             return utf8(str.__str__(cast("str", key)))
-        if issubclass(cls, _BYTES):
-            return _name_of_bytes(memoryview(cast("bytes", key)).tobytes())
+        if issubclass(cls, BYTES):
+            return name_of_bytes(memoryview(cast("bytes", key)).tobytes())
         if issubclass(cls, _texts()):
             room = self._room
             text = str(self.plain(key, ()))
-            self._room = room  # it is taken with the others
+            self._room = room  # counted with the other names
             return text
         if issubclass(cls, float):
             return repr(float.__float__(cast("float", key)))
@@ -339,7 +290,7 @@ class _Walk:
         ):
             try:
                 return shown(key)
-            except Exception as error:  # more digits than Python writes
+            except Exception as error:  # an int with more digits than Python writes
                 return self.failed(cls, error)
         return None
 
@@ -367,91 +318,13 @@ class _Walk:
         self._check(0)
 
     def _check(self, size: int) -> None:
-        """Whether there is room for as much as that."""
+        """Raise :class:`TooLargeError` if there is no room for ``size`` bytes."""
         if self._room - size < self._floor or self._effort < 0:
             raise TooLargeError
 
 
-class _Keys(Later):
-    """The keys of a mapping, some of which have code of their own; ``value`` are its items."""
-
-    is_leaf = False
-    __slots__ = ("_names", "_walk")
-
-    def __init__(self, walk: _Walk, value: Items, around: Around, names: list[str | None]) -> None:
-        super().__init__(walk, value, around)
-        self._walk = walk
-        self._names = names
-
-    def ask(self) -> object:
-        return [
-            _shown_or_error(key) if name is None else name
-            for name, (key, _) in zip(self._names, self.value, strict=True)
-        ]
-
-    def then(self, given: list[str | Exception]) -> object:
-        names = [
-            self.walk.failed(type(cast("object", key)), name)
-            if isinstance(name, Exception)
-            else name
-            for name, (key, _) in zip(given, self.value, strict=True)
-        ]
-        return self._walk.object_of(names, self.value, self.around)
-
-    def otherwise(self, error: Exception) -> object:
-        return self.then([error if name is None else name for name in self._names])
-
-
-def _shown_or_error(key: object) -> str | Exception:
-    try:
-        # A number of another package is one in JSON, too.
-        return str(int(cast("Any", key))) if issubclass(type(key), Integral) else shown(key)
-    except Exception as error:
-        return error
-
-
-def _distinct(names: list[str], items: Items) -> list[str]:
-    """Names of which no two are the same: a key that is a text keeps its name, the others say
-    what they are."""
-    times = Counter(names)
-    numbers: Counter[str] = Counter()
-    texts = [type(key) is str and key == name for name, (key, _) in zip(names, items, strict=True)]
-    taken = {name for name, is_text in zip(names, texts, strict=True) if is_text}
-    taken |= {name for name in names if times[name] == 1}
-    distinct: list[str] = []
-    for name, is_text, (key, _) in zip(names, texts, items, strict=True):
-        found = name
-        if times[name] > 1 and not is_text:
-            typed = found = f"{name} ({type_name(type(cast('object', key)))})"
-            while found in taken:
-                numbers[typed] += 1
-                found = f"{typed} {numbers[typed] + 1}"
-            taken.add(found)
-        distinct.append(found)
-    return distinct
-
-
-def _name_of_bytes(key: bytes) -> str:
-    try:
-        return key.decode()
-    except UnicodeDecodeError:
-        return b64encode(key).decode()
-
-
-def _as_a_name(part: object) -> object:
-    """What stands where the name of a header does (as ASGI has them), as a text."""
-    if not issubclass(type(part), _BYTES):
-        return part
-    view = memoryview(cast("bytes", part))
-    if view.nbytes > _LONGEST_NAME:
-        return part
-    name = view.tobytes()
-    is_name = name.isascii() and name.translate(None, _SEPARATORS).isalnum()
-    return name.decode() if is_name else part
-
-
 def _numbers(items: list[Any]) -> list[Any] | None:
-    """A long list of numbers (a vector, say), which needs no look at each of its parts."""
+    """Return a long list of numbers, a vector for instance, whole; None for any other list."""
     kinds = set(map(type, items))
     if kinds == {int}:
         return items if max(map(int.bit_length, items)) <= 64 else None

@@ -1,12 +1,11 @@
-"""What values become in JSON, judged by their type, and once for each type. Pure."""
+"""The JSON form of each kind of value, decided once for each type. Pure."""
 
-# Values of any type come here, and nothing is known of them.
+# Values of any type come here.
 # pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from array import array
-from base64 import b64encode
 from collections import OrderedDict, UserDict, UserList, UserString, deque
 from collections.abc import Mapping
 from datetime import date, datetime, time, timedelta
@@ -15,9 +14,7 @@ from enum import Enum
 from functools import cache
 from itertools import islice
 from numbers import Integral, Real
-from types import (
-    SimpleNamespace,
-)
+from types import SimpleNamespace
 from typing import Any, Final
 from uuid import UUID
 from weakref import ref
@@ -32,7 +29,6 @@ from prefactor_core.payloads.markers import (
     has_quick_repr,
     has_quick_text,
     shown,
-    type_name,
     utf8,
 )
 from prefactor_core.payloads.numpy_values import array_of_numpy, scalar_of_numpy
@@ -50,25 +46,35 @@ from prefactor_core.payloads.pydantic_models import (
     model,
     model_of_pydantic_1,
 )
+from prefactor_core.payloads.scalars import (
+    AsInteger,
+    AsReal,
+    binary,
+    duration,
+    moment,
+    null,
+    number,
+    raw_json,
+    time_of_day,
+)
 from prefactor_core.payloads.secret_str import SecretStr
 
 _NOT_LOADED: Final = "<not loaded>"
-_MOST_RAW: Final = 4  # times as large as a payload may be, it is not decoded to be cut
 
 
-# By id, and not by the type itself: to hash it may run code of its metaclass.
+# By id: hashing the type itself may run code of its metaclass.
 _kinds: dict[int, tuple[ref[type], Kind]] = {}
 
 
 def kind_of(cls: type) -> Kind:
-    """What values of exactly this type become."""
+    """Return the kind of values of exactly this type."""
     known = _kinds.get(id(cls))
     if known is not None and known[0]() is cls:
         return known[1]
     try:
         kind = _judge(cls)
     except (RecursionError, MemoryError):
-        raise  # it says nothing of the type
+        raise  # says nothing about the type
     except Exception:  # a metaclass that raises
         kind = _opaque
     key = id(cls)
@@ -85,7 +91,7 @@ def _type(value: object) -> type[Any]:
 
 
 def has_fields(cls: type) -> bool:
-    """Whether such a value is a mapping, or an object that knows its fields."""
+    """Whether such a value is a mapping or an object with known fields."""
     try:
         return (
             issubclass(cls, (Mapping, msgspec.Struct))
@@ -100,7 +106,7 @@ def has_fields(cls: type) -> bool:
 
 
 def _judge(cls: type[Any]) -> Kind:
-    # By the type and not the value: isinstance() believes what a value says of itself.
+    # By the type and not the value: isinstance() believes the __class__ of a value.
     for base, kind in _bases():
         if issubclass(cls, base):
             return kind
@@ -120,9 +126,9 @@ def _judge(cls: type[Any]) -> Kind:
     if (fields := field_names(cls)) is not None:
         return _record(cls, fields)
     if issubclass(cls, Integral):
-        return _Integer
+        return AsInteger
     if issubclass(cls, Real):
-        return _Real
+        return AsReal
     return _mapping if issubclass(cls, Mapping) else _opaque
 
 
@@ -140,92 +146,23 @@ def _bases() -> tuple[tuple[Any, Kind], ...]:
         (Enum, lambda walk, value, around: walk.plain(value._value_, around)),
         (SecretStr, lambda walk, value, around: SecretStr.MASK),
         (str, lambda walk, value, around: walk.text(str.__str__(value))),
-        (int, lambda walk, value, around: _number(int.__int__(value))),
+        (int, lambda walk, value, around: number(int.__int__(value))),
         (float, lambda walk, value, around: float.__float__(value)),
-        (bytes | bytearray | memoryview, _bytes),
-        (timedelta, _duration),
-        (datetime, _moment),
+        (bytes | bytearray | memoryview, binary),
+        (timedelta, duration),
+        (datetime, moment),
         (date, lambda walk, value, around: date.isoformat(value)),
-        (time, _clock_time),
+        (time, time_of_day),
         (UUID, lambda walk, value, around: UUID.__str__(value)),
         (Decimal, lambda walk, value, around: walk.text(Decimal.__str__(value))),
         (PurePath, lambda walk, value, around: walk.text(PurePath.__str__(value))),
-        (msgspec.Raw, _raw),
+        (msgspec.Raw, raw_json),
         (dict, _dict),
         *((base, _list_of(base)) for base in (list, set, frozenset, deque, *views)),
         (array, lambda walk, value, around: walk.listed(array.tolist(value), around)),
         ((UserDict, UserList, UserString), _of_collections),
         (SimpleNamespace, _namespace),
     )
-
-
-# --- scalars
-
-
-def _number(number: int) -> int:
-    if number.bit_length() > 64:
-        int.__repr__(number)  # raises for more digits than Python writes (4,300)
-    return number
-
-
-def _bytes(walk: Walk, value: Any, around: Around) -> object:
-    view = memoryview(value)
-    if view.nbytes > walk.limit:
-        walk.lose("truncated")
-        return f"<{view.nbytes} bytes>"
-    return walk.text(b64encode(view.tobytes()).decode())
-
-
-def _duration(walk: Walk, value: timedelta, around: Around) -> object:
-    # Also of subclasses, such as that of pandas, by what is timedelta's own.
-    own: Any = timedelta
-    parts = (getattr(own, name).__get__(value) for name in ("days", "seconds", "microseconds"))
-    return msgspec.to_builtins(timedelta(*parts))
-
-
-def _moment(walk: Walk, value: datetime, around: Around) -> object:
-    cls = type(value)
-    if cls is datetime:
-        return msgspec.to_builtins(value)
-    if type_name(cls) == "NaTType":
-        return None  # pandas' moment that is none
-    return datetime.isoformat(value)
-
-
-def _clock_time(walk: Walk, value: time, around: Around) -> object:
-    return msgspec.to_builtins(value) if type(value) is time else time.isoformat(value)
-
-
-def _null(walk: Walk, value: object, around: Around) -> object:
-    return None
-
-
-def _raw(walk: Walk, value: msgspec.Raw, around: Around) -> object:
-    size = memoryview(value).nbytes
-    if size > _MOST_RAW * walk.limit:
-        walk.lose("truncated")
-        return f"<{size} bytes>"
-    return walk.plain(msgspec.json.decode(value), (*around, value))
-
-
-class _Integer(Later):
-    __slots__ = ()
-
-    def ask(self) -> object:
-        return int(self.value)
-
-    def then(self, given: int) -> object:
-        return _number(given)
-
-
-class _Real(Later):
-    __slots__ = ()
-
-    def ask(self) -> object:
-        return float(self.value)
-
-    def then(self, given: float) -> object:
-        return given
 
 
 # --- containers
@@ -236,7 +173,7 @@ def _dict(walk: Walk, value: Any, around: Around) -> object:
 
 
 def _list_of(base: Any) -> Kind:
-    # Not by list(): what a subclass tells that may be anything.
+    # Not by list(), which may run code of a subclass.
     def kind(walk: Walk, value: Any, around: Around) -> object:
         return walk.enter(
             value, around, lambda inner: walk.listed(list(base.__iter__(value)), inner)
@@ -255,7 +192,7 @@ def _named_tuple(walk: Walk, value: Any, around: Around) -> object:
 
 
 def _of_collections(walk: Walk, value: Any, around: Around) -> object:
-    # From its own dict: a subclass may make it when it is asked for.
+    # From its own dict: in a subclass "data" may be a property.
     return walk.plain(own(value, "__dict__")["data"], around)
 
 
@@ -269,7 +206,7 @@ def _mapping(walk: Walk, value: Any, around: Around) -> object:
 
 
 class _Items(Later):
-    """The items of a mapping, which is the innermost of ``around``."""
+    """The items of a mapping; the mapping is the innermost of ``around``."""
 
     is_leaf = False
     __slots__ = ()
@@ -287,7 +224,7 @@ class _Items(Later):
 def _error(walk: Walk, value: BaseException, around: Around) -> object:
     name = full_type_name(_type(value))
     if hidden_fields(_type(value)):
-        message: object = Later(walk, value)  # its text shows all
+        message: object = Later(walk, value)  # str() shows all fields
     else:
         message = utf8(str(value)) if has_quick_text(value) else _Text(walk, value)
     return walk.enter(
@@ -328,14 +265,14 @@ def _struct(walk: Walk, value: Any, around: Around) -> object:
             ):
                 continue
             items.append((name, item))
-        # By name also what msgspec makes a list of: among the names may be that of a secret.
+        # By name, also for a struct that msgspec writes as a list: a name may be that of a secret.
         return walk.mapped(items, inner)
 
     return walk.enter(value, around, parts)
 
 
 def _is_default(item: object, default: object) -> bool:
-    """Whether msgspec would leave out a field of this value."""
+    """Whether msgspec leaves out a field with this value."""
     if item is default:
         return True
     factory = getattr(default, "factory", None)
@@ -344,7 +281,7 @@ def _is_default(item: object, default: object) -> bool:
 
 def _record(cls: type[Any], names: list[str]) -> Kind:
     hidden = hidden_fields(cls)
-    # Where an attribute is not just there, code of others would run: a lazy relation, say.
+    # Reading these would run foreign code, that of a lazy relation for instance.
     lazy = frozenset(name for name in names if is_foreign(attribute_of(cls, name)))
 
     def record(walk: Walk, value: object, around: Around) -> object:
@@ -366,7 +303,7 @@ def _record(cls: type[Any], names: list[str]) -> Kind:
     return record
 
 
-# --- what is of other packages, of which nothing is imported here
+# --- types of other packages, which are not imported here
 
 
 def _of_another_package(cls: type[Any]) -> Kind | None:
@@ -379,7 +316,7 @@ def _of_another_package(cls: type[Any]) -> Kind | None:
     if is_of(cls, "sqlalchemy.engine.url", "URL"):
         return Later  # a named tuple, with a repr that does not show its password
     if is_of(cls, "pandas._libs.missing", "NAType"):
-        return _null
+        return null
     if is_proxy(cls):
         is_lazy = is_of(cls, "wrapt", "LazyObjectProxy")
         return _type_alone if is_lazy else _proxy
@@ -402,7 +339,7 @@ def _opaque(walk: Walk, value: Any, around: Around) -> object:
     if has_quick_repr(cls):
         return walk.text(shown(value))
     if attribute_of(cls, "__iter__") is not None or is_mapped(cls):
-        # To look at it might ask a database.
+        # Looking at it may query a database.
         return _type_alone(walk, value, around)
     return Later(walk, value)
 
@@ -411,7 +348,7 @@ def _type_alone(walk: Walk, value: object, around: Around) -> object:
     cls: type[Any] = type(value)
     name = full_type_name(cls)
     if name.partition(".")[0] in _WITH_SHAPE:
-        # Of the type: in a table, what has such a name may be a column.
+        # Looked up on the type: in a table, a column may have such a name.
         parts = (
             getattr(value, part, None)
             for part in ("dtype", "shape")

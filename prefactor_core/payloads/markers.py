@@ -1,4 +1,4 @@
-"""What is shown of a value whose parts cannot be: its ``repr`` or the name of its type. Pure."""
+"""Texts that stand for values: their ``repr``, the names of their types, markers. Pure."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from types import NoneType, WrapperDescriptorType
 from typing import Any, Final, cast
 
 MAX_REPR: Final = 1_000
-"""So many characters are shown of a ``repr``."""
+"""Characters that are shown of a ``repr``, at most."""
 
 HIDDEN: Final = "[redacted]"
-"""Stands for a value that is not to be seen."""
+"""Stands for a value that must not be seen."""
 
 UNPRINTABLE: Final = "<unprintable>"
 CIRCULAR: Final = "<circular>"
@@ -17,18 +17,18 @@ TOO_DEEP: Final = "<too deep>"
 
 _MAX_NAME: Final = 200
 _QUICK_PARTS: Final = frozenset({str, int, bytes, NoneType})
-_HAS_PARTS: Final = 1 << 14  # Py_TPFLAGS_HAVE_GC: its values may refer to others
+_HAS_PARTS: Final = 1 << 14  # Py_TPFLAGS_HAVE_GC: a value may refer to others
 
 
 def utf8(text: str) -> str:
-    """``text`` with a question mark for every lone surrogate."""
+    """Return ``text`` with a question mark for every lone surrogate."""
     if text.isascii():
         return text
     return text.encode("utf-8", "replace").decode()
 
 
 def attribute_of(cls: type, name: str) -> object:
-    """What a type has under ``name``, or None; without asking its metaclass."""
+    """Return the attribute ``name`` of a type, or None, without asking its metaclass."""
     try:
         return type.__getattribute__(cls, name)
     except AttributeError:
@@ -36,12 +36,12 @@ def attribute_of(cls: type, name: str) -> object:
 
 
 def type_name(cls: type) -> str:
-    """The name of a type, without asking its metaclass."""
+    """Return the name of a type, without asking its metaclass."""
     return utf8(cast("str", type.__getattribute__(cls, "__qualname__"))[:_MAX_NAME])
 
 
 def full_type_name(cls: type) -> str:
-    """The name of a type with its module, unless that is ``builtins``."""
+    """Return the name of a type with its module, unless that is ``builtins``."""
     module: object = type.__getattribute__(cls, "__module__")
     if module == "builtins" or not isinstance(module, str):
         return type_name(cls)
@@ -49,36 +49,36 @@ def full_type_name(cls: type) -> str:
 
 
 def slow(cls: type) -> str:
-    """What stands for a value whose own code takes too long."""
+    """Return the marker for a value whose own code takes too long."""
     return f"<slow {type_name(cls)}>"
 
 
 def unprintable(cls: type) -> str:
-    """What stands for a value whose own code raises."""
+    """Return the marker for a value whose own code raises."""
     return f"<unprintable {type_name(cls)}>"
 
 
 def shown(value: object) -> str:
-    """The ``repr`` of a value, cut at 1,000 characters. Runs code of it, and raises what that
-    raises."""
-    # A repr may be of a subclass of str, with methods of its own.
+    """Return the ``repr`` of a value, cut at 1,000 characters. It runs the value's own code, which
+    may raise."""
+    # A repr may be an instance of a subclass of str, with methods of its own.
     text = str.__str__(repr(value))
     return utf8(text if len(text) <= MAX_REPR else text[:MAX_REPR] + "… [truncated]")
 
 
 def has_quick_repr(cls: type) -> bool:
-    """Whether the ``repr`` of such a value runs no code of others."""
+    """Whether the ``repr`` of such a value runs no foreign code."""
     found: object = type.__getattribute__(cls, "__repr__")
     if found is object.__repr__:
         return True
-    # What is written in C asks nobody, unless it is of parts.
+    # A repr in C runs foreign code only for the parts of a value.
     flags = cast("int", type.__getattribute__(cls, "__flags__"))
     return isinstance(found, WrapperDescriptorType) and not flags & _HAS_PARTS
 
 
 def has_quick_text(error: BaseException) -> bool:
-    """Whether ``str(error)`` runs no code of others."""
-    # By what is their own: a subclass may make it when it is asked for.
+    """Whether ``str(error)`` runs no foreign code."""
+    # By the base class: in a subclass the attributes may be properties.
     own: list[Any] = [BaseException.args]
     if issubclass(type(error), OSError):
         own += [OSError.filename, OSError.filename2]

@@ -1,6 +1,6 @@
 """Arrays and numbers of numpy, which is not imported here. Pure."""
 
-# Values of any type come here, and nothing is known of them.
+# Values of any type come here.
 # pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
@@ -29,14 +29,14 @@ def array_of_numpy(walk: Walk, value: Any, around: Around) -> object:
 
 
 def _by_name(dtype: Any, item: Any) -> object:
-    """What numpy has of records, which are tuples, by the names of their fields."""
+    """Return records of numpy, which are tuples, as dicts by the names of their fields."""
     if dtype.subdtype is not None:
         dtype = dtype.subdtype[0]
     if dtype.names is None:
         return item
     if type(item) is not tuple and isinstance(item, Iterable):  # a list, or an array inside
         return [_by_name(dtype, part) for part in item]
-    # One record, as itself or as a tuple.
+    # One record: itself or a tuple.
     return {name: _by_name(dtype[name], part) for name, part in zip(dtype.names, item, strict=True)}
 
 

@@ -1,4 +1,4 @@
-"""What fields objects have, and which of them are read without code of others. Pure."""
+"""The fields of objects, and which of them are read without foreign code. Pure."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from prefactor_core.payloads.markers import UNPRINTABLE, attribute_of, full_type
 
 
 def is_of(cls: type, module: str, name: str) -> bool:
-    """Whether a class is one of this name, or derives from it, in a module that is not imported
-    for that."""
+    """Whether a class is, or derives from, the class ``name`` of a module that is not imported
+    for this."""
     base = getattr(sys.modules.get(module), name, None)
     return isinstance(base, type) and issubclass(cls, base)
 
 
 def is_proxy(cls: type) -> bool:
-    """Whether it is a proxy of wrapt, of which anything that is asked is that of what it wraps."""
+    """Whether it is a proxy of wrapt, which passes everything on to the wrapped object."""
     return is_of(cls, "wrapt", "ObjectProxy") or is_of(cls, "wrapt", "BaseObjectProxy")
 
 
 def field_names(cls: type[Any]) -> list[str] | None:
-    """The fields of a dataclass or a class of attrs; None if it is neither."""
+    """Return the fields of a dataclass or an attrs class; None for any other class."""
     if attribute_of(cls, "__dataclass_fields__") is not None:
         return [field.name for field in dataclasses.fields(cls)]
     if (attributes := attribute_of(cls, "__attrs_attrs__")) is not None:
         names = [
             cast("_Named", attribute).name for attribute in cast("Iterable[object]", attributes)
         ]
-        # As msgspec does it: what attrs is told is private is no field.
+        # As in msgspec, private attributes of attrs are no fields.
         return [name for name in names if not name.startswith("_")]
     return None
 
@@ -50,7 +50,7 @@ class _Named(Protocol):
 
 
 def own(value: object, name: str) -> Any:
-    """What an object has under a name, without code of its own."""
+    """Return an attribute of an object without running the object's own code."""
     try:
         return object.__getattribute__(value, name)
     except AttributeError:
@@ -58,7 +58,7 @@ def own(value: object, name: str) -> Any:
 
 
 def is_foreign(attribute: object) -> bool:
-    """Whether to read what is under this in a class may run any code."""
+    """Whether reading this attribute of a class on an instance may run foreign code."""
     cls = type(attribute)
     return attribute_of(cls, "__get__") is not None and cls not in _HARMLESS
 
@@ -79,7 +79,7 @@ _HARMLESS: Final[frozenset[type]] = frozenset(
 
 
 def is_mapped(cls: type) -> bool:
-    """Whether objects of this class stand for rows of a table: their attributes are looked up."""
+    """Whether objects of this class map rows of a table: reading an attribute may run a query."""
     mro: tuple[type, ...] = type.__getattribute__(cls, "__mro__")
     for base in mro:
         for attribute in cast(

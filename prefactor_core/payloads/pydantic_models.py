@@ -1,6 +1,6 @@
-"""Models of pydantic, and what looks like one; pydantic is not imported here. Pure."""
+"""Models of pydantic, and objects like them; pydantic is not imported here. Pure."""
 
-# Values of any type come here, and nothing is known of them.
+# Values of any type come here.
 # pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
@@ -33,14 +33,14 @@ def model(walk: Walk, value: object, around: Around) -> object:
 
 
 class _Model(Later):
-    """A model of pydantic, or what looks like one, as what it makes of itself."""
+    """A model of pydantic, or an object like one, as ``model_dump()`` returns it."""
 
     is_leaf = False
     __slots__ = ()
 
     def ask(self) -> object:
         if _holds_iterator(_parts_of_model(self.value), 0):
-            raise TypeError  # the model would use it up
+            raise TypeError  # the dump would use up the iterator
         return _dumped(type(self.value), self.value)
 
     def then(self, given: object) -> object:
@@ -51,7 +51,7 @@ class _Model(Later):
         names = _fields_of_model(self.value)
         if names is None:
             return shown_instead(self, error)
-        # Field by field: what raises or takes too long may be one of them alone.
+        # Field by field: perhaps only one of them raises or takes too long.
         inner = (*self.around, self.value)
         hidden = hidden_fields(type(self.value))
         fields: list[tuple[str, object]] = [
@@ -78,7 +78,7 @@ class _ModelField(Later):
 
     def then(self, given: Any) -> object:
         if not isinstance(given, dict) or not given:
-            return ABSENT  # it is left out of what the model makes of itself
+            return ABSENT  # the model leaves it out of its dump
         masked = _masked_fields(self.walk, given, self.value, self.around)
         return self.walk.plain(next(iter(masked.values())), self.around)
 
@@ -86,12 +86,12 @@ class _ModelField(Later):
         fields = _parts_of_model(self.value)
         if self.name not in fields or isinstance(error, TooSlowError):
             return self.walk.failed(type(self.value), error)
-        # As what it is, and not as the model would say it.
+        # The value itself, without the model's serializers.
         return self.walk.plain(fields[self.name], self.around)
 
 
 def _holds_iterator(value: object, depth: int) -> bool:
-    """Whether there is something in it that can be gone through only once."""
+    """Whether ``value`` holds an iterator, which can be read only once."""
     cls: type[Any] = type(value)
     if cls in _LEAVES or depth > _MAX_MASKED_DEPTH:
         return False
@@ -113,7 +113,7 @@ def _dumped(cls: Any, value: object, **only: object) -> Any:
     try:
         return dump(value, mode="json", warnings=False, **only)
     except Exception:
-        pass  # not of pydantic, or something in it has no JSON form
+        pass  # not of pydantic, or a part has no JSON form
     try:
         return dump(value, warnings=False, **only)
     except TypeError:
@@ -128,15 +128,15 @@ def _fields_of_model(model: object) -> list[str] | None:
 
 
 def _parts_of_model(model: object) -> dict[str, object]:
-    """The fields of a model of pydantic, and what it took beside them."""
+    """Return the fields of a model of pydantic, and the extra values that it took."""
     fields, more = own(model, "__dict__"), own(model, "__pydantic_extra__")
     return {**fields, **more} if isinstance(more, dict) else dict(fields)
 
 
 def _masked(walk: Walk, tree: Any, value: object, around: Around) -> Any:
-    """What pydantic made of a value, without what the value hides in its ``repr``.
+    """Return the dump of a value without the fields that the value hides in its ``repr``.
 
-    The parts are found side by side with what became of them.
+    The value and its dump are walked side by side.
     """
     cls: type[Any] = type(value)
     if issubclass(cls, SecretStr):
@@ -165,7 +165,7 @@ def _masked(walk: Walk, tree: Any, value: object, around: Around) -> Any:
 
 def _masked_items(walk: Walk, tree: dict[Any, Any], value: Any, inner: Around) -> dict[Any, Any]:
     if len(tree) != dict.__len__(value):
-        # A serializer left something out, or two keys are one as text.
+        # A serializer left something out, or two keys became one string.
         items = {key: (key, dict.get(value, key)) for key in tree}
     else:
         items = dict(zip(tree, dict.items(value), strict=True))
@@ -198,7 +198,7 @@ _LEAVES: Final = frozenset({str, int, float, bool, type(None), bytes, datetime, 
 
 
 def _parts_in_json(cls: type[Any], value: object) -> dict[str, object]:
-    """The fields of a model or a dataclass, by the names that they may have in JSON."""
+    """Return the fields of a model or a dataclass, by the names that they may have in JSON."""
     infos = cast("Mapping[str, Any] | None", attribute_of(cls, "__pydantic_fields__"))
     names = field_names(cls) if infos is None else infos
     parts: dict[str, object] = {}
@@ -212,7 +212,7 @@ def _parts_in_json(cls: type[Any], value: object) -> dict[str, object]:
 
 
 def _computed_fields(cls: type[Any]) -> dict[str, str]:
-    """The attributes that are the computed fields of a model, by their names in JSON."""
+    """Return the attributes of the computed fields of a model, by their names in JSON."""
     decorators: object = attribute_of(cls, "__pydantic_decorators__")
     found = cast("Mapping[str, Any]", getattr(decorators, "computed_fields", {}))
     return {name: name for name in found} | {
@@ -221,7 +221,7 @@ def _computed_fields(cls: type[Any]) -> dict[str, str]:
 
 
 class _Computed(Later):
-    """A computed field of a model, of which ``part`` was made: it may hold other models."""
+    """A computed field of a model; ``part``: its dump, in which there may be other models."""
 
     is_leaf = False
     __slots__ = ("name", "part")

@@ -1,27 +1,20 @@
-"""Secrets are known by the names they stand under: :func:`redact_keys` for ``redact=``. Pure."""
+"""Secrets known by the names of their fields: :func:`redact_keys` for ``redact=``. Pure."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
-from enum import Enum
 from itertools import accumulate
 from types import NoneType
-from typing import Any, Final, cast
-from uuid import UUID
-
-from msgspec import Struct, UnsetType
-from msgspec.structs import astuple
+from typing import Final, cast
 
 from prefactor_core.exceptions import PrefactorValueError
 
 Redact = Callable[[dict[str, object]], Mapping[str, object]]
-"""Gives what is recorded of a payload, which it gets as decoded JSON, its own to change."""
+"""Takes a payload as decoded JSON, which it may change, and returns what is recorded of it."""
 
-# Of which a token is a credential: max_tokens, token_count, time_to_first_token, next_page_token
-# and so on are not.
+# A token of these is a credential. max_tokens, token_count, time_to_first_token, next_page_token
+# and so on are none.
 _TOKENS: Final = (
     *("access", "account", "admin", "api", "app", "auth", "authenticity", "bearer", "bot"),
     *("client", "csrf", "deploy", "device", "impersonation", "job", "login", "oauth", "portal"),
@@ -56,10 +49,10 @@ _PINS: Final = ("account", "atm", "bank", "card", "login", "security", "sim", "u
 
 
 def _each(kinds: Iterable[str], what: str, short: int = 3) -> Iterable[str]:
-    """The names that end with a kind of something."""
+    """Return the patterns of names such as ``access_token``, for each of ``kinds``."""
     for kind in kinds:
         name = f"{kind}_{what}"
-        # A short one must begin a word: a jpg_url is no pg_url, and an overwrite_key no write_key.
+        # A short kind must begin a word: jpg_url is no pg_url, and overwrite_key no write_key.
         yield from [f"*{name}"] if len(kind) > short else [name, f"*_{name}"]
 
 
@@ -77,78 +70,70 @@ SECRETS: Final = (
     *("token", "id_token", "*_id_token", "*personal_access_token*", "*middleware_token"),
     *_each(_TOKENS, "token"),
     *(f"*{kind}_tokens" for kind in ("access", "api", "auth", "bearer", "refresh")),
-    # Alone; with a word before it, chat_session_id say, it is most often that of a conversation.
+    # Only alone: chat_session_id and the like mostly name a conversation.
     *("session_id", "x_session_id"),
     *("*cookie", "*cookies", "*cookie_jar", "sid", "connect_sid", "phpsessid", "jsessionid"),
     *("aspsessionid*", "*asp_net_session_id", "laravel_session", "*csrf", "*xsrf"),
     *(name for where in ("url", "uri") for name in _each(_DATABASES, where)),
     *("dsn", "*_dsn", "*connection_string", "*conn_string", "*conn_str", "*connection_uri"),
     *("*slack_webhook_url", "*discord_webhook_url"),
-    # signature is left: functions have one.
+    # Not "signature": functions have one.
     *("sig", "x_amz_signature", "x_goog_signature", "*shared_access_signature"),
     *("*hub_signature*", "*stripe_signature", "*slack_signature"),
     *("otp", "*_otp", "*otp_code", "cvv", "*_cvv", "cvv2", "cvc", "*_cvc", "cvc2", "pin"),
     *_each(_PINS, "pin"),
 )
-"""The names that :func:`redact_keys` takes for those of secrets when it is told none."""
+"""The patterns of :func:`redact_keys` by default."""
 
-_LONGEST_KEPT: Final = 100
-_MOST_KEPT: Final = 2_000
-_MOST_VISITED: Final = 30_000
-_MOST_ITEMS: Final = 100_000
-# So many may be in a circle.
-_FEW: Final = 256
+LONGEST_KEPT: Final = 100
+MOST_KEPT: Final = 2_000
 
-_WORD_STARTS: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_SEPARATORS: Final = re.compile(r"[\W_]+")
-_SEPARATORS_OF_PATTERN: Final = re.compile(r"(?:[^\w*?]|_)+")
-# All of a name, its end or a part of it.
-_USUAL_PATTERN: Final = re.compile(r"(\*?_?)([^*?_](?:[^*?]*[^*?_])?)(\*?)")
+# Compiled at the first use and not at import, since that takes milliseconds.
+_WORD_STARTS: Final = r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])"
+_SEPARATORS: Final = r"[\W_]+"
+_SEPARATORS_OF_PATTERN: Final = r"(?:[^\w*?]|_)+"
+# A pattern for a whole name, the end of a name or a part of it.
+_USUAL_PATTERN: Final = r"(\*?_?)([^*?_](?:[^*?]*[^*?_])?)(\*?)"
 
 VALUES: Final = frozenset({"value", "Value", "VALUE"})
 NAMING: Final = ("name", "key", "Name", "Key", "NAME", "KEY")
-"""Beside one of ``VALUES``, what stands under these is the name of it."""
+"""A field with one of these names holds the name of the value under one of ``VALUES``."""
 
-# What is no text in JSON, so that it names nothing.
+# These are no strings in JSON, and so no names.
 _NUMBERS: Final = frozenset({int, float, bool, NoneType})
 _NO_TEXT: Final = frozenset({*_NUMBERS, dict, list, tuple})
-_SCALARS: Final = frozenset(
-    {str, int, float, bool, NoneType, datetime, date, time, timedelta, UUID, Decimal}
-)
-_LISTS: Final = frozenset({list, tuple, set, frozenset})
-# In a list, bytes may be the name of a pair.
-_IN_FIELDS: Final = frozenset({*_SCALARS, bytes, bytearray, UnsetType})
 
 
 class KeyRedactor:
-    """Puts a replacement in place of all that stands under certain names.
+    """Replaces the values under certain names; made by :func:`redact_keys`.
 
-    :func:`redact_keys` makes one, and says which names, and what stands under them.
+    ``shown``: names that were judged and may be shown. ``hides_nothing``: without patterns.
     """
 
     def __init__(self, patterns: tuple[str, ...], replacement: str) -> None:
         self._patterns = patterns
         self._replacement = replacement
-        self._matches = _matcher(patterns or SECRETS)
-        # What names were found to be. Any thread may ask and add: no set is ever iterated over.
+        self.hides_nothing = not patterns
+        self._matches: Callable[[str], bool] | None = None
+        # The names judged so far. Any thread may read and add, so no set is ever iterated over.
+        self.shown: set[str] = set()
         self._hidden: set[str] = set()
-        self._shown: set[str] = set()
-        self._shown_structs: set[type] = set()
 
     def __repr__(self) -> str:
-        return f"redact_keys({', '.join(map(repr, self._patterns))})"
+        patterns = () if self._patterns == SECRETS else self._patterns
+        return f"redact_keys({', '.join(map(repr, patterns))})"
 
     def __reduce__(self) -> tuple[type[KeyRedactor], tuple[tuple[str, ...], str]]:
-        return KeyRedactor, (self._patterns, self._replacement)  # for a config that is pickled
+        return KeyRedactor, (self._patterns, self._replacement)  # a configuration can be pickled
 
     def __call__(self, payload: dict[str, object]) -> dict[str, object]:
-        """``payload``, which is decoded JSON, with the replacement where it must be."""
+        """Replace the secrets in ``payload``, decoded JSON, in place; return it."""
         waiting: list[object] = [payload]
         while waiting:
             place = waiting.pop()
             if isinstance(place, dict):
                 fields = cast("dict[str, object]", place)
-                is_named = not VALUES.isdisjoint(fields) and self._names_a_secret(fields)
+                is_named = not VALUES.isdisjoint(fields) and self.names_a_secret(fields)
                 for key, value in fields.items():
                     if self.hides(key) or (is_named and key in VALUES):
                         fields[key] = self._replacement
@@ -162,135 +147,61 @@ class KeyRedactor:
         return payload
 
     def hides(self, key: str) -> bool:
-        """Whether what stands under ``key`` must not be seen."""
-        if key in self._shown:
+        """Whether the value under ``key`` must not be seen."""
+        if key in self.shown:
             return False
         if key in self._hidden:
             return True
+        if self._matches is None:
+            self._matches = _matcher(self._patterns)
         hidden = self._matches(key)
-        # A value is looked at each time: what its name is, stands beside it.
-        if len(key) <= _LONGEST_KEPT and key not in VALUES:
-            if len(self._shown) + len(self._hidden) >= _MOST_KEPT:
-                self._shown, self._hidden = set(), set()
-            (self._hidden if hidden else self._shown).add(key)
+        # "value" is never kept: whether it may be shown depends on the name beside it.
+        if len(key) <= LONGEST_KEPT and key not in VALUES:
+            if len(self.shown) + len(self._hidden) >= MOST_KEPT:
+                self.shown.clear()
+                self._hidden.clear()
+            (self._hidden if hidden else self.shown).add(key)
         return hidden
 
-    def has_nothing_in(self, payload: object) -> bool:
-        """Whether it is certain, at a quick look, that nothing in ``payload`` must be hidden.
-
-        It is for a payload of plain parts: scalars, msgspec's structs, lists, tuples, sets, and
-        dicts with texts as keys. False says nothing.
-        """
-        # Nothing here is called that need not be: it is asked twice for each span.
-        all_are_shown = self._shown.issuperset
-        are_scalars = _SCALARS.issuperset
-        places: list[Any] = [payload]
-        most = _FEW
-        try:
-            for place in places:  # which grows meanwhile
-                cls: type[Any] = type(place)  # pyright: ignore[reportUnknownVariableType]
-                if cls is dict:
-                    # What equals a name that is shown has its text, also of a subclass of str.
-                    if not all_are_shown(place) and not self._shows_all(place):
-                        return False
-                    for name in place:
-                        if type(place[name]) not in _IN_FIELDS:
-                            places += (place[name],)
-                            if len(places) > most:
-                                if _are_too_many(places):
-                                    return False
-                                most = _MOST_VISITED
-                elif cls in _LISTS:
-                    size = len(place)
-                    if size == 2 and self._may_be_a_secret_name(next(iter(place))):
-                        return False
-                    if size > _MOST_ITEMS:
-                        return False
-                    if not are_scalars(map(type, place)):
-                        places += [part for part in place if type(part) not in _SCALARS]
-                        if len(places) > most:
-                            if _are_too_many(places):
-                                return False
-                            most = _MOST_VISITED
-                elif cls in self._shown_structs or self._shows_struct(cls):
-                    places += [part for part in astuple(place) if type(part) not in _IN_FIELDS]
-                elif issubclass(cls, Enum):
-                    places += (place._value_,)
-                elif cls not in _IN_FIELDS:
-                    return False
-        except Exception:
-            return False  # changed meanwhile by another thread, or of a class of its own mind
-        return True
-
-    def _shows_all(self, fields: Mapping[object, object]) -> bool:
-        """Whether there are only names that are shown, of a number that may be looked at here."""
-        if len(fields) > _MOST_KEPT or any(
-            type(key) is not str or len(key) > _LONGEST_KEPT for key in fields
-        ):
-            return False
-        names = cast("Mapping[str, object]", fields)
-        if not VALUES.isdisjoint(names) and self._names_a_secret(names):
-            return False
-        return not any(map(self.hides, names))
-
-    def _shows_struct(self, cls: type) -> bool:
-        """Whether a struct of this class has only names that are shown, and no pair among them."""
-        if not issubclass(cls, Struct) or cls.__struct_config__.array_like:
-            return False
-        names = {*cls.__struct_encode_fields__, cls.__struct_config__.tag_field or ""}
-        if any(map(self.hides, names)) or not (
-            names.isdisjoint(VALUES) or names.isdisjoint(NAMING)
-        ):
-            return False
-        if len(self._shown_structs) >= _MOST_KEPT:
-            self._shown_structs = set()
-        self._shown_structs.add(cls)
-        return True
-
-    def _names_a_secret(self, fields: Mapping[str, object]) -> bool:
-        """Whether ``fields`` may be a name and the value of it, as HAR has headers."""
-        return any(self._may_be_a_secret_name(fields.get(name)) for name in NAMING)
+    def names_a_secret(self, fields: Mapping[str, object]) -> bool:
+        """Whether ``fields`` may be a secret's name beside its value, as headers are in HAR."""
+        return any(self.may_be_a_secret_name(fields.get(name)) for name in NAMING)
 
     def _is_secret_pair(self, parts: list[object]) -> bool:
         return (
             len(parts) == 2
-            # Of a word and a number, it is most often another list.
+            # A word and a number are mostly another kind of list.
             and type(parts[1]) not in _NUMBERS
-            and self._may_be_a_secret_name(parts[0])
+            and self.may_be_a_secret_name(parts[0])
         )
 
-    def _may_be_a_secret_name(self, part: object) -> bool:
+    def may_be_a_secret_name(self, part: object) -> bool:
+        """Whether ``part`` may be a hidden name; an object that becomes a string may be one."""
         cls = type(part)
         if cls is str:
             text = cast("str", part)
-            return len(text) <= _LONGEST_KEPT and self.hides(text)
+            return len(text) <= LONGEST_KEPT and self.hides(text)
         return cls not in _NO_TEXT
 
 
-def _are_too_many(places: list[object]) -> bool:
-    """Whether there is no end of places, as in a circle, or it is too far away."""
-    return len(places) > _MOST_VISITED or len(set(map(id, places))) < len(places)
-
-
 def redact_keys(*patterns: str, replacement: str = "[redacted]") -> KeyRedactor:
-    """A function for ``redact=`` that puts ``replacement`` in place of what must not be seen.
+    """Return a function for ``redact=`` that puts ``replacement`` in place of secrets.
 
-    That is every value, at any depth, under a name that matches one of ``patterns``, in which
+    A secret is every value, at any depth, under a name that matches one of ``patterns``, in which
     ``*`` stands for any text and ``?`` for any character. ``accessToken``, ``access-token``,
-    ``ACCESS_TOKEN`` and ``accesstoken`` are one name: case does not matter, nor what divides the
-    words of a name. Only beside a ``*`` it does: ``*_pin`` is ``cardPin`` and ``card-pin``, and
-    neither ``pin`` nor ``shopping``. A name is a key, or the first of two in a list
-    (``["Authorization", "Bearer ..."]``) of which the second is no number, or what stands under
+    ``ACCESS_TOKEN`` and ``accesstoken`` are one name: neither case nor the separators of words
+    matter. Only beside a ``*`` separators do: ``*_pin`` matches ``cardPin`` and ``card-pin``, and
+    neither ``pin`` nor ``shopping``. A name is a key, or the first of two items in a list
+    (``["Authorization", "Bearer ..."]``) whose second item is no number, or the string under
     ``name`` or ``key`` beside a ``value``.
 
-    Without patterns it is those of :data:`SECRETS`; give ``*SECRETS`` along with your own to have
-    both.
+    The default patterns are :data:`SECRETS`; pass ``*SECRETS`` along with your own to have both.
 
-    Text inside of values is not searched: a key in a prompt stays, and is for
-    :func:`~prefactor_core.redact_credentials`. The function changes the payload it is given,
-    which is a copy that is nobody else's, and returns it.
+    The text of values is not searched: a key in a prompt stays. For that there is
+    :func:`~prefactor_core.redact_credentials`. The function changes and returns the payload that
+    it is given, a copy of the caller's.
 
-    Raises :class:`PrefactorValueError` for a pattern that is no text or empty.
+    Raises :class:`PrefactorValueError` for a pattern that is no string or empty.
     """
     if not isinstance(replacement, str):
         raise PrefactorValueError(
@@ -303,24 +214,24 @@ def redact_keys(*patterns: str, replacement: str = "[redacted]") -> KeyRedactor:
                 "for any text and any character, got "
                 + ("an empty one" if pattern == "" else type(pattern).__qualname__)
             )
-    return KeyRedactor(patterns, replacement)
+    return KeyRedactor(patterns or SECRETS, replacement)
 
 
-def _words(name: str, separators: re.Pattern[str]) -> str:
-    """The words of a name in small letters, divided by ``_``."""
-    divided = name if name.islower() else _WORD_STARTS.sub("_", name)
-    return separators.sub("_", divided).casefold()
+def _words(name: str, separators: str) -> str:
+    """Return the words of a name in lower case, separated by ``_``."""
+    divided = name if name.islower() else re.sub(_WORD_STARTS, "_", name)
+    return re.sub(separators, "_", divided).casefold()
 
 
 def _matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
-    """Tells whether a name matches one of ``patterns``."""
+    """Return a function that tells whether a name matches one of ``patterns``."""
     whole: set[str] = set()
     inside: list[str] = []
-    # Whether a word must begin there.
+    # The ends of names; the value says whether a word must begin there.
     ends: dict[str, bool] = {}
     others: list[str] = []
     for pattern in patterns:
-        usual = _USUAL_PATTERN.fullmatch(_words(pattern, _SEPARATORS_OF_PATTERN))
+        usual = re.fullmatch(_USUAL_PATTERN, _words(pattern, _SEPARATORS_OF_PATTERN))
         before, words, after = usual.groups() if usual else ("?", "", "")
         name = words.replace("_", "")
         if (before, after) == ("", ""):
@@ -349,13 +260,13 @@ def _matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
 
 
 def _starts_of_words(words: str) -> list[int]:
-    """Where, without what divides them, all words but the first begin."""
+    """Return where all words but the first begin, separators not counted."""
     return list(accumulate(map(len, words.split("_"))))[:-1]
 
 
 def _regex(pattern: str) -> str:
-    """What finds the words of the names that ``pattern`` means."""
-    # In linear time: once a text between two stars was found, no other place of it is tried.
+    """Return a regular expression for the words of the names that ``pattern`` matches."""
+    # Atomic groups keep it linear: once a text between two stars is found, no other place is tried.
     first, *others = _words(pattern, _SEPARATORS_OF_PATTERN).split("*")
     if not others:
         return f"_?{_piece(first)}_?"
@@ -365,7 +276,7 @@ def _regex(pattern: str) -> str:
 
 
 def _piece(words: str) -> str:
-    # Inside of a name, what divides its words may be there or not.
+    # Between the letters of a name there may be separators.
     body = words.strip("_")
     letters = ("." if letter == "?" else re.escape(letter) for letter in body if letter != "_")
     before = "_" if words.startswith("_") else ""
@@ -374,4 +285,4 @@ def _piece(words: str) -> str:
 
 
 REDACT_SECRETS: Final = redact_keys()
-"""What ``redact=`` is by default."""
+"""The default of ``redact=``."""

@@ -1,4 +1,4 @@
-"""SecretStr: a text that is shown to nobody who does not ask for it. Pure."""
+"""SecretStr: a string that no ``repr`` shows. Pure."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import SupportsIndex
 
 
 class SecretStr(str):
-    """A secret, as the text that it is for all who use it: ``f"Bearer {secret}"``.
+    """A secret that works as a string: ``f"Bearer {secret}"`` has its text.
 
-    Its ``repr`` does not show it, nor a traceback with locals. Encoders of JSON that know exact
-    types, msgspec's say, refuse it; in a payload it is ``"***"``.
+    Neither its ``repr`` nor a traceback with locals shows it. Encoders of JSON that know exact
+    types, as msgspec's, refuse it; in a payload it is ``"***"``.
     """
 
     __slots__ = ()
@@ -23,5 +23,5 @@ class SecretStr(str):
         return [self.MASK]
 
     def __getitem__(self, key: SupportsIndex | slice) -> SecretStr:
-        # What cuts long texts before it shows them (rich does) gets a secret, too.
+        # Code that cuts long strings before it shows them (rich does) gets a secret, too.
         return SecretStr(str.__getitem__(self, key))

@@ -1,8 +1,8 @@
-"""The code of others runs with a budget, in a thread beside; no caller waits longer. Pure.
+"""Foreign code runs with a budget of time, in helper threads; no caller waits longer.
 
-A ``__repr__`` may ask a database, or wait for ever. Python cannot break such a call off, so
-helper threads make them. One that does not answer in time is left to itself: it is a daemon, and
-ends when its call does.
+A ``__repr__`` may query a database, or wait for ever. Python cannot interrupt such a call, so
+helper threads make the calls. A helper that does not answer in time is abandoned: it is a daemon
+thread, and ends with its call.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ _CALL_SECONDS: Final = 0.05
 _TOTAL_SECONDS: Final = 0.25
 _HELD_UP_SECONDS: Final = 0.25
 _WAITING: Final = 0.0005
-# Of what a call computes between two looks so much counts: more is what others cannot interrupt,
-# such as a collection of garbage.
+# Of the time that a call computes between two looks at most so much counts: more is due to code
+# that nobody can interrupt, such as a garbage collection.
 _MOST_A_LOOK: Final = 0.01
 _IDLE_SECONDS: Final = 1.0
 _MAX_STUCK: Final = 8
 
 
 class TooSlowError(Exception):
-    """The call was not made, or has not returned in time."""
+    """The call was not made, or did not return in time."""
 
 
 class Timebox:
-    """What one capture may spend on the code of others.
+    """The time that one capture may spend on foreign code.
 
-    A call is given up when it has waited for 6 ms (for a database, a lock), or computed for
-    50 ms; all calls together may compute for 250 ms. That is time of their own: on a busy
-    machine, or while another thread does not let go of the interpreter, the caller may wait for
-    longer. So a call is looked at every 2 ms, and what counts is the processor time that it used,
-    and the looks that found it waiting. While other threads of the process compute, or there is no
-    processor for it, it may be that what it waits for, and it has 0.25 s. Where the system does
-    not tell the processor time of a thread, the clock has to do.
+    A call is given up after 6 ms of waiting (for a database, a lock) or 50 ms of computing; all
+    calls together may compute for 250 ms. Only their own time counts: on a busy machine, or while
+    another thread keeps the interpreter, the caller may wait longer. The caller looks at a call
+    every 2 ms, and counts the processor time that it used and the looks that found it waiting.
+    While other threads of the process compute, or no processor is free, the call may be waiting
+    for these: it gets 0.25 s of the process's computing. On systems that do not report the
+    processor time of a thread, the clock counts.
 
-    Each call is judged by itself: one that waits does not hold up the others, for which another
-    thread is taken. Where many wait for less than a look each, all together may for 20 ms. While
-    eight calls of the process have not returned, none is made.
+    Each call is judged alone: another thread makes the remaining calls while one waits. Calls that
+    each wait for less than one look may together wait for 20 ms. While eight calls of the process
+    have not returned, no further call is made.
     """
 
     def __init__(self) -> None:
@@ -58,9 +58,9 @@ class Timebox:
         self._waits = _MAX_WAITS
 
     def call(self, function: Callable[[], T]) -> T:
-        """``function()``, in a copy of the caller's context.
+        """Return ``function()``, called in a copy of the caller's context.
 
-        Raises what it raises, :class:`TooSlowError`, or :class:`RuntimeError` where no thread
+        Raises the function's error, :class:`TooSlowError`, or :class:`RuntimeError` if no thread
         can be started.
         """
         ((result, error),) = self.call_all([function])
@@ -71,9 +71,11 @@ class Timebox:
     def call_all(
         self, functions: Sequence[Callable[[], object]]
     ) -> list[tuple[object, Exception | None]]:
-        """What each of the functions returned or raised, a :class:`TooSlowError` for some, in
-        their order. They are called in a copy of the caller's context, by one thread after the
-        other as long as none waits. Raises what is no :class:`Exception`, as Ctrl-C.
+        """Return the result or error of each function, in their order; the error of a slow one is
+        a :class:`TooSlowError`.
+
+        They are called in a copy of the caller's context, one after the other while none waits.
+        Raises a ``BaseException`` that is no :class:`Exception`, such as Ctrl-C.
         """
         batch = _Batch(functions)
         try:
@@ -91,7 +93,7 @@ class Timebox:
 
 
 class _Batch:
-    """Calls that helpers make, one after the other, each call by whoever is free."""
+    """Calls that helpers take one after the other."""
 
     def __init__(self, functions: Sequence[Callable[[], object]]) -> None:
         self.outcomes: list[tuple[object, BaseException | None] | None] = [None] * len(functions)
@@ -102,8 +104,11 @@ class _Batch:
         self._helpers: list[_Helper] = []
 
     def run(self, seconds: float, looks: int, waits: int) -> tuple[float, int, int]:
-        """Wait for the calls, which may compute for so long in all, and be found so often with
-        none that does: all the same ones, or others; what is left of each."""
+        """Wait for the calls; return how much is left of each of the three budgets.
+
+        ``seconds``: of computing, in all. ``looks``: that find the same calls waiting.
+        ``waits``: looks that find no call computing.
+        """
         if seconds > 0 and waits > 0:
             self._take_helper()
         last, last_used = time.monotonic(), time.process_time()
@@ -114,23 +119,22 @@ class _Batch:
                 pass
             else:
                 if helper not in self._helpers:
-                    continue  # it was given up, and has ended all the same
+                    continue  # it was abandoned, and has ended since
                 self._helpers.remove(helper)
                 helper.look(0.0, busy=True)
                 seconds -= helper.computed
                 _idle.append(helper)
                 continue
             now, used = time.monotonic(), time.process_time()
-            # Others of the process compute, and may hold the interpreter.
+            # Other threads compute, and may keep the interpreter.
             busy = used - last_used > (now - last) / 8
-            idle = [helper.look(now - last, busy=busy) for helper in self._helpers]
+            idle = [helper.look(used - last_used, busy=busy) for helper in self._helpers]
             waits -= all(idle)
             last, last_used = now, used
             waiting = [helper for helper in self._helpers if helper.looks]
             if len(waiting) == len(self._helpers):
                 looks -= 1
-                # What is left to be called must not wait for these: at each look there are twice
-                # as many to call it.
+                # The remaining calls must not wait for these: double the helpers at each look.
                 for _ in waiting:
                     self._take_helper()
             for helper in self._helpers.copy():
@@ -152,7 +156,7 @@ class _Batch:
             helper.begin(self._work)
 
     def give_up(self) -> None:
-        """Nobody waits any more."""
+        """Abandon the calls that have not returned."""
         self._is_over = True
         for helper in tuple(self._helpers):
             self._leave(helper)
@@ -177,11 +181,10 @@ class _Batch:
 
 
 class _Helper:
-    """A thread that works at one batch at a time, for who has leased it.
+    """A thread that works at one batch at a time, leased by a caller.
 
-    ``calls``: how many it has made. ``looks``: how many times in a row it was found to wait
-    in the same one. ``computed``: for how many seconds it has computed at this batch, as far as
-    that was looked at.
+    ``calls``: the number of calls made. ``looks``: how many looks in a row found it waiting in the
+    same call. ``computed``: the seconds that it has computed for this batch, as of the last look.
     """
 
     def __init__(self) -> None:
@@ -200,20 +203,23 @@ class _Helper:
             self._clock = time.pthread_getcpuclockid(cast("int", self._thread.ident))
 
     def is_alive(self) -> bool:
-        # Not so in the child of a fork, which has only the thread that forked.
+        # False in a forked child, which has only the thread that forked.
         return self._thread.is_alive()
 
     def begin(self, work: Callable[[_Helper], None]) -> None:
-        """Have it do ``work``, in a copy of the caller's context."""
+        """Start ``work`` in a copy of the caller's context."""
         self.looks, self._held_up = 0, 0.0
         self._calls_looked_at = self.calls
         self.computed = self._computed_before = 0.0
         self._looked_at = self._now()
         self._batches.put((copy_context(), work))
 
-    def look(self, elapsed: float, *, busy: bool) -> bool:
-        """See what has become of its call in the seconds since the last time. ``busy``: whether
-        others may have held it up. Whether it only waited, at this call or at several."""
+    def look(self, used: float, *, busy: bool) -> bool:
+        """Update its times; return whether it only waited, in one call or several.
+
+        ``used``: the processor time of the process since the last look. ``busy``: whether other
+        threads may have held it up.
+        """
         now = self._now()
         computed = min(now - self._looked_at, _MOST_A_LOOK)
         self._looked_at = now
@@ -225,13 +231,13 @@ class _Helper:
             if waited:
                 self.looks += 1
             else:
-                self._held_up += elapsed
+                self._held_up += used
             return waited
         self.looks, self._held_up = 0, 0.0
         return waited
 
     def _waits_for_processor(self) -> bool:
-        """Whether other processes hold it up, where the system tells that (Linux does)."""
+        """Whether it waits for a free processor, where the system reports that (Linux does)."""
         try:
             with open(f"/proc/self/task/{self._thread.native_id}/stat", "rb") as file:  # noqa: PTH123
                 return file.read(256).rpartition(b")")[2].startswith(b" R")
@@ -240,7 +246,7 @@ class _Helper:
 
     @property
     def is_slow(self) -> bool:
-        """Whether its call has had what one call may take."""
+        """Whether its call has used up the time of one call."""
         return (
             self.looks >= _MAX_LOOKS
             or self._held_up > _HELD_UP_SECONDS
@@ -248,7 +254,7 @@ class _Helper:
         )
 
     def _now(self) -> float:
-        """The processor time of its thread; the time, where the system does not tell that."""
+        """Return the processor time of its thread, or the clock's time if that is not known."""
         if self._clock is None:
             return time.monotonic()
         try:
@@ -265,8 +271,8 @@ class _Helper:
                 try:
                     _idle.remove(self)
                 except ValueError:
-                    # Leased: a moment ago, or by a caller who never got to its calls, for want
-                    # of stack or because of Ctrl-C.
+                    # Leased: a moment ago, or by a caller that never began its calls, because of a
+                    # full stack or Ctrl-C.
                     if not lost:
                         lost = True
                         continue
@@ -281,7 +287,7 @@ _stuck: list[_Helper] = []
 
 
 def _lease(waiting: int) -> _Helper | None:
-    """A helper, for who has so many that wait; None if too many do."""
+    """Return a helper for a caller that has ``waiting`` others; None if too many are busy."""
     while _idle and len(_stuck) + waiting < _MAX_STUCK:
         with suppress(IndexError):  # another thread was faster
             helper = _idle.pop()

@@ -1,8 +1,8 @@
-"""JSON of at most so many bytes: the largest strings are cut first, and each says so. Pure."""
+"""JSON within a limit of bytes: the largest strings are cut first, and say so. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, cast
 
 from msgspec import Raw
@@ -11,11 +11,11 @@ from msgspec.json import Encoder
 from prefactor_core.payloads.markers import utf8
 
 SHORT: Final = 64
-"""No string is cut to less than so many bytes."""
+"""Bytes that are kept of a string, at least."""
 
-# A payload of usual size needs one buffer of the smallest size; larger ones are tried next.
-_BUFFERS: Final = (2_048, 65_536)
-# The encoder takes room for the longest number there is before it writes a short one.
+# The sizes of buffers, tried in this order: most payloads fit into the smallest.
+BUFFERS: Final = (2_048, 65_536)
+# The encoder reserves room for the longest number before it writes a short one.
 _RESERVE: Final = 64
 _CONTAINERS: Final[tuple[type[Any], ...]] = (dict, list)
 
@@ -25,23 +25,23 @@ class TooLargeError(Exception):
 
 
 def truncated(raw_size: int, *, at_least: bool = False) -> Raw:
-    """What stands for a payload of ``raw_size`` bytes that cutting strings cannot make fit.
+    """Return the marker for a payload of ``raw_size`` bytes that does not fit with cut strings.
 
-    With ``at_least``, ``raw_size`` is where the counting ended.
+    ``at_least``: the size was counted no further than ``raw_size``.
     """
     return Raw(
         b'{"$truncated":{"%s":%d}}' % (b"more_than_bytes" if at_least else b"bytes", raw_size)
     )
 
 
-def encode_within(value: object, limit: int) -> bytes:
-    """The JSON of ``value``, if it has at most ``limit`` bytes; a :class:`BufferError` if not.
+def encode_within(value: object, limit: int, buffers: Sequence[int] = BUFFERS) -> bytes:
+    """Return the JSON of ``value``; raise :class:`BufferError` if it exceeds ``limit`` bytes.
 
-    Never takes time or memory for more than ``limit`` bytes: values that share parts can be
-    small in memory and endless as JSON. Raises what msgspec raises for values it cannot encode;
-    a :class:`msgspec.Raw` is written as it is, also if it is no JSON.
+    It takes no time or memory for more than ``limit`` bytes: values that share parts can be small
+    in memory and endless as JSON. Errors of msgspec are raised on; a :class:`msgspec.Raw` is
+    written as it is, also if it is no JSON.
     """
-    for size in _BUFFERS:
+    for size in buffers:
         if size >= limit:
             break
         try:
@@ -55,7 +55,7 @@ def encode_within(value: object, limit: int) -> bytes:
 
 
 def _encode_into(value: object, buffer: bytearray) -> bytes:
-    # While a view of it exists a bytearray cannot grow: the encoder stops at its end.
+    # A bytearray cannot grow while a view of it exists: the encoder stops at its end.
     view = memoryview(buffer)
     _encoder.encode_into(value, buffer)
     del view
@@ -63,13 +63,12 @@ def _encode_into(value: object, buffer: bytearray) -> bytes:
 
 
 def fit(tree: dict[str, object], limit: int, lost: set[str] | None = None) -> bytes:
-    """The JSON of ``tree``, cut to at most ``limit`` bytes.
+    """Return the JSON of ``tree``, cut to at most ``limit`` bytes.
 
-    ``tree`` is of nothing but what JSON has, and is not changed. Strings of more than 64
-    characters are cut, the largest first and all that are cut to about the same size; each
-    ends with the number of characters that are missing. If that is not enough, a marker stands
-    for the largest fields. ``truncated`` is added to ``lost`` then. Raises :class:`TooLargeError`
-    if there are too many fields.
+    ``tree`` has only values of JSON, and is not changed. Strings of more than 64 characters are
+    cut, the largest first and all to about the same size; each ends with the number of missing
+    characters. If that is not enough, markers replace the largest fields. ``truncated`` is added
+    to ``lost`` then. Raises :class:`TooLargeError` if there are too many fields.
     """
     try:
         return encode_within(tree, limit)
@@ -88,7 +87,7 @@ def fit(tree: dict[str, object], limit: int, lost: set[str] | None = None) -> by
 
 
 def _without_largest(tree: dict[str, object], limit: int) -> dict[str, object]:
-    """Without the fields that are too large for all to fit, whichever comes first."""
+    """Replace the largest fields, in the order of size, until the rest fits."""
     sizes = {name: len(_encoder.encode({name: _least(value)})) for name, value in tree.items()}
     room = limit - sum(sizes.values())
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
@@ -97,7 +96,7 @@ def _without_largest(tree: dict[str, object], limit: int) -> dict[str, object]:
         marker = {"$truncated": {"bytes": len(_encoder.encode(tree[name]))}}
         saved = sizes[name] - len(_encoder.encode({name: marker}))
         if saved <= 0:
-            break  # those that are left are as small
+            break  # the other fields are as small
         tree[name] = marker
         room += saved
     if room < 0:
@@ -106,7 +105,7 @@ def _without_largest(tree: dict[str, object], limit: int) -> dict[str, object]:
 
 
 def _least(tree: object) -> object:
-    """``tree`` with all strings as short as they may become."""
+    """Return ``tree`` with all strings as short as they may become."""
     if isinstance(tree, dict):
         fields = cast("dict[str, object]", tree)
         return {key: _least(item) for key, item in fields.items()}
@@ -116,7 +115,7 @@ def _least(tree: object) -> object:
 
 
 def unshared(tree: object) -> object:
-    """A copy of what has nothing but dicts and lists, in which no part is there twice."""
+    """Copy a tree of dicts and lists, so that no container is in it twice."""
     if isinstance(tree, dict):
         fields = cast("dict[str, object]", tree)
         return {
@@ -140,8 +139,8 @@ def _cut(tree: dict[str, object], limit: int) -> bytes:
         room = limit - len(encode_within(tree, limit))
     except BufferError:
         raise TooLargeError from None
-    # First by characters, of which none takes less than a byte: what is encoded to be
-    # measured is then never much more than what is kept, however large the strings are.
+    # First by characters, each of which takes at least a byte: then little more is encoded for
+    # measuring than is kept, however large the strings are.
     level = _level([len(text) for *_, text in places], room)
     heads = [utf8(text[:level]) for *_, text in places]
     sizes = [_size(head) for head in heads]
@@ -155,7 +154,7 @@ def _cut(tree: dict[str, object], limit: int) -> bytes:
 
 
 def _long_texts(tree: object) -> list[tuple[dict[object, object], object, str]]:
-    """Each string that may be cut: the dict or list that holds it, its key there, its text."""
+    """Return each string that may be cut: its dict or list, its key in there, its text."""
     found: list[tuple[dict[object, object], object, str]] = []
     waiting = [cast("dict[object, object]", tree)]
     while waiting:
@@ -171,7 +170,7 @@ def _long_texts(tree: object) -> list[tuple[dict[object, object], object, str]]:
 
 
 def _level(sizes: list[int], room: int) -> int:
-    """The size to which all larger ones must be cut, so that all fit into ``room``."""
+    """Return the size to which all larger strings must be cut, so that all fit into ``room``."""
     left = len(sizes)
     for size in sorted(sizes):
         if size * left > room:
@@ -182,11 +181,11 @@ def _level(sizes: list[int], room: int) -> int:
 
 
 def _shortened(head: str, length: int, room: int) -> str:
-    """As much of ``head``, the beginning of ``length`` characters, as fits; and the marker."""
+    """Return as much of ``head``, the beginning of ``length`` characters, as fits, and a marker."""
     room -= _size(_marker(length))
     kept = 0
-    # By halves: each step is right to the character, also where JSON escapes many, and
-    # together they encode about twice what is kept.
+    # By halves: that is exact to the character, also where JSON escapes many, and encodes about
+    # twice as much as is kept.
     step = 1 << room.bit_length()
     while step:
         size = _size(head[kept : kept + step])
@@ -202,7 +201,7 @@ def _marker(missing: int) -> str:
 
 
 def _size(text: str) -> int:
-    """The bytes of ``text`` in JSON, without its quotes."""
+    """Return the bytes of ``text`` in JSON, without its quotes."""
     return len(_encoder.encode(text)) - 2
 
 

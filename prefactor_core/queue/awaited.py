@@ -1,4 +1,4 @@
-"""AwaitedPuts: a queue whose put() may wait, for a client, whose recording never does."""
+"""AwaitedPuts: a queue whose put() may wait, behind one whose put_nowait() never does."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ T = TypeVar("T")
 
 
 def without_waiting(queue: Queue[T]) -> Queue[T]:
-    """``queue``, if it has ``put_nowait()``; else one that has, in front of it."""
+    """``queue`` if it has ``put_nowait()``; else a queue in front of it that has."""
     return AwaitedPuts(queue) if type(queue).put_nowait is Queue[T].put_nowait else queue
 
 
 class AwaitedPuts(Queue[T]):
-    """Keeps what it is given in memory, until the one task that takes from it, or :meth:`close`,
-    has put it into ``queue``.
+    """Keeps items in memory, until the one task that gets from it, or :meth:`close`, has put them
+    into ``queue``.
 
-    What that refuses is handed on from memory in its turn, so that nothing is lost by it.
+    Items that ``queue`` refuses come from memory in their turn, so that none is lost.
     """
 
     def __init__(self, queue: Queue[T]) -> None:
         self._queue = queue
         self._kept: deque[T] = deque()
-        self._is_refused = False  # the first of these
-        self._has_told = False
+        self._is_refused = False  # the first of them
+        self._has_reported = False
         self._closed = False
         self._putting = anyio.Lock()
         self._changed = anyio.Event()
@@ -46,8 +46,8 @@ class AwaitedPuts(Queue[T]):
 
     async def get(self) -> T:
         while True:
-            # What is there is older. A queue with a bound may take no more until it is taken out,
-            # and nobody else does that: one item is put at a time.
+            # The items in the queue are older. A bounded queue may accept no more until they are
+            # taken out, and nobody else takes them: put one item at a time.
             if self._queue.size() > 0:
                 return await self._queue.get()
             if self._kept:
@@ -90,18 +90,18 @@ class AwaitedPuts(Queue[T]):
             await self._queue.put(self._kept[0])
         except Exception as error:
             self._is_refused = True
-            self._tell(error)
+            self._report(error)
         except BaseException:
             # Cancelled: before it was put, or after that.
             if self._queue.size() > before:
                 self._kept.popleft()
             raise
         else:
-            self._has_told = False
+            self._has_reported = False
             self._kept.popleft()
 
-    def _tell(self, error: Exception) -> None:
-        if not self._has_told:
-            self._has_told = True
-            message = "the client's queue does not take what is recorded; it is sent from memory"
+    def _report(self, error: Exception) -> None:
+        if not self._has_reported:
+            self._has_reported = True
+            message = "the client's queue does not take operations; they are sent from memory"
             log(logger, logging.WARNING, message, error=error)

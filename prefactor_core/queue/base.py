@@ -1,4 +1,4 @@
-"""Queue: what a client needs of the thing that holds operations until they are sent."""
+"""Queue: the interface of a store of operations until they are sent."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ T = TypeVar("T")
 
 
 class QueueClosedError(PrefactorCoreError):
-    """Something is put into a closed queue, or taken from a closed and empty one."""
+    """An item is put into a closed queue, or taken from a closed and empty one."""
 
 
 class Queue(ABC, Generic[T]):
     """First in, first out; used by the tasks of one event loop.
 
-    A subclass may keep its items where it likes. It has :meth:`put_nowait`, or :meth:`put` where
-    putting may wait: what a client records waits in memory then until its worker has put it.
+    A subclass may keep its items anywhere. It has :meth:`put_nowait`, or :meth:`put` if that may
+    wait: the operations of a client wait in memory then until its worker has put them.
     """
 
-    if not TYPE_CHECKING:  # which would take it for the signature of every queue
+    if not TYPE_CHECKING:  # a type checker takes it for the signature of every queue
 
         def __new__(cls, *args: object, **kwargs: object) -> Self:
             if cls.put_nowait is Queue.put_nowait and cls.put is Queue.put:
@@ -50,10 +50,10 @@ class Queue(ABC, Generic[T]):
 
     @abstractmethod
     async def close(self, num_waiters: int = 1) -> None:
-        """Take no more items. What is in the queue can still be taken out.
+        """Accept no more items. The items in the queue can still be taken out.
 
-        Everybody who waits in :meth:`get` for more wakes up; ``num_waiters`` tells an
-        implementation that needs to know how many these may be.
+        Every task that waits in :meth:`get` wakes up; ``num_waiters`` says how many there may be,
+        for an implementation that needs to know.
         """
 
     @property
@@ -62,7 +62,8 @@ class Queue(ABC, Generic[T]):
         """Whether close() was called."""
 
     async def drain(self, take: Callable[[T], object], most: int) -> None:
-        """Give what waits to ``take``, oldest first, at most ``most`` items; wait for none."""
+        """Call ``take`` with each item in the queue, oldest first, at most ``most``; wait for
+        none."""
         while most > 0 and self.size() > 0:
             take(await self.get())
             most -= 1

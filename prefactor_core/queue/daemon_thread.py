@@ -1,8 +1,8 @@
-"""DaemonThread: calls that may block, out of the event loop's way and out of the exit's.
+"""DaemonThread: calls that may block, beside the event loop, which no exit waits for.
 
-The threads of ``anyio.to_thread`` and of asyncio's default executor are waited for when a loop or
-the interpreter ends. A resolver that hangs, or a slow disk, would then outlast every time-out of
-ours. A daemon thread is left to itself.
+A loop or the interpreter waits at its end for the threads of ``anyio.to_thread`` and of asyncio's
+default executor: a resolver that hangs, or a slow disk, would outlast every time-out of ours.
+Nothing waits for a daemon thread.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ T = TypeVar("T")
 
 
 class DaemonThread:
-    """Makes one call after another, in the order in which they were asked for.
+    """Makes one call after another, in the order of the requests.
 
-    The thread begins with the first call and ends with :meth:`end`, or when there was none for
-    ``idle_seconds``. With the next call, or in the child of a fork, it begins again. Any number of
-    tasks, of any event loop, may call.
+    The thread begins with the first call and ends with :meth:`end`, or when there was no call for
+    ``idle_seconds``. It begins again with the next call, also in the child of a fork. Any number
+    of tasks, of any event loop, may call.
     """
 
     def __init__(self, name: str, *, idle_seconds: float = 5.0) -> None:
@@ -35,9 +35,9 @@ class DaemonThread:
         self._thread: Thread | None = None
 
     async def call(self, function: Callable[[], T]) -> T:
-        """What ``function()`` gives, or raises.
+        """Call ``function`` in the thread; return its result, or raise its exception.
 
-        When the waiting task is cancelled, the call goes on, or is still made, and its outcome is
+        When the waiting task is cancelled, the call is made all the same, and its outcome is
         dropped.
 
         Raises :class:`RuntimeError` where no thread can be started.
@@ -64,7 +64,7 @@ class DaemonThread:
             del error  # it has this frame
 
     def end(self) -> None:
-        """Have the thread end after the calls that were asked for. Waits for nothing."""
+        """End the thread after the calls that are queued. Waits for nothing."""
         with self._lock:
             if self._thread is not None:
                 self._calls.put(None)
@@ -83,7 +83,7 @@ class DaemonThread:
             except Empty:
                 make = None
             if make is None:
-                # Under the lock: a call that is asked for now finds this thread, or a new one.
+                # Under the lock: a call that is queued now finds this thread, or a new one.
                 with self._lock:
                     if self._calls.empty():
                         self._thread = None

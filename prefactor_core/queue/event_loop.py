@@ -1,4 +1,4 @@
-"""EventLoop: where a client lives, for those who record from elsewhere."""
+"""EventLoop: the loop, thread and process that own a client; its thread-safe entry points."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Final, Self, TypeAlias, TypeVarTuple, cast
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import anyio.lowlevel
 
@@ -26,37 +27,54 @@ Ts = TypeVarTuple("Ts")
 _TRIO: Final = "run_sync_soon"
 _DONE: Final = object()
 
+_TURN: Final = 1_000_000
+"""Nanoseconds of awaited calls after which the loop gets a turn."""
+
+_MOST_CALLS: Final = 1_000
+
 RunSoon: TypeAlias = Callable[[Callable[[], object]], None]
 
 
 class EventLoop:
     """The thread, the event loop and the process that a client was opened in.
 
-    ``lock``: held while something is recorded, whichever thread does it. It is never held
-    during a wait, nor while the code of others looks at a payload.
-    ``is_forked``: whether this process is a fork of the one that the client lives in. Only the
-    memory of the client is here then: no loop runs, and another thread may have held the lock,
-    for ever.
+    ``lock``: held while something is recorded, in any thread. It is never held during a wait, nor
+    while the code of others looks at a payload.
+    ``is_forked``: whether this process is a fork of the one that opened the client. Then only the
+    memory of the client is here: no loop runs, and another thread may have held the lock, for
+    ever.
 
-    What anyio has no call for is here: a call into the loop that waits for nothing, not even
-    for the loop; and a task that no task group owns.
+    Some methods do what anyio has no call for: a call into the loop that waits for nothing, not
+    even for the loop; and a task that no task group owns.
     """
 
     def __init__(self, loop: object) -> None:
+        """``loop``: asyncio's loop or trio's token; None where a program has neither."""
         self.lock = threading.RLock()
         self._steps: deque[Callable[[], object]] = deque()
         self._stepping = False
-        self._thread_id = threading.get_ident()
+        # When, and how many calls of is_turn_due() ago, the loop was given a turn.
+        self._turn_at = self._calls = 0
+        self.thread_id = threading.get_ident()
         self.is_forked = False
         _event_loops.add(self)
-        # One of these it is; neither is imported to find out.
+        # One of these is right; neither is imported to find out.
         self._asyncio = cast("asyncio.AbstractEventLoop", loop)
         self._trio = cast("trio.lowlevel.TrioToken", loop) if hasattr(loop, _TRIO) else None
-        self._run_soon = _run_soon_of(loop)
+        self.run_soon: RunSoon = _run_soon_of(loop)
+        """Have the loop call a function; for any thread. Nothing if the loop has ended."""
+        # asyncio itself may forget a task that nothing refers to.
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._opener: ref[asyncio.Task[object]] | None = None
+        if self._trio is None and loop is not None:
+            import asyncio  # it runs already
+
+            opener = asyncio.current_task(self._asyncio)
+            self._opener = None if opener is None else ref(opener)
 
     @classmethod
     def here(cls) -> Self:
-        """That of who calls: the running event loop, in this thread."""
+        """The running event loop, in this thread."""
         return cls(anyio.lowlevel.current_token().native_token)
 
     def check_process(self) -> None:
@@ -69,27 +87,43 @@ class EventLoop:
 
     @property
     def loop_is_closed(self) -> bool:
-        """Whether the loop will never run again. Trio's end no client outlives."""
+        """Whether the loop will never run again. No client outlives a loop of trio."""
         return self._trio is None and self._asyncio.is_closed()
 
     @property
     def is_here(self) -> bool:
         """Whether the caller is in the loop's own thread."""
-        return threading.get_ident() == self._thread_id
+        return threading.get_ident() == self.thread_id
 
     def check(self, what: str) -> None:
-        """Raises :class:`ClientScopeError` in another thread; ``what`` is to be done here."""
+        """Raises :class:`ClientScopeError` in another thread; ``what`` belongs to this one."""
         if not self.is_here:
             raise ClientScopeError(
                 f"{what} in the thread of the event loop that its client lives on: from another "
                 "one, use anyio.from_thread.run()"
             )
 
-    def step(self, function: Callable[[*Ts], object], *args: *Ts) -> None:
-        """Call ``function`` with the lock held: one step of what is recorded, whole.
+    def is_turn_due(self) -> bool:
+        """Whether a caller that could wait shall give the loop a turn now: calls like this one
+        have given it none for a millisecond.
 
-        A finaliser that records something may run in the middle of it, in the same thread: that
-        is done right after, or by the next step if an exception interrupts this one.
+        In another thread, which may have a loop of its own, it always is.
+        """
+        if threading.get_ident() != self.thread_id:
+            return True
+        now = monotonic_ns()
+        self._calls += 1
+        # The number, for where a library has frozen the time.
+        if now - self._turn_at < _TURN and self._calls < _MOST_CALLS:
+            return False
+        self._turn_at, self._calls = now, 0
+        return True
+
+    def step(self, function: Callable[[*Ts], object], *args: *Ts) -> None:
+        """Call ``function`` with the lock held: one step of recording, which nothing interleaves.
+
+        A finaliser that records something may run in the middle of it, in the same thread: its
+        step follows right after, or with the next step if an exception interrupts this one.
         """
         with self.lock:
             if self._stepping:
@@ -105,15 +139,11 @@ class EventLoop:
             finally:
                 self._stepping = False
 
-    def run_soon(self, function: Callable[[], object]) -> None:
-        """Have the loop call ``function``; for any thread. Nothing if the loop has ended."""
-        self._run_soon(function)
-
     async def in_turns(self, slices: Iterator[None]) -> None:
-        """Go through ``slices``, and give other tasks a turn after each.
+        """Exhaust ``slices``, and give other tasks a turn after each.
 
-        All of it is done, whatever is cancelled meanwhile: after a cancellation by asyncio itself,
-        which no shield stops, without further turns. That one arrives with the next wait.
+        A cancellation does not stop it. After one by asyncio itself, which no shield stops, there
+        are no further turns, and the cancellation arrives with the next wait.
         """
         try:
             goes_on = True
@@ -134,12 +164,12 @@ class EventLoop:
 
         task = asyncio.current_task()
         assert task is not None
-        # As if this one had not arrived: time-outs count how often their task was cancelled.
+        # As if it had not arrived yet: time-outs count how often their task was cancelled.
         task.uncancel()
         task.cancel(*cancelled.args)
 
     async def wait_for_end(self) -> None:
-        """In a fork: wait until asyncio cancels what is left of the loop's tasks.
+        """In a fork: wait until asyncio cancels the remaining tasks of the loop.
 
         Until then no wait works there, and no scope can be left, since asyncio says that no loop
         runs. Trio cannot be forked while it runs.
@@ -153,65 +183,42 @@ class EventLoop:
         name: str,
         on_cancelled: Callable[[], object],
     ) -> object:
-        """Start a task that lasts until it ends, or the loop does. The caller keeps what this
-        gives, or asyncio may forget the task.
+        """Start a task that no task group owns, in an empty context; return it.
 
         ``on_cancelled`` is called when the task has ended by asyncio's own ``Task.cancel()``,
-        before its first step perhaps. That is in no task, where most of anyio does not work.
+        perhaps before its first step: a task group takes that for a failure, and cancels its own
+        host. The call is outside of any task, where most of anyio does not work.
         """
         if self._trio is not None:
             import trio
 
             return trio.lowlevel.spawn_system_task(function, name=name, context=Context())
         task = self._asyncio.create_task(function(), name=name, context=Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda task: on_cancelled() if task.cancelled() else None)
         return task
 
+    def call_later(self, seconds: float, function: Callable[[], object]) -> None:
+        """Have asyncio's loop call ``function`` after ``seconds``, unless the task that made this
+        object has ended by then."""
 
-class UnownedTasks:
-    """Tasks of asyncio's that no task group owns, for the task that makes this object.
+        def call() -> None:
+            opener = None if self._opener is None else self._opener()
+            if opener is not None and not opener.done():
+                function()
 
-    A task that is cancelled before its first step never runs, and the task group that owns it
-    takes that for a failure: it cancels its own host. Here that is told to who started it.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        import asyncio  # it runs already
-
-        self._loop = loop
-        self._host = asyncio.current_task(loop)
-        # asyncio itself may forget a task that nobody refers to.
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    @classmethod
-    def here(cls) -> Self | None:
-        """None on trio, where nobody can cancel a single task."""
-        loop = anyio.lowlevel.current_token().native_token
-        return None if hasattr(loop, _TRIO) else cls(cast("asyncio.AbstractEventLoop", loop))
+        self._asyncio.call_later(seconds, call)
 
     @property
-    def host_has_ended(self) -> bool:
-        """Whether the task has ended that made this object."""
-        return self._host is None or self._host.done()
-
-    def start(
-        self, work: Coroutine[None, None, None], name: str, on_end: Callable[[], object]
-    ) -> None:
-        """Start a task, in an empty context; ``on_end`` is called when it has ended, if it began or
-        not. That may be in no task, where most of anyio does not work."""
-        task = self._loop.create_task(work, name=name, context=Context())
-        self._tasks.add(task)
-
-        def ended(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            on_end()
-
-        task.add_done_callback(ended)
+    def is_trio(self) -> bool:
+        """Whether the loop is trio's, where nobody can cancel a single task."""
+        return self._trio is not None
 
 
 def run_soon_here() -> RunSoon:
-    """What has the running event loop call a function; for any thread. It does nothing once the
-    loop has ended."""
+    """A function that has the running event loop call another one; for any thread. It does nothing
+    once the loop has ended."""
     return _run_soon_of(anyio.lowlevel.current_token().native_token)
 
 

@@ -1,4 +1,4 @@
-"""TaskExecutor: workers that give the items of a queue to a handler."""
+"""TaskExecutor: workers that call a handler with the items of a queue."""
 
 from __future__ import annotations
 
@@ -21,21 +21,20 @@ logger = logging.getLogger("prefactor_core.queue.executor")
 T = TypeVar("T")
 
 Handler = Callable[[T], Awaitable[None]]
-"""Does one item; raises to have it tried again."""
+"""Handles one item; raises to have it tried again."""
 
 
 class TaskExecutor(Generic[T]):
-    """``num_workers`` tasks take items from a queue and give them to ``handler``.
+    """``num_workers`` tasks take items from a queue and call ``handler`` with them.
 
     ``async with TaskExecutor(queue, handler):`` runs the workers while the block runs. When
-    it is left, by whatever way, the queue is closed and what is in it is still handled,
-    for at most ``drain_timeout`` seconds, also under a cancellation from outside; then the
-    workers are cancelled. An exception of the block leaves it as the same object.
+    it is left, in whichever way, the queue is closed and its items are still handled, for at
+    most ``drain_timeout`` seconds, also under a cancellation from outside; then the workers are
+    cancelled. An exception of the block leaves it as the same object.
 
     Several workers handle the items in parallel; one keeps their order. An item that fails is
     tried again ``max_retries`` times, after exponentially growing waits from one second on,
-    then given up with an ERROR in the log. Nothing that a handler or a queue raises ends a
-    worker.
+    then given up with an ERROR in the log. No exception of a handler or a queue ends a worker.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class TaskExecutor(Generic[T]):
         self._num_workers = num_workers
         self._max_retries = max_retries
         self._backoff = Backoff()
-        # What each worker is at; one that is ended from outside leaves it to its successor.
+        # The item of each worker; if the worker is cancelled, its replacement handles the item.
         self._in_hand: dict[int, T] = {}
         self._workers = Workers(
             [partial(self._serve, number) for number in range(num_workers)],

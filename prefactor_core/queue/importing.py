@@ -1,4 +1,4 @@
-"""import_in_thread: imports that take long, out of the event loop's way."""
+"""import_in_thread: slow imports, beside the event loop."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _thread: Final = DaemonThread("prefactor-import", idle_seconds=0)
 _importing: Final = RLock()
 
 if hasattr(os, "register_at_fork"):
-    # A module that is half imported when another thread forks stays so in the child, which would
-    # wait for it for ever.
+    # A module that is half imported when another thread forks stays half imported in the child,
+    # which would wait for it for ever.
     os.register_at_fork(
         before=_importing.acquire,
         after_in_parent=_importing.release,
@@ -26,9 +26,9 @@ if hasattr(os, "register_at_fork"):
 
 
 async def import_in_thread(name: str) -> None:
-    """Import a module in a daemon thread, unless it is there already.
+    """Import a module in a daemon thread, unless it is imported already.
 
-    Raises what importing it raises.
+    Raises the exceptions of the import.
     """
     module = sys.modules.get(name)
     if module is None or getattr(module.__spec__, "_initializing", False):

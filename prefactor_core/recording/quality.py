@@ -7,23 +7,24 @@ from collections.abc import Mapping
 from msgspec import Raw
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
-from prefactor_core.export.buffer import Buffer
 from prefactor_core.export.identity import RunIdentity
 from prefactor_core.operations import RecordQuality, identifiers
-from prefactor_core.payloads.capture import Capture
 from prefactor_core.payloads.markers import utf8
+from prefactor_core.recording.recorder import Recorder
 from prefactor_core.schema_registry.type_schema import Fields, has_fields
 
 _REMOVED = Raw(b"null")
 
 
 class QualityManager:
-    """Gives ``buffer`` what is recorded of a run's quality, in the order of the calls."""
+    """Records the quality payloads of runs, in the order of the calls, where ``recorder`` records
+    spans."""
 
-    def __init__(self, buffer: Buffer, capture: Capture) -> None:
-        self._buffer = buffer
-        self._event_loop = buffer.event_loop
-        self._capture = capture
+    def __init__(self, recorder: Recorder) -> None:
+        self._buffer = recorder.buffer
+        self._event_loop = recorder.event_loop
+        self._capture = recorder.capture
+        self._recorder = recorder
 
     def record(
         self, run: RunIdentity, name: str, payload: Mapping[str, object] | Fields | None
@@ -58,6 +59,7 @@ class QualityManager:
     def _captured(
         self, run: RunIdentity, name: str, payload: Mapping[str, object] | Fields | None
     ) -> Raw | None:
+        self._recorder.check_open()
         if not isinstance(name, str) or not name:
             raise PrefactorValueError(
                 f"name must be the name of a quality schema, got {in_message(name)}"
@@ -68,6 +70,8 @@ class QualityManager:
                 "payload must be a mapping or an object with fields, or None to remove the quality "
                 f"payload {name!r}, got a {type(payload).__qualname__}"
             )
+        if not self._recorder.records:
+            return None
         if payload is None:
             return _REMOVED
         if not self._capture.enabled:
@@ -87,4 +91,4 @@ class QualityManager:
             name=utf8(str.__str__(name)),
             payload=payload,
         )
-        self._buffer.record(operation, has_place=has_place)
+        self._buffer.record(operation, operation.size, has_place=has_place)

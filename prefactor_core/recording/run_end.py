@@ -2,119 +2,168 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final
 
-from prefactor_core.exceptions import ClientNotInitializedError, InstanceNotFoundError
-from prefactor_core.exceptions.checks import check_outcome, to_end
+from msgspec import UNSET, Raw, UnsetType
+
+from prefactor_core.exceptions import InstanceNotFoundError
+from prefactor_core.exceptions.checks import check_end, check_outcome, to_time
 from prefactor_core.exceptions.outcome import outcome_of
 from prefactor_core.models import AgentInstance
+from prefactor_core.models.clock import to_nanoseconds
 from prefactor_core.models.lifecycle import Outcome
 from prefactor_core.payloads.error_description import describe_error
-
-if TYPE_CHECKING:
-    from prefactor_core.recording.agent_instances import AgentInstanceManager
-    from prefactor_core.recording.spans import SpanManager
-
-
-class Managers(Protocol):
-    """What knows the open runs and spans: a client, or its scope."""
-
-    @property
-    def instance_manager(self) -> AgentInstanceManager: ...
-    @property
-    def span_manager(self) -> SpanManager: ...
-
+from prefactor_core.recording.instance_manager import AgentInstanceManager
+from prefactor_core.recording.recorder import Recorder
 
 SLICE: Final = 200
 """How many spans are ended at once, where other tasks can have a turn in between."""
 
 
 def finish_run(
-    managers: Managers,
+    instances: AgentInstanceManager,
+    recorder: Recorder,
     instance: AgentInstance,
     outcome: Outcome,
     error: BaseException | None = None,
     *,
-    unbegun: Outcome | None = None,
+    outcome_if_unstarted: Outcome | None = None,
     timestamp: datetime | None = None,
 ) -> None:
     """As :func:`finish_run_in_slices`, at once."""
     for _ in finish_run_in_slices(
-        managers, instance, outcome, error, unbegun=unbegun, timestamp=timestamp
+        instances,
+        recorder,
+        instance,
+        outcome,
+        error,
+        outcome_if_unstarted=outcome_if_unstarted,
+        timestamp=timestamp,
     ):
         pass
 
 
 def finish_run_in_slices(
-    managers: Managers,
+    instances: AgentInstanceManager,
+    recorder: Recorder,
     instance: AgentInstance,
     outcome: Outcome,
     error: BaseException | None = None,
     *,
-    unbegun: Outcome | None = None,
+    outcome_if_unstarted: Outcome | None = None,
     timestamp: datetime | None = None,
 ) -> Iterator[None]:
-    """Finish what is still open of a run, then the run, now or at ``timestamp``; nothing if it
-    has ended. Gives something after each slice of the work, and has to be gone through.
+    """End the open spans of a run, then the run, now or at ``timestamp``; nothing if it has ended.
 
-    Open spans end as ``failed``, with ``error`` as result, if that failed the run, else as
-    ``cancelled``: they did not come to their own end. ``unbegun``: how a run ends that was not
-    started and had no span, if not with ``outcome``.
+    An iterator that yields after each slice of the work, and has to be exhausted. Open spans end
+    as ``failed``, with ``error`` as result, if that failed the run, else as ``cancelled``.
+    ``outcome_if_unstarted``: the outcome of a run that was not started and had no span.
 
-    Raises :class:`PrefactorValueError`, before anything ends, for an outcome that there is not,
-    and for a time that is naive or before the run's start.
+    Raises :class:`PrefactorValueError`, before anything ends, for an unknown outcome, and for a
+    time that is naive or before the run's start.
     """
     check_outcome(outcome)
-    at = None
-    if timestamp is not None:
-        start = instance.started_at
-        with suppress(ClientNotInitializedError, InstanceNotFoundError):  # it has ended
-            # Where the wall was set back, the start may be ahead of it: the end is the start then.
-            clock = managers.instance_manager.identity(instance.id).clock
-            start = None if clock.is_ahead else start
-        at = to_end("timestamp", timestamp, f"agent instance {instance.id}", start)
+    at = None if timestamp is None else to_time("timestamp", timestamp)
+    if at is not None and instance.started_at is not None:
+        start: int | None = to_nanoseconds(instance.started_at)
+        with suppress(InstanceNotFoundError):  # it has ended
+            # Where the wall clock was set back, the start may be ahead of it: the end is the
+            # start then.
+            start = None if instances.identity(instance.id).clock.is_ahead else start
+        check_end("timestamp", at, f"agent instance {instance.id}", start)
     if instance.ended:
         return
-    spans, instances = managers.span_manager, managers.instance_manager
     failed = error if outcome == "failed" else None
     end: Outcome = "cancelled" if failed is None else "failed"
     result = None if failed is None else {"error": describe_error(failed, instance.created_at)}
     # All but the last slice, by a count that others cannot change.
-    slices = spans.index.count(instance.id) // SLICE
+    slices = recorder.index.count(instance.id) // SLICE
     if slices:
         with suppress(InstanceNotFoundError):  # another thread has ended it just now
             # A span that begins from now on, between two slices, is too late.
             instances.identity(instance.id).termination.ending = True
     for _ in range(slices):
-        spans.end_some(instance.id, end, SLICE, result, at)
+        _end_slice(recorder, instance.id, end, result, at)
         yield
-    results = spans.results_of_open(instance.id, result)
+    results = _captured_results(recorder, instance.id, result)
     with instances.event_loop.lock:
         if not instance.ended:
-            spans.finish_open(instance.id, end, results, at)
+            _end_all(recorder, instance.id, end, results, at)
             began = instance.started_at is not None
-            goal = outcome if began or unbegun is None else unbegun
-            instances.finish(instance.id, goal, at=at)
+            unstarted = outcome if outcome_if_unstarted is None else outcome_if_unstarted
+            instances.finish(instance.id, outcome if began else unstarted, at=at)
 
 
-def finish_open_runs(managers: Managers, error: BaseException | None) -> Iterator[None]:
+def finish_open_runs(
+    instances: AgentInstanceManager, recorder: Recorder, error: BaseException | None
+) -> Iterator[None]:
     """Finish the open runs of a client whose body ended with ``error``, or without one; in slices,
     as :func:`finish_run_in_slices`."""
-    spans, done = managers.span_manager, 0
-    for instance in managers.instance_manager.open_instances():
-        done += 1 + spans.index.count(instance.id) % SLICE
-        # A run that was neither started nor had a span did nothing, however this ends.
+    done = 0
+    for instance in instances.open_instances():
+        done += 1 + recorder.index.count(instance.id) % SLICE
+        # A run that was neither started nor had a span did nothing, however the body ended.
         yield from finish_run_in_slices(
-            managers, instance, outcome_of(error), error, unbegun="cancelled"
+            instances,
+            recorder,
+            instance,
+            outcome_of(error),
+            error,
+            outcome_if_unstarted="cancelled",
         )
         if done >= SLICE:
             done = 0
             yield
     # Spans of runs that other clients registered.
-    for _ in range(spans.index.count(None) // SLICE):
-        spans.end_some(None, "cancelled", SLICE)
+    for _ in range(recorder.index.count(None) // SLICE):
+        _end_slice(recorder, None, "cancelled")
         yield
-    spans.finish_open(None, "cancelled", spans.results_of_open(None))
+    _end_all(recorder, None, "cancelled", _captured_results(recorder, None))
+
+
+# ``instance_id``: None for the spans of all runs. Children end before their parents, and no span
+# before its start.
+
+
+def _captured_results(
+    recorder: Recorder, instance_id: str | None, data: Mapping[str, object] | None = None
+) -> dict[str, Raw | UnsetType]:
+    """The results that the open spans would end with, by the spans' ids. Captured before the lock
+    is taken."""
+    if recorder.unended is not None:
+        recorder.end_unended()
+    with recorder.event_loop.lock:
+        spans = recorder.index.last(instance_id)
+    return {span.recorded_id: recorder.captured_result(span, data) for span in spans}
+
+
+def _end_all(
+    recorder: Recorder,
+    instance_id: str | None,
+    outcome: Outcome,
+    results: Mapping[str, Raw | UnsetType],
+    at: int | None = None,
+) -> None:
+    with recorder.event_loop.lock:
+        for span in recorder.index.last(instance_id):
+            # A span that another thread opened after the results were captured has none.
+            recorder.end_as(span, outcome, at, results.get(span.recorded_id, UNSET))
+
+
+def _end_slice(
+    recorder: Recorder,
+    instance_id: str | None,
+    outcome: Outcome,
+    data: Mapping[str, object] | None = None,
+    at: int | None = None,
+) -> None:
+    """End the spans that were opened last."""
+    with recorder.event_loop.lock:
+        some = recorder.index.last(instance_id, SLICE)
+    results = [recorder.captured_result(span, data) for span in some]
+    with recorder.event_loop.lock:
+        for span, result in zip(some, results, strict=True):
+            recorder.end_as(span, outcome, at, result)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 
-from prefactor_core.export.counters import Counters
 from prefactor_core.export.identity import Identities
 from prefactor_core.operations import identifiers
-from prefactor_core.recording.open_span import OpenSpan
+from prefactor_core.recording.span_record import SpanRecord
 
 
 class SpanIndex:
@@ -18,71 +17,56 @@ class SpanIndex:
     holds the lock of recording. ``spans``: by the ids that they were recorded with.
     """
 
-    def __init__(self, counters: Counters, identities: Identities) -> None:
-        self._counters = counters
+    def __init__(self, identities: Identities) -> None:
         self._identities = identities
-        self.spans: dict[str, OpenSpan] = {}
+        self.spans: dict[str, SpanRecord] = {}
         # By the id that its operations call the run, in the order of opening: parents stand before
         # their children.
-        self._by_run: dict[str, dict[str, OpenSpan]] = {}
+        self.by_run: dict[str, dict[str, SpanRecord]] = {}
         # Those whose run may get another partition, by the part of their id that stays the same.
-        self._provisional: dict[str, OpenSpan] = {}
+        self.provisional: dict[str, SpanRecord] = {}
+        # How many were ever opened.
+        self.opened = 0
+        # Those of which no operation was recorded, in the order of opening.
+        self.unreported: dict[str, SpanRecord] = {}
 
-    def add(self, span: OpenSpan, held: int) -> None:
-        """The span is open; its payload has ``held`` bytes."""
-        if span.run.id != span.run.recorded_id or not span.run.registered:
-            self._provisional[identifiers.without_partition(span.id)] = span
-        try:
-            of_run = self._by_run[span.instance_id]
-        except KeyError:
-            of_run = self._by_run[span.instance_id] = {}
-        self.spans[span.id], of_run[span.id], span.held, self._counters.open_bytes = (
-            span,
-            span,
-            held,
-            self._counters.open_bytes + held,
-        )
+    def may_get_another_id(self, span: SpanRecord) -> None:
+        """The API may call the span by another partition than its id has."""
+        self.provisional[identifiers.without_partition(span.recorded_id)] = span
 
-    def remove(self, span: OpenSpan) -> None:
-        """The span is open no more; nothing if it was not."""
-        if span.id not in self.spans or self.spans[span.id] is not span:
-            return
-        of_run = self._by_run[span.instance_id]
-        del self.spans[span.id], of_run[span.id]
-        if not of_run:
-            del self._by_run[span.instance_id]
-        if self._provisional:
-            self._provisional.pop(identifiers.without_partition(span.id), None)
+    def has_ended(self, span: SpanRecord) -> None:
+        """The span is open no more."""
+        self.provisional.pop(identifiers.without_partition(span.recorded_id), None)
 
-    def find(self, span_id: str) -> OpenSpan | None:
+    def find(self, span_id: str) -> SpanRecord | None:
         """The open span of this id: the one that it was recorded with, or the API's."""
         span = self.spans.get(span_id)
         if span is not None:
             return span
         # The API may call it by another partition,
-        if self._provisional and identifiers.is_pfid(span_id):
-            span = self._provisional.get(identifiers.without_partition(span_id))
-            if span is not None and span.run.span_id(span.id) == span_id:
+        if self.provisional and identifiers.is_pfid(span_id):
+            span = self.provisional.get(identifiers.without_partition(span_id))
+            if span is not None and span.run.span_id(span.recorded_id) == span_id:
                 return span
         # or, where it makes the ids, by another id: each run knows those of its spans.
         if not self._identities.given_ids:
-            for of_run in list(self._by_run.values()):
+            for of_run in list(self.by_run.values()):
                 one = next(iter(of_run.values()), None)  # another thread may have ended the last
                 recorded_id = None if one is None else one.run.recorded_span_id(span_id)
                 if recorded_id is not None:
                     return of_run.get(recorded_id)
         return None
 
-    def last(self, instance_id: str | None, most: int | None = None) -> Sequence[OpenSpan]:
+    def last(self, instance_id: str | None, most: int | None = None) -> Sequence[SpanRecord]:
         """Up to ``most`` (None: all) spans that were opened last in an instance (None: in all),
         the last one first, so that children stand before their parents."""
         spans = self.spans
         if instance_id is not None:
-            spans = self._by_run.get(self._identities.of(instance_id).recorded_id, {})
+            spans = self.by_run.get(self._identities.of(instance_id).recorded_id, {})
         return [spans[key] for key in islice(reversed(spans), most)]
 
     def count(self, instance_id: str | None) -> int:
         """How many spans of an instance (None: of all) are open."""
         if instance_id is None:
             return len(self.spans)
-        return len(self._by_run.get(self._identities.of(instance_id).recorded_id, ()))
+        return len(self.by_run.get(self._identities.of(instance_id).recorded_id, ()))

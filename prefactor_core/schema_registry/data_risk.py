@@ -1,6 +1,6 @@
-"""DataRisk: what a span type does and which data it touches, for the risk score. Pure.
+"""DataRisk: the actions of a span type and the data that it touches, for the risk score. Pure.
 
-API.md section 9; the names are the service's.
+The names are those of ``data_risk`` in ``POST /agent_instance/register``.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Classification: TypeAlias = Literal[
     "unknown", "public", "internal", "confidential", "restricted", "secret"
 ]
 
-# What msgspec shows of what it was given.
-_GIVEN: Final = re.compile(r"(?<= (?:field|value) [`']).*?(?=[`'](?: - at `\$.*`)?\Z)", re.DOTALL)
+# The part of a message of msgspec that quotes the given value.
+_GIVEN: Final = r"(?s)(?<= (?:field|value) [`']).*?(?=[`'](?: - at `\$.*`)?\Z)"
 
 
 class ActionProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a step may do."""
+    """The actions that a step may take."""
 
     create_data: Permission = "unknown"
     read_data: Permission = "unknown"
@@ -36,7 +36,7 @@ class ActionProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class DataCategories(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which kinds of data are in a payload or result, and how confidential that is."""
+    """The kinds of data in a payload or result, and how confidential it is."""
 
     personal_identifiers: Presence = "unknown"
     contact_information: Presence = "unknown"
@@ -59,9 +59,9 @@ class DataCategories(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class DataRisk(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The risk of a span type: what it may do, and the data on both of its ends.
+    """The risk of a span type: its actions, and the data in its parameters and results.
 
-    What is not said is ``unknown``.
+    The default of every field is ``unknown``.
     """
 
     action_profile: ActionProfile = field(default_factory=ActionProfile)
@@ -70,18 +70,18 @@ class DataRisk(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def data_risk_json(name: str, data_risk: DataRisk | Mapping[str, object]) -> dict[str, Any]:
-    """As the API takes it: every part, and every name in it.
+    """Return ``data_risk`` in the form of the API, with every field.
 
-    Raises :class:`PrefactorValueError` for what is no :class:`DataRisk`, nor a mapping of its
+    Raises :class:`PrefactorValueError` for anything but a :class:`DataRisk` or a mapping of its
     fields.
     """
     checked: DataRisk | None = None
     problem = ""
     try:
-        # Also a DataRisk is looked at: what its fields were given, nobody has checked.
+        # A DataRisk is checked, too: msgspec does not check what its fields are given.
         checked = msgspec.convert(msgspec.to_builtins(data_risk), DataRisk)
     except (TypeError, ValueError, msgspec.ValidationError) as error:
-        problem = _GIVEN.sub(lambda found: in_message(found[0]).strip("'"), str(error))
+        problem = re.sub(_GIVEN, lambda found: in_message(found[0]).strip("'"), str(error))
     if checked is None:
         raise PrefactorValueError(
             f"data_risk of {name!r} is no DataRisk, nor a mapping of its fields: {problem}"

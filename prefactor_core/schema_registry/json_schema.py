@@ -1,9 +1,9 @@
-"""JSON Schema, held against values within bounds. Pure.
+"""Checks of values by JSON Schemas, within bounds.
 
-jsonschema does what a schema says, however long that takes: patterns that run backwards,
-alternatives within alternatives, references in circles. It does it in the thread of the agent, and
-some of it in one call that no other thread can come in between. Here a check has a number of steps
-and a time, and what is superlinear in it has a linear form.
+jsonschema follows a schema however long that takes: patterns that backtrack, nested alternatives,
+circles of references. It runs in the thread of the agent, partly in calls that no other thread can
+interrupt. Here a check has a limit of steps and of time, and superlinear keywords have a linear
+implementation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import attrs  # what the validators of jsonschema are made with
+import attrs  # the validators of jsonschema are attrs classes
 import msgspec
 from jsonschema import Draft202012Validator, FormatChecker, validators
 from jsonschema.exceptions import ValidationError
@@ -34,31 +34,31 @@ if TYPE_CHECKING:
 _MOST_VALUES: Final = 10_000
 _DEEPEST: Final = 64
 _LONGEST_TEXT: Final = 10_000
-"""Characters that a pattern is looked for in."""
+"""Characters that a pattern is searched in, at most."""
 
 MOST_STEPS: Final = 1_000_000
 _SECONDS: Final = 0.5
-"""Of the processor. The steps end a check that is alike on every machine; this ends what they do
-not see, such as the comparison of large values, and of characters with large sets of them."""
+"""Processor time. The steps end a check at the same point on every machine; the time ends work
+that is not counted in steps, such as comparisons of large values, and large sets of characters."""
 
 _STEPS_OF_A_PART: Final = 20
-"""What it takes to hold one part of a schema against one value, in states of a pattern."""
+"""Steps to compare one part of a schema with one value; a state of a pattern is one step."""
 
 
 class NotCheckedError(Exception):
-    """A check that is out of bounds, by the value."""
+    """A check that is out of bounds because of the value."""
 
 
 class UnboundedSchemaError(NotCheckedError):
-    """The same by the schema, whatever the value."""
+    """A check that is out of bounds because of the schema, for any value."""
 
 
 class SlowSchemaError(UnboundedSchemaError):
-    """A check that took as long as one may take."""
+    """A check that used up its steps or its time."""
 
 
 class _Budget(threading.local):
-    """What the check that this thread makes may still take."""
+    """The steps and the time left for the check in this thread."""
 
     steps = 0
     until = 0.0
@@ -79,41 +79,41 @@ _budget = _Budget()
 
 
 class JsonSchema:
-    """A schema, by the dialect that it names, or else of 2020-12. It fetches no other document.
+    """A schema of the dialect that it names, by default 2020-12. It fetches no other document.
 
-    Raises :class:`UnboundedSchemaError` if it is too large, or needs what has no bound; any other
-    exception says why it is no JSON Schema.
+    Raises :class:`UnboundedSchemaError` if it is too large, or needs a check without a bound; any
+    other exception says why it is no JSON Schema.
     """
 
     def __init__(self, schema: Any) -> None:
         _check_parts(schema)
         validator = _bounded(validators.validator_for(schema, default=Draft202012Validator))
         _budget.begin()
-        # As its check_schema() does, but within bounds.
+        # Like its check_schema(), but within bounds.
         rules = validator(validator.META_SCHEMA, format_checker=_FORMATS)
         for error in rules.iter_errors(schema):
             raise error
-        # One of our own: the default one fetches what it does not know.
+        # An empty registry: the default one fetches documents that it does not know.
         registry: Registry[Any] = Registry()
         self._validator: Any = validator(schema, registry=registry)
 
     def problems(self, value: object) -> Iterator[ValidationError]:
-        """What of ``value``, decoded JSON, does not fit. One such iteration at a time in a thread.
+        """Yield the problems of ``value``, decoded JSON. One such iteration at a time in a thread.
 
-        Raises :class:`NotCheckedError` where it is out of bounds, and other exceptions for
-        references that lead nowhere, or in a circle.
+        Raises :class:`NotCheckedError` if the check is out of bounds, and other exceptions for
+        references that lead nowhere or in a circle.
         """
         _budget.begin()
         yield from self._validator.iter_errors(value)
 
 
 def check_size(value: object) -> None:
-    """Raises :class:`NotCheckedError` if ``value``, decoded JSON, is too large for a check."""
+    """Raise :class:`NotCheckedError` if ``value``, decoded JSON, is too large for a check."""
     _values(value, "the value", NotCheckedError)
 
 
 def _values(whole: object, name: str, error: type[NotCheckedError]) -> list[Any]:
-    """``whole``, and all values inside of it. A list and no recursion: it may be nested deep."""
+    """Return ``whole`` and all values inside of it; without recursion, as it may be nested deep."""
     values: list[Any] = []
     level: list[Any] = [whole]
     for _ in range(_DEEPEST):
@@ -141,18 +141,18 @@ def _check_parts(schema: object) -> None:
             patterns = [fields.get("pattern")]
             if isinstance(named := fields.get("patternProperties"), Mapping):
                 patterns += cast("Mapping[str, object]", named)
-            # They are compiled as the schema is checked, which takes its time.
+            # Patterns are compiled when the schema is checked, which takes time.
             if any(isinstance(each, str) and len(each) > MOST_CHARACTERS for each in patterns):
                 raise UnboundedSchemaError("a pattern is too long")
     if "patternProperties" in names and "unevaluatedProperties" in names:
-        # jsonschema asks re itself, then.
+        # For this pair jsonschema calls re itself.
         reason = "it has unevaluatedProperties together with patternProperties"
         raise UnboundedSchemaError(reason)
 
 
 @cache
 def _bounded(plain: type[Validator]) -> Any:
-    """A validator of the same dialect that counts its steps."""
+    """Return a validator of the same dialect that counts its steps."""
 
     def additional_properties(
         validator: Any, allowed: Any, instance: Any, schema: Any
@@ -179,8 +179,8 @@ def _bounded(plain: type[Validator]) -> Any:
 
 
 def _evolve(validator: Any, **changes: Any) -> Any:
-    # Called for each part of the schema and each value that it is held against. The method that
-    # this one replaces would leave our class where a part has a "$schema" of its own.
+    # Called for each part of the schema and each value compared with it. The replaced method would
+    # change to another class at a part with a "$schema" of its own.
     _budget.spend(_STEPS_OF_A_PART)
     return attrs.evolve(validator, **changes)
 
@@ -196,7 +196,7 @@ def _is_pattern(text: object) -> bool:
     return not isinstance(text, str) or bool(_pattern_of(text))
 
 
-# Of the formats in a schema of schemas. For some patterns re.compile() takes seconds.
+# The format of patterns in schemas; re.compile() takes seconds for some patterns.
 _FORMATS: Final = FormatChecker(())
 _FORMATS.checks("regex", raises=re.error)(_is_pattern)
 
@@ -233,7 +233,7 @@ def _unique_items(
 
 
 def _canonical(value: object) -> object:
-    """``value`` of plain types, so that what is equal in JSON Schema is written alike."""
+    """Return ``value`` in plain types, so that values equal in JSON Schema have equal JSON."""
     if isinstance(value, dict):
         fields = cast("dict[str, object]", value)
         return {str(name): _canonical(item) for name, item in fields.items()}

@@ -1,8 +1,8 @@
 """Pattern: a regular expression whose search takes a bounded number of steps. Pure.
 
-``re`` tries one way after the other through a text: for some patterns that are more ways than
-atoms in the world, and nothing can stop it. Here all ways are followed side by side, character by
-character, so that the number of steps is at most that of characters times that of states.
+``re`` backtracks: for some patterns it tries exponentially many ways through a text, and nothing
+can stop it. This search follows all ways at once, character by character, so that the steps are
+at most the number of characters times the number of states.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MOST_CHARACTERS: Final = 1_000
 _MOST_STATES: Final = 2_000
 
 _FOUND: Final = 0
-"""The state in which the search ends."""
+"""The state that ends the search."""
 
 Spend: TypeAlias = Callable[[int], object]
 _CharacterTest: TypeAlias = Callable[[str], bool]
@@ -25,15 +25,15 @@ _PlaceTest: TypeAlias = Callable[[str, int, Spend], bool]
 
 
 class UnknownPatternError(Exception):
-    """A pattern that is too long, or has what cannot be followed side by side: a back reference,
-    a look behind, an atomic group, flags."""
+    """A pattern that is too long, or has a part that this search does not support: a back
+    reference, a look-behind, an atomic group, flags."""
 
 
 @lru_cache(256)
 def compile_pattern(source: str) -> Pattern:
-    """The pattern that ``source`` is, in the syntax of ``re``.
+    """Return the pattern ``source``, in the syntax of ``re``.
 
-    Raises :class:`UnknownPatternError`, and ``re.error`` for what is no pattern.
+    Raises :class:`UnknownPatternError`, and ``re.error`` for an invalid pattern.
     """
     try:
         return Pattern(source)
@@ -42,12 +42,12 @@ def compile_pattern(source: str) -> Pattern:
 
 
 class Pattern:
-    """See :func:`compile_pattern`."""
+    """A compiled pattern; see :func:`compile_pattern`."""
 
     def __init__(self, source: str) -> None:
         if len(source) > MOST_CHARACTERS:
             raise UnknownPatternError(f"a pattern of {len(source)} characters is too long")
-        # Of each state: what the next character, or else the place, must be, and what comes then.
+        # For each state: the test of the next character, or else of the place, and the next states.
         self._characters: list[_CharacterTest | None] = []
         self._places: list[_PlaceTest | None] = []
         self._next: list[list[int]] = []
@@ -59,7 +59,7 @@ class Pattern:
     def is_in(self, text: str, spend: Spend) -> bool:
         """Whether ``re.search`` finds it in ``text``.
 
-        ``spend`` is called again and again with a number of steps, and may raise.
+        ``spend`` is called repeatedly with a number of steps, and may raise to end the search.
         """
         return self._run(self._start, text, 0, spend, anywhere=not self._at_start_only)
 
@@ -79,7 +79,7 @@ class Pattern:
         return True
 
     def _reached(self, states: list[int], text: str, at: int, spend: Spend) -> set[int]:
-        """``states``, and all that follow from them without a character."""
+        """Return ``states`` and all states reachable from them without a character."""
         reached: set[int] = set()
         while states:
             state = states.pop()
@@ -107,7 +107,7 @@ class Pattern:
         return len(self._next) - 1
 
     def _sequence(self, items: Iterable[Any], then: int) -> int:
-        """The state from which ``items`` lead to ``then``."""
+        """Return the state from which ``items`` lead to ``then``."""
         for operator, given in reversed(list(items)):
             then = self._item(str(operator), given, then)
         return then
@@ -141,7 +141,7 @@ class Pattern:
             for _ in range(int(most) - int(least)):
                 then = self._state([end, self._sequence(items, then)])
         for _ in range(int(least)):
-            # A state for each, also of what is empty: they are counted.
+            # A state for each repetition, also of an empty one, so that they are counted.
             then = self._state([self._sequence(items, then)])
         return then
 
@@ -155,8 +155,8 @@ class Pattern:
 
 
 def _parsed(source: str) -> Sequence[Any]:
-    # Its parser is the one part of re that can be had without its search. In no other place: what
-    # it gives differs a little from version to version, and what is not known is refused.
+    # The parser of re, without its search. Used only here: its output differs a little from version
+    # to version, and unknown parts are refused.
     parser: Any = import_module("re._parser")
     parsed = parser.parse(source)
     if parsed.state.flags != parser.SRE_FLAG_UNICODE:
@@ -231,7 +231,7 @@ def _at_boundary(text: str, at: int, spend: Spend) -> bool:
 
 
 def _inside(text: str, at: int, spend: Spend) -> bool:
-    # Of a text that is empty, versions of re say this or that.
+    # For an empty text, versions of re differ.
     return (bool(text) or _INSIDE_OF_NOTHING) and not _at_boundary(text, at, spend)
 
 

@@ -1,7 +1,4 @@
-"""SchemaCheck: what of a payload does not fit the schemas that were registered.
-
-Pure, but for the log.
-"""
+"""SchemaCheck: the problems of payloads, by the schemas that were registered."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from itertools import islice
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.exceptions.log import log
@@ -29,27 +26,27 @@ _KNOWN_NAMES: Final = 100
 _MOST_SLOW: Final = 4
 _COMPARED_NAMES: Final = 100
 
-# What stands for a payload that could not be kept as it was, see capture and truncation.
+# The markers of payloads that could not be kept as they were, see capture and truncation.
 _MARKERS: Final = frozenset({"$truncated", "$withheld", "$unreadable"})
-# Every payload is an object: there is nothing to check.
+# Every payload is an object, so these have nothing to check.
 _FITS_ALL: Final[tuple[object, ...]] = (None, True, {}, {"type": "object"})
 
 
 class SchemaCheck:
-    """Compares payloads with the schemas of an ``agent_schema_version`` (API.md section 9).
+    """Compares payloads with the schemas of an ``agent_schema_version``.
 
-    Each method gives one short text for each problem, ten at most, and none if all fits or
-    there is no schema. ``span_type_schemas`` go before the two maps. Sensitive values are
-    checked as what they are, and not shown (API.md section 8). A payload that was withheld, or of
-    which a part was too large, is not checked. References to other documents are never fetched.
+    Each method returns one short text for each problem, at most ten; none if the value fits or
+    there is no schema. ``span_type_schemas`` take precedence over the two maps. Sensitive values
+    are checked without their tagged form, and never shown. A payload that was withheld, or has a
+    part that was too large, is not checked. References to other documents are never fetched.
 
-    A check is bounded, as it is made in the thread of who records. Not checked is a value of more
-    than 10,000 parts or 64 levels, or with a text of more than 10,000 characters where there is a
-    pattern for it; and by a schema that is as large itself, has patterns with back references,
-    look-behinds, atomic groups, flags or more than 1,000 characters, or takes 0.5 s of the
-    processor or a million steps (about 50,000 times a part of a schema and a part of a value).
-    Such a schema is given up, and with the fourth that takes too long all are. The log says it
-    once for each schema, as a warning.
+    A check runs in the recording thread, so it is bounded. Not checked are values of more than
+    10,000 parts or 64 levels, and strings of more than 10,000 characters that have a pattern.
+    Given up are schemas of that size; schemas whose patterns have back references, look-behinds,
+    atomic groups, flags or more than 1,000 characters; and schemas that take 0.5 s of processor
+    time or a million steps (about 50,000 comparisons of a part of a schema with a part of a
+    value). The fourth schema that takes too long ends all checks. The log warns once for each
+    schema.
 
     Raises :class:`PrefactorValueError` if the extra ``check`` is not installed.
     """
@@ -76,22 +73,22 @@ class SchemaCheck:
         self._unknown: dict[tuple[str, str], list[str]] = {}
 
     def payload(self, schema_name: str, payload: object) -> list[str]:
-        """What of a span's payload, as decoded JSON, does not fit its type.
+        """Return the problems of a span's payload, decoded JSON.
 
-        A type that is not registered is the one problem, unless none is.
+        A type that is not registered is the only problem; no problem if no type is registered.
         """
         if schema_name not in self._payloads and self._payloads:
             return list(self._not_registered("schema_name", schema_name, self._payloads))
         return self._check("payload", self._payloads, schema_name, payload)
 
     def result(self, schema_name: str, result: object) -> list[str]:
-        """What of a span's result, as decoded JSON, does not fit its type."""
+        """Return the problems of a span's result, decoded JSON."""
         return self._check("result", self._results, schema_name, result)
 
     def quality(self, name: str, payload: object) -> list[str]:
-        """What of a quality payload, as decoded JSON, does not fit its schema.
+        """Return the problems of a quality payload, decoded JSON.
 
-        A name that is not registered is the one problem: the API refuses it.
+        A name that is not registered is the only problem: ``record_quality`` refuses it.
         """
         if name not in self._qualities:
             return list(self._not_registered("name", name, self._qualities))
@@ -101,7 +98,7 @@ class SchemaCheck:
         known = self._unknown.get((field, name))
         if known is None:
             known = [f"{field}: {_short(repr(name))} is not registered"]
-            # Where each span has a name of its own, no more are compared.
+            # If every span has a name of its own, no more are compared.
             if len(self._unknown) < _KNOWN_NAMES:
                 known = [f"{known[0]}; {nearest_name(name, registered)}"]
                 self._unknown[field, name] = known
@@ -125,7 +122,7 @@ class SchemaCheck:
                 return [] if compiled is None else [compiled]
             check_size(value)
             errors = compiled.problems(_unwrapped(value))
-            problems = [_told(part, error) for error in islice(errors, _MOST_PROBLEMS)]
+            problems = [_described(part, error) for error in islice(errors, _MOST_PROBLEMS)]
             return [] if problems and _is_marked(value) else problems
         except NotCheckedError as error:
             self._leave_out(key, error)
@@ -150,9 +147,9 @@ class SchemaCheck:
 
 
 def _is_marked(value: object) -> bool:
-    """Whether a marker stands for a payload, or for a part of it."""
+    """Whether a marker replaces a payload or a part of it."""
     parts = [value]
-    for part in parts:  # which grows meanwhile
+    for part in parts:  # the list grows meanwhile
         if isinstance(part, dict):
             fields = cast("dict[str, object]", part)
             if len(fields) == 1 and not _MARKERS.isdisjoint(fields):
@@ -164,15 +161,15 @@ def _is_marked(value: object) -> bool:
 
 
 def nearest_name(name: str, registered: Iterable[str]) -> str:
-    """What a message about a ``name`` that is not ``registered`` ends with."""
-    # To compare names takes the square of their length.
+    """Return the end of a message about a ``name`` that is not ``registered``."""
+    # Comparing names takes the square of their length.
     known = [each[:_LONG_VALUE] for each in islice(registered, _COMPARED_NAMES)]
     nearest = get_close_matches(name[:_LONG_VALUE], known, n=1, cutoff=0.0)
     return f"the nearest that is: {nearest[0]!r}" if nearest else "nothing is"
 
 
 def _compiled(part: str, name: str, schema: object) -> JsonSchema | str:
-    """The schema, or what is wrong with it. Raises NotCheckedError."""
+    """Return the schema, or the reason why it is none; raise NotCheckedError out of bounds."""
     from prefactor_core.schema_registry.json_schema import JsonSchema, NotCheckedError
 
     try:
@@ -183,7 +180,7 @@ def _compiled(part: str, name: str, schema: object) -> JsonSchema | str:
         return f"{part}: the schema of {name!r} is no JSON Schema: {_reason(error)}"
 
 
-def _told(part: str, error: ValidationError) -> str:
+def _described(part: str, error: ValidationError) -> str:
     path = "".join(
         f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path
     )
@@ -203,7 +200,7 @@ def _short(text: str, most: int = _LONG_VALUE) -> str:
 
 
 class _Hidden:
-    """A sensitive value: it is what it is, and looks like its labels in a message."""
+    """A sensitive value, whose ``repr`` in messages shows only its labels."""
 
     labels = ""
 
@@ -211,28 +208,14 @@ class _Hidden:
         return self.labels
 
 
-class _HiddenText(_Hidden, str):  # noqa: SLOT000 - it has labels
-    pass
-
-
-class _HiddenInteger(_Hidden, int):
-    pass
-
-
-class _HiddenFloat(_Hidden, float):
-    pass
-
-
-class _HiddenFields(_Hidden, dict[str, object]):
-    pass
-
-
-class _HiddenItems(_Hidden, list[object]):
-    pass
+# There are no subclasses of True, False and null, which stay as they are.
+_HIDDEN: Final[Mapping[type, Any]] = {
+    cls: type("Hidden", (_Hidden, cls), {}) for cls in (str, int, float, dict, list)
+}
 
 
 def _unwrapped(value: object) -> object:
-    """``value`` with what is inside of the tagged form in its place."""
+    """Return ``value`` with the inner values in place of the tagged forms."""
     labels = sensitive_labels(value)
     if labels is not None:
         return _hidden(cast("dict[str, object]", value)["value"], labels)
@@ -245,23 +228,16 @@ def _unwrapped(value: object) -> object:
 
 
 def _hidden(value: object, labels: str) -> object:
-    hidden: _Hidden
-    if isinstance(value, str):
-        hidden = _HiddenText(value)
-    elif isinstance(value, int) and not isinstance(value, bool):
-        hidden = _HiddenInteger(value)
-    elif isinstance(value, float):
-        hidden = _HiddenFloat(value)
-    elif isinstance(value, dict):
+    if isinstance(value, dict):
         fields = cast("dict[str, object]", value)
-        hidden = _HiddenFields({key: _hidden(item, labels) for key, item in fields.items()})
+        value = {key: _hidden(item, labels) for key, item in fields.items()}
     elif isinstance(value, list):
-        items = cast("list[object]", value)
-        hidden = _HiddenItems(_hidden(item, labels) for item in items)
-    else:
-        return value  # True, False and null cannot be made to look like anything else
+        value = [_hidden(item, labels) for item in cast("list[object]", value)]
+    if type(value) not in _HIDDEN:
+        return value
+    hidden = _HIDDEN[type(value)](value)
     hidden.labels = labels
-    return hidden
+    return cast("object", hidden)
 
 
 def _mapping(value: object) -> Mapping[str, object]:
@@ -269,7 +245,7 @@ def _mapping(value: object) -> Mapping[str, object]:
 
 
 def _by_name(types: object, field: str) -> Mapping[str, object]:
-    """One schema of each entry of a list, by the name of the entry; None where it has none."""
+    """Return one schema of each entry of a list, or None, by the name of the entry."""
     found: dict[str, object] = {}
     for entry in cast("list[object]", types) if isinstance(types, list | tuple) else ():
         details = _mapping(entry)

@@ -1,4 +1,4 @@
-"""Which version of the span types a run is registered with. Pure."""
+"""The ``agent_schema_version`` that a run is registered with. Pure."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Mapping
 import msgspec
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
-from prefactor_core.schema_registry.registry import Schema, SchemaRegistry
+from prefactor_core.schema_registry.entries import Schema
+from prefactor_core.schema_registry.registry import SchemaRegistry
 
 
 def content_hash(schema_version: Schema) -> str:
-    """Twelve hexadecimal digits that follow from the content, whatever the order of keys."""
+    """Return twelve hexadecimal digits that depend on the content, and not on the order of keys."""
     import hashlib  # here: it takes milliseconds to import, and is needed once for a run
 
     content = msgspec.json.encode(schema_version, order="deterministic")
@@ -24,11 +25,11 @@ def choose_schema_version(
     external_id: str | None,
     registry: SchemaRegistry | None,
 ) -> Schema:
-    """The ``agent_schema_version`` to register a run with.
+    """Return the ``agent_schema_version`` to register a run with.
 
-    The one that was given, or else that of the registry. Where it has no identifier, it gets
-    ``external_id``, or else one that follows from its content: the same span types are the same
-    version on every run, others are another.
+    It is ``given``, or else that of the registry. Without an identifier of its own it gets
+    ``external_id``, or else one made from its content: the same span types are the same version
+    on every run.
 
     Raises :class:`PrefactorValueError` if there is neither.
     """

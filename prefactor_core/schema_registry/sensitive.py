@@ -1,4 +1,4 @@
-"""Values that are marked as sensitive, as the API takes them (API.md section 8). Pure."""
+"""Values marked as sensitive, in the tagged form that ``POST /agent_spans`` takes. Pure."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ DataCategory: TypeAlias = Literal[
     "gdpr_biometric_for_identification",
     "gdpr_sex_life_or_sexual_orientation",
 ]
-"""What kind of data a value is (API.md section 9)."""
+"""The kind of data that a value is; the names of the API's ``data_risk``."""
 
 _CATEGORIES: Final = cast("tuple[DataCategory, ...]", get_args(DataCategory))
 
 
 class Sensitive(Struct, frozen=True, kw_only=True):
-    """A value with the data categories that it is of; :func:`sensitive` makes one.
+    """A value with its data categories; made by :func:`sensitive`.
 
     It is recorded as ``{"$sensitive": kind, "labels": labels, "value": value}``.
     """
@@ -51,14 +51,13 @@ class Sensitive(Struct, frozen=True, kw_only=True):
 
 
 def sensitive(value: str | float | bool, *labels: DataCategory) -> Sensitive:
-    """``value``, marked as sensitive wherever it stands in a payload or a result.
+    """Return ``value`` marked as sensitive, for any place in a payload or a result.
 
-    ``labels``: the data categories that it is of, one at least. Who looks at the span sees the
-    value as Prefactor lets them; it is recorded all the same, so what must not leave the program
-    is for ``redact=``.
+    ``labels``: its data categories, at least one. Prefactor decides which viewers see the value;
+    it is recorded all the same, so use ``redact=`` for values that must not leave the program.
 
     Raises :class:`PrefactorValueError` for a label that is no category, and for a value that is
-    no text, number or boolean; the value is never shown.
+    no string, number or boolean; the message never shows the value.
     """
     if not labels:
         raise PrefactorValueError(
@@ -68,7 +67,7 @@ def sensitive(value: str | float | bool, *labels: DataCategory) -> Sensitive:
     for label in labels:
         _check_label(label)
     if isinstance(value, str):
-        # Plain ones, whatever subclass it is.
+        # A plain string, also of a subclass.
         return Sensitive(kind="string", labels=labels, value=str.__str__(value))
     if isinstance(value, bool):
         return Sensitive(kind="boolean", labels=labels, value=value)
@@ -86,14 +85,14 @@ def sensitive(value: str | float | bool, *labels: DataCategory) -> Sensitive:
 def _check_label(label: object) -> None:
     if label in _CATEGORIES:
         return
-    from difflib import get_close_matches  # here: it takes its time to import
+    from difflib import get_close_matches  # here: it takes milliseconds to import
 
     nearest = get_close_matches(label, _CATEGORIES, 1) if isinstance(label, str) else []
     if nearest:
         raise PrefactorValueError(
             f"{label!r} is no data category: is {nearest[0]!r} what is meant?"
         )
-    # Not shown: it may be the value, in the wrong place.
+    # Not shown: it may be the value in the wrong place.
     raise PrefactorValueError(
         "the labels of sensitive() come after its value, and are data categories: "
         + ", ".join(_CATEGORIES)
@@ -101,8 +100,8 @@ def _check_label(label: object) -> None:
 
 
 def sensitive_labels(value: object) -> str | None:
-    """What is shown of a sensitive value: its labels, ``[authentication_and_secrets]``; None
-    if ``value`` is not in the tagged form (API.md section 8)."""
+    """Return the labels of a sensitive value, ``[authentication_and_secrets]``, to be shown in its
+    place; None if ``value`` is not in the tagged form."""
     if not isinstance(value, dict) or "$sensitive" not in value or "value" not in value:
         return None
     labels = cast("dict[str, object]", value).get("labels")
@@ -111,7 +110,7 @@ def sensitive_labels(value: object) -> str | None:
 
 
 def hidden(value: object) -> object:
-    """Decoded JSON with labels in place of what is sensitive."""
+    """Return decoded JSON with labels in place of sensitive values."""
     labels = sensitive_labels(value)
     if labels is not None:
         return labels

@@ -13,8 +13,8 @@ Result = TypeVar("Result")
 class SpanType(Generic[Params, Result]):
     """A span type that was registered with classes: ``instance.span(ask({"prompt": "Hello"}))``.
 
-    ``name``: what it is registered as. It is for parameters that cannot tell of which class they
-    are, those of a TypedDict; objects of all other classes find their span type by themselves.
+    ``name``: its registered name. It is needed for the parameters of a TypedDict, which are plain
+    dicts; objects of all other classes identify their span type.
     """
 
     __slots__ = ("name",)
@@ -23,7 +23,7 @@ class SpanType(Generic[Params, Result]):
         self.name = name
 
     def __call__(self, params: Params) -> NamedParams[Result]:
-        """The parameters of a span of this type, for ``instance.span()``."""
+        """Return the parameters of a span of this type, for ``instance.span()``."""
         return NamedParams(self.name, params)
 
     def __repr__(self) -> str:

@@ -1,7 +1,7 @@
-"""Which fields a template shows, and whether the schemas know them. Pure.
+"""The fields that a template shows, and whether the schemas know them. Pure.
 
-Templates are Liquid over payload and result, merged (API.md section 9). Only what is shown,
-``{{…}}``, is looked at, and not rendered: that is the service's.
+Templates are Liquid over the merged payload and result; the service renders them. Only the
+``{{…}}`` parts are read here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _LEFT_OUT = re.compile(
     r"\{%-?\s*(raw|comment)\s*-?%\}.*?\{%-?\s*end\1\s*-?%\}|\{%-?\s*#.*?%\}", re.DOTALL
 )
 _SHOWN = re.compile(r"\{\{-?(.*?)-?\}\}", re.DOTALL)
-# Names that tags give: {% assign x = … %}, {% capture x %}, {% for x in … %}; or the lines of
+# Names that tags define: {% assign x = … %}, {% capture x %}, {% for x in … %}; or lines of
 # {% liquid … %}.
 _NAMED = re.compile(
     r"(?:\{%-?|^)\s*(?:assign|capture|for|tablerow|increment|decrement)\s+([\w-]+)", re.MULTILINE
@@ -27,15 +27,15 @@ _PART = re.compile(r"\.([\w-]+)|\[\s*(?:\"([^\"]*)\"|'([^']*)'|[^\]]*)\s*\]")
 _OF_LIQUID = {"true", "false", "nil", "null", "blank", "empty", "forloop", "tablerowloop"}
 _OF_LISTS_AND_TEXTS = {"size", "first", "last"}
 
-# What every span that failed has in its result.
+# Every failed span has this in its result.
 _ERROR: dict[str, Any] = {"error": {"properties": {"type": {}, "message": {}, "stacktrace": {}}}}
 
 
 def check_template(name: str, template: str, *schemas: Mapping[str, Any] | None) -> None:
-    """Raises :class:`PrefactorValueError` for a field that none of the ``schemas`` knows.
+    """Raise :class:`PrefactorValueError` for a field that none of the ``schemas`` knows.
 
-    It names the field, the span type and the nearest field. A schema that does not say which
-    fields there are knows all.
+    The message names the field, the span type and the nearest field. A schema that does not list
+    its fields knows all.
     """
     if "{{" in _SHOWN.sub("", _LEFT_OUT.sub("", template)):
         raise PrefactorValueError(f"template of {name!r} has a {{{{ without }}}}: {template!r}")
@@ -45,13 +45,13 @@ def check_template(name: str, template: str, *schemas: Mapping[str, Any] | None)
 
 
 def shown_fields(template: str) -> list[tuple[str, ...]]:
-    """The paths of the fields that a template shows, in order; each a tuple of names."""
+    """Return the paths of the fields that a template shows, in order; each a tuple of names."""
     template = _LEFT_OUT.sub("", template)
     given = set(_NAMED.findall(template)) | _OF_LIQUID
     paths: list[tuple[str, ...]] = []
     for shown in _SHOWN.findall(template):
         value, *filters = _split(shown)
-        # The arguments of a filter: what stands behind its colon, and their names.
+        # The arguments of a filter stand behind its colon, some with names.
         arguments = [re.sub(r"[\w-]+\s*:", "", each.partition(":")[2]) for each in filters]
         for text in (value, *arguments):
             paths += [path for path in _paths(text) if path[0] not in given]
@@ -59,7 +59,7 @@ def shown_fields(template: str) -> list[tuple[str, ...]]:
 
 
 def _split(shown: str) -> list[str]:
-    """At the bars between filters, which may also stand in a text."""
+    """Split at the bars between filters, but not inside of quoted texts."""
     parts: list[str] = [""]
     for piece in re.split(r"(\"[^\"]*\"|'[^']*'|\|)", shown):
         if piece == "|":
@@ -70,7 +70,7 @@ def _split(shown: str) -> list[str]:
 
 
 def _paths(expression: str) -> Iterable[tuple[str, ...]]:
-    # Texts go, but for those in brackets, which are names.
+    # Without quoted texts, except in brackets, where they are names.
     bare = re.sub(r"(\[\s*)?(\"[^\"]*\"|'[^']*')", lambda m: m[0] if m[1] else "", expression)
     for match in _PATH.finditer(bare):
         root = re.split(r"[.\[]", match[0], maxsplit=1)[0]
@@ -78,7 +78,7 @@ def _paths(expression: str) -> Iterable[tuple[str, ...]]:
         for part in _PART.finditer(match[0], len(root)):
             key = part[1] or part[2] or part[3]
             if key is None:
-                break  # an index: what is in a list is not looked at
+                break  # an index: the items of a list are not looked at
             path.append(key)
         yield tuple(path)
 
@@ -96,7 +96,7 @@ def _check_path(name: str, path: tuple[str, ...], schemas: Sequence[Mapping[str,
             if depth and key in _OF_LISTS_AND_TEXTS:
                 return
             shown = ".".join(path[: depth + 1])
-            import difflib  # here: it takes its time
+            import difflib  # here: it takes milliseconds to import
 
             near = difflib.get_close_matches(key, known, 1, cutoff=0.0)
             nearest = f"; the nearest field is {'.'.join((*path[:depth], *near))!r}" if near else ""
@@ -107,7 +107,7 @@ def _check_path(name: str, path: tuple[str, ...], schemas: Sequence[Mapping[str,
 
 
 def _fields_of(schema: object) -> Mapping[str, Mapping[str, Any]] | None:
-    """The fields of an object, or none of what is no object; None where there may be any."""
+    """Return the fields of an object, {} for another type; None if there may be any fields."""
     if not isinstance(schema, Mapping):
         return None
     parts = cast("Mapping[str, Any]", schema)

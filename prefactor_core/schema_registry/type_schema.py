@@ -1,4 +1,4 @@
-"""JSON Schemas of Python types, and the fields of their instances. Pure."""
+"""JSON Schemas of Python classes, and the fields of their instances. Pure."""
 
 from __future__ import annotations
 
@@ -30,24 +30,23 @@ Result = TypeVar("Result")
 
 _REF = "#/$defs/"
 _ANYTHING: list[object] = [object, Any]
-# Defaults are values of a program, which may be secrets, or others on each run. A discriminator
-# is OpenAPI's and no JSON Schema.
+# Defaults are values of a program, which may be secrets, or differ on each run. A discriminator
+# belongs to OpenAPI, not to JSON Schema.
 _LEFT_OUT = ("default", "discriminator")
 _PROPERTIES = ("properties", "patternProperties")
 _VALUES = ("enum", "const", "examples")
 
 
 class SpanParams(Generic[Result]):
-    """A base of classes of parameters that tells type checkers what their spans result in.
+    """A base class for parameters; it tells type checkers the type of the result.
 
     ``class Ask(Struct, SpanParams[Answer])``: a span of ``Ask(...)`` takes an ``Answer`` as its
-    result. It adds nothing to the class, and goes with structs, dataclasses and models of
+    result. The base adds nothing to the class, and works with structs, dataclasses and models of
     pydantic.
 
-    ``from_result``: fields, by their names in JSON, that are filled in from the result when the
-    span ends. Whoever reads
-    them finds them in the payload, unless the span has been told before its end, by ``start()``
-    or because of a child, or they would make it larger than ``max_payload_bytes``.
+    ``from_result``: names in JSON of the payload fields that are filled in from the result when
+    the span ends. They stay out of the payload if the span was reported before its end, by
+    ``start()`` or because of a child, or if they would make it larger than ``max_payload_bytes``.
     """
 
     __slots__ = ()
@@ -82,8 +81,8 @@ def has_fields(value: object) -> bool:
 
 
 def result_type_of(params: type) -> type | None:
-    """``R`` of a class that derives from ``SpanParams[R]``; None for any other, and where ``R`` is
-    no class."""
+    """Return ``R`` of a class that derives from ``SpanParams[R]``; None for any other class, and
+    if ``R`` is no class."""
     for base in getattr(get_origin(params) or params, "__mro__", ()):
         for generic in base.__dict__.get("__orig_bases__", ()):
             if get_origin(generic) is SpanParams:
@@ -94,7 +93,7 @@ def result_type_of(params: type) -> type | None:
 
 
 def check_from_result(name: str, params: type) -> None:
-    """Raises :class:`PrefactorValueError`, with the ``name`` of the span type, for a
+    """Raise :class:`PrefactorValueError`, with the ``name`` of the span type, for a
     ``from_result`` of ``params`` that is no tuple of names."""
     cls: object = get_origin(params) or params
     if not (isinstance(cls, type) and issubclass(cls, SpanParams)):
@@ -109,19 +108,19 @@ def check_from_result(name: str, params: type) -> None:
 
 
 def schema_of(name: str, field: str, cls: object) -> dict[str, Any]:
-    """The JSON Schema of what ``cls`` looks like when it is recorded.
+    """Return the JSON Schema of the recorded form of ``cls``.
 
-    References are resolved: only what refers to itself keeps its definition under ``$defs``.
+    References are resolved: only a type that refers to itself keeps its definition in ``$defs``.
     Defaults are left out.
-    Raises :class:`PrefactorValueError`, with ``field`` and the ``name`` of the span type, for what
-    has none, or is no object in JSON.
+    Raises :class:`PrefactorValueError`, with ``field`` and the ``name`` of the span type, for a
+    class that has no schema, or is no object in JSON.
     """
     schema: dict[str, Any] | None = None
     why = ""
     try:
         schema = _resolved(_given_schema(cls))
     except Exception as error:
-        # Of an object, which may be a payload, the error shows what is in it.
+        # Not for an object, which may be a payload: the error shows its content.
         is_type = isinstance(cls, type) or get_origin(cls) is not None
         why = (str(error).rpartition("\n")[2] if is_type else "") or type(error).__name__
     if schema is None:
@@ -144,13 +143,13 @@ def _given_schema(cls: object) -> dict[str, Any]:
     if of_pydantic is None:
         return _by_name(msgspec.json.schema(cls, schema_hook=_schema_of_object), cls)
     config: Mapping[str, object] = getattr(cls, "model_config", {})
-    # As it is recorded, which is how it dumps itself.
+    # The recorded form is the dump of the model.
     return of_pydantic(mode="serialization", by_alias=bool(config.get("serialize_by_alias", False)))
 
 
 def _by_name(schema: dict[str, Any], cls: object) -> dict[str, Any]:
-    """A schema of msgspec, in which what it writes as arrays inside of ``cls``, and has names for,
-    are the objects that are recorded."""
+    """Return a schema of msgspec in which arrays with names inside of ``cls`` are objects, as they
+    are recorded."""
     definitions: dict[str, Any] = schema.get("$defs", {})
     for info in _arrays_with_names(cls):
         name = info.cls.__name__
@@ -177,7 +176,7 @@ def _arrays_with_names(cls: object) -> list[NamedTupleType | StructType]:
     found: list[NamedTupleType | StructType] = []
     parts: list[object] = [inspect.type_info(cls)]
     seen = set[int]()
-    for part in parts:  # which grows meanwhile
+    for part in parts:  # the list grows meanwhile
         if isinstance(part, tuple | list):
             parts += cast("Sequence[object]", part)
         elif isinstance(part, inspect.Type | inspect.Field) and id(part) not in seen:
@@ -192,7 +191,7 @@ def _arrays_with_names(cls: object) -> list[NamedTupleType | StructType]:
 
 def _schema_of_object(cls: type) -> dict[str, Any]:
     if cls is object:
-        # Anything. Not {}: that is what msgspec takes for no schema.
+        # Any type. Not {}: msgspec takes that for no schema.
         return {"type": ["string", "number", "boolean", "object", "array", "null"]}
     raise NotImplementedError
 
@@ -221,35 +220,35 @@ def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
         reference = parts.get("$ref")
         if isinstance(reference, str) and reference.startswith(_REF):
             name = reference.removeprefix(_REF)
-            # What stands beside a reference goes before what it refers to.
+            # Keywords beside a reference override those of its definition.
             rest = keywords({key: item for key, item in parts.items() if key != "$ref"})
             if refers_to_itself(name):
                 if name not in kept:
-                    kept[name] = None  # first: it refers to itself
+                    kept[name] = None  # before resolving: it refers to itself
                     kept[name] = resolve(definitions[name])
                 return {"$ref": reference, **rest}
             return {**resolve(definitions[name]), **rest}
         return keywords(parts)
 
     def keywords(parts: dict[str, Any]) -> dict[str, Any]:
-        told: dict[str, Any] = {}
+        found: dict[str, Any] = {}
         for key, item in parts.items():
             if key in _LEFT_OUT:
                 continue
             if key in _PROPERTIES:
-                told[key] = {name: resolve(below) for name, below in item.items()}
+                found[key] = {name: resolve(below) for name, below in item.items()}
             elif key in _VALUES:
-                told[key] = deepcopy(item)
+                found[key] = deepcopy(item)
             elif key == "description":
-                # Docstrings are indented in one version of Python, and not in another.
-                told[key] = cleandoc(item)
+                # Some versions of Python keep the indentation of docstrings.
+                found[key] = cleandoc(item)
             else:
-                told[key] = resolve(item)
-        return told
+                found[key] = resolve(item)
+        return found
 
     root: dict[str, Any] = schema
     if "$ref" in root:
-        # The type is to be seen, also of one that refers to itself.
+        # Also a root that refers to itself must show its type.
         root = {**definitions[root["$ref"].removeprefix(_REF)], **root}
         del root["$ref"]
     resolved: dict[str, Any] = resolve(root)
@@ -257,7 +256,7 @@ def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _references(node: Any) -> list[str]:
-    """The names of the definitions that a part of a schema refers to."""
+    """Return the names of the definitions that a part of a schema refers to."""
     if isinstance(node, list):
         return [name for item in cast("Sequence[Any]", node) for name in _references(item)]
     if not isinstance(node, dict):
@@ -273,5 +272,5 @@ def _references(node: Any) -> list[str]:
 def _shown(cls: object) -> str:
     if isinstance(cls, type):
         return cls.__qualname__
-    # Of an object, which may be a payload, only what it is.
+    # Only the class of an object: it may be a payload.
     return repr(cls) if get_origin(cls) is not None else f"a {type(cls).__qualname__}"

@@ -1,9 +1,9 @@
-"""What a span is opened with, where that is no name but an object of a class. Pure."""
+"""Spans that are opened with an object of a registered class, not with a name. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.schema_registry.registry import SchemaRegistry
@@ -11,7 +11,7 @@ from prefactor_core.schema_registry.span_type import NamedParams
 from prefactor_core.schema_registry.type_schema import Fields, SpanParams
 
 TypedStep: TypeAlias = Fields | SpanParams[Any]
-"""Parameters that tell the span type."""
+"""Parameters that identify their span type."""
 
 
 def name_and_params(
@@ -19,16 +19,20 @@ def name_and_params(
     step: TypedStep,
     payload: Mapping[str, object] | Fields | None,
 ) -> tuple[str, object]:
-    """The span type of ``step``, and the parameters that its span starts with.
+    """Return the name of the span type of ``step``, and the parameters of the span.
 
-    ``step``: what a :class:`~prefactor_core.SpanType` made, or parameters of a class that
+    ``step``: parameters made by a :class:`~prefactor_core.SpanType`, or of a class that
     ``registry`` knows.
     Raises :class:`PrefactorValueError` for anything else.
     """
-    if isinstance(step, NamedParams):
+    known = None if registry is None else registry.names_by_class.get(type(step))
+    params: object = step
+    if known is not None:
+        name = known
+    elif isinstance(step, NamedParams):
         name, params = step.name, step.params
     elif registry is None or isinstance(step, type | Mapping | None):  # pyright: ignore[reportUnnecessaryComparison]
-        # Of the value, which may be a payload, only what it is.
+        # Only the class: the value may be a payload.
         got = (
             f"the class {step.__qualname__}" if isinstance(step, type) else type(step).__qualname__
         )
@@ -40,7 +44,7 @@ def name_and_params(
             f"{needs}, got {got}"
         )
     else:
-        name, params = registry.name_of(step), step
+        name = registry.name_of(step)
     if payload is not None:
         raise PrefactorValueError(
             f"a span of {name!r} that is opened with its parameters takes no payload beside them"
@@ -49,8 +53,8 @@ def name_and_params(
 
 
 def from_result(step: TypedStep) -> tuple[str, ...]:
-    """The fields of the payload that are filled in from the result."""
+    """Return the names of the payload fields that are filled in from the result."""
     params: object = step.params if isinstance(step, NamedParams) else step
-    cls = cast("type[SpanParams[Any]]", type(params))
-    # Of the class, which was checked as it was registered.
+    cls = type(params)
+    # From the class, which was checked when it was registered.
     return cls.from_result if issubclass(cls, SpanParams) else ()

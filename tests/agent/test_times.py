@@ -17,7 +17,8 @@ from prefactor_core import (
     PrefactorValueError,
     open_prefactor,
 )
-from prefactor_core.exceptions.checks import to_end, to_time
+from prefactor_core.exceptions.checks import check_end, to_time
+from prefactor_core.models.clock import to_datetime, to_nanoseconds
 from prefactor_core.testing import open_recording
 
 pytestmark = pytest.mark.virtual_time
@@ -51,19 +52,21 @@ def test_an_aware_time_is_the_same_moment_in_utc(moment: datetime) -> None:
         with pytest.raises(PrefactorValueError, match="no moment in UTC"):
             to_time("timestamp", moment)
         return
-    time = to_time("timestamp", moment)
+    time = to_datetime(to_time("timestamp", moment))
     assert (time, time.tzinfo) == (expected, UTC)
 
 
 def test_a_time_of_a_subclass_becomes_a_plain_one() -> None:
-    time = to_time("timestamp", Moment(2020, 1, 1, 14, tzinfo=BERLIN))
+    time = to_datetime(to_time("timestamp", Moment(2020, 1, 1, 14, tzinfo=BERLIN)))
     assert (type(time), time) == (datetime, PAST)
 
 
 def test_a_time_is_not_before_what_it_ends() -> None:
-    assert to_end("timestamp", PAST, "it", PAST) == to_end("timestamp", PAST, "it", None) == PAST
+    past = to_nanoseconds(PAST)
+    check_end("timestamp", past, "it", past)
+    check_end("timestamp", past, "it", None)
     with pytest.raises(PrefactorValueError) as caught:
-        to_end("timestamp", PAST - SECOND, "the run", PAST)
+        check_end("timestamp", past - 1_000_000_000, "the run", past)
     assert str(caught.value) == (
         "timestamp 2020-01-01T11:59:59+00:00 is before the start of the run, "
         "2020-01-01T12:00:00+00:00: give a later one, or none for now"

@@ -1,4 +1,4 @@
-"""Functions whose calls are spans: what is recorded of them, and what stays as it was."""
+"""Traced functions: the span of each call, and a function that behaves as before."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from prefactor_core import (
     traced,
 )
 
-LOGGER = "prefactor_core.agent.tracing"
+LOGGER = "prefactor_core.agent.traced"
 TOOL = ("agent:tool", "complete", [])
 
 
@@ -74,9 +74,8 @@ def _with_self(self: object, b: int) -> None: ...
 def _with_self_later(b: int, self: int) -> None: ...
 
 
-@pytest.mark.parametrize(
-    ("function", "call", "exclude", "payload"),
-    [
+async def test_the_payload_has_the_arguments_by_name() -> None:
+    cases: list[tuple[Callable[..., Any], Callable[[Any], object], tuple[str, ...], object]] = [
         (_all_kinds, lambda f: f(1), (), {"a": 1, "b": 2, "rest": [], "c": 3, "options": {}}),
         (
             _all_kinds,
@@ -91,40 +90,29 @@ def _with_self_later(b: int, self: int) -> None: ...
         (lambda x: None, lambda f: f(1), (), {"x": 1}),
         # A built-in function that does not tell its parameters.
         (max, lambda f: f(1, 2), (), {"args": [1, 2], "kwargs": {}}),
-    ],
-    ids=[str(number) for number in range(8)],
-)
-async def test_the_payload_has_the_arguments_by_name(
-    function: Callable[..., Any],
-    call: Callable[[Any], object],
-    exclude: tuple[str, ...],
-    payload: dict[str, object],
-) -> None:
+    ]
     async with recording() as r:
-        call(traced("agent:tool", exclude=exclude)(function))
-    assert r.run.named("agent:tool").payload == payload
+        for function, call, exclude, _ in cases:
+            call(traced("agent:tool", exclude=exclude)(function))
+    assert [span.payload for span in r.run.roots] == [payload for *_, payload in cases]
 
 
-@pytest.mark.parametrize(
-    ("value", "result"),
-    [
+async def test_a_mapping_is_the_result_and_anything_else_is_in_it() -> None:
+    @traced("agent:tool")
+    def give(value: object) -> object:
+        return value
+
+    cases: list[tuple[object, object]] = [
         ({"answer": 42}, {"answer": 42}),
         (None, None),
         ("text", {"result": "text"}),
         (0, {"result": 0}),
         (["a"], {"result": ["a"]}),
-    ],
-)
-async def test_a_mapping_is_the_result_and_anything_else_is_in_it(
-    value: object, result: object
-) -> None:
-    @traced("agent:tool")
-    def give() -> object:
-        return value
-
+    ]
     async with recording() as r:
-        assert give() is value
-    assert r.run.named("agent:tool").result == result
+        for value, _ in cases:
+            assert give(value) is value
+    assert [span.result for span in r.run.roots] == [result for _, result in cases]
 
 
 class _Unreadable(Mapping[str, object]):
@@ -182,7 +170,7 @@ async def test_no_result_is_kept_where_none_is_wanted() -> None:
     assert [span.result for span in r.run.spans.values()] == [None] * 3
 
 
-async def test_what_the_function_says_of_its_span_is_kept_beside_its_result() -> None:
+async def test_set_result_in_a_function_is_kept_beside_its_return_value() -> None:
     @traced("agent:llm")
     async def ask() -> str:
         span = current_span()
@@ -305,7 +293,7 @@ async def test_a_run_that_was_terminated_begins_no_call() -> None:
 # Where there is no run
 
 
-async def test_outside_of_a_run_a_function_runs_unrecorded_which_is_told_once(
+async def test_outside_a_run_a_function_runs_unrecorded_which_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     @traced("agent:tool")
@@ -335,9 +323,9 @@ async def test_outside_of_a_run_a_function_runs_unrecorded_which_is_told_once(
         async with aclosing(astream(1)) as anumbers:
             assert await anext(anumbers) == 1
             assert await anumbers.asend(2) == 2
-    told = [record for record in caplog.records if record.name == LOGGER]
-    assert [record.levelname for record in told] == ["INFO"] * 4
-    for record, function in zip(told, (call, acall, stream, astream), strict=True):
+    logged = [record for record in caplog.records if record.name == LOGGER]
+    assert [record.levelname for record in logged] == ["INFO"] * 4
+    for record, function in zip(logged, (call, acall, stream, astream), strict=True):
         assert function.__qualname__ in record.getMessage()
 
 
@@ -555,24 +543,24 @@ async def _async_generator(n: int) -> AsyncIterator[int]:
     yield n
 
 
-@pytest.mark.parametrize("function", [_coroutine, _plain, _generator, _async_generator])
-def test_a_decorated_function_looks_like_itself(function: Callable[..., Any]) -> None:
-    decorated = traced("agent:tool")(function)
-    assert decorated is not function
-    assert inspect.signature(decorated) == inspect.signature(function)
-    assert (decorated.__name__, decorated.__doc__) == (function.__name__, function.__doc__)
-    for kind in (
-        inspect.iscoroutinefunction,
-        inspect.isgeneratorfunction,
-        inspect.isasyncgenfunction,
-    ):
-        assert kind(decorated) == kind(function)
-        assert kind(traced("agent:tool")(partial(function, 1))) == kind(function)
+def test_a_decorated_function_looks_like_itself() -> None:
+    functions: list[Callable[..., Any]] = [_coroutine, _plain, _generator, _async_generator]
+    for function in functions:
+        decorated = traced("agent:tool")(function)
+        assert decorated is not function
+        assert inspect.signature(decorated) == inspect.signature(function)
+        assert (decorated.__name__, decorated.__doc__) == (function.__name__, function.__doc__)
+        for kind in (
+            inspect.iscoroutinefunction,
+            inspect.isgeneratorfunction,
+            inspect.isasyncgenfunction,
+        ):
+            assert kind(decorated) == kind(function)
+            assert kind(traced("agent:tool")(partial(function, 1))) == kind(function)
 
 
-@pytest.mark.parametrize(
-    ("decorate", "message"),
-    [
+def test_misuse_is_a_clear_error_at_decoration() -> None:
+    cases: list[tuple[Callable[[], object], str]] = [
         (lambda: traced(_plain), r'got function: write @traced\("agent:tool"\)'),  # type: ignore[arg-type]
         (lambda: traced(""), "schema_name must be the name of a span type, got ''"),
         (lambda: traced("agent:tool")(3), "for functions, got int"),  # type: ignore[type-var]
@@ -593,13 +581,10 @@ def test_a_decorated_function_looks_like_itself(function: Callable[..., Any]) ->
         (lambda: traced("agent:tool", reduce="")(_generator), "reduce must be a function"),  # type: ignore[arg-type]
         (lambda: traced("agent:tool", reduce="".join)(_plain), "generators, and _plain is none"),
         (lambda: traced("agent:tool", reduce="".join)(_coroutine), "_coroutine is none"),
-    ],
-)
-async def test_misuse_is_a_clear_error_at_decoration(
-    decorate: Callable[[], object], message: str
-) -> None:
-    with pytest.raises(PrefactorValueError, match=message):
-        decorate()
+    ]
+    for decorate, message in cases:
+        with pytest.raises(PrefactorValueError, match=message):
+            decorate()
 
 
 async def test_a_handle_is_misused_as_clearly() -> None:
@@ -625,7 +610,7 @@ async def test_a_function_of_a_run_whose_client_has_closed_works_as_ever() -> No
     assert r.run.shape == ("complete", [("agent:tool", "complete", [])])
 
 
-async def test_a_thread_of_ones_own_knows_the_run_of_the_span_that_is_open_in_it() -> None:
+async def test_a_thread_knows_the_run_of_the_span_that_is_open_in_it() -> None:
     async with recording() as r:
 
         @traced("agent:llm")

@@ -1,4 +1,4 @@
-"""Generators that are traced: what is recorded, the protocol, whose spans are whose, the end."""
+"""Traced generators: their spans, the generator protocol, parents of spans, and the end."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ import pytest
 from support.harness import recording
 
 from prefactor_core import SpanContextStack, current_span, traced
-from prefactor_core.agent.tracing import MAX_ITEMS
+from prefactor_core.agent.traced_call import MAX_ITEMS
 
-LOGGER = "prefactor_core.agent.tracing"
+LOGGER = "prefactor_core.agent.traced"
 TOOL = ("agent:tool", "complete", [])
 
 
@@ -78,7 +78,7 @@ async def test_items_can_be_reduced_to_what_is_recorded(
     assert r.run.named("agent:llm").result == result
 
 
-async def test_a_reduce_that_raises_does_not_reach_the_agent_and_is_told_once(
+async def test_an_error_of_reduce_does_not_reach_the_agent_and_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     @traced("agent:llm", reduce="".join)
@@ -95,7 +95,7 @@ async def test_a_reduce_that_raises_does_not_reach_the_agent_and_is_told_once(
     assert f"reduce= of {stream.__qualname__} raised TypeError" in record.getMessage()
 
 
-async def test_of_an_endless_stream_the_first_items_are_kept_and_the_others_counted() -> None:
+async def test_the_first_items_of_an_endless_stream_are_kept_and_the_others_counted() -> None:
     @traced("agent:tool")
     def stream() -> Iterator[int]:
         yield from range(MAX_ITEMS + 5)
@@ -320,28 +320,24 @@ async def _aplay(generator: AsyncGenerator[object, object], script: list[Step]) 
     return seen
 
 
-@pytest.mark.parametrize(("script", "status"), SCRIPTS)
-async def test_a_generator_can_be_sent_thrown_into_and_closed_as_before(
-    script: list[Step], status: str
-) -> None:
-    logs: tuple[list[object], list[object]] = [], []
+async def test_a_generator_can_be_sent_thrown_into_and_closed_as_before() -> None:
     async with recording() as r:
-        expected = _play(_echo(logs[0]), script)
-        assert _play(traced("agent:tool")(_echo)(logs[1]), script) == expected
-        assert logs[0] == logs[1]
-    assert r.run.shape == ("complete", [("agent:tool", status, [])])
+        for script, _ in SCRIPTS:
+            logs: tuple[list[object], list[object]] = [], []
+            expected = _play(_echo(logs[0]), script)
+            assert _play(traced("agent:tool")(_echo)(logs[1]), script) == expected
+            assert logs[0] == logs[1]
+    assert r.run.shape == ("complete", [("agent:tool", status, []) for _, status in SCRIPTS])
 
 
-@pytest.mark.parametrize(("script", "status"), SCRIPTS)
-async def test_an_async_generator_can_be_sent_thrown_into_and_closed_as_before(
-    script: list[Step], status: str
-) -> None:
-    logs: tuple[list[object], list[object]] = [], []
+async def test_an_async_generator_can_be_sent_thrown_into_and_closed_as_before() -> None:
     async with recording() as r:
-        expected = await _aplay(_aecho(logs[0]), script)
-        assert await _aplay(traced("agent:tool")(_aecho)(logs[1]), script) == expected
-        assert logs[0] == logs[1]
-    assert r.run.shape == ("complete", [("agent:tool", status, [])])
+        for script, _ in SCRIPTS:
+            logs: tuple[list[object], list[object]] = [], []
+            expected = await _aplay(_aecho(logs[0]), script)
+            assert await _aplay(traced("agent:tool")(_aecho)(logs[1]), script) == expected
+            assert logs[0] == logs[1]
+    assert r.run.shape == ("complete", [("agent:tool", status, []) for _, status in SCRIPTS])
 
 
 async def test_an_error_that_a_generator_raises_as_it_is_closed_has_no_other_context() -> None:
@@ -368,7 +364,7 @@ async def test_an_error_that_a_generator_raises_as_it_is_closed_has_no_other_con
     assert r.run.shape == ("complete", [("agent:tool", "failed", [])] * 2)
 
 
-async def test_a_generator_returns_its_value_to_who_delegates_to_it() -> None:
+async def test_a_generator_returns_its_value_to_yield_from() -> None:
     echo = traced("agent:tool")(_echo)
 
     def outer() -> Generator[object, object, None]:
@@ -423,7 +419,7 @@ async def test_an_error_that_was_thrown_into_a_generator_leaves_no_cycle(
             gc.enable()
 
 
-async def test_the_loop_hears_of_every_other_generator() -> None:
+async def test_the_hooks_of_the_loop_for_other_generators_stay() -> None:
     async with recording():
         numbers = traced("agent:tool")(_async_generator)(1)
         before = sys.get_asyncgen_hooks()
@@ -434,7 +430,7 @@ async def test_the_loop_hears_of_every_other_generator() -> None:
 # Whose spans are whose
 
 
-async def test_what_is_opened_between_two_items_is_no_child_of_the_generator() -> None:
+async def test_a_span_that_is_opened_between_two_items_is_no_child_of_the_generator() -> None:
     @traced("agent:llm")
     def stream() -> Iterator[int]:
         for item in range(2):
@@ -644,7 +640,7 @@ async def test_an_async_generator_that_is_forgotten_is_closed_by_the_loop_alone(
             assert SpanContextStack.get_stack() == [run.id]
     stored = r.run.named("agent:llm")
     assert (stored.status, stored.result) == ("cancelled", {"items": [1]})
-    # Trio's own word on it, and nothing on what is inside of it.
+    # Trio warns of the outer generator; nothing warns of the inner one.
     assert len(caught) == (anyio_backend_name == "trio")
     assert all(f"{stream.__qualname__}' was garbage collected" in str(w.message) for w in caught)
     assert capfd.readouterr() == ("", "")

@@ -1,4 +1,4 @@
-"""Traced functions that return before their work is done: what is returned decides."""
+"""Traced functions that return before their work is done: the return value decides."""
 
 from __future__ import annotations
 
@@ -120,73 +120,71 @@ FUNCTIONS: dict[str, Callable[[object], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-async def test_what_is_awaited_on_the_spot_is_recorded_until_it_is_done(name: str) -> None:
-    async with recording() as r:
-        assert await trace(FUNCTIONS[name])({"answer": 42}) == {"answer": 42}
-        between()
-        with pytest.raises(ValueError, match="no"):
-            await trace(FUNCTIONS[name])(ValueError("no"))
-    expected = [("agent:tool", status, [INNER]) for status in ("complete", "failed")]
-    assert r.run.shape == ("complete", expected)
-    assert r.run.roots[0].result == {"answer": 42}
+async def test_a_call_that_is_awaited_at_once_is_recorded_until_it_is_done() -> None:
+    for name, function in FUNCTIONS.items():
+        async with recording() as r:
+            assert await trace(function)({"answer": 42}) == {"answer": 42}, name
+            between()
+            with pytest.raises(ValueError, match="no"):
+                await trace(function)(ValueError("no"))
+        expected = [("agent:tool", status, [INNER]) for status in ("complete", "failed")]
+        assert r.run.shape == ("complete", expected), name
+        assert r.run.roots[0].result == {"answer": 42}, name
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("outcome", ["complete", "failed", "cancelled"])
-async def test_a_call_lasts_until_what_it_has_returned_is_awaited(name: str, outcome: str) -> None:
+async def test_a_call_lasts_until_its_returned_awaitable_is_done(outcome: str) -> None:
     error = ValueError("no")
     given = {"complete": {"answer": 42}, "failed": error, "cancelled": "wait"}[outcome]
-    async with recording() as r:
-        awaitable = trace(FUNCTIONS[name])(given)
-        between()
+    for name, function in FUNCTIONS.items():
+        async with recording() as r:
+            awaitable = trace(function)(given)
+            between()
+            if outcome == "complete":
+                assert await awaitable == given, name
+            elif outcome == "failed":
+                with pytest.raises(ValueError, match="no") as caught:
+                    await awaitable
+                assert caught.value is error, name
+            else:
+                with anyio.move_on_after(0.01):
+                    await awaitable
+            between()
+        assert r.run.shape == tool(outcome, INNER), name
         if outcome == "complete":
-            assert await awaitable == given
-        elif outcome == "failed":
-            with pytest.raises(ValueError, match="no") as caught:
-                await awaitable
-            assert caught.value is error
-        else:
-            with anyio.move_on_after(0.01):
-                await awaitable
-        between()
-    assert r.run.shape == tool(outcome, INNER)
-    if outcome == "complete":
-        assert r.run.named("agent:tool").result == given
+            assert r.run.named("agent:tool").result == given, name
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_decorated_function_looks_like_itself_whatever_it_returns(name: str) -> None:
-    function = FUNCTIONS[name]
-    for kind in (
-        inspect.iscoroutinefunction,
-        inspect.isgeneratorfunction,
-        inspect.isasyncgenfunction,
-        inspect.signature,
-    ):
-        assert kind(trace(function)) == kind(function)
+def test_a_decorated_function_looks_like_itself_whatever_it_returns() -> None:
+    for name, function in FUNCTIONS.items():
+        for kind in (
+            inspect.iscoroutinefunction,
+            inspect.isgeneratorfunction,
+            inspect.isasyncgenfunction,
+            inspect.signature,
+        ):
+            assert kind(trace(function)) == kind(function), name
 
 
-@pytest.mark.parametrize("name", ["lambda", "async callable", "wrapped"])
-async def test_what_stands_for_a_coroutine_can_be_a_task(
-    name: str, anyio_backend_name: str
-) -> None:
-    async with recording() as r:
-        made = trace(FUNCTIONS[name])
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(made, "x")
-        if anyio_backend_name == "asyncio":
-            coroutine = made("x")
-            assert inspect.iscoroutine(coroutine)
-            assert coroutine.__qualname__ in ("work", "AsyncCallable.__call__")
-            task = asyncio.create_task(coroutine)
-            assert await task == "x"
-    once = ("agent:tool", "complete", [INNER])
-    assert r.run.shape == ("complete", [once] * (2 if anyio_backend_name == "asyncio" else 1))
+async def test_the_substitute_of_a_coroutine_can_be_a_task(anyio_backend_name: str) -> None:
+    for name in ("lambda", "async callable", "wrapped"):
+        async with recording() as r:
+            made = trace(FUNCTIONS[name])
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(made, "x")
+            if anyio_backend_name == "asyncio":
+                coroutine = made("x")
+                assert inspect.iscoroutine(coroutine), name
+                assert coroutine.__qualname__ in ("work", "AsyncCallable.__call__")
+                task = asyncio.create_task(coroutine)
+                assert await task == "x"
+        once = ("agent:tool", "complete", [INNER])
+        times = 2 if anyio_backend_name == "asyncio" else 1
+        assert r.run.shape == ("complete", [once] * times), name
 
 
 @pytest.mark.parametrize("way", ["closed", "collected"])
-async def test_a_coroutine_that_nobody_awaits_is_cancelled_and_python_says_so_as_ever(
+async def test_a_coroutine_that_is_never_awaited_is_cancelled_and_python_warns_as_ever(
     way: str,
 ) -> None:
     said: list[list[str]] = []
@@ -206,11 +204,9 @@ async def test_a_coroutine_that_nobody_awaits_is_cancelled_and_python_says_so_as
 
 
 @pytest.mark.parametrize("outcome", ["complete", "failed", "cancelled"])
-@pytest.mark.parametrize("kind", ["task", "future", "done", "of a thread"])
-def test_a_future_stays_the_same_object_and_its_outcome_is_that_of_the_call(
-    kind: str, outcome: str
-) -> None:
-    asyncio.run(_with_future(kind, outcome))
+def test_a_future_stays_the_same_object_and_its_outcome_is_that_of_the_call(outcome: str) -> None:
+    for kind in ("task", "future", "done", "of a thread"):
+        asyncio.run(_with_future(kind, outcome))
 
 
 async def _with_future(kind: str, outcome: str) -> None:
@@ -258,7 +254,7 @@ async def _with_future(kind: str, outcome: str) -> None:
         await asyncio.sleep(0)
         if outcome == "failed":
             assert isinstance(future.exception(), ValueError)  # nor does Python complain of it
-    assert r.run.shape == tool(outcome, *([INNER] if kind == "task" else []))
+    assert r.run.shape == tool(outcome, *([INNER] if kind == "task" else [])), kind
     if outcome == "complete":
         assert r.run.named("agent:tool").result == {"result": "x"}
 
@@ -282,14 +278,14 @@ async def test_the_work_of_another_thread_ends_its_call_when_it_is_done() -> Non
     assert r.run.shape == tool("complete", INNER)
 
 
-def test_an_error_of_a_task_that_nobody_asks_for_is_told_as_ever() -> None:
+def test_asyncio_reports_an_error_that_is_never_retrieved_as_ever() -> None:
     assert asyncio.run(_with_lost_error()) == ["Task exception was never retrieved"]
 
 
 async def _with_lost_error() -> list[str]:
-    told: list[str] = []
+    reported: list[str] = []
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda _, context: told.append(context["message"]))
+    loop.set_exception_handler(lambda _, context: reported.append(context["message"]))
 
     @trace
     def start() -> asyncio.Task[object]:
@@ -304,10 +300,10 @@ async def _with_lost_error() -> list[str]:
         await asyncio.sleep(0)
         gc.collect()
     assert r.run.shape == tool("failed")
-    return told
+    return reported
 
 
-async def test_a_request_that_is_entered_and_not_awaited_is_what_it_was() -> None:
+async def test_a_request_that_is_entered_and_not_awaited_behaves_as_before() -> None:
     async with recording() as r:
 
         @trace
@@ -480,35 +476,37 @@ async def _open(name: str) -> Any:
     return await stream if inspect.iscoroutine(stream) else stream
 
 
-@pytest.mark.parametrize("name", STREAMS)
-async def test_a_call_lasts_until_the_stream_that_it_has_returned_is_at_its_end(name: str) -> None:
-    async with recording() as r:
-        stream = await _open(name)
-        between()
-        assert await _items_of(stream) == [0, 1, 2]
-        between()
-    (root,) = r.run.roots
-    assert (root.name, root.status, root.result) == ("agent:tool", "complete", {"items": [0, 1, 2]})
-    assert {child.name for child in root.children} == {"agent:llm"}
-    # Those that are no generators are asked for their end, too.
-    assert len(root.children) in (3, 4)
+async def test_a_call_lasts_until_the_stream_that_it_has_returned_is_at_its_end() -> None:
+    for name in STREAMS:
+        async with recording() as r:
+            stream = await _open(name)
+            between()
+            assert await _items_of(stream) == [0, 1, 2], name
+            between()
+        (root,) = r.run.roots
+        assert (root.name, root.status) == ("agent:tool", "complete"), name
+        assert root.result == {"items": [0, 1, 2]}, name
+        assert {child.name for child in root.children} == {"agent:llm"}, name
+        # Streams that are no generators are asked for their end, too.
+        assert len(root.children) in (3, 4), name
 
 
 @pytest.mark.parametrize("way", ["closed", "forgotten"])
-@pytest.mark.parametrize("name", STREAMS)
-async def test_a_stream_that_is_left_early_is_cancelled(name: str, way: str) -> None:
-    async with recording() as r:
-        stream = await _open(name)
-        assert await _items_of(stream, 2) == [0, 1]
-        if way == "closed" or name == "async generator":  # which its loop would close
-            closing = stream.aclose() if hasattr(stream, "aclose") else stream.close()
-            if inspect.isawaitable(closing):
-                await closing
-        del stream
-        gc.collect()
-        between()
-    (root,) = r.run.roots
-    assert (root.name, root.status, root.result) == ("agent:tool", "cancelled", {"items": [0, 1]})
+async def test_a_stream_that_is_left_early_is_cancelled(way: str) -> None:
+    for name in STREAMS:
+        async with recording() as r:
+            stream = await _open(name)
+            assert await _items_of(stream, 2) == [0, 1], name
+            if way == "closed" or name == "async generator":  # which its loop would close
+                closing = stream.aclose() if hasattr(stream, "aclose") else stream.close()
+                if inspect.isawaitable(closing):
+                    await closing
+            del stream
+            gc.collect()
+            between()
+        (root,) = r.run.roots
+        assert (root.name, root.status) == ("agent:tool", "cancelled"), name
+        assert root.result == {"items": [0, 1]}, name
 
 
 @pytest.mark.parametrize("name", ["stream", "async stream"])
@@ -540,8 +538,7 @@ async def test_a_call_ends_with_the_block_of_its_stream_at_the_latest(
     assert len(root.result["items"]) == (3 if outcome == "complete" else 2)
 
 
-@pytest.mark.parametrize("name", ["generator", "async generator", "stream", "async stream"])
-async def test_an_error_of_a_stream_fails_its_call(name: str) -> None:
+async def test_an_error_of_a_stream_fails_its_call() -> None:
     class Failing(Stream):
         def __next__(self) -> int:
             raise ValueError("no")
@@ -557,11 +554,12 @@ async def test_an_error_of_a_stream_fails_its_call(name: str) -> None:
         "stream": _make(Failing),
         "async stream": _make(AsyncFailing),
     }
-    async with recording() as r:
-        with pytest.raises((ValueError, ZeroDivisionError)):
-            await _items_of(trace(makers[name])())
-    (root,) = r.run.roots
-    assert (root.status, root.result["items"]) == ("failed", [])
+    for name, maker in makers.items():
+        async with recording() as r:
+            with pytest.raises((ValueError, ZeroDivisionError)):
+                await _items_of(trace(maker)())
+        (root,) = r.run.roots
+        assert (root.status, root.result["items"]) == ("failed", []), name
 
 
 async def _failing() -> AsyncGenerator[int]:
@@ -572,15 +570,16 @@ async def _zero() -> int:
     return 0
 
 
-@pytest.mark.parametrize("name", ["generator", "async generator", "stream", "async stream"])
-async def test_a_stream_that_nobody_asks_for_an_item_ends_its_call_as_well(name: str) -> None:
-    async with recording() as r:
-        stream = await _open(name)
-        del stream
-        gc.collect()
-        between()
-    # The work of a generator was not begun; an object may have been used in other ways.
-    assert r.run.shape == tool("cancelled" if "generator" in name else "complete")
+async def test_a_stream_that_is_never_asked_for_an_item_ends_its_call_as_well() -> None:
+    for name in ("generator", "async generator", "stream", "async stream"):
+        async with recording() as r:
+            stream = await _open(name)
+            del stream
+            gc.collect()
+            between()
+        # The work of a generator was not begun; an object may have been used in other ways.
+        status = "cancelled" if "generator" in name else "complete"
+        assert r.run.shape == tool(status), name
 
 
 async def test_a_generator_that_is_returned_is_a_generator_and_returns_its_value() -> None:
@@ -599,7 +598,7 @@ async def test_a_generator_that_is_returned_is_a_generator_and_returns_its_value
     assert values == ["over"]
 
 
-async def test_what_stands_for_a_stream_does_what_the_stream_does() -> None:
+async def test_the_proxy_of_a_stream_does_what_the_stream_does() -> None:
     class Counted(Stream):
         """Has special methods."""
 
@@ -646,9 +645,8 @@ class Unlike:
         return lambda *args: None
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
+async def test_a_return_value_without_work_left_is_the_same_object() -> None:
+    values: list[object] = [
         [1],
         (1,),
         {"a": 1},
@@ -663,13 +661,11 @@ class Unlike:
         Path("x"),
         type("Iterable", (), {"__iter__": lambda self: iter(())})(),
         type("Never", (), {"__await__": None, "__next__": None})(),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-async def test_what_is_done_when_it_is_returned_is_the_same_object(value: object) -> None:
+    ]
     async with recording() as r:
-        assert trace(lambda: value)() is value
-    assert r.run.shape == tool("complete")
+        for value in values:
+            assert trace(lambda value=value: value)() is value
+    assert r.run.shape == ("complete", [("agent:tool", "complete", [])] * len(values))
 
 
 async def test_an_open_file_is_no_stream(tmp_path: Path) -> None:
@@ -682,7 +678,7 @@ async def test_an_open_file_is_no_stream(tmp_path: Path) -> None:
     assert r.run.shape == tool("complete")
 
 
-async def test_what_is_returned_outside_of_a_run_is_the_same_object() -> None:
+async def test_outside_a_run_the_return_value_is_the_same_object() -> None:
     made = numbers()
     assert trace(lambda: made)() is made
     coroutine = work("x")

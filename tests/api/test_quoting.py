@@ -1,4 +1,4 @@
-"""Text from outside: without the token, on one line, and bounded, wherever it comes in."""
+"""Foreign text is shown without the token, on one line, and bounded."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from prefactor_core.api.errors import error_from_answer
 from prefactor_core.api.quoting import quoted
 from prefactor_core.config import HttpClientConfig
 from prefactor_core.exceptions import PrefactorApiError, PrefactorContractError
+from prefactor_core.models.clock import to_nanoseconds
 from prefactor_core.models.lifecycle import SpanStatus
 from prefactor_core.operations import CreateSpan, RegisterAgentInstance
 
 TOKEN = "pf/secret+token-0123456789=="
-TIME = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
+TIME = to_nanoseconds(datetime(2026, 1, 2, 3, 4, 5, 678901, UTC))
 ID = "0123456789abcdef0123456789abcdef"
 
 tokens = st.text(
     st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters="*"),
     min_size=8,
     max_size=60,
-).map("Zq7!".__add__)  # no word of ours is a part of one
-# What would be wrong in a log line, and what stands around it.
+).map("Zq7!".__add__)  # so that no word of a message is a part of a token
+# Texts that must not stand in a log line, and the text around them.
 texts = st.text(
     st.characters() | st.sampled_from("\n\r\x1b\x00\x9b\u202e\u2028\u200f\ud800\\%"), max_size=40
 )
@@ -121,7 +122,7 @@ def test_an_error_shows_no_token_wherever_the_answer_has_it(
 
 
 async def ask_of(body: object, ask: Callable[[ApiClient], Awaitable[Any]], token: str) -> Any:
-    """What ``ask`` gives where everything is answered ``body``."""
+    """The result of ``ask`` if every request is answered ``body``."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -159,13 +160,13 @@ async def test_no_answer_brings_the_token_or_a_line_break_into_what_is_shown(
 
     with pytest.raises(PrefactorContractError) as caught:
         details = {"id": echo, "status": "active"}
-        await ask_of({"details": details}, lambda api: api.register_agent_instance(REGISTER), token)
+        await ask_of({"details": details}, lambda api: api.send(REGISTER), token)
     assert is_clean(str(caught.value), token)
 
     control = {"terminate": True, "reason": echo}
     span = {"id": ID, "status": "active", "agent_instance_id": ID, "schema_name": "x"}
     created = await ask_of(
-        {"details": span, "control": control}, lambda api: api.create_span(CREATE), token
+        {"details": span, "control": control}, lambda api: api.send(CREATE), token
     )
     assert is_clean(created.control.reason, token)
 

@@ -1,4 +1,4 @@
-"""validate_token: a wrong token is told on opening, and an API that is away is no reason not to."""
+"""validate_token: opening fails for a wrong token, but not for an unreachable API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the API is reached: names, proxies, certificates, and what opening a client costs."""
+"""Connections to the API: names, proxies, certificates, and the cost of opening a client."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import anyio
 import anyio.abc
 import pytest
 from anyio.streams.tls import TLSStream
+from support.cases import case
 
 from prefactor_core import PrefactorValueError
 from prefactor_core.api.client import ApiClient
@@ -97,7 +98,7 @@ def make_api(api_url: str, **options: Any) -> ApiClient:
 
 @asynccontextmanager
 async def open_server(answer: bytes) -> AsyncGenerator[tuple[int, list[bytes]]]:
-    """A TCP server that says ``answer`` to everything it gets: its port, and what it got."""
+    """A TCP server that sends ``answer`` to every request: its port, and the requests."""
     got: list[bytes] = []
 
     async def serve(stream: anyio.abc.SocketStream) -> None:
@@ -181,7 +182,7 @@ assert os.wait()[1] == 0
 
 
 async def test_a_name_is_reached_by_the_address_that_answers() -> None:
-    # "localhost" may be ::1 first, where nobody listens here.
+    # "localhost" may be ::1 first, where nothing listens here.
     async with open_server(OK) as (port, got), make_api(f"http://localhost:{port}") as api:
         await api.ping()
     assert len(got) == 1
@@ -260,7 +261,7 @@ async def test_a_failed_tls_handshake_says_why(said: bytes | None, reason: str) 
             group.cancel_scope.cancel()
 
 
-async def test_an_address_where_nobody_listens_is_tried_once_each() -> None:
+async def test_each_address_is_tried_once_if_nothing_listens() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         async with make_api(f"http://localhost:{bound.getsockname()[1]}") as api:
@@ -271,73 +272,73 @@ async def test_an_address_where_nobody_listens_is_tried_once_each() -> None:
 # Proxies
 
 
-@pytest.mark.parametrize(
-    ("environment", "url", "expected"),
-    [
-        ({}, "http://api.test", None),
-        ({"HTTP_PROXY": "http://p:81"}, "http://api.test", Proxy("http", "p", 81)),
-        ({"http_proxy": "p:81"}, "http://api.test", Proxy("http", "p", 81)),
-        ({"HTTP_PROXY": "http://p:81"}, "https://api.test", None),
-        ({"HTTPS_PROXY": "http://p"}, "https://api.test", Proxy("http", "p", 80)),
-        ({"HTTPS_PROXY": "https://p"}, "https://api.test", Proxy("https", "p", 443)),
-        ({"ALL_PROXY": "http://[::1]:9"}, "https://api.test", Proxy("http", "::1", 9)),
-        (
-            {"ALL_PROXY": "http://q", "HTTPS_PROXY": "http://u:p%40ss@p:81"},
-            "https://api.test",
-            Proxy("http", "p", 81, "u", "p@ss"),
-        ),
-        ({"HTTP_PROXY": "http://p", "NO_PROXY": "api.test"}, "http://api.test", None),
-        ({"HTTP_PROXY": "http://p", "NO_PROXY": ".test"}, "http://api.test:80", None),
-        ({"HTTP_PROXY": "http://p", "NO_PROXY": "*"}, "http://api.test", None),
-        ({"HTTP_PROXY": "http://p", "NO_PROXY": "::1"}, "http://[::1]:80", None),
-        ({"HTTP_PROXY": "socks://p", "NO_PROXY": "api.test"}, "http://api.test", None),
-        (
-            {"HTTP_PROXY": "http://p", "NO_PROXY": "[::1,http://,\x01,:,//, ,::ff/99,a:b:c"},
-            "http://api.test",
-            Proxy("http", "p", 80),
-        ),
-    ],
-)
-def test_the_environment_names_the_proxy(
-    monkeypatch: pytest.MonkeyPatch,
-    environment: dict[str, str],
-    url: str,
-    expected: Proxy | None,
-) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert proxy_for(url) == expected
+NAMED_PROXIES = [
+    ({}, "http://api.test", None),
+    ({"HTTP_PROXY": "http://p:81"}, "http://api.test", Proxy("http", "p", 81)),
+    ({"http_proxy": "p:81"}, "http://api.test", Proxy("http", "p", 81)),
+    ({"HTTP_PROXY": "http://p:81"}, "https://api.test", None),
+    ({"HTTPS_PROXY": "http://p"}, "https://api.test", Proxy("http", "p", 80)),
+    ({"HTTPS_PROXY": "https://p"}, "https://api.test", Proxy("https", "p", 443)),
+    ({"ALL_PROXY": "http://[::1]:9"}, "https://api.test", Proxy("http", "::1", 9)),
+    (
+        {"ALL_PROXY": "http://q", "HTTPS_PROXY": "http://u:p%40ss@p:81"},
+        "https://api.test",
+        Proxy("http", "p", 81, "u", "p@ss"),
+    ),
+    ({"HTTP_PROXY": "http://p", "NO_PROXY": "api.test"}, "http://api.test", None),
+    ({"HTTP_PROXY": "http://p", "NO_PROXY": ".test"}, "http://api.test:80", None),
+    ({"HTTP_PROXY": "http://p", "NO_PROXY": "*"}, "http://api.test", None),
+    ({"HTTP_PROXY": "http://p", "NO_PROXY": "::1"}, "http://[::1]:80", None),
+    ({"HTTP_PROXY": "socks://p", "NO_PROXY": "api.test"}, "http://api.test", None),
+    (
+        {"HTTP_PROXY": "http://p", "NO_PROXY": "[::1,http://,\x01,:,//, ,::ff/99,a:b:c"},
+        "http://api.test",
+        Proxy("http", "p", 80),
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("ALL_PROXY", "socks://u:qqqq@p:1080", "of a kind that is not supported"),
-        ("all_proxy", "socks4://u:qqqq@p:1080", "of a kind that is not supported"),
-        ("ALL_PROXY", "socks5://u:qqqq@p:1080", "socksio"),
-        ("HTTPS_PROXY", "ftp://u:qqqq@p", "of a kind that is not supported"),
-        ("HTTPS_PROXY", "http://u:qqqq@p:port", "no address of a proxy"),
-        ("HTTPS_PROXY", "http://u:qq#qq@p:80", "no address of a proxy"),
-        ("HTTPS_PROXY", "http://u:qqqq@", "no address of a proxy"),
-        ("HTTPS_PROXY", "http://[u:qqqq@p", "no address of a proxy"),
-        ("https_proxy", "http://p p:80", "no address of a proxy"),
-        ("https_proxy", "http://p:99999", "no address of a proxy"),
-        ("SSL_CERT_FILE", "/nowhere/ca.pem", "no certificates can be read"),
-        ("SSL_CERT_DIR", "/nowhere", "no such folder"),
-        ("SSL_CERT_FILE", __file__, "no certificates can be read"),
-    ],
-)
+def test_the_environment_names_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for environment, url, expected in NAMED_PROXIES:
+        with case(environment, url, expected), monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            assert proxy_for(url) == expected
+
+
+WRONG_VARIABLES = [
+    ("ALL_PROXY", "socks://u:qqqq@p:1080", "of a kind that is not supported"),
+    ("all_proxy", "socks4://u:qqqq@p:1080", "of a kind that is not supported"),
+    ("ALL_PROXY", "socks5://u:qqqq@p:1080", "socksio"),
+    ("HTTPS_PROXY", "ftp://u:qqqq@p", "of a kind that is not supported"),
+    ("HTTPS_PROXY", "http://u:qqqq@p:port", "no address of a proxy"),
+    ("HTTPS_PROXY", "http://u:qq#qq@p:80", "no address of a proxy"),
+    ("HTTPS_PROXY", "http://u:qqqq@", "no address of a proxy"),
+    ("HTTPS_PROXY", "http://[u:qqqq@p", "no address of a proxy"),
+    ("https_proxy", "http://p p:80", "no address of a proxy"),
+    ("https_proxy", "http://p:99999", "no address of a proxy"),
+    ("SSL_CERT_FILE", "/nowhere/ca.pem", "no certificates can be read"),
+    ("SSL_CERT_DIR", "/nowhere", "no such folder"),
+    ("SSL_CERT_FILE", __file__, "no certificates can be read"),
+]
+
+
 async def test_what_the_environment_says_wrongly_is_an_error_that_names_the_variable(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(name, value)
-    with anyio.fail_after(WAIT), pytest.raises(PrefactorValueError, match=message) as caught:
-        async with make_api("https://api.test"):
-            pytest.fail("it must not open")
-    assert name in str(caught.value)
-    assert "qq" not in str(caught.value)
-    assert caught.value.__cause__ is None
-    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+    for name, value, message in WRONG_VARIABLES:
+        with case(name, value, message), monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            with (
+                anyio.fail_after(WAIT),
+                pytest.raises(PrefactorValueError, match=message) as caught,
+            ):
+                async with make_api("https://api.test"):
+                    pytest.fail("it must not open")
+            assert name in str(caught.value)
+            assert "qq" not in str(caught.value)
+            assert caught.value.__cause__ is None
+            assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
 @pytest.mark.parametrize("name", ["ALL_PROXY", "SSL_CERT_FILE", "NO_PROXY", "HTTP_PROXY"])
@@ -374,7 +375,7 @@ async def test_a_proxy_that_lets_nothing_through_is_an_unreachable_api(
     assert TOKEN not in str(caught.value)
 
 
-# What opening costs
+# The cost of opening
 
 
 def test_clients_that_are_opened_at_once_share_one_tls_context() -> None:

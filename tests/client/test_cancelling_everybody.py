@@ -16,7 +16,7 @@ from prefactor_core import ClientScopeError, open_prefactor
 ROUNDS = pytest.mark.parametrize(
     ("times", "apart"), [(1, 0), (2, 0), (2, 1), (2, 2), (3, 0), (3, 1), (3, 2)]
 )
-"""How often everybody is cancelled, and how many turns of the loop are in between."""
+"""How often all tasks are cancelled, and how many turns of the loop are in between."""
 
 TURNS = range(60)
 
@@ -37,7 +37,7 @@ def run(main: Callable[[], Any]) -> None:
 
 
 @ROUNDS
-def test_whoever_cancels_everybody_else_in_the_body_is_not_cancelled_and_loses_nothing(
+def test_a_body_that_cancels_all_other_tasks_is_not_cancelled_and_loses_nothing(
     times: int, apart: int
 ) -> None:
     async def main() -> None:
@@ -77,7 +77,7 @@ def test_whoever_cancels_everybody_else_in_the_body_is_not_cancelled_and_loses_n
 
 
 @ROUNDS
-def test_whoever_cancels_the_workers_in_the_drain_loses_nothing(times: int, apart: int) -> None:
+def test_cancelling_the_workers_in_the_drain_loses_nothing(times: int, apart: int) -> None:
     async def main() -> None:
         me = asyncio.current_task()
         assert me is not None
@@ -110,7 +110,7 @@ def test_whoever_cancels_the_workers_in_the_drain_loses_nothing(times: int, apar
 
 @ROUNDS
 @pytest.mark.parametrize("manual", [False, True], ids=["a block", "initialize()"])
-def test_whoever_cancels_the_agent_as_well_ends_it_with_everything_counted(
+def test_cancelling_the_agent_as_well_ends_it_with_everything_counted(
     manual: bool, times: int, apart: int
 ) -> None:
     async def agent(client: Any) -> None:
@@ -179,7 +179,7 @@ def test_an_opening_whose_task_is_cancelled_comes_to_an_end(whom: str) -> None:
     run(main)
 
 
-def test_whoever_cancels_everybody_until_nobody_is_left_comes_to_an_end_and_loses_nothing() -> None:
+def test_a_body_that_cancels_tasks_until_none_is_left_comes_to_an_end_and_loses_nothing() -> None:
     async def main() -> None:
         me = asyncio.current_task()
         for pause in (0.0, 0.1, 0.4):
@@ -201,7 +201,7 @@ def test_whoever_cancels_everybody_until_nobody_is_left_comes_to_an_end_and_lose
     run(main)
 
 
-def test_whoever_cancels_everybody_and_waits_for_that_goes_on() -> None:
+def test_a_body_that_cancels_all_tasks_and_waits_for_them_goes_on() -> None:
     async def main() -> None:
         me = asyncio.current_task()
         async with open_faulty_api() as api:

@@ -1,4 +1,4 @@
-"""A client that calls open and close, in whichever tasks; and spans that are left elsewhere."""
+"""A client that is opened and closed by calls, in any tasks; and spans that another task ends."""
 
 from __future__ import annotations
 
@@ -72,10 +72,17 @@ async def test_a_client_is_opened_used_and_closed_by_calls(
     api: FaultyApi, do: Callable[[Step], Awaitable[None]]
 ) -> None:
     client = open_prefactor(make_config(), asgi_app=api)
-    await do(client.initialize)
-    await do(lambda: record(client))
-    await do(client.close)
-    assert (await stored_run(api)).shape == ("complete", [("agent:run", "complete", [])])
+
+    async def leave_open() -> None:
+        instance = await client.create_agent_instance(**AGENT)
+        await instance.start()
+        await instance.create_span("agent:run")
+
+    for step in (client.initialize, lambda: record(client), leave_open, client.close):
+        await do(step)
+    assert [run.shape for run in await stored_runs(api)] == [
+        ("complete", [("agent:run", status, [])]) for status in ("complete", "cancelled")
+    ]
     assert client.statistics().lost == 0
     assert tasks_of_ours() == []
 
@@ -194,9 +201,8 @@ async def test_an_opening_that_is_cancelled_leaves_nothing_open(url: str) -> Non
     await client.close()
 
 
-@pytest.mark.parametrize("turns", range(8))
-def test_an_opening_that_is_cancelled_natively_leaves_nothing_open(turns: int) -> None:
-    async def main() -> None:
+def test_an_opening_that_is_cancelled_natively_leaves_nothing_open() -> None:
+    async def main(turns: int) -> None:
         async with open_faulty_api() as api:
             client = open_prefactor(make_config(), asgi_app=api)
             task = asyncio.create_task(client.initialize())
@@ -212,10 +218,11 @@ def test_an_opening_that_is_cancelled_natively_leaves_nothing_open(turns: int) -
             await client.initialize()
             await client.close()
 
-    asyncio.run(main())
+    for turns in range(8):
+        asyncio.run(main(turns))
 
 
-async def test_what_opening_raises_leaves_initialize_and_nothing_stays_open(
+async def test_an_error_of_opening_leaves_initialize_and_nothing_stays_open(
     api: FaultyApi, tmp_path: Path
 ) -> None:
     config = make_config(http={"api_url": f"local:{tmp_path}/no/such/folder/x.db"})
@@ -239,7 +246,7 @@ async def test_what_opening_raises_leaves_initialize_and_nothing_stays_open(
     assert tasks_of_ours() == []
 
 
-async def test_a_block_inside_of_what_initialize_opened_is_refused_and_harms_nothing(
+async def test_a_block_after_initialize_is_refused_and_harms_nothing(
     api: FaultyApi,
 ) -> None:
     client = open_prefactor(make_config(), asgi_app=api)
@@ -252,7 +259,7 @@ async def test_a_block_inside_of_what_initialize_opened_is_refused_and_harms_not
     assert (await stored_run(api)).status == "complete"
 
 
-async def test_initialize_inside_of_a_block_is_refused_and_harms_nothing(api: FaultyApi) -> None:
+async def test_initialize_inside_a_block_is_refused_and_harms_nothing(api: FaultyApi) -> None:
     async with open_prefactor(make_config(), asgi_app=api) as client:
         with pytest.raises(ClientAlreadyInitializedError):
             await client.initialize()
@@ -354,7 +361,7 @@ async def open_and_record():
 async def main():
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(open_and_record)
-    gc.collect()  # nobody holds the client any more
+    gc.collect()  # nothing refers to the client
     print("ending", flush=True)
     if len(sys.argv) > 2:
         raise ValueError("mine")
@@ -362,7 +369,7 @@ async def main():
 
 
 @pytest.mark.parametrize("raises", [False, True])
-def test_what_a_client_that_is_never_closed_recorded_is_delivered_as_the_loop_ends(
+def test_the_operations_of_a_client_that_is_never_closed_are_delivered_as_the_loop_ends(
     anyio_backend: Any, tmp_path: Path, raises: bool
 ) -> None:
     with program(NEVER_CLOSED + RUN, anyio_backend, tmp_path, *["raise"] * raises) as process:
@@ -525,7 +532,7 @@ async def test_a_span_is_entered_by_one_task_and_left_by_another(
     assert result["error"]["message"] == "mine" if error else not result
 
 
-async def test_a_span_that_another_task_has_left_is_nobodys_parent_any_more(
+async def test_a_span_that_another_task_has_left_is_no_parent_for_later_spans(
     api: FaultyApi,
 ) -> None:
     async with open_prefactor(make_config(), asgi_app=api) as client:
@@ -554,7 +561,7 @@ async def test_a_span_that_is_never_left_ends_as_cancelled_with_its_run(api: Fau
             await in_a_task(span.__aenter__)
             await in_a_task(span.start)
         await record(client)
-        # Who comes later finds nothing to do.
+        # A later end changes nothing.
         await span.__aexit__(ValueError, ValueError("late"), None)
     first, second = await stored_runs(api)
     assert first.status == second.status == "complete"

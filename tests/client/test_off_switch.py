@@ -35,7 +35,7 @@ from prefactor_core import (
     open_prefactor_sync,
     traced,
 )
-from prefactor_core.agent.span_context import DisabledSpan
+from prefactor_core.agent.disabled_span import DisabledSpan
 from prefactor_core.operations import identifiers
 from prefactor_core.testing import Recording, open_recording
 
@@ -105,7 +105,7 @@ def stream(text: str) -> Generator[str, str, int]:
 
 
 See = Callable[..., None]
-"""Is told what is to be the same both ways."""
+"""Takes values that must be the same both ways."""
 
 
 def said(call: Callable[[], object]) -> str:
@@ -140,12 +140,12 @@ async def in_steps(client: PrefactorCoreClient, see: See) -> None:
     see(spans.get_span(managed).id == managed, spans.start(managed, {"n": 3}) == managed)
     spans.finish(managed, {"n": 4}, "failed")
     spans.cancel_unstarted(spans.create(instance.id, "agent:tool"))
-    told: list[str] = []
-    instance.on_terminate(told.append)
+    reasons: list[str] = []
+    instance.on_terminate(reasons.append)
     instance.check()
     instance.finish_nowait("cancelled")
     await instance.finish()
-    see(instance.ended, told, repr(instance).endswith("cancelled>"), current_instance())
+    see(instance.ended, reasons, repr(instance).endswith("cancelled>"), current_instance())
 
 
 async def in_blocks(client: PrefactorCoreClient, see: See) -> None:
@@ -306,7 +306,7 @@ def env(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_where_it_is_off_nothing_has_to_say_where_to_record(env: pytest.MonkeyPatch) -> None:
+def test_where_it_is_off_no_address_is_needed(env: pytest.MonkeyPatch) -> None:
     open_prefactor(enabled=False)
     open_prefactor_sync(enabled=False)
     open_prefactor(PrefactorCoreConfig(enabled=False))
@@ -403,7 +403,7 @@ assert os.listdir() == []
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-async def test_no_server_hears_of_it() -> None:
+async def test_where_it_is_off_no_server_gets_a_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         http = HttpClientConfig(f"http://127.0.0.1:{server.getsockname()[1]}", "token")

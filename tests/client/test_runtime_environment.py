@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import sys
 
-import pytest
-
 from prefactor_core import __version__, build_runtime_environment
 
 
-@pytest.mark.parametrize(
-    ("entry", "packages"),
-    [
-        (None, []),
-        ("prefactor-langchain@0.3.0", ["prefactor-langchain@0.3.0"]),
-        ("outer@2 inner@1.0rc1", ["outer@2", "inner@1.0rc1"]),
-    ],
-)
-def test_it_says_the_packages_the_system_and_the_interpreter(
-    entry: str | None, packages: list[str]
-) -> None:
-    environment = build_runtime_environment(entry)
-    system = environment.pop("os")
-    major, minor, *_ = sys.version_info
-    assert environment == {
-        "agent_sdk": packages,
-        "prefactor_sdk": [f"prefactor-core@{__version__}"],
-        "runtime": f"{sys.implementation.name}@{major}.{minor}",
-    }
-    assert isinstance(system, str)
-    assert system == system.lower() != ""
-    if sys.platform == "linux":
-        assert system == "linux"
+def test_it_has_the_packages_the_system_and_the_interpreter() -> None:
+    for entry in (None, "prefactor-langchain@0.3.0", "outer@2 inner@1.0rc1"):
+        environment = build_runtime_environment(entry)
+        system = environment.pop("os")
+        major, minor, *_ = sys.version_info
+        assert environment == {
+            "agent_sdk": [] if entry is None else entry.split(" "),
+            "prefactor_sdk": [f"prefactor-core@{__version__}"],
+            "runtime": f"{sys.implementation.name}@{major}.{minor}",
+        }
+        assert isinstance(system, str)
+        assert system == system.lower() != ""
+        if sys.platform == "linux":
+            assert system == "linux"
 
 
 def test_each_caller_has_one_of_its_own() -> None:

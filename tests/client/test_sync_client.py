@@ -50,7 +50,7 @@ def no_thread_is_left() -> Generator[None]:
     yield
     for thread in set(threading.enumerate()) - before:
         assert thread.name != "prefactor-core"
-        thread.join(20)  # that of a local database: it is told to end, and does
+        thread.join(20)  # the thread of a local database, which is ending
         assert not thread.is_alive(), thread
 
 
@@ -131,7 +131,7 @@ def test_a_run_goes_in_steps_too(recording: Recording) -> None:
     assert run.named("agent:tool").result == {"hits": 3}
 
 
-def test_what_is_still_open_ends_with_the_scope(recording: Recording) -> None:
+def test_open_spans_and_runs_end_with_the_scope(recording: Recording) -> None:
     with recording.open_sync() as client:
         client.create_agent_instance(**AGENT)
         instance = client.create_agent_instance(**AGENT)
@@ -176,7 +176,7 @@ def test_the_bodys_exception_leaves_every_scope_as_the_same_object(recording: Re
     assert recording.run.outline == "failed\nagent:run failed"
 
 
-def test_what_fails_to_open_says_so_and_leaves_no_thread(tmp_path: Path) -> None:
+def test_a_client_that_fails_to_open_raises_and_leaves_no_thread(tmp_path: Path) -> None:
     client = open_prefactor_sync(api_url=f"local:{tmp_path}/not/there/x.db")
     for _ in range(2):
         with pytest.raises(PrefactorValueError, match="x.db") as caught:
@@ -295,22 +295,22 @@ def test_the_scope_does_not_wait_for_a_registration_in_another_thread(api: Fault
 # --- the kill switch ---
 
 
-def throw(recording: Recording, client: SyncPrefactorClient, instance: AgentInstanceHandle) -> None:
-    """Stop the run, and let the client hear of it."""
+def stop(recording: Recording, client: SyncPrefactorClient, instance: AgentInstanceHandle) -> None:
+    """Stop the run, and wait until the client knows."""
     assert client.flush(10)  # it must have begun
     recording.terminate(instance.id, "enough")
-    told = threading.Event()
-    instance.on_terminate(lambda reason: told.set())
+    terminated = threading.Event()
+    instance.on_terminate(lambda reason: terminated.set())
     with instance.span("agent:last"):
         pass
-    assert told.wait(10)
+    assert terminated.wait(10)
 
 
 def test_after_the_kill_switch_the_next_span_and_check_raise(recording: Recording) -> None:
     with pytest.raises(PrefactorTerminatedError) as caught:
         with recording.open_sync() as client, client.agent_instance(**AGENT) as instance:
             instance.check()
-            throw(recording, client, instance)
+            stop(recording, client, instance)
             assert instance.terminated == "enough"
             for stopped in (
                 instance.check,
@@ -333,26 +333,28 @@ def test_a_stopped_run_without_a_further_span_raises_at_the_end_of_its_block(
     with recording.open_sync() as client:
         with pytest.raises(PrefactorTerminatedError, match="enough") as caught:
             with client.agent_instance(**AGENT) as instance:
-                throw(recording, client, instance)
+                stop(recording, client, instance)
         assert caught.value.__context__ is None
         with client.agent_instance(**AGENT):  # another run goes on
             pass
     assert [run.status for run in recording.runs] == ["terminated", "complete"]
 
 
-def test_an_error_of_a_stopped_run_is_the_context_of_the_one_that_says_so(
+def test_an_error_of_a_stopped_run_is_the_context_of_the_terminated_error(
     recording: Recording,
 ) -> None:
     error = ValueError("mine")
     with recording.open_sync() as client:
         with pytest.raises(PrefactorTerminatedError) as caught:
             with client.agent_instance(**AGENT) as instance:
-                throw(recording, client, instance)
+                stop(recording, client, instance)
                 raise error
     assert caught.value.__context__ is error
 
 
-def test_what_waits_for_the_clients_thread_is_refused_in_it(recording: Recording) -> None:
+def test_a_call_that_waits_for_the_clients_thread_is_refused_in_it(
+    recording: Recording,
+) -> None:
     errors: list[Exception] = []
 
     def flush(reason: str) -> None:
@@ -364,7 +366,7 @@ def test_what_waits_for_the_clients_thread_is_refused_in_it(recording: Recording
     with recording.open_sync() as client, pytest.raises(PrefactorTerminatedError):
         with client.agent_instance(**AGENT) as instance:
             instance.on_terminate(flush)
-            throw(recording, client, instance)
+            stop(recording, client, instance)
     (error,) = errors
     assert isinstance(error, ClientScopeError)
 
@@ -577,7 +579,7 @@ if child:
 
 
 @FORK
-def test_a_fork_is_told_that_the_client_is_its_parents_and_opens_its_own() -> None:
+def test_a_fork_gets_an_error_for_its_parents_client_and_opens_its_own() -> None:
     code = """
 app = LocalPrefactor(Store(MEMORY))
 with open_prefactor_sync(make_config(), asgi_app=app) as client:
@@ -604,7 +606,7 @@ with open_prefactor_sync(make_config(), asgi_app=app) as client:
         else:
             assert os.waitpid(child, 0)[1] == 0
 if not child:
-    with client, client.agent_instance(**AGENT):  # it is nobody's here any more
+    with client, client.agent_instance(**AGENT):  # the fork has let go of it
         pass
     say("child")
 else:
@@ -650,7 +652,7 @@ client.__enter__()
     assert run(code) == (0, [], "")
 
 
-def test_a_whole_program_says_nothing(tmp_path: Path) -> None:
+def test_a_whole_program_prints_nothing(tmp_path: Path) -> None:
     code = f"""
 with open_prefactor_sync(
     api_url={f"local:{tmp_path}/runs.db"!r}, schema_registry=SchemaRegistry()

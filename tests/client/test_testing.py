@@ -1,4 +1,4 @@
-"""The test kit: what an agent's tests can see of its runs, and the fixture in a fresh pytest."""
+"""The test kit: the recorded runs, and the fixture in a fresh pytest."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ async def test_a_run_is_seen_with_all_its_spans() -> None:
     assert (skipped.payload, skipped.result, skipped.started_at) == ({}, None, None)
 
 
-async def test_what_does_not_fit_its_schema_is_found() -> None:
+async def test_payloads_that_do_not_fit_their_schema_are_flagged() -> None:
     registry = SchemaRegistry()
     schema = {"type": "object", "properties": {"prompt": {"type": "string"}}}
     registry.register_type("agent:llm", schema, template="asked: {{prompt}}")
@@ -177,7 +177,7 @@ async def test_a_client_takes_the_options_of_any_other() -> None:
             recording.open(http_config={})
 
 
-async def test_what_is_asked_for_alone_and_is_not_says_what_there_is() -> None:
+async def test_asking_for_the_only_run_or_span_where_there_are_others_is_a_clear_error() -> None:
     with open_recording() as recording, anyio.fail_after(10):
         with pytest.raises(AssertionError, match="one run was expected, 0 were recorded"):
             _ = recording.run
@@ -193,7 +193,7 @@ async def test_what_is_asked_for_alone_and_is_not_says_what_there_is() -> None:
             _ = recording.run
 
 
-def test_a_closed_recording_says_so() -> None:
+def test_a_closed_recording_is_a_clear_error() -> None:
     with open_recording() as recording:
         assert recording.runs == []
     with pytest.raises(PrefactorCoreError, match="closed"):
@@ -224,7 +224,7 @@ def test_clients_on_several_threads_record_while_another_thread_looks(
         assert [run.outline for run in recording.runs] == [
             "complete" + "\nagent:run complete\n  agent:tool complete" * 100
         ] * 4
-    # Nor did anything have to be tried again.
+    # Nothing had to be tried again.
     assert caplog.messages == []
 
 

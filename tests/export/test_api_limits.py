@@ -49,8 +49,8 @@ def no_bulk(limits: ApiLimits, now: float) -> None:
 
 
 def no_bulk_for_quality(limits: ApiLimits, now: float) -> None:
-    limits.taken_only_alone(QUALITY, now)
-    limits.taken_only_alone(QUALITY, now)
+    limits.accepted_only_alone(QUALITY, now)
+    limits.accepted_only_alone(QUALITY, now)
 
 
 def no_given_ids(limits: ApiLimits, now: float) -> None:
@@ -113,11 +113,11 @@ def test_what_the_api_has_shown_is_never_believed_for_more_than_an_hour(
 def test_bulk_that_works_after_all_is_used_again() -> None:
     limits = Limits()
     limits.lacks_bulk(NOW, "404")
-    limits.taken_in_bulk(CREATE, 1)
+    limits.accepted_in_bulk(CREATE, 1)
     assert (set(limits.alone(NOW)), limits.assumed) == (set(), ())
 
 
-def test_ids_that_are_taken_after_all_are_given_again() -> None:
+def test_ids_that_are_accepted_after_all_are_given_again() -> None:
     limits = Limits()
     limits.makes_ids(NOW)
     limits.takes_ids()
@@ -134,7 +134,7 @@ def test_each_is_said_once_until_it_has_changed(caplog: pytest.LogCaptureFixture
     assert "one by one" in bulk.getMessage()
     assert "answered 404" in bulk.getMessage()
     assert "makes the ids" in ids.getMessage()
-    limits.taken_in_bulk(CREATE, 2)
+    limits.accepted_in_bulk(CREATE, 2)
     limits.takes_ids()
     limits.lacks_bulk(NOW, "answered 501")
     limits.makes_ids(NOW)
@@ -154,42 +154,42 @@ def test_bulk_that_fails_five_times_while_single_calls_go_through_is_not_used() 
     assert limits.assumed == ("no bulk",)
 
 
-def test_bulk_that_takes_several_operations_in_between_works() -> None:
+def test_bulk_that_accepts_several_operations_in_between_works() -> None:
     limits = Limits()
     for _ in range(5):
         for _ in range(4):
             limits.bulk_failed(NOW)
-        limits.taken_in_bulk(CREATE, 2)
+        limits.accepted_in_bulk(CREATE, 2)
     assert set(limits.alone(NOW)) == set()
 
 
-def test_bulk_that_takes_one_operation_only_may_still_fail_as_a_whole() -> None:
+def test_bulk_that_accepts_one_operation_only_may_still_fail_as_a_whole() -> None:
     limits = Limits()
     for _ in range(5):
         limits.bulk_failed(NOW)
-        limits.taken_in_bulk(CREATE, 1)
+        limits.accepted_in_bulk(CREATE, 1)
     limits.bulk_failed(NOW)
     assert set(limits.alone(NOW)) == set(OperationType)
 
 
-def test_a_type_is_taken_only_alone_after_two_times() -> None:
+def test_a_type_is_accepted_only_alone_after_two_times() -> None:
     limits = Limits()
-    limits.taken_only_alone(QUALITY, NOW)
+    limits.accepted_only_alone(QUALITY, NOW)
     assert (set(limits.alone(NOW)), limits.assumed) == (set(), ())
-    limits.taken_only_alone(CREATE, NOW)
+    limits.accepted_only_alone(CREATE, NOW)
     assert set(limits.alone(NOW)) == set()  # each type counts apart
-    limits.taken_only_alone(QUALITY, NOW)
+    limits.accepted_only_alone(QUALITY, NOW)
     assert set(limits.alone(NOW)) == {QUALITY}
 
 
-def test_a_type_that_bulk_has_taken_once_is_known_to_bulk() -> None:
+def test_a_type_that_bulk_has_accepted_once_is_known_to_bulk() -> None:
     limits = Limits()
-    limits.taken_in_bulk(QUALITY, 3)
+    limits.accepted_in_bulk(QUALITY, 3)
     no_bulk_for_quality(limits, NOW)
     assert (set(limits.alone(NOW)), limits.assumed) == (set(), ())
     limits = Limits()
     no_bulk_for_quality(limits, NOW)
-    limits.taken_in_bulk(QUALITY, 1)
+    limits.accepted_in_bulk(QUALITY, 1)
     assert (set(limits.alone(NOW)), limits.assumed) == (set(), ())
 
 
@@ -217,9 +217,9 @@ def test_after_a_while_a_request_of_full_size_shows_whether_it_is_too_large_stil
     limits.too_large(MOST, NOW + 5)
     assert limits.max_bytes(NOW + 14.9) == 200_000  # which is known to be small enough
     assert limits.max_bytes(NOW + 15) == MOST
-    limits.taken_of_size(150_000)  # says nothing
+    limits.accepted_size(150_000)  # says nothing
     assert limits.assumed == ("smaller requests",)
-    limits.taken_of_size(MOST)
+    limits.accepted_size(MOST)
     assert limits.assumed == ()
     assert limits.max_bytes(NOW + 16) == MOST
 
@@ -255,7 +255,7 @@ def test_the_size_comes_back_within_an_hour_each_time() -> None:
         assert limits.max_bytes(now + 4.9) == MOST // 2
         now += 3_600
         assert limits.max_bytes(now) == MOST
-        limits.taken_of_size(MOST)
+        limits.accepted_size(MOST)
         assert limits.assumed == ()
 
 

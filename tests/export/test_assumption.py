@@ -5,89 +5,93 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefactor_core.export.assumption import Assumption
+from prefactor_core.export.api_limits import Assumption
 
 NOW = 1_000.0
 HOUR = 3_600.0
 
 
 def test_nothing_is_believed_before_the_api_has_shown_it() -> None:
-    guess = Assumption()
-    assert not guess.holds(NOW)
-    assert not guess.made
+    assumption = Assumption()
+    assert not assumption.holds(NOW)
+    assert not assumption.made
 
 
 def test_it_is_believed_for_five_seconds_and_then_one_attempt_finds_out() -> None:
-    guess = Assumption()
-    guess.make(NOW)
-    assert guess.holds(NOW + 4.9)
-    assert not guess.holds(NOW + 5)
-    # It still counts as what is assumed, until the API shows the opposite.
-    assert guess.made
+    assumption = Assumption()
+    assumption.make(NOW)
+    assert assumption.holds(NOW + 4.9)
+    assert not assumption.holds(NOW + 5)
+    # It still counts as assumed, until the API shows the opposite.
+    assert assumption.made
 
 
 def test_each_time_it_is_believed_twice_as_long_and_an_hour_at_most() -> None:
-    guess, now, pauses = Assumption(), NOW, list[float]()
+    assumption, now, pauses = Assumption(), NOW, list[float]()
     for _ in range(14):
-        guess.make(now)
-        pauses.append(pause_of(guess, now))
+        assumption.make(now)
+        pauses.append(pause_of(assumption, now))
         now += pauses[-1]
     assert pauses == [5.0 * 2**n for n in range(10)] + [HOUR] * 4
 
 
-def pause_of(guess: Assumption, now: float) -> float:
+def pause_of(assumption: Assumption, now: float) -> float:
     """For how many seconds it is believed."""
     seconds = 0
-    while guess.holds(now + seconds):
+    while assumption.holds(now + seconds):
         seconds += 5
     return float(seconds)
 
 
 def test_the_answers_to_requests_of_one_moment_say_it_once() -> None:
-    guess = Assumption()
+    assumption = Assumption()
     for later in range(5):
-        guess.make(NOW + later)
-    assert not guess.holds(NOW + 5)
-    guess.make(NOW + 5)
-    assert pause_of(guess, NOW + 5) == 10
+        assumption.make(NOW + later)
+    assert not assumption.holds(NOW + 5)
+    assumption.make(NOW + 5)
+    assert pause_of(assumption, NOW + 5) == 10
 
 
 def test_what_the_api_does_after_all_is_forgotten_and_begins_anew() -> None:
-    guess, now = Assumption(), NOW
+    assumption, now = Assumption(), NOW
     for _ in range(5):
-        guess.make(now)
-        now += pause_of(guess, now)
-    guess.make(now)
-    guess.refute()
-    assert not guess.holds(now)
-    guess.make(now)
-    assert pause_of(guess, now) == 5
+        assumption.make(now)
+        now += pause_of(assumption, now)
+    assumption.make(now)
+    assumption.refute()
+    assert not assumption.holds(now)
+    assumption.make(now)
+    assert pause_of(assumption, now) == 5
 
 
 def test_only_what_changes_is_news() -> None:
-    guess = Assumption()
-    assert not guess.refute()
-    assert [guess.make(NOW), guess.make(NOW), guess.make(NOW + 5)] == [True, False, False]
-    assert [guess.refute(), guess.refute()] == [True, False]
-    assert guess.make(NOW + 6)
+    assumption = Assumption()
+    assert not assumption.refute()
+    assert [assumption.make(NOW), assumption.make(NOW), assumption.make(NOW + 5)] == [
+        True,
+        False,
+        False,
+    ]
+    assert [assumption.refute(), assumption.refute()] == [True, False]
+    assert assumption.make(NOW + 6)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["make", "refute"]), st.floats(0, 2 * HOUR))))
 def test_whatever_the_api_shows_it_is_tried_again_within_an_hour(
     events: list[tuple[str, float]],
 ) -> None:
-    guess, now = Assumption(), NOW
+    assumption, now = Assumption(), NOW
     for event, seconds in events:
         now += seconds
-        believed = guess.holds(now)
+        believed = assumption.holds(now)
         if event == "make":
-            guess.make(now)
+            assumption.make(now)
             # Whatever is shown now is believed for a while, and no longer than before if it was.
-            assert guess.holds(now)
-            assert not guess.holds(now + HOUR)
+            assert assumption.holds(now)
+            assert not assumption.holds(now + HOUR)
         else:
-            guess.refute()
-            assert not guess.holds(now)
+            assumption.refute()
+            assert not assumption.holds(now)
             believed = False
-        assert guess.made == (event == "make")
-        assert guess.holds(now) or not believed
+        assert assumption.made == (event == "make")
+        assert assumption.holds(now) or not believed

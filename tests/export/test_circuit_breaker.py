@@ -25,68 +25,68 @@ def make(base: float = 1.0) -> CircuitBreaker:
     return CircuitBreaker(Backoff(base=base, multiplier=2.0, cap=CAP))
 
 
-def fail_again(outage: CircuitBreaker, now: float = NOW, asked: float | None = None) -> bool:
+def fail_again(breaker: CircuitBreaker, now: float = NOW, asked: float | None = None) -> bool:
     """A request that is sent at ``now`` fails at once; whether that is news."""
-    round = outage.begin()
-    news = outage.failed(round, now, asked)
-    outage.end(round)
+    round = breaker.begin()
+    news = breaker.failed(round, now, asked)
+    breaker.end(round)
     return news
 
 
 def fail_often(failures: int, now: float = NOW) -> CircuitBreaker:
-    outage = make()
+    breaker = make()
     for _ in range(failures):
-        fail_again(outage, now)
-    return outage
+        fail_again(breaker, now)
+    return breaker
 
 
 def test_nothing_waits_before_anything_failed() -> None:
-    outage = make()
-    assert outage.wait(NOW) <= 0
-    assert not outage.is_limited
-    assert outage.since is None
-    assert outage.succeeded(NOW) is None
+    breaker = make()
+    assert breaker.wait(NOW) <= 0
+    assert not breaker.is_open
+    assert breaker.since is None
+    assert breaker.succeeded(NOW) is None
 
 
 # One failure
 
 
 def test_one_failure_holds_up_its_own_request_only_and_not_for_long() -> None:
-    outage = fail_often(1)
-    assert outage.wait(NOW) <= 0
-    assert not outage.is_limited
+    breaker = fail_often(1)
+    assert breaker.wait(NOW) <= 0
+    assert not breaker.is_open
     # A tenth of the first wait of the schedule.
-    assert {round(outage.soon(), 1) for _ in range(100)} == {0.1}
-    assert len({outage.soon() for _ in range(100)}) > 1
+    assert {round(breaker.first_wait(), 1) for _ in range(100)} == {0.1}
+    assert len({breaker.first_wait() for _ in range(100)}) > 1
 
 
 @pytest.mark.parametrize("workers", [2, 20])
 def test_requests_that_were_on_their_way_together_count_as_one_failure(workers: int) -> None:
-    outage = make()
-    rounds = [outage.begin() for _ in range(workers)]
-    told = [outage.failed(round, NOW + number / 100) for number, round in enumerate(rounds)]
+    breaker = make()
+    rounds = [breaker.begin() for _ in range(workers)]
+    told = [breaker.failed(round, NOW + number / 100) for number, round in enumerate(rounds)]
     assert told == [False] * workers
-    assert (outage.failures, outage.is_limited) == (1, False)
-    assert outage.wait(NOW + 1) <= 0
+    assert (breaker.failures, breaker.is_open) == (1, False)
+    assert breaker.wait(NOW + 1) <= 0
 
 
 def test_failures_with_successes_in_between_limit_nothing() -> None:
-    outage = make()
+    breaker = make()
     for _ in range(20):
-        assert not fail_again(outage)
-        assert outage.succeeded(NOW) is None
-        assert (outage.wait(NOW) <= 0, outage.is_limited) == (True, False)
-    assert outage.ended == 0
+        assert not fail_again(breaker)
+        assert breaker.succeeded(NOW) is None
+        assert (breaker.wait(NOW) <= 0, breaker.is_open) == (True, False)
+    assert breaker.recoveries == 0
 
 
 # From the second on
 
 
 def test_the_waits_in_an_outage_are_short_beside_its_length() -> None:
-    outage, now, waits = fail_often(1), NOW, list[float]()
+    breaker, now, waits = fail_often(1), NOW, list[float]()
     while now < NOW + 3_600:
-        fail_again(outage, now)
-        waits.append(outage.wait(now))
+        fail_again(breaker, now)
+        waits.append(breaker.wait(now))
         assert waits[-1] <= max(5.0, 0.1 * (now - NOW)) + 1e-9
         now += waits[-1]
     assert max(waits) > 45
@@ -94,15 +94,15 @@ def test_the_waits_in_an_outage_are_short_beside_its_length() -> None:
 
 
 def test_the_waits_grow_from_the_second_failure_in_a_row_on_up_to_the_cap() -> None:
-    outage, now, waits = fail_often(1), NOW, list[float]()
+    breaker, now, waits = fail_often(1), NOW, list[float]()
     for _ in range(11):
         # A token that is refused does not come right by itself.
-        round = outage.begin()
-        outage.failed(round, now, denied=True)
-        outage.end(round)
-        waits.append(outage.wait(now))
+        round = breaker.begin()
+        breaker.failed(round, now, denied=True)
+        breaker.end(round)
+        waits.append(breaker.wait(now))
         now += waits[-1]
-        assert outage.wait(now) <= 1e-9
+        assert breaker.wait(now) <= 1e-9
     assert all(shorter < longer for shorter, longer in pairwise(waits[:7]))
     middles = [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2, 60, 60]
     for wait, middle in zip(waits, middles, strict=True):
@@ -110,75 +110,75 @@ def test_the_waits_grow_from_the_second_failure_in_a_row_on_up_to_the_cap() -> N
 
 
 def test_a_wait_passes_with_time() -> None:
-    outage = fail_often(2)
-    wait = outage.wait(NOW)
-    assert outage.wait(NOW + wait / 2) == pytest.approx(wait / 2)
-    assert outage.wait(NOW + wait + 1) == pytest.approx(-1)
+    breaker = fail_often(2)
+    wait = breaker.wait(NOW)
+    assert breaker.wait(NOW + wait / 2) == pytest.approx(wait / 2)
+    assert breaker.wait(NOW + wait + 1) == pytest.approx(-1)
 
 
 def test_in_an_outage_one_request_at_a_time_is_on_its_way() -> None:
-    outage = fail_often(2)
+    breaker = fail_often(2)
     later = NOW + 10
-    assert outage.is_limited
-    assert outage.wait(later) <= 0
-    probe = outage.begin()
-    assert outage.wait(later) == math.inf
-    outage.end(probe)
-    assert outage.wait(later) <= 0
+    assert breaker.is_open
+    assert breaker.wait(later) <= 0
+    probe = breaker.begin()
+    assert breaker.wait(later) == math.inf
+    breaker.end(probe)
+    assert breaker.wait(later) <= 0
 
 
 def test_the_end_of_a_request_from_before_the_outage_is_not_that_of_the_one_on_its_way() -> None:
-    outage = make()
-    slow, slower = outage.begin(), outage.begin()
-    fail_again(outage)
-    late = outage.begin()
-    fail_again(outage)
-    probe = outage.begin()
+    breaker = make()
+    slow, slower = breaker.begin(), breaker.begin()
+    fail_again(breaker)
+    late = breaker.begin()
+    fail_again(breaker)
+    probe = breaker.begin()
     for round in (slow, slower, late):
-        outage.failed(round, NOW + 5)
-        outage.end(round)
-        assert outage.wait(NOW + 100) == math.inf
-    assert outage.failures == 2
-    outage.end(probe)
-    assert outage.wait(NOW + 100) <= 0
+        breaker.failed(round, NOW + 5)
+        breaker.end(round)
+        assert breaker.wait(NOW + 100) == math.inf
+    assert breaker.failures == 2
+    breaker.end(probe)
+    assert breaker.wait(NOW + 100) <= 0
 
 
 def test_a_late_failure_of_an_earlier_round_does_not_lengthen_the_wait() -> None:
-    outage = make()
-    slow = outage.begin()
-    fail_again(outage)
-    fail_again(outage)
-    wait = outage.wait(NOW)
-    outage.failed(slow, NOW + 0.1)
-    assert (outage.wait(NOW), outage.failures) == (wait, 2)
+    breaker = make()
+    slow = breaker.begin()
+    fail_again(breaker)
+    fail_again(breaker)
+    wait = breaker.wait(NOW)
+    breaker.failed(slow, NOW + 0.1)
+    assert (breaker.wait(NOW), breaker.failures) == (wait, 2)
 
 
 def test_the_first_success_ends_all_of_it() -> None:
-    outage = fail_often(10)
-    outage.succeeded(NOW)
-    assert (outage.wait(NOW) <= 0, outage.is_limited) == (True, False)
-    fail_again(outage)
-    fail_again(outage)
-    assert outage.wait(NOW) <= 0.25
+    breaker = fail_often(10)
+    breaker.succeeded(NOW)
+    assert (breaker.wait(NOW) <= 0, breaker.is_open) == (True, False)
+    fail_again(breaker)
+    fail_again(breaker)
+    assert breaker.wait(NOW) <= 0.25
 
 
 def test_a_success_while_a_request_finds_out_lets_all_others_go() -> None:
-    outage = fail_often(2)
-    probe = outage.begin()
-    outage.succeeded(NOW)
-    assert outage.wait(NOW) <= 0
-    outage.end(probe)
-    assert outage.wait(NOW) <= 0
+    breaker = fail_often(2)
+    probe = breaker.begin()
+    breaker.succeeded(NOW)
+    assert breaker.wait(NOW) <= 0
+    breaker.end(probe)
+    assert breaker.wait(NOW) <= 0
 
 
 def test_ended_counts_the_failures_in_a_row_that_were_several() -> None:
-    outage = make()
+    breaker = make()
     for failures, ended in [(0, 0), (1, 0), (2, 1), (7, 2), (1, 2)]:
         for _ in range(failures):
-            fail_again(outage)
-        outage.succeeded(NOW)
-        assert outage.ended == ended
-    assert outage.answers == 5
+            fail_again(breaker)
+        breaker.succeeded(NOW)
+        assert breaker.recoveries == ended
+    assert breaker.answers == 5
 
 
 # What the API asks for
@@ -186,59 +186,59 @@ def test_ended_counts_the_failures_in_a_row_that_were_several() -> None:
 
 @pytest.mark.parametrize("failures", [1, 2])
 def test_the_wait_that_the_api_asks_for_is_kept_beyond_the_schedule(failures: int) -> None:
-    outage = fail_often(failures - 1)
-    fail_again(outage, asked=100.0)
-    assert outage.wait(NOW) == pytest.approx(100)
-    assert outage.wait(NOW + 99) == pytest.approx(1)
+    breaker = fail_often(failures - 1)
+    fail_again(breaker, asked=100.0)
+    assert breaker.wait(NOW) == pytest.approx(100)
+    assert breaker.wait(NOW + 99) == pytest.approx(1)
 
 
 def test_the_wait_that_the_api_asks_for_does_not_shorten_the_schedule() -> None:
-    outage = make(base=300.0)
-    fail_again(outage, asked=0.5)
-    fail_again(outage, asked=0.5)
-    assert outage.wait(NOW) == pytest.approx(5)  # as long as any wait may be at the beginning
+    breaker = make(base=300.0)
+    fail_again(breaker, asked=0.5)
+    fail_again(breaker, asked=0.5)
+    assert breaker.wait(NOW) == pytest.approx(5)  # as long as any wait may be at the beginning
 
 
-def test_every_worker_is_heard_that_was_asked_to_wait() -> None:
+def test_every_answer_that_asks_a_worker_to_wait_counts() -> None:
     # The first failure of a round counts, but the wait may be asked for in the second.
-    outage = make()
-    rounds = [outage.begin() for _ in range(3)]
+    breaker = make()
+    rounds = [breaker.begin() for _ in range(3)]
     for round, asked in zip(rounds, [None, 50.0, 10.0], strict=True):
-        outage.failed(round, NOW, asked)
-    assert outage.wait(NOW) == pytest.approx(50)
+        breaker.failed(round, NOW, asked)
+    assert breaker.wait(NOW) == pytest.approx(50)
 
 
 def test_nobody_waits_longer_than_an_hour_for_what_the_api_asks() -> None:
-    outage = make()
-    fail_again(outage, asked=1e9)
-    assert outage.wait(NOW) == pytest.approx(HOUR)
+    breaker = make()
+    fail_again(breaker, asked=1e9)
+    assert breaker.wait(NOW) == pytest.approx(HOUR)
 
 
 def test_a_success_does_not_end_the_wait_that_the_api_asked_for() -> None:
-    outage = make()
-    fail_again(outage, asked=100.0)
-    outage.succeeded(NOW + 1)
-    assert outage.wait(NOW + 1) == pytest.approx(99)
+    breaker = make()
+    fail_again(breaker, asked=100.0)
+    breaker.succeeded(NOW + 1)
+    assert breaker.wait(NOW + 1) == pytest.approx(99)
 
 
 # The drain
 
 
 def attempts_of_drain(
-    outage: CircuitBreaker, seconds: float, asked: float | None = None
+    breaker: CircuitBreaker, seconds: float, asked: float | None = None
 ) -> list[float]:
     """When the requests of a drain are sent, each of which fails after 10 ms."""
-    outage.drain(NOW, NOW + seconds)
+    breaker.drain(NOW, NOW + seconds)
     now, attempts = NOW, list[float]()
     for _ in range(1_000):
         if now >= NOW + seconds:
             return attempts
-        if (wait := outage.wait(now)) > 0:
+        if (wait := breaker.wait(now)) > 0:
             now += wait
         else:
             attempts.append(now - NOW)
             now += 0.01
-            fail_again(outage, now, asked)
+            fail_again(breaker, now, asked)
     raise AssertionError("the drain spins")
 
 
@@ -255,110 +255,110 @@ def test_a_drain_tries_at_once_and_again_and_again_until_its_end(
 
 
 def test_a_wait_that_the_api_asks_for_leaves_attempts_in_the_drain() -> None:
-    outage = make()
-    fail_again(outage, asked=100.0)
-    attempts = attempts_of_drain(outage, 8.0, asked=100.0)
+    breaker = make()
+    fail_again(breaker, asked=100.0)
+    attempts = attempts_of_drain(breaker, 8.0, asked=100.0)
     assert attempts[:3] == pytest.approx([4.0, 6.0, 7.0], abs=0.02)
     assert len(attempts) <= 20
 
 
 def test_a_wait_that_ends_within_the_drain_is_kept() -> None:
-    outage = make()
-    fail_again(outage, asked=5.0)
-    outage.drain(NOW, NOW + 8)
-    assert outage.wait(NOW) == pytest.approx(5)
-    outage = make()
-    outage.drain(NOW, NOW + 8)
-    fail_again(outage, asked=5.0)
-    assert outage.wait(NOW) == pytest.approx(5)
+    breaker = make()
+    fail_again(breaker, asked=5.0)
+    breaker.drain(NOW, NOW + 8)
+    assert breaker.wait(NOW) == pytest.approx(5)
+    breaker = make()
+    breaker.drain(NOW, NOW + 8)
+    fail_again(breaker, asked=5.0)
+    assert breaker.wait(NOW) == pytest.approx(5)
 
 
 def test_a_drain_stays_limited_and_begins_the_waits_anew() -> None:
-    outage = fail_often(10)
-    outage.drain(NOW, NOW + 1_000)
-    assert outage.is_limited
-    fail_again(outage)
-    assert outage.wait(NOW) <= 0.5
+    breaker = fail_often(10)
+    breaker.drain(NOW, NOW + 1_000)
+    assert breaker.is_open
+    fail_again(breaker)
+    assert breaker.wait(NOW) <= 0.5
 
 
 # News
 
 
 def test_the_fourth_failure_in_a_row_is_news_once() -> None:
-    outage = make()
-    assert [fail_again(outage) for _ in range(6)] == [False, False, False, True, False, False]
+    breaker = make()
+    assert [fail_again(breaker) for _ in range(6)] == [False, False, False, True, False, False]
 
 
 def test_a_failure_five_seconds_after_the_first_is_news() -> None:
-    outage = make()
-    assert not fail_again(outage, NOW)
-    assert not fail_again(outage, NOW + 4.9)
-    assert fail_again(outage, NOW + 5)
-    assert not fail_again(outage, NOW + 6)
+    breaker = make()
+    assert not fail_again(breaker, NOW)
+    assert not fail_again(breaker, NOW + 4.9)
+    assert fail_again(breaker, NOW + 5)
+    assert not fail_again(breaker, NOW + 6)
 
 
 def test_a_first_request_that_got_no_answer_for_five_seconds_is_news() -> None:
-    outage = make()
-    assert outage.failed(outage.begin(), NOW, took=5.0)
-    assert outage.succeeded(NOW + 2) == pytest.approx(7)
-    assert not outage.failed(outage.begin(), NOW, took=4.9)
+    breaker = make()
+    assert breaker.failed(breaker.begin(), NOW, took=5.0)
+    assert breaker.succeeded(NOW + 2) == pytest.approx(7)
+    assert not breaker.failed(breaker.begin(), NOW, took=4.9)
 
 
-def test_each_outage_is_told() -> None:
-    outage = make()
+def test_each_outage_is_reported() -> None:
+    breaker = make()
     for _ in range(3):
-        assert [fail_again(outage) for _ in range(5)] == [False, False, False, True, False]
-        assert outage.succeeded(NOW) is not None
+        assert [fail_again(breaker) for _ in range(5)] == [False, False, False, True, False]
+        assert breaker.succeeded(NOW) is not None
 
 
-def test_the_end_of_an_outage_that_was_told_gives_its_length_once() -> None:
-    outage = make()
-    fail_again(outage, NOW)
-    fail_again(outage, NOW + 5)
-    assert outage.succeeded(NOW + 7.5) == pytest.approx(7.5)
-    assert outage.succeeded(NOW + 8) is None
+def test_the_end_of_a_reported_outage_gives_its_length_once() -> None:
+    breaker = make()
+    fail_again(breaker, NOW)
+    fail_again(breaker, NOW + 5)
+    assert breaker.succeeded(NOW + 7.5) == pytest.approx(7.5)
+    assert breaker.succeeded(NOW + 8) is None
 
 
 def test_since_is_when_the_first_failure_was_and_ends_with_a_success() -> None:
-    outage = make()
+    breaker = make()
     before = datetime.now(UTC)
-    fail_again(outage, NOW)
-    since = outage.since
+    fail_again(breaker, NOW)
+    since = breaker.since
     assert since is not None
     assert before <= since <= datetime.now(UTC)
-    fail_again(outage, NOW + 1)
-    outage.drain(NOW + 1, NOW + 9)
-    assert outage.since is since
-    outage.succeeded(NOW + 2)
-    assert outage.since is None
+    fail_again(breaker, NOW + 1)
+    breaker.drain(NOW + 1, NOW + 9)
+    assert breaker.since is since
+    breaker.succeeded(NOW + 2)
+    assert breaker.since is None
 
 
 # Callers that gave up waiting
 
 
 def test_a_caller_that_waited_long_without_an_answer_is_news_once() -> None:
-    outage = make()
-    assert outage.unanswered(NOW, 10.0)
-    assert outage.since is not None
-    assert not outage.unanswered(NOW, 10.0)
-    assert outage.succeeded(NOW + 1) == pytest.approx(11)
+    breaker = make()
+    assert breaker.unanswered(NOW, 10.0)
+    assert breaker.since is not None
+    assert not breaker.unanswered(NOW, 10.0)
+    assert breaker.succeeded(NOW + 1) == pytest.approx(11)
 
 
 @pytest.mark.parametrize("waited", [0.1, 10.0])
 def test_many_callers_that_give_up_together_do_not_lengthen_the_waits(waited: float) -> None:
-    outage = make()
-    news = [outage.unanswered(NOW, waited) for _ in range(250)]
+    breaker = make()
+    news = [breaker.unanswered(NOW, waited) for _ in range(250)]
     assert news.count(True) == 1
-    assert outage.failures <= 4
-    assert outage.wait(NOW) <= 1
+    assert breaker.failures <= 4
+    assert breaker.wait(NOW) <= 1
 
 
 def test_a_caller_that_gives_up_lets_no_second_request_go() -> None:
-    outage = fail_often(2)
-    probe = outage.begin()
-    outage.unanswered(NOW, 10.0)
-    assert outage.wait(NOW + 100) == math.inf
-    outage.end(probe)
+    breaker = fail_often(2)
+    probe = breaker.begin()
+    breaker.unanswered(NOW, 10.0)
+    assert breaker.wait(NOW + 100) == math.inf
+    breaker.end(probe)
 
 
 @pytest.mark.virtual_time
@@ -399,10 +399,10 @@ EVENTS = st.lists(
 
 
 @given(EVENTS)
-def test_whatever_happens_waits_are_kept_and_bounded_and_outages_told_in_turn(
+def test_whatever_happens_waits_are_kept_and_bounded_and_outages_reported_in_turn(
     events: list[tuple[object, ...]],
 ) -> None:
-    outage, now, told = make(), NOW, False
+    breaker, now, told = make(), NOW, False
     asked_until = longest = -math.inf
     # The requests on their way: in which round they were sent, and whether as the only one.
     sent: list[tuple[int, bool]] = []
@@ -410,25 +410,25 @@ def test_whatever_happens_waits_are_kept_and_bounded_and_outages_told_in_turn(
         news, took, succeeded = False, None, False
         match event:
             case ("begin",):
-                if outage.wait(now) <= 0:
-                    limited = outage.is_limited
-                    # One at a time, besides those from before the outage.
+                if breaker.wait(now) <= 0:
+                    limited = breaker.is_open
+                    # One at a time, besides those from before the breaker.
                     assert not limited or not any(only for _, only in sent)
-                    sent.append((outage.begin(), limited))
+                    sent.append((breaker.begin(), limited))
             case ("fail", int() as place, float() | None as asked) if sent:
                 round, _ = sent.pop(place % len(sent))
-                news = outage.failed(round, now, asked)
-                outage.end(round)
+                news = breaker.failed(round, now, asked)
+                breaker.end(round)
                 if asked is not None:
                     asked_until = max(asked_until, now + asked)
                 longest = now + 1.25 * CAP
             case ("succeed", int() as place) if sent:
                 round, _ = sent.pop(place % len(sent))
-                took, succeeded = outage.succeeded(now), True
-                outage.end(round)
+                took, succeeded = breaker.succeeded(now), True
+                breaker.end(round)
                 sent = [(round, False) for round, _ in sent]
             case ("give up", float() as waited):
-                news = outage.unanswered(now, waited)
+                news = breaker.unanswered(now, waited)
                 longest = now + 1.25 * CAP
             case ("pass", float() as seconds):
                 now += seconds
@@ -438,16 +438,16 @@ def test_whatever_happens_waits_are_kept_and_bounded_and_outages_told_in_turn(
         assert (took is not None) == (told and succeeded)
         assert took is None or took >= 0
         told = (told or news) and not succeeded
-        wait = outage.wait(now)
+        wait = breaker.wait(now)
         assert wait >= asked_until - now - 1e-9
-        if not (outage.is_limited and any(only for _, only in sent)):
+        if not (breaker.is_open and any(only for _, only in sent)):
             assert wait <= max(asked_until, longest) - now + 1e-9
 
 
 def test_any_wait_is_cut_to_what_the_drain_has_left() -> None:
     for failures, asked in product((1, 2, 10), (None, 3_600.0)):
-        outage = make(base=600.0)
-        outage.drain(NOW, NOW + 8)
+        breaker = make(base=600.0)
+        breaker.drain(NOW, NOW + 8)
         for _ in range(failures):
-            fail_again(outage, asked=asked)
-        assert outage.wait(NOW) < 8
+            fail_again(breaker, asked=asked)
+        assert breaker.wait(NOW) < 8

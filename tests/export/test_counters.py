@@ -13,12 +13,15 @@ from msgspec import Raw, Struct
 from support.examples import examples
 
 from prefactor_core.exceptions import PrefactorUnreachableError
+from prefactor_core.export.circuit_breaker import CircuitBreaker
 from prefactor_core.export.counters import Counters
+from prefactor_core.models.clock import to_nanoseconds
 from prefactor_core.models.lifecycle import SpanStatus
 from prefactor_core.models.statistics import Statistics
 from prefactor_core.operations import ENVELOPE_SIZE, CreateSpan, StartAgentInstance
+from prefactor_core.queue.retry_policy import Backoff
 
-NOON = datetime(2026, 7, 20, 12, tzinfo=UTC)
+NOON = to_nanoseconds(datetime(2026, 7, 20, 12, tzinfo=UTC))
 REASONS = st.sampled_from(["refused", "retries_exhausted", "drain_timeout"])
 
 
@@ -190,13 +193,14 @@ def test_what_is_lost_is_the_sum_of_all_reasons() -> None:
 
 
 def test_statistics_are_of_one_moment() -> None:
-    counters = Counters()
+    breaker = CircuitBreaker(Backoff())
+    counters = Counters(breaker)
     counters.turn_away("full")
-    counters.in_flight, counters.outage_since = 3, NOON
+    counters.in_flight, breaker.since = 3, NOON
     seen = counters.statistics()
     counters.turn_away("full")
     counters.accept(create())
-    counters.in_flight, counters.outage_since = 0, None
+    counters.in_flight, breaker.since = 0, None
     assert (seen.accepted, seen.dropped, seen.in_flight) == (1, {"full": 1}, 3)
     assert seen.outage_since == NOON
     seen.dropped["full"] = 99

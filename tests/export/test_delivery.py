@@ -271,7 +271,7 @@ async def test_an_outage_of_5xx_is_an_outage_too(
     "fault", [500, HOTEL, ConnectionResetError()], ids=["500", "another form", "no answer"]
 )
 @pytest.mark.parametrize("size", [1, 1000])
-async def test_an_operation_that_the_api_fails_at_while_it_takes_others_is_given_up_alone(
+async def test_an_operation_that_the_api_fails_at_while_it_accepts_others_is_given_up_alone(
     api: FaultyApi, caplog: pytest.LogCaptureFixture, size: int, fault: object
 ) -> None:
     config = make_config(drain_timeout=600, queue={"max_batch_operations": size})
@@ -311,7 +311,7 @@ async def test_an_operation_that_the_api_fails_at_while_it_takes_others_is_given
 
 
 @pytest.mark.parametrize("fault", [500, HOTEL], ids=str)
-async def test_a_bulk_at_which_the_api_fails_while_it_takes_others_is_sent_in_parts(
+async def test_a_bulk_at_which_the_api_fails_while_it_accepts_others_is_sent_in_parts(
     api: FaultyApi, fault: object
 ) -> None:
     async with open_prefactor(make_config(), asgi_app=api) as client:
@@ -364,7 +364,7 @@ async def test_a_start_at_which_the_api_fails_costs_no_more_than_itself(api: Fau
 
 
 @pytest.mark.parametrize("max_retries", [0, 3])
-async def test_an_operation_that_fails_is_kept_as_long_as_nothing_is_taken(
+async def test_an_operation_that_fails_is_kept_as_long_as_nothing_is_accepted(
     api: FaultyApi, max_retries: int
 ) -> None:
     config = make_config(drain_timeout=600, queue={"max_retries": max_retries})
@@ -423,7 +423,7 @@ async def test_a_span_that_is_refused_as_a_whole_counts_for_all_that_was_merged_
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_a_token_that_is_not_taken_costs_nothing_and_is_one_error_in_the_log(
+async def test_a_refused_token_costs_nothing_and_is_one_error_in_the_log(
     api: FaultyApi, caplog: pytest.LogCaptureFixture, status: int
 ) -> None:
     config = make_config(drain_timeout=120, http={"max_retry_delay": 100.0})
@@ -446,7 +446,7 @@ async def test_a_token_that_is_not_taken_costs_nothing_and_is_one_error_in_the_l
     assert "is the API token right" in record.getMessage()
 
 
-async def test_one_request_that_fails_is_no_outage_to_be_told(
+async def test_one_request_that_fails_is_not_reported_as_an_outage(
     api: FaultyApi, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "prefactor_core.export")
@@ -509,7 +509,7 @@ async def test_a_bulk_request_that_is_too_large_is_sent_in_parts(api: FaultyApi)
     assert len((await stored_run(api)).spans) == 20
 
 
-async def test_a_finish_of_what_has_ended_already_is_settled(
+async def test_a_finish_of_a_span_that_has_ended_already_counts_as_delivered(
     api: FaultyApi, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_prefactor(make_config(), asgi_app=api) as client:
@@ -589,7 +589,7 @@ async def test_what_failed_alone_stays_alone(api: FaultyApi) -> None:
 @pytest.mark.parametrize(
     "fault", [500, HOTEL, ConnectionResetError()], ids=["500", "another form", "no answer"]
 )
-async def test_what_the_api_fails_at_is_kept_until_it_takes_something_else(
+async def test_an_operation_that_the_api_fails_at_is_kept_until_it_accepts_another(
     api: FaultyApi, size: int, fault: object
 ) -> None:
     config = make_config(queue={"max_batch_operations": size})
@@ -633,7 +633,7 @@ async def test_what_fails_like_everything_else_is_kept(api: FaultyApi, fault: ob
 
 
 @pytest.mark.parametrize("status", [429])
-async def test_what_the_api_does_not_take_yet_is_kept_although_it_takes_others(
+async def test_an_operation_that_the_api_cannot_accept_yet_is_kept_although_it_accepts_others(
     api: FaultyApi, status: int
 ) -> None:
     config = make_config(queue={"num_workers": 20}, drain_timeout=600)
@@ -697,7 +697,7 @@ ID_REFUSED = msgspec.json.encode(
 )
 
 
-async def test_one_id_that_is_refused_after_others_were_taken_is_that_spans_own_fault(
+async def test_one_id_that_is_refused_after_others_were_accepted_is_that_spans_own_fault(
     api: FaultyApi,
 ) -> None:
     async with open_prefactor(make_config(queue=ONE_BY_ONE), asgi_app=api) as client:
@@ -725,7 +725,7 @@ async def test_an_id_that_is_refused_although_none_was_given_is_no_reason_to_go_
     assert len([call for call in api.calls if call.status == 422]) < 10
 
 
-async def test_a_type_that_bulk_has_taken_stays_in_bulk_whatever_it_says_of_one(
+async def test_a_type_that_bulk_has_accepted_stays_in_bulk_whatever_it_answers_to_one(
     api: FaultyApi,
 ) -> None:
     async with open_prefactor(make_config(), asgi_app=api) as client:

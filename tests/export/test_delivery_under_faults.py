@@ -469,7 +469,7 @@ async def test_a_request_that_was_too_large_once_makes_none_small_for_ever(api: 
             assert client.statistics().assumed == ()
 
 
-async def test_a_token_that_is_taken_again_in_the_last_seconds_of_a_scope_is_noticed(
+async def test_a_token_that_is_accepted_again_in_the_last_seconds_of_a_scope_is_noticed(
     api: FaultyApi,
 ) -> None:
     async def take_it_again() -> None:
@@ -555,13 +555,13 @@ def vars_of(run: object) -> list[object]:
 
 def test_no_wait_is_longer_than_what_is_left_of_the_drain() -> None:
     for failures in range(1, 30):
-        outage = CircuitBreaker(Backoff())
+        breaker = CircuitBreaker(Backoff())
         for n in range(failures):
-            round = outage.begin()
-            outage.failed(round, float(n), 600.0 if n % 2 else None, denied=True)
-            outage.end(round)
-        outage.drain(float(failures), failures + 8.0)
-        assert outage.wait(float(failures)) < 8.0
+            round = breaker.begin()
+            breaker.failed(round, float(n), 600.0 if n % 2 else None, denied=True)
+            breaker.end(round)
+        breaker.drain(float(failures), failures + 8.0)
+        assert breaker.wait(float(failures)) < 8.0
 
 
 # --- the event loop

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from msgspec import Raw
-from support.cases import every_case
+from support.for_each import for_each
 
 from prefactor_core.api.errors import error_from_answer
 from prefactor_core.exceptions import (
@@ -27,13 +27,13 @@ from prefactor_core.exceptions import (
 )
 from prefactor_core.export.failures import (
     FailureKind,
+    classify,
+    classify_request,
     is_firm,
     is_of_the_api,
     is_out_of_service,
-    judge,
-    judge_request,
     lacks_call,
-    may_be_done,
+    outcome_is_unknown,
     was_not_sent,
 )
 from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
@@ -74,7 +74,7 @@ OPERATIONS: list[Operation] = [
 CREATE = OPERATIONS[3]
 FINISHES = {OperationType.FINISH_AGENT_INSTANCE, OperationType.FINISH_SPAN}
 
-every_operation = every_case("operation", OPERATIONS)
+every_operation = for_each("operation", OPERATIONS)
 
 PROPER = {
     400: FailureKind.REFUSED,
@@ -113,44 +113,44 @@ def answer(status: int, body: bytes | None = None, **how: Any) -> PrefactorApiEr
 
 
 @every_operation
-@every_case(("status", "kind"), PROPER.items())
+@for_each(("status", "kind"), PROPER.items())
 def test_the_status_of_an_answer_decides(
     operation: Operation, status: int, kind: FailureKind
 ) -> None:
-    assert judge(operation, answer(status)) is kind
-    assert judge_request(answer(status)) is kind
+    assert classify(operation, answer(status)) is kind
+    assert classify_request(answer(status)) is kind
 
 
 @every_operation
 def test_a_step_that_is_in_conflict_was_made_already(operation: Operation) -> None:
     steps = {*FINISHES, OperationType.START_AGENT_INSTANCE}
-    expected = FailureKind.SETTLED if operation.type in steps else FailureKind.REFUSED
-    assert judge(operation, answer(409)) is expected
+    expected = FailureKind.ALREADY_DONE if operation.type in steps else FailureKind.REFUSED
+    assert classify(operation, answer(409)) is expected
 
 
-def test_a_conflict_of_a_whole_request_settles_nothing() -> None:
+def test_a_conflict_of_a_whole_request_completes_nothing() -> None:
     # Bulk tells its conflicts by item; one for all of them does not say which.
-    assert judge_request(answer(409)) is FailureKind.REFUSED
+    assert classify_request(answer(409)) is FailureKind.REFUSED
 
 
-@every_case("body", [b"", b"<html>", b"[]", b'"no"', b'{"detail":"Not Found"}'])
-@every_case("status", [*PROPER, 409])
+@for_each("body", [b"", b"<html>", b"[]", b'"no"', b'{"detail":"Not Found"}'])
+@for_each("status", [*PROPER, 409])
 def test_what_is_not_in_the_form_of_the_api_refuses_nothing(status: int, body: bytes) -> None:
     # Something in between answers: it has no say in what the API would take.
     error = answer(status, body)
     expected = FailureKind.BUSY if status == 429 else FailureKind.FAILED
-    assert {judge(operation, error) for operation in OPERATIONS} == {expected}
-    assert judge_request(error) is expected
+    assert {classify(operation, error) for operation in OPERATIONS} == {expected}
+    assert classify_request(error) is expected
 
 
 @pytest.mark.parametrize("status", [400, 404, 408, 422, 451])
 def test_a_status_that_is_configured_to_pass_passes(status: int) -> None:
-    assert judge_request(answer(status, passing=(status,))) is FailureKind.FAILED
+    assert classify_request(answer(status, passing=(status,))) is FailureKind.FAILED
 
 
 def test_a_conflict_that_is_configured_to_pass_is_no_end() -> None:
     for operation in OPERATIONS:
-        assert judge(operation, answer(409, passing=(409,))) is FailureKind.FAILED
+        assert classify(operation, answer(409, passing=(409,))) is FailureKind.FAILED
 
 
 @every_operation
@@ -161,15 +161,17 @@ def test_only_the_create_of_a_span_can_be_refused_for_its_id(
 ) -> None:
     error = answer(status, fields(name, "schema_name"))
     is_create = operation.type is OperationType.CREATE_SPAN
-    assert judge(operation, error) is (FailureKind.ID_REFUSED if is_create else FailureKind.REFUSED)
-    assert judge_request(error) is FailureKind.REFUSED
+    assert classify(operation, error) is (
+        FailureKind.ID_REFUSED if is_create else FailureKind.REFUSED
+    )
+    assert classify_request(error) is FailureKind.REFUSED
 
 
 @every_operation
-@every_case("name", ["parent_span_id", "agent_instance_id", "details", "i", ""])
+@for_each("name", ["parent_span_id", "agent_instance_id", "details", "i", ""])
 def test_another_field_is_not_the_id(operation: Operation, name: str) -> None:
     error = PrefactorValidationError("no", status_code=422, errors={name: "wrong"})
-    assert judge(operation, error) is FailureKind.REFUSED
+    assert classify(operation, error) is FailureKind.REFUSED
 
 
 def fields(*names: str) -> bytes:
@@ -186,24 +188,24 @@ def test_only_a_span_with_a_parent_can_be_refused_for_it(
 ) -> None:
     error = answer(status, fields(*names))
     if not isinstance(operation, CreateSpan):
-        assert judge(operation, error) is FailureKind.REFUSED
+        assert classify(operation, error) is FailureKind.REFUSED
         return
     # The API cannot mean a parent that it was not told of.
     without = FailureKind.ID_REFUSED if "id" in names else FailureKind.REFUSED
-    assert judge(operation, error) is without
+    assert classify(operation, error) is without
     child = msgspec.structs.replace(operation, parent_span_id="parent")
-    assert judge(child, error) is FailureKind.PARENT_REFUSED
-    assert judge_request(error) is FailureKind.REFUSED
+    assert classify(child, error) is FailureKind.PARENT_REFUSED
+    assert classify_request(error) is FailureKind.REFUSED
 
 
 def test_what_the_api_does_not_find_of_a_child_may_be_its_parent() -> None:
     child = msgspec.structs.replace(CREATE, parent_span_id="parent")
-    assert judge(child, answer(404)) is FailureKind.PARENT_REFUSED
-    assert judge(CREATE, answer(404)) is FailureKind.REFUSED
+    assert classify(child, answer(404)) is FailureKind.PARENT_REFUSED
+    assert classify(CREATE, answer(404)) is FailureKind.REFUSED
     # A gateway that does not find the path says nothing of parents.
-    assert judge(child, answer(404, b"<html>")) is FailureKind.FAILED
+    assert classify(child, answer(404, b"<html>")) is FailureKind.FAILED
     for status in (401, 405, 409, 410, 413, 429, 500, 503):
-        assert judge(child, answer(status)) is judge(CREATE, answer(status))
+        assert classify(child, answer(status)) is classify(CREATE, answer(status))
 
 
 CLASSES: list[tuple[Exception, FailureKind]] = [
@@ -229,12 +231,12 @@ CLASSES: list[tuple[Exception, FailureKind]] = [
 
 
 @every_operation
-@every_case(("error", "kind"), CLASSES)
+@for_each(("error", "kind"), CLASSES)
 def test_every_kind_of_error_has_its_meaning(
     operation: Operation, error: Exception, kind: FailureKind
 ) -> None:
-    assert judge(operation, error) is kind
-    assert judge_request(error) is kind
+    assert classify(operation, error) is kind
+    assert classify_request(error) is kind
 
 
 def all_kinds_of(cls: type[PrefactorApiError]) -> Iterator[type[PrefactorApiError]]:
@@ -256,7 +258,7 @@ ANSWERED = [*PROPER, 409]
 
 
 @pytest.mark.parametrize("body", [None, b"<html>"], ids=["proper", "html"])
-def test_a_call_is_lacking_by_its_status_whoever_says_so(body: bytes | None) -> None:
+def test_a_call_is_lacking_by_its_status_also_from_a_gateway(body: bytes | None) -> None:
     assert {s for s in ANSWERED if lacks_call(answer(s, body))} == {404, 405, 501}
 
 
@@ -304,11 +306,13 @@ def test_what_could_not_be_written_was_not_sent() -> None:
     assert [type(error) for error in not_sent] == [PrefactorValueError, OperationError]
 
 
-def test_without_an_answer_of_the_api_it_may_be_done() -> None:
-    assert may_be_done(PrefactorUnreachableError("the connection broke"))
-    assert may_be_done(PrefactorContractError("what was answered is no JSON", status_code=200))
+def test_without_an_answer_of_the_api_the_outcome_is_unknown() -> None:
+    assert outcome_is_unknown(PrefactorUnreachableError("the connection broke"))
+    assert outcome_is_unknown(
+        PrefactorContractError("what was answered is no JSON", status_code=200)
+    )
     # A gateway's own: the API behind it may have done it.
-    assert {status for status in ANSWERED if may_be_done(answer(status))} == {502, 504}
+    assert {status for status in ANSWERED if outcome_is_unknown(answer(status))} == {502, 504}
 
 
 def test_a_registration_is_refused_for_its_environment_only_where_one_was_added() -> None:
@@ -316,9 +320,9 @@ def test_a_registration_is_refused_for_its_environment_only_where_one_was_added(
     assert isinstance(plain, RegisterAgentInstance)
     added = msgspec.structs.replace(plain, runtime_environment=Raw(b'{"os":"linux"}'))
     for status in (400, 409, 422):
-        assert judge(added, answer(status)) is FailureKind.ENVIRONMENT_REFUSED
-        assert judge(added.as_given(), answer(status)) is FailureKind.REFUSED
+        assert classify(added, answer(status)) is FailureKind.ENVIRONMENT_REFUSED
+        assert classify(added.as_given(), answer(status)) is FailureKind.REFUSED
         # A gateway has not looked at it.
-        assert judge(added, answer(status, b"<html>")) is FailureKind.FAILED
+        assert classify(added, answer(status, b"<html>")) is FailureKind.FAILED
     for status in (401, 404, 413, 429, 500):
-        assert judge(added, answer(status)) is judge(plain, answer(status))
+        assert classify(added, answer(status)) is classify(plain, answer(status))

@@ -25,6 +25,7 @@ from msgspec import UNSET, Raw
 from support.examples import examples
 
 from prefactor_core.export.identity import Identities, RunIdentity
+from prefactor_core.models.clock import to_nanoseconds
 from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
 from prefactor_core.operations import (
     CreateSpan,
@@ -38,7 +39,7 @@ from prefactor_core.operations import (
 )
 from prefactor_core.operations.identifiers import generate, idempotency_key
 
-NOON = datetime(2026, 7, 20, 12, tzinfo=UTC)
+NOON = to_nanoseconds(datetime(2026, 7, 20, 12, tzinfo=UTC))
 
 pfids = st.builds(generate, st.integers(0, 2**30 - 1), st.integers(0, 2**48 - 1))
 

@@ -560,7 +560,7 @@ async def test_a_client_may_be_closed_before_its_runs_are_left(api: FaultyApi, b
     assert (await stored_run(api)).status == "complete"
 
 
-async def test_a_run_of_another_client_is_told_once_and_begins_no_more_spans(
+async def test_a_run_of_another_client_is_terminated_once_and_begins_no_more_spans(
     api: FaultyApi, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with opened(api) as owner, opened(api, termination_poll_interval=POLL) as client:
@@ -912,7 +912,7 @@ async def test_a_poll_that_is_on_its_way_does_not_delay_the_exit(api: FaultyApi)
     assert (await stored_run(api)).status == "complete"
 
 
-async def test_no_run_is_polled_in_an_outage_and_the_end_of_it_tells(api: FaultyApi) -> None:
+async def test_no_run_is_polled_in_an_outage_but_after_its_end(api: FaultyApi) -> None:
     client = open_prefactor(make_config(termination_poll_interval=POLL), asgi_app=api)
     with anyio.fail_after(1000), pytest.raises(PrefactorTerminatedError):
         async with client, client.agent_instance(**AGENT) as instance:
@@ -953,7 +953,7 @@ async def test_a_provisional_run_is_not_polled_and_is_terminated_by_its_final_id
     assert client.statistics().lost == 0
 
 
-async def test_a_provisional_run_is_not_asked_for(api: FaultyApi) -> None:
+async def test_a_provisional_run_is_not_polled(api: FaultyApi) -> None:
     api.faults["register"] = 503
     config = make_config(termination_poll_interval=0.1, http={"max_retries": 0}, drain_timeout=1)
     async with open_prefactor(config, asgi_app=api) as client, client.agent_instance(**AGENT):

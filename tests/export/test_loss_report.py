@@ -179,7 +179,7 @@ async def test_a_loss_in_other_threads_is_said_once_by_the_loop(
         for _ in range(100):
             with losses.event_loop.lock:
                 losses.counters.turn_away("full")
-                losses.report.dropped_anywhere("full")
+                losses.report.dropped_in_any_thread("full")
 
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
@@ -196,7 +196,7 @@ async def test_all_of_a_burst_is_counted_also_what_was_lost_before_its_first_lin
     async with served(caplog) as losses:
         for _ in range(100):
             losses.counters.turn_away("full")
-            losses.report.dropped_anywhere("full")
+            losses.report.dropped_in_any_thread("full")
         assert losses.said() == []
         await anyio.sleep(61)
         begins, minute = losses.said()

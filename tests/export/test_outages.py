@@ -225,7 +225,7 @@ async def test_all_workers_wait_together_when_the_api_asks_for_it() -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_a_token_that_is_not_taken_is_told_once_and_tried_again_slowly(
+async def test_a_refused_token_is_reported_once_and_tried_again_slowly(
     status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_local_prefactor(":memory:") as app:
@@ -303,7 +303,7 @@ async def test_several_spans_at_which_the_api_fails_are_given_up_and_nothing_els
 
 
 @pytest.mark.parametrize("hanging", [False, True])
-async def test_an_outage_that_is_there_at_the_start_is_told_when_the_registration_finds_it(
+async def test_an_outage_at_the_start_is_reported_when_the_registration_meets_it(
     hanging: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_local_prefactor(":memory:") as app:

@@ -600,7 +600,7 @@ async def test_of_two_runs_that_ask_for_one_id_at_once_one_gets_it(api: FaultyAp
     assert client.statistics().lost == 0
 
 
-async def test_a_run_that_is_taken_after_a_refusal_can_be_judged_after_its_end(
+async def test_a_run_that_is_accepted_after_a_refusal_can_get_quality_after_its_end(
     api: FaultyApi,
 ) -> None:
     async with opened(api) as client:
@@ -702,7 +702,7 @@ async def test_a_run_whose_registration_is_cancelled_is_recorded_as_cancelled(
 
 @pytest.mark.virtual_time
 @pytest.mark.parametrize("seconds", [10.0, math.inf])
-async def test_who_waits_for_a_registration_when_the_client_closes_hears_of_that_at_once(
+async def test_a_caller_that_waits_for_a_registration_when_the_client_closes_returns_at_once(
     api: FaultyApi, seconds: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def register() -> None:

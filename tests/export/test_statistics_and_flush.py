@@ -350,7 +350,7 @@ async def test_outage_since_is_the_time_of_the_first_failure_until_an_answer_com
 
 @pytest.mark.parametrize("fault", [None, 422, 413, ConnectionResetError()], ids=str)
 @pytest.mark.parametrize("size", [1, 1000])
-async def test_pending_bytes_grow_with_the_payloads_and_are_zero_when_all_is_settled(
+async def test_pending_bytes_grow_with_the_payloads_and_are_zero_when_all_is_completed(
     api: FaultyApi, fault: object, size: int
 ) -> None:
     queue = {**HELD, "max_batch_operations": size}
@@ -607,7 +607,7 @@ WAITING: dict[str, object] = {"max_pending_operations": 4, "when_full": "wait"}
 
 
 @pytest.mark.parametrize("bound", [{"max_pending_operations": 4}, {"max_pending_bytes": 4_000}])
-async def test_who_waits_for_a_place_loses_nothing(
+async def test_a_task_that_waits_for_a_place_loses_nothing(
     api: FaultyApi, bound: dict[str, object]
 ) -> None:
     most = 0
@@ -693,7 +693,7 @@ async def test_the_start_of_a_run_does_not_take_the_place_of_its_first_span(
     assert client.statistics().lost == 0
 
 
-async def test_who_waits_for_a_place_waits_for_no_batch_window(api: FaultyApi) -> None:
+async def test_a_task_that_waits_for_a_place_waits_for_no_batch_window(api: FaultyApi) -> None:
     async with open_client(api, queue={**HELD, **WAITING}) as client:
         async with client.agent_instance(**AGENT) as instance:
             with anyio.fail_after(5):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from prefactor_core.export.termination import NO_REASON, Termination
 
 
-def test_whoever_watches_is_told_the_reason_once() -> None:
+def test_a_callback_gets_the_reason_once() -> None:
     termination = Termination()
     told: list[str] = []
     termination.watch(told.append)
@@ -25,7 +25,7 @@ def test_whoever_watches_is_told_the_reason_once() -> None:
     assert termination.reason == "over budget"
 
 
-def test_who_watches_too_late_is_told_at_once() -> None:
+def test_a_callback_that_is_added_late_is_called_at_once() -> None:
     termination = Termination()
     termination.throw("over budget")
     told: list[str] = []
@@ -70,7 +70,7 @@ def test_a_run_that_has_ended_keeps_no_callback() -> None:
     assert (early(), watched()()) == (None, None)
 
 
-def test_a_callback_that_raises_is_logged_and_the_others_are_told(
+def test_a_callback_that_raises_is_logged_and_the_others_are_called(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     termination = Termination()
@@ -102,7 +102,7 @@ def test_a_callback_may_watch_itself() -> None:
 @pytest.mark.parametrize(
     "error", [SystemExit(1), GeneratorExit(), asyncio.CancelledError(), BaseException("no")]
 )
-def test_what_a_callback_raises_ends_nothing_of_who_calls_it(
+def test_an_exception_of_a_callback_does_not_reach_its_caller(
     error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(reason: str) -> None:
@@ -117,7 +117,7 @@ def test_what_a_callback_raises_ends_nothing_of_who_calls_it(
     assert [record.exc_info and record.exc_info[1] for record in caplog.records] == [error]
 
 
-def test_who_watches_from_another_thread_meanwhile_calls_its_own_callback_only() -> None:
+def test_a_thread_that_adds_a_callback_meanwhile_calls_only_its_own() -> None:
     callers: dict[str, int] = {}
 
     def note(name: str) -> None:
@@ -152,7 +152,7 @@ def test_spans_end_with_the_scope_and_at_once_without_one(
 
 
 @given(st.lists(st.sampled_from(["throw", "watch", "end"])))
-def test_every_watcher_is_told_the_first_reason_once_or_never(steps: list[str]) -> None:
+def test_every_callback_gets_the_first_reason_once_or_never(steps: list[str]) -> None:
     termination = Termination()
     told: list[list[str]] = []
     thrown: str | None = None

@@ -1,4 +1,4 @@
-"""Whatever an agent passes as a payload becomes one JSON object, and is left alone."""
+"""Any payload of an agent becomes one JSON object, and the payload itself is not changed."""
 
 from __future__ import annotations
 
@@ -29,12 +29,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
-from support.cases import every_case
+from support.for_each import for_each
 
 from prefactor_core.exceptions import PrefactorValueError
-from prefactor_core.payloads.capture import EMPTY, Capture, capture, fields_of
+from prefactor_core.payloads.capture import EMPTY, Capture, fields_of
 from prefactor_core.payloads.error_description import describe_error
 from prefactor_core.payloads.redaction import redact_keys
+
+capture = Capture()
 
 
 class RaisingRepr:
@@ -335,7 +337,7 @@ def test_anything_becomes_a_json_object(plan: object) -> None:
     captured(filled(plan))
 
 
-@every_case("name", NASTY)
+@for_each("name", NASTY)
 def test_nothing_is_too_nasty(name: str) -> None:
     assert captured({"kept": 1, "nasty": NASTY[name]})["kept"] == 1
     assert captured([1, NASTY[name]])["value"][0] == 1
@@ -357,15 +359,15 @@ def test_what_is_no_mapping_is_wrapped_as_the_value_of_an_object(payload: object
     assert captured(payload) == {"value": payload}
 
 
-@pytest.mark.parametrize("mapping", [dict, UserDict, MappingProxyType])
-@pytest.mark.parametrize("content", [{}, {"a": {"b": 1}}, {"a": "\ud800"}])
+@for_each("mapping", [dict, UserDict, MappingProxyType])
+@for_each("content", [{}, {"a": {"b": 1}}, {"a": "\ud800"}])
 def test_any_mapping_is_an_object(mapping: Any, content: dict[str, Any]) -> None:
     payload: Mapping[str, Any] = mapping(content)
     assert captured(payload) == captured(content)
     assert captured({"inner": payload}) == {"inner": captured(content)}
 
 
-@every_case(
+@for_each(
     ("value", "stored"),
     [
         (math.nan, None),
@@ -409,8 +411,9 @@ def test_any_mapping_is_an_object(mapping: Any, content: dict[str, Any]) -> None
         (Model, repr(Model)),
         (RaisingRepr(), "<unprintable RaisingRepr>"),
     ],
+    ids=lambda value: type(value).__name__,
 )
-@every_case("beside", [{}, {"nasty": "\ud800"}])
+@for_each("beside", [{}, {"nasty": "\ud800"}], ids=["alone", "beside nasty"])
 def test_a_value_degrades_in_the_same_way_whatever_is_beside_it(
     value: object, stored: object, beside: dict[str, object]
 ) -> None:
@@ -476,7 +479,7 @@ def test_later_changes_do_not_reach_what_was_captured(beside: dict[str, object])
     assert json.loads(before)["messages"] == [{"role": "user"}]
 
 
-@every_case("name", NASTY)
+@for_each("name", NASTY)
 def test_the_fields_of_anything_can_be_had(name: str) -> None:
     captured(fields_of(NASTY[name]))
 
@@ -758,7 +761,7 @@ def test_threads_that_capture_at_once_get_each_its_own() -> None:
 
 SCRIPT = """
 import os, time
-from prefactor_core.payloads.capture import capture
+from prefactor_core.payloads.capture import Capture
 
 import logging
 logging.disable()
@@ -771,6 +774,7 @@ class Quick:
     def __repr__(self):
         return "quick"
 
+capture = Capture()
 assert b"quick" in bytes(capture({"a": Quick()}))
 if hasattr(os, "fork"):
     child = os.fork()

@@ -1,4 +1,4 @@
-"""Secrets are known by what they look like, in any text of a payload."""
+"""Credentials are recognised by their form, in any text of a payload."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.cases import every_case
+from support.for_each import for_each
 
 from prefactor_core import PrefactorValueError, redact_credentials, redact_keys
 
@@ -71,7 +71,7 @@ NONE = [
 ]
 
 
-@every_case(("text", "credential"), CREDENTIALS)
+@for_each(("text", "credential"), CREDENTIALS)
 def test_the_credential_goes_and_the_text_around_it_stays(text: str, credential: str) -> None:
     expected = text.replace(credential, "[redacted]")
     assert expected != text
@@ -81,7 +81,7 @@ def test_the_credential_goes_and_the_text_around_it_stays(text: str, credential:
         assert redact_credentials()(payload) == masked
 
 
-@every_case("text", NONE)
+@for_each("text", NONE)
 def test_a_text_without_a_credential_stays(text: str) -> None:
     assert redact_credentials(None)({text: [text]}) == {text: [text]}
 
@@ -120,7 +120,7 @@ def test_names_of_secrets_are_hidden_too_unless_something_else_is_asked_for() ->
     }
 
 
-@pytest.mark.parametrize("then", [1, "password", redact_keys, redact_credentials])
+@for_each("then", [1, "password", redact_keys, redact_credentials])
 def test_what_is_no_function_of_a_payload_is_refused(then: Any) -> None:
     with pytest.raises(PrefactorValueError, match="then must be a function"):
         redact_credentials(then)

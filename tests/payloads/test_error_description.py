@@ -1,4 +1,4 @@
-"""What is kept of an exception: its type, its message and where it was raised."""
+"""The description of an exception: its type, its message and its stacktrace."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.examples import examples
+from support.for_each import for_each
 from support.harness import recording
 from support.virtual_time import virtual_time
 
 from prefactor_core import AgentInstanceHandle
-from prefactor_core.payloads.capture import capture
+from prefactor_core.payloads.capture import Capture
 from prefactor_core.payloads.error_description import describe_error
 
 
@@ -79,7 +80,7 @@ class RaisingNotesError(Exception):
         raise RuntimeError("no notes")
 
 
-@pytest.mark.parametrize(
+@for_each(
     "error",
     [
         RaisingTextError(),
@@ -92,12 +93,12 @@ class RaisingNotesError(Exception):
     ids=lambda error: type(error).__name__,
 )
 def test_every_error_can_be_described_and_captured(error: BaseException) -> None:
-    described = json.loads(bytes(capture(describe_error(raised(error)))))
+    described = json.loads(bytes(Capture()(describe_error(raised(error)))))
     assert described["type"].endswith(type(error).__qualname__)
     assert all(isinstance(part, str) for part in described.values())
 
 
-@pytest.mark.parametrize("error", [RaisingTextError(), NumberTextError()])
+@for_each("error", [RaisingTextError(), NumberTextError()])
 def test_an_error_without_a_text_is_unprintable(error: Exception) -> None:
     assert describe_error(error)["message"] == "<unprintable>"
 

@@ -1,4 +1,4 @@
-"""Which fields a class keeps out of its repr is told for every kind of class."""
+"""The fields that a class keeps out of its repr, for every kind of class."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pydantic
 import pydantic.dataclasses
 import pytest
 from pydantic import v1
+from support.for_each import for_each
 
 from prefactor_core.payloads.hidden_fields import hidden_fields
 
@@ -93,7 +94,7 @@ HIDDEN: list[tuple[type[Any], set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("cls", "hidden"), HIDDEN)
+@for_each(("cls", "hidden"), HIDDEN)
 def test_what_is_not_in_the_repr_is_told(cls: type, hidden: set[str]) -> None:
     assert hidden_fields(cls) == hidden
 

@@ -1,4 +1,4 @@
-"""What a value hides in its ``repr`` is hidden wherever the value stands, also inside of models."""
+"""Fields that a value hides in its ``repr`` are hidden at every place, also inside of models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What values of usual types become in a payload, and that nothing of them is asked in vain."""
+"""The JSON form of values of usual types, and no needless call of their code."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ import pydantic
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support.cases import every_case
 from support.examples import examples
+from support.for_each import for_each
 
 from prefactor_core import redact_keys, traced
 from prefactor_core.payloads.capture import Capture
@@ -106,7 +106,7 @@ def captured(payload: object, **options: Any) -> Any:
     return json.loads(bytes(Capture(**options)(payload)))
 
 
-@every_case(
+@for_each(
     ("value", "stored"),
     [
         (np.bool_(True), True),
@@ -167,9 +167,10 @@ def captured(payload: object, **options: Any) -> Any:
         ),
         (Half(), {"name": "Ada", "broken": "<unprintable Half>", "whole": 3}),
     ],
+    ids=lambda value: type(value).__name__,
 )
-@every_case("beside", [{}, {"nasty": "\ud800"}])
-@every_case("redact", [None, redact_keys()])
+@for_each("beside", [{}, {"nasty": "\ud800"}], ids=["alone", "beside nasty"])
+@for_each("redact", [None, redact_keys()], ids=["whole", "redacted"])
 def test_a_value_becomes_what_its_type_says(
     value: object, stored: object, beside: dict[str, object], redact: Any
 ) -> None:
@@ -200,7 +201,7 @@ def test_one_foreign_value_leaves_the_rest_of_a_result_as_it_ever_was() -> None:
 # --- keys
 
 
-@every_case(
+@for_each(
     ("key", "name"),
     [
         (1, "1"),
@@ -217,6 +218,7 @@ def test_one_foreign_value_leaves_the_rest_of_a_result_as_it_ever_was() -> None:
         (timedelta(seconds=3), "PT3S"),
         ((1, "a"), "(1, 'a')"),
     ],
+    ids=repr,
 )
 def test_a_key_is_a_text(key: object, name: str) -> None:
     assert captured({key: 1}) == {name: 1}
@@ -516,7 +518,7 @@ NESTED["a"]["password"] = "canary"
 NAMES = [b"password", bytearray(b"api-key"), memoryview(b"X-Api-Key"), Bytes(b"db.password")]
 
 
-@pytest.mark.parametrize(
+@for_each(
     "value",
     [
         RECORDS,

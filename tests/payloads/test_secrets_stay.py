@@ -1,4 +1,4 @@
-"""Secrets stay in the program: nothing of them is stored, logged, shown or printed."""
+"""Secrets stay in the program: they are not stored, logged, shown or printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Too large a payload is cut to its bound, the largest strings first, and says so."""
+"""A payload that is too large is cut to the limit, the largest strings first, and says so."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.cases import every_case
+from support.for_each import for_each
 
 from prefactor_core.payloads.capture import Capture
 from prefactor_core.payloads.jsonable import TooLargeError
@@ -54,11 +54,12 @@ def test_the_largest_strings_are_cut_to_the_same_size_and_smaller_ones_stay() ->
     assert kept_of("b" * 10_000, big) + kept_of("h" * 50_000, huge) > 600
 
 
-@every_case(
+@for_each(
     "text",
     ["x", "é", "\u20ac", "😀", "\x01", '"', "\\", "\n", "\ud800", "x\\", "\\\\x01", "a😀\x02é"],
+    ids=ascii,
 )
-@every_case("bound", [1_024, 1_025, 1_026, 1_027, 1_028, 1_029, 5_000, 100_001])
+@for_each("bound", [1_024, 1_025, 1_026, 1_027, 1_028, 1_029, 5_000, 100_001])
 def test_no_character_and_no_escape_is_cut_in_two_and_little_room_is_left(
     text: str, bound: int
 ) -> None:
@@ -114,7 +115,7 @@ def is_marker_of(value: Any, stored: Any) -> bool:
     return stored in ({"$truncated": {"bytes": size}}, {"$truncated": {"more_than_bytes": 1_024}})
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("payload", "lost"),
     [
         ({"b": [2] * 300, "a": [1] * 400, "c": 1}, ["a"]),

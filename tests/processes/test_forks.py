@@ -47,9 +47,7 @@ sys.exit(0 if os.getpid() == parent else 3)
 
 
 @pytest.mark.parametrize("leave", ["os._exit(3)", "sys.exit(3)", "return"])
-def test_a_child_that_leaves_the_body_sends_nothing_and_says_nothing(
-    leave: str, tmp_path: Path
-) -> None:
+def test_a_child_that_leaves_the_body_sends_and_logs_nothing(leave: str, tmp_path: Path) -> None:
     run(BODY.replace("IN_CHILD", leave), tmp_path)
 
 
@@ -137,7 +135,7 @@ def test_the_parents_client_is_refused_in_the_child(tmp_path: Path) -> None:
     run(script, tmp_path)
 
 
-def test_leaving_what_the_parent_entered_is_silent_in_the_child(tmp_path: Path) -> None:
+def test_leaving_the_parents_scopes_is_silent_in_the_child(tmp_path: Path) -> None:
     script = """
 import asyncio
 
@@ -161,7 +159,7 @@ asyncio.run(main())
     run(script, tmp_path)
 
 
-def test_a_lock_that_another_thread_held_stops_nobody_in_the_child(tmp_path: Path) -> None:
+def test_a_lock_that_another_thread_held_does_not_stop_the_child(tmp_path: Path) -> None:
     in_child = """
                             span.complete_nowait()
                             refused(instance.span, "agent:tool")
@@ -177,7 +175,7 @@ def test_a_lock_that_another_thread_held_stops_nobody_in_the_child(tmp_path: Pat
                     held, go_on = threading.Event(), threading.Event()
 
                     def hold():
-                        with client.span_manager._lock:
+                        with client.span_manager.recorder._lock:
                             held.set()
                             assert go_on.wait(20)
 

@@ -59,7 +59,7 @@ def client_of(
 
 
 async def stopped(client: PrefactorCoreClient, number: int = TERM) -> None:
-    """The tested agent, which is told to stop."""
+    """The tested agent, which gets a signal."""
     async with client, client.agent_instance(**AGENT) as instance:
         async with instance.span("agent:run"):
             signal.raise_signal(number)
@@ -284,7 +284,7 @@ async def test_an_api_that_hangs_holds_a_stop_up_for_the_drain_timeout_and_no_lo
     client = client_of(api, drain_timeout=7.0)
     async with anyio.create_task_group() as tasks:
 
-        async def tell_again() -> None:
+        async def raise_again() -> None:
             for _ in range(again):
                 await anyio.sleep(2)
                 signal.raise_signal(TERM)
@@ -293,12 +293,12 @@ async def test_an_api_that_hangs_holds_a_stop_up_for_the_drain_timeout_and_no_lo
             api.hanging = True
             before = anyio.current_time()
             signal.raise_signal(TERM)
-            tasks.start_soon(tell_again)
+            tasks.start_soon(raise_again)
             await anyio.sleep_forever()
         assert anyio.current_time() - before == pytest.approx(7.0, abs=0.01)
     statistics = client.statistics()
     assert (statistics.pending, statistics.dropped) == (0, {"drain_timeout": statistics.lost})
-    # Who is stopping already is not stopped harder.
+    # A further signal during the stop changes nothing.
     assert client.stopped_by is TERM
     assert heard == []
 
@@ -335,7 +335,7 @@ async def test_a_signal_that_comes_in_the_drain_is_the_programs_after_it(
     assert run.status == "complete"
 
 
-async def test_what_a_late_signal_raises_leaves_the_block_once_everything_is_closed(
+async def test_an_error_of_a_late_signal_leaves_the_block_once_everything_is_closed(
     api: FaultyApi,
 ) -> None:
     class StopError(Exception):
@@ -469,8 +469,8 @@ def test_a_container_that_is_told_to_stop_loses_nothing_and_exits_as_it_chooses(
 def test_a_container_that_is_told_to_stop_does_so_in_time_though_the_api_hangs(
     anyio_backend: Any, tmp_path: Path
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with program(
             AGENT_THAT_IS_STOPPED + RUN, anyio_backend, tmp_path, url, str(int(TERM))
         ) as process:
@@ -494,7 +494,7 @@ def test_without_cancel_on_signals_a_container_is_killed_as_ever(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_fork_of_a_program_that_is_told_to_stop_dies_as_if_there_was_no_client(
+def test_a_fork_that_is_told_to_stop_dies_as_if_there_was_no_client(
     anyio_backend: Any, tmp_path: Path
 ) -> None:
     code = """

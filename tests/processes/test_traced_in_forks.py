@@ -89,7 +89,7 @@ IN_CHILD = """
 
 
 @pytest.mark.parametrize("forks", [IN_POOL, IN_CHILD], ids=["pool", "child"])
-def test_a_traced_function_of_any_kind_runs_unrecorded_in_a_fork_and_says_so_once(
+def test_a_traced_function_of_any_kind_runs_unrecorded_in_a_fork_and_logs_it_once(
     forks: str, tmp_path: Path
 ) -> None:
     run(SCRIPT.replace("IN_FORKS", forks.strip()), tmp_path)

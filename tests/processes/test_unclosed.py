@@ -1,4 +1,4 @@
-"""Programs that end without closing their client: what is delivered then, and what is said."""
+"""Programs that end without closing their client: what they deliver, and what they log."""
 
 from __future__ import annotations
 
@@ -121,17 +121,17 @@ def run(code: str, hanging: bool, drain_timeout: float = 30) -> tuple[int, list[
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_program_that_ends_with_an_open_client_says_once_what_is_lost(way: str) -> None:
+def test_a_program_that_ends_with_an_open_client_logs_the_loss_once(way: str) -> None:
     code = WAYS[way] + "\nsay('end')\nsys.exit(3)"
     assert run(code, hanging=True) == (3, ["end", NEVER_CLOSED])
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_program_that_ends_with_an_open_client_and_nothing_lost_says_nothing(way: str) -> None:
+def test_a_program_that_ends_with_an_open_client_and_no_loss_logs_nothing(way: str) -> None:
     assert run(WAYS[way] + "\nsay('end')", hanging=False) == (0, ["end"])
 
 
-def test_a_client_that_nobody_refers_to_says_what_is_lost_when_it_is_collected() -> None:
+def test_a_client_that_is_collected_unclosed_logs_the_loss() -> None:
     code = """
 async def begin():
     client = open_prefactor(config, asgi_app=api)
@@ -146,7 +146,7 @@ say("collected")
     assert run(code, hanging=True) == (0, [NEVER_CLOSED, "collected"])
 
 
-def test_the_next_client_says_what_was_lost_with_a_loop_that_is_closed() -> None:
+def test_the_next_client_logs_the_loss_with_a_loop_that_was_closed() -> None:
     code = """
 loop.run_until_complete(opened())
 loop.close()
@@ -162,7 +162,7 @@ asyncio.run(another())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_a_forked_child_says_nothing_of_its_parents_client() -> None:
+def test_a_forked_child_logs_nothing_about_its_parents_client() -> None:
     code = """
 loop.run_until_complete(opened())
 child = os.fork()
@@ -218,7 +218,7 @@ def test_a_synchronous_client_that_is_never_left_delivers_as_the_program_ends(en
 LOST = "2 of 5 Prefactor operations were not delivered (2 drain_timeout); no answer came in time"
 
 
-def test_a_synchronous_client_that_is_never_left_says_what_it_could_not_deliver_in_time() -> None:
+def test_a_synchronous_client_that_is_never_left_logs_the_loss_of_its_drain() -> None:
     assert run(SYNC, hanging=True, drain_timeout=0.2) == (0, [LOST, "3"])
 
 
@@ -256,6 +256,6 @@ say("left")
 """
     code, said = run(code, hanging=False, drain_timeout=0)
     assert (code, said[1]) == (0, "left")
-    assert "is left to itself: it is in" in said[0]
+    assert "is abandoned: it is in" in said[0]
     assert said[2].startswith("2 of 3 Prefactor operations were not delivered (2 never closed)")
     assert len(said) == 3

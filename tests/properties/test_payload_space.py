@@ -26,8 +26,8 @@ import msgspec
 import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
-from support.cases import every_case
 from support.examples import examples
+from support.for_each import for_each
 from support.harness import AGENT
 
 from prefactor_core import HttpClientConfig, PrefactorCoreConfig
@@ -798,14 +798,14 @@ CAPTURES = {
 }
 
 
-@every_case("capture", CAPTURES.values())
-@every_case("name", KNOWN)
+@for_each("capture", CAPTURES.values())
+@for_each("name", KNOWN)
 def test_each_kind_of_value_is_recorded_as_what_it_is(name: str, capture: Capture) -> None:
     found = read(capture({"before": 1, "value": built(Leaf(name)), "after": [2]}))
     assert differences({"before": 1, "value": KNOWN[name][1], "after": [2]}, found) == []
 
 
-@every_case("name", CONTAINERS)
+@for_each("name", CONTAINERS)
 def test_each_container_keeps_what_is_beside_any_value(name: str) -> None:
     lost: dict[str, list[str]] = {}
     for other in (*map(Leaf, KNOWN), *map(Bad, HOSTILE)):

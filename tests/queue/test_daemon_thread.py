@@ -55,7 +55,7 @@ async def test_calls_are_made_one_after_another_in_their_order() -> None:
     assert made == list(range(50))
 
 
-async def test_who_is_cancelled_does_not_wait_for_the_call() -> None:
+async def test_a_cancelled_task_does_not_wait_for_the_call() -> None:
     goes_on, ended = threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -73,7 +73,7 @@ async def test_who_is_cancelled_does_not_wait_for_the_call() -> None:
         assert await thread.call(ended.is_set)
 
 
-async def test_a_thread_ends_when_it_is_told_to_and_begins_again() -> None:
+async def test_a_thread_ends_on_request_and_begins_again() -> None:
     thread = DaemonThread("a helper", idle_seconds=3600)
     thread.end()  # it has not begun
     with anyio.fail_after(60):
@@ -100,7 +100,7 @@ async def test_a_thread_makes_the_calls_that_were_asked_for_before_it_ends() -> 
 async def test_the_thread_of_one_call_ends_with_it() -> None:
     with anyio.fail_after(60):
         thread = await DaemonThread("a helper", idle_seconds=0).call(threading.current_thread)
-    thread.join(4)  # by default it would end after five seconds
+    thread.join(4)  # as above
     assert not thread.is_alive()
 
 

@@ -40,7 +40,7 @@ async def test_items_come_out_in_the_order_they_went_in() -> None:
     assert queue.size() == 0
 
 
-async def test_a_closed_queue_takes_nothing_and_gives_what_it_has() -> None:
+async def test_a_closed_queue_accepts_nothing_and_gives_the_items_that_it_has() -> None:
     queue = InMemoryQueue[str]()
     await queue.put("last")
     assert not queue.closed
@@ -54,7 +54,7 @@ async def test_a_closed_queue_takes_nothing_and_gives_what_it_has() -> None:
         await queue.get()
 
 
-async def test_closing_wakes_everybody_who_waits_whatever_number_is_given() -> None:
+async def test_closing_wakes_every_task_that_waits_whatever_number_is_given() -> None:
     queue = InMemoryQueue[str]()
     woken = 0
 
@@ -127,7 +127,7 @@ async def test_draining_gives_the_oldest_and_no_more_than_are_asked_for(
 
 
 @pytest.mark.parametrize("way", ["get", "drain"])
-async def test_taking_what_is_there_gives_other_tasks_a_turn(way: str) -> None:
+async def test_taking_items_gives_other_tasks_a_turn(way: str) -> None:
     queue = InMemoryQueue[int]()
     turns = 0
 
@@ -294,7 +294,7 @@ async def test_a_queue_whose_put_waits_works_in_a_client(
         "complete",
         [("agent:tool", "complete", [])] * 21 + [("agent:llm", "complete", [])],
     )
-    assert ("it is sent from memory" in caplog.text) is (kind is RefusingEveryThird)
+    assert ("they are sent from memory" in caplog.text) is (kind is RefusingEveryThird)
 
 
 @pytest.mark.virtual_time

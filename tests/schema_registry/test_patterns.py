@@ -1,4 +1,4 @@
-"""A pattern is found where re finds it, in a number of steps that is bounded."""
+"""Pattern finds the same as re, in a bounded number of steps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.examples import examples
+from support.for_each import for_each
 
 from prefactor_core.schema_registry.patterns import UnknownPatternError, compile_pattern
 
@@ -58,7 +59,7 @@ def test_a_pattern_is_found_where_re_finds_it(pattern: str, text: str) -> None:
     assert is_in(pattern, text) == (re.search(pattern, text) is not None)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "pattern",
     ["^(a+)+$", "^(a|a)*$", "^(a|aa)+$", "^(.*a){12}$", "(a*)*b", "^(([a-z])+.)+[A-Z]([a-z])+$",
      "a*a*a*a*a*b", f"{'a?' * 30}{'a' * 30}b", "^((a+)+)+$"],
@@ -73,7 +74,7 @@ def test_what_is_ahead_is_counted_at_every_place() -> None:
     assert 300 * 300 / 2 < steps_of("(?=(a+)+b)", "a" * 300) < 100 * 300 * 300
 
 
-@pytest.mark.parametrize(
+@for_each(
     "pattern",
     [
         r"(a)\1",
@@ -93,7 +94,7 @@ def test_what_cannot_be_followed_side_by_side_is_refused(pattern: str) -> None:
         compile_pattern(pattern)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "pattern",
     ["a{5000}", "(a{100}){100}", "(){4000000000}", "(){0,4000000000}", "a" * 5_000],
     ids=lambda pattern: pattern[:20],

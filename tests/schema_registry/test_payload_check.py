@@ -1,4 +1,4 @@
-"""check_payloads: in development, what does not fit its schema is told where it is recorded."""
+"""check_payloads: in development, problems of payloads are reported at the recording call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SchemaCheck tells what of a payload does not fit, in few and short words, and never raises."""
+"""SchemaCheck returns the problems of a payload as few short texts, and never raises."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from jsonschema import (
     Draft202012Validator,
 )
 from support.examples import examples
+from support.for_each import for_each
 
 from prefactor_core.schema_registry.schema_check import SchemaCheck
 
@@ -32,7 +33,7 @@ def secret(value: object) -> dict[str, object]:
     return {"$sensitive": "string", "labels": ["authentication_and_secrets"], "value": value}
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("schema", "payload", "told"),
     [
         ({"properties": {"a": TEXT}}, {"a": "x"}, []),
@@ -79,7 +80,7 @@ def test_a_sensitive_value_is_checked_as_what_it_is_and_not_shown() -> None:
     assert "hunter2" not in told
 
 
-@pytest.mark.parametrize("value", [{"password": "hunter2"}, ["hunter2"], [{"a": ["hunter2"]}]])
+@for_each("value", [{"password": "hunter2"}, ["hunter2"], [{"a": ["hunter2"]}]])
 def test_nothing_inside_of_a_sensitive_value_is_shown(value: object) -> None:
     name, text = "authentication_and_secrets", {"type": "string", "maxLength": 3}
     check = checking({"properties": {"key": text}})
@@ -119,7 +120,7 @@ def test_the_maps_are_read_unless_there_are_span_types() -> None:
     assert check.payload("a", {}) == check.result("a", {}) == []
 
 
-@pytest.mark.parametrize("marker", ["$truncated", "$withheld", "$unreadable"])
+@for_each("marker", ["$truncated", "$withheld", "$unreadable"])
 def test_what_stands_for_a_payload_is_not_checked(marker: str) -> None:
     assert checking({"required": ["a"]}).payload("llm", {marker: {}}) == []
     check = checking({"properties": {"docs": {"type": "array"}}})
@@ -127,7 +128,7 @@ def test_what_stands_for_a_payload_is_not_checked(marker: str) -> None:
     assert check.payload("llm", {"docs": {marker: {}, "more": 1}}) != []
 
 
-@pytest.mark.parametrize(
+@for_each(
     "schema",
     [
         {"type": "objekt"},

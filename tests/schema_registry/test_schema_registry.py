@@ -1,4 +1,4 @@
-"""Span types, put together before a run, and given out as the API takes them."""
+"""Span types, collected before a run and returned in the form of the API."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct
+from support.for_each import for_each
 
 from prefactor_core import (
     ActionProfile,
@@ -233,7 +234,7 @@ def test_the_hash_does_not_depend_on_the_order_of_keys(schema: dict[str, Any]) -
     assert content_hash(reordered(schema)) == content_hash(schema)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "change",
     [
         {"type": "array"},
@@ -343,7 +344,7 @@ def test_a_class_stands_for_one_span_type() -> None:
     registry.register_type("n2", params=Note)  # its objects are dicts, and stand for none
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("arguments", "message"),
     [
         ({}, "'x' needs params=, a class, or params_schema=, a JSON Schema"),
@@ -428,7 +429,7 @@ def test_a_risk_is_given_with_every_name_that_the_api_knows() -> None:
     assert first["result_data_categories"]["classification"] == "unknown"
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("risk", "message"),
     [
         ({"action_profile": {"read": "allowed"}}, "unknown field `read` - at `$.action_profile`"),
@@ -479,7 +480,7 @@ def test_a_version_without_an_identifier_gets_one_from_its_content() -> None:
     assert other["external_identifier"] != first["external_identifier"]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("given", "message"),
     [
         (3, "agent_schema_version must be a mapping, got 3"),

@@ -1,4 +1,4 @@
-"""Values that are marked as sensitive: how they are made, written, and told to the API."""
+"""Values marked as sensitive: their construction, their JSON, and their form in requests."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET, Raw
+from support.for_each import for_each
 from support.harness import Call, recording
 
 from prefactor_core import DataCategory, PrefactorValueError, Sensitive, sensitive
-from prefactor_core.payloads.capture import Capture, capture
+from prefactor_core.payloads.capture import Capture
+
+capture = Capture()
 
 pytestmark = pytest.mark.virtual_time
 
@@ -43,7 +46,7 @@ def test_a_value_is_written_with_its_kind_and_its_labels(value: Any, labels: Any
     assert msgspec.json.decode(capture({"in": [sensitive(value, *labels)]})) == {"in": [expected]}
 
 
-@pytest.mark.parametrize("value", [True, False])
+@for_each("value", [True, False])
 def test_a_boolean_is_no_number(value: bool) -> None:
     marked = sensitive(value, "health_and_medical", "minors_data")
     assert msgspec.json.decode(msgspec.json.encode(marked)) == {
@@ -53,7 +56,7 @@ def test_a_boolean_is_no_number(value: bool) -> None:
     }
 
 
-@pytest.mark.parametrize("value", [Name.ADA, Text("Ada")])
+@for_each("value", [Name.ADA, Text("Ada")])
 def test_a_value_of_a_subclass_is_a_plain_one(value: str) -> None:
     marked = sensitive(value, "personal_identifiers")
     assert (type(marked.value), marked.value) == (str, "Ada")
@@ -83,7 +86,7 @@ def test_a_label_that_is_nearly_one_is_corrected() -> None:
     )
 
 
-@pytest.mark.parametrize("labels", [(EMAIL,), ("contact_information", EMAIL), (1,), (["a"],), ()])
+@for_each("labels", [(EMAIL,), ("contact_information", EMAIL), (1,), (["a"],), ()])
 def test_what_is_no_label_is_not_shown_since_it_may_be_the_value(labels: Any) -> None:
     with pytest.raises(PrefactorValueError, match="data categories") as caught:
         sensitive("078-05-1120", *labels)
@@ -91,7 +94,7 @@ def test_what_is_no_label_is_not_shown_since_it_may_be_the_value(labels: Any) ->
     assert "078-05-1120" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("value", "what"),
     [
         (math.nan, "no finite number"),
@@ -116,10 +119,8 @@ def circular() -> list[object]:
     return ring
 
 
-@pytest.mark.parametrize(
-    "beside", [1, {1, 2}, {(1, 2): 3}, object(), circular()], ids=lambda b: type(b).__name__
-)
-@pytest.mark.parametrize("redact", [None, lambda payload: payload])
+@for_each("beside", [1, {1, 2}, {(1, 2): 3}, object(), circular()], ids=lambda b: type(b).__name__)
+@for_each("redact", [None, lambda payload: payload])
 def test_it_is_written_the_same_beside_whatever(beside: object, redact: Any) -> None:
     marked = sensitive(EMAIL, "contact_information")
     payload = {"to": marked, "cc": [{"deep": marked}], "beside": beside}

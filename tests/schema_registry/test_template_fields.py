@@ -1,4 +1,4 @@
-"""Templates are checked as they are registered: a field that no schema knows is found there."""
+"""Templates are checked at registration: a field that no schema knows is refused."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+from support.for_each import for_each
 
 from prefactor_core import PrefactorValueError, SchemaRegistry
 from prefactor_core.schema_registry.template_fields import shown_fields
@@ -29,7 +30,7 @@ RESULT = {
 }
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("template", "fields"),
     [
         ("{{prompt}} → {{ response }}", ["prompt", "response"]),
@@ -59,7 +60,7 @@ def register(template: str, params: Any = PARAMS, result: Any = RESULT) -> None:
     SchemaRegistry().register_type("agent:llm", params, result, template=template)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "template",
     [
         "{{prompt}} {{response}}",
@@ -74,7 +75,7 @@ def test_a_template_of_known_fields_is_taken(template: str) -> None:
     register(template)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("template", "field", "nearest"),
     [
         ("{{promt}}", "promt", "prompt"),
@@ -95,13 +96,13 @@ def test_a_field_that_no_schema_knows_is_named_with_the_nearest(
     assert nearest is None or repr(nearest) in str(raised.value)
 
 
-@pytest.mark.parametrize("template", ["{{prompt", "{{prompt}} {{", "{{prompt}"])
+@for_each("template", ["{{prompt", "{{prompt}} {{", "{{prompt}"])
 def test_a_template_that_is_not_closed_is_refused(template: str) -> None:
     with pytest.raises(PrefactorValueError, match="has a {{ without }}"):
         register(template)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "schema",
     [
         {},

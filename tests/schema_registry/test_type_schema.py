@@ -1,4 +1,4 @@
-"""JSON Schemas of Python types: what is recorded of an object fits the schema of its class."""
+"""JSON Schemas of Python classes: the recorded form of an object fits the schema of its class."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct
+from support.for_each import for_each
 
 from prefactor_core import PrefactorValueError, SpanParams
 from prefactor_core.payloads.capture import Capture, fields_of
@@ -245,7 +246,7 @@ def test_references_are_resolved() -> None:
     }
 
 
-@pytest.mark.parametrize("cls", [Knot, Loop])
+@for_each("cls", [Knot, Loop])
 def test_only_what_refers_to_itself_keeps_its_definition(cls: type) -> None:
     schema = schema_of("x", "params", cls)
     assert list(schema["$defs"]) == ["Knot"]
@@ -294,14 +295,12 @@ def test_a_generic_struct_has_the_schema_of_its_parameters() -> None:
     assert schema_of("x", "params", Box[int])["properties"] == {"inside": {"type": "integer"}}
 
 
-@pytest.mark.parametrize(
-    "cls", [Place, Note, dataclasses.make_dataclass("Made", [("name", str)], slots=True)]
-)
+@for_each("cls", [Place, Note, dataclasses.make_dataclass("Made", [("name", str)], slots=True)])
 def test_dataclasses_and_typed_dicts_have_schemas(cls: type) -> None:
     assert schema_of("x", "result", cls)["type"] == "object"
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("cls", "message"),
     [
         (int, "params of 'x' must be a class that is an object in JSON, got int"),

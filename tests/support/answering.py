@@ -13,7 +13,7 @@ WAIT = 60
 
 @asynccontextmanager
 async def open_server(answer: bytes) -> AsyncGenerator[tuple[str, list[bytes]]]:
-    """A TCP server that says ``answer`` to a request and hangs up: its address and the requests."""
+    """A TCP server that sends ``answer`` and hangs up: its address, and the requests."""
     requests: list[bytes] = []
 
     async def serve(stream: anyio.abc.SocketStream) -> None:

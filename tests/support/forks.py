@@ -23,7 +23,7 @@ from prefactor_core import (
 )
 
 TOOL = ("agent:tool", "complete", [])
-# What is recorded stays in memory until somebody flushes, or the scope ends.
+# Operations stay in memory until a flush, or until the scope ends.
 HELD = {{"batch_window": 3600.0}}
 
 
@@ -43,7 +43,7 @@ def record_in_threads(instance, each=50):
 
 
 async def record_run():
-    """A run of one's own, recorded in threads, against an API of one's own."""
+    """Record a run in threads, with an API and a client of this process."""
     async with open_faulty_api() as api:
         async with open_prefactor(make_config(), asgi_app=api) as client:
             async with client.agent_instance(**AGENT) as instance:
@@ -83,7 +83,7 @@ def refused_async(function, *args):
 
 
 def run(script: str, tmp_path: Path) -> None:
-    """Runs the script after the common part; it and its children succeed, and say nothing."""
+    """Run the script; it and its children succeed and print nothing."""
     common = COMMON.format(tests=str(Path(__file__).parents[1]))
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", common + script],

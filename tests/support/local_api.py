@@ -31,7 +31,7 @@ Body = dict[str, Any]
 
 
 def span_of(instance_id: str, **changes: object) -> Body:
-    """The details of a span that is to be created."""
+    """The details for creating a span."""
     details = {
         "agent_instance_id": instance_id,
         "schema_name": "agent:llm",
@@ -65,7 +65,7 @@ class Api:
         return await self.http.post(path, content=content)
 
     async def done(self, path: str, body: object) -> Any:
-        """The details of what was done."""
+        """Make a call that must succeed; its details."""
         answer = await self.post(path, body)
         assert answer.status_code == 200, answer.text
         return answer.json()["details"]
@@ -74,7 +74,7 @@ class Api:
         return str((await self.done("agent_instance/register", {**REGISTRATION, **changes}))["id"])
 
     async def start(self) -> str:
-        """The id of a run that is active."""
+        """Register and start a run; its id."""
         instance_id = await self.register()
         await self.done(f"agent_instance/{instance_id}/start", {})
         return instance_id
@@ -120,3 +120,37 @@ def refused(answer: httpx.Response, status: int, code: str) -> None:
 def invalid(answer: httpx.Response, field: str, code: str = "invalid_value") -> None:
     refused(answer, 422, "validation_errors")
     assert {name: error["code"] for name, error in answer.json()["errors"].items()} == {field: code}
+
+
+WRITES = ["register", "start", "finish", "terminate", "create span", "finish span"]
+
+
+async def write(api: Api, name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """The path and body of a call that takes effect, and a change that makes it another call."""
+    if name == "register":
+        return "agent_instance/register", dict(REGISTRATION), {"agent_id": "a2"}
+    instance_id = await (api.register() if name == "start" else api.start())
+    if name == "start":
+        return f"agent_instance/{instance_id}/start", {"timestamp": ONE}, {"timestamp": NOON}
+    if name == "finish":
+        path = f"agent_instance/{instance_id}/finish"
+        return path, {"status": "failed"}, {"status": "complete"}
+    if name == "terminate":
+        path = f"agent_instance/{instance_id}/terminate"
+        return path, {"reason": "over budget"}, {"reason": "another"}
+    if name == "finish span":
+        span = await api.created(instance_id)
+        return f"agent_spans/{span['id']}/finish", {"status": "failed"}, {"status": "complete"}
+    details = {
+        "agent_instance_id": instance_id,
+        "schema_name": "agent:llm",
+        "status": "active",
+        "payload": {},
+    }
+    return "agent_spans", {"details": details}, {"details": {**details, "payload": {"n": 1}}}
+
+
+async def everything(api: Api) -> list[Any]:
+    """The runs of agent a1, each with its spans."""
+    runs = (await api.get("agent_instance", agent_id="a1")).json()["summaries"]
+    return [(run, await api.spans(run["id"])) for run in runs]

@@ -1,0 +1,101 @@
+"""DisabledSpan: what stands for a span where everything is switched off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from datetime import datetime
+from types import FrameType
+from typing import Any, Self
+
+import anyio.lowlevel
+
+from prefactor_core.agent.span import SpanContext
+from prefactor_core.operations.identifiers import generate
+from prefactor_core.recording.recorder import Recorder
+from prefactor_core.schema_registry.type_schema import Fields
+
+# The disabled span that was entered last in this context and has not been left.
+_disabled: ContextVar[DisabledSpan | None] = ContextVar("prefactor_core_disabled", default=None)
+
+
+class DisabledSpan(SpanContext[Any]):
+    """A span where everything is switched off: all its calls work, and do nothing."""
+
+    __slots__ = ("_outer",)
+
+    def __init__(self, recorder: Recorder, instance: object = None) -> None:
+        self.recorder = recorder
+        self.instance = instance
+
+    @staticmethod
+    def innermost() -> DisabledSpan | None:
+        """The innermost one of this context."""
+        return _disabled.get()
+
+    def detached(self) -> Self:
+        """This one: it has no children anyway."""
+        return self
+
+    @property
+    def is_open(self) -> bool:
+        """Never: nothing is recorded of it."""
+        return False
+
+    @property
+    def id(self) -> str:
+        """A PFID that nobody knows."""
+        try:
+            return self.recorded_id
+        except AttributeError:
+            self.recorded_id = generate(0)
+            return self.recorded_id
+
+    def start_nowait(
+        self,
+        payload: Mapping[str, object] | Fields | None = None,
+        *,
+        started_at: datetime | None = None,
+    ) -> None: ...
+    def set_result(self, data: Mapping[str, object]) -> None: ...
+    def complete_nowait(
+        self, result: Mapping[str, object] | None = None, *, timestamp: datetime | None = None
+    ) -> None: ...
+    def fail_nowait(
+        self, result: Mapping[str, object] | None = None, *, timestamp: datetime | None = None
+    ) -> None: ...
+    def cancel_nowait(self, *, timestamp: datetime | None = None) -> None: ...
+
+    async def complete(
+        self, result: Mapping[str, object] | None = None, *, timestamp: datetime | None = None
+    ) -> None:
+        if self.recorder.event_loop.is_turn_due():
+            await anyio.lowlevel.checkpoint()
+
+    async def fail(
+        self, result: Mapping[str, object] | None = None, *, timestamp: datetime | None = None
+    ) -> None:
+        await self.complete()
+
+    def __enter__(self, frame: FrameType | None = None) -> Self:
+        self._outer = _disabled.get()
+        _disabled.set(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # Tasks that were started inside refer to this one still, but to none around it.
+        _disabled.set(self._outer)
+        self._outer = None
+
+    async def __aenter__(self) -> Self:
+        # As above, and without its call: tenths of a microsecond count here.
+        self._outer = _disabled.get()
+        _disabled.set(self)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        _disabled.set(self._outer)
+        self._outer = None
+
+    def __repr__(self) -> str:
+        return "<SpanContext, switched off>"

@@ -1,0 +1,357 @@
+"""AgentInstanceHandle: one run of an agent, in the agent's hands; and what is current."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from contextvars import ContextVar
+from datetime import datetime
+from typing import Any, Protocol, TypeVar, cast, overload
+
+import anyio
+import anyio.lowlevel
+
+from prefactor_core.agent.disabled_span import DisabledSpan
+from prefactor_core.agent.span import SpanContext, new_span, start_by_id, start_by_id_nowait
+from prefactor_core.agent.traced import F, traced_by
+from prefactor_core.context_stack import SpanContextStack
+from prefactor_core.exceptions import (
+    PrefactorTerminatedError,
+)
+from prefactor_core.exceptions.checks import to_time
+from prefactor_core.exceptions.live import Live
+from prefactor_core.models.lifecycle import InstanceStatus, Outcome
+from prefactor_core.recording.instance_manager import AgentInstanceManager
+from prefactor_core.recording.quality import QualityManager
+from prefactor_core.recording.run_end import finish_run, finish_run_in_slices
+from prefactor_core.recording.span_manager import SpanManager
+from prefactor_core.schema_registry.type_schema import Fields, SpanParams
+from prefactor_core.schema_registry.typed_span import TypedStep
+
+Result = TypeVar("Result")
+
+
+class Client(Protocol):
+    """What a run needs of its client."""
+
+    @property
+    def instance_manager(self) -> AgentInstanceManager:
+        """The open runs."""
+        ...
+
+    @property
+    def span_manager(self) -> SpanManager:
+        """The open spans."""
+        ...
+
+    @property
+    def quality_manager(self) -> QualityManager:
+        """The records of quality."""
+        ...
+
+
+# The runs of this context, innermost last; those that have ended are passed over.
+_runs: ContextVar[tuple[AgentInstanceHandle, ...]] = ContextVar("prefactor_core_runs", default=())
+
+
+def current_instance() -> AgentInstanceHandle | None:
+    """The innermost run that was started in this context and has not ended.
+
+    Where there is none, in a thread of your own say, it is the run of the innermost open span.
+    None if there is neither.
+    """
+    for instance in reversed(_runs.get()):
+        if not instance.ended:
+            return instance
+    span = _innermost_span()
+    if span is not None and isinstance(span.instance, AgentInstanceHandle):
+        return span.instance
+    return None
+
+
+def current_span() -> SpanContext[Mapping[str, object] | Fields] | None:
+    """The innermost open span of this context, whichever its run; None if there is none.
+
+    Where everything is switched off, it is a span that records nothing; one that a client beside
+    it records goes before it.
+    """
+    span = _innermost_span()
+    if span is None:
+        instance = current_instance()
+        if instance is None or instance.records:
+            return None
+        return DisabledSpan(instance.recorder, instance)
+    return span
+
+
+def _innermost_span() -> SpanContext[Any] | None:
+    for span in SpanContextStack.open_spans():
+        if isinstance(span, SpanContext):
+            return span  # pyright: ignore[reportUnknownVariableType]
+    return DisabledSpan.innermost()
+
+
+def traced(
+    schema_name: str,
+    *,
+    exclude: Collection[str] = (),
+    capture_result: bool = True,
+    reduce: Callable[[list[Any]], object] | None = None,
+) -> Callable[[F], F]:
+    """Record every call of a function as a span of the current run.
+
+    ``@traced("agent:tool")`` above a function, asynchronous or not, or a generator. The span has
+    the arguments by name as payload, without the ``self`` and ``cls`` of methods and the names in
+    ``exclude``, and what the function returns as result: a mapping as it is, anything else as
+    ``result``; ``capture_result=False`` keeps none. It ends as that of ``with instance.span(...)``
+    does. The run is the :func:`current_instance` of the call; without one the function runs
+    unrecorded.
+
+    The span of a generator lasts from the first item that is asked for to the end: one that is
+    left early is ``cancelled``. It is innermost only while the generator's own code runs. Its
+    result is ``items``, each as it was when it was yielded: the first 10,000 at most, of
+    ``max_payload_bytes`` in all (``items_left_out``: how many more there were). With ``reduce`` it
+    is what that makes of the list of the first 10,000, which are kept in memory for it, as they
+    are, until the generator ends. The generator begins with its first item, so that arguments that
+    do not fit raise there and not at the call.
+
+    A decorated function does what it does without the decorator: where its call cannot be recorded,
+    in a forked process say, it runs unrecorded. Two errors do reach its caller, as they are meant
+    to: a :class:`~prefactor_core.PrefactorTerminatedError` in a run that was stopped, and with
+    ``check_payloads="raise"`` that of a payload that does not fit its schema.
+
+    A function may return before its work is done: a coroutine, a future or something else to await,
+    or an iterator, such as the stream of a client for models. The span lasts until that is done,
+    and ends as it does: one that nobody awaits, or that is left early, is ``cancelled``. Coroutines
+    and generators are replaced by others, other awaitables and iterators by a proxy that is an
+    instance of the same class; a future or task is the same object. Files are no streams.
+
+    Raises :class:`~prefactor_core.PrefactorValueError` for what cannot be decorated so.
+    """
+    return traced_by(current_instance, schema_name, exclude, capture_result, reduce)
+
+
+def forget_ended_runs() -> None:
+    """Let this context refer to no run that has ended."""
+    _runs.set(tuple(run for run in _runs.get() if not run.ended))
+
+
+class AgentInstanceHandle(Live):
+    """One run of an agent, registered by ``client``.
+
+    :meth:`start` and :meth:`finish` say when it begins and ends; in between, :meth:`span`
+    opens its steps. In synchronous code these are :meth:`start_nowait` and
+    :meth:`finish_nowait`. What happened at another time than now says when, by ``timestamp=``: an
+    aware datetime; a :class:`~prefactor_core.PrefactorValueError` is raised for a naive one, and
+    for an end before the start.
+
+    Raises :class:`~prefactor_core.InstanceNotFoundError` for an id that the client has not
+    registered.
+    """
+
+    _what = "a run of an agent in this process"
+
+    def __init__(self, instance_id: str, client: Client) -> None:
+        self._instances = client.instance_manager
+        self._spans = client.span_manager
+        self._quality = client.quality_manager
+        self.recorder = self._spans.recorder
+        self._instance = self._instances.get(instance_id)
+        self._identity = self._instances.identity(instance_id)
+        self._termination = self._identity.termination
+
+    @property
+    def id(self) -> str:
+        """The id of the run, as the API gave it; provisional while it could not be asked."""
+        return self._identity.id
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run has been finished."""
+        return self._instance.ended
+
+    @property
+    def records(self) -> bool:
+        """Whether anything of the run is recorded: not where everything is switched off."""
+        return self.recorder.records
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the run is recorded: False where everything is switched off, and for a run that
+        the API has refused, or that found no room in memory. Nothing of that is delivered; it
+        counts as dropped."""
+        return self.recorder.records and self._identity.lost is None
+
+    @property
+    def terminated(self) -> str | None:
+        """Why the API has stopped the run; None if it has not."""
+        return self._termination.reason
+
+    def on_terminate(self, callback: Callable[[str], object]) -> None:
+        """Call ``callback`` with the reason when the API stops the run; at once if it has.
+
+        It is called in the task that hears of it, so it must not take its time. What it raises
+        is logged. A run that has ended is stopped no more.
+        """
+        self._termination.watch(callback)
+
+    def check(self) -> None:
+        """Raises :class:`~prefactor_core.PrefactorTerminatedError` if the API has stopped the run.
+
+        For code that goes on for long without a span or an ``await``.
+        """
+        if self._termination.reason is not None:
+            raise PrefactorTerminatedError(self._termination.reason, self.id)
+
+    async def start(self, *, timestamp: datetime | None = None) -> None:
+        """The run begins now, or began at ``timestamp``, and is the current one of this context.
+        A second call does nothing."""
+        self.start_nowait(timestamp=timestamp)
+        if self.recorder.event_loop.is_turn_due():
+            await anyio.lowlevel.checkpoint()
+
+    def start_nowait(self, *, timestamp: datetime | None = None) -> None:
+        """As :meth:`start`, in synchronous code."""
+        at = None if timestamp is None else to_time("timestamp", timestamp)
+        if self._instance.status is InstanceStatus.PENDING:
+            self.recorder.check_open()
+            self._instances.start(self.id, at=at)
+        if self not in (runs := _runs.get()):
+            _runs.set((*(run for run in runs if not run.ended), self))
+
+    async def finish(
+        self, status: Outcome = "complete", *, timestamp: datetime | None = None
+    ) -> None:
+        """The run ends now, or ended at ``timestamp``: ``complete``, ``failed`` or ``cancelled``.
+
+        Spans of it that are still open end first, at the same time, as ``cancelled``. A second
+        call does nothing.
+        """
+        if not self.ended:
+            self.recorder.check_open()
+        slices = finish_run_in_slices(
+            self._instances, self.recorder, self._instance, status, timestamp=timestamp
+        )
+        # With many open spans, other tasks have their turns in between.
+        await self.recorder.event_loop.in_turns(slices)
+        forget_ended_runs()
+        if self.recorder.event_loop.is_turn_due():
+            await anyio.lowlevel.checkpoint()
+
+    def finish_nowait(
+        self, status: Outcome = "complete", *, timestamp: datetime | None = None
+    ) -> None:
+        """As :meth:`finish`, in synchronous code."""
+        if not self.ended:
+            self.recorder.check_open()
+        finish_run(self._instances, self.recorder, self._instance, status, timestamp=timestamp)
+        forget_ended_runs()
+
+    @overload
+    def span(
+        self,
+        schema_name: str,
+        parent_span_id: str | None = None,
+        payload: Mapping[str, object] | Fields | None = None,
+    ) -> SpanContext: ...
+
+    @overload
+    def span(
+        self, params: SpanParams[Result], /, parent_span_id: str | None = None
+    ) -> SpanContext[Result]: ...
+
+    @overload
+    def span(
+        self, params: Fields, /, parent_span_id: str | None = None
+    ) -> SpanContext[Mapping[str, object] | Fields]: ...
+
+    def span(
+        self,
+        schema_name: str | TypedStep,
+        parent_span_id: str | None = None,
+        payload: Any = None,
+    ) -> SpanContext[Any]:
+        """A step of this run; see :meth:`prefactor_core.PrefactorCoreClient.span`."""
+        recorder = self.recorder
+        if recorder.closed or recorder.event_loop.is_forked:
+            recorder.check_open()
+        if not recorder.records:
+            return DisabledSpan(recorder, self)
+        return new_span(recorder, self._identity, schema_name, parent_span_id, None, payload, self)
+
+    def traced(
+        self,
+        schema_name: str,
+        *,
+        exclude: Collection[str] = (),
+        capture_result: bool = True,
+        reduce: Callable[[list[Any]], object] | None = None,
+    ) -> Callable[[F], F]:
+        """Record every call of a function as a span of this run; see
+        :func:`prefactor_core.traced`."""
+        return traced_by(lambda: self, schema_name, exclude, capture_result, reduce)
+
+    async def create_span(
+        self,
+        schema_name: str | TypedStep,
+        parent_span_id: str | None = None,
+        payload: Mapping[str, object] | Fields | None = None,
+        *,
+        started_at: datetime | None = None,
+    ) -> str:
+        """Start a span and give its id, to be ended by :meth:`finish_span`."""
+        return await start_by_id(
+            self.span(cast("str", schema_name), parent_span_id, payload), started_at
+        )
+
+    def create_span_nowait(
+        self,
+        schema_name: str | TypedStep,
+        parent_span_id: str | None = None,
+        payload: Mapping[str, object] | Fields | None = None,
+        *,
+        started_at: datetime | None = None,
+    ) -> str:
+        """As :meth:`create_span`, in synchronous code."""
+        return start_by_id_nowait(
+            self.span(cast("str", schema_name), parent_span_id, payload), started_at
+        )
+
+    async def finish_span(
+        self,
+        span_id: str,
+        result_payload: Mapping[str, object] | None = None,
+        *,
+        timestamp: datetime | None = None,
+    ) -> None:
+        """End a span of :meth:`create_span` as ``complete``."""
+        self.finish_span_nowait(span_id, result_payload, timestamp=timestamp)
+        if self.recorder.event_loop.is_turn_due():
+            await anyio.lowlevel.checkpoint()
+
+    def finish_span_nowait(
+        self,
+        span_id: str,
+        result_payload: Mapping[str, object] | None = None,
+        *,
+        timestamp: datetime | None = None,
+    ) -> None:
+        """As :meth:`finish_span`, in synchronous code."""
+        self.recorder.check_open()
+        self._spans.finish(span_id, result_payload, timestamp=timestamp)
+
+    async def record_quality(
+        self, name: str, payload: Mapping[str, object] | Fields | None = None
+    ) -> None:
+        """Tell what was found out about the run, also after its end; see
+        :meth:`prefactor_core.PrefactorCoreClient.record_quality`."""
+        await self._quality.record_in_turn(self._identity, name, payload)
+        await anyio.lowlevel.checkpoint()
+
+    def record_quality_nowait(
+        self, name: str, payload: Mapping[str, object] | Fields | None = None
+    ) -> None:
+        """As :meth:`record_quality`, in synchronous code."""
+        self._quality.record(self._identity, name, payload)
+
+    def __repr__(self) -> str:
+        return f"<AgentInstanceHandle {self.id} {self._instance.status}>"

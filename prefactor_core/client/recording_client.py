@@ -1,0 +1,310 @@
+"""RecordingClient: the methods of an open client that record runs and spans."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from datetime import datetime
+from functools import partial
+from typing import Any, TypedDict, TypeVar, Unpack, overload
+
+import anyio.lowlevel
+
+from prefactor_core.agent.disabled_span import DisabledSpan
+from prefactor_core.agent.instance import AgentInstanceHandle, Client
+from prefactor_core.agent.scope import AgentInstanceScope
+from prefactor_core.agent.span import SpanContext, new_span, start_by_id, start_by_id_nowait
+from prefactor_core.config import OnRefused, PrefactorCoreConfig
+from prefactor_core.exceptions import PrefactorValueError, in_message
+from prefactor_core.exceptions.live import Live
+from prefactor_core.operations import Purpose
+from prefactor_core.recording.instance_manager import AgentInstanceManager
+from prefactor_core.recording.quality import QualityManager
+from prefactor_core.recording.span_manager import SpanManager
+from prefactor_core.schema_registry import Schema
+from prefactor_core.schema_registry.schema_version import choose_schema_version
+from prefactor_core.schema_registry.type_schema import Fields, SpanParams
+from prefactor_core.schema_registry.typed_span import TypedStep
+
+Result = TypeVar("Result")
+
+
+class RunOptions(TypedDict, total=False):
+    """The options of a run; see :meth:`RecordingClient.create_agent_instance`."""
+
+    environment_id: str | None
+    purpose: Purpose | None
+    external_identifier: str | None
+
+
+class RecordingClient(Live, ABC):
+    """The part of a :class:`~prefactor_core.PrefactorCoreClient` that records."""
+
+    _what = "a client in this process"
+
+    # The schema version of the last run, and its key: registry, agent and external id.
+    _chosen: tuple[tuple[object, ...], Schema] | None = None
+
+    @property
+    @abstractmethod
+    def config(self) -> PrefactorCoreConfig:
+        """The configuration of the client."""
+
+    @abstractmethod
+    def _open_scope(self) -> Client:
+        """The open scope. Raises :class:`ClientNotInitializedError` if there is none."""
+
+    @property
+    def instance_manager(self) -> AgentInstanceManager:
+        """The open runs. Raises :class:`ClientNotInitializedError` outside the scope."""
+        return self._open_scope().instance_manager
+
+    @property
+    def span_manager(self) -> SpanManager:
+        """The open spans. Raises :class:`ClientNotInitializedError` outside the scope."""
+        return self._open_scope().span_manager
+
+    @property
+    def quality_manager(self) -> QualityManager:
+        """Records quality payloads. Raises :class:`ClientNotInitializedError` outside the scope."""
+        return self._open_scope().quality_manager
+
+    async def create_agent_instance(
+        self,
+        agent_id: str | None = None,
+        agent_version: Mapping[str, object] | None = None,
+        agent_schema_version: Mapping[str, object] | None = None,
+        instance_id: str | None = None,
+        external_schema_version_id: str | None = None,
+        *,
+        on_refused: OnRefused = "raise",
+        **options: Unpack[RunOptions],
+    ) -> AgentInstanceHandle:
+        """Register a run and give its handle; the one call that waits for the API.
+
+        If the API cannot be reached within ``config.registration_timeout`` seconds, the run
+        goes on under a provisional id, and is registered in the background.
+
+        ``agent_id``, ``environment_id``: leave them out if the token stands for an agent in an
+        environment.
+        ``agent_version``: name, external_identifier, description (POST agent_instance/register);
+        required. Unless it has a ``runtime_environment``, that of
+        :func:`build_runtime_environment` is added. If the API refuses the version with it, having
+        stored the version without one or with another, it is registered as you gave it.
+        ``agent_schema_version``: the span types, in the form of the API. By default they come
+        from the schema registry, identified by ``external_schema_version_id`` or else by a
+        hash of their content, so that the same types are the same version on every run.
+        ``instance_id``: your own id, a PFID of the account's partition.
+        ``purpose``: ``live``, ``smoke_test`` or ``eval``.
+        ``external_identifier``: your own name of the run, unique for each agent. The API refuses a
+        second run of the same agent with the same one: do not use the id of a chat that goes on,
+        or of a job that may be delivered again.
+        ``on_refused``: if the API refuses, ``"raise"`` its error, or ``"log"`` it and let the run
+        go on unrecorded.
+
+        Raises :class:`PrefactorValueError` if ``agent_version`` is left out, or neither a schema
+        version nor a registry is given, and a :class:`PrefactorApiError` if the API refuses.
+        """
+        instances = self.instance_manager
+        if agent_id is not None and not (isinstance(agent_id, str) and agent_id):
+            raise PrefactorValueError(
+                f"agent_id must be the id of an agent, got {in_message(agent_id)}; leave it out "
+                "only where the API token stands for an agent, and give agent_version= by name then"
+            )
+        if agent_version is None:
+            raise PrefactorValueError(
+                "agent_version is required: pass agent_version={'name': 'My agent', "
+                "'external_identifier': 'v1.0.0'}, say"
+            )
+        registered = await instances.register(
+            agent_id,
+            agent_version,
+            self._schema_version(agent_id, agent_schema_version, external_schema_version_id),
+            instance_id,
+            on_refused=on_refused,
+            **options,
+        )
+        return AgentInstanceHandle(registered, self)
+
+    def agent_instance(
+        self,
+        agent_id: str | None = None,
+        agent_version: Mapping[str, object] | None = None,
+        agent_schema_version: Mapping[str, object] | None = None,
+        instance_id: str | None = None,
+        external_schema_version_id: str | None = None,
+        *,
+        on_refused: OnRefused | None = None,
+        **options: Unpack[RunOptions],
+    ) -> AgentInstanceScope:
+        """The scope of one run: ``async with client.agent_instance(...) as instance:``.
+
+        Takes the arguments of :meth:`create_agent_instance`. The run is registered and started on
+        entering, and ends with the block: ``complete``, ``failed`` or ``cancelled``.
+        ``on_refused``: by default that of the client's configuration, ``"log"`` unless set.
+        """
+        return AgentInstanceScope(
+            self,
+            partial(
+                self.create_agent_instance,
+                agent_id,
+                agent_version,
+                agent_schema_version,
+                instance_id,
+                external_schema_version_id,
+                on_refused=self.config.on_refused if on_refused is None else on_refused,
+                **options,
+            ),
+        )
+
+    def _schema_version(
+        self, agent_id: str | None, given: Schema | None, external_id: str | None
+    ) -> Schema:
+        registry = self.config.schema_registry
+        if given is not None or registry is None:
+            return choose_schema_version(agent_id, given, external_id, registry)
+        # Most programs use one version for all runs, and choosing it is slow.
+        key = registry, registry.revision, agent_id, external_id
+        if self._chosen is None or self._chosen[0] != key:
+            self._chosen = key, choose_schema_version(agent_id, None, external_id, registry)
+        return self._chosen[1]
+
+    async def create_span(
+        self,
+        instance_id: str,
+        schema_name: str | TypedStep,
+        parent_span_id: str | None = None,
+        payload: Mapping[str, object] | Fields | None = None,
+        *,
+        started_at: datetime | None = None,
+    ) -> str:
+        """Start a span, now or as of ``started_at`` (an aware datetime), and give its id.
+
+        It is the innermost span of this context until :meth:`finish_span` ends it, in any task.
+        """
+        span = self._span(instance_id, schema_name, parent_span_id, None, payload)
+        return await start_by_id(span, started_at)
+
+    def create_span_nowait(
+        self,
+        instance_id: str,
+        schema_name: str | TypedStep,
+        parent_span_id: str | None = None,
+        payload: Mapping[str, object] | Fields | None = None,
+        *,
+        started_at: datetime | None = None,
+    ) -> str:
+        """As :meth:`create_span`, in synchronous code."""
+        span = self._span(instance_id, schema_name, parent_span_id, None, payload)
+        return start_by_id_nowait(span, started_at)
+
+    async def finish_span(
+        self,
+        span_id: str,
+        result_payload: Mapping[str, object] | None = None,
+        *,
+        timestamp: datetime | None = None,
+    ) -> None:
+        """End a span of :meth:`create_span` as ``complete``, now or as of ``timestamp`` (an
+        aware datetime).
+
+        Raises :class:`SpanNotFoundError` if no open span has this id, and
+        :class:`PrefactorValueError` for a time before its start.
+        """
+        self.finish_span_nowait(span_id, result_payload, timestamp=timestamp)
+        if self.span_manager.recorder.event_loop.is_turn_due():
+            await anyio.lowlevel.checkpoint()
+
+    def finish_span_nowait(
+        self,
+        span_id: str,
+        result_payload: Mapping[str, object] | None = None,
+        *,
+        timestamp: datetime | None = None,
+    ) -> None:
+        """As :meth:`finish_span`, in synchronous code."""
+        self.span_manager.finish(span_id, result_payload, timestamp=timestamp)
+
+    async def record_quality(
+        self, instance_id: str, name: str, payload: Mapping[str, object] | Fields | None = None
+    ) -> None:
+        """Set the quality payload ``name`` of a run to ``payload``; None removes it.
+
+        ``instance_id`` may be that of any run of the account, also of one that has ended.
+        ``name``: one of the quality schemas of the agent's schema version; the API refuses any
+        other (POST agent_instance/{id}/record_quality). The last call for a name counts.
+
+        Raises :class:`InstanceNotFoundError` if ``instance_id`` is no id of a run, and
+        :class:`PrefactorValueError` for an empty name or a payload without fields.
+        """
+        run = self.span_manager.run_of(instance_id)
+        await self.quality_manager.record_in_turn(run, name, payload)
+        await anyio.lowlevel.checkpoint()
+
+    def record_quality_nowait(
+        self, instance_id: str, name: str, payload: Mapping[str, object] | Fields | None = None
+    ) -> None:
+        """As :meth:`record_quality`, in synchronous code."""
+        run = self.span_manager.run_of(instance_id)
+        self.quality_manager.record(run, name, payload)
+
+    @overload
+    def span(
+        self,
+        instance_id: str,
+        schema_name: str,
+        parent_span_id: str | None = None,
+        span_id: str | None = None,
+        payload: Mapping[str, object] | Fields | None = None,
+    ) -> SpanContext: ...
+
+    @overload
+    def span(
+        self,
+        instance_id: str,
+        params: SpanParams[Result],
+        /,
+        parent_span_id: str | None = None,
+        span_id: str | None = None,
+    ) -> SpanContext[Result]: ...
+
+    @overload
+    def span(
+        self,
+        instance_id: str,
+        params: Fields,
+        /,
+        parent_span_id: str | None = None,
+        span_id: str | None = None,
+    ) -> SpanContext[Mapping[str, object] | Fields]: ...
+
+    def span(
+        self,
+        instance_id: str,
+        schema_name: str | TypedStep,
+        parent_span_id: str | None = None,
+        span_id: str | None = None,
+        payload: Any = None,
+    ) -> SpanContext[Any]:
+        """A step of a run: ``async with client.span(...) as span:``, or ``with``.
+
+        ``schema_name``: its span type; or its parameters, an object of a class that is registered
+        for a span type. ``parent_span_id``: by default the innermost open span of the same run in
+        this context. ``span_id``: your own PFID. ``payload``: the parameters of the span, unless
+        :meth:`SpanContext.start` is given others.
+        """
+        return self._span(instance_id, schema_name, parent_span_id, span_id, payload)
+
+    def _span(
+        self,
+        instance_id: str,
+        step: str | TypedStep,
+        parent_span_id: str | None,
+        span_id: str | None,
+        payload: Mapping[str, object] | Fields | None,
+    ) -> SpanContext[Any]:
+        recorder = self.span_manager.recorder
+        run = self.span_manager.run_of(instance_id)
+        if not recorder.records:
+            return DisabledSpan(recorder)
+        return new_span(recorder, run, step, parent_span_id, span_id, payload)

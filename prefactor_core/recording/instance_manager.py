@@ -1,0 +1,331 @@
+"""AgentInstanceManager: the runs of a client, and the operations that tell about them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING, Literal, get_args
+
+import anyio
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from prefactor_core.config.lazy_module import LazyModule
+from prefactor_core.exceptions import (
+    InstanceNotFoundError,
+    PrefactorConflictError,
+    PrefactorValueError,
+    in_message,
+)
+from prefactor_core.exceptions.checks import check_outcome, to_optional_text
+from prefactor_core.exceptions.live import Live
+from prefactor_core.exceptions.log import log
+from prefactor_core.export.buffer import Buffer
+from prefactor_core.export.identity import Identities, RunIdentity
+from prefactor_core.models import AgentInstance
+from prefactor_core.models.clock import to_datetime, to_nanoseconds
+from prefactor_core.models.lifecycle import InstanceStatus, Outcome, instance_steps
+from prefactor_core.operations import (
+    FinishAgentInstance,
+    Purpose,
+    RegisterAgentInstance,
+    StartAgentInstance,
+    identifiers,
+)
+from prefactor_core.recording.registration import Registrations, RegistrationWaiter, way_out
+
+if TYPE_CHECKING:
+    from prefactor_core.schema_registry import payload_check
+else:
+    payload_check = LazyModule("prefactor_core.schema_registry.payload_check")
+
+logger = logging.getLogger("prefactor_core.recording.instance_manager")
+
+
+class _OpenInstance(AgentInstance, kw_only=True):
+    """A run with what is needed only while it is open."""
+
+    identity: RunIdentity
+
+
+class AgentInstanceManager(Live):
+    """Knows every run of this client that has not ended.
+
+    Each step of a run is an operation that goes into ``buffer``; also its registration, for whose
+    outcome the caller waits: ``timeout`` seconds and ``max_retries`` further attempts at most. A
+    caller that takes several steps that belong together holds the lock of ``event_loop`` around
+    them. ``environment`` gives what is added to an agent's version, once for each run, ``checks``
+    the schemas that its payloads are checked against. ``records``: False where everything is
+    switched off; runs then live as ever, and nothing is recorded.
+    """
+
+    _what = "what a client in this process knows of its runs"
+
+    def __init__(
+        self,
+        buffer: Buffer,
+        identities: Identities,
+        *,
+        records: bool = True,
+        registrations: Registrations | None = None,
+        environment: Callable[[], Mapping[str, object]] | None = None,
+        checks: payload_check.PayloadChecks | None = None,
+        max_retries: int = 3,
+        timeout: float = 10.0,
+    ) -> None:
+        self._buffer = buffer
+        self._identities = identities
+        self.event_loop = buffer.event_loop
+        self._records = records
+        self._registrations = registrations
+        self._environment = environment
+        self._checks = checks
+        self._max_retries = max_retries
+        self._timeout = timeout
+        # By the id that operations call them.
+        self._instances: dict[str, _OpenInstance] = {}
+        # An id of the account's partition, once one is known.
+        self._related_id: str | None = None
+        self._refusals = 0
+        self._turn = anyio.Lock()
+
+    async def register(
+        self,
+        agent_id: str | None,
+        agent_version: Mapping[str, object],
+        agent_schema_version: Mapping[str, object],
+        instance_id: str | None = None,
+        *,
+        environment_id: str | None = None,
+        purpose: Purpose | None = None,
+        external_identifier: str | None = None,
+        on_refused: Literal["log", "raise"] = "raise",
+    ) -> str:
+        """Make a run known to the API; the id that it is known by.
+
+        ``agent_id`` and ``environment_id``: None if the token says which these are.
+        ``instance_id`` asks for that id, which must be a PFID of the account's partition. If
+        the API is away, the run goes on with a provisional id, and is registered in the
+        background. ``on_refused``: whether a refusal is raised, or logged as an error, and the
+        run goes on unrecorded.
+
+        Raises :class:`PrefactorValueError` for what cannot be sent, and a
+        :class:`PrefactorApiError` if the API refuses.
+        """
+        if self._records:
+            self.event_loop.check("a run is registered")
+        if instance_id is not None and not identifiers.is_pfid(instance_id):
+            raise PrefactorValueError(f"instance_id must be a PFID, got {in_message(instance_id)}")
+        if purpose is not None and purpose not in get_args(Purpose):
+            known = ", ".join(repr(known) for known in get_args(Purpose))
+            raise PrefactorValueError(f"purpose must be one of {known}, got {in_message(purpose)}")
+        # One in a turn of the loop: a thousand runs that begin together must not hold it. Where
+        # everything is switched off, there may be no loop, or several.
+        async with nullcontext() if self._registrations is None else self._turn:
+            if instance_id is not None and self._identities.knows(instance_id):
+                raise PrefactorConflictError(
+                    f"instance_id {instance_id!r} belongs to another agent instance of this client"
+                )
+            recorded_id = instance_id or self._provisional_id(agent_id)
+            registration = partial(
+                RegisterAgentInstance,
+                # Not from the id: whoever asks for one twice shall hear that it is taken.
+                idempotency_key=identifiers.generate(0),
+                agent_id=agent_id,
+                # Captured now: later changes of the caller's objects do not matter.
+                agent_version=_json_object("agent_version", agent_version),
+                agent_schema_version=_json_object("agent_schema_version", agent_schema_version),
+                instance_id=recorded_id,
+                asks_for_id=instance_id is not None,
+                environment_id=to_optional_text("environment_id", environment_id),
+                purpose=purpose,
+                external_identifier=to_optional_text("external_identifier", external_identifier),
+                runtime_environment=self._environment_beside(agent_version),
+            )
+            run = self._identities.add(recorded_id)
+            run.registered, run.agent_id = False, agent_id
+            with self.event_loop.lock:
+                now = run.clock.now()
+                if self._records:
+                    operation = registration(timestamp=now)
+                    if not self._buffer.record(operation, operation.size):
+                        run.lost = "full"
+            instance = _OpenInstance(
+                id=recorded_id, agent_id=agent_id, created_at=to_datetime(now), identity=run
+            )
+        if run.lost is None:
+            await self._wait_for_registration(instance, on_refused)
+        if run.registered and self._identities.of(run.id) is not run:
+            # The API calls it as it calls another open run: to it, and from now on here, it is
+            # that one.
+            self._identities.forget(run.recorded_id)
+            return run.id
+        if run.registered:
+            # Nothing else was recorded yet, so all of it can be called what the API calls it.
+            self._identities.rename(run)
+            instance.id = self._related_id = run.id
+        if self._checks is not None:
+            run.check = self._checks.of(agent_schema_version)
+        self._instances[run.recorded_id] = instance
+        return run.id
+
+    async def _wait_for_registration(
+        self, instance: _OpenInstance, on_refused: Literal["log", "raise"]
+    ) -> None:
+        """Return when the API has registered a run, or is known to be away."""
+        registrations, run = self._registrations, instance.identity
+        if registrations is None or registrations.is_away:
+            # An earlier run or the delivery has found that out: nobody has to wait again.
+            return
+        waiting = RegistrationWaiter(self._max_retries, hands_error_on=on_refused == "raise")
+        run.registration = waiting
+        answers = registrations.answers
+        try:
+            with registrations.skip_batch_window(), anyio.move_on_after(self._timeout) as time:
+                await waiting.over.wait()
+        except BaseException:
+            # Cancelled: nobody will get the run, but the API does; unless the client has closed
+            # meanwhile, and takes nothing more.
+            if not registrations.is_closing:
+                self._move(instance, InstanceStatus.CANCELLED)
+            raise
+        finally:
+            run.registration = None
+        if waiting.error is not None:
+            if on_refused == "raise":
+                self._identities.forget(run.recorded_id)
+                raise waiting.error
+            self._tell_of_refusal(instance, waiting.error)
+        elif time.cancelled_caught and registrations.answers == answers:
+            registrations.gave_up_waiting(self._timeout)
+
+    def _tell_of_refusal(self, instance: _OpenInstance, error: Exception) -> None:
+        self._refusals += 1
+        if self._refusals & (self._refusals - 1):
+            return  # said for the first, the second, the fourth...
+        message = (
+            "a run of agent %s goes on unrecorded (number %d): the Prefactor API does not register "
+            "it: %s. %s"
+        )
+        advice = way_out(error)
+        log(logger, logging.ERROR, message, instance.agent_id, self._refusals, error, advice)
+
+    def start(self, instance_id: str, *, at: int | None = None) -> None:
+        """The run begins now, or ``at`` (nanoseconds since 1970); nothing if it has begun."""
+        self._move(self._find(instance_id), InstanceStatus.ACTIVE, at)
+
+    def begin(self, run: RunIdentity, at: int) -> None:
+        """The run begins with its first span, which begins ``at``, if it has not begun.
+
+        The API must know the start of a run before its spans. Nothing for runs that other clients
+        registered. The caller holds the lock.
+        """
+        instance = self._instances.get(run.recorded_id)
+        if instance is not None and instance.status is InstanceStatus.PENDING:
+            self._advance(instance, InstanceStatus.ACTIVE, at)
+        run.begun = True
+
+    def finish(
+        self, instance_id: str, status: Outcome = "complete", *, at: int | None = None
+    ) -> None:
+        """The run ends now, or ``at`` (nanoseconds since 1970), but not before its start. A run
+        that was not started is started first."""
+        check_outcome(status)
+        self._move(self._find(instance_id), InstanceStatus(status), at)
+
+    def get(self, instance_id: str) -> AgentInstance:
+        """The run of this id. Raises :class:`InstanceNotFoundError` if there is none."""
+        return self._find(instance_id)
+
+    def identity(self, instance_id: str) -> RunIdentity:
+        """What the API calls the run; raises as :meth:`get`."""
+        return self._find(instance_id).identity
+
+    def open_instances(self) -> Sequence[AgentInstance]:
+        """The runs that have not ended, in order of registration."""
+        return list(self._instances.values())
+
+    def _find(self, instance_id: str) -> _OpenInstance:
+        try:
+            instance = self._instances[self._identities.of(instance_id).recorded_id]
+        except KeyError:
+            raise InstanceNotFoundError(
+                f"no open agent instance has the id {in_message(instance_id)}: it has ended, or "
+                "was not registered by this client"
+            ) from None
+        # It may have become known since.
+        instance.id = instance.identity.id
+        return instance
+
+    def _environment_beside(self, agent_version: Mapping[str, object]) -> Raw | UnsetType:
+        """What is added to an agent's version; unset if the caller says it, if only as null."""
+        if self._environment is None or "runtime_environment" in agent_version:
+            return UNSET
+        if self._registrations is not None and not self._registrations.takes_environment:
+            return UNSET
+        return _json_object("runtime_environment", self._environment())
+
+    def _provisional_id(self, agent_id: str | None) -> str:
+        # With a little luck it is of the right partition already: all ids of an account are
+        # of one (API.md section 3).
+        related = self._related_id or agent_id
+        if identifiers.is_pfid(related):
+            return identifiers.generate_related(related)
+        return identifiers.generate(0)
+
+    def _move(self, instance: _OpenInstance, goal: InstanceStatus, at: int | None = None) -> None:
+        clock = instance.identity.clock
+        self.event_loop.step(lambda: self._advance(instance, goal, at or clock.now()))
+
+    def _advance(self, instance: _OpenInstance, goal: InstanceStatus, at: int) -> None:
+        for call, status in instance_steps(instance.status, goal):
+            recorded_id = instance.identity.recorded_id
+            key = identifiers.idempotency_key(recorded_id, call)
+            # Recorded together with the run's new status: an exception from outside, of a signal
+            # handler say, leaves both or none.
+            if call == "start":
+                start = StartAgentInstance(
+                    timestamp=at, idempotency_key=key, instance_id=recorded_id
+                )
+                self._record(start, instance, status, to_datetime(at))
+            else:
+                # A start that was given may lie in the future.
+                if instance.started_at is not None:
+                    at = max(at, to_nanoseconds(instance.started_at))
+                # First: a span that comes between the two would be recorded after the finish.
+                instance.identity.termination.run_ended()
+                finish = FinishAgentInstance(
+                    timestamp=at, idempotency_key=key, instance_id=recorded_id, status=status
+                )
+                self._record(finish, instance, status, instance.started_at, to_datetime(at))
+        if instance.ended:
+            self._instances.pop(instance.identity.recorded_id, None)
+            if not self._records:
+                self._identities.forget(instance.identity.recorded_id)
+
+    def _record(
+        self,
+        operation: StartAgentInstance | FinishAgentInstance,
+        instance: _OpenInstance,
+        status: InstanceStatus,
+        started_at: datetime | None,
+        finished_at: datetime | None = None,
+    ) -> None:
+        if self._records:
+            size = operation.size
+            self._buffer.record(operation, size, instance, status, started_at, finished_at)
+        else:
+            instance.status = status
+            instance.started_at, instance.finished_at = started_at, finished_at
+
+
+def _json_object(name: str, value: Mapping[str, object]) -> Raw:
+    if not isinstance(value, Mapping):
+        raise PrefactorValueError(f"{name} must be a mapping, got {in_message(value)}")
+    try:
+        return Raw(msgspec.json.encode(value))
+    except Exception as error:
+        raise PrefactorValueError(f"{name} cannot be written as JSON: {error}") from None

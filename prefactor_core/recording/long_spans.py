@@ -1,0 +1,87 @@
+"""LongSpans: reports spans that stay open, while they are open."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from itertools import takewhile
+from typing import Final
+
+import anyio
+import anyio.lowlevel
+
+from prefactor_core.recording.recorder import Recorder
+from prefactor_core.recording.span_record import SpanRecord
+
+_TICKS: Final = 4
+"""A span is reported after so many ticks: no later than a quarter after its time."""
+
+_SLICE: Final = 200
+"""How many spans are reported before other tasks have a turn."""
+
+
+class LongSpans:
+    """Reports each span that is still open ``report_after`` seconds after its opening as active,
+    its ancestors first.
+
+    One timer serves all spans. Every quarter of ``report_after`` it notes which span was opened
+    last; four ticks later the spans up to that one are due. While every open span is reported, it
+    sleeps until another span is opened. :meth:`serve` is run by one worker.
+
+    A span whose payload is filled in from its result waits for its end, because the API takes no
+    payload after the create; so do its descendants.
+    """
+
+    def __init__(self, recorder: Recorder, report_after: float) -> None:
+        self._recorder = recorder
+        self._index = recorder.index
+        self._tick = report_after / _TICKS
+        recorder.reports_at_once = report_after == 0
+        self._reports_later = 0 < report_after < math.inf
+        # The serial of the span that was opened last, at each of the last ticks.
+        self._opened: deque[int] = deque()
+        self._closing = anyio.Event()
+
+    async def serve(self) -> None:
+        """Report spans until :meth:`close`."""
+        while self._reports_later and not self._closing.is_set():
+            if not self._index.unreported:
+                await self._wait_for_span()
+                continue
+            self._opened.append(self._index.opened)
+            with anyio.move_on_after(self._tick):
+                await self._closing.wait()
+            if len(self._opened) >= _TICKS and not self._closing.is_set():
+                await self._report(self._opened.popleft())
+
+    def close(self) -> None:
+        """End :meth:`serve`."""
+        self._closing.set()
+        self._recorder.wake_reporter()
+
+    async def _wait_for_span(self) -> None:
+        self._opened.clear()
+        woken = anyio.Event()
+        self._recorder.reporter = woken.set
+        # Another thread may have opened a span right before that.
+        if not self._index.unreported and not self._closing.is_set():
+            await woken.wait()
+
+    async def _report(self, last: int) -> None:
+        """Report the spans that were opened up to that serial."""
+        with self._recorder.event_loop.lock:
+            unreported = self._index.unreported.values()
+            due = list(takewhile(lambda span: span.serial <= last, unreported))
+        for number, span in enumerate(due, 1):
+            if not _waits_for_end(span):
+                self._recorder.report(span)
+            if number % _SLICE == 0:
+                await anyio.lowlevel.checkpoint()
+
+
+def _waits_for_end(span: SpanRecord | None) -> bool:
+    while span is not None and not span.started_at:
+        if span.from_result:
+            return True
+        span = span.parent
+    return False
