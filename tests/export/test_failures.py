@@ -154,8 +154,8 @@ def test_a_conflict_that_is_configured_to_pass_is_no_end() -> None:
 
 
 @every_operation
-@pytest.mark.parametrize("status", [400, 422])
-@pytest.mark.parametrize("name", ["id", "details.id"])
+@for_each("status", [400, 422])
+@for_each("name", ["id", "details.id"])
 def test_only_the_create_of_a_span_can_be_refused_for_its_id(
     operation: Operation, status: int, name: str
 ) -> None:
@@ -181,8 +181,8 @@ def fields(*names: str) -> bytes:
 
 
 @every_operation
-@pytest.mark.parametrize("status", [400, 422])
-@pytest.mark.parametrize("names", [["parent_span_id"], ["id", "details.parent_span_id"]])
+@for_each("status", [400, 422])
+@for_each("names", [["parent_span_id"], ["id", "details.parent_span_id"]])
 def test_only_a_span_with_a_parent_can_be_refused_for_it(
     operation: Operation, status: int, names: list[str]
 ) -> None:
