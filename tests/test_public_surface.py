@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable, Iterator
 
 import pytest
+from support.for_each import for_each
 from support.harness import AGENT, make_config, recording
 
 import prefactor_core
@@ -58,7 +59,7 @@ SEED_EXPORTS = {
 }
 
 
-@pytest.mark.parametrize("module", SEED_EXPORTS)
+@for_each("module", SEED_EXPORTS)
 def test_every_name_of_the_seed_is_at_its_path(module: str) -> None:
     imported = importlib.import_module(module)
     for name in SEED_EXPORTS[module].split():
@@ -66,8 +67,15 @@ def test_every_name_of_the_seed_is_at_its_path(module: str) -> None:
 
 
 def test_every_module_can_be_imported_first() -> None:
-    for module in SEED_EXPORTS:
-        subprocess.run([sys.executable, "-W", "error", "-c", f"import {module}"], check=True)
+    code = """
+import importlib, sys
+
+for module in sys.argv[1:]:
+    for name in [name for name in sys.modules if name.startswith("prefactor_core")]:
+        del sys.modules[name]
+    importlib.import_module(module)
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code, *SEED_EXPORTS], check=True)
 
 
 def test_all_is_sorted_and_is_what_there_is() -> None:
@@ -94,7 +102,7 @@ def test_every_error_is_ours_and_shows_the_name_it_is_imported_by() -> None:
         assert error.__module__ == "prefactor_core"
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("path", "parameters"),
     [
         ("client.PrefactorCoreClient", "config queue=None"),
@@ -200,7 +208,7 @@ def _functions_of(path: str, value: object) -> Iterator[tuple[str, Callable[...,
         yield path, value
 
 
-@pytest.mark.parametrize(("path", "value"), list(_public_names()))
+@for_each(("path", "value"), list(_public_names()))
 def test_every_public_name_tells_its_signature_its_types_and_its_help(
     path: str, value: object
 ) -> None:

@@ -142,8 +142,8 @@ class Holder:
     async def items(self) -> AsyncGenerator[int]:
         async with self.r.instance.span("agent:llm"):
             try:
-                yield 1  # noqa: ASYNC119 - this is what is tried
-                yield 2  # noqa: ASYNC119
+                yield 1
+                yield 2
             finally:
                 self.left.set()
 

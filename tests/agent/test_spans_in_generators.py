@@ -106,7 +106,7 @@ async def test_so_it_is_with_an_asynchronous_generator(way: str) -> None:
             for item in range(2):
                 note(r, f"own {item}")
                 await anyio.lowlevel.checkpoint()
-                yield item  # noqa: ASYNC119
+                yield item
 
     async with recording() as r:
         async with span(r, "outer") as outer:
@@ -261,7 +261,7 @@ async def test_the_tasks_and_threads_of_a_generator_are_in_its_span_while_it_wai
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(task, f"task {item}")
                 await anyio.to_thread.run_sync(note, r, f"thread {item}")
-                yield item  # noqa: ASYNC119
+                yield item
 
     async with recording() as r:
         async with aclosing(items()) as generator:
@@ -281,8 +281,8 @@ async def test_a_task_that_runs_between_two_items_is_in_the_span_of_the_consumer
 
     async def items() -> AsyncGenerator[int]:
         async with span(r, "held"):
-            yield 0  # noqa: ASYNC119
-            yield 1  # noqa: ASYNC119
+            yield 0
+            yield 1
 
     async with recording() as r:
         async with span(r, "outer"), aclosing(items()) as generator:
@@ -372,9 +372,9 @@ async def test_what_a_generator_enters_by_another_object_is_its_own_all_the_same
                     stack.enter_context(span(r, "held"))
                 else:
                     await astack.enter_async_context(span(r, "held"))
-                yield 1  # noqa: ASYNC119
+                yield 1
                 note(r, "own")
-                yield 2  # noqa: ASYNC119
+                yield 2
 
     async with recording() as r:
         async with aclosing(items()) as generator:

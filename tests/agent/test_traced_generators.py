@@ -302,7 +302,7 @@ def _play(generator: Generator[object, object, object], script: list[Step]) -> l
     for step, value in script:
         try:
             seen.append(generator.close() if step == "close" else getattr(generator, step)(value))
-        except BaseException as error:  # noqa: ASYNC103 - to compare it
+        except BaseException as error:
             seen.append((type(error), str(error), error in (ERROR, OTHER), error.__context__))
     return seen
 
@@ -315,7 +315,7 @@ async def _aplay(generator: AsyncGenerator[object, object], script: list[Step]) 
                 seen.append(await generator.aclose())  # type: ignore[func-returns-value]
             else:
                 seen.append(await getattr(generator, f"a{step}")(value))
-        except BaseException as error:  # noqa: ASYNC103 - to compare it
+        except BaseException as error:
             seen.append((type(error), str(error), error in (ERROR, OTHER), error.__context__))
     return seen
 
@@ -348,7 +348,7 @@ async def test_an_error_that_a_generator_raises_as_it_is_closed_has_no_other_con
 
     async def astream() -> AsyncGenerator[int]:
         with suppress(GeneratorExit):
-            yield 1  # noqa: ASYNC119 - it is closed
+            yield 1
         raise ERROR
 
     async with recording() as r:
@@ -396,7 +396,7 @@ async def test_an_error_that_was_thrown_into_a_generator_leaves_no_cycle(
     @traced("agent:tool")
     async def astream(token: _Token) -> AsyncGenerator[int]:
         with suppress(ValueError):
-            yield 1  # noqa: ASYNC119 - it is closed
+            yield 1
         yield 2
 
     tokens = [_Token(), _Token()]
@@ -476,7 +476,7 @@ async def test_a_span_that_a_generator_holds_between_two_items_is_its_own() -> N
         async def stream() -> AsyncIterator[int]:
             async with r.instance.span("agent:llm"):
                 for item in range(2):
-                    yield item  # noqa: ASYNC119 - this is what is tried
+                    yield item
                     with r.instance.span("agent:tool"):
                         pass
 

@@ -101,7 +101,7 @@ class Request:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await anyio.lowlevel.checkpoint()  # noqa: ASYNC102
+        await anyio.lowlevel.checkpoint()
 
 
 FUNCTIONS: dict[str, Callable[[object], Any]] = {
@@ -428,7 +428,7 @@ class AsyncStream:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await self.close()  # noqa: ASYNC102
+        await self.close()
 
     async def close(self) -> None:
         await anyio.lowlevel.checkpoint()

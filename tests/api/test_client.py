@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import traceback
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from itertools import product
 from typing import Any
@@ -16,6 +15,7 @@ import anyio.abc
 import msgspec
 import pytest
 from msgspec import Raw
+from support.answering import http_answer, open_server
 from support.cases import case
 from support.harness import FaultyApi, open_faulty_api
 
@@ -57,7 +57,7 @@ STORED = {
     "agent_instance_id": "i1",
     "schema_name": "agent:llm",
 }
-WAIT = 5
+WAIT = 60
 
 REGISTER = RegisterAgentInstance(
     timestamp=TIME,
@@ -121,32 +121,6 @@ def answering(status: int, body: object, headers: dict[str, str] | None = None) 
 def make_api(app: Any = None, api_url: str = "http://api.test", **options: Any) -> ApiClient:
     config = HttpClientConfig(**{"api_url": api_url, "api_token": TOKEN, **options})
     return ApiClient(config, "adapter@2 prefactor-core@1", app)
-
-
-@asynccontextmanager
-async def open_server(answer: bytes) -> AsyncGenerator[tuple[str, list[bytes]]]:
-    """A TCP server that sends ``answer`` and hangs up: its address, and the requests."""
-    requests: list[bytes] = []
-
-    async def serve(stream: anyio.abc.SocketStream) -> None:
-        async with stream:
-            request = b""
-            while b"\r\n\r\n" not in request:
-                request += await stream.receive()
-            requests.append(request)
-            await stream.send(answer)
-
-    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
-    port = listener.extra(anyio.abc.SocketAttribute.local_port)
-    async with listener, anyio.create_task_group() as group:
-        group.start_soon(listener.serve, serve)
-        with anyio.fail_after(WAIT):  # noqa: ASYNC100 - bounds what the test awaits
-            yield f"127.0.0.1:{port}", requests
-        group.cancel_scope.cancel()
-
-
-def http_answer(status: int, body: bytes) -> bytes:
-    return b"HTTP/1.1 %d Said\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body)
 
 
 POSTED = [

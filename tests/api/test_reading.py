@@ -78,7 +78,7 @@ async def open_server(parts: Parts, pause: float = 0) -> AsyncGenerator[Server]:
     server.url = f"http://127.0.0.1:{port}"
     async with listener, anyio.create_task_group() as group:
         group.start_soon(listener.serve, server.serve)
-        with anyio.fail_after(WAIT):  # noqa: ASYNC100 - bounds what the test awaits
+        with anyio.fail_after(WAIT):
             yield server
         group.cancel_scope.cancel()
 

@@ -26,7 +26,7 @@ from prefactor_core.config import HttpClientConfig
 from prefactor_core.exceptions import PrefactorUnreachableError
 
 TOKEN = "pf/secret+token-0123456789=="
-WAIT = 10
+WAIT = 60
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 BEGIN = """
@@ -43,7 +43,7 @@ lookups = 0
 def hang(*args, **options):
     global lookups
     lookups += 1
-    threading.Event().wait(60)
+    threading.Event().wait(600)
 socket.getaddrinfo = hang
 
 OPTIONS = dict(api_url="http://api.test", api_token="t", registration_timeout=0.5,
@@ -65,7 +65,7 @@ def main_sync():
 
 
 def run(code: str, **environment: str) -> list[str]:
-    """The lines that a Python program prints; it ends within 20 seconds."""
+    """The lines that a Python program prints; it ends within two minutes."""
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -76,7 +76,7 @@ def run(code: str, **environment: str) -> list[str]:
         env={**inherited, **environment},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -109,7 +109,7 @@ async def open_server(answer: bytes) -> AsyncGenerator[tuple[int, list[bytes]]]:
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     async with listener, anyio.create_task_group() as group:
         group.start_soon(listener.serve, serve)
-        with anyio.fail_after(WAIT):  # noqa: ASYNC100 - bounds what the test awaits
+        with anyio.fail_after(WAIT):
             yield listener.extra(anyio.abc.SocketAttribute.local_port), got
         group.cancel_scope.cancel()
 
@@ -126,7 +126,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
     ids=["asyncio", "trio", "sync"],
 )
 def test_a_resolver_that_hangs_holds_up_no_exit(call: str) -> None:
-    # The resolver hangs for a minute; the program is killed after 20 seconds.
+    # The resolver hangs for ten minutes; the program is killed after two.
     assert run(f"{HANGING_RESOLVER}\n{call}\nprint(lookups)") == ["left", "1"]
 
 

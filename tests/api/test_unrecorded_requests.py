@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from api.test_client import http_answer, open_server
+from support.answering import http_answer, open_server
 from support.harness import AGENT, FaultyApi, make_config, open_faulty_api, stored_runs
 
 from prefactor_core import AgentInstanceHandle, PrefactorUnreachableError, open_prefactor, traced

@@ -401,7 +401,7 @@ def test_a_client_that_is_never_closed_holds_the_end_up_for_its_drain_timeout_at
 
     began = time.monotonic()
     anyio.run(main, backend=anyio_backend[0], backend_options=anyio_backend[1])
-    assert 0.2 <= time.monotonic() - began < 5
+    assert 0.2 <= time.monotonic() - began < 60
     statistics = clients[0].statistics()
     assert (statistics.pending, statistics.dropped) == (0, {"drain_timeout": statistics.lost})
 

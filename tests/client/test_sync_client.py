@@ -268,7 +268,7 @@ def test_an_api_that_hangs_holds_up_no_span_and_leaving_for_the_drain_timeout(
         assert client.flush(0) is False
         assert client.statistics().pending > 100
         before = time.monotonic()
-    assert 0.5 <= time.monotonic() - before < 5
+    assert 0.5 <= time.monotonic() - before < 60
     assert client.statistics().dropped == {"drain_timeout": client.statistics().lost}
     assert client.statistics().pending == 0
 

@@ -21,6 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from msgspec import UNSET, Raw, UnsetType
+from support.examples import examples
 
 from prefactor_core.export.batch import Batcher, BatchItem, half, independent_of
 from prefactor_core.models.clock import to_nanoseconds
@@ -1232,5 +1233,5 @@ def refers_to_new(operations: Sequence[Operation]) -> bool:
 
 def test_any_recording_arrives_once_in_order_and_whole() -> None:
     run_state_machine_as_test(
-        Deliveries, settings=settings(max_examples=100, stateful_step_count=40)
+        Deliveries, settings=settings(max_examples=examples(100), stateful_step_count=40)
     )

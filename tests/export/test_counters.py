@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from msgspec import Raw, Struct
+from support.examples import examples
 
 from prefactor_core.exceptions import PrefactorUnreachableError
 from prefactor_core.export.circuit_breaker import CircuitBreaker
@@ -132,7 +133,9 @@ class Ledgers(RuleBasedStateMachine):
 
 
 def test_whatever_becomes_of_operations_the_balance_is_even() -> None:
-    run_state_machine_as_test(Ledgers, settings=settings(max_examples=100, stateful_step_count=40))
+    run_state_machine_as_test(
+        Ledgers, settings=settings(max_examples=examples(100), stateful_step_count=40)
+    )
 
 
 def test_a_new_counters_is_empty() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from msgspec import Raw
+from support.for_each import for_each
 
 from prefactor_core.api.errors import error_from_answer
 from prefactor_core.exceptions import (
@@ -73,7 +74,7 @@ OPERATIONS: list[Operation] = [
 CREATE = OPERATIONS[3]
 FINISHES = {OperationType.FINISH_AGENT_INSTANCE, OperationType.FINISH_SPAN}
 
-every_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: o.type.name)
+every_operation = for_each("operation", OPERATIONS)
 
 PROPER = {
     400: FailureKind.REFUSED,
@@ -112,7 +113,7 @@ def answer(status: int, body: bytes | None = None, **how: Any) -> PrefactorApiEr
 
 
 @every_operation
-@pytest.mark.parametrize(("status", "kind"), PROPER.items())
+@for_each(("status", "kind"), PROPER.items())
 def test_the_status_of_an_answer_decides(
     operation: Operation, status: int, kind: FailureKind
 ) -> None:
@@ -132,8 +133,8 @@ def test_a_conflict_of_a_whole_request_completes_nothing() -> None:
     assert classify_request(answer(409)) is FailureKind.REFUSED
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'"no"', b'{"detail":"Not Found"}'])
-@pytest.mark.parametrize("status", [*PROPER, 409])
+@for_each("body", [b"", b"<html>", b"[]", b'"no"', b'{"detail":"Not Found"}'])
+@for_each("status", [*PROPER, 409])
 def test_what_is_not_in_the_form_of_the_api_refuses_nothing(status: int, body: bytes) -> None:
     # Something in between answers: it has no say in what the API would take.
     error = answer(status, body)
@@ -153,8 +154,8 @@ def test_a_conflict_that_is_configured_to_pass_is_no_end() -> None:
 
 
 @every_operation
-@pytest.mark.parametrize("status", [400, 422])
-@pytest.mark.parametrize("name", ["id", "details.id"])
+@for_each("status", [400, 422])
+@for_each("name", ["id", "details.id"])
 def test_only_the_create_of_a_span_can_be_refused_for_its_id(
     operation: Operation, status: int, name: str
 ) -> None:
@@ -167,7 +168,7 @@ def test_only_the_create_of_a_span_can_be_refused_for_its_id(
 
 
 @every_operation
-@pytest.mark.parametrize("name", ["parent_span_id", "agent_instance_id", "details", "i", ""])
+@for_each("name", ["parent_span_id", "agent_instance_id", "details", "i", ""])
 def test_another_field_is_not_the_id(operation: Operation, name: str) -> None:
     error = PrefactorValidationError("no", status_code=422, errors={name: "wrong"})
     assert classify(operation, error) is FailureKind.REFUSED
@@ -180,8 +181,8 @@ def fields(*names: str) -> bytes:
 
 
 @every_operation
-@pytest.mark.parametrize("status", [400, 422])
-@pytest.mark.parametrize("names", [["parent_span_id"], ["id", "details.parent_span_id"]])
+@for_each("status", [400, 422])
+@for_each("names", [["parent_span_id"], ["id", "details.parent_span_id"]])
 def test_only_a_span_with_a_parent_can_be_refused_for_it(
     operation: Operation, status: int, names: list[str]
 ) -> None:
@@ -230,9 +231,7 @@ CLASSES: list[tuple[Exception, FailureKind]] = [
 
 
 @every_operation
-@pytest.mark.parametrize(
-    ("error", "kind"), CLASSES, ids=[type(error).__name__ for error, _ in CLASSES]
-)
+@for_each(("error", "kind"), CLASSES)
 def test_every_kind_of_error_has_its_meaning(
     operation: Operation, error: Exception, kind: FailureKind
 ) -> None:

@@ -22,6 +22,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from msgspec import UNSET, Raw
+from support.examples import examples
 
 from prefactor_core.export.identity import Identities, RunIdentity
 from prefactor_core.models.clock import to_nanoseconds
@@ -618,4 +619,6 @@ class Client(RuleBasedStateMachine):
 
 
 def test_whatever_comes_and_goes_each_id_finds_its_run() -> None:
-    run_state_machine_as_test(Client, settings=settings(max_examples=50, stateful_step_count=30))
+    run_state_machine_as_test(
+        Client, settings=settings(max_examples=examples(50), stateful_step_count=30)
+    )

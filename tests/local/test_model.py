@@ -17,6 +17,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from support.examples import examples
 from support.local_api import OUTCOMES, REGISTRATION
 
 from prefactor_core.local.errors import ApiError
@@ -205,4 +206,4 @@ class RandomCalls(RuleBasedStateMachine):
 
 
 def test_whatever_is_called_in_whatever_order_the_stored_state_is_that_of_the_model() -> None:
-    run_state_machine_as_test(RandomCalls, settings=settings(max_examples=60))
+    run_state_machine_as_test(RandomCalls, settings=settings(max_examples=examples(60)))

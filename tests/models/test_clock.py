@@ -13,6 +13,7 @@ import anyio
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from support.harness import AGENT, StoredRun, make_config, open_faulty_api, stored_run
 from support.virtual_time import virtual_time
 
@@ -178,7 +179,7 @@ steps = st.one_of(happenings, st.sampled_from(["open", "open", "close", "start"]
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(st.lists(steps, max_size=20))
 @example(["open", "open", "close", ("sleeps", HOUR), "open", "close", "close", "open", "close"])
 @example(["open", ("goes_on", SECOND), "close", ("is_set", -HOUR), "open", "close"])

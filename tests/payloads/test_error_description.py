@@ -21,6 +21,7 @@ import anyio
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from support.for_each import for_each
 from support.harness import recording
 from support.virtual_time import virtual_time
@@ -625,7 +626,7 @@ class Agent:
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(blocks, st.sampled_from([*KINDS]))
 @example(
     Block((Block(raises=True), Block(span=False, raises=True)), caught="forgotten"), "built in"

@@ -15,6 +15,7 @@ import pytest
 import wrapt
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from prefactor_core import HttpClientConfig
 from prefactor_core.payloads.capture import Capture
@@ -122,7 +123,7 @@ CONTAINERS: dict[str, Callable[[Any], object]] = {
 }
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     st.sampled_from([*HIDING]),
     st.lists(st.sampled_from([*CONTAINERS]), max_size=4),

@@ -24,6 +24,7 @@ import pydantic
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from support.for_each import for_each
 
 from prefactor_core import redact_keys, traced
@@ -408,7 +409,7 @@ class Waiting:
         return "late"
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.permutations(["slow", "quick", "text", "other", "number"]))
 def test_what_waits_takes_nothing_from_what_does_not_in_any_order(order: list[str]) -> None:
     gate = threading.Event()

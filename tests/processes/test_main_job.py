@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -36,6 +37,46 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.Compl
         timeout=60,
         check=False,
     )
+
+
+ONE_BY_ONE = """
+import json, runpy, sys
+
+for command in json.loads(sys.argv[1]):
+    sys.argv = ["prefactor_core", *command]
+    code = 0
+    try:
+        runpy.run_module("prefactor_core", run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        code = ended.code or 0
+    print("exit", code, flush=True)
+    print("exit", file=sys.stderr, flush=True)
+"""
+
+
+def run_commands(
+    *commands: list[str], cwd: Path, encoding: str = "utf-8"
+) -> list[tuple[int, str, str]]:
+    """The exit code, output and errors of each command, one after another in one process."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PREFACTOR_")}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", ONE_BY_ONE, json.dumps(commands)],
+        cwd=cwd,
+        env={**inherited, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    shown, errors = done.stdout.decode(encoding), done.stderr.decode(encoding, "replace")
+    assert done.returncode == 0, errors
+    *outputs, rest = re.split(r"^exit (\d+)\n", shown, flags=re.MULTILINE)
+    *told, rest_of_errors = re.split(r"^exit\n", errors, flags=re.MULTILINE)
+    assert (rest, rest_of_errors) == ("", "")
+    assert len(outputs) == 2 * len(told) == 2 * len(commands)
+    return [
+        (int(code), output, error)
+        for output, code, error in zip(outputs[::2], outputs[1::2], told, strict=True)
+    ]
 
 
 @pytest.fixture
@@ -166,16 +207,19 @@ async def test_a_run_that_cannot_be_terminated_is_one_clear_line(tmp_path: Path)
         ended, active = await api.start(), await api.start()
         await api.terminate(ended, "r")
     unknown = generate_related(active)
-    for arguments, said in [
+    cases: list[tuple[list[str], str]] = [
         ([ended], "409 invalid_action: an agent instance that is terminated cannot become"),
         ([unknown], f"404 not_found: agent instance '{unknown}' not found"),
         ([active, "--reason", ""], "(reason: is required)"),
         ([f"{active}/finish?"], f"'{active}/finish?' is not the id of an agent instance"),
         (["research"], "'research' is not the id of an agent instance"),
-    ]:
-        result = run("-m", "prefactor_core", "terminate", *arguments, cwd=tmp_path)
-        assert (result.returncode, result.stdout) == (1, "")
-        (line,) = result.stderr.splitlines()
+    ]
+    commands = [["terminate", *arguments] for arguments, _ in cases]
+    for (_, said), (code, shown, errors) in zip(
+        cases, run_commands(*commands, cwd=tmp_path), strict=True
+    ):
+        assert (code, shown) == (1, "")
+        (line,) = errors.splitlines()
         assert line.startswith("Error: ")
         assert said in line
     async with opened(str(tmp_path / "prefactor.db")) as api:
@@ -213,23 +257,16 @@ def test_what_the_terminal_has_no_characters_for_is_shown_all_the_same(
     tmp_path: Path, encoding: str
 ) -> None:
     tree_in(tmp_path / "prefactor.db")
-    for command in (["show", "research"], ["demo"], ["show", "nöbody\udcff☃"], ["show", "☃"]):
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-m", "prefactor_core", *command],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(REPOSITORY)},
-            capture_output=True,
-            timeout=60,
-            check=False,
-        )
-        shown, errors = done.stdout.decode(encoding), done.stderr.decode(encoding, "replace")
+    commands = ["show", "research"], ["demo"], ["show", "nöbody\udcff☃"], ["show", "☃"]
+    ended = run_commands(*commands, cwd=tmp_path, encoding=encoding)
+    for command, (code, shown, errors) in zip(commands, ended, strict=True):
         assert "Traceback" not in errors
         if command[-1] in ("research", "demo"):
-            assert (done.returncode, errors) == (0, "")
+            assert (code, errors) == (0, "")
             assert all(line.isprintable() for line in shown.splitlines())
             assert "agent instance 0" in shown
         else:
-            assert (done.returncode, shown) == (1, "")
+            assert (code, shown) == (1, "")
             assert errors.startswith("Error: ")
         if command[-1] == "research":
             _, span = shown.splitlines()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from processes.test_forks import pytestmark as pytestmark
-from processes.test_forks import run
+from support.forks import needs_fork, run
+
+pytestmark = needs_fork
 
 SCRIPT = """
 import asyncio, logging, multiprocessing

@@ -17,6 +17,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from support.examples import examples
 from support.harness import AGENT
 from support.host import Host
 
@@ -216,4 +217,6 @@ class Deliveries(RuleBasedStateMachine):
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_the_balance_is_right_and_the_tree_complete_whatever_the_api_does(backend: str) -> None:
     machine = type("DeliveriesOn", (Deliveries,), {"backend": backend})
-    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=30))
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=examples(60), stateful_step_count=30)
+    )

@@ -23,6 +23,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from support.examples import examples
 from support.harness import AGENT, StoredRun, make_config, open_faulty_api, stored_run
 
 from prefactor_core import (
@@ -318,4 +319,6 @@ def flat(result: dict[str, Any] | None) -> dict[str, Any]:
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_any_life_of_a_run_is_stored_as_the_model_has_it(backend: str) -> None:
     machine = type("LifecyclesOn", (Lifecycles,), {"backend": backend})
-    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=30))
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=examples(60), stateful_step_count=30)
+    )

@@ -416,7 +416,7 @@ def what_leaves(program: Callable[[], object]) -> BaseException | None:
     left = None
     try:
         program()
-    except BaseException as error:  # noqa: ASYNC103 - to compare it
+    except BaseException as error:
         left = error
     return left
 
@@ -472,13 +472,13 @@ def check_nothing_is_lost(statistics: Statistics) -> None:
 
 async def with_async_with(run: AgentInstanceHandle) -> AsyncGenerator[int]:
     async with run.span("agent:run"), run.span("agent:tool"):
-        yield 1  # noqa: ASYNC119 - here and below, this is what is tried
+        yield 1
         pytest.fail("must not go on")
 
 
 async def with_with(run: AgentInstanceHandle) -> AsyncGenerator[int]:
     with run.span("agent:run"), run.span("agent:tool"):
-        yield 1  # noqa: ASYNC119
+        yield 1
         pytest.fail("must not go on")
 
 
@@ -492,7 +492,7 @@ def synchronous_with_with(run: AgentInstanceHandle) -> Generator[int]:
 async def with_decorator(run: AgentInstanceHandle) -> AsyncGenerator[int]:
     async with aclosing(inside_with_decorator()) as inside:
         async for item in inside:
-            yield item  # noqa: ASYNC119
+            yield item
 
 
 @traced("agent:tool")
@@ -546,14 +546,14 @@ GENERATORS: dict[str, Callable[[AgentInstanceHandle], Any]] = {
 async def with_a_run(client: PrefactorCoreClient) -> AsyncGenerator[int]:
     async with client.agent_instance(**AGENT) as run:
         async with run.span("agent:run"), run.span("agent:tool"):
-            yield 1  # noqa: ASYNC119
+            yield 1
             pytest.fail("must not go on")
 
 
 async def with_a_client(client: PrefactorCoreClient) -> AsyncGenerator[int]:
     async with client, aclosing(with_a_run(client)) as inside:
         async for item in inside:
-            yield item  # noqa: ASYNC119
+            yield item
 
 
 async def take_one(items: Any) -> None:

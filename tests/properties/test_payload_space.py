@@ -26,6 +26,8 @@ import msgspec
 import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
+from support.examples import examples
+from support.for_each import for_each
 from support.harness import AGENT
 
 from prefactor_core import HttpClientConfig, PrefactorCoreConfig
@@ -796,14 +798,14 @@ CAPTURES = {
 }
 
 
-@pytest.mark.parametrize("capture", CAPTURES.values(), ids=CAPTURES)
-@pytest.mark.parametrize("name", KNOWN)
+@for_each("capture", CAPTURES.values())
+@for_each("name", KNOWN)
 def test_each_kind_of_value_is_recorded_as_what_it_is(name: str, capture: Capture) -> None:
     found = read(capture({"before": 1, "value": built(Leaf(name)), "after": [2]}))
     assert differences({"before": 1, "value": KNOWN[name][1], "after": [2]}, found) == []
 
 
-@pytest.mark.parametrize("name", CONTAINERS)
+@for_each("name", CONTAINERS)
 def test_each_container_keeps_what_is_beside_any_value(name: str) -> None:
     lost: dict[str, list[str]] = {}
     for other in (*map(Leaf, KNOWN), *map(Bad, HOSTILE)):
@@ -815,7 +817,7 @@ def test_each_container_keeps_what_is_beside_any_value(name: str) -> None:
 
 
 @pytest.mark.parametrize("capture", CAPTURES.values(), ids=CAPTURES)
-@settings(max_examples=60, phases=PHASES)
+@settings(max_examples=examples(60), phases=PHASES)
 @given(payloads)
 @example({"a": Branch("struct", Leaf("subclass of str"), Leaf("null")), "b": Bad("raising all")})
 @example({"a": Branch("model", Leaf("int"), Bad("raising text")), "b": Leaf("timedelta")})
@@ -850,7 +852,7 @@ def test_a_value_that_is_too_large_costs_no_other(name: str, first: bool) -> Non
     assert differences({"large": LOST, **others}, found) == []
 
 
-@settings(max_examples=60, phases=PHASES)
+@settings(max_examples=examples(60), phases=PHASES)
 @given(payloads, st.randoms(use_true_random=False))
 def test_the_order_of_the_keys_changes_nothing(payload: dict[str, Plan], random: Any) -> None:
     capture = CAPTURES["without redaction"]
@@ -861,7 +863,7 @@ def test_the_order_of_the_keys_changes_nothing(payload: dict[str, Plan], random:
     assert found == shuffled
 
 
-@settings(max_examples=60, phases=PHASES)
+@settings(max_examples=examples(60), phases=PHASES)
 @given(payloads)
 def test_a_value_is_recorded_beside_others_as_it_is_alone(payload: dict[str, Plan]) -> None:
     capture = CAPTURES["without redaction"]
@@ -872,7 +874,7 @@ def test_a_value_is_recorded_beside_others_as_it_is_alone(payload: dict[str, Pla
         assert found[name] == read(capture({name: built(plan)}))[name]
 
 
-@settings(max_examples=25, phases=PHASES)
+@settings(max_examples=examples(25), phases=PHASES)
 @given(payloads, st.lists(waiting, min_size=1, max_size=2), st.booleans())
 def test_a_value_that_waits_costs_no_other(
     payload: dict[str, Plan], slow: list[Waiting], first: bool
@@ -886,7 +888,7 @@ def test_a_value_that_waits_costs_no_other(
     assert differences({name: expected(plan) for name, plan in payload.items()}, found) == []
 
 
-@settings(max_examples=60, phases=PHASES)
+@settings(max_examples=examples(60), phases=PHASES)
 @given(plans, st.integers(20, 60), st.booleans())
 def test_an_object_is_recorded_whole_where_it_is_shallow_though_it_is_deep_elsewhere(
     plan: Plan, depth: int, shallow_first: bool
@@ -903,7 +905,7 @@ def test_an_object_is_recorded_whole_where_it_is_shallow_though_it_is_deep_elsew
     assert differences({"first": expected(plan), "second": "plain text"}, found["shallow"]) == []
 
 
-@settings(max_examples=60, phases=PHASES)
+@settings(max_examples=examples(60), phases=PHASES)
 @given(plans)
 def test_keys_that_become_equal_as_text_are_both_kept(plan: Plan) -> None:
     wished = expected(plan)
@@ -916,7 +918,7 @@ def test_keys_that_become_equal_as_text_are_both_kept(plan: Plan) -> None:
         assert any(differences(wished, value) == [] for value in found.values())
 
 
-@settings(max_examples=40, phases=PHASES)
+@settings(max_examples=examples(40), phases=PHASES)
 @given(payloads)
 def test_what_was_captured_is_of_the_moment_and_leaves_the_values_alone(
     payload: dict[str, Plan],
@@ -992,7 +994,7 @@ def shown(recorded: bytes) -> bool:
 
 
 @pytest.mark.parametrize("holder", HOLDERS)
-@settings(max_examples=15, phases=PHASES)
+@settings(max_examples=examples(15), phases=PHASES)
 @given(st.sampled_from(NAMES), plans, plans, st.sampled_from([*CONTAINERS]))
 def test_what_stands_under_the_name_of_a_secret_is_not_recorded(
     holder: str, name: str, before: Plan, after: Plan, container: str
@@ -1023,7 +1025,7 @@ def test_a_span_arrives_with_what_can_be_recorded_of_its_payload_and_result() ->
     with open_recording() as recorded:
         with recorded.open_sync() as client, client.agent_instance(**AGENT) as run:  # type: ignore[arg-type]
 
-            @settings(max_examples=25, phases=PHASES)
+            @settings(max_examples=examples(25), phases=PHASES)
             @given(payloads, payloads)
             def records(payload: dict[str, Plan], result: dict[str, Plan]) -> None:
                 values = {name: built(plan) for name, plan in payload.items()}

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
+from support.examples import examples
 from support.playing import Play
 from support.schedules import (
     PROGRAMS,
@@ -116,7 +117,7 @@ STOPPED = (
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @settings(
-    max_examples=max(400, settings.default.max_examples),
+    max_examples=examples(400),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(program=PROGRAMS)
@@ -147,7 +148,8 @@ def test_a_program_is_stored_as_it_happened_wherever_it_is_cancelled(
     assert whole.perform() == []
     assert whole.turns > 40
     wrong = {}
-    for turn in range(whole.turns + 1):
+    # At every turn; at some of them where the profile asks for few examples.
+    for turn in range(0, whole.turns + 1, max(1, 100 // examples(100))):
         cancelled = replace(program, interrupt=Interrupt("turns", turn, native))
         wrong[turn] = Play(cancelled, backend).perform()
     assert not any(wrong.values()), wrong

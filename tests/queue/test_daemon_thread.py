@@ -43,7 +43,7 @@ async def test_calls_are_made_one_after_another_in_their_order() -> None:
         all_asked.wait(10)
         made.append(number)
 
-    async def call(number: int, *, task_status: TaskStatus[None]) -> None:  # noqa: ASYNC114
+    async def call(number: int, *, task_status: TaskStatus[None]) -> None:
         task_status.started()
         await thread.call(partial(make, number))
 
@@ -74,12 +74,12 @@ async def test_a_cancelled_task_does_not_wait_for_the_call() -> None:
 
 
 async def test_a_thread_ends_on_request_and_begins_again() -> None:
-    thread = DaemonThread("a helper")
+    thread = DaemonThread("a helper", idle_seconds=3600)
     thread.end()  # it has not begun
     with anyio.fail_after(60):
         first = await thread.call(threading.current_thread)
         thread.end()
-        first.join(4)  # it would end without that, too, after five seconds
+        first.join(60)
         assert not first.is_alive()
         assert await thread.call(threading.current_thread) is not first
     thread.end()

@@ -475,13 +475,13 @@ def test_ctrl_c_in_the_drain_breaks_it_off(backend: str) -> None:
         draining = anyio.Event()
         queue = InMemoryQueue[int]()
         queue.put_nowait(1)
-        async with TaskExecutor(queue, handle, num_workers=1, drain_timeout=20):
+        async with TaskExecutor(queue, handle, num_workers=1, drain_timeout=3600):
             pass
 
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         anyio.run(main, backend=backend)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

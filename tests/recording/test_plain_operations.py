@@ -12,6 +12,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
+from support.examples import examples
 from support.harness import AGENT, recording
 
 from prefactor_core import SpanContextStack
@@ -74,7 +75,7 @@ def test_a_time_is_plain_and_the_same_moment(time: datetime) -> None:
 
 
 def test_each_operation_can_be_written_and_arrives() -> None:
-    @settings(max_examples=60)
+    @settings(max_examples=examples(60))
     @given(names, qualities, payloads, values, times, st.booleans(), st.booleans())
     def record(
         name: str,

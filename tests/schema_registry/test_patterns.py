@@ -7,6 +7,7 @@ import re
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from support.for_each import for_each
 
 from prefactor_core.schema_registry.patterns import UnknownPatternError, compile_pattern
@@ -45,7 +46,7 @@ patterns = st.recursive(st.sampled_from(characters + places), larger, max_leaves
 texts = st.text("ab.-_0é \n", max_size=7)
 
 
-@settings(max_examples=1_500)
+@settings(max_examples=examples(1_500))
 @given(patterns, texts)
 @example(r"^\d{4}-\d{2}$", "2026-01")
 @example(r"^(\([0-9]{3}\))?[0-9]{3}-[0-9]{4}$", "(888)555-1212")

@@ -17,6 +17,7 @@ from jsonschema import (
     Draft201909Validator,
     Draft202012Validator,
 )
+from support.examples import examples
 from support.for_each import for_each
 
 from prefactor_core.schema_registry.schema_check import SchemaCheck
@@ -428,7 +429,7 @@ def combined(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 schemas = st.recursive(leaves, combined, max_leaves=6)
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(
     schemas,
     values,

@@ -196,7 +196,7 @@ class Play:
                 if self._interrupt is not None and self._interrupt.after == "seconds":
                     self._outer.deadline = anyio.current_time() + self._interrupt.at
                 await self._client(self._outer)
-        except BaseException as error:  # noqa: ASYNC103 - it was to come this far
+        except BaseException as error:
             known = (Boom, PrefactorTerminatedError)
             if self._interrupted:
                 known = (*known, asyncio.CancelledError)
@@ -338,7 +338,7 @@ class Play:
                     await self._play(body, place)
                 finally:
                     with anyio.CancelScope(shield=shield) as scope:
-                        await self._play(cleanup, place.inside(scope))  # noqa: ASYNC102
+                        await self._play(cleanup, place.inside(scope))
             case Spawn(tasks, body):
                 async with anyio.create_task_group() as group:
                     inside = place.inside(group.cancel_scope)
@@ -593,7 +593,7 @@ class Play:
                 opened(there)
                 await self._play(step.body[::2], there)
                 result["items"] = [n]
-                yield n  # noqa: ASYNC119
+                yield n
                 if step.end == "fail":
                     raise Boom
 
