@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+# Capture needs it, and this module is imported in a thread.
+import prefactor_core.payloads.jsonable  # noqa: F401
 from prefactor_core.client.connection import open_api
 from prefactor_core.client.runtime_environment import build_runtime_environment
 from prefactor_core.client.unclosed import watch
