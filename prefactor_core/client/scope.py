@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 # Capture needs it, and this module is imported in a thread.
-import prefactor_core.payloads.jsonable  # noqa: F401
+import prefactor_core.payloads.jsonable  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from prefactor_core.client.connection import open_api
 from prefactor_core.client.runtime_environment import build_runtime_environment
 from prefactor_core.client.unclosed import watch
