@@ -26,13 +26,14 @@ from prefactor_core.models.lifecycle import OPEN, Outcome, SpanStatus
 from prefactor_core.operations.identifiers import generate_related
 from prefactor_core.payloads.capture import Capture
 from prefactor_core.payloads.error_description import describe_error
-from prefactor_core.recording.recorder import Recorder
 from prefactor_core.recording.span_record import SpanRecord, new_span_id
 from prefactor_core.schema_registry.type_schema import Fields
 from prefactor_core.schema_registry.typed_span import TypedStep, from_result, name_and_params
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
+
+    from prefactor_core.recording.recorder import Recorder
 
     Result = TypeVar("Result", default=Mapping[str, object], contravariant=True)
 else:
