@@ -18,7 +18,7 @@ from prefactor_core.exceptions import (
     PrefactorTerminatedError,
 )
 from prefactor_core.exceptions.checks import to_time
-from prefactor_core.exceptions.live import Live
+from prefactor_core.exceptions.uncopyable import Uncopyable
 from prefactor_core.models.lifecycle import InstanceStatus, Outcome
 from prefactor_core.recording.instance_manager import AgentInstanceManager
 from prefactor_core.recording.quality import QualityManager
@@ -49,8 +49,11 @@ class Client(Protocol):
         ...
 
 
-# The runs of this context, innermost last; those that have ended are passed over.
-_runs: ContextVar[tuple[AgentInstanceHandle, ...]] = ContextVar("prefactor_core_runs", default=())
+context_runs: ContextVar[tuple[AgentInstanceHandle, ...]] = ContextVar(
+    "prefactor_core_runs", default=()
+)
+"""The runs of this context, innermost last: those that were started in it, and those whose scopes
+were entered in it."""
 
 
 def current_instance() -> AgentInstanceHandle | None:
@@ -59,7 +62,7 @@ def current_instance() -> AgentInstanceHandle | None:
     Where there is none, in a thread of your own say, it is the run of the innermost open span.
     None if there is neither.
     """
-    for instance in reversed(_runs.get()):
+    for instance in reversed(context_runs.get()):
         if not instance.ended:
             return instance
     span = _innermost_span()
@@ -130,12 +133,17 @@ def traced(
     return traced_by(current_instance, schema_name, exclude, capture_result, reduce)
 
 
+def open_runs() -> tuple[AgentInstanceHandle, ...]:
+    """The runs of this context that have not ended, or whose scopes are still open."""
+    return tuple(run for run in context_runs.get() if not run.ended or run.scope is not None)
+
+
 def forget_ended_runs() -> None:
-    """Let this context refer to no run that has ended."""
-    _runs.set(tuple(run for run in _runs.get() if not run.ended))
+    """Let this context refer to the :func:`open_runs` only."""
+    context_runs.set(open_runs())
 
 
-class AgentInstanceHandle(Live):
+class AgentInstanceHandle(Uncopyable):
     """One run of an agent, registered by ``client``.
 
     :meth:`start` and :meth:`finish` say when it begins and ends; in between, :meth:`span`
@@ -148,7 +156,7 @@ class AgentInstanceHandle(Live):
     registered.
     """
 
-    _what = "a run of an agent in this process"
+    _kind = "a run of an agent in this process"
 
     def __init__(self, instance_id: str, client: Client) -> None:
         self._instances = client.instance_manager
@@ -158,6 +166,8 @@ class AgentInstanceHandle(Live):
         self._instance = self._instances.get(instance_id)
         self._identity = self._instances.identity(instance_id)
         self._termination = self._identity.termination
+        # The AgentInstanceScope of the run, while it is open.
+        self.scope: object = None
 
     @property
     def id(self) -> str:
@@ -215,8 +225,8 @@ class AgentInstanceHandle(Live):
         if self._instance.status is InstanceStatus.PENDING:
             self.recorder.check_open()
             self._instances.start(self.id, at=at)
-        if self not in (runs := _runs.get()):
-            _runs.set((*(run for run in runs if not run.ended), self))
+        if self not in context_runs.get():
+            context_runs.set((*open_runs(), self))
 
     async def finish(
         self, status: Outcome = "complete", *, timestamp: datetime | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
 
@@ -11,23 +10,24 @@ import anyio
 import anyio.lowlevel
 
 from prefactor_core.agent.cancellation import leave_scope
-from prefactor_core.agent.instance import AgentInstanceHandle, Client, forget_ended_runs
+from prefactor_core.agent.instance import (
+    AgentInstanceHandle,
+    Client,
+    context_runs,
+    forget_ended_runs,
+    open_runs,
+)
 from prefactor_core.exceptions import (
     ClientScopeError,
     PrefactorCoreError,
     PrefactorTerminatedError,
 )
-from prefactor_core.exceptions.live import Live
 from prefactor_core.exceptions.outcome import outcome_of
+from prefactor_core.exceptions.uncopyable import Uncopyable
 from prefactor_core.recording.run_end import finish_run_in_slices
 
-# The scopes of runs that were entered in this context, innermost last.
-_run_scopes: ContextVar[tuple[AgentInstanceScope, ...]] = ContextVar(
-    "prefactor_core_run_scopes", default=()
-)
 
-
-class AgentInstanceScope(Live):
+class AgentInstanceScope(Uncopyable):
     """The scope of one run: ``async with client.agent_instance(...) as instance:``.
 
     Registers and starts the run on entering, and ends it on leaving: ``complete``, ``failed``
@@ -40,7 +40,7 @@ class AgentInstanceScope(Live):
     Ctrl-C.
     """
 
-    _what = "the scope of a run in this process"
+    _kind = "the scope of a run in this process"
 
     def __init__(
         self,
@@ -49,6 +49,7 @@ class AgentInstanceScope(Live):
     ) -> None:
         self._client = client
         self.register = register  # public for the synchronous scope
+        self._handle: AgentInstanceHandle | None = None
         self._run: OpenRun | None = None
         self._host_task_id = 0
         # Only a termination cancels it. None before the run, after it, and where it had to go
@@ -60,14 +61,15 @@ class AgentInstanceScope(Live):
             raise PrefactorCoreError(
                 "a run can be entered once only: call agent_instance() again for another"
             )
-        handle = await self.register()
+        self._handle = handle = await self.register()
         self._run = OpenRun(self._client, handle)
         self._host_task_id = anyio.get_current_task().id
         self._scope = anyio.CancelScope()
         self._scope.__enter__()
-        # Of those that this task has inherited, the ended ones go: a chain of tasks, each
-        # started in the run of the one before, would keep them all.
-        _run_scopes.set((*(scope for scope in _run_scopes.get() if scope._scope), self))
+        handle.scope = self
+        # Drop the ended runs that this task has inherited: a chain of tasks, each started in the
+        # run of the one before, would keep them all.
+        context_runs.set((*open_runs(), handle))
         self._run.cancel_on_terminate(self._scope)
         try:
             await handle.start()
@@ -103,7 +105,7 @@ class AgentInstanceScope(Live):
                 "entered it. Use create_agent_instance(), start() and finish() where one task "
                 "begins a run and another ends it"
             )
-        scopes = _run_scopes.get()
+        scopes = self._open_scopes()
         if self in scopes:
             self._go_on_without(scopes[scopes.index(self) + 1 :])
         left = self._close_scope(error)
@@ -113,7 +115,13 @@ class AgentInstanceScope(Live):
     @classmethod
     def client_closes(cls, client: Client) -> None:
         """The scope of ``client`` is left now, before those of its runs if there are any."""
-        cls._go_on_without([scope for scope in _run_scopes.get() if scope._client is client])
+        cls._go_on_without([scope for scope in cls._open_scopes() if scope._client is client])
+
+    @staticmethod
+    def _open_scopes() -> Sequence[AgentInstanceScope]:
+        """The open scopes that were entered in this context, innermost last."""
+        scopes = [run.scope for run in context_runs.get()]
+        return [scope for scope in scopes if isinstance(scope, AgentInstanceScope)]
 
     @staticmethod
     def _go_on_without(scopes: Sequence[AgentInstanceScope]) -> None:
@@ -126,8 +134,10 @@ class AgentInstanceScope(Live):
 
     def _close_scope(self, error: BaseException | None) -> BaseException | None:
         """Close the cancel scope; what is left of ``error`` without a cancellation by it."""
-        _run_scopes.set(tuple(scope for scope in _run_scopes.get() if scope is not self))
         scope, self._scope = self._scope, None
+        if self._handle is not None:
+            self._handle.scope = None
+        forget_ended_runs()
         return error if scope is None else leave_scope(scope, error)
 
 

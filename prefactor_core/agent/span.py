@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self
 
 import anyio.lowlevel
 
-from prefactor_core.context_stack import OURS, SpanContextStack
+from prefactor_core.context_stack import OWN_REQUEST, SpanContextStack
 from prefactor_core.context_stack.generator_frames import (
     ENTER_ASYNC_CONTEXT,
     ENTER_CONTEXT,
@@ -113,7 +113,7 @@ class SpanContext(SpanRecord, Generic[Result]):
                 self.recorder.start(self, payload, at)
         except BaseException:
             if not was_open:
-                self._let_go()
+                self._cancel_opening()
             raise
 
     def set_result(self, data: Result) -> None:
@@ -219,7 +219,7 @@ class SpanContext(SpanRecord, Generic[Result]):
                 else:
                     self.recorder.open(self, None, detached=self.is_detached)
         except BaseException:
-            self._let_go()
+            self._cancel_opening()
             raise
         return self
 
@@ -244,28 +244,28 @@ class SpanContext(SpanRecord, Generic[Result]):
                 self.recorder.end(self, outcome)
         except (RecursionError, MemoryError):
             # There was no stack or memory left to look at it: no reason to trouble the agent.
-            self.recorder.unended = self, outcome, None, None, self.recorder.unended
+            self.recorder.interrupted = self, outcome, None, None, self.recorder.interrupted
         except BaseException:
-            self.recorder.unended = self, outcome, None, None, self.recorder.unended
+            self.recorder.interrupted = self, outcome, None, None, self.recorder.interrupted
             raise
 
     async def __aenter__(self) -> Self:
-        if self.recorder.waits_when_full and self._waits_for_place():
-            await self.recorder.buffer.wait_for_place()
-            self.has_place = True
+        if self.recorder.waits_when_full and self._waits_for_slot():
+            await self.recorder.buffer.wait_for_slot()
+            self.has_slot = True
             try:
                 return self.__enter__(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
             except BaseException:
-                self._let_go()
-                self.has_place = False
-                self.recorder.buffer.give_place_back()
+                self._cancel_opening()
+                self.has_slot = False
+                self.recorder.buffer.release_slot()
                 raise
         try:
             return self.__enter__(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
         except PrefactorCoreError:
             raise
         except BaseException:
-            self._let_go()
+            self._cancel_opening()
             raise
 
     async def __aexit__(
@@ -294,7 +294,7 @@ class SpanContext(SpanRecord, Generic[Result]):
         status = self.status if self.serial else "not entered"
         return f"<SpanContext {self.schema_name!r} {self.id} {status}>"
 
-    def _waits_for_place(self) -> bool:
+    def _waits_for_slot(self) -> bool:
         """Whether this has to wait while the buffer is full."""
         loop = self.recorder.event_loop
         return (
@@ -303,15 +303,15 @@ class SpanContext(SpanRecord, Generic[Result]):
             and loop.is_here
             and not loop.is_forked
             # The worker that makes a request of ours would wait for itself.
-            and OURS not in SpanContextStack.get_stack()
+            and OWN_REQUEST not in SpanContextStack.get_stack()
         )
 
-    def _let_go(self) -> None:
+    def _cancel_opening(self) -> None:
         """An exception came in the middle of the opening: nobody will end the span."""
         if self.serial:
             if self.status is SpanStatus.PENDING:
                 self.status = SpanStatus.CANCELLED  # nothing of it was recorded, or will be
-            self.recorder.unended = self, "cancelled", None, None, self.recorder.unended
+            self.recorder.interrupted = self, "cancelled", None, None, self.recorder.interrupted
 
     def _end(self, outcome: Outcome, result: object, timestamp: datetime | None) -> None:
         at = None if timestamp is None else to_time("timestamp", timestamp)

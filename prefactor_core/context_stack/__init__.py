@@ -169,7 +169,7 @@ def _visible() -> Iterator[_Entry]:
         top = _open(top.below)
 
 
-def _take_out(entry: _Entry) -> None:
+def _remove_entry(entry: _Entry) -> None:
     """Remove an entry that is open, wherever it stands in this context."""
     if entry.generator is not None and entry in entry.generator.entered:
         entry.generator.entered.remove(entry)
@@ -211,7 +211,7 @@ def _unlink_ended(top: _Entry) -> None:
         below = entry
 
 
-OURS: Final = "a request of ours"
+OWN_REQUEST: Final = "a request of ours"
 """The innermost entry while the API is asked: what is opened then, by what traces requests, is
 not recorded. Its recording would be the next request."""
 
@@ -220,7 +220,7 @@ not recorded. Its recording would be the next request."""
 def unrecorded() -> Generator[None]:
     """Record nothing that is opened in the block."""
     entry = _innermost.get()
-    _innermost.set(_Entry(OURS, None, None, None, _SPARE))
+    _innermost.set(_Entry(OWN_REQUEST, None, None, None, _SPARE))
     try:
         yield
     finally:
@@ -290,7 +290,7 @@ class SpanContextStack:
         top = next(_visible(), None)
         if top is None:
             return None
-        _take_out(top)
+        _remove_entry(top)
         return top.id
 
     @classmethod
@@ -327,7 +327,7 @@ class SpanContextStack:
         elif not has_ended:
             for entry in _visible():
                 if entry.span is span:
-                    _take_out(entry)
+                    _remove_entry(entry)
                     break
         else:
             # It may stand below, in this context or in none: it is passed over for now.
@@ -389,9 +389,9 @@ class OtherStack:
         self._base = self._aside = _innermost.get()
         self._generator: _Generator | None = None
         if _generators:
-            self._tell_from_others(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
+            self._own_entries(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
 
-    def _tell_from_others(self, frame: FrameType) -> None:
+    def _own_entries(self, frame: FrameType) -> None:
         """Let what is entered in this generator be its own, and not that of one that runs it."""
         entered: list[_Entry] = []
         entry = _top()
@@ -423,4 +423,4 @@ class OtherStack:
     def __exit__(self, *error: object) -> None:
         self.swap()
         if _generators and self._generator is None:
-            self._tell_from_others(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
+            self._own_entries(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]

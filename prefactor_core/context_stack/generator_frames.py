@@ -17,7 +17,7 @@ GENERATOR: Final = CO_GENERATOR | CO_ASYNC_GENERATOR
 ENTER_CONTEXT: Final = ExitStack.enter_context.__code__
 ENTER_ASYNC_CONTEXT: Final = AsyncExitStack.enter_async_context.__code__
 
-_OF_BLOCKS: Final = frozenset(
+_BLOCK_PACKAGES: Final = frozenset(
     {"anyio", "contextlib", "pluggy", "pytest_asyncio", "pytest_trio", "_pytest"}
 )
 """Packages that take a generator for a block: what it enters before its one yield is meant for
@@ -32,13 +32,13 @@ def holder_of(frame: FrameType | None) -> FrameType | None:
     """The generator that holds across its yields what is entered in ``frame``, that a generator's
     or of an exit stack; None if none does."""
     while frame is not None:
-        if _package(frame) not in _OF_BLOCKS:
+        if _package(frame) not in _BLOCK_PACKAGES:
             flags = frame.f_code.co_flags
             if not flags & GENERATOR or flags & CO_ITERABLE_COROUTINE:
                 return None
             # A thread of anyio's may ask a plain generator for an item.
             taker = None if frame.f_back is None else _package(frame.f_back)
-            if taker not in _OF_BLOCKS or (taker == "anyio" and flags & CO_GENERATOR):
+            if taker not in _BLOCK_PACKAGES or (taker == "anyio" and flags & CO_GENERATOR):
                 return frame
             # It stands for a block, in the frame that has the ``with``: maybe a generator's, too.
         frame = frame.f_back

@@ -63,7 +63,7 @@ class Buffer:
         self.max_bytes = config.max_pending_bytes
         self.waits_when_full = config.when_full == "wait"
         # Spans that have waited for their place and are not recorded yet.
-        self._places = 0
+        self._reserved_slots = 0
         self._count = len(self.worker_queues)
         self._losses = losses
         # Set at the next completion; None if no task waits for one.
@@ -81,7 +81,7 @@ class Buffer:
     @property
     def full(self) -> bool:
         """Whether no new span may come in."""
-        return self._counters.reaches(self._max_operations - self._places, self.max_bytes)
+        return self._counters.reaches(self._max_operations - self._reserved_slots, self.max_bytes)
 
     def record(
         self,
@@ -92,13 +92,13 @@ class Buffer:
         started_at: object = None,
         finished_at: object = None,
         held: int = 0,
-        has_place: bool = False,
+        has_slot: bool = False,
     ) -> bool:
         """Accept an operation of ``size`` bytes and queue it; whether it was accepted.
 
         ``subject``: the run or span that gets this status and these times, if the operation is
         accepted and only then. ``held``: the bytes of the operation that were counted as those of
-        an open span. ``has_place``: the span has waited for its place.
+        an open span. ``has_slot``: the span has waited for its place.
 
         A full buffer turns away new runs and quality, and new spans without a place. It accepts
         every operation of a run or span that it has accepted before.
@@ -107,13 +107,13 @@ class Buffer:
             self._enter(self._entering)
         counters = self._counters
         # Written out: this is asked for every operation. It counts open spans, too.
-        if not has_place and (
-            counters.taken - counters.completed >= self._max_operations - self._places
-            or counters.taken_bytes - counters.completed_bytes + counters.open_bytes - held
+        if not has_slot and (
+            counters.queued - counters.completed >= self._max_operations - self._reserved_slots
+            or counters.queued_bytes - counters.completed_bytes + counters.open_bytes - held
             >= self.max_bytes
         ):
             if self.full and isinstance(operation, _NEW):
-                self.turn_away("full")
+                self.drop_new("full")
                 return False
             if isinstance(operation, CreateSpan | FinishSpan) and (
                 counters.held_bytes - held >= self.max_bytes
@@ -123,25 +123,25 @@ class Buffer:
                 size = operation.size
         # The recording itself: one statement that calls nothing, so that nothing interrupts it.
         if subject is None:
-            counters.taken, counters.taken_bytes, self._places, self._entering = (
-                counters.taken + 1,
-                counters.taken_bytes + size,
-                self._places - has_place,
+            counters.queued, counters.queued_bytes, self._reserved_slots, self._entering = (
+                counters.queued + 1,
+                counters.queued_bytes + size,
+                self._reserved_slots - has_slot,
                 operation,
             )
         else:
             (
-                counters.taken,
-                counters.taken_bytes,
-                self._places,
+                counters.queued,
+                counters.queued_bytes,
+                self._reserved_slots,
                 self._entering,
                 subject.status,
                 subject.started_at,
                 subject.finished_at,
             ) = (
-                counters.taken + 1,
-                counters.taken_bytes + size,
-                self._places - has_place,
+                counters.queued + 1,
+                counters.queued_bytes + size,
+                self._reserved_slots - has_slot,
                 operation,
                 status,
                 started_at,
@@ -162,13 +162,13 @@ class Buffer:
                     worker_queue.wake()
         else:
             taken = self._enter(operation)
-        if has_place:
-            self._place_is_free()
+        if has_slot:
+            self._slot_is_free()
         return taken
 
-    def turn_away(self, reason: str) -> None:
+    def drop_new(self, reason: str) -> None:
         """Count an operation that is dropped before it was accepted."""
-        self._counters.turn_away(reason)
+        self._counters.drop_new(reason)
         self._losses.dropped_in_any_thread(reason)
 
     def _enter(self, operation: Operation) -> bool:
@@ -221,26 +221,26 @@ class Buffer:
         with self.event_loop.lock:
             self._counters.accept(operation)
 
-    async def wait_for_place(self) -> None:
+    async def wait_for_slot(self) -> None:
         """Return when a new span may come in; its place is kept until it is recorded."""
         with self.skip_batch_window():
-            while not self._take_place():
+            while not self._take_slot():
                 await self._wait_for_completion()
 
-    def _take_place(self) -> bool:
+    def _take_slot(self) -> bool:
         with self.event_loop.lock:
             if self.full and not self.closed:
                 return False
-            self._places += 1
+            self._reserved_slots += 1
             return True
 
-    def give_place_back(self) -> None:
+    def release_slot(self) -> None:
         """A place that was waited for is taken now, or not needed."""
         with self.event_loop.lock:
-            self._places -= 1
-        self._place_is_free()
+            self._reserved_slots -= 1
+        self._slot_is_free()
 
-    def _place_is_free(self) -> None:
+    def _slot_is_free(self) -> None:
         if self.event_loop.is_here:
             self.completed()
         else:

@@ -15,22 +15,23 @@ if TYPE_CHECKING:
 class Counters:
     """Counts operations from recording to their end; each ends delivered or dropped.
 
-    What is counted up where something is recorded (``taken``, ``open_bytes``,
-    :meth:`turn_away`) is written in any thread, under the lock of recording; all else by the
+    What is counted up where something is recorded (``queued``, ``open_bytes``,
+    :meth:`drop_new`) is written in any thread, under the lock of recording; all else by the
     thread of the event loop alone. So no count is written by two threads at once.
 
-    ``taken``, ``taken_bytes``: what was taken into a queue. ``open_bytes``: what open spans hold.
+    ``queued``, ``queued_bytes``: the operations ever put in a queue. ``open_bytes``: the payloads of
+    open spans.
     ``degraded``: for :class:`~prefactor_core.payloads.capture.Capture`, which counts there in any
     thread.
     """
 
     def __init__(self, breaker: CircuitBreaker | None = None) -> None:
         self._breaker = breaker  # it knows of an outage
-        self.taken = 0
-        self.taken_bytes = 0
+        self.queued = 0
+        self.queued_bytes = 0
         self.open_bytes = 0
         self.degraded: dict[str, int] = {}
-        self._turned_away: Counter[str] = Counter()
+        self._dropped_new: Counter[str] = Counter()
         self.delivered = 0
         self.in_flight = 0
         self.completed_bytes = 0
@@ -46,51 +47,51 @@ class Counters:
     def accept(self, operation: Operation) -> None:
         """An operation was recorded."""
         size = operation.size  # a call, in which a signal or a finaliser may record as well
-        self.taken, self.taken_bytes = self.taken + 1, self.taken_bytes + size
+        self.queued, self.queued_bytes = self.queued + 1, self.queued_bytes + size
 
-    def turn_away(self, reason: str) -> None:
+    def drop_new(self, reason: str) -> None:
         """An operation was recorded only to be given up at once."""
-        self._turned_away[reason] += 1
+        self._dropped_new[reason] += 1
 
     def dropped(self) -> dict[str, int]:
         """How many operations were given up, by reason."""
         # A run that found no room is turned away, and what is recorded in it is dropped.
-        return dict(Counter(self._dropped) + Counter(self._turned_away))
+        return dict(Counter(self._dropped) + Counter(self._dropped_new))
 
     @property
     def accepted(self) -> int:
         """How many operations were recorded."""
-        return self.taken - self._handed_back + self._turned_away.total()
+        return self.queued - self._handed_back + self._dropped_new.total()
 
     @property
     def pending(self) -> int:
         """How many of them are neither delivered nor dropped."""
-        return self.taken - self.completed
+        return self.queued - self.completed
 
     def reaches(self, operations: int, size: int) -> bool:
         """Whether so many are pending, or so many bytes."""
         # Not by the properties: this is asked for every operation.
         return (
-            self.taken - self.completed >= operations
-            or self.taken_bytes - self.completed_bytes >= size
+            self.queued - self.completed >= operations
+            or self.queued_bytes - self.completed_bytes >= size
         )
 
     def holds(self, operations: int, size: int) -> bool:
         """Whether so many are pending, or so many bytes with the payloads of open spans."""
         return (
-            self.taken - self.completed >= operations
-            or self.taken_bytes - self.completed_bytes + self.open_bytes >= size
+            self.queued - self.completed >= operations
+            or self.queued_bytes - self.completed_bytes + self.open_bytes >= size
         )
 
     @property
     def pending_bytes(self) -> int:
         """How many bytes these take."""
-        return self.taken_bytes - self.completed_bytes
+        return self.queued_bytes - self.completed_bytes
 
     @property
     def held_bytes(self) -> int:
         """How many bytes these and the payloads of open spans take."""
-        return self.taken_bytes - self.completed_bytes + self.open_bytes
+        return self.queued_bytes - self.completed_bytes + self.open_bytes
 
     def merge(self, saved: int) -> None:
         """Two operations will be sent as one, which takes ``saved`` bytes less."""
@@ -147,18 +148,18 @@ class Counters:
     def statistics(self) -> Statistics:
         """The balance of this moment; for any thread."""
         # Each count is read once, and what goes up first is read last: other threads count on.
-        turned_away, dropped = Counter(self._turned_away), Counter(self._dropped)
-        delivered, settled_bytes = self.delivered, self.completed_bytes
+        dropped_new, dropped = Counter(self._dropped_new), Counter(self._dropped)
+        delivered, completed_bytes = self.delivered, self.completed_bytes
         handed_back = self._handed_back
-        accepted, accepted_bytes = self.taken - handed_back, self.taken_bytes
+        accepted, accepted_bytes = self.queued - handed_back, self.queued_bytes
         return Statistics(
-            accepted=accepted + turned_away.total(),
+            accepted=accepted + dropped_new.total(),
             delivered=delivered,
             pending=accepted - delivered - dropped.total(),
-            pending_bytes=accepted_bytes - settled_bytes,
+            pending_bytes=accepted_bytes - completed_bytes,
             open_bytes=self.open_bytes,
             in_flight=self.in_flight,
-            dropped=dict(dropped + turned_away),
+            dropped=dict(dropped + dropped_new),
             requests=self._requests,
             retries=self._retries,
             merged=self._merged,

@@ -115,7 +115,7 @@ class RunIdentity:
 
     def terminate(self, reason: str | None) -> None:
         """The API has stopped the run; ``reason`` is the one that it gave."""
-        if self.termination.throw(reason):
+        if self.termination.terminate(reason):
             message = "the Prefactor API has terminated agent instance %s: %s"
             log(logger, logging.WARNING, message, self.id, self.termination.reason)
 

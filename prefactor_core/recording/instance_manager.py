@@ -21,8 +21,8 @@ from prefactor_core.exceptions import (
     in_message,
 )
 from prefactor_core.exceptions.checks import check_outcome, to_optional_text
-from prefactor_core.exceptions.live import Live
 from prefactor_core.exceptions.log import log
+from prefactor_core.exceptions.uncopyable import Uncopyable
 from prefactor_core.export.buffer import Buffer
 from prefactor_core.export.identity import Identities, RunIdentity
 from prefactor_core.models import AgentInstance
@@ -35,7 +35,7 @@ from prefactor_core.operations import (
     StartAgentInstance,
     identifiers,
 )
-from prefactor_core.recording.registration import Registrations, RegistrationWaiter, way_out
+from prefactor_core.recording.registration import Registrations, RegistrationWaiter, advice_for
 
 if TYPE_CHECKING:
     from prefactor_core.schema_registry import payload_check
@@ -51,7 +51,7 @@ class _OpenInstance(AgentInstance, kw_only=True):
     identity: RunIdentity
 
 
-class AgentInstanceManager(Live):
+class AgentInstanceManager(Uncopyable):
     """Knows every run of this client that has not ended.
 
     Each step of a run is an operation that goes into ``buffer``; also its registration, for whose
@@ -62,7 +62,7 @@ class AgentInstanceManager(Live):
     switched off; runs then live as ever, and nothing is recorded.
     """
 
-    _what = "what a client in this process knows of its runs"
+    _kind = "what a client in this process knows of its runs"
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class AgentInstanceManager(Live):
         if registrations is None or registrations.is_away:
             # An earlier run or the delivery has found that out: nobody has to wait again.
             return
-        waiting = RegistrationWaiter(self._max_retries, hands_error_on=on_refused == "raise")
+        waiting = RegistrationWaiter(self._max_retries, raises_refusal=on_refused == "raise")
         run.registration = waiting
         answers = registrations.answers
         try:
@@ -198,11 +198,11 @@ class AgentInstanceManager(Live):
             if on_refused == "raise":
                 self._identities.forget(run.recorded_id)
                 raise waiting.error
-            self._tell_of_refusal(instance, waiting.error)
+            self._log_refusal(instance, waiting.error)
         elif time.cancelled_caught and registrations.answers == answers:
             registrations.gave_up_waiting(self._timeout)
 
-    def _tell_of_refusal(self, instance: _OpenInstance, error: Exception) -> None:
+    def _log_refusal(self, instance: _OpenInstance, error: Exception) -> None:
         self._refusals += 1
         if self._refusals & (self._refusals - 1):
             return  # said for the first, the second, the fourth...
@@ -210,7 +210,7 @@ class AgentInstanceManager(Live):
             "a run of agent %s goes on unrecorded (number %d): the Prefactor API does not register "
             "it: %s. %s"
         )
-        advice = way_out(error)
+        advice = advice_for(error)
         log(logger, logging.ERROR, message, instance.agent_id, self._refusals, error, advice)
 
     def start(self, instance_id: str, *, at: int | None = None) -> None:

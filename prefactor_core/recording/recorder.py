@@ -9,15 +9,15 @@ from typing import Final, TypeAlias
 
 from msgspec import UNSET, Raw, UnsetType
 
-from prefactor_core.context_stack import OURS, SpanContextStack
+from prefactor_core.context_stack import OWN_REQUEST, SpanContextStack
 from prefactor_core.exceptions import (
     ClientNotInitializedError,
     PrefactorValueError,
     in_message,
 )
 from prefactor_core.exceptions.checks import check_end
-from prefactor_core.exceptions.live import Live
 from prefactor_core.exceptions.log import log
+from prefactor_core.exceptions.uncopyable import Uncopyable
 from prefactor_core.export.buffer import Buffer
 from prefactor_core.export.identity import Identities
 from prefactor_core.models.lifecycle import OPEN, Outcome, SpanStatus
@@ -35,13 +35,13 @@ _ENDS: Final = {str(status): status for status in SpanStatus}
 _WARNINGS_KEPT: Final = 1_000
 _NAMES_KEPT: Final = 1_000
 
-Unended: TypeAlias = tuple[SpanRecord, Outcome, object, int | None, "Unended | None"]
+Interrupted: TypeAlias = tuple[SpanRecord, Outcome, object, int | None, "Interrupted | None"]
 """A span whose end was interrupted: its outcome, result and time, and the one before it."""
 
 logger = logging.getLogger("prefactor_core.recording")
 
 
-class Recorder(Live):
+class Recorder(Uncopyable):
     """Opens spans and moves them on. It keeps nothing of a span that has ended.
 
     Every method is a plain function, for any thread, and waits for nothing. A step of a span is
@@ -52,11 +52,11 @@ class Recorder(Live):
 
     An exception from outside may interrupt any method anywhere: a signal handler raises, or there
     is no stack or memory left. A step is whole then, or did not happen. A span whose opening was
-    interrupted was never there; a span whose end was interrupted stands in ``unended``, and the
+    interrupted was never there; a span whose end was interrupted stands in ``interrupted``, and the
     next call ends it.
     """
 
-    _what = "what a client in this process knows of its open spans"
+    _kind = "what a client in this process knows of its open spans"
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Recorder(Live):
         self.reports_at_once = False
         self.reporter: Callable[[], object] | None = None
         # Added to by one statement, and by nothing that might be interrupted as well.
-        self.unended: Unended | None = None
+        self.interrupted: Interrupted | None = None
         self._warned_of_late_payload: set[str] = set()
 
     def check_open(self) -> None:
@@ -125,8 +125,8 @@ class Recorder(Live):
         may do this; one of them opens it. ``holder``: the frame of the generator that holds the
         span open. ``detached``: not as the innermost.
         """
-        if self.unended is not None:
-            self.end_unended()
+        if self.interrupted is not None:
+            self.end_interrupted()
         payload = span.payload
         captured, held = EMPTY, 0
         if payload is not None and not span.serial:
@@ -151,8 +151,8 @@ class Recorder(Live):
                 span_id = span.recorded_id
                 if span_id in index.spans:
                     raise PrefactorValueError(f"span_id {span_id!r} belongs to a span that is open")
-                held_bytes = counters.taken_bytes - counters.completed_bytes + counters.open_bytes
-                if held and not span.has_place and held_bytes >= self.buffer.max_bytes:
+                held_bytes = counters.queued_bytes - counters.completed_bytes + counters.open_bytes
+                if held and not span.has_slot and held_bytes >= self.buffer.max_bytes:
                     captured = truncated(held)
                     held = len(captured)
                 named = span.parent_span_id is not None
@@ -172,7 +172,7 @@ class Recorder(Live):
                     span.run = run = parent.run
                     if parent.unrecorded:
                         span.unrecorded = span.dropped = True
-                elif parent is OURS:
+                elif parent is OWN_REQUEST:
                     span.unrecorded = span.dropped = True
                 elif is_pfid(parent):
                     # Pushed by hand. The API would refuse the span for what is no id.
@@ -180,7 +180,7 @@ class Recorder(Live):
                 if span.parent is None and run.recorded_id not in self._identities.runs:
                     span.run = run = self._identities.keep(run)
                 span.instance_id = run.recorded_id
-                span.late = run.termination.ending
+                span.run_was_ending = run.termination.ending
                 # As Clock.now() does it, without its call.
                 clock = run.clock
                 now = clock.read()
@@ -212,7 +212,7 @@ class Recorder(Live):
             if opens:
                 # Passed over from now on, wherever it is referred to already.
                 span.status = _CANCELLED
-                self.unended = (span, "cancelled", None, None, self.unended)
+                self.interrupted = (span, "cancelled", None, None, self.interrupted)
             raise
 
     def start(
@@ -223,8 +223,8 @@ class Recorder(Live):
     ) -> None:
         """The span starts, now or ``at``; nothing if it has ended. ``payload``: None to start with
         the one that it was opened with. A payload that comes after the start is not recorded."""
-        if self.unended is not None:
-            self.end_unended()
+        if self.interrupted is not None:
+            self.end_interrupted()
         if self._loop.is_forked:
             return  # the span belongs to the process that this one was forked from
         if payload is not None:
@@ -255,7 +255,7 @@ class Recorder(Live):
             if span.status is not _PENDING:
                 return False
             others = self._counters.held_bytes - span.held
-            if others >= self.buffer.max_bytes and not span.has_place:
+            if others >= self.buffer.max_bytes and not span.has_slot:
                 captured = truncated(size)
                 size = len(captured)
             span.payload, span.captured, self._counters.open_bytes, span.held = (
@@ -276,15 +276,15 @@ class Recorder(Live):
         if at is not None:
             # A span that never began may have been skipped at any time.
             self._check_end(span, at, span.started_at)
-        if self.unended is not None:
-            self.end_unended()
+        if self.interrupted is not None:
+            self.end_interrupted()
         if self._loop.is_forked:
             return
         try:
             result = self.captured_result(span)
             self._end(span, _CANCELLED, at, None, result)
         except BaseException:
-            self.unended = (span, "cancelled", None, at, self.unended)
+            self.interrupted = (span, "cancelled", None, at, self.interrupted)
             raise
 
     def end(
@@ -297,8 +297,8 @@ class Recorder(Live):
         """
         if at is not None:
             self._check_end(span, at, span.started_at or span.created_at)
-        if self.unended is not None:
-            self.end_unended()
+        if self.interrupted is not None:
+            self.end_interrupted()
         if self._loop.is_forked:
             return
         check = span.run.check
@@ -316,7 +316,7 @@ class Recorder(Live):
             self._loop.step(self._steps.advance, span, _ENDS[outcome], at, began, result, size)
             SpanContextStack.remove(span)
         except BaseException:
-            self.unended = (span, outcome, data, at, self.unended)
+            self.interrupted = (span, outcome, data, at, self.interrupted)
             raise
         if check is not None and outcome == "complete":
             # The span is recorded by now, whatever this raises.
@@ -377,17 +377,17 @@ class Recorder(Live):
         )
         SpanContextStack.remove(span)
 
-    def end_unended(self) -> None:
+    def end_interrupted(self) -> None:
         """End the spans whose end or opening was interrupted."""
-        while (first := self.unended) is not None:
-            span, outcome, data, at, self.unended = first
+        while (first := self.interrupted) is not None:
+            span, outcome, data, at, self.interrupted = first
             try:
                 self.end_as(span, outcome, at, self.captured_result(span, data))
             except (RecursionError, MemoryError):
-                self.unended = (span, outcome, data, at, self.unended)
+                self.interrupted = (span, outcome, data, at, self.interrupted)
                 return  # another time: what was called for may still succeed
             except BaseException:
-                self.unended = (span, outcome, data, at, self.unended)
+                self.interrupted = (span, outcome, data, at, self.interrupted)
                 raise
 
     def _check_end(self, span: SpanRecord, at: int, start: int | None) -> None:

@@ -133,8 +133,8 @@ def _captured_results(
 ) -> dict[str, Raw | UnsetType]:
     """The results that the open spans would end with, by the spans' ids. Captured before the lock
     is taken."""
-    if recorder.unended is not None:
-        recorder.end_unended()
+    if recorder.interrupted is not None:
+        recorder.end_interrupted()
     with recorder.event_loop.lock:
         spans = recorder.index.last(instance_id)
     return {span.recorded_id: recorder.captured_result(span, data) for span in spans}

@@ -12,7 +12,7 @@ from prefactor_core.exceptions import (
     in_message,
 )
 from prefactor_core.exceptions.checks import check_outcome, to_time
-from prefactor_core.exceptions.live import Live
+from prefactor_core.exceptions.uncopyable import Uncopyable
 from prefactor_core.export.identity import Identities, RunIdentity
 from prefactor_core.models import Span
 from prefactor_core.models.lifecycle import OperationType, Outcome, SpanStatus
@@ -23,14 +23,14 @@ from prefactor_core.recording.span_record import SpanRecord, new_span_id
 from prefactor_core.schema_registry.type_schema import Fields
 
 
-class SpanManager(Live):
+class SpanManager(Uncopyable):
     """Opens, starts and ends spans by their ids; ``recorder`` does it.
 
     Where everything is switched off, each method takes every id for one of an open span, and
     records nothing.
     """
 
-    _what = "what a client in this process knows of its open spans"
+    _kind = "what a client in this process knows of its open spans"
 
     def __init__(self, recorder: Recorder, identities: Identities) -> None:
         self.recorder = recorder
@@ -79,7 +79,7 @@ class SpanManager(Live):
                 self.recorder.start(span)
         except BaseException:
             # Nobody will get the id, so nobody could end the span.
-            self.recorder.unended = (span, "cancelled", None, None, self.recorder.unended)
+            self.recorder.interrupted = (span, "cancelled", None, None, self.recorder.interrupted)
             raise
         return span.recorded_id
 

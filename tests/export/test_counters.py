@@ -95,8 +95,8 @@ class Ledgers(RuleBasedStateMachine):
             self.dropped[reason] += item.count
 
     @rule(reason=st.sampled_from(["full", "queue"]))
-    def turn_away(self, reason: str) -> None:
-        self.counters.turn_away(reason)
+    def drop_new(self, reason: str) -> None:
+        self.counters.drop_new(reason)
         self.dropped[reason] += 1
 
     @rule()
@@ -185,7 +185,7 @@ def test_the_last_error_is_told_with_its_type() -> None:
 def test_what_is_lost_is_the_sum_of_all_reasons() -> None:
     counters = Counters()
     for reason in ("full", "queue", "full"):
-        counters.turn_away(reason)
+        counters.drop_new(reason)
     assert (counters.statistics().dropped, counters.statistics().lost) == (
         {"full": 2, "queue": 1},
         3,
@@ -195,10 +195,10 @@ def test_what_is_lost_is_the_sum_of_all_reasons() -> None:
 def test_statistics_are_of_one_moment() -> None:
     breaker = CircuitBreaker(Backoff())
     counters = Counters(breaker)
-    counters.turn_away("full")
+    counters.drop_new("full")
     counters.in_flight, breaker.since = 3, NOON
     seen = counters.statistics()
-    counters.turn_away("full")
+    counters.drop_new("full")
     counters.accept(create())
     counters.in_flight, breaker.since = 0, None
     assert (seen.accepted, seen.dropped, seen.in_flight) == (1, {"full": 1}, 3)

@@ -31,14 +31,13 @@ from support.virtual_time import VirtualTimeLoop
 
 from prefactor_core import (
     AgentInstanceHandle,
-    AgentInstanceScope,
     InMemoryQueue,
     Operation,
     PrefactorCoreClient,
     PrefactorTerminatedError,
     open_prefactor,
 )
-from prefactor_core.agent.scope import _run_scopes
+from prefactor_core.agent.instance import context_runs
 from prefactor_core.export.termination import NO_REASON, Termination
 from prefactor_core.operations import StartAgentInstance
 from prefactor_core.operations.identifiers import generate, partition_of
@@ -989,9 +988,9 @@ async def test_a_chain_of_tasks_each_started_in_the_run_before_keeps_no_run(api:
             if left:
                 tasks.start_soon(go_on, left - 1)
             else:
-                kept.extend(_run_scopes.get())
+                kept.extend(context_runs.get())
 
-    kept: list[AgentInstanceScope] = []
+    kept: list[AgentInstanceHandle] = []
     async with opened(api) as client, anyio.create_task_group() as tasks:
         tasks.start_soon(go_on, 10)
     assert len(kept) <= 2  # its own, and that of the run which it was started in

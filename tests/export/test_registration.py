@@ -410,14 +410,14 @@ def refused_by_syncs(api: FaultyApi, caplog: pytest.LogCaptureFixture) -> Refuse
     return Refused(client.statistics(), lines_of(caplog))
 
 
-def assert_refused(refused: Refused, api: FaultyApi, status: int, way_out: str) -> None:
+def assert_refused(refused: Refused, api: FaultyApi, status: int, advice_for: str) -> None:
     # The registration, the run's start and finish, two spans, and the quality. Started below
     # another span, a span is sent as it starts and as it ends, unless both are sent as one.
     assert refused.statistics.dropped.keys() == {"refused"}
     assert refused.statistics.accepted == refused.statistics.lost >= 6
     assert (refused.statistics.pending, refused.statistics.pending_bytes) == (0, 0)
     (error,) = refused.errors()
-    for part in ("goes on unrecorded", "tested-agent", f"was answered {status}", way_out):
+    for part in ("goes on unrecorded", "tested-agent", f"was answered {status}", advice_for):
         assert part in error
     assert TOKEN not in error
     # And one line at the end says how much it was.
@@ -437,21 +437,21 @@ WAYS_OUT = {
 }
 
 
-@pytest.mark.parametrize(("status", "way_out"), WAYS_OUT.items())
+@pytest.mark.parametrize(("status", "advice_for"), WAYS_OUT.items())
 async def test_the_block_of_a_refused_run_goes_on_unrecorded_and_says_so_once(
-    api: FaultyApi, status: int, way_out: str, caplog: pytest.LogCaptureFixture
+    api: FaultyApi, status: int, advice_for: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     api.faults["*"] = status
-    assert_refused(await refused_by_asyncs(api, caplog), api, status, way_out)
+    assert_refused(await refused_by_asyncs(api, caplog), api, status, advice_for)
 
 
-@pytest.mark.parametrize(("status", "way_out"), WAYS_OUT.items())
+@pytest.mark.parametrize(("status", "advice_for"), WAYS_OUT.items())
 def test_synchronous_code_goes_on_after_a_refusal_too(
-    status: int, way_out: str, caplog: pytest.LogCaptureFixture
+    status: int, advice_for: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with open_recording() as recording:
         api = FaultyApi(recording._app, faults={"*": status})
-        assert_refused(refused_by_syncs(api, caplog), api, status, way_out)
+        assert_refused(refused_by_syncs(api, caplog), api, status, advice_for)
 
 
 async def test_a_second_run_of_one_external_identifier_goes_on_unrecorded(

@@ -1,4 +1,4 @@
-"""Live: an object that exists once, in one process, and is passed by reference."""
+"""Uncopyable: the base of objects that exist once, in one process."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from typing import ClassVar, NoReturn
 from prefactor_core.exceptions import PrefactorTypeError
 
 
-class Live:
-    """A base of classes that can be neither copied nor pickled. ``_what``: the object, in a few
-    words of the error."""
+class Uncopyable:
+    """A base of classes that can be neither copied nor pickled.
+
+    ``_kind``: the object, in a few words for the error.
+    """
 
     __slots__ = ()
 
-    _what: ClassVar[str]
+    _kind: ClassVar[str]
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         # Both copy and pickle call this.
         by_id = ", or its id where that is not possible" if hasattr(type(self), "id") else ""
         raise PrefactorTypeError(
-            f"{type(self).__qualname__} is {self._what}, and can be neither copied nor pickled: "
+            f"{type(self).__qualname__} is {self._kind}, and can be neither copied nor pickled: "
             f"hand on the object itself{by_id}, and leave it out of what is copied or stored"
         )
