@@ -1,4 +1,4 @@
-"""Buffer: where operations enter the queue that their agent instance keeps to."""
+"""Buffer: accepts operations, and puts each into the worker queue of its agent instance."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from prefactor_core.queue.base import Queue
 from prefactor_core.queue.event_loop import EventLoop
 
 _NEW = (CreateSpan, RecordQuality, RegisterAgentInstance)
-"""What is not let in when the buffer is full; all else belongs to what was let in before."""
+"""The operations that a full buffer drops. The others belong to runs and spans that it accepted."""
 
 
 class Recorded(Protocol):
@@ -38,10 +38,10 @@ class Recorded(Protocol):
 
 
 class Buffer:
-    """Puts operations into worker_queues; recording never waits, and never raises into the agent.
+    """Puts operations into worker queues; it never waits, and never raises into the agent.
 
-    All operations of one agent instance go into the same worker_queue, so that one worker sends
-    them in the order in which they were recorded. Whoever records holds the lock of ``event_loop``.
+    All operations of one agent instance go into the same worker queue, so that one worker sends
+    them in the order of recording. A caller that records holds the lock of ``event_loop``.
     """
 
     def __init__(
@@ -62,25 +62,25 @@ class Buffer:
         self._max_operations = config.max_pending_operations
         self.max_bytes = config.max_pending_bytes
         self.waits_when_full = config.when_full == "wait"
-        # Spans that have waited for their place and are not recorded yet.
+        # The slots of spans that have waited for one and are not recorded yet.
         self._reserved_slots = 0
         self._count = len(self.worker_queues)
         self._losses = losses
         # Set at the next completion; None if no task waits for one.
         self._completion: anyio.Event | None = None
-        # What other threads have recorded, until the loop takes it over.
+        # Operations that other threads have recorded, until the loop takes them over.
         self._handed_over: deque[Operation] = deque()
         self._called_loop = False
-        # An exception from outside (of a signal handler, or for want of stack) may interrupt
-        # record() anywhere. What it was at is kept in these two, and the next call goes on there:
-        # an operation that is accepted, and not yet in a queue or handed over;
+        # An exception from outside (of a signal handler, or an exhausted stack) may interrupt
+        # record() anywhere. These two keep the interrupted operation, and the next call continues
+        # with it: one that is accepted, but neither in a queue nor handed over,
         self._entering: Operation | None = None
-        # and one that the loop's thread puts into its queue.
+        # and one that the loop's thread is putting into its queue.
         self._putting: Operation | None = None
 
     @property
     def full(self) -> bool:
-        """Whether no new span may come in."""
+        """Whether the buffer drops new spans."""
         return self._counters.reaches(self._max_operations - self._reserved_slots, self.max_bytes)
 
     def record(
@@ -94,19 +94,19 @@ class Buffer:
         held: int = 0,
         has_slot: bool = False,
     ) -> bool:
-        """Accept an operation of ``size`` bytes and queue it; whether it was accepted.
+        """Accept an operation of ``size`` bytes and queue it; False if it is dropped instead.
 
-        ``subject``: the run or span that gets this status and these times, if the operation is
-        accepted and only then. ``held``: the bytes of the operation that were counted as those of
-        an open span. ``has_slot``: the span has waited for its place.
+        ``subject``: the run or span that gets ``status`` and the times, only if the operation is
+        accepted. ``held``: the bytes of the operation that count as those of an open span.
+        ``has_slot``: the span has waited for a slot.
 
-        A full buffer turns away new runs and quality, and new spans without a place. It accepts
+        A full buffer drops new runs, new quality payloads, and new spans without a slot. It accepts
         every operation of a run or span that it has accepted before.
         """
         if self._entering is not None:
             self._enter(self._entering)
         counters = self._counters
-        # Written out: this is asked for every operation. It counts open spans, too.
+        # full, without the calls, and with the payloads of open spans: it runs for every operation.
         if not has_slot and (
             counters.queued - counters.completed >= self._max_operations - self._reserved_slots
             or counters.queued_bytes - counters.completed_bytes + counters.open_bytes - held
@@ -118,10 +118,10 @@ class Buffer:
             if isinstance(operation, CreateSpan | FinishSpan) and (
                 counters.held_bytes - held >= self.max_bytes
             ):
-                # It has to be accepted; of a large payload only a marker.
+                # Accept it, with a marker in place of a large payload.
                 operation = without_payload(operation) or operation
                 size = operation.size
-        # The recording itself: one statement that calls nothing, so that nothing interrupts it.
+        # Accepted here: one statement without a call, so that nothing can interrupt it.
         if subject is None:
             counters.queued, counters.queued_bytes, self._reserved_slots, self._entering = (
                 counters.queued + 1,
@@ -148,31 +148,31 @@ class Buffer:
                 finished_at,
             )
         if get_ident() == self._thread_id and not self._handed_over and self._putting is None:
-            # As _enter() and _put() do it, without their calls.
+            # _enter() and _put(), without the calls.
             self._putting, self._entering = operation, None
             worker_queue = self.worker_queues[hash(operation.instance_id) % self._count]
             try:
                 worker_queue.queue.put_nowait(operation)
             except worker_queue.refusal as error:
-                taken = self._refused(operation, error)
+                accepted = self._refused(operation, error)
             else:
-                taken = True
+                accepted = True
                 worker_queue.recorded, self._putting = worker_queue.recorded + 1, None
                 if worker_queue.waits_for_more:
                     worker_queue.wake()
         else:
-            taken = self._enter(operation)
+            accepted = self._enter(operation)
         if has_slot:
             self._slot_is_free()
-        return taken
+        return accepted
 
     def drop_new(self, reason: str) -> None:
-        """Count an operation that is dropped before it was accepted."""
+        """Count a new operation that is dropped."""
         self._counters.drop_new(reason)
         self._losses.dropped_in_any_thread(reason)
 
     def _enter(self, operation: Operation) -> bool:
-        """Bring an operation that is accepted to the loop; whether its queue takes it."""
+        """Queue an accepted operation, or hand it over to the loop; False if the queue refuses."""
         if self.event_loop.is_here:
             if self._handed_over or self._putting is not None:
                 self._take_over()
@@ -188,7 +188,7 @@ class Buffer:
         return True
 
     def take_over(self) -> None:
-        """Queue what other threads have recorded; in the thread of the loop."""
+        """Queue the operations that other threads have recorded; in the thread of the loop."""
         self.event_loop.step(self._take_all_over)
 
     def _take_all_over(self) -> None:
@@ -207,7 +207,7 @@ class Buffer:
                 handed_over.popleft()
                 self._put(operation)
                 continue
-            # Interrupted in the middle of the above, or of its put: is it in the queue?
+            # Interrupted in the statements above, or in its put: is it in the queue already?
             if handed_over and handed_over[0] is operation:
                 handed_over.popleft()
             worker_queue = self._worker_queue_of(operation)
@@ -222,7 +222,7 @@ class Buffer:
             self._counters.accept(operation)
 
     async def wait_for_slot(self) -> None:
-        """Return when a new span may come in; its place is kept until it is recorded."""
+        """Return when the buffer has a slot for a new span, which is reserved until its create."""
         with self.skip_batch_window():
             while not self._take_slot():
                 await self._wait_for_completion()
@@ -235,7 +235,7 @@ class Buffer:
             return True
 
     def release_slot(self) -> None:
-        """A place that was waited for is taken now, or not needed."""
+        """Release the slot of a span that needs it no longer."""
         with self.event_loop.lock:
             self._reserved_slots -= 1
         self._slot_is_free()
@@ -259,7 +259,7 @@ class Buffer:
                     await self._wait_for_completion()
 
     def wake(self) -> None:
-        """End the waits of all workers: their reasons may have changed."""
+        """Wake all workers: the reasons of their waits may have changed."""
         for worker_queue in self.worker_queues:
             worker_queue.wake()
 
@@ -270,7 +270,7 @@ class Buffer:
             self._completion = None
 
     def close(self) -> None:
-        """End every wait for a completion: there will be none."""
+        """End every wait for a completion: no other will come."""
         self.closed = True
         self.completed()
 
@@ -304,8 +304,8 @@ class Buffer:
         return True
 
     def _refused(self, operation: Operation, error: Exception) -> bool:
-        """Drop an operation that its queue did not take: full, or broken. Only a queue of the
-        user's own does that."""
+        """Drop an operation that its queue refused: full, or broken. Only a user's own queue
+        refuses any."""
         if isinstance(error, RecursionError | MemoryError):
             raise error
         self._putting = None

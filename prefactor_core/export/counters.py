@@ -46,9 +46,7 @@ class Counters:
 
     def accept(self, operation: Operation) -> None:
         """Count an operation that is queued."""
-        size = (
-            operation.size
-        )  # first: during a call, a signal handler or a finaliser may record, too
+        size = operation.size  # a call, in which a signal handler may record, too
         self.queued, self.queued_bytes = self.queued + 1, self.queued_bytes + size
 
     def drop_new(self, reason: str) -> None:
@@ -76,13 +74,6 @@ class Counters:
         return (
             self.queued - self.completed >= operations
             or self.queued_bytes - self.completed_bytes >= size
-        )
-
-    def holds(self, operations: int, size: int) -> bool:
-        """As :meth:`reaches`, with the payloads of open spans in the bytes."""
-        return (
-            self.queued - self.completed >= operations
-            or self.queued_bytes - self.completed_bytes + self.open_bytes >= size
         )
 
     @property
