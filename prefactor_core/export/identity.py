@@ -2,8 +2,8 @@
 
 Operations carry the ids that they were recorded with, and mostly the API uses the same ones. It
 does not in two cases: the run could not be registered yet, so that its ids have a provisional
-partition (characters 11 to 16 of a PFID, the same in all PFIDs of an account); or the API makes all ids
-itself (``POST /agent_instance/register`` and ``POST /agent_spans`` return others).
+partition (characters 11 to 16 of a PFID, the same in all PFIDs of an account); or the API makes
+all ids itself (``POST /agent_instance/register`` and ``POST /agent_spans`` return others).
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def _nothing_is_kept() -> Iterator[None]:
     yield
     gc.collect()
     assert not context_stack._generators
-    assert not context_stack._held
+    assert not context_stack._by_span
 
 
 # What its consumer opens

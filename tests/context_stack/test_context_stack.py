@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefactor_core import SpanContextStack
-from prefactor_core.context_stack import OtherStack
+from prefactor_core.context_stack import SeparateStack
 from prefactor_core.models.lifecycle import SpanStatus
 
 Stack = SpanContextStack
@@ -178,7 +178,7 @@ def test_an_id_pushed_by_hand_inside_a_span_is_the_innermost() -> None:
 @isolated
 def test_two_stacks_that_take_turns_see_nothing_of_each_other() -> None:
     Stack.push("outer")
-    mine = OtherStack()
+    mine = SeparateStack()
     Stack.push("inside")
     with mine:
         assert Stack.get_stack() == ["outer"]
