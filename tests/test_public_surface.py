@@ -270,4 +270,4 @@ async def test_what_lives_in_one_process_says_so_to_who_copies_or_pickles_it(
                     with pytest.raises(TypeError, match=words) as caught:
                         way(held)
                     assert isinstance(caught.value, PrefactorTypeError)
-                    assert "hand on the object itself" in str(caught.value)
+                    assert "pass on the object itself" in str(caught.value)

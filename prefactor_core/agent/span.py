@@ -193,8 +193,8 @@ class SpanContext(SpanRecord, Generic[Result]):
         return it.
 
         ``with instance.span("agent:llm").detached() as span:``; children name it with
-        ``parent_span_id=span.id``. For generators whose spans cannot be told from those of their
-        consumers: see "Spans" in the README. Call it before the span is entered.
+        ``parent_span_id=span.id``. For generators whose spans cannot be distinguished from those of
+        their consumers: see "Spans" in the README. Call it before the span is entered.
         """
         self.is_detached = True
         return self

@@ -10,7 +10,7 @@ A generator runs in the context of its consumer, and keeps its spans open betwee
 spans count only while the generator runs: for the code below it on the call stack, and, for the
 tasks that it has started, until it yields. The frame of the generator decides both
 (:mod:`~prefactor_core.context_stack.generator_frames`). One case remains: while an asynchronous
-generator waits for its next item, tasks of its consumer cannot be told from its own tasks.
+generator awaits something, tasks of its consumer look like tasks that it has started.
 """
 
 from __future__ import annotations

@@ -22,5 +22,5 @@ class Uncopyable:
         by_id = ", or its id where that is not possible" if hasattr(type(self), "id") else ""
         raise PrefactorTypeError(
             f"{type(self).__qualname__} is {self._kind}, and can be neither copied nor pickled: "
-            f"hand on the object itself{by_id}, and leave it out of what is copied or stored"
+            f"pass on the object itself{by_id}, and leave it out of copies and storage"
         )

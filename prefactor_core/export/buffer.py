@@ -311,6 +311,6 @@ class Buffer:
         self._putting = None
         self._counters.fail(error)
         self._counters.drop("queue", 1, operation.size)
-        detail = f"the client's queue does not take them ({type(error).__name__}: {error})"
+        detail = f"the client's queue refuses them ({type(error).__name__}: {error})"
         self._losses.dropped_in_any_thread("queue", detail)
         return False

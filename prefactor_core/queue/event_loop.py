@@ -81,8 +81,7 @@ class EventLoop:
         """Raise :class:`ClientScopeError` in a fork."""
         if self.is_forked:
             raise ClientScopeError(
-                "the client was opened in the process that this one was forked from: "
-                "open one of your own here"
+                "the client was opened before this process was forked: open one of your own here"
             )
 
     @property
@@ -99,8 +98,8 @@ class EventLoop:
         """Raise :class:`ClientScopeError` in another thread; ``what`` begins the message."""
         if not self.is_here:
             raise ClientScopeError(
-                f"{what} in the thread of the event loop that its client lives on: from another "
-                "one, use anyio.from_thread.run()"
+                f"{what} in the thread of its client's event loop: from another thread, use "
+                "anyio.from_thread.run()"
             )
 
     def is_turn_due(self) -> bool:

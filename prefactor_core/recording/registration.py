@@ -87,9 +87,9 @@ def advice_for(error: Exception) -> str:
     names = {name.removeprefix("details.") for name in fields}
     if isinstance(error, PrefactorConflictError) or "external_identifier" in names:
         return (
-            "An external_identifier is unique for each agent: leave it out, or make another for "
+            "An external_identifier is unique for each agent: leave it out, or use another for "
             "each run"
         )
     if isinstance(error, PrefactorValidationError):
-        return "Correct what agent_instance() is given"
-    return "With on_refused='raise' it is an error of agent_instance()"
+        return "Correct the arguments of agent_instance()"
+    return "Use on_refused='raise' to raise this error from agent_instance()"

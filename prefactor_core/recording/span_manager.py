@@ -43,7 +43,7 @@ class SpanManager(Uncopyable):
         if not is_pfid(instance_id):
             raise InstanceNotFoundError(
                 f"instance_id {in_message(instance_id)} is not the id of an agent instance (32 "
-                "characters); use the id of what create_agent_instance() gave"
+                "characters); use the id of the handle that create_agent_instance() returned"
             )
         return self._identities.of(str.__str__(instance_id))
 
@@ -143,7 +143,7 @@ class SpanManager(Uncopyable):
         if span.status is not SpanStatus.PENDING:
             raise OperationError(
                 f"span {in_message(span_id)} has started, and the API changes no payload after "
-                "that; put what came later into the result",
+                "that; put later data into the result",
                 OperationType.UPDATE_SPAN_PAYLOAD,
             )
         merged = {} if span.payload is None else fields_of(span.payload)
