@@ -250,7 +250,7 @@ def test_an_error_that_another_process_hands_on_says_the_same() -> None:
 
 
 @pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, pickle.dumps])
-async def test_what_lives_in_one_process_says_so_to_who_copies_or_pickles_it(
+async def test_a_copy_or_pickle_of_a_live_object_is_a_clear_error(
     way: Callable[[object], object],
 ) -> None:
     async with recording() as r:

@@ -132,7 +132,7 @@ class Ledgers(RuleBasedStateMachine):
         assert (self.counters.pending, self.counters.pending_bytes) == (0, 0)
 
 
-def test_whatever_becomes_of_operations_the_balance_is_even() -> None:
+def test_the_balance_is_even_for_any_fate_of_operations() -> None:
     run_state_machine_as_test(
         Ledgers, settings=settings(max_examples=examples(100), stateful_step_count=40)
     )
@@ -175,14 +175,14 @@ def test_an_operation_takes_bytes_by_its_payload_from_recording_to_its_end() -> 
     assert counters.pending_bytes == 0
 
 
-def test_the_last_error_is_told_with_its_type() -> None:
+def test_the_last_error_has_its_type() -> None:
     counters = Counters()
     counters.fail(ValueError("first"))
     counters.fail(PrefactorUnreachableError("nobody is there"))
     assert counters.statistics().last_error == "PrefactorUnreachableError: nobody is there"
 
 
-def test_what_is_lost_is_the_sum_of_all_reasons() -> None:
+def test_the_loss_is_the_sum_of_all_reasons() -> None:
     counters = Counters()
     for reason in ("full", "queue", "full"):
         counters.drop_new(reason)
@@ -213,7 +213,7 @@ def test_statistics_cannot_be_changed(name: str) -> None:
         setattr(Counters().statistics(), name, 0)
 
 
-def test_what_is_accepted_in_the_middle_of_another_counts_too() -> None:
+def test_an_operation_accepted_during_the_count_of_another_counts_too() -> None:
     # As by a signal handler that records, or a generator with a span that is finalised.
     class Interrupted(StartAgentInstance):
         @property

@@ -46,7 +46,7 @@ pytestmark = pytest.mark.virtual_time
 
 REASON = "over budget"
 POLL = 5.0
-# How the client hears of it: with the options for that.
+# The ways in which the client learns of it, and the options for each.
 WAYS: dict[str, dict[str, Any]] = {
     "in bulk": {},
     "by single calls": {"queue": {"max_batch_operations": 1}},
@@ -76,7 +76,7 @@ async def opened(api: FaultyApi, **options: Any) -> AsyncGenerator[PrefactorCore
 
 
 async def kill(api: FaultyApi, client: PrefactorCoreClient, instance: AgentInstanceHandle) -> None:
-    """Terminate the run; its next span, or the poll, hears of it."""
+    """Terminate the run; the client learns of it with its next span, or by polling."""
     await client.flush()
     await terminate(api, instance.id, REASON)
 
@@ -960,7 +960,7 @@ async def test_a_provisional_run_is_not_polled(api: FaultyApi) -> None:
     assert polls(api) == []
 
 
-# What is left.
+# The end of runs and their contexts.
 
 
 async def test_nothing_of_a_terminated_run_is_kept(api: FaultyApi) -> None:

@@ -1,4 +1,4 @@
-"""Termination: who hears that a run was stopped, when, and how often."""
+"""Termination: which callbacks run, when, and how often."""
 
 from __future__ import annotations
 

@@ -297,7 +297,7 @@ def _behind(app: AsgiApp) -> AsgiApp:
 
 
 async def terminate(app: AsgiApp, instance_id: str, reason: str = "over budget") -> None:
-    """Have the API terminate a run that is active there; the client is not told."""
+    """Have the API terminate a run that is active there; the client does not learn of it yet."""
     async with open_api(make_config().http_config, _behind(app)) as api:
         await api.terminate_agent_instance(instance_id, reason)
 
