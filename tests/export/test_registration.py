@@ -466,7 +466,7 @@ async def test_a_second_run_of_one_external_identifier_goes_on_unrecorded(
     assert client.statistics().dropped == {"refused": 4}
     assert client.statistics().delivered == 4
     assert (await stored_run(api)).shape == ("complete", [("agent:run", "complete", [])])
-    assert "leave it out, or make another for each run" in caplog.text
+    assert "leave it out, or use another for each run" in caplog.text
 
 
 async def test_a_hundred_refused_runs_are_a_few_errors(

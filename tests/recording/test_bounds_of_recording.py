@@ -60,7 +60,7 @@ async def test_open_spans_hold_no_more_payload_than_the_buffer() -> None:
                     span.__exit__(None, None, None)
                     await client.flush()
                 assert client.statistics().open_bytes == 0
-            # Because of the payloads of other spans, a marker replaces the payload; no span is lost.
+            # The payloads of other spans leave no room: a marker is recorded, and no span is lost.
             assert client.statistics().lost == 0
             stored = await stored_run(api)
     payloads = [span.payload for span in stored.spans.values()]
