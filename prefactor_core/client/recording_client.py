@@ -17,7 +17,7 @@ from prefactor_core.agent.span import SpanContext, new_span, start_by_id, start_
 from prefactor_core.config import OnRefused, PrefactorCoreConfig
 from prefactor_core.config.lazy_module import LazyModule
 from prefactor_core.exceptions import PrefactorValueError, in_message
-from prefactor_core.exceptions.live import Live
+from prefactor_core.exceptions.uncopyable import Uncopyable
 from prefactor_core.operations import Purpose
 from prefactor_core.schema_registry import Schema
 from prefactor_core.schema_registry.schema_version import choose_schema_version
@@ -43,10 +43,10 @@ class RunOptions(TypedDict, total=False):
     external_identifier: str | None
 
 
-class RecordingClient(Live, ABC):
+class RecordingClient(Uncopyable, ABC):
     """The part of a :class:`~prefactor_core.PrefactorCoreClient` that records."""
 
-    _what = "a client in this process"
+    _kind = "a client in this process"
 
     # The schema version of the last run, and its key: registry, agent and external id.
     _chosen: tuple[tuple[object, ...], Schema] | None = None

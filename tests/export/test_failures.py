@@ -270,7 +270,7 @@ def test_without_an_answer_no_call_is_lacking(error: Exception) -> None:
 @pytest.mark.parametrize("status", ANSWERED)
 def test_an_answer_is_of_the_api_if_it_is_in_its_form(status: int) -> None:
     assert is_of_the_api(answer(status))
-    # Also of the statuses that mean the same whoever says so: 429, and from 500 on.
+    # Also of the statuses that mean the same from any sender: 429, and from 500 on.
     for body in (b"", b"<html>", b'{"detail":"Not Found"}'):
         assert not is_of_the_api(answer(status, body))
 

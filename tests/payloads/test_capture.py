@@ -620,7 +620,7 @@ class Gate:
 
 
 class Slow:
-    """Answers when it is told to."""
+    """Answers on demand."""
 
     gate: Gate
     asked: int

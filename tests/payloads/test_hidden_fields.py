@@ -95,7 +95,7 @@ HIDDEN: list[tuple[type[Any], set[str]]] = [
 
 
 @for_each(("cls", "hidden"), HIDDEN)
-def test_what_is_not_in_the_repr_is_told(cls: type, hidden: set[str]) -> None:
+def test_fields_outside_of_the_repr_are_reported(cls: type, hidden: set[str]) -> None:
     assert hidden_fields(cls) == hidden
 
 

@@ -386,7 +386,7 @@ def test_schemas_appear_among_the_types_if_there_are_any() -> None:
         ("only a result", {}),
     ]
     assert span_types(registry)[0]["result_schema"] == RESULT
-    # The maps stay, for whoever reads them.
+    # The maps stay, for other readers.
     both = registry.to_agent_schema_version("v1")
     assert both["span_schemas"] == flat["span_schemas"] | {"flat and typed": PARAMS}
 
