@@ -206,12 +206,13 @@ class Recorder(Live):
                 ) = serial, span, span, span, serial, captured, held, counters.open_bytes + held
             if self.reporter is not None:
                 self.wake_reporter()
-            if self.reports_at_once and not span.from_result:
+            if self.reports_at_once and not span.waits_for_result:
                 self.report(span)
         except BaseException:
             if opens:
-                # Passed over from now on, wherever it is referred to already.
-                span.status = _CANCELLED
+                if span.status is _PENDING:
+                    # Passed over from now on, wherever it is referred to already.
+                    span.status = _CANCELLED
                 self.unended = (span, "cancelled", None, None, self.unended)
             raise
 
@@ -241,9 +242,11 @@ class Recorder(Live):
 
     def wake_reporter(self) -> None:
         """A span was opened, or there will be no more, while the reporter of long spans slept."""
-        wake, self.reporter = self.reporter, None
-        if wake is not None:
-            self._loop.run_soon(wake)
+        with self._lock:  # the reporter sets another one when it is awake
+            if self.reporter is not None:
+                self._loop.run_soon(self.reporter)
+                # Only now: an interruption of the above must not leave it asleep.
+                self.reporter = None
 
     def keep_payload(
         self, span: SpanRecord, payload: Mapping[str, object] | Fields, captured: Raw
@@ -379,7 +382,7 @@ class Recorder(Live):
 
     def end_unended(self) -> None:
         """End the spans whose end or opening was interrupted."""
-        while (first := self.unended) is not None:
+        while not self._loop.is_forked and (first := self.unended) is not None:
             span, outcome, data, at, self.unended = first
             try:
                 self.end_as(span, outcome, at, self.captured_result(span, data))
@@ -403,7 +406,8 @@ class Recorder(Live):
             log(
                 logger,
                 logging.WARNING,
-                "a %r span was already started, by its start() or by that of a child: its "
-                "later payload is not recorded. Give it to span(payload=...) instead",
+                "a %r span was already started, by its start() or by that of a child, or "
+                "reported because it was open for report_after seconds: its later payload is not "
+                "recorded. Give it to span(payload=...) instead",
                 schema_name,
             )

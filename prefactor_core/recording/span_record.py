@@ -91,6 +91,17 @@ class SpanRecord(Live):
         """Whether it was opened, ended or not."""
         return self.serial > 0
 
+    @property
+    def waits_for_result(self) -> bool:
+        """Whether its payload, or that of a span above it, will be filled in from a result. The
+        API takes no payload after the create, and no create before that of the parent."""
+        span: SpanRecord | None = self
+        while span is not None and span.status is SpanStatus.PENDING:
+            if span.from_result:
+                return True
+            span = span.parent
+        return False
+
     def as_model(self) -> Span:
         """The span as it is now, for a caller that asks for it by its id."""
         payload: Any = self.payload
