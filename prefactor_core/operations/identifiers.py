@@ -28,14 +28,18 @@ MAX_PARTITION = (1 << PARTITION_BITS) - 1
 
 
 # Random numbers of 80 bits for the next ids. Each is taken by one call, so that no two threads get
-# the same; 256 are drawn at a time, because a call of the system costs as much as the rest.
+# the same; 257 are drawn at a time, because a call of the system costs as much as the rest.
 _numbers: list[int] = []
 _EIGHTY_BITS: Final = struct.Struct("10s")
 
 
-def _draw_numbers() -> None:
-    drawn = _EIGHTY_BITS.iter_unpack(os.urandom(256 * _EIGHTY_BITS.size))
-    _numbers.extend(map(int.from_bytes, map(itemgetter(0), drawn)))
+def _draw_numbers() -> int:
+    """One for the caller, since other threads may take all others at once."""
+    drawn = _EIGHTY_BITS.iter_unpack(os.urandom(257 * _EIGHTY_BITS.size))
+    numbers = map(int.from_bytes, map(itemgetter(0), drawn))
+    mine = next(numbers)
+    _numbers.extend(numbers)
+    return mine
 
 
 # A forked child must not repeat the ids of its parent.
@@ -86,8 +90,7 @@ def generate_related(pfid: str, milliseconds: int | None = None) -> str:
     try:
         random = _numbers.pop()
     except IndexError:
-        _draw_numbers()
-        random = _numbers.pop()
+        random = _draw_numbers()
     # Written out: this is done for every span.
     pairs = _PAIRS
     return (
