@@ -208,12 +208,13 @@ class Recorder(Uncopyable):
                 ) = serial, span, span, span, serial, captured, held, counters.open_bytes + held
             if self.reporter is not None:
                 self.wake_reporter()
-            if self.reports_at_once and not span.from_result:
+            if self.reports_at_once and not span.waits_for_result:
                 self.report(span)
         except BaseException:
             if opens:
-                # A context that refers to the span already skips it from now on.
-                span.status = _CANCELLED
+                if span.status is _PENDING:
+                    # A context that refers to the span already skips it from now on.
+                    span.status = _CANCELLED
                 self.interrupted = (span, "cancelled", None, None, self.interrupted)
             raise
 
@@ -245,9 +246,11 @@ class Recorder(Uncopyable):
 
     def wake_reporter(self) -> None:
         """Wake LongSpans if it sleeps: a span was opened, or the client closes."""
-        wake, self.reporter = self.reporter, None
-        if wake is not None:
-            self._loop.run_soon(wake)
+        with self._lock:  # the reporter sets another one when it is awake
+            if self.reporter is not None:
+                self._loop.run_soon(self.reporter)
+                # Only now: an interruption of the above must not leave it asleep.
+                self.reporter = None
 
     def keep_payload(
         self, span: SpanRecord, payload: Mapping[str, object] | Fields, captured: Raw
@@ -370,7 +373,7 @@ class Recorder(Uncopyable):
 
     def end_interrupted(self) -> None:
         """End the spans whose opening or end was interrupted."""
-        while (first := self.interrupted) is not None:
+        while not self._loop.is_forked and (first := self.interrupted) is not None:
             span, outcome, data, at, self.interrupted = first
             try:
                 self.end_as(span, outcome, at, self.captured_result(span, data))
@@ -393,7 +396,8 @@ class Recorder(Uncopyable):
             log(
                 logger,
                 logging.WARNING,
-                "a %r span was already started, by its start() or by that of a child: its "
-                "later payload is not recorded. Give it to span(payload=...) instead",
+                "a %r span was already started, by its start() or by that of a child, or "
+                "reported because it was open for report_after seconds: its later payload is not "
+                "recorded. Give it to span(payload=...) instead",
                 schema_name,
             )
