@@ -34,8 +34,9 @@ _TO_CHARACTERS: Final = bytes(ord(_ALPHABET[byte % 32]) for byte in range(256))
 def _draw_randoms() -> str:
     """Return one for the caller: other threads may take all others at once."""
     characters = os.urandom(257 * 16).translate(_TO_CHARACTERS).decode()
-    mine, *others = _SIXTEEN.findall(characters)
-    _randoms.extend(others)
+    drawn: list[str] = _SIXTEEN.findall(characters)
+    mine = drawn.pop()
+    _randoms.extend(drawn)
     return mine
 
 

@@ -32,8 +32,7 @@ from prefactor_core.schema_registry.type_schema import Fields
 
 _PENDING, _ACTIVE, _CANCELLED = SpanStatus.PENDING, SpanStatus.ACTIVE, SpanStatus.CANCELLED
 _ENDS: Final = {str(status): status for status in SpanStatus}
-_WARNINGS_KEPT: Final = 1_000
-_NAMES_KEPT: Final = 1_000
+_KEPT: Final = 1_000
 
 Interrupted: TypeAlias = tuple[SpanRecord, Outcome, object, int | None, "Interrupted | None"]
 """A span whose end was interrupted, with its outcome, result and time, and the entry before it."""
@@ -113,7 +112,7 @@ class Recorder(Uncopyable):
                 f"schema_name must be the name of a span type, got {in_message(schema_name)}"
             )
         name = utf8(str.__str__(schema_name))
-        if name == schema_name and len(self.names) < _NAMES_KEPT:
+        if name == schema_name and len(self.names) < _KEPT:
             self.names.add(name)
         return name
 
@@ -391,13 +390,11 @@ class Recorder(Uncopyable):
 
     def _warn_of_late_payload(self, schema_name: str) -> None:
         warned = self._warned_of_late_payload
-        if schema_name not in warned and len(warned) < _WARNINGS_KEPT:
+        if schema_name not in warned and len(warned) < _KEPT:
             warned.add(schema_name)
-            log(
-                logger,
-                logging.WARNING,
-                "a %r span was already started, by its start() or by that of a child, or "
-                "reported because it was open for report_after seconds: its later payload is not "
-                "recorded. Give it to span(payload=...) instead",
-                schema_name,
+            message = (
+                "a %r span was already started, by its start() or by that of a child, or reported "
+                "because it was open for report_after seconds: its later payload is not recorded. "
+                "Give it to span(payload=...) instead"
             )
+            log(logger, logging.WARNING, message, schema_name)
