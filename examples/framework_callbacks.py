@@ -20,8 +20,8 @@ the run raised.
 Where an id is all you can keep, ``client.create_span()`` gives the id of a started span and
 ``client.finish_span()`` ends it as ``complete``.
 
-What happened at another time than now says when, by aware datetimes: ``started_at=`` for a
-start, ``timestamp=`` for an end. A naive datetime, and an end before the start, raise
+To record what happened at another time, pass a datetime with a time zone: ``started_at=`` for a
+start, ``timestamp=`` for an end. A datetime without one, and an end before the start, raise
 ``PrefactorValueError``; nothing is recorded then, and the span stays open.
 
 It leaves this tree::

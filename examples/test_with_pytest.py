@@ -2,6 +2,8 @@
 
     python examples/test_with_pytest.py        # or: pytest examples/test_with_pytest.py
 
+It needs pytest (``pip install pytest``).
+
 The extra ``local`` brings a pytest fixture, ``prefactor``: a Prefactor in memory, a new one for
 each test. It is a ``prefactor_core.testing.Recording``. Nothing has to be patched, and no test
 needs a network or an account.

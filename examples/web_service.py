@@ -3,6 +3,8 @@
     uvicorn web_service:app --app-dir examples     # a server; then ask for /ask or /blocking
     python examples/web_service.py                 # two requests without a server; or with: trio
 
+Only the server needs uvicorn: ``pip install uvicorn``.
+
 The lifespan of the application opens the client and closes it. Starlette, and FastAPI with it,
 runs a lifespan in one task, so ``async with`` fits. Where a framework starts and stops in
 different tasks, call ``await client.initialize()`` and ``await client.close()`` instead

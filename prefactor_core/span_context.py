@@ -1,4 +1,4 @@
-"""The seed's path to a span."""
+"""Older import path of a span; the code is in :mod:`prefactor_core.agent.span`."""
 
 from prefactor_core.agent.span import SpanContext
 

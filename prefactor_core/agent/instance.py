@@ -149,8 +149,8 @@ class AgentInstanceHandle(Uncopyable):
 
     :meth:`start` and :meth:`finish` begin and end it; in between, :meth:`span` makes its steps. In
     synchronous code use :meth:`start_nowait` and :meth:`finish_nowait`. ``timestamp=`` gives
-    another time than now, as an aware datetime; a naive one, or an end before the start, raises
-    :class:`~prefactor_core.PrefactorValueError`.
+    another time than now, a datetime with a time zone; one without, or an end before
+    the start, raises :class:`~prefactor_core.PrefactorValueError`.
 
     The constructor raises :class:`~prefactor_core.InstanceNotFoundError` for an id that the client
     has not registered.

@@ -64,9 +64,9 @@ class SpanContext(SpanRecord, Generic[Result]):
     The result of a ``SpanContext[Answer]``, the span of a type with classes, is an ``Answer``: an
     object whose fields are those of the result. The result of any other span is a mapping.
 
-    ``started_at=`` and ``timestamp=`` give another time than now, as aware datetimes. A naive one,
-    or an end before the span's start, raises :class:`~prefactor_core.PrefactorValueError`, and
-    nothing is recorded.
+    ``started_at=`` and ``timestamp=`` give another time than now: a datetime with a time zone. One
+    without, or an end before the span's start, raises
+    :class:`~prefactor_core.PrefactorValueError`, and nothing is recorded.
     """
 
     # Set by new_span().
@@ -198,7 +198,8 @@ class SpanContext(SpanRecord, Generic[Result]):
 
         ``with instance.span("agent:llm").detached() as span:``; children name it with
         ``parent_span_id=span.id``. For generators whose spans cannot be distinguished from those of
-        their consumers: see "Spans" in the README. Call it before the span is entered.
+        their consumers: see ``examples/streaming_generators.py``. Call it before the span is
+        entered.
         """
         self.is_detached = True
         return self

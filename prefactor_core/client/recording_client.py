@@ -184,7 +184,8 @@ class RecordingClient(Uncopyable, ABC):
         *,
         started_at: datetime | None = None,
     ) -> str:
-        """Start a span, now or as of ``started_at`` (an aware datetime), and give its id.
+        """Start a span, now or as of ``started_at`` (a datetime with a time zone), and give its
+        id.
 
         It is the innermost span of this context until :meth:`finish_span` ends it, in any task.
         """
@@ -211,8 +212,8 @@ class RecordingClient(Uncopyable, ABC):
         *,
         timestamp: datetime | None = None,
     ) -> None:
-        """End a span of :meth:`create_span` as ``complete``, now or as of ``timestamp`` (an
-        aware datetime).
+        """End a span of :meth:`create_span` as ``complete``, now or as of ``timestamp`` (a
+        datetime with a time zone).
 
         Raises :class:`SpanNotFoundError` if no open span has this id, and
         :class:`PrefactorValueError` for a time before its start.

@@ -75,9 +75,12 @@ class QueueConfig(Struct):
     requests fail, all workers wait, after each failure ``retry_multiplier`` times as long as
     before. An operation that fails alone while others are accepted waits that long itself.
     ``report_after``: seconds. A span that is still open so long after its entering is reported as
-    active, its ancestors first, so that the running step shows; 0 reports it at its entering,
-    ``math.inf`` at its end. A span whose payload is filled in from its result, such as
-    :class:`~prefactor_core.span_types.LLMCall`, waits for its end unless it was started.
+    active, its ancestors first, so that the running step shows: at most a quarter later, if the
+    event loop is not blocked. 0 reports it at its entering; with ``math.inf`` no time does. Spans
+    whose payload is filled in from the result are passed over, and so are the spans inside. Of
+    the standard types that is :class:`~prefactor_core.span_types.LLMCall`. If ``start()`` or the
+    operation of a child reports one before its end, ``token_usage`` stays in the result, where
+    dashboards do not look.
     ``batch_window``: how long an operation waits for others to share its request, in
     seconds; 0 or more.
     ``max_batch_operations``, ``max_batch_bytes``: the size of one request, at least one

@@ -8,7 +8,7 @@ run travel one worker queue, so that they arrive in order, with no lock between 
       |                  one WorkerQueue a worker; a run keeps to its queue
     Worker.serve()       waits for the batch window, reacts to failures
       |                  Batcher: merges a start with its finish, makes the next batch
-    Sender.send()        one request for all workers of a client
+    Sender.send()        one request; all workers of a client share the Sender
       |                  CircuitBreaker: when to send; ApiLimits: bulk or alone, how large
     ApiClient            api/client, api/requests, api/transport
       |

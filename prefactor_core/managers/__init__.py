@@ -1,4 +1,6 @@
-"""The seed's import path of the managers; :mod:`prefactor_core.recording` has the code."""
+"""Older import path of the managers; the code is in :mod:`prefactor_core.recording` and
+:mod:`prefactor_core.agent`.
+"""
 
 from prefactor_core.agent.instance import AgentInstanceHandle
 from prefactor_core.recording.instance_manager import AgentInstanceManager

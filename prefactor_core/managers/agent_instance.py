@@ -1,4 +1,6 @@
-"""The seed's import path of the handle of a run and of the manager of runs."""
+"""Older import path; the code is in :mod:`~prefactor_core.agent.instance` and
+:mod:`~prefactor_core.recording.instance_manager`.
+"""
 
 from prefactor_core.agent.instance import AgentInstanceHandle
 from prefactor_core.recording.instance_manager import AgentInstanceManager

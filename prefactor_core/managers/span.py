@@ -1,4 +1,4 @@
-"""The seed's import path of the manager of spans."""
+"""Older import path; the code is in :mod:`prefactor_core.recording.span_manager`."""
 
 from prefactor_core.recording.span_manager import SpanManager
 

@@ -1,6 +1,6 @@
 """The models of runs and spans, as a client knows them while they are open.
 
-Pure data: structs, the states and their transitions, statistics, the clock of a run. Read
+Data: structs, the states and their transitions, statistics, the clock of a run. Read
 ``lifecycle`` first.
 """
 

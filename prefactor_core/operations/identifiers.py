@@ -1,4 +1,4 @@
-"""PFIDs and idempotency keys. Pure.
+"""PFIDs and idempotency keys.
 
 A PFID, the id of everything in the API, is 160 bits as 32 characters of Crockford's base32 in
 lower case: 48 bits of milliseconds since 1970 in 10 characters, 30 bits of the account's partition
