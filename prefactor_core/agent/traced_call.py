@@ -86,7 +86,11 @@ class TracedFunction:
         """The span of a call; None if the call is not recorded."""
         run = self._run()
         if run is None:
-            message = "%s is called outside of a run: this call and others like it are not recorded"
+            message = (
+                "%s is called outside of a run: this call and others like it are not recorded; a "
+                "thread of your own knows no run: start it by contextvars.copy_context().run, or "
+                "use @instance.traced"
+            )
             self._log_once(logging.INFO, message, self.name)
         elif run.records:
             try:

@@ -43,6 +43,15 @@ class RunOptions(TypedDict, total=False):
     external_identifier: str | None
 
 
+def _check_run_options(options: Mapping[str, object]) -> None:
+    for name in options.keys() - RunOptions.__annotations__.keys():
+        raise PrefactorValueError(
+            f"there is no option {in_message(name)} of a run: use agent_id, agent_version, "
+            "agent_schema_version, instance_id, external_schema_version_id, on_refused, "
+            f"{', '.join(RunOptions.__annotations__)}"
+        )
+
+
 class RecordingClient(Uncopyable, ABC):
     """The part of a :class:`~prefactor_core.PrefactorCoreClient` that records."""
 
@@ -108,9 +117,11 @@ class RecordingClient(Uncopyable, ABC):
         ``on_refused``: if the API refuses, ``"raise"`` its error, or ``"log"`` it and let the run
         go on unrecorded.
 
-        Raises :class:`PrefactorValueError` if ``agent_version`` is left out, or neither a schema
-        version nor a registry is given, and a :class:`PrefactorApiError` if the API refuses.
+        Raises :class:`PrefactorValueError` if ``agent_version`` is left out, neither a schema
+        version nor a registry is given, or an option is unknown, and a :class:`PrefactorApiError`
+        if the API refuses.
         """
+        _check_run_options(options)
         instances = self.instance_manager
         if agent_id is not None and not (isinstance(agent_id, str) and agent_id):
             raise PrefactorValueError(

@@ -11,6 +11,8 @@ spans count only while the generator runs: for the code below it on the call sta
 tasks that it has started, until it yields. The frame of the generator decides both
 (:mod:`~prefactor_core.context_stack.generator_frames`). One case remains: while an asynchronous
 generator awaits something, tasks of its consumer look like tasks that it has started.
+
+Read this file first, then ``entries`` and ``generator_frames``.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def to_count(name: str, value: object) -> int:
 
 
 def to_time(name: str, value: object) -> int:
-    """Return the nanoseconds since 1970 of a ``datetime``, which must be aware."""
+    """Return the nanoseconds since 1970 of a ``datetime`` with a time zone."""
     if not isinstance(value, PLAIN_DATETIME):
         raise PrefactorValueError(
             f"{name} must be a datetime, got {in_message(value)}: datetime.now(UTC) gives one"
@@ -152,8 +152,8 @@ def to_time(name: str, value: object) -> int:
     if problem:
         raise PrefactorValueError(f"{name} cannot be converted to UTC ({problem})")
     raise PrefactorValueError(
-        f"{name} must be aware, got {value!r}, which has no UTC offset: use "
-        "datetime.now(UTC), or .astimezone() of a local time"
+        f"{name} needs a time zone, got {value!r}: use datetime.now(UTC), or .astimezone() of a "
+        "local time"
     )
 
 

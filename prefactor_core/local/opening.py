@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -110,6 +111,9 @@ async def _opened(
         raise
     except TimeoutError:
         problem = f"the disk did not answer within {seconds + 1.0:g} s"
+    except FileNotFoundError as error:  # the file itself is created
+        folder = os.path.dirname(path)  # noqa: PTH120 - as it was written
+        problem = f"there is no folder {folder!r}" if folder else str(error)
     except (sqlite3.Error, OSError, ValueError, RuntimeError) as error:
         # RuntimeError: no thread can be started.
         problem = str(error)

@@ -40,11 +40,16 @@ class PayloadChecks:
         self._known = [(agent_schema_version, schemas), *self._known[: _VERSIONS_KEPT - 1]]
         return PayloadCheck(self, schemas)
 
-    def report(self, what: str, problems: Sequence[str]) -> None:
-        """Raise or log the ``problems`` of ``what``, if there are any."""
+    def report(self, what: str, problems: Sequence[str], *, is_registered: bool = True) -> None:
+        """Raise or log the ``problems`` of ``what``, if there are any.
+
+        ``is_registered``: whether there is a schema. If not, that is the only problem.
+        """
         if not problems:
             return
-        message = f"{what} does not fit its schema: {'; '.join(problems)}"
+        message = "; ".join(problems)
+        if is_registered:
+            message = f"{what} does not fit its schema: {message}"
         if self._raises:
             raise PrefactorValueError(message)
         # Known by the fields: values differ each time.
@@ -64,7 +69,8 @@ class PayloadCheck:
     def payload(self, schema_name: str, payload: Raw) -> None:
         """Check the payload that a span starts with."""
         problems = _problems(self._schemas.payload, schema_name, payload)
-        self._checks.report(f"the payload of a {schema_name!r} span", problems)
+        what = f"the payload of a {schema_name!r} span"
+        self._checks.report(what, problems, is_registered=self._schemas.has_type(schema_name))
 
     def result(self, schema_name: str, result: Raw) -> None:
         """Check the result of a complete span."""
@@ -74,7 +80,8 @@ class PayloadCheck:
     def quality(self, name: str, payload: Raw) -> None:
         """Check a quality payload of the run."""
         problems = _problems(self._schemas.quality, name, payload)
-        self._checks.report(f"the quality payload {name!r}", problems)
+        what = f"the quality payload {name!r}"
+        self._checks.report(what, problems, is_registered=self._schemas.has_quality(name))
 
 
 def _problems(

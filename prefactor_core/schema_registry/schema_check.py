@@ -72,13 +72,21 @@ class SchemaCheck:
         self._slow = 0
         self._unknown: dict[tuple[str, str], list[str]] = {}
 
+    def has_type(self, schema_name: str) -> bool:
+        """Whether the span type is registered, or none is."""
+        return schema_name in self._payloads or not self._payloads
+
+    def has_quality(self, name: str) -> bool:
+        """Whether the quality schema is registered."""
+        return name in self._qualities
+
     def payload(self, schema_name: str, payload: object) -> list[str]:
         """Return the problems of a span's payload, decoded JSON.
 
         A type that is not registered is the only problem; no problem if no type is registered.
         """
-        if schema_name not in self._payloads and self._payloads:
-            return list(self._not_registered("schema_name", schema_name, self._payloads))
+        if not self.has_type(schema_name):
+            return list(self._not_registered("span type", schema_name, self._payloads))
         return self._check("payload", self._payloads, schema_name, payload)
 
     def result(self, schema_name: str, result: object) -> list[str]:
@@ -90,18 +98,18 @@ class SchemaCheck:
 
         A name that is not registered is the only problem: ``record_quality`` refuses it.
         """
-        if name not in self._qualities:
-            return list(self._not_registered("name", name, self._qualities))
+        if not self.has_quality(name):
+            return list(self._not_registered("quality schema", name, self._qualities))
         return self._check("quality", self._qualities, name, payload)
 
-    def _not_registered(self, field: str, name: str, registered: Mapping[str, object]) -> list[str]:
-        known = self._unknown.get((field, name))
+    def _not_registered(self, kind: str, name: str, registered: Mapping[str, object]) -> list[str]:
+        known = self._unknown.get((kind, name))
         if known is None:
-            known = [f"{field}: {_short(repr(name))} is not registered"]
+            known = [f"{kind} {_short(repr(name))} is not registered"]
             # If every span has a name of its own, no more are compared.
             if len(self._unknown) < _KNOWN_NAMES:
                 known = [f"{known[0]}; {nearest_name(name, registered)}"]
-                self._unknown[field, name] = known
+                self._unknown[kind, name] = known
         return known
 
     def _check(

@@ -36,8 +36,8 @@ def choose_schema_version(
     if given is None:
         if registry is None:
             raise PrefactorValueError(
-                "agent_schema_version required when no schema_registry configured. Either "
-                "provide agent_schema_version or configure a SchemaRegistry."
+                "agent_schema_version required when no schema_registry configured; pass "
+                "open_prefactor(schema_registry=standard_types()), from prefactor_core.span_types"
             )
         given = registry.to_agent_schema_version("")
     elif not isinstance(given, Mapping):

@@ -74,7 +74,10 @@ def test_a_time_is_not_before_what_it_ends() -> None:
 
 
 WRONG: list[tuple[object, str]] = [
-    (datetime(2020, 1, 1), r"must be aware, got datetime.datetime\(2020.*datetime.now\(UTC\), or"),
+    (
+        datetime(2020, 1, 1),
+        r"needs a time zone, got datetime.datetime\(2020.*datetime.now\(UTC\), or",
+    ),
     (1577880000.5, r"must be a datetime, got 1577880000.5: datetime.now\(UTC\)"),
     ("2020-01-01T12:00:00Z", "must be a datetime, got '2020-01-01T12:00:00Z'"),
     (date(2020, 1, 1), "must be a datetime, got date"),
@@ -111,9 +114,9 @@ async def test_an_invalid_time_is_an_error_and_the_span_ends_with_its_block(
 async def test_an_invalid_time_does_not_even_open_a_span(name: str) -> None:
     async with recording() as recorded:
         span = recorded.instance.span("agent:llm")
-        with pytest.raises(PrefactorValueError, match="must be aware"):
+        with pytest.raises(PrefactorValueError, match="needs a time zone"):
             span_call(span, f"{name}_nowait", datetime(2020, 1, 1))
-        with pytest.raises(PrefactorValueError, match="started_at must be aware"):
+        with pytest.raises(PrefactorValueError, match="started_at needs a time zone"):
             await recorded.instance.create_span("agent:llm", started_at=datetime(2020, 1, 1))
     assert recorded.run.shape == ("complete", [])
 
@@ -226,7 +229,7 @@ async def test_a_span_by_its_id_has_the_times_that_it_was_given(owner: str, nowa
             who.finish_span_nowait(span_id, {"n": 1}, timestamp=PAST + SECOND)
         else:
             span_id = await who.create_span(*run, "agent:llm", started_at=PAST)
-            with pytest.raises(PrefactorValueError, match="must be aware"):
+            with pytest.raises(PrefactorValueError, match="needs a time zone"):
                 await who.finish_span(span_id, timestamp=datetime(2020, 1, 1))
             await who.finish_span(span_id, {"n": 1}, timestamp=PAST + SECOND)
     llm = recorded.run.named("agent:llm")
@@ -267,7 +270,7 @@ async def test_a_run_has_the_times_that_it_was_given(status: Any, nowait: bool) 
 @pytest.mark.parametrize(
     ("time", "message"),
     [
-        (datetime(2020, 1, 1), "timestamp must be aware"),
+        (datetime(2020, 1, 1), "timestamp needs a time zone"),
         (PAST - SECOND, "before the start of agent instance"),
     ],
 )
@@ -287,7 +290,7 @@ async def test_a_run_goes_on_when_it_is_given_a_wrong_end(time: datetime, messag
 async def test_a_run_does_not_start_at_an_invalid_time() -> None:
     async def work(client: PrefactorCoreClient, run: AgentInstanceHandle) -> None:
         for _ in range(2):
-            with pytest.raises(PrefactorValueError, match="timestamp must be aware"):
+            with pytest.raises(PrefactorValueError, match="timestamp needs a time zone"):
                 await run.start(timestamp=datetime(2020, 1, 1))
             await run.start(timestamp=PAST)
 

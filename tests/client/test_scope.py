@@ -533,9 +533,20 @@ async def test_without_span_types_registering_is_a_clear_error(api: FaultyApi) -
         with pytest.raises(PrefactorValueError) as caught:
             await client.create_agent_instance(**AGENT)
     assert str(caught.value) == (
-        "agent_schema_version required when no schema_registry configured. Either provide "
-        "agent_schema_version or configure a SchemaRegistry."
+        "agent_schema_version required when no schema_registry configured; pass "
+        "open_prefactor(schema_registry=standard_types()), from prefactor_core.span_types"
     )
+    assert api.calls == []
+
+
+async def test_an_option_that_no_run_has_is_named(api: FaultyApi) -> None:
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        misspelled: dict[str, Any] = {"name": "My agent"}
+        with pytest.raises(
+            PrefactorValueError, match=r"option 'name' of a run: use agent_id, .*purpose"
+        ):
+            async with client.agent_instance(**AGENT, **misspelled):
+                pytest.fail("it was entered")
     assert api.calls == []
 
 

@@ -101,7 +101,7 @@ async def test_payloads_that_do_not_fit_their_schema_are_flagged() -> None:
         run = recording.run
     assert run.flags == [
         "agent:llm: payload.prompt: 3 is not of type 'string'",
-        "agent:lllm: schema_name: 'agent:lllm' is not registered; the nearest that is: 'agent:llm'",
+        "agent:lllm: span type 'agent:lllm' is not registered; the nearest that is: 'agent:llm'",
     ]
     assert [span.summary for span in run.spans] == ["asked: Hello", "asked: 3", None]
     assert run.agent_version["name"] == "Tested agent"

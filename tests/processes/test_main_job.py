@@ -399,7 +399,7 @@ def test_the_environments_api_is_used_over_http(tmp_path: Path, api_url: str, ba
         ({"PREFACTOR_API_TOKEN": ""}, "api_token is required"),
         ({"PREFACTOR_AGENT_ID": "stranger"}, "agent 'stranger' not found"),
         ({"PREFACTOR_API_URL": "prefactor.db"}, "must begin with https://, http:// or local:"),
-        ({"PREFACTOR_API_URL": "local:no/such/folder/x.db"}, "cannot open the database"),
+        ({"PREFACTOR_API_URL": "local:no/such/folder/x.db"}, "there is no folder 'no/such/folder'"),
     ],
     ids=["token", "no token", "agent", "url", "path"],
 )

@@ -93,7 +93,7 @@ def test_nothing_inside_of_a_sensitive_value_is_shown(value: object) -> None:
 
 def test_an_unregistered_type_is_reported_with_the_nearest_name() -> None:
     check = checking({"required": ["a"]})
-    messages = ["schema_name: 'lm' is not registered; the nearest that is: 'llm'"]
+    messages = ["span type 'lm' is not registered; the nearest that is: 'llm'"]
     assert check.payload("lm", {}) == check.payload("lm", {}) == messages
     assert check.result("lm", {}) == []
     assert SchemaCheck({"external_identifier": "s1"}).payload("lm", {}) == []
@@ -106,9 +106,11 @@ def test_results_and_quality_payloads_have_schemas_of_their_own() -> None:
     assert check.payload("llm", {}) == []
     assert check.result("llm", {}) == ["result: 'r' is a required property"]
     assert check.quality("score", {}) == ["quality: 'q' is a required property"]
-    unknown = "name: 'scores' is not registered; the nearest that is: 'score'"
+    unknown = "quality schema 'scores' is not registered; the nearest that is: 'score'"
     assert check.quality("scores", {}) == [unknown]
-    assert SchemaCheck({}).quality("score", {}) == ["name: 'score' is not registered; nothing is"]
+    assert SchemaCheck({}).quality("score", {}) == [
+        "quality schema 'score' is not registered; nothing is"
+    ]
 
 
 def test_the_maps_are_read_unless_there_are_span_types() -> None:
@@ -376,7 +378,7 @@ def test_names_are_compared_in_a_bounded_number_of_calls() -> None:
     for n in range(100):
         check.payload(f"own name {n}", {})
     with Calls() as calls:
-        assert check.payload("own", {}) == ["schema_name: 'own' is not registered"]
+        assert check.payload("own", {}) == ["span type 'own' is not registered"]
     assert calls.number < 100
 
 

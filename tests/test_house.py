@@ -1,0 +1,40 @@
+"""The house rules of the package: short modules, few names, and a way into each room."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+from support.cases import for_each
+
+import prefactor_core
+
+PACKAGE = Path(prefactor_core.__file__).parent
+# managers/ has older import paths and no code.
+ROOMS = sorted(
+    path.parent.name for path in PACKAGE.glob("*/__init__.py") if path.parent.name != "managers"
+)
+
+
+def test_no_module_has_more_than_400_lines() -> None:
+    lengths = {
+        str(path.relative_to(PACKAGE)): len(path.read_text("utf-8").splitlines())
+        for path in PACKAGE.rglob("*.py")
+    }
+    assert len(lengths) > 100
+    assert {name: lines for name, lines in lengths.items() if lines > 400} == {}
+
+
+def test_the_root_of_the_package_has_at_most_22_entries() -> None:
+    entries = [path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"]
+    assert len(entries) <= 22, sorted(entries)
+
+
+@for_each("room", ROOMS)
+def test_a_room_names_the_file_to_read_first(room: str) -> None:
+    text = (PACKAGE / room / "__init__.py").read_text("utf-8")
+    docstring = " ".join((ast.get_docstring(ast.parse(text)) or "").split())
+    first = re.search(r"Read (?:this file|``(\w+)``) first", docstring)
+    assert first is not None, docstring
+    assert (PACKAGE / room / f"{first[1] or '__init__'}.py").is_file()
