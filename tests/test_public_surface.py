@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Iterator
 
 import pytest
-from support.for_each import for_each
+from support.cases import for_each
 from support.harness import AGENT, make_config, recording
 
 import prefactor_core

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from datetime import datetime
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self
+from typing import TYPE_CHECKING, Any, Generic, Self, cast
 
 import anyio.lowlevel
 
@@ -344,7 +344,7 @@ def new_span(
     else:
         name, params = name_and_params(recorder.registry, step, payload)
         name = recorder.name(name)
-        payload = recorder.capture.fields_of(params)
+        payload = cast("Fields", params)
         fields_from_result = from_result(step)
     if span_id is not None or run.termination.reason is not None:
         span_id = new_span_id(run, span_id)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
 from msgspec import Raw
 
@@ -19,7 +18,7 @@ from prefactor_core.models import Span
 from prefactor_core.models.clock import to_datetime
 from prefactor_core.models.lifecycle import OPEN, SpanStatus
 from prefactor_core.operations import identifiers
-from prefactor_core.payloads.capture import EMPTY
+from prefactor_core.payloads.capture import EMPTY, fields_of
 from prefactor_core.schema_registry.type_schema import Fields
 
 
@@ -96,14 +95,13 @@ class SpanRecord(Uncopyable):
 
     def as_model(self) -> Span:
         """The state of this moment, for a caller that looks the span up by its id."""
-        payload: Any = self.payload
         return Span(
             id=self.recorded_id,
             instance_id=self.instance_id,
             schema_name=self.schema_name,
             parent_span_id=self.parent_span_id,
             status=self.status,
-            payload={} if payload is None else payload,
+            payload={} if self.payload is None else fields_of(self.payload),
             result=dict(self.result or {}),
             created_at=to_datetime(self.created_at),
             started_at=_to_datetime(self.started_at),

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 from rich.pretty import pretty_repr
-from support.for_each import for_each
+from support.cases import for_each
 
 from prefactor_core import (
     HttpClientConfig,

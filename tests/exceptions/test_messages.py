@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.for_each import for_each
+from support.cases import for_each
 from support.harness import AGENT, make_config, open_faulty_api
 
 import prefactor_core

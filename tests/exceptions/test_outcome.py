@@ -12,7 +12,7 @@ import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.for_each import for_each
+from support.cases import for_each
 
 from prefactor_core.exceptions.outcome import outcome_of
 

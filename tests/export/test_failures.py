@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from msgspec import Raw
-from support.for_each import for_each
+from support.cases import for_each
 
 from prefactor_core.api.errors import error_from_answer
 from prefactor_core.exceptions import (

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from hypothesis import given
 from hypothesis import strategies as st
-from support.for_each import for_each
+from support.cases import for_each
 
 from prefactor_core.models.lifecycle import (
     INSTANCE_TRANSITIONS,

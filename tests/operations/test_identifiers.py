@@ -14,7 +14,7 @@ import pfid
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from support.for_each import for_each
+from support.cases import for_each
 
 from prefactor_core import (
     PrefactorValueError,

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 from msgspec import UNSET, Raw, Struct
-from support.for_each import for_each
+from support.cases import for_each
 
 from prefactor_core.models.clock import to_nanoseconds
 from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus

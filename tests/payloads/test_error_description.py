@@ -21,8 +21,8 @@ import anyio
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.cases import for_each
 from support.examples import examples
-from support.for_each import for_each
 from support.harness import recording
 from support.virtual_time import virtual_time
 

@@ -13,7 +13,7 @@ import pydantic
 import pydantic.dataclasses
 import pytest
 from pydantic import v1
-from support.for_each import for_each
+from support.cases import for_each
 
 from prefactor_core.payloads.hidden_fields import hidden_fields
 

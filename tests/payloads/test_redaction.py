@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import Struct, field
-from support.for_each import for_each
+from support.cases import for_each
 
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.payloads.plain_json import PlainEncoder

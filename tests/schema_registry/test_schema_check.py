@@ -17,8 +17,8 @@ from jsonschema import (
     Draft201909Validator,
     Draft202012Validator,
 )
+from support.cases import for_each
 from support.examples import examples
-from support.for_each import for_each
 
 from prefactor_core.schema_registry.schema_check import SchemaCheck
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET, Raw
-from support.for_each import for_each
+from support.cases import for_each
 from support.harness import Call, recording
 
 from prefactor_core import DataCategory, PrefactorValueError, Sensitive, sensitive

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct
-from support.for_each import for_each
+from support.cases import for_each
 
 from prefactor_core import PrefactorValueError, SpanParams
 from prefactor_core.payloads.capture import Capture, fields_of
