@@ -1,4 +1,4 @@
-"""DisabledScope: what a client has while it is open and everything is switched off."""
+"""DisabledScope: the open scope of a disabled client."""
 
 from __future__ import annotations
 

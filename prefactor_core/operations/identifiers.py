@@ -23,8 +23,8 @@ PARTITION_BITS = 30
 MAX_PARTITION = (1 << PARTITION_BITS) - 1
 
 
-# The last 16 characters, which are random, of the next ids. Each is taken by one call, so that no
-# two threads get the same; 256 are drawn at a time, because a call of the system costs much.
+# The last 16 characters, which are random, of the next ids. One call pops each, so that no two
+# threads get the same; 256 are drawn at a time, because a call of the system costs much.
 _randoms: list[str] = []
 _SIXTEEN: Final = re.compile(".{16}")
 # A random byte becomes a random character: 256 is a multiple of 32.
@@ -111,7 +111,7 @@ def idempotency_key(pfid: str, step: str) -> str:
     """Return the key of a step (``create``, ``start``, ``finish``) in the life of ``pfid``.
 
     It is made of both, so that every attempt sends the same key, also from another process. The
-    API takes keys of 8 to 64 characters.
+    API accepts keys of 8 to 64 characters.
     """
     return f"{pfid}-{step}"
 
