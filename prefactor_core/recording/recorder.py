@@ -54,8 +54,8 @@ class Recorder(Uncopyable):
 
     An exception from outside may interrupt any method anywhere: a signal handler raises, or the
     stack or the memory is exhausted. The step has happened then as a whole, or not at all.
-    A span whose opening was interrupted is never recorded. A span whose end was interrupted is
-    added to ``interrupted``, and the next call ends it.
+    A span whose opening was interrupted is not recorded, or ends as cancelled if its create is. A
+    span whose end was interrupted is added to ``interrupted``, and the next call ends it.
     """
 
     _kind = "the record of a client's open spans in this process"
