@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import datetime
 from types import FrameType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio.lowlevel
 
 from prefactor_core.agent.span import SpanContext
 from prefactor_core.operations.identifiers import generate
-from prefactor_core.recording.recorder import Recorder
 from prefactor_core.schema_registry.type_schema import Fields
+
+if TYPE_CHECKING:
+    from prefactor_core.recording.recorder import Recorder
+
 
 # The innermost disabled span that was entered in this context and has not been left.
 _disabled: ContextVar[DisabledSpan | None] = ContextVar("prefactor_core_disabled", default=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Any, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 import anyio
 import anyio.lowlevel
@@ -20,12 +20,15 @@ from prefactor_core.exceptions import (
 from prefactor_core.exceptions.checks import to_time
 from prefactor_core.exceptions.uncopyable import Uncopyable
 from prefactor_core.models.lifecycle import InstanceStatus, Outcome
-from prefactor_core.recording.instance_manager import AgentInstanceManager
-from prefactor_core.recording.quality import QualityManager
 from prefactor_core.recording.run_end import finish_run, finish_run_in_slices
-from prefactor_core.recording.span_manager import SpanManager
 from prefactor_core.schema_registry.type_schema import Fields, SpanParams
 from prefactor_core.schema_registry.typed_span import TypedStep
+
+if TYPE_CHECKING:
+    from prefactor_core.recording.instance_manager import AgentInstanceManager
+    from prefactor_core.recording.quality import QualityManager
+    from prefactor_core.recording.span_manager import SpanManager
+
 
 Result = TypeVar("Result")
 

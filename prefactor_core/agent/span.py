@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, cast
 
 import anyio.lowlevel
 
+from prefactor_core.config.lazy_module import LazyModule
 from prefactor_core.context_stack import OWN_REQUEST, SpanContextStack
 from prefactor_core.context_stack.generator_frames import (
     ENTER_ASYNC_CONTEXT,
@@ -26,7 +27,6 @@ from prefactor_core.models.lifecycle import OPEN, Outcome, SpanStatus
 from prefactor_core.operations.identifiers import generate_related
 from prefactor_core.payloads.capture import Capture
 from prefactor_core.payloads.error_description import describe_error
-from prefactor_core.recording.recorder import Recorder
 from prefactor_core.recording.span_record import SpanRecord, new_span_id
 from prefactor_core.schema_registry.type_schema import Fields
 from prefactor_core.schema_registry.typed_span import TypedStep, from_result, name_and_params
@@ -34,9 +34,13 @@ from prefactor_core.schema_registry.typed_span import TypedStep, from_result, na
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
+    from prefactor_core.recording import recorder as recording
+
     Result = TypeVar("Result", default=Mapping[str, object], contravariant=True)
 else:
     from typing import TypeVar
+
+    recording = LazyModule("prefactor_core.recording.recorder")
 
     Result = TypeVar("Result", contravariant=True)
 
@@ -66,7 +70,7 @@ class SpanContext(SpanRecord, Generic[Result]):
     """
 
     # Set by new_span().
-    recorder: Recorder
+    recorder: recording.Recorder
     instance: object
     was_entered = False
     is_detached = False
@@ -321,7 +325,7 @@ class SpanContext(SpanRecord, Generic[Result]):
 
 
 def new_span(
-    recorder: Recorder,
+    recorder: recording.Recorder,
     run: RunIdentity,
     step: str | TypedStep,
     parent_span_id: str | None = None,

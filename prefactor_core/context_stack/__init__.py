@@ -18,198 +18,26 @@ from __future__ import annotations
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from types import FrameType
-from typing import Final, Protocol
+from typing import Final
 
-from msgspec import Struct
-
-from prefactor_core.context_stack.generator_frames import is_at_yield
-from prefactor_core.models.lifecycle import OPEN, SpanStatus
-
-_SPARE: Final = 32
-
-
-class OpenSpan(Protocol):
-    """The attributes of a span that the stack reads."""
-
-    @property
-    def recorded_id(self) -> str:
-        """The id that the span was recorded with."""
-        ...
-
-    @property
-    def instance_id(self) -> str:
-        """The id that the span's run was recorded with."""
-        ...
-
-    @property
-    def status(self) -> SpanStatus:
-        """The state of the span. A plain attribute, because each opening of a span reads it."""
-        ...
-
-
-class _Entry(Struct, eq=False):
-    """A span, or an id that was pushed by hand, on top of ``below``.
-
-    ``next_run``: the next entry below that is of another run. ``changes_left``: the number of
-    changes of the stack until its ended spans are unlinked. Unlinking takes as many steps as there
-    are entries and is due after as many changes, so a change takes a few steps on average.
-    ``generator``: the generator that ran when the entry was made, if that holds spans.
-    """
-
-    pushed_id: str | None
-    span: OpenSpan | None
-    below: _Entry | None
-    next_run: _Entry | None
-    changes_left: int
-    generator: _Generator | None = None
-
-    @property
-    def id(self) -> str:
-        return self.span.recorded_id if self.span is not None else self.pushed_id or ""
-
-    @property
-    def ended(self) -> bool:
-        return self.span is not None and self.span.status not in OPEN
-
-
-class _Generator(Struct, eq=False):
-    """A generator that holds the open spans ``spans`` (their ids); ``frame``: None without any.
-
-    ``entered``: the entries that were made while it ran, in any context: its own stack. It is
-    pruned of ended ones when it has ``prune_at`` entries, twice as many as were open.
-    ``is_separate``: whether a :class:`SeparateStack` removes its entries from the context while it
-    waits at a yield, so that only its own tasks have them then.
-    """
-
-    frame: FrameType | None
-    spans: set[str]
-    entered: list[_Entry]
-    prune_at: int = _SPARE
-    is_separate: bool = False
-
-    @property
-    def is_at_yield(self) -> bool:
-        """Whether it has yielded, and holds spans."""
-        return not self.is_separate and self.frame is not None and is_at_yield(self.frame)
-
-    def enters(self, entry: _Entry) -> None:
-        if len(self.entered) >= self.prune_at:
-            self.entered = [entry for entry in self.entered if not entry.ended]
-            self.prune_at = max(_SPARE, 2 * len(self.entered))
-        self.entered.append(entry)
-
-
-_innermost: ContextVar[_Entry | None] = ContextVar("prefactor_core_spans", default=None)
-
-# The generators that hold open spans, by their frames and by the ids of the spans. A reference to
-# a frame does not keep its generator alive: a collected generator is closed, which ends its spans.
-_generators: Final = dict[FrameType, _Generator]()
-_by_span: Final = dict[str, _Generator]()
-
-
-def _pushed_on(
-    top: _Entry | None,
-    pushed_id: str | None,
-    span: OpenSpan | None,
-    generator: _Generator | None = None,
-) -> _Entry:
-    below = None if top is None else _open(top)
-    if below is None:
-        return _Entry(pushed_id, span, None, None, _SPARE, generator)
-    next_run: _Entry | None = below
-    if span is not None and below.span is not None and below.span.instance_id == span.instance_id:
-        next_run = below.next_run
-    entry = _Entry(pushed_id, span, below, next_run, below.changes_left - 1, generator)
-    if entry.changes_left < 0:
-        _unlink_ended(entry)
-    return entry
-
-
-def _open(entry: _Entry | None) -> _Entry | None:
-    """The first entry that has not ended, from ``entry`` on."""
-    while entry is not None and entry.span is not None and entry.span.status not in OPEN:
-        entry = entry.below
-    return entry
-
-
-def _top() -> _Entry | None:
-    entry = _innermost.get()
-    top = _open(entry)
-    if top is not entry:
-        _innermost.set(top)
-    return top
-
-
-def _running_generators() -> Iterator[_Generator]:
-    """The running generators that hold spans, innermost first."""
-    frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
-    while frame is not None:
-        if frame in _generators and (generator := _generators.get(frame)) is not None:
-            yield generator
-        frame = frame.f_back
-
-
-def _visible() -> Iterator[_Entry]:
-    """The open entries that count for the running code, innermost first."""
-    running: list[_Generator] = []
-    if _generators:
-        for generator in _running_generators():
-            running.append(generator)
-            for entry in reversed(generator.entered):
-                if not entry.ended:
-                    yield entry
-    top = _top()
-    while top is not None:
-        if top.generator is None or (
-            top.generator not in running and not top.generator.is_at_yield
-        ):
-            yield top
-        top = _open(top.below)
-
-
-def _remove_entry(entry: _Entry) -> None:
-    """Remove an open entry, at any depth of this context."""
-    if entry.generator is not None and entry in entry.generator.entered:
-        entry.generator.entered.remove(entry)
-    above: list[_Entry] = []
-    top = _top()
-    while top is not None and top is not entry:
-        above.append(top)
-        top = _open(top.below)
-    if top is not None:
-        rest = _open(top.below)
-        for other in reversed(above):
-            rest = _pushed_on(rest, other.pushed_id, other.span, other.generator)
-        _innermost.set(rest)
-
-
-def _unlink_ended(top: _Entry) -> None:
-    """Unlink the ended spans below ``top``.
-
-    Other contexts share these entries, and other threads may do the same at this moment. That is
-    safe: an ended span is skipped in any case, linked or not.
-    """
-    entries = [top]
-    entry = _open(top.below)
-    while entry is not None:
-        entries.append(entry)
-        entry = _open(entry.below)
-    changes_left = max(_SPARE, len(entries))
-    below: _Entry | None = None
-    for entry in reversed(entries):
-        next_run = below
-        if (
-            below is not None
-            and entry.span is not None
-            and below.span is not None
-            and below.span.instance_id == entry.span.instance_id
-        ):
-            next_run = below.next_run
-        entry.below, entry.next_run, entry.changes_left = below, next_run, changes_left
-        below = entry
-
+from prefactor_core.context_stack.entries import (
+    SPARE,
+    Entry,
+    OpenSpan,
+    SpanHolder,
+    first_open,
+    holders_by_span,
+    innermost_entry,
+    pushed_on,
+    remove_entry,
+    running_holders,
+    span_holders,
+    top_entry,
+    unlink_ended,
+    visible_entries,
+)
+from prefactor_core.models.lifecycle import OPEN
 
 OWN_REQUEST: Final = "a request of prefactor_core"
 """The id of the innermost entry during a request of this library. Spans that are opened then, by
@@ -219,12 +47,12 @@ code that traces requests, are not recorded: their recording would cause the nex
 @contextmanager
 def unrecorded() -> Generator[None]:
     """Do not record the spans that are opened in the block."""
-    entry = _innermost.get()
-    _innermost.set(_Entry(OWN_REQUEST, None, None, None, _SPARE))
+    entry = innermost_entry.get()
+    innermost_entry.set(Entry(OWN_REQUEST, None, None, None, SPARE))
     try:
         yield
     finally:
-        _innermost.set(entry)
+        innermost_entry.set(entry)
 
 
 class SpanContextStack:
@@ -237,17 +65,17 @@ class SpanContextStack:
     @classmethod
     def get_stack(cls) -> list[str]:
         """The ids of the open spans, outermost first; a new list each time."""
-        ids = [entry.id for entry in _visible()]
+        ids = [entry.id for entry in visible_entries()]
         ids.reverse()
         return ids
 
     @classmethod
     def push(cls, span_id: str) -> None:
         """Make an id the innermost one of this context."""
-        entry = _pushed_on(_innermost.get(), span_id, None, next(_running_generators(), None))
+        entry = pushed_on(innermost_entry.get(), span_id, None, next(running_holders(), None))
         if entry.generator is not None:
             entry.generator.enters(entry)
-        _innermost.set(entry)
+        innermost_entry.set(entry)
 
     @classmethod
     def enter(cls, span: OpenSpan, holder: FrameType | None = None) -> OpenSpan | str | None:
@@ -255,90 +83,93 @@ class SpanContextStack:
 
         ``holder``: the frame of the generator that holds the span open; None if none does.
         """
-        top = _innermost.get()
-        if holder is not None or _generators:
+        top = innermost_entry.get()
+        if holder is not None or span_holders:
             parent = cls.innermost(span.instance_id)
             cls._enter_in_generator(top, span, holder)
             return parent
         if top is None:
-            _innermost.set(_Entry(None, span, None, None, _SPARE))
+            innermost_entry.set(Entry(None, span, None, None, SPARE))
             return None
-        _innermost.set(_pushed_on(top, None, span))
+        innermost_entry.set(pushed_on(top, None, span))
         below = top.span
         if below is not None and below.instance_id == span.instance_id and below.status in OPEN:
             return below
         return cls._innermost_from(top, span.instance_id)
 
     @staticmethod
-    def _enter_in_generator(top: _Entry | None, span: OpenSpan, holder: FrameType | None) -> None:
+    def _enter_in_generator(top: Entry | None, span: OpenSpan, holder: FrameType | None) -> None:
         if holder is None:
-            generator = next(_running_generators(), None)
+            generator = next(running_holders(), None)
         else:
-            generator = _generators.get(holder)
+            generator = span_holders.get(holder)
             if generator is None:
-                generator = _generators[holder] = _Generator(holder, set(), [])
+                generator = span_holders[holder] = SpanHolder(holder, set(), [])
             generator.spans.add(span.recorded_id)
-            _by_span[span.recorded_id] = generator
-        entry = _pushed_on(top, None, span, generator)
+            holders_by_span[span.recorded_id] = generator
+        entry = pushed_on(top, None, span, generator)
         if generator is not None:
             generator.enters(entry)
-        _innermost.set(entry)
+        innermost_entry.set(entry)
 
     @classmethod
     def pop(cls) -> str | None:
         """Remove the innermost open span and return its id; None if there is none."""
-        top = next(_visible(), None)
+        top = next(visible_entries(), None)
         if top is None:
             return None
-        _remove_entry(top)
+        remove_entry(top)
         return top.id
 
     @classmethod
     def peek(cls) -> str | None:
         """The id of the innermost open span; None if there is none."""
-        top = next(_visible(), None)
+        top = next(visible_entries(), None)
         return None if top is None else top.id
 
     @classmethod
     def depth(cls) -> int:
         """The number of open spans."""
-        return sum(1 for _ in _visible())
+        return sum(1 for _ in visible_entries())
 
     @classmethod
     def is_empty(cls) -> bool:
         """Whether no span is open."""
-        return next(_visible(), None) is None
+        return next(visible_entries(), None) is None
 
     @classmethod
     def remove(cls, span: OpenSpan) -> None:
         """Remove a span, at any depth; nothing if the context does not have it."""
-        if _by_span and (generator := _by_span.pop(span.recorded_id, None)) is not None:
+        if (
+            holders_by_span
+            and (generator := holders_by_span.pop(span.recorded_id, None)) is not None
+        ):
             generator.spans.discard(span.recorded_id)
             if not generator.spans and generator.frame is not None:
-                _generators.pop(generator.frame, None)
+                span_holders.pop(generator.frame, None)
                 generator.frame = None
-        top = _innermost.get()
+        top = innermost_entry.get()
         if top is None:
             return
         has_ended = span.status not in OPEN
         if top.span is span and (top.generator is None or has_ended):
             below = top.below
-            _innermost.set(None if below is None else _open(below))
+            innermost_entry.set(None if below is None else first_open(below))
         elif not has_ended:
-            for entry in _visible():
+            for entry in visible_entries():
                 if entry.span is span:
-                    _remove_entry(entry)
+                    remove_entry(entry)
                     break
         else:
             # It may be a lower entry of this context. Looks skip it until it is unlinked.
             top.changes_left -= 1
-            if top.changes_left < 0 and (top := _top()) is not None:
-                _unlink_ended(top)
+            if top.changes_left < 0 and (top := top_entry()) is not None:
+                unlink_ended(top)
 
     @classmethod
     def open_spans(cls) -> Iterator[OpenSpan]:
         """The open spans that count for the running code, innermost first."""
-        for entry in _visible():
+        for entry in visible_entries():
             if entry.span is not None:
                 yield entry.span
 
@@ -349,16 +180,16 @@ class SpanContextStack:
         Open spans of other instances are skipped. The instance of an id that was pushed by hand is
         unknown: such an id can be the parent in any instance.
         """
-        if _generators:
-            for seen in _visible():
+        if span_holders:
+            for seen in visible_entries():
                 if seen.span is None or seen.span.instance_id == instance_id:
                     return seen.span or seen.id
             return None
-        return cls._innermost_from(_innermost.get(), instance_id)
+        return cls._innermost_from(innermost_entry.get(), instance_id)
 
     @staticmethod
-    def _innermost_from(entry: _Entry | None, instance_id: str) -> OpenSpan | str | None:
-        above: _Entry | None = None
+    def _innermost_from(entry: Entry | None, instance_id: str) -> OpenSpan | str | None:
+        above: Entry | None = None
         while entry is not None:
             span = entry.span
             if span is None:
@@ -386,35 +217,35 @@ class SeparateStack:
     __slots__ = ("_base", "_generator", "_saved")
 
     def __init__(self) -> None:
-        self._base = self._saved = _innermost.get()
-        self._generator: _Generator | None = None
-        if _generators:
+        self._base = self._saved = innermost_entry.get()
+        self._generator: SpanHolder | None = None
+        if span_holders:
             self._own_entries(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
 
     def _own_entries(self, frame: FrameType) -> None:
         """Attribute the entries of this generator to it, and not to a generator that runs it."""
-        entered: list[_Entry] = []
-        entry = _top()
+        entered: list[Entry] = []
+        entry = top_entry()
         while entry is not None and entry is not self._base:
             entered.append(entry)
-            entry = _open(entry.below)
+            entry = first_open(entry.below)
         entered.reverse()
-        self._generator = _generators[frame] = _Generator(frame, set(), entered, is_separate=True)
+        self._generator = span_holders[frame] = SpanHolder(frame, set(), entered, is_separate=True)
         for entry in entered:
             entry.generator = self._generator
 
     def swap(self) -> None:
         """Exchange the stack of the context and the saved one."""
-        entry = _innermost.get()
-        _innermost.set(self._saved)
+        entry = innermost_entry.get()
+        innermost_entry.set(self._saved)
         self._saved = entry
 
     def close(self) -> None:
         """The generator has ended: restore the stack of its consumer."""
-        _innermost.set(self._saved)
+        innermost_entry.set(self._saved)
         generator = self._generator
         if generator is not None and generator.frame is not None:
-            _generators.pop(generator.frame, None)
+            span_holders.pop(generator.frame, None)
             generator.frame = None
 
     def __enter__(self) -> None:
@@ -422,5 +253,5 @@ class SeparateStack:
 
     def __exit__(self, *error: object) -> None:
         self.swap()
-        if _generators and self._generator is None:
+        if span_holders and self._generator is None:
             self._own_entries(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]

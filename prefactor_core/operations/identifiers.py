@@ -24,16 +24,20 @@ MAX_PARTITION = (1 << PARTITION_BITS) - 1
 
 
 # The last 16 characters, which are random, of the next ids. One call pops each, so that no two
-# threads get the same; 256 are drawn at a time, because a call of the system costs much.
+# threads get the same; 257 are drawn at a time, because a call of the system costs much.
 _randoms: list[str] = []
 _SIXTEEN: Final = re.compile(".{16}")
 # A random byte becomes a random character: 256 is a multiple of 32.
 _TO_CHARACTERS: Final = bytes(ord(_ALPHABET[byte % 32]) for byte in range(256))
 
 
-def _draw_randoms() -> None:
-    characters = os.urandom(256 * 16).translate(_TO_CHARACTERS).decode()
-    _randoms.extend(_SIXTEEN.findall(characters))
+def _draw_randoms() -> str:
+    """Draw random texts, and return one: other threads may take all others at once."""
+    characters = os.urandom(257 * 16).translate(_TO_CHARACTERS).decode()
+    drawn: list[str] = _SIXTEEN.findall(characters)
+    own = drawn.pop()
+    _randoms.extend(drawn)
+    return own
 
 
 # A forked child must not repeat the ids of its parent.
@@ -79,8 +83,7 @@ def generate_related(pfid: str, milliseconds: int | None = None) -> str:
     try:
         random = _randoms.pop()
     except IndexError:
-        _draw_randoms()
-        random = _randoms.pop()
+        random = _draw_randoms()
     return f"{text}{pfid[_PARTITION]}{random}"
 
 

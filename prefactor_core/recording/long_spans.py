@@ -10,8 +10,11 @@ from typing import Final
 import anyio
 import anyio.lowlevel
 
+from prefactor_core.models.lifecycle import SpanStatus
 from prefactor_core.recording.recorder import Recorder
 from prefactor_core.recording.span_record import SpanRecord
+
+_PENDING: Final = SpanStatus.PENDING
 
 _TICKS: Final = 4
 """A span is reported after this many ticks: at most a quarter of ``report_after`` too late."""
@@ -63,7 +66,8 @@ class LongSpans:
     async def _wait_for_span(self) -> None:
         self._opened.clear()
         woken = anyio.Event()
-        self._recorder.reporter = woken.set
+        with self._recorder.event_loop.lock:
+            self._recorder.reporter = woken.set
         # Another thread may have opened a span before this statement.
         if not self._index.unreported and not self._closing.is_set():
             await woken.wait()
@@ -71,18 +75,15 @@ class LongSpans:
     async def _report(self, last: int) -> None:
         """Report the spans up to the serial ``last``."""
         with self._recorder.event_loop.lock:
-            unreported = self._index.unreported.values()
-            due = list(takewhile(lambda span: span.serial <= last, unreported))
+            # A copy: a finaliser may open a span during the loop.
+            unreported = list(self._index.unreported.values())
+        due = takewhile(lambda span: span.serial <= last, unreported)
+        waiting = set[SpanRecord]()
         for number, span in enumerate(due, 1):
-            if not _waits_for_end(span):
+            # Parents precede their children, so one pass is enough.
+            if span.status is _PENDING and (span.from_result or span.parent in waiting):
+                waiting.add(span)
+            else:
                 self._recorder.report(span)
             if number % _SLICE == 0:
                 await anyio.lowlevel.checkpoint()
-
-
-def _waits_for_end(span: SpanRecord | None) -> bool:
-    while span is not None and not span.started_at:
-        if span.from_result:
-            return True
-        span = span.parent
-    return False

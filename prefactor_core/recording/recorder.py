@@ -32,8 +32,7 @@ from prefactor_core.schema_registry.type_schema import Fields
 
 _PENDING, _ACTIVE, _CANCELLED = SpanStatus.PENDING, SpanStatus.ACTIVE, SpanStatus.CANCELLED
 _ENDS: Final = {str(status): status for status in SpanStatus}
-_WARNINGS_KEPT: Final = 1_000
-_NAMES_KEPT: Final = 1_000
+_KEPT: Final = 1_000
 
 Interrupted: TypeAlias = tuple[SpanRecord, Outcome, object, int | None, "Interrupted | None"]
 """A span whose end was interrupted, with its outcome, result and time, and the entry before it."""
@@ -113,7 +112,7 @@ class Recorder(Uncopyable):
                 f"schema_name must be the name of a span type, got {in_message(schema_name)}"
             )
         name = utf8(str.__str__(schema_name))
-        if name == schema_name and len(self.names) < _NAMES_KEPT:
+        if name == schema_name and len(self.names) < _KEPT:
             self.names.add(name)
         return name
 
@@ -208,12 +207,13 @@ class Recorder(Uncopyable):
                 ) = serial, span, span, span, serial, captured, held, counters.open_bytes + held
             if self.reporter is not None:
                 self.wake_reporter()
-            if self.reports_at_once and not span.from_result:
+            if self.reports_at_once and not span.waits_for_result:
                 self.report(span)
         except BaseException:
             if opens:
-                # A context that refers to the span already skips it from now on.
-                span.status = _CANCELLED
+                if span.status is _PENDING:
+                    # A context that refers to the span already skips it from now on.
+                    span.status = _CANCELLED
                 self.interrupted = (span, "cancelled", None, None, self.interrupted)
             raise
 
@@ -245,9 +245,11 @@ class Recorder(Uncopyable):
 
     def wake_reporter(self) -> None:
         """Wake LongSpans if it sleeps: a span was opened, or the client closes."""
-        wake, self.reporter = self.reporter, None
-        if wake is not None:
-            self._loop.run_soon(wake)
+        with self._lock:  # LongSpans sets another one when it is awake
+            if self.reporter is not None:
+                self._loop.run_soon(self.reporter)
+                # Last: if the call was interrupted, the next span wakes it.
+                self.reporter = None
 
     def keep_payload(
         self, span: SpanRecord, payload: Mapping[str, object] | Fields, captured: Raw
@@ -370,7 +372,7 @@ class Recorder(Uncopyable):
 
     def end_interrupted(self) -> None:
         """End the spans whose opening or end was interrupted."""
-        while (first := self.interrupted) is not None:
+        while not self._loop.is_forked and (first := self.interrupted) is not None:
             span, outcome, data, at, self.interrupted = first
             try:
                 self.end_as(span, outcome, at, self.captured_result(span, data))
@@ -388,12 +390,11 @@ class Recorder(Uncopyable):
 
     def _warn_of_late_payload(self, schema_name: str) -> None:
         warned = self._warned_of_late_payload
-        if schema_name not in warned and len(warned) < _WARNINGS_KEPT:
+        if schema_name not in warned and len(warned) < _KEPT:
             warned.add(schema_name)
-            log(
-                logger,
-                logging.WARNING,
-                "a %r span was already started, by its start() or by that of a child: its "
-                "later payload is not recorded. Give it to span(payload=...) instead",
-                schema_name,
+            message = (
+                "a %r span was already started, by its start() or by that of a child, or reported "
+                "because it was open for report_after seconds: its later payload is not recorded. "
+                "Give it to span(payload=...) instead"
             )
+            log(logger, logging.WARNING, message, schema_name)

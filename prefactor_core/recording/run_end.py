@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec import UNSET, Raw, UnsetType
 
@@ -16,8 +16,11 @@ from prefactor_core.models import AgentInstance
 from prefactor_core.models.clock import to_nanoseconds
 from prefactor_core.models.lifecycle import Outcome
 from prefactor_core.payloads.error_description import describe_error
-from prefactor_core.recording.instance_manager import AgentInstanceManager
-from prefactor_core.recording.recorder import Recorder
+
+if TYPE_CHECKING:
+    from prefactor_core.recording.instance_manager import AgentInstanceManager
+    from prefactor_core.recording.recorder import Recorder
+
 
 SLICE: Final = 200
 """The number of spans that are ended before other tasks have a turn."""

@@ -93,6 +93,18 @@ class SpanRecord(Uncopyable):
         """Whether the span was opened, even if it has ended since."""
         return self.serial > 0
 
+    @property
+    def waits_for_result(self) -> bool:
+        """Whether its create must wait for the end: its payload, or that of a pending ancestor, is
+        filled in from a result. The API accepts no payload after the create, and no create before
+        that of the parent."""
+        span: SpanRecord | None = self
+        while span is not None and span.status is SpanStatus.PENDING:
+            if span.from_result:
+                return True
+            span = span.parent
+        return False
+
     def as_model(self) -> Span:
         """The state of this moment, for a caller that looks the span up by its id."""
         return Span(

@@ -27,11 +27,11 @@ from support.harness import Recording, recording
 from prefactor_core import (
     SpanContext,
     SpanContextStack,
-    context_stack,
     current_span,
     open_prefactor_sync,
     traced,
 )
+from prefactor_core.context_stack import entries
 from prefactor_core.span_types import standard_types
 
 Tree = dict[str, str | None]
@@ -60,8 +60,8 @@ def tree(r: Recording) -> Tree:
 def _nothing_is_kept() -> Iterator[None]:
     yield
     gc.collect()
-    assert not context_stack._generators
-    assert not context_stack._by_span
+    assert not entries.span_holders
+    assert not entries.holders_by_span
 
 
 # Spans of the consumer

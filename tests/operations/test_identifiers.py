@@ -6,6 +6,7 @@ import os
 import string
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from typing import Any
@@ -126,17 +127,47 @@ def test_a_partition_out_of_bounds_is_refused(partition: int) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_a_forked_child_makes_other_ids_than_its_parent() -> None:
+def test_no_fork_repeats_an_id_of_its_parent_or_of_another() -> None:
+    """Random numbers are drawn in advance: a fork has those of its parent."""
     program = """
 import os
 from prefactor_core.operations.identifiers import generate
-generate(0)
+
+def write(count):
+    os.write(1, b"".join(generate(0, 0).encode() + b"\\n" for _ in range(count)))
+
+write(10)
 os.fork()
-os.write(1, generate(0, 0).encode() + b"\\n")
+os.fork()
+for _ in range(6):
+    write(100)  # so little that it is written at once
 """
-    run = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, check=True, timeout=60
+    )
     ids = run.stdout.split()
-    assert len(ids) == len(set(ids)) == 2
+    assert len(ids) == len(set(ids)) == 10 + 4 * 600
+
+
+def test_threads_that_make_ids_at_once_make_no_two_equal_ones() -> None:
+    each, made = 30_000, list[list[str]]()
+    all_there = threading.Barrier(4)
+
+    def make() -> None:
+        all_there.wait(20)
+        made.append([generate(0, 0) for _ in range(each)])
+
+    threads = [threading.Thread(target=make) for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        sys.setswitchinterval(interval)
+    assert len({one for ids in made for one in ids}) == 4 * each
 
 
 @for_each("step", ["create", "start", "finish"])

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+import anyio
 import pytest
 from support.harness import AGENT, Recording, recording
 
@@ -218,6 +219,39 @@ async def test_a_step_that_is_interrupted_anywhere_leaves_nothing_half_recorded(
     check(r)
     after = [span for span in r.run.spans.values() if span.name == "agent:tool"]
     assert len(after) == places - 1
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
+async def test_a_step_that_is_reported_at_once_is_interrupted_anywhere(
+    step: Callable[[AgentInstanceHandle], None],
+) -> None:
+    def agent() -> None:
+        at = 1
+        while interrupted(lambda: step(r.instance), at):
+            record_after(r.instance)
+            at += 1
+
+    async with recording(queue={"report_after": 0}) as r:
+        a_block(r.instance)
+        copy_context().run(agent)
+    check(r)
+
+
+@pytest.mark.virtual_time
+async def test_spans_are_reported_after_an_opening_that_was_interrupted_anywhere() -> None:
+    async with recording(queue={"report_after": 0.004, "batch_window": 0}) as r:
+        a_block(r.instance)
+        at, goes_on = 1, True
+        while goes_on:
+            await anyio.sleep(0.02)  # what reports long spans sleeps now
+            goes_on = copy_context().run(interrupted, lambda: a_block(r.instance), at)
+            with r.instance.span("agent:tool"):
+                accepted = r.client.statistics().accepted
+                await anyio.sleep(0.02)
+                assert r.client.statistics().accepted > accepted
+            at += 1
+    assert at > 50
+    check(r)
 
 
 async def test_a_step_interrupted_anywhere_in_a_thread_leaves_nothing_half_recorded() -> None:
