@@ -131,13 +131,17 @@ class EventLoop:
                 return
             self._stepping = True
             try:
-                while self._steps:
-                    self._steps.popleft()()
+                self._take_steps()
                 function(*args)
-                while self._steps:
-                    self._steps.popleft()()
+                self._take_steps()
             finally:
                 self._stepping = False
+
+    def _take_steps(self) -> None:
+        while self._steps:
+            self._steps[0]()
+            # Only now: if that was interrupted, the next step does it. Doing it twice is no harm.
+            self._steps.popleft()
 
     async def in_turns(self, slices: Iterator[None]) -> None:
         """Exhaust ``slices``, and give other tasks a turn after each.

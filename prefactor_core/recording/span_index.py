@@ -50,11 +50,10 @@ class SpanIndex:
                 return span
         # or, where it makes the ids, by another id: each run knows those of its spans.
         if not self._identities.given_ids:
-            for of_run in list(self.by_run.values()):
-                one = next(iter(of_run.values()), None)  # another thread may have ended the last
-                recorded_id = None if one is None else one.run.recorded_span_id(span_id)
+            for instance_id in list(self.by_run):
+                recorded_id = self._identities.of(instance_id).recorded_span_id(span_id)
                 if recorded_id is not None:
-                    return of_run.get(recorded_id)
+                    return self.spans.get(recorded_id)
         return None
 
     def last(self, instance_id: str | None, most: int | None = None) -> Sequence[SpanRecord]:
@@ -63,7 +62,8 @@ class SpanIndex:
         spans = self.spans
         if instance_id is not None:
             spans = self.by_run.get(self._identities.of(instance_id).recorded_id, {})
-        return [spans[key] for key in islice(reversed(spans), most)]
+        # Without a loop in Python, in which a finaliser may open or end a span.
+        return list(islice(reversed(spans.values()), most))
 
     def count(self, instance_id: str | None) -> int:
         """How many spans of an instance (None: of all) are open."""
