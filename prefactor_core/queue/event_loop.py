@@ -131,17 +131,16 @@ class EventLoop:
                 return
             self._stepping = True
             try:
-                self._take_steps()
+                while self._steps:
+                    self._steps[0]()
+                    # Only now: an interruption must not lose it, and twice does no harm.
+                    self._steps.popleft()
                 function(*args)
-                self._take_steps()
+                while self._steps:
+                    self._steps[0]()
+                    self._steps.popleft()
             finally:
                 self._stepping = False
-
-    def _take_steps(self) -> None:
-        while self._steps:
-            self._steps[0]()
-            # Only now: if that was interrupted, the next step does it. Doing it twice is no harm.
-            self._steps.popleft()
 
     async def in_turns(self, slices: Iterator[None]) -> None:
         """Exhaust ``slices``, and give other tasks a turn after each.

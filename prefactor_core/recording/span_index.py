@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 
 from prefactor_core.export.identity import Identities
 from prefactor_core.operations import identifiers
@@ -11,7 +10,7 @@ from prefactor_core.recording.span_record import SpanRecord
 
 
 class SpanIndex:
-    """Finds open spans; no look takes longer the more spans are open.
+    """Finds open spans; to find one takes no longer the more spans are open.
 
     ``counters`` is told which payloads they hold. Whoever adds or removes one, or asks for several,
     holds the lock of recording. ``spans``: by the ids that they were recorded with.
@@ -62,8 +61,10 @@ class SpanIndex:
         spans = self.spans
         if instance_id is not None:
             spans = self.by_run.get(self._identities.of(instance_id).recorded_id, {})
-        # Without a loop in Python, in which a finaliser may open or end a span.
-        return list(islice(reversed(spans.values()), most))
+        # All of them, by one call: before another one, a finaliser may open or end a span.
+        found = list(spans.values())
+        found.reverse()
+        return found[:most]
 
     def count(self, instance_id: str | None) -> int:
         """How many spans of an instance (None: of all) are open."""
