@@ -190,21 +190,19 @@ class Recorder(Uncopyable):
                 span.created_at = clock.last = now
                 if not run.registered or run.id != run.recorded_id:
                     index.may_get_another_id(span)
-                if run.recorded_id not in index.by_run:
-                    index.by_run[run.recorded_id] = {}
-                of_run = index.by_run[run.recorded_id]
-                serial = index.opened + 1
-                # Open from here on. One statement without a call: nothing can interrupt it.
-                (
-                    index.opened,
-                    index.spans[span_id],
-                    index.unreported[span_id],
-                    of_run[span_id],
-                    span.serial,
-                    span.captured,
-                    span.held,
-                    counters.open_bytes,
-                ) = serial, span, span, span, serial, captured, held, counters.open_bytes + held
+                of_run: dict[str, SpanRecord] = {}
+                # From here on there is no call and no new container, so that neither an exception
+                # nor a finaliser comes in between.
+                if run.recorded_id in index.by_run:
+                    of_run = index.by_run[run.recorded_id]
+                else:
+                    index.by_run[run.recorded_id] = of_run
+                index.opened += 1
+                index.spans[span_id] = index.unreported[span_id] = of_run[span_id] = span
+                span.serial = index.opened
+                span.captured = captured
+                span.held = held
+                counters.open_bytes += held
             if self.reporter is not None:
                 self.wake_reporter()
             if self.reports_at_once and not span.waits_for_result:
