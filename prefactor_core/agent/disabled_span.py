@@ -101,4 +101,4 @@ class DisabledSpan(SpanContext[Any]):
         self._outer = None
 
     def __repr__(self) -> str:
-        return "<SpanContext, switched off>"
+        return "<SpanContext disabled>"

@@ -18,7 +18,7 @@ from prefactor_core.context_stack.generator_frames import (
     GENERATOR,
     holder_of,
 )
-from prefactor_core.exceptions import PrefactorCoreError
+from prefactor_core.exceptions import PrefactorCoreError, PrefactorValueError
 from prefactor_core.exceptions.checks import to_time
 from prefactor_core.exceptions.outcome import outcome_of
 from prefactor_core.export.identity import RunIdentity
@@ -111,7 +111,7 @@ class SpanContext(SpanRecord, Generic[Result]):
         was_open = self.serial
         try:
             if not was_open:
-                self.recorder.open(self)
+                self.recorder.open(self, detached=self.is_detached)
             if self.status in OPEN:
                 self.recorder.start(self, payload, at)
         except BaseException:
@@ -183,7 +183,7 @@ class SpanContext(SpanRecord, Generic[Result]):
         """As :meth:`cancel`, in synchronous code."""
         at = None if timestamp is None else to_time("timestamp", timestamp)
         if not self.serial:
-            self.recorder.open(self)
+            self.recorder.open(self, detached=self.is_detached)
         if self.status in OPEN:
             self.recorder.skip(self, at)
 
@@ -257,13 +257,18 @@ class SpanContext(SpanRecord, Generic[Result]):
     async def __aenter__(self) -> Self:
         if self.recorder.waits_when_full and self._waits_for_slot():
             await self.recorder.buffer.wait_for_slot()
-            self.has_slot = True
+            with self.recorder.event_loop.lock:
+                # Another task or thread may have started it meanwhile.
+                self.has_slot = self.status is SpanStatus.PENDING
+            if not self.has_slot:
+                self.recorder.buffer.release_slot()
             try:
                 return self.__enter__(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
             except BaseException:
                 self._cancel_opening()
-                self.has_slot = False
-                self.recorder.buffer.release_slot()
+                if self.has_slot and self.started_at is None:
+                    self.has_slot = False
+                    self.recorder.buffer.release_slot()
                 raise
         try:
             return self.__enter__(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
@@ -319,10 +324,16 @@ class SpanContext(SpanRecord, Generic[Result]):
 
     def _end(self, outcome: Outcome, result: object, timestamp: datetime | None) -> None:
         at = None if timestamp is None else to_time("timestamp", timestamp)
-        if not self.serial:
-            self.recorder.open(self)
+        was_open = self.serial
+        if not was_open:
+            self.recorder.open(self, detached=self.is_detached)
         if self.status in OPEN:
-            self.recorder.end(self, outcome, result, at)
+            try:
+                self.recorder.end(self, outcome, result, at)
+            except PrefactorValueError:
+                if not was_open:
+                    self._cancel_opening()
+                raise
 
 
 def new_span(

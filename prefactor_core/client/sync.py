@@ -84,7 +84,7 @@ class SyncPrefactorClient(Uncopyable):
     """A client for synchronous code, in any thread: ``with`` in place of ``async with``.
 
     It runs ``core``, a :class:`~prefactor_core.PrefactorCoreClient`, on an event loop in a thread
-    of its own, which ends with the block. (Where everything is switched off, there is no thread.)
+    of its own, which ends with the block. (A disabled client has no thread.)
     Only registering a run, :meth:`flush` and leaving wait for that thread. Spans and runs are the
     same objects as in asynchronous code: use ``with``, ``set_result()`` and the methods whose names
     end in ``_nowait``.
@@ -172,7 +172,7 @@ class SyncPrefactorClient(Uncopyable):
 
 
 def _at_once(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that waits for nothing, as where everything is switched off."""
+    """Run a coroutine that waits for nothing, as those of a disabled client."""
     try:
         coroutine.send(None)
     except StopIteration as done:

@@ -23,8 +23,8 @@ PARTITION_BITS = 30
 MAX_PARTITION = (1 << PARTITION_BITS) - 1
 
 
-# The last 16 characters, which are random, of the next ids. Each is taken by one call, so that no
-# two threads get the same; 257 are drawn at a time, because a call of the system costs much.
+# The last 16 characters, which are random, of the next ids. One call pops each, so that no two
+# threads get the same; 257 are drawn at a time, because a call of the system costs much.
 _randoms: list[str] = []
 _SIXTEEN: Final = re.compile(".{16}")
 # A random byte becomes a random character: 256 is a multiple of 32.
@@ -32,12 +32,12 @@ _TO_CHARACTERS: Final = bytes(ord(_ALPHABET[byte % 32]) for byte in range(256))
 
 
 def _draw_randoms() -> str:
-    """Return one for the caller: other threads may take all others at once."""
+    """Draw random texts, and return one: other threads may take all others at once."""
     characters = os.urandom(257 * 16).translate(_TO_CHARACTERS).decode()
     drawn: list[str] = _SIXTEEN.findall(characters)
-    mine = drawn.pop()
+    own = drawn.pop()
     _randoms.extend(drawn)
-    return mine
+    return own
 
 
 # A forked child must not repeat the ids of its parent.
@@ -114,7 +114,7 @@ def idempotency_key(pfid: str, step: str) -> str:
     """Return the key of a step (``create``, ``start``, ``finish``) in the life of ``pfid``.
 
     It is made of both, so that every attempt sends the same key, also from another process. The
-    API takes keys of 8 to 64 characters.
+    API accepts keys of 8 to 64 characters.
     """
     return f"{pfid}-{step}"
 

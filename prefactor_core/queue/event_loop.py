@@ -130,10 +130,13 @@ class EventLoop:
             self._stepping = True
             try:
                 while self._steps:
-                    self._steps.popleft()()
+                    self._steps[0]()
+                    # Only now: an interruption must not lose it, and twice does no harm.
+                    self._steps.popleft()
                 function(*args)
                 while self._steps:
-                    self._steps.popleft()()
+                    self._steps[0]()
+                    self._steps.popleft()
             finally:
                 self._stepping = False
 

@@ -75,12 +75,12 @@ class LongSpans:
     async def _report(self, last: int) -> None:
         """Report the spans up to the serial ``last``."""
         with self._recorder.event_loop.lock:
-            # A copy: a finaliser may open a span in the middle of the next line.
+            # A copy: a finaliser may open a span during the loop.
             unreported = list(self._index.unreported.values())
         due = takewhile(lambda span: span.serial <= last, unreported)
         waiting = set[SpanRecord]()
         for number, span in enumerate(due, 1):
-            # Parents stand before their children, so that one look at each is enough.
+            # Parents precede their children, so one pass is enough.
             if span.status is _PENDING and (span.from_result or span.parent in waiting):
                 waiting.add(span)
             else:

@@ -53,8 +53,8 @@ class Recorder(Uncopyable):
 
     An exception from outside may interrupt any method anywhere: a signal handler raises, or the
     stack or the memory is exhausted. The step has happened then as a whole, or not at all.
-    A span whose opening was interrupted is never recorded. A span whose end was interrupted is
-    added to ``interrupted``, and the next call ends it.
+    A span whose opening was interrupted is not recorded, or ends as cancelled if its create is. A
+    span whose end was interrupted is added to ``interrupted``, and the next call ends it.
     """
 
     _kind = "the record of a client's open spans in this process"
@@ -190,21 +190,19 @@ class Recorder(Uncopyable):
                 span.created_at = clock.last = now
                 if not run.registered or run.id != run.recorded_id:
                     index.may_get_another_id(span)
-                if run.recorded_id not in index.by_run:
-                    index.by_run[run.recorded_id] = {}
-                of_run = index.by_run[run.recorded_id]
-                serial = index.opened + 1
-                # Open from here on. One statement without a call: nothing can interrupt it.
-                (
-                    index.opened,
-                    index.spans[span_id],
-                    index.unreported[span_id],
-                    of_run[span_id],
-                    span.serial,
-                    span.captured,
-                    span.held,
-                    counters.open_bytes,
-                ) = serial, span, span, span, serial, captured, held, counters.open_bytes + held
+                of_run: dict[str, SpanRecord] = {}
+                # From here on there is no call and no new container, so that neither an exception
+                # nor a finaliser comes in between.
+                if run.recorded_id in index.by_run:
+                    of_run = index.by_run[run.recorded_id]
+                else:
+                    index.by_run[run.recorded_id] = of_run
+                index.opened += 1
+                index.spans[span_id] = index.unreported[span_id] = of_run[span_id] = span
+                span.serial = index.opened
+                span.captured = captured
+                span.held = held
+                counters.open_bytes += held
             if self.reporter is not None:
                 self.wake_reporter()
             if self.reports_at_once and not span.waits_for_result:
@@ -245,10 +243,10 @@ class Recorder(Uncopyable):
 
     def wake_reporter(self) -> None:
         """Wake LongSpans if it sleeps: a span was opened, or the client closes."""
-        with self._lock:  # the reporter sets another one when it is awake
+        with self._lock:  # LongSpans sets another one when it is awake
             if self.reporter is not None:
                 self._loop.run_soon(self.reporter)
-                # Only now: an interruption of the above must not leave it asleep.
+                # Last: if the call was interrupted, the next span wakes it.
                 self.reporter = None
 
     def keep_payload(

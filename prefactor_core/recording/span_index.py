@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 
 from prefactor_core.export.identity import Identities
 from prefactor_core.operations import identifiers
@@ -49,11 +48,10 @@ class SpanIndex:
                 return span
         # or, where the API makes the ids, be another one: each run knows those of its spans.
         if not self._identities.given_ids:
-            for of_run in list(self.by_run.values()):
-                one = next(iter(of_run.values()), None)  # another thread may have ended the last
-                recorded_id = None if one is None else one.run.recorded_span_id(span_id)
+            for instance_id in list(self.by_run):
+                recorded_id = self._identities.of(instance_id).recorded_span_id(span_id)
                 if recorded_id is not None:
-                    return of_run.get(recorded_id)
+                    return self.spans.get(recorded_id)
         return None
 
     def last(self, instance_id: str | None, most: int | None = None) -> Sequence[SpanRecord]:
@@ -62,7 +60,10 @@ class SpanIndex:
         spans = self.spans
         if instance_id is not None:
             spans = self.by_run.get(self._identities.of(instance_id).recorded_id, {})
-        return [spans[key] for key in islice(reversed(spans), most)]
+        # All of them, by one call: before another one, a finaliser may open or end a span.
+        found = list(spans.values())
+        found.reverse()
+        return found[:most]
 
     def count(self, instance_id: str | None) -> int:
         """The number of open spans of an instance (None: of all)."""

@@ -95,8 +95,9 @@ class SpanRecord(Uncopyable):
 
     @property
     def waits_for_result(self) -> bool:
-        """Whether its payload, or that of a span above it, will be filled in from a result. The
-        API takes no payload after the create, and no create before that of the parent."""
+        """Whether its create must wait for the end: its payload, or that of a pending ancestor, is
+        filled in from a result. The API accepts no payload after the create, and no create before
+        that of the parent."""
         span: SpanRecord | None = self
         while span is not None and span.status is SpanStatus.PENDING:
             if span.from_result:

@@ -168,10 +168,15 @@ class SpanSteps:
                 span.has_slot,
             ):
                 self._drop(span, new_status, started_at, finished_at)
-        # _release(), without the call.
-        span.captured, counters.open_bytes, span.held = EMPTY, counters.open_bytes - span.held, 0
         if span.recorded_id in self._index.unreported:
+            # As _release() does it, without its call.
+            span.captured, counters.open_bytes, span.held = (
+                EMPTY,
+                counters.open_bytes - span.held,
+                0,
+            )
             del self._index.unreported[span.recorded_id]
+        # Else it is an ancestor that another client opened. That counts its payload, to its end.
 
     def _release(self, span: SpanRecord) -> None:
         """Stop counting the payload as that of an open span."""

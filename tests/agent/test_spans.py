@@ -454,3 +454,49 @@ async def test_a_span_that_begins_after_its_run_is_dropped_and_counted(
     assert not api.app.refusals
     warned = [record for record in caplog.records if "(run_ended)" in record.getMessage()]
     assert len(warned) == 1
+
+
+@pytest.mark.parametrize("step", ["start", "entered"])
+async def test_a_detached_span_is_not_the_innermost_however_it_is_opened(step: str) -> None:
+    async with recording() as r:
+        span = r.instance.span("agent:run").detached()
+        if step == "start":
+            await span.start()
+        else:
+            await span.__aenter__()
+        assert SpanContextStack.is_empty()
+        with r.instance.span("agent:tool"):
+            pass
+        await span.complete()
+    assert [root.name for root in r.run.roots] == ["agent:run", "agent:tool"]
+
+
+async def test_an_end_that_is_refused_opens_no_span() -> None:
+    """Else the span would stay open, as the parent of all that follows."""
+    async with recording() as r:
+        for end in ("complete", "fail"):
+            span = r.instance.span("agent:llm", payload={"prompt": "x"})
+            with pytest.raises(PrefactorValueError, match="before the start"):
+                await getattr(span, end)(timestamp=datetime(2020, 1, 1, tzinfo=UTC))
+            assert not span.is_open
+        with r.instance.span("agent:tool"):
+            pass
+        assert r.client.statistics().open_bytes == 0
+    assert r.run.shape == ("complete", [("agent:tool", "complete", [])])
+
+
+async def test_each_client_counts_the_payloads_of_the_spans_that_were_opened_through_it() -> None:
+    """Also where a client records the parent of its span that another one has opened."""
+    async with recording() as r:
+        async with open_prefactor(make_config(), asgi_app=r.api) as other:
+            with r.instance.span("agent:run", payload={"prompt": "x" * 1_000}):
+                with other.span(r.instance.id, "agent:llm") as span:
+                    span.start_nowait()
+                    assert other.statistics().open_bytes == 0
+                    assert r.client.statistics().open_bytes > 1_000
+                await other.flush()
+        assert r.client.statistics().open_bytes == 0
+    assert r.run.shape == (
+        "complete",
+        [("agent:run", "complete", [("agent:llm", "complete", [])])],
+    )

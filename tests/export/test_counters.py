@@ -44,7 +44,7 @@ class Item(Struct, eq=False):
     count: int = 1
 
 
-class Ledgers(RuleBasedStateMachine):
+class CountersMachine(RuleBasedStateMachine):
     """What happens to operations, as the workers tell it, against plain sums."""
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ class Ledgers(RuleBasedStateMachine):
 
 def test_the_balance_is_even_for_any_fate_of_operations() -> None:
     run_state_machine_as_test(
-        Ledgers, settings=settings(max_examples=examples(100), stateful_step_count=40)
+        CountersMachine, settings=settings(max_examples=examples(100), stateful_step_count=40)
     )
 
 

@@ -1,4 +1,4 @@
-"""Verdicts: what each answer of the API, or the want of one, means for an operation."""
+"""Failure kinds: what each answer of the API, or the want of one, means for an operation."""
 
 from __future__ import annotations
 

@@ -5,27 +5,20 @@ A signal handler may raise between any two calls; where the stack ends, any call
 
 from __future__ import annotations
 
-import dis
-import gc
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from contextvars import copy_context
-from functools import cache
-from pathlib import Path
-from types import CodeType, FrameType
-from typing import Any
 
 import anyio
 import pytest
 from support.harness import AGENT, Recording, recording
+from support.interruptions import in_the_middle
 
-import prefactor_core
 from prefactor_core import AgentInstanceHandle, SpanContextStack, SpanNotFoundError
 from prefactor_core.local import LocalPrefactor
 
-PACKAGE = str(Path(prefactor_core.__file__).parent)
 PAYLOAD = {"prompt": "what is it?", "tags": ["a", "b"]}
 RESULT = {"answer": "it is that"}
 
@@ -34,60 +27,8 @@ class Alarm(BaseException):
     """What a signal handler raises."""
 
 
-@cache
-def _after_calls(code: CodeType) -> frozenset[int]:
-    """What is done next after a call, or a jump back."""
-    found: set[int] = set()
-    called = False
-    for instruction in dis.get_instructions(code):
-        if called:
-            found.add(instruction.offset)
-        called = instruction.opname.startswith(("CALL", "JUMP_BACKWARD"))
-    return frozenset(found)
-
-
-@contextmanager
-def alarm(at: int) -> Iterator[None]:
-    """Raise :class:`Alarm` at the place of this number, in code of the package.
-
-    The places are those where CPython looks whether a signal has come: where a function begins,
-    after the call of one that is written in C, and at a jump back.
-    """
-    left = at
-    has_called: set[FrameType | None] = set()
-
-    def arrive() -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            raise Alarm
-
-    def in_frame(frame: FrameType, event: str, argument: object) -> Any:
-        if event == "opcode" and frame.f_lasti in _after_calls(frame.f_code):
-            if frame not in has_called:
-                arrive()
-            has_called.discard(frame)
-        return in_frame
-
-    def on_call(frame: FrameType, event: str, argument: object) -> Any:
-        has_called.add(frame.f_back)
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
-        # Python itself cannot say whether it has entered a block or left it then.
-        if frame.f_code.co_qualname not in ("SpanContext.__exit__", "SpanContext.__aexit__"):
-            arrive()
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        return in_frame
-
-    before = sys.gettrace()
-    # A finaliser that is interrupted raises nothing to anybody, and closes nothing.
-    gc.disable()
-    sys.settrace(on_call)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
-        gc.enable()
+def sound() -> None:
+    raise Alarm
 
 
 # Steps: what an agent does. What it ends by hand it ends again if that is interrupted.
@@ -174,7 +115,7 @@ STEPS = [
 def interrupted(step: Callable[[], object], at: int) -> bool:
     """Whether the alarm came; what else may come of it is that the agent goes on."""
     try:
-        with alarm(at):
+        with in_the_middle(at, sound):
             step()
     except Alarm:
         return True

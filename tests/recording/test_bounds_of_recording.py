@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import sys
+import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextvars import copy_context
@@ -11,8 +13,13 @@ from typing import Any
 import anyio
 import pytest
 from support.harness import AGENT, make_config, open_faulty_api, recording, stored_run
+from support.interruptions import in_the_middle
 
-from prefactor_core import open_prefactor, redact_keys, traced
+from prefactor_core import AgentInstanceHandle, SpanContext, open_prefactor, redact_keys, traced
+from prefactor_core.export.identity import Identities
+from prefactor_core.operations.identifiers import generate
+from prefactor_core.recording.span_index import SpanIndex
+from prefactor_core.recording.span_record import SpanRecord
 
 BIG = {"text": "x" * 100_000}
 
@@ -151,3 +158,93 @@ async def test_items_take_at_most_the_bytes_of_one_payload_and_the_rest_is_count
         assert text.endswith("characters truncated]")
     else:  # nothing is cut before redact= has seen it
         assert result == {"items": [], "items_left_out": 1}
+
+
+@pytest.mark.virtual_time
+async def test_a_span_that_others_start_while_it_waits_for_its_place_takes_none() -> None:
+    """Else each such span would make the buffer smaller, until nothing had a place in it."""
+    queue = {"when_full": "wait", "max_pending_operations": 4, "batch_window": 0.0}
+    async with open_faulty_api() as api:
+        async with (
+            open_prefactor(make_config(queue=queue), asgi_app=api) as client,
+            client.agent_instance(**AGENT) as run,
+        ):
+            for _ in range(5):
+                await client.flush()
+                api.away = True
+                for _ in range(4):
+                    run.span("agent:tool").complete_nowait()
+                assert client.statistics().pending == 4
+                span = run.span("agent:run").detached()
+
+                async def enter(span: SpanContext[Any] = span) -> None:
+                    async with span:
+                        pass
+
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(enter)
+                    await anyio.sleep(0.1)
+                    span.start_nowait()  # it cannot wait, and is dropped
+                    api.away = False
+            with anyio.fail_after(60):
+                async with run.span("agent:llm"):
+                    pass
+        assert client.statistics().dropped == {"full": 5}
+        assert "agent:llm" in {span.name for span in (await stored_run(api)).spans.values()}
+
+
+def test_a_span_is_found_by_the_id_of_the_api_while_other_threads_open_and_end_spans() -> None:
+    identities = Identities()
+    identities.given_ids = False
+    run = identities.add(generate(0))
+    index = SpanIndex(identities)
+    wanted = SpanRecord(run, generate(0), "agent:llm")
+    of_run = index.by_run[run.recorded_id] = {}
+    index.spans[wanted.recorded_id] = of_run[wanted.recorded_id] = wanted
+    api_id = generate(0)
+    run.span_made(wanted.recorded_id, api_id)
+    over = threading.Event()
+
+    def come_and_go() -> None:
+        while not over.is_set():
+            other = SpanRecord(run, generate(0), "agent:tool")
+            of_run[other.recorded_id] = other
+            over.is_set()  # a call: here the other thread may have its turn
+            del of_run[other.recorded_id]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(20_000):
+            assert index.find(api_id) is wanted
+    finally:
+        over.set()
+        sys.setswitchinterval(interval)
+        thread.join(20)
+
+
+async def test_a_finaliser_that_opens_a_span_in_the_middle_of_the_end_of_a_run_is_no_harm() -> None:
+    """Wherever in it that is: while it looks for the open spans, say."""
+    opened = list[SpanContext[Any]]()
+
+    def open_another(run: AgentInstanceHandle) -> None:
+        opened.append(run.span("agent:llm", payload=BIG).detached().__enter__())
+
+    with anyio.fail_after(20):
+        async with open_faulty_api() as api, open_prefactor(make_config(), asgi_app=api) as client:
+            places = 0
+            while len(opened) == places:
+                places += 1
+                run = await client.create_agent_instance(**AGENT)
+                for _ in range(3):
+                    run.span("agent:tool").detached().__enter__()
+                with in_the_middle(places, lambda run=run: open_another(run)):
+                    run.finish_nowait()
+            for span in opened:
+                span.complete_nowait()
+            assert client.statistics().open_bytes == 0
+        assert places > 50
+    assert client.statistics().pending == 0
+    assert set(client.statistics().dropped) <= {"run_ended"}
