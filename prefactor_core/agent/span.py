@@ -93,8 +93,7 @@ class SpanContext(SpanRecord, Generic[Result]):
     ) -> None:
         """Start the work, now or at ``started_at``, with ``payload`` as its parameters.
 
-        Ancestors that have not started are started first, with the times of their entering. A
-        second call does nothing.
+        Starts its ancestors first, with the times of their entering. A second call does nothing.
         """
         self.start_nowait(payload, started_at=started_at)
         if self.recorder.event_loop.is_turn_due():
@@ -192,14 +191,12 @@ class SpanContext(SpanRecord, Generic[Result]):
         await self.complete(timestamp=timestamp)
 
     def detached(self) -> Self:
-        """Return the same span, which will not be the innermost one in its block: spans that are
-        opened there do not become its children, and :func:`~prefactor_core.current_span` does not
-        return it.
+        """Return the same span, which will not be the innermost one in its block: spans opened
+        there do not become its children, and :func:`~prefactor_core.current_span` ignores it.
 
         ``with instance.span("agent:llm").detached() as span:``; children name it with
         ``parent_span_id=span.id``. For generators whose spans cannot be distinguished from those of
-        their consumers: see ``examples/streaming_generators.py``. Call it before the span is
-        entered.
+        their consumers: ``examples/streaming_generators.py``. Call it before the span is entered.
         """
         self.is_detached = True
         return self
