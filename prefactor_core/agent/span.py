@@ -251,19 +251,13 @@ class SpanContext(SpanRecord, Generic[Result]):
 
     async def __aenter__(self) -> Self:
         if self.recorder.waits_when_full and self._waits_for_place():
-            await self.recorder.buffer.wait_for_place()
-            with self.recorder.event_loop.lock:
-                # Another task or thread may have started it meanwhile.
-                self.has_place = self.status is SpanStatus.PENDING
-            if not self.has_place:
-                self.recorder.buffer.give_place_back()
             try:
+                await self.recorder.buffer.wait_for_place(self)
                 return self.__enter__(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
             except BaseException:
                 self._let_go()
-                if self.has_place and self.started_at is None:
-                    self.has_place = False
-                    self.recorder.buffer.give_place_back()
+                if self.started_at is None:  # else it was recorded in its place
+                    self.recorder.buffer.give_place_back(self)
                 raise
         try:
             return self.__enter__(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]

@@ -15,6 +15,7 @@ from prefactor_core.export.batch import without_payload
 from prefactor_core.export.counters import Counters
 from prefactor_core.export.loss_report import LossReport
 from prefactor_core.export.worker_queue import WorkerQueue
+from prefactor_core.models.lifecycle import SpanStatus
 from prefactor_core.operations import (
     CreateSpan,
     FinishSpan,
@@ -35,6 +36,13 @@ class Recorded(Protocol):
     status: Any
     started_at: Any
     finished_at: Any
+
+
+class Waiting(Protocol):
+    """A span that waits for its place in a full buffer, or has it."""
+
+    status: SpanStatus
+    has_place: bool
 
 
 class Buffer:
@@ -221,23 +229,32 @@ class Buffer:
         with self.event_loop.lock:
             self._counters.accept(operation)
 
-    async def wait_for_place(self) -> None:
-        """Return when a new span may come in; its place is kept until it is recorded."""
+    async def wait_for_place(self, span: Waiting | None = None) -> None:
+        """Return when the span, or quality, may come in, and keep its place until it is recorded.
+        Nothing for a span that another task or thread has started meanwhile."""
         with self.skip_batch_window():
-            while not self._take_place():
+            while not self._take_place(span):
                 await self._wait_for_completion()
 
-    def _take_place(self) -> bool:
+    def _take_place(self, span: Waiting | None) -> bool:
         with self.event_loop.lock:
+            if span is not None and span.status is not SpanStatus.PENDING:
+                return True
             if self.full and not self.closed:
                 return False
+            # No call from here on: an exception from outside comes before both or after.
             self._places += 1
+            if span is not None:
+                span.has_place = True
             return True
 
-    def give_place_back(self) -> None:
-        """A place that was waited for is taken now, or not needed."""
+    def give_place_back(self, span: Waiting) -> None:
+        """The span does not need its place, if it has one."""
         with self.event_loop.lock:
+            if not span.has_place:
+                return
             self._places -= 1
+            span.has_place = False
         self._place_is_free()
 
     def _place_is_free(self) -> None:
@@ -278,8 +295,8 @@ class Buffer:
     def skip_batch_window(self) -> Generator[None]:
         """While a task waits for a completion in this block, workers skip the batch window."""
         self.waiters += 1
-        self.wake()
         try:
+            self.wake()
             yield
         finally:
             self.waiters -= 1

@@ -125,14 +125,11 @@ class SpanSteps:
             # The parent hangs on one that was recorded: so does this span.
             span.parent_span_id = span.parent.parent_span_id
         if span.unrecorded:
-            if span.has_place:
-                self._buffer.give_place_back()
-                span.has_place = False
+            self._buffer.give_place_back(span)
             span.status, span.started_at, span.finished_at = new_status, started_at, finished_at
         elif span.late or span.run.termination.over:
             # The finish of a run is the last that the API takes of it.
-            if span.has_place:
-                self._buffer.give_place_back()
+            self._buffer.give_place_back(span)
             self._buffer.turn_away("run_ended")
             self._drop(span, new_status, started_at, finished_at)
         else:
