@@ -83,7 +83,7 @@ async def test_an_empty_question_is_recorded_as_a_failure(prefactor: Recording) 
     assert failed.result["error"]["type"] == "ValueError"
 
 
-def test_it_stops_when_it_is_told_to(prefactor: Recording) -> None:
+def test_it_stops_when_the_run_is_terminated(prefactor: Recording) -> None:
     """Without a plugin: a synchronous test runs its own event loop."""
 
     async def stopped(client: PrefactorCoreClient) -> None:

@@ -25,7 +25,7 @@ which data it touches; what you leave out is ``unknown``.
 
 All types of a registry form one schema version. Its identifier is a hash of the content, and the
 docstrings of the classes are part of it: the same types are the same version in every run.
-Without a registry, each run needs ``agent_schema_version=``, a mapping as the API takes it.
+Without a registry, each run needs ``agent_schema_version=``, a mapping as the API accepts it.
 
 Prefactor stores a payload that does not fit its schema, and flags it. In development,
 ``check_payloads="warn"`` logs misfits and span types that are not registered; ``"raise"`` raises

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Iterator
 
 import pytest
-from support.for_each import for_each
+from support.cases import for_each
 from support.harness import AGENT, make_config, recording
 
 import prefactor_core
@@ -250,24 +250,24 @@ def test_an_error_that_another_process_hands_on_says_the_same() -> None:
 
 
 @pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, pickle.dumps])
-async def test_what_lives_in_one_process_says_so_to_who_copies_or_pickles_it(
+async def test_a_copy_or_pickle_of_an_object_of_one_process_is_a_clear_error(
     way: Callable[[object], object],
 ) -> None:
     async with recording() as r:
-        live = {
+        uncopyable = {
             "AgentInstanceHandle is a run": r.instance,
             "AgentInstanceScope is the scope": r.client.agent_instance(**AGENT),
             "PrefactorCoreClient is a client": r.client,
             "SpanContext is a span": r.instance.span("agent:llm"),
             "DisabledSpan is a span": DisabledSpan(r.client.span_manager.recorder),
-            "SpanManager is what": r.client.span_manager,
-            "AgentInstanceManager is what": r.client.instance_manager,
+            "SpanManager is the record": r.client.span_manager,
+            "AgentInstanceManager is the record": r.client.instance_manager,
             "SyncPrefactorClient is a client": SyncPrefactorClient(open_prefactor(make_config())),
         }
-        for words, value in live.items():
+        for words, value in uncopyable.items():
             for held in (value, {"state": [value]}):
                 if way is not copy.copy or held is value:
                     with pytest.raises(TypeError, match=words) as caught:
                         way(held)
                     assert isinstance(caught.value, PrefactorTypeError)
-                    assert "hand on the object itself" in str(caught.value)
+                    assert "pass on the object itself" in str(caught.value)

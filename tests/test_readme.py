@@ -121,17 +121,17 @@ WITHOUT_EFFECT = {"initial_retry_delay", "default_idempotency_key"}
 
 
 def test_the_table_of_options_has_all_of_them_with_their_defaults() -> None:
-    told: dict[str, dict[str, str | None]] = {"`PrefactorCoreConfig`": {}}
-    options = told["`PrefactorCoreConfig`"]
+    documented: dict[str, dict[str, str | None]] = {"`PrefactorCoreConfig`": {}}
+    options = documented["`PrefactorCoreConfig`"]
     for name, default, _ in cells_of("`PrefactorCoreConfig`"):
         if name.startswith("**"):
-            options = told[name.strip("*")] = {}
+            options = documented[name.strip("*")] = {}
             continue
         names, defaults = quoted(name), quoted(default)
         assert len(defaults) in (0, len(names)), name
         options.update(zip(names, defaults or [None] * len(names), strict=True))
     for config in (PrefactorCoreConfig, QueueConfig, HttpClientConfig):
-        listed = told[f"`{config.__name__}`"]
+        listed = documented[f"`{config.__name__}`"]
         assert set(listed) == {field.name for field in fields(config)} - WITHOUT_EFFECT
         for field in fields(config):
             shown = listed.get(field.name)
@@ -151,15 +151,15 @@ def test_the_table_of_the_standard_types_has_all_their_fields() -> None:
         cls: type[Struct] = getattr(span_types, name)
         return {field.name for field in fields(cls)} - filled_in
 
-    told = set[str]()
+    documented = set[str]()
     for names, payload, result in cells_of("class and span type"):
         cls, span_type = quoted(names)
-        told.add(span_type)
+        documented.add(span_type)
         assert set(quoted(payload)) == names_of(cls)
         if result:
             result_cls, *result_fields = quoted(result)
             assert set(result_fields) == names_of(result_cls)
-    assert told == registered
+    assert documented == registered
 
 
 def test_every_link_leads_to_a_file() -> None:

@@ -1,5 +1,6 @@
-"""What an agent holds in its hands: a run, a span, ``@traced``.
+"""The objects of an agent: its run, its spans, ``@traced``.
 
-Calls of the agent come in; they go on to :mod:`prefactor_core.recording`. Read ``span_context``
-first.
+Calls of the agent come in, synchronous or awaited, in any thread. They go on to
+:mod:`prefactor_core.recording`, and no error of the API comes back. Read ``span`` first, then
+``instance`` (a run), ``scope`` (``async with client.agent_instance(...)``) and ``traced``.
 """

@@ -1,4 +1,4 @@
-"""Leave a cancel scope by hand, where no ``with`` block can stand."""
+"""Leave a cancel scope without a ``with`` block."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import anyio
 
 
 def leave_scope(scope: anyio.CancelScope, error: BaseException | None) -> BaseException | None:
-    """Leave ``scope``, whose body ended with ``error``; gives the exception that is still raised.
+    """Leave ``scope``, whose body ended with ``error``; return the exception that remains.
 
-    That is ``error`` itself, unless the scope was cancelled: then the cancellation ends here, and
+    That is ``error`` itself, unless the scope was cancelled. Then the cancellation ends here, and
     only the other errors of a group remain.
     """
     if error is None:

@@ -1,4 +1,4 @@
-"""DisabledSpan: what stands for a span where everything is switched off."""
+"""DisabledSpan: the span of a disabled client."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import datetime
 from types import FrameType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio.lowlevel
 
 from prefactor_core.agent.span import SpanContext
 from prefactor_core.operations.identifiers import generate
-from prefactor_core.recording.recorder import Recorder
 from prefactor_core.schema_registry.type_schema import Fields
 
-# The disabled span that was entered last in this context and has not been left.
+if TYPE_CHECKING:
+    from prefactor_core.recording.recorder import Recorder
+
+
+# The innermost disabled span that was entered in this context and has not been left.
 _disabled: ContextVar[DisabledSpan | None] = ContextVar("prefactor_core_disabled", default=None)
 
 
 class DisabledSpan(SpanContext[Any]):
-    """A span where everything is switched off: all its calls work, and do nothing."""
+    """The span of a disabled client: all its methods work, and record nothing."""
 
     _outer: DisabledSpan | None
 
@@ -30,21 +33,21 @@ class DisabledSpan(SpanContext[Any]):
 
     @staticmethod
     def innermost() -> DisabledSpan | None:
-        """The innermost one of this context."""
+        """The innermost disabled span of this context; None without one."""
         return _disabled.get()
 
     def detached(self) -> Self:
-        """This one: it has no children anyway."""
+        """The same span: it has no children in any case."""
         return self
 
     @property
     def is_open(self) -> bool:
-        """Never: nothing is recorded of it."""
+        """False: nothing of it is recorded."""
         return False
 
     @property
     def id(self) -> str:
-        """A PFID that nobody knows."""
+        """A PFID of its own, unknown to the API."""
         try:
             return self.recorded_id
         except AttributeError:
@@ -83,12 +86,12 @@ class DisabledSpan(SpanContext[Any]):
         return self
 
     def __exit__(self, *error: object) -> None:
-        # Tasks that were started inside refer to this one still, but to none around it.
+        # Tasks that were started inside still refer to this span, but not to those around it.
         _disabled.set(self._outer)
         self._outer = None
 
     async def __aenter__(self) -> Self:
-        # As above, and without its call: tenths of a microsecond count here.
+        # __enter__(), without the call: tenths of a microsecond count here.
         self._outer = _disabled.get()
         _disabled.set(self)
         return self
@@ -98,4 +101,4 @@ class DisabledSpan(SpanContext[Any]):
         self._outer = None
 
     def __repr__(self) -> str:
-        return "<SpanContext, switched off>"
+        return "<SpanContext disabled>"

@@ -1,11 +1,11 @@
-"""AgentInstanceHandle: one run of an agent, in the agent's hands; and what is current."""
+"""AgentInstanceHandle: one run of an agent; and the current run and span of a context."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Any, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 import anyio
 import anyio.lowlevel
@@ -18,48 +18,53 @@ from prefactor_core.exceptions import (
     PrefactorTerminatedError,
 )
 from prefactor_core.exceptions.checks import to_time
-from prefactor_core.exceptions.live import Live
+from prefactor_core.exceptions.uncopyable import Uncopyable
 from prefactor_core.models.lifecycle import InstanceStatus, Outcome
-from prefactor_core.recording.instance_manager import AgentInstanceManager
-from prefactor_core.recording.quality import QualityManager
 from prefactor_core.recording.run_end import finish_run, finish_run_in_slices
-from prefactor_core.recording.span_manager import SpanManager
 from prefactor_core.schema_registry.type_schema import Fields, SpanParams
 from prefactor_core.schema_registry.typed_span import TypedStep
+
+if TYPE_CHECKING:
+    from prefactor_core.recording.instance_manager import AgentInstanceManager
+    from prefactor_core.recording.quality import QualityManager
+    from prefactor_core.recording.span_manager import SpanManager
+
 
 Result = TypeVar("Result")
 
 
 class Client(Protocol):
-    """What a run needs of its client."""
+    """The client of a run: its managers."""
 
     @property
     def instance_manager(self) -> AgentInstanceManager:
-        """The open runs."""
+        """Registers, starts and finishes runs."""
         ...
 
     @property
     def span_manager(self) -> SpanManager:
-        """The open spans."""
+        """Opens, starts and ends spans by their ids."""
         ...
 
     @property
     def quality_manager(self) -> QualityManager:
-        """The records of quality."""
+        """Records quality payloads."""
         ...
 
 
-# The runs of this context, innermost last; those that have ended are passed over.
-_runs: ContextVar[tuple[AgentInstanceHandle, ...]] = ContextVar("prefactor_core_runs", default=())
+context_runs: ContextVar[tuple[AgentInstanceHandle, ...]] = ContextVar(
+    "prefactor_core_runs", default=()
+)
+"""The runs of this context, innermost last: those that were started in it, and those whose scopes
+were entered in it."""
 
 
 def current_instance() -> AgentInstanceHandle | None:
     """The innermost run that was started in this context and has not ended.
 
-    Where there is none, in a thread of your own say, it is the run of the innermost open span.
-    None if there is neither.
+    Without one, in a thread of your own say, the run of the innermost open span; None without that.
     """
-    for instance in reversed(_runs.get()):
+    for instance in reversed(context_runs.get()):
         if not instance.ended:
             return instance
     span = _innermost_span()
@@ -69,10 +74,9 @@ def current_instance() -> AgentInstanceHandle | None:
 
 
 def current_span() -> SpanContext[Mapping[str, object] | Fields] | None:
-    """The innermost open span of this context, whichever its run; None if there is none.
+    """The innermost open span of this context, of any run; None without one.
 
-    Where everything is switched off, it is a span that records nothing; one that a client beside
-    it records goes before it.
+    With a disabled client it is a span that records nothing, unless another client records one.
     """
     span = _innermost_span()
     if span is None:
@@ -101,54 +105,58 @@ def traced(
 
     ``@traced("agent:tool")`` above a function, asynchronous or not, or a generator. The span has
     the arguments by name as payload, without the ``self`` and ``cls`` of methods and the names in
-    ``exclude``, and what the function returns as result: a mapping as it is, anything else as
-    ``result``; ``capture_result=False`` keeps none. It ends as that of ``with instance.span(...)``
-    does. The run is the :func:`current_instance` of the call; without one the function runs
-    unrecorded.
+    ``exclude``. Its result is the return value: a mapping as it is, another value under the key
+    ``result``; ``capture_result=False`` records none. It ends like the span of
+    ``with instance.span(...)``. The run is the :func:`current_instance` at the call; without one
+    the function runs unrecorded.
 
-    The span of a generator lasts from the first item that is asked for to the end: one that is
-    left early is ``cancelled``. It is innermost only while the generator's own code runs. Its
-    result is ``items``, each as it was when it was yielded: the first 10,000 at most, of
-    ``max_payload_bytes`` in all (``items_left_out``: how many more there were). With ``reduce`` it
-    is what that makes of the list of the first 10,000, which are kept in memory for it, as they
-    are, until the generator ends. The generator begins with its first item, so that arguments that
-    do not fit raise there and not at the call.
+    The span of a generator lasts from the request for its first item to its end; a generator that
+    is left early is ``cancelled``. The span is innermost only while the generator's own code runs.
+    Its result is ``items``, each captured when it was yielded: at most the first 10,000, of
+    ``max_payload_bytes`` in all (``items_left_out``: the number of the others). With ``reduce`` the
+    result is the return value of ``reduce`` for the list of the first 10,000 items, which are kept
+    in memory, uncaptured, until the generator ends. The generator begins with its first item, so
+    arguments that do not fit raise there and not at the call.
 
-    A decorated function does what it does without the decorator: where its call cannot be recorded,
-    in a forked process say, it runs unrecorded. Two errors do reach its caller, as they are meant
-    to: a :class:`~prefactor_core.PrefactorTerminatedError` in a run that was stopped, and with
-    ``check_payloads="raise"`` that of a payload that does not fit its schema.
+    A decorated function behaves as without the decorator: if its call cannot be recorded, in a
+    forked process say, it runs unrecorded. Two errors reach its caller on purpose: a
+    :class:`~prefactor_core.PrefactorTerminatedError` in a run that was terminated, and with
+    ``check_payloads="raise"`` the error of a payload that does not fit its schema.
 
-    A function may return before its work is done: a coroutine, a future or something else to await,
-    or an iterator, such as the stream of a client for models. The span lasts until that is done,
-    and ends as it does: one that nobody awaits, or that is left early, is ``cancelled``. Coroutines
-    and generators are replaced by others, other awaitables and iterators by a proxy that is an
-    instance of the same class; a future or task is the same object. Files are no streams.
+    A function may return before its work is done: a coroutine, a future or another awaitable, or an
+    iterator, such as the stream of a model's client. The span lasts until that is done, and ends as
+    it does; one that is never awaited, or left early, is ``cancelled``. Coroutines and generators
+    are replaced by others, other awaitables and iterators by a proxy that is an instance of the
+    same class; a future or task stays the same object. Files do not count as streams.
 
-    Raises :class:`~prefactor_core.PrefactorValueError` for what cannot be decorated so.
+    Raises :class:`~prefactor_core.PrefactorValueError` for an object that cannot be decorated.
     """
     return traced_by(current_instance, schema_name, exclude, capture_result, reduce)
 
 
+def open_runs() -> tuple[AgentInstanceHandle, ...]:
+    """The runs of this context that have not ended, or whose scopes are still open."""
+    return tuple(run for run in context_runs.get() if not run.ended or run.scope is not None)
+
+
 def forget_ended_runs() -> None:
-    """Let this context refer to no run that has ended."""
-    _runs.set(tuple(run for run in _runs.get() if not run.ended))
+    """Let this context refer to the :func:`open_runs` only."""
+    context_runs.set(open_runs())
 
 
-class AgentInstanceHandle(Live):
+class AgentInstanceHandle(Uncopyable):
     """One run of an agent, registered by ``client``.
 
-    :meth:`start` and :meth:`finish` say when it begins and ends; in between, :meth:`span`
-    opens its steps. In synchronous code these are :meth:`start_nowait` and
-    :meth:`finish_nowait`. What happened at another time than now says when, by ``timestamp=``: an
-    aware datetime; a :class:`~prefactor_core.PrefactorValueError` is raised for a naive one, and
-    for an end before the start.
+    :meth:`start` and :meth:`finish` begin and end it; in between, :meth:`span` makes its steps. In
+    synchronous code use :meth:`start_nowait` and :meth:`finish_nowait`. ``timestamp=`` gives
+    another time than now, as an aware datetime; a naive one, or an end before the start, raises
+    :class:`~prefactor_core.PrefactorValueError`.
 
-    Raises :class:`~prefactor_core.InstanceNotFoundError` for an id that the client has not
-    registered.
+    The constructor raises :class:`~prefactor_core.InstanceNotFoundError` for an id that the client
+    has not registered.
     """
 
-    _what = "a run of an agent in this process"
+    _kind = "a run of an agent in this process"
 
     def __init__(self, instance_id: str, client: Client) -> None:
         self._instances = client.instance_manager
@@ -158,53 +166,55 @@ class AgentInstanceHandle(Live):
         self._instance = self._instances.get(instance_id)
         self._identity = self._instances.identity(instance_id)
         self._termination = self._identity.termination
+        # The AgentInstanceScope of the run, while it is open.
+        self.scope: object = None
 
     @property
     def id(self) -> str:
-        """The id of the run, as the API gave it; provisional while it could not be asked."""
+        """The id of the run, a PFID; provisional until the API has registered the run."""
         return self._identity.id
 
     @property
     def ended(self) -> bool:
-        """Whether the run has been finished."""
+        """Whether the run has ended."""
         return self._instance.ended
 
     @property
     def records(self) -> bool:
-        """Whether anything of the run is recorded: not where everything is switched off."""
+        """Whether the client records: False if it is disabled."""
         return self.recorder.records
 
     @property
     def recorded(self) -> bool:
-        """Whether the run is recorded: False where everything is switched off, and for a run that
-        the API has refused, or that found no room in memory. Nothing of that is delivered; it
-        counts as dropped."""
+        """Whether the run is recorded: False if the client is disabled, if the API has refused the
+        run, or if the buffer was full at its registration. The operations of such a run count as
+        dropped."""
         return self.recorder.records and self._identity.lost is None
 
     @property
     def terminated(self) -> str | None:
-        """Why the API has stopped the run; None if it has not."""
+        """The reason why the API has terminated the run; None if it has not."""
         return self._termination.reason
 
     def on_terminate(self, callback: Callable[[str], object]) -> None:
-        """Call ``callback`` with the reason when the API stops the run; at once if it has.
+        """Call ``callback`` with the reason when the API terminates the run; at once if it has.
 
-        It is called in the task that hears of it, so it must not take its time. What it raises
-        is logged. A run that has ended is stopped no more.
+        It runs in the task that receives the termination, so it must return soon. An exception of
+        it is logged. A run that has ended is not terminated any more.
         """
         self._termination.watch(callback)
 
     def check(self) -> None:
-        """Raises :class:`~prefactor_core.PrefactorTerminatedError` if the API has stopped the run.
+        """Raise :class:`~prefactor_core.PrefactorTerminatedError` if the run was terminated.
 
-        For code that goes on for long without a span or an ``await``.
+        For code that runs for long without a span or an ``await``.
         """
         if self._termination.reason is not None:
             raise PrefactorTerminatedError(self._termination.reason, self.id)
 
     async def start(self, *, timestamp: datetime | None = None) -> None:
-        """The run begins now, or began at ``timestamp``, and is the current one of this context.
-        A second call does nothing."""
+        """Start the run, now or at ``timestamp``, and make it the current one of this context. A
+        second call does nothing."""
         self.start_nowait(timestamp=timestamp)
         if self.recorder.event_loop.is_turn_due():
             await anyio.lowlevel.checkpoint()
@@ -215,23 +225,22 @@ class AgentInstanceHandle(Live):
         if self._instance.status is InstanceStatus.PENDING:
             self.recorder.check_open()
             self._instances.start(self.id, at=at)
-        if self not in (runs := _runs.get()):
-            _runs.set((*(run for run in runs if not run.ended), self))
+        if self not in context_runs.get():
+            context_runs.set((*open_runs(), self))
 
     async def finish(
         self, status: Outcome = "complete", *, timestamp: datetime | None = None
     ) -> None:
-        """The run ends now, or ended at ``timestamp``: ``complete``, ``failed`` or ``cancelled``.
+        """End the run, now or at ``timestamp``, as ``complete``, ``failed`` or ``cancelled``.
 
-        Spans of it that are still open end first, at the same time, as ``cancelled``. A second
-        call does nothing.
+        Its open spans end first, at the same time, as ``cancelled``. A second call does nothing.
         """
         if not self.ended:
             self.recorder.check_open()
         slices = finish_run_in_slices(
             self._instances, self.recorder, self._instance, status, timestamp=timestamp
         )
-        # With many open spans, other tasks have their turns in between.
+        # With many open spans, other tasks have turns in between.
         await self.recorder.event_loop.in_turns(slices)
         forget_ended_runs()
         if self.recorder.event_loop.is_turn_due():
@@ -270,7 +279,7 @@ class AgentInstanceHandle(Live):
         parent_span_id: str | None = None,
         payload: Any = None,
     ) -> SpanContext[Any]:
-        """A step of this run; see :meth:`prefactor_core.PrefactorCoreClient.span`."""
+        """Return a new span of this run; see :meth:`prefactor_core.PrefactorCoreClient.span`."""
         recorder = self.recorder
         if recorder.closed or recorder.event_loop.is_forked:
             recorder.check_open()
@@ -298,7 +307,7 @@ class AgentInstanceHandle(Live):
         *,
         started_at: datetime | None = None,
     ) -> str:
-        """Start a span and give its id, to be ended by :meth:`finish_span`."""
+        """Start a span, and return its id for :meth:`finish_span`."""
         return await start_by_id(
             self.span(cast("str", schema_name), parent_span_id, payload), started_at
         )
@@ -342,7 +351,7 @@ class AgentInstanceHandle(Live):
     async def record_quality(
         self, name: str, payload: Mapping[str, object] | Fields | None = None
     ) -> None:
-        """Tell what was found out about the run, also after its end; see
+        """Record a quality payload of the run, also after its end; see
         :meth:`prefactor_core.PrefactorCoreClient.record_quality`."""
         await self._quality.record_in_turn(self._identity, name, payload)
         await anyio.lowlevel.checkpoint()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
 
@@ -11,36 +10,37 @@ import anyio
 import anyio.lowlevel
 
 from prefactor_core.agent.cancellation import leave_scope
-from prefactor_core.agent.instance import AgentInstanceHandle, Client, forget_ended_runs
+from prefactor_core.agent.instance import (
+    AgentInstanceHandle,
+    Client,
+    context_runs,
+    forget_ended_runs,
+    open_runs,
+)
 from prefactor_core.exceptions import (
     ClientScopeError,
     PrefactorCoreError,
     PrefactorTerminatedError,
 )
-from prefactor_core.exceptions.live import Live
 from prefactor_core.exceptions.outcome import outcome_of
+from prefactor_core.exceptions.uncopyable import Uncopyable
 from prefactor_core.recording.run_end import finish_run_in_slices
 
-# The scopes of runs that were entered in this context, innermost last.
-_run_scopes: ContextVar[tuple[AgentInstanceScope, ...]] = ContextVar(
-    "prefactor_core_run_scopes", default=()
-)
 
-
-class AgentInstanceScope(Live):
+class AgentInstanceScope(Uncopyable):
     """The scope of one run: ``async with client.agent_instance(...) as instance:``.
 
-    Registers and starts the run on entering, and ends it on leaving: ``complete``, ``failed``
-    if the block raised, ``cancelled`` if it was cancelled. What the block raises goes on as
-    it is. It can be entered once, and is left by the task that entered it.
+    Registers and starts the run on entering, and ends it on leaving: ``complete``, ``failed`` if
+    the block raised, ``cancelled`` if it was cancelled. An exception of the block is raised on,
+    unchanged. The scope can be entered once; the task that entered it must leave it.
 
-    When the API terminates the run, the block is cancelled, as by a time-out, and a
-    :class:`~prefactor_core.PrefactorTerminatedError` leaves it. An error that the block raises
-    while it unwinds is that one's context. A cancellation from outside goes first, and so does
-    Ctrl-C.
+    When the API terminates the run, the block is cancelled, as by a time-out, and the scope raises
+    a :class:`~prefactor_core.PrefactorTerminatedError`. If the block raises another error while it
+    unwinds, that error is its ``__context__``. A cancellation from outside and Ctrl-C have
+    precedence.
     """
 
-    _what = "the scope of a run in this process"
+    _kind = "the scope of a run in this process"
 
     def __init__(
         self,
@@ -49,10 +49,11 @@ class AgentInstanceScope(Live):
     ) -> None:
         self._client = client
         self.register = register  # public for the synchronous scope
+        self._handle: AgentInstanceHandle | None = None
         self._run: OpenRun | None = None
         self._host_task_id = 0
-        # Only a termination cancels it. None before the run, after it, and where it had to go
-        # on without.
+        # Only a termination cancels it. None before and after the run, and when an older scope was
+        # left first.
         self._scope: anyio.CancelScope | None = None
 
     async def __aenter__(self) -> AgentInstanceHandle:
@@ -60,19 +61,20 @@ class AgentInstanceScope(Live):
             raise PrefactorCoreError(
                 "a run can be entered once only: call agent_instance() again for another"
             )
-        handle = await self.register()
+        self._handle = handle = await self.register()
         self._run = OpenRun(self._client, handle)
         self._host_task_id = anyio.get_current_task().id
         self._scope = anyio.CancelScope()
         self._scope.__enter__()
-        # Of those that this task has inherited, the ended ones go: a chain of tasks, each
-        # started in the run of the one before, would keep them all.
-        _run_scopes.set((*(scope for scope in _run_scopes.get() if scope._scope), self))
+        handle.scope = self
+        # Drop the ended runs that this task has inherited: a chain of tasks, each started in the
+        # run of the one before, would keep them all.
+        context_runs.set((*open_runs(), handle))
         self._run.cancel_on_terminate(self._scope)
         try:
             await handle.start()
         except BaseException as error:
-            # Cancelled in the turn that start() gives to others: __aexit__ will not be called.
+            # Cancelled in the checkpoint of start(): Python will not call __aexit__.
             self._leave(self._run, error)
             raise
         return handle
@@ -84,18 +86,19 @@ class AgentInstanceScope(Live):
         traceback: TracebackType | None,
     ) -> None:
         assert self._run is not None
-        # Mostly at once; with many open spans, other tasks have their turns in between.
+        # With many open spans, other tasks have their turns in between.
         await self._run.finish_in_turns(error)  # noqa: ASYNC102 - nothing cancels it
         self._leave(self._run, error)
-        # As for a span: no checkpoint on the way out of an error.
+        # No checkpoint if an error leaves: a pending cancellation would replace the error.
         if error is None and not self._run.is_forked:
             await anyio.lowlevel.checkpoint()  # noqa: ASYNC102
 
     def _leave(self, run: OpenRun, error: BaseException | None) -> None:
-        # As steps 2 and 1 of the order of exit (client/scope.py), for one run: it finishes, then
-        # its cancel scope closes, unless the client has closed it. Only its own task can do that.
+        # Steps 2 and 1 of the order of exit (client/scope.py), for one run: it finishes, then its
+        # cancel scope closes, unless the client has closed that. Only the task that entered the
+        # scope can close it.
         if run.is_forked:
-            return  # in a fork nothing of it can be left
+            return  # a fork has no loop, so it can leave no cancel scope
         run.finish(error)
         if self._scope is not None and anyio.get_current_task().id != self._host_task_id:
             raise ClientScopeError(
@@ -103,36 +106,44 @@ class AgentInstanceScope(Live):
                 "entered it. Use create_agent_instance(), start() and finish() where one task "
                 "begins a run and another ends it"
             )
-        scopes = _run_scopes.get()
+        scopes = self._open_scopes()
         if self in scopes:
             self._go_on_without(scopes[scopes.index(self) + 1 :])
         left = self._close_scope(error)
-        # One error says that the run was terminated, whatever the body raised.
+        # A termination is one error, even if the body raised several.
         run.raise_if_terminated(left, caught=left is not error)
 
     @classmethod
     def client_closes(cls, client: Client) -> None:
-        """The scope of ``client`` is left now, before those of its runs if there are any."""
-        cls._go_on_without([scope for scope in _run_scopes.get() if scope._client is client])
+        """Close the cancel scopes of a client's runs: the client's scope is left before them."""
+        cls._go_on_without([scope for scope in cls._open_scopes() if scope._client is client])
+
+    @staticmethod
+    def _open_scopes() -> Sequence[AgentInstanceScope]:
+        """The open scopes that were entered in this context, innermost last."""
+        scopes = [run.scope for run in context_runs.get()]
+        return [scope for scope in scopes if isinstance(scope, AgentInstanceScope)]
 
     @staticmethod
     def _go_on_without(scopes: Sequence[AgentInstanceScope]) -> None:
-        """Close the cancel scopes of runs that go on: what is older than they are is left, and
-        cancel scopes nest. A termination is from now on what it is without a scope."""
+        """Close the cancel scopes of runs that continue: an older scope is left, and cancel scopes
+        nest. A termination of these runs then stops their spans, as it does without a scope."""
         for scope in reversed(scopes):
             if scope._run is not None and scope._host_task_id == anyio.get_current_task().id:
                 scope._run.has_no_scope()
                 scope._close_scope(None)
 
     def _close_scope(self, error: BaseException | None) -> BaseException | None:
-        """Close the cancel scope; what is left of ``error`` without a cancellation by it."""
-        _run_scopes.set(tuple(scope for scope in _run_scopes.get() if scope is not self))
+        """Close the cancel scope, and return ``error`` without the cancellation by that scope."""
         scope, self._scope = self._scope, None
+        if self._handle is not None:
+            self._handle.scope = None
+        forget_ended_runs()
         return error if scope is None else leave_scope(scope, error)
 
 
 class OpenRun:
-    """A run that ends with a block, and how that is left."""
+    """The end of a run whose block is left, for both kinds of scope."""
 
     def __init__(self, client: Client, handle: AgentInstanceHandle) -> None:
         self._instances = instances = client.instance_manager
@@ -155,23 +166,23 @@ class OpenRun:
         self._termination.watch(lambda reason: scope.cancel())
 
     def has_no_scope(self) -> None:
-        """That scope is gone: the next span raises instead."""
+        """Note that the scope is closed: after a termination, the next span raises instead."""
         self._termination.has_scope = False
 
     def finish(self, error: BaseException | None) -> None:
-        """The block ended with ``error``, or without one; a second call does nothing."""
+        """Finish the run; its block ended with ``error`` or None. A second call does nothing."""
         for _ in self._finish(error):
             pass
 
     async def finish_in_turns(self, error: BaseException | None) -> None:
-        """As :meth:`finish`, with turns of other tasks if there is much to do."""
+        """As :meth:`finish`; with many open spans, other tasks have turns in between."""
         await self._event_loop.in_turns(self._finish(error))
 
     def _finish(self, error: BaseException | None) -> Iterator[None]:
         if self._finishing or self._event_loop.is_forked:
-            return  # in a fork the run is not its own
+            return  # the run belongs to the parent process
         self._finishing = True
-        # Once, and first: a termination that comes later than this is too late.
+        # Read once, and first: a later termination has no effect.
         self._terminated = self._termination.reason
         outcome = outcome_of(error) if self._terminated is None else "cancelled"
         yield from finish_run_in_slices(
@@ -180,14 +191,14 @@ class OpenRun:
         forget_ended_runs()
 
     def raise_if_terminated(self, error: BaseException | None, *, caught: bool = False) -> None:
-        """Raises :class:`PrefactorTerminatedError` in place of ``error`` if the run was stopped.
+        """Raise :class:`PrefactorTerminatedError` in place of ``error`` if the run was terminated.
 
-        ``caught``: there was the cancellation that stopped it, which is not worth telling. Only
-        what comes from outside goes first: another cancellation, or Ctrl-C.
+        ``caught``: the cancel scope has caught its own cancellation, which then is no context of
+        the error. Another cancellation and Ctrl-C have precedence over the error.
         """
         if self._terminated is None:
             return
-        # Now: its id may have been provisional until a moment ago.
+        # Read now: the id may have been provisional until a moment ago.
         id = self._identity.id
         if caught and error is None:
             raise PrefactorTerminatedError(self._terminated, id) from None

@@ -1,4 +1,4 @@
-"""SpanContext: one span, in the agent's hands."""
+"""SpanContext: one span, with the methods for an agent."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import sys
 from collections.abc import Mapping
 from datetime import datetime
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self
+from typing import TYPE_CHECKING, Any, Generic, Self, cast
 
 import anyio.lowlevel
 
-from prefactor_core.context_stack import OURS, SpanContextStack
+from prefactor_core.config.lazy_module import LazyModule
+from prefactor_core.context_stack import OWN_REQUEST, SpanContextStack
 from prefactor_core.context_stack.generator_frames import (
     ENTER_ASYNC_CONTEXT,
     ENTER_CONTEXT,
@@ -26,7 +27,6 @@ from prefactor_core.models.lifecycle import OPEN, Outcome, SpanStatus
 from prefactor_core.operations.identifiers import generate_related
 from prefactor_core.payloads.capture import Capture
 from prefactor_core.payloads.error_description import describe_error
-from prefactor_core.recording.recorder import Recorder
 from prefactor_core.recording.span_record import SpanRecord, new_span_id
 from prefactor_core.schema_registry.type_schema import Fields
 from prefactor_core.schema_registry.typed_span import TypedStep, from_result, name_and_params
@@ -34,9 +34,13 @@ from prefactor_core.schema_registry.typed_span import TypedStep, from_result, na
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
+    from prefactor_core.recording import recorder as recording
+
     Result = TypeVar("Result", default=Mapping[str, object], contravariant=True)
 else:
     from typing import TypeVar
+
+    recording = LazyModule("prefactor_core.recording.recorder")
 
     Result = TypeVar("Result", contravariant=True)
 
@@ -44,30 +48,29 @@ else:
 class SpanContext(SpanRecord, Generic[Result]):
     """One step of a run: an LLM call, a tool call, a retrieval.
 
-    ``async with instance.span("agent:llm") as span:`` or, in synchronous code, ``with``. The
+    Use ``async with instance.span("agent:llm") as span:`` or, in synchronous code, ``with``. The
     span is open from the entering of the block; spans that are opened inside it become its
-    children. It ends with the block: ``complete``, ``failed`` with the error as result if the
-    block raises, ``cancelled`` if it is cancelled. Whatever the block raises goes on as it is.
+    children. It ends with the block: ``complete``, ``failed`` with the error as result if the block
+    raises, ``cancelled`` if it is cancelled. An exception of the block is raised on, unchanged.
 
-    In between, :meth:`start` tells when the work begins and with which payload (without it,
-    the payload given to ``span()`` and the time of entering count), and :meth:`complete`,
-    :meth:`fail` and :meth:`cancel` end the span early. The first end counts; what comes later
-    changes nothing. No method waits for the API or raises because of it. ``start_nowait()``,
-    ``complete_nowait()``, ``fail_nowait()`` and ``cancel_nowait()`` only record, for synchronous
-    code. The ``async`` methods record, and then give the event loop a turn if they have given it
-    none for a millisecond: other tasks run, and a cancellation arrives, also in a loop of nothing
-    but such calls.
+    Inside the block, :meth:`start` sets the start of the work and its payload (without it, the time
+    of entering and the payload given to ``span()`` count). :meth:`complete`, :meth:`fail` and
+    :meth:`cancel` end the span early. The first end counts; later calls change nothing. No method
+    waits for the API or raises because of it. ``start_nowait()``, ``complete_nowait()``,
+    ``fail_nowait()`` and ``cancel_nowait()`` only record, for synchronous code. The ``async``
+    methods record, and yield to the event loop if they have not done so for a millisecond. So
+    other tasks run, and a cancellation arrives, even in a loop of only such calls.
 
-    ``SpanContext[Answer]``, the span of a type with classes, results in an ``Answer``: an object
-    whose fields are those of the result. Any other span results in a mapping.
+    The result of a ``SpanContext[Answer]``, the span of a type with classes, is an ``Answer``: an
+    object whose fields are those of the result. The result of any other span is a mapping.
 
-    What happened at another time than now says when: ``started_at=`` and ``timestamp=`` are
-    aware datetimes. A :class:`~prefactor_core.PrefactorValueError` is raised, and nothing
-    recorded, for one that is naive, and for an end before the span's start.
+    ``started_at=`` and ``timestamp=`` give another time than now, as aware datetimes. A naive one,
+    or an end before the span's start, raises :class:`~prefactor_core.PrefactorValueError`, and
+    nothing is recorded.
     """
 
     # Set by new_span().
-    recorder: Recorder
+    recorder: recording.Recorder
     instance: object
     was_entered = False
     is_detached = False
@@ -76,9 +79,9 @@ class SpanContext(SpanRecord, Generic[Result]):
     def id(self) -> str:
         """The span's id, a PFID.
 
-        It is final, unless the run could not be registered yet (then it gets the account's
-        partition as soon as that is known) or the API makes all ids itself (then it is the
-        API's as soon as the span has arrived there).
+        It is final, with two exceptions: if the run could not be registered yet, it gets the
+        account's partition as soon as that is known; if the API makes all ids itself, it becomes
+        the API's id as soon as the API has accepted the span.
         """
         return self.run.span_id(self.recorded_id)
 
@@ -88,10 +91,10 @@ class SpanContext(SpanRecord, Generic[Result]):
         *,
         started_at: datetime | None = None,
     ) -> None:
-        """The work begins now, or began at ``started_at``, with ``payload`` as its parameters.
+        """Start the work, now or at ``started_at``, with ``payload`` as its parameters.
 
-        Ancestors that have not started are started first, as of their entering. A second
-        call does nothing.
+        Ancestors that have not started are started first, with the times of their entering. A
+        second call does nothing.
         """
         self.start_nowait(payload, started_at=started_at)
         if self.recorder.event_loop.is_turn_due():
@@ -113,11 +116,11 @@ class SpanContext(SpanRecord, Generic[Result]):
                 self.recorder.start(self, payload, at)
         except BaseException:
             if not was_open:
-                self._let_go()
+                self._cancel_opening()
             raise
 
     def set_result(self, data: Result) -> None:
-        """Merge into the result that the span will end with; later keys win."""
+        """Merge ``data`` into the result of the span; later keys win."""
         result = self.result
         if result is None:
             return  # it has ended
@@ -127,13 +130,13 @@ class SpanContext(SpanRecord, Generic[Result]):
                 result |= fields  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
                 return
             except Exception:
-                pass  # keys that raise when they are compared
+                pass  # keys whose comparison raises
         self.recorder.capture.merge(result, data)
 
     async def complete(
         self, result: Result | None = None, *, timestamp: datetime | None = None
     ) -> None:
-        """The span ends now, or ended at ``timestamp``, complete; ``result`` is merged into its
+        """End the span, now or at ``timestamp``, as complete; ``result`` is merged into its
         result."""
         self._end("complete", result, timestamp)
         if self.recorder.event_loop.is_turn_due():
@@ -151,7 +154,7 @@ class SpanContext(SpanRecord, Generic[Result]):
         *,
         timestamp: datetime | None = None,
     ) -> None:
-        """The span ends now, or ended at ``timestamp``, failed; ``result`` is merged into its
+        """End the span, now or at ``timestamp``, as failed; ``result`` is merged into its
         result."""
         self._end("failed", result, timestamp)
         if self.recorder.event_loop.is_turn_due():
@@ -167,10 +170,10 @@ class SpanContext(SpanRecord, Generic[Result]):
         self._end("failed", result, timestamp)
 
     async def cancel(self, *, timestamp: datetime | None = None) -> None:
-        """The span ends now, or ended at ``timestamp``, cancelled.
+        """End the span, now or at ``timestamp``, as cancelled.
 
-        Before :meth:`start` this records a step that was skipped: it never began (the API takes
-        it from ``pending`` to ``cancelled``).
+        Before :meth:`start` this records a skipped step that never started: the API moves it from
+        ``pending`` to ``cancelled``.
         """
         self.cancel_nowait(timestamp=timestamp)
         if self.recorder.event_loop.is_turn_due():
@@ -185,16 +188,17 @@ class SpanContext(SpanRecord, Generic[Result]):
             self.recorder.skip(self, at)
 
     async def finish(self, *, timestamp: datetime | None = None) -> None:
-        """The span ends now, or ended at ``timestamp``, complete unless it has ended otherwise."""
+        """End the span, now or at ``timestamp``, as complete; nothing if it has ended."""
         await self.complete(timestamp=timestamp)
 
     def detached(self) -> Self:
-        """The same span, not the innermost one in its block: nothing becomes its child by being
-        opened there, and :func:`~prefactor_core.current_span` does not give it.
+        """Return the same span, which will not be the innermost one in its block: spans that are
+        opened there do not become its children, and :func:`~prefactor_core.current_span` does not
+        return it.
 
-        ``with instance.span("agent:llm").detached() as span:``; children name it, by
-        ``parent_span_id=span.id``. For generators where it cannot be told whose turn it is: see
-        "Spans" in the README. To be called before it is entered.
+        ``with instance.span("agent:llm").detached() as span:``; children name it with
+        ``parent_span_id=span.id``. For generators whose spans cannot be distinguished from those of
+        their consumers: see "Spans" in the README. Call it before the span is entered.
         """
         self.is_detached = True
         return self
@@ -207,7 +211,7 @@ class SpanContext(SpanRecord, Generic[Result]):
         self.was_entered = True
         try:
             if not self.serial:
-                # Whose block is it? That of the caller, or of a generator that runs through it.
+                # The block belongs to the caller, or to a generator that the caller runs.
                 holder = frame or sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
                 code = holder.f_code
                 if (
@@ -219,7 +223,7 @@ class SpanContext(SpanRecord, Generic[Result]):
                 else:
                     self.recorder.open(self, None, detached=self.is_detached)
         except BaseException:
-            self._let_go()
+            self._cancel_opening()
             raise
         return self
 
@@ -243,28 +247,28 @@ class SpanContext(SpanRecord, Generic[Result]):
             else:
                 self.recorder.end(self, outcome)
         except (RecursionError, MemoryError):
-            # There was no stack or memory left to look at it: no reason to trouble the agent.
-            self.recorder.unended = self, outcome, None, None, self.recorder.unended
+            # The stack or the memory is exhausted: end the span later, and raise nothing.
+            self.recorder.interrupted = self, outcome, None, None, self.recorder.interrupted
         except BaseException:
-            self.recorder.unended = self, outcome, None, None, self.recorder.unended
+            self.recorder.interrupted = self, outcome, None, None, self.recorder.interrupted
             raise
 
     async def __aenter__(self) -> Self:
-        if self.recorder.waits_when_full and self._waits_for_place():
+        if self.recorder.waits_when_full and self._waits_for_slot():
             try:
-                await self.recorder.buffer.wait_for_place(self)
+                await self.recorder.buffer.wait_for_slot(self)
                 return self.__enter__(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
             except BaseException:
-                self._let_go()
-                if self.started_at is None:  # else it was recorded in its place
-                    self.recorder.buffer.give_place_back(self)
+                self._cancel_opening()
+                if self.started_at is None:  # else its create has taken the slot
+                    self.recorder.buffer.release_slot(self)
                 raise
         try:
             return self.__enter__(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
         except PrefactorCoreError:
             raise
         except BaseException:
-            self._let_go()
+            self._cancel_opening()
             raise
 
     async def __aexit__(
@@ -273,44 +277,43 @@ class SpanContext(SpanRecord, Generic[Result]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # Asked without a call: an exception from outside would leave the span open here.
+        # Without a call: an exception from outside in it would leave the span open.
         if self.status not in OPEN:
             return
         self.__exit__(exc_type, error, traceback)
-        # No checkpoint on the way out of an error: a cancellation that waits there would
-        # take the place of the agent's own exception. Nor in a fork, where no loop runs: there
-        # the span has not ended.
+        # No checkpoint if an error leaves: a pending cancellation would replace the agent's own
+        # exception. Nor in a fork, where no loop runs and the span has not ended.
         has_ended = error is None and self.finished_at is not None
         if has_ended and self.recorder.event_loop.is_turn_due():
             await anyio.lowlevel.checkpoint()  # noqa: ASYNC102
 
     @property
     def capture(self) -> Capture:
-        """Makes JSON of its payload and its result."""
+        """The capture of payloads and results as JSON."""
         return self.recorder.capture
 
     def __repr__(self) -> str:
         status = self.status if self.serial else "not entered"
         return f"<SpanContext {self.schema_name!r} {self.id} {status}>"
 
-    def _waits_for_place(self) -> bool:
-        """Whether this has to wait while the buffer is full."""
+    def _waits_for_slot(self) -> bool:
+        """Whether entering has to wait while the buffer is full."""
         loop = self.recorder.event_loop
         return (
             not self.was_entered
             and not self.serial
             and loop.is_here
             and not loop.is_forked
-            # The worker that makes a request of ours would wait for itself.
-            and OURS not in SpanContextStack.get_stack()
+            # Not in a request of this library: its worker would wait for itself.
+            and OWN_REQUEST not in SpanContextStack.get_stack()
         )
 
-    def _let_go(self) -> None:
-        """An exception came in the middle of the opening: nobody will end the span."""
+    def _cancel_opening(self) -> None:
+        """Cancel a span whose opening was interrupted by an exception: its caller cannot end it."""
         if self.serial:
             if self.status is SpanStatus.PENDING:
-                self.status = SpanStatus.CANCELLED  # nothing of it was recorded, or will be
-            self.recorder.unended = self, "cancelled", None, None, self.recorder.unended
+                self.status = SpanStatus.CANCELLED  # nothing of it is ever recorded
+            self.recorder.interrupted = self, "cancelled", None, None, self.recorder.interrupted
 
     def _end(self, outcome: Outcome, result: object, timestamp: datetime | None) -> None:
         at = None if timestamp is None else to_time("timestamp", timestamp)
@@ -322,12 +325,12 @@ class SpanContext(SpanRecord, Generic[Result]):
                 self.recorder.end(self, outcome, result, at)
             except PrefactorValueError:
                 if not was_open:
-                    self._let_go()
+                    self._cancel_opening()
                 raise
 
 
 def new_span(
-    recorder: Recorder,
+    recorder: recording.Recorder,
     run: RunIdentity,
     step: str | TypedStep,
     parent_span_id: str | None = None,
@@ -335,14 +338,14 @@ def new_span(
     payload: Mapping[str, object] | Fields | None = None,
     instance: object = None,
 ) -> SpanContext[Any]:
-    """A span of ``run`` that is not open yet.
+    """Return a span of ``run`` that is not open yet.
 
-    ``step``: its span type, or parameters that tell it. ``span_id``: an id of the caller's own.
-    ``instance``: the run in the agent's hands, if that makes it.
-    Raises :class:`PrefactorValueError` for names and ids that no span can have, and
-    :class:`PrefactorTerminatedError` if the run was stopped.
+    ``step``: its span type, or parameters of a class that has one. ``span_id``: the caller's own
+    id. ``instance``: the handle of the run, if it makes the span.
+    Raises :class:`PrefactorValueError` for invalid names and ids, and
+    :class:`PrefactorTerminatedError` if the run was terminated.
     """
-    late: tuple[str, ...] = ()
+    fields_from_result: tuple[str, ...] = ()
     if type(step) is str and step in recorder.names:
         name = step
     elif isinstance(step, str):
@@ -350,22 +353,24 @@ def new_span(
     else:
         name, params = name_and_params(recorder.registry, step, payload)
         name = recorder.name(name)
-        payload = recorder.capture.fields_of(params)
-        late = from_result(step)
+        payload = cast("Fields", params)
+        fields_from_result = from_result(step)
     if span_id is not None or run.termination.reason is not None:
         span_id = new_span_id(run, span_id)
     else:
         span_id = generate_related(run.id)
-    span: SpanContext[Any] = SpanContext(run, span_id, name, parent_span_id, payload, late)
+    span: SpanContext[Any] = SpanContext(
+        run, span_id, name, parent_span_id, payload, fields_from_result
+    )
     span.recorder, span.instance = recorder, instance
     return span
 
 
 async def start_by_id(span: SpanContext[Any], started_at: datetime | None) -> str:
-    """Start a span that is ended by its id, which this gives. It is the innermost one of this
-    context until then."""
+    """Start a span, and return its id, by which the caller ends it. Until then it is the innermost
+    span of this context."""
     at = None if started_at is None else to_time("started_at", started_at)
-    if span.recorder.records:  # else nobody would leave it
+    if span.recorder.records:  # a disabled span would never be left
         await span.__aenter__()
     try:
         if span.recorder.records:
@@ -374,7 +379,7 @@ async def start_by_id(span: SpanContext[Any], started_at: datetime | None) -> st
             await anyio.lowlevel.checkpoint()
         return span.id
     except BaseException:
-        # Cancelled: nobody will get the id, so nobody could end the span.
+        # Cancelled: the caller gets no id and could never end the span.
         span.cancel_nowait()
         raise
 
@@ -386,6 +391,6 @@ def start_by_id_nowait(span: SpanContext[Any], started_at: datetime | None) -> s
         return span.id
     except BaseException:
         if span.is_open:
-            # Nobody will get the id, so nobody could end the span.
+            # The caller gets no id and could never end the span.
             span.cancel_nowait()
         raise

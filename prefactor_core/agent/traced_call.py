@@ -41,7 +41,7 @@ class SpanSource(Protocol):
 
     @property
     def records(self) -> bool:
-        """Whether anything is recorded: False where everything is switched off."""
+        """Whether anything is recorded: False if the client is disabled."""
         ...
 
     def span(self, schema_name: str, *, payload: Mapping[str, object]) -> SpanContext[Any]:

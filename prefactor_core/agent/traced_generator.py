@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from prefactor_core.agent.traced_call import Stream
-from prefactor_core.context_stack import OtherStack
+from prefactor_core.context_stack import SeparateStack
 
 Begin: TypeAlias = Callable[..., tuple[Stream, Callable[[], Any]]]
 """Takes the arguments of the recording generator; gives the call, and a function that makes the
@@ -22,7 +22,7 @@ def generator_function(begin: Begin) -> Callable[..., Any]:
         stream, function = begin(*args, **kwargs)
         # The span is innermost only while the generator's own code runs. In `with outside` runs
         # the code that iterates over it.
-        outside = OtherStack()
+        outside = SeparateStack()
         try:
             with stream:
                 inner: Generator[Any, Any, Any] = function()
@@ -64,7 +64,7 @@ def async_generator_function(begin: Begin) -> Callable[..., Any]:
 
     async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         stream, function = begin(*args, **kwargs)
-        outside = OtherStack()
+        outside = SeparateStack()
         try:
             async with stream:
                 inner: AsyncGenerator[Any, Any] = function()

@@ -1,4 +1,4 @@
-"""Request bodies: operations as the API takes them, alone or in bulk. Pure."""
+"""Request bodies: operations as the API accepts them, alone or in bulk. Pure."""
 
 from __future__ import annotations
 

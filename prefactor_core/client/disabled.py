@@ -1,4 +1,4 @@
-"""DisabledScope: what a client has while it is open and everything is switched off."""
+"""DisabledScope: the open scope of a disabled client."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NO_PAYLOADS: Final = Capture(enabled=False)
 
 
 class DisabledScope:
-    """Runs live as ever, with ids of their own; spans do nothing; nothing is sent or waited for."""
+    """Runs have states and new ids; spans do nothing; nothing is sent, and no call waits."""
 
     def __init__(self) -> None:
         try:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
-from typing import Any, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 
 import anyio.lowlevel
 
@@ -15,16 +15,22 @@ from prefactor_core.agent.instance import AgentInstanceHandle, Client
 from prefactor_core.agent.scope import AgentInstanceScope
 from prefactor_core.agent.span import SpanContext, new_span, start_by_id, start_by_id_nowait
 from prefactor_core.config import OnRefused, PrefactorCoreConfig
+from prefactor_core.config.lazy_module import LazyModule
 from prefactor_core.exceptions import PrefactorValueError, in_message
-from prefactor_core.exceptions.live import Live
+from prefactor_core.exceptions.uncopyable import Uncopyable
 from prefactor_core.operations import Purpose
-from prefactor_core.recording.instance_manager import AgentInstanceManager
-from prefactor_core.recording.quality import QualityManager
-from prefactor_core.recording.span_manager import SpanManager
 from prefactor_core.schema_registry import Schema
 from prefactor_core.schema_registry.schema_version import choose_schema_version
 from prefactor_core.schema_registry.type_schema import Fields, SpanParams
 from prefactor_core.schema_registry.typed_span import TypedStep
+
+if TYPE_CHECKING:
+    from prefactor_core import managers
+    from prefactor_core.recording import quality
+else:
+    managers = LazyModule("prefactor_core.managers")
+    quality = LazyModule("prefactor_core.recording.quality")
+
 
 Result = TypeVar("Result")
 
@@ -37,10 +43,10 @@ class RunOptions(TypedDict, total=False):
     external_identifier: str | None
 
 
-class RecordingClient(Live, ABC):
+class RecordingClient(Uncopyable, ABC):
     """The part of a :class:`~prefactor_core.PrefactorCoreClient` that records."""
 
-    _what = "a client in this process"
+    _kind = "a client in this process"
 
     # The schema version of the last run, and its key: registry, agent and external id.
     _chosen: tuple[tuple[object, ...], Schema] | None = None
@@ -55,17 +61,17 @@ class RecordingClient(Live, ABC):
         """The open scope. Raises :class:`ClientNotInitializedError` if there is none."""
 
     @property
-    def instance_manager(self) -> AgentInstanceManager:
+    def instance_manager(self) -> managers.AgentInstanceManager:
         """The open runs. Raises :class:`ClientNotInitializedError` outside the scope."""
         return self._open_scope().instance_manager
 
     @property
-    def span_manager(self) -> SpanManager:
+    def span_manager(self) -> managers.SpanManager:
         """The open spans. Raises :class:`ClientNotInitializedError` outside the scope."""
         return self._open_scope().span_manager
 
     @property
-    def quality_manager(self) -> QualityManager:
+    def quality_manager(self) -> quality.QualityManager:
         """Records quality payloads. Raises :class:`ClientNotInitializedError` outside the scope."""
         return self._open_scope().quality_manager
 

@@ -18,7 +18,7 @@ from prefactor_core.exceptions import (
     PrefactorCoreError,
     PrefactorValueError,
 )
-from prefactor_core.exceptions.live import Live
+from prefactor_core.exceptions.uncopyable import Uncopyable
 from prefactor_core.payloads.secret_str import SecretStr
 
 if TYPE_CHECKING:
@@ -80,11 +80,11 @@ def _entering(
     return call
 
 
-class SyncPrefactorClient(Live):
+class SyncPrefactorClient(Uncopyable):
     """A client for synchronous code, in any thread: ``with`` in place of ``async with``.
 
     It runs ``core``, a :class:`~prefactor_core.PrefactorCoreClient`, on an event loop in a thread
-    of its own, which ends with the block. (Where everything is switched off, there is no thread.)
+    of its own, which ends with the block. (A disabled client has no thread.)
     Only registering a run, :meth:`flush` and leaving wait for that thread. Spans and runs are the
     same objects as in asynchronous code: use ``with``, ``set_result()`` and the methods whose names
     end in ``_nowait``.
@@ -93,7 +93,7 @@ class SyncPrefactorClient(Live):
     ``instance.check()`` raise.
     """
 
-    _what = "a client in this process"
+    _kind = "a client in this process"
 
     def __init__(self, core: PrefactorCoreClient) -> None:
         if core.config.cancel_on_signals:
@@ -172,7 +172,7 @@ class SyncPrefactorClient(Live):
 
 
 def _at_once(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that waits for nothing, as where everything is switched off."""
+    """Run a coroutine that waits for nothing, as those of a disabled client."""
     try:
         coroutine.send(None)
     except StopIteration as done:
@@ -181,14 +181,14 @@ def _at_once(coroutine: Coroutine[Any, Any, T]) -> T:
     raise AssertionError("it waits")
 
 
-class SyncAgentInstanceScope(Live):
+class SyncAgentInstanceScope(Uncopyable):
     """The scope of one run: ``with client.agent_instance(...) as instance:``.
 
     As :class:`~prefactor_core.AgentInstanceScope`, except that nothing is cancelled when the API
     terminates the run: the next ``span()`` raises, or else the end of the block.
     """
 
-    _what = "the scope of a run in this process"
+    _kind = "the scope of a run in this process"
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
-"""Frames of generators: which one holds what is entered in it, and whether it is at a yield. Pure.
+"""Frames of generators: which one holds a span across its yields, and whether it has yielded. Pure.
 
-A generator's own objects are not at hand where a span is entered; its frame is, and says enough.
+The entering of a span has no access to the generator object, but to its frame.
 """
 
 from __future__ import annotations
@@ -12,35 +12,35 @@ from types import FrameType
 from typing import Final
 
 GENERATOR: Final = CO_GENERATOR | CO_ASYNC_GENERATOR
-"""The flags of code whose frame may hold what is entered in it across a yield."""
+"""The flags of code whose frame may hold a span across a yield."""
 
 ENTER_CONTEXT: Final = ExitStack.enter_context.__code__
 ENTER_ASYNC_CONTEXT: Final = AsyncExitStack.enter_async_context.__code__
 
-_OF_BLOCKS: Final = frozenset(
+_BLOCK_PACKAGES: Final = frozenset(
     {"anyio", "contextlib", "pluggy", "pytest_asyncio", "pytest_trio", "_pytest"}
 )
-"""Packages that take a generator for a block: what it enters before its one yield is meant for
-those who run during that (context managers, fixtures, wrappers of hooks)."""
+"""Packages that use a generator as a block (context managers, fixtures, wrappers of hooks): a span
+that it enters before its one yield is meant for the code that runs during that yield."""
 
-# None where Python has other instructions: CPython since 3.11 has it after each yield and await.
+# CPython since 3.11 has this instruction after each yield and await. None for other Pythons.
 _RESUME: Final = opmap.get("RESUME")
 _AFTER_YIELD: Final = 1
 
 
 def holder_of(frame: FrameType | None) -> FrameType | None:
-    """The generator that holds across its yields what is entered in ``frame``, that a generator's
-    or of an exit stack; None if none does."""
+    """The frame of the generator that holds a span, entered in ``frame``, across its yields; None
+    if none does. ``frame`` is that of a generator or of an exit stack."""
     while frame is not None:
-        if _package(frame) not in _OF_BLOCKS:
+        if _package(frame) not in _BLOCK_PACKAGES:
             flags = frame.f_code.co_flags
             if not flags & GENERATOR or flags & CO_ITERABLE_COROUTINE:
                 return None
-            # A thread of anyio's may ask a plain generator for an item.
-            taker = None if frame.f_back is None else _package(frame.f_back)
-            if taker not in _OF_BLOCKS or (taker == "anyio" and flags & CO_GENERATOR):
+            # A worker thread of anyio may ask a plain generator for an item: that is no block.
+            consumer = None if frame.f_back is None else _package(frame.f_back)
+            if consumer not in _BLOCK_PACKAGES or (consumer == "anyio" and flags & CO_GENERATOR):
                 return frame
-            # It stands for a block, in the frame that has the ``with``: maybe a generator's, too.
+            # A block: go on with the frame that has the ``with``, perhaps of a generator, too.
         frame = frame.f_back
     return None
 
@@ -50,14 +50,13 @@ def _package(frame: FrameType) -> str:
 
 
 def is_at_yield(frame: FrameType) -> bool:
-    """Whether a generator has yielded, and waits to be asked for more."""
+    """Whether a generator has yielded, and its consumer has not asked for the next item."""
     if frame.f_back is not None:
-        return False  # it runs, in whichever thread
+        return False  # it runs, in this or another thread
     code = frame.f_code
     if code.co_flags & CO_GENERATOR:
         return True
-    # An asynchronous one may also wait for something. It has stopped before the instruction that
-    # says what it goes on after.
+    # An asynchronous one may also have stopped at an await. The next instruction says which.
     steps = code.co_code[frame.f_lasti : frame.f_lasti + 4]
     for step, argument in zip(steps[::2], steps[1::2], strict=True):
         if step == _RESUME:

@@ -127,7 +127,7 @@ def to_count(name: str, value: object) -> int:
 
 
 def to_time(name: str, value: object) -> int:
-    """Nanoseconds since 1970 of a ``datetime``, which must be aware."""
+    """Return the nanoseconds since 1970 of a ``datetime``, which must be aware."""
     if not isinstance(value, PLAIN_DATETIME):
         raise PrefactorValueError(
             f"{name} must be a datetime, got {in_message(value)}: datetime.now(UTC) gives one"
@@ -147,19 +147,19 @@ def to_time(name: str, value: object) -> int:
                 fold=value.fold,
             )
             return to_nanoseconds(moment.astimezone(UTC))
-    except Exception as error:  # out of all bounds in UTC, or its tzinfo is somebody's own
+    except Exception as error:  # out of range in UTC, or the tzinfo is user code
         problem = type(error).__qualname__
     if problem:
-        raise PrefactorValueError(f"{name} is no moment in UTC ({problem})")
+        raise PrefactorValueError(f"{name} cannot be converted to UTC ({problem})")
     raise PrefactorValueError(
-        f"{name} must be aware, got {value!r}, which does not say how it lies to UTC: use "
+        f"{name} must be aware, got {value!r}, which has no UTC offset: use "
         "datetime.now(UTC), or .astimezone() of a local time"
     )
 
 
 def check_end(name: str, end: int, what: str, start: int | None) -> None:
-    """Raises :class:`PrefactorValueError` if ``end`` is before the ``start`` of ``what``, both in
-    nanoseconds since 1970; ``start``: None if it has not begun."""
+    """Raise :class:`PrefactorValueError` if ``end`` is before the ``start`` of ``what``, both in
+    nanoseconds since 1970; ``start``: None if it has not started."""
     if start is not None and end < start:
         raise PrefactorValueError(
             f"{name} {to_datetime(end).isoformat()} is before the start of {what}, "

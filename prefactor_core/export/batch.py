@@ -39,7 +39,7 @@ class BatchItem(Struct, eq=False, gc=False):
     ``sent``: was in a request. ``completed``: delivered, or dropped.
     ``original``: the operation before its parent or payload was left out because the API refused
     it; restored if the API refuses the reduced one, too.
-    ``given_id``: whether the API is told which id the span shall have; fixed when the item is
+    ``given_id``: whether the create asks for the id of the span; fixed when the item is
     first sent, because its idempotency key stands for one body.
     ``attempts``: failed requests that had it in them; in the drain, since the drain began.
     ``outcome_unknown``: one of them got no answer. ``accepted_before``:

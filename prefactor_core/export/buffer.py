@@ -1,4 +1,4 @@
-"""Buffer: where operations enter the queue that their agent instance keeps to."""
+"""Buffer: accepts operations, and puts each into the worker queue of its agent instance."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from prefactor_core.queue.base import Queue
 from prefactor_core.queue.event_loop import EventLoop
 
 _NEW = (CreateSpan, RecordQuality, RegisterAgentInstance)
-"""What is not let in when the buffer is full; all else belongs to what was let in before."""
+"""The operations that a full buffer drops. The others belong to runs and spans that it accepted."""
 
 
 class Recorded(Protocol):
@@ -39,17 +39,17 @@ class Recorded(Protocol):
 
 
 class Waiting(Protocol):
-    """A span that waits for its place in a full buffer, or has it."""
+    """A span that waits for a slot in a full buffer, or has one."""
 
     status: SpanStatus
-    has_place: bool
+    has_slot: bool
 
 
 class Buffer:
-    """Puts operations into worker_queues; recording never waits, and never raises into the agent.
+    """Puts operations into worker queues; it never waits, and never raises into the agent.
 
-    All operations of one agent instance go into the same worker_queue, so that one worker sends
-    them in the order in which they were recorded. Whoever records holds the lock of ``event_loop``.
+    All operations of one agent instance go into the same worker queue, so that one worker sends
+    them in the order of recording. A caller that records holds the lock of ``event_loop``.
     """
 
     def __init__(
@@ -70,26 +70,26 @@ class Buffer:
         self._max_operations = config.max_pending_operations
         self.max_bytes = config.max_pending_bytes
         self.waits_when_full = config.when_full == "wait"
-        # Spans that have waited for their place and are not recorded yet.
-        self._places = 0
+        # The slots of spans that have waited for one and are not recorded yet.
+        self._reserved_slots = 0
         self._count = len(self.worker_queues)
         self._losses = losses
         # Set at the next completion; None if no task waits for one.
         self._completion: anyio.Event | None = None
-        # What other threads have recorded, until the loop takes it over.
+        # Operations that other threads have recorded, until the loop takes them over.
         self._handed_over: deque[Operation] = deque()
         self._called_loop = False
-        # An exception from outside (of a signal handler, or for want of stack) may interrupt
-        # record() anywhere. What it was at is kept in these two, and the next call goes on there:
-        # an operation that is accepted, and not yet in a queue or handed over;
+        # An exception from outside (of a signal handler, or an exhausted stack) may interrupt
+        # record() anywhere. These two keep the interrupted operation, and the next call continues
+        # with it: one that is accepted, but neither in a queue nor handed over,
         self._entering: Operation | None = None
-        # and one that the loop's thread puts into its queue.
+        # and one that the loop's thread is putting into its queue.
         self._putting: Operation | None = None
 
     @property
     def full(self) -> bool:
-        """Whether no new span may come in."""
-        return self._counters.reaches(self._max_operations - self._places, self.max_bytes)
+        """Whether the buffer drops new spans."""
+        return self._counters.reaches(self._max_operations - self._reserved_slots, self.max_bytes)
 
     def record(
         self,
@@ -100,87 +100,87 @@ class Buffer:
         started_at: object = None,
         finished_at: object = None,
         held: int = 0,
-        has_place: bool = False,
+        has_slot: bool = False,
     ) -> bool:
-        """Accept an operation of ``size`` bytes and queue it; whether it was accepted.
+        """Accept an operation of ``size`` bytes and queue it; False if it is dropped instead.
 
-        ``subject``: the run or span that gets this status and these times, if the operation is
-        accepted and only then. ``held``: the bytes of the operation that were counted as those of
-        an open span. ``has_place``: the span has waited for its place.
+        ``subject``: the run or span that gets ``status`` and the times, only if the operation is
+        accepted. ``held``: the bytes of the operation that count as those of an open span.
+        ``has_slot``: the span has waited for a slot.
 
-        A full buffer turns away new runs and quality, and new spans without a place. It accepts
+        A full buffer drops new runs, new quality payloads, and new spans without a slot. It accepts
         every operation of a run or span that it has accepted before.
         """
         if self._entering is not None:
             self._enter(self._entering)
         counters = self._counters
-        # Written out: this is asked for every operation. It counts open spans, too.
-        if not has_place and (
-            counters.taken - counters.completed >= self._max_operations - self._places
-            or counters.taken_bytes - counters.completed_bytes + counters.open_bytes - held
+        # full, without the calls, and with the payloads of open spans: it runs for every operation.
+        if not has_slot and (
+            counters.queued - counters.completed >= self._max_operations - self._reserved_slots
+            or counters.queued_bytes - counters.completed_bytes + counters.open_bytes - held
             >= self.max_bytes
         ):
             if self.full and isinstance(operation, _NEW):
-                self.turn_away("full")
+                self.drop_new("full")
                 return False
             if isinstance(operation, CreateSpan | FinishSpan) and (
                 counters.held_bytes - held >= self.max_bytes
             ):
-                # It has to be accepted; of a large payload only a marker.
+                # Accept it, with a marker in place of a large payload.
                 operation = without_payload(operation) or operation
                 size = operation.size
-        # The recording itself: one statement that calls nothing, so that nothing interrupts it.
+        # Accepted here: one statement without a call, so that nothing can interrupt it.
         if subject is None:
-            counters.taken, counters.taken_bytes, self._places, self._entering = (
-                counters.taken + 1,
-                counters.taken_bytes + size,
-                self._places - has_place,
+            counters.queued, counters.queued_bytes, self._reserved_slots, self._entering = (
+                counters.queued + 1,
+                counters.queued_bytes + size,
+                self._reserved_slots - has_slot,
                 operation,
             )
         else:
             (
-                counters.taken,
-                counters.taken_bytes,
-                self._places,
+                counters.queued,
+                counters.queued_bytes,
+                self._reserved_slots,
                 self._entering,
                 subject.status,
                 subject.started_at,
                 subject.finished_at,
             ) = (
-                counters.taken + 1,
-                counters.taken_bytes + size,
-                self._places - has_place,
+                counters.queued + 1,
+                counters.queued_bytes + size,
+                self._reserved_slots - has_slot,
                 operation,
                 status,
                 started_at,
                 finished_at,
             )
         if get_ident() == self._thread_id and not self._handed_over and self._putting is None:
-            # As _enter() and _put() do it, without their calls.
+            # _enter() and _put(), without the calls.
             self._putting, self._entering = operation, None
             worker_queue = self.worker_queues[hash(operation.instance_id) % self._count]
             try:
                 worker_queue.queue.put_nowait(operation)
             except worker_queue.refusal as error:
-                taken = self._refused(operation, error)
+                accepted = self._refused(operation, error)
             else:
-                taken = True
+                accepted = True
                 worker_queue.recorded, self._putting = worker_queue.recorded + 1, None
                 if worker_queue.waits_for_more:
                     worker_queue.wake()
         else:
-            taken = self._enter(operation)
-        if has_place:
-            self._place_is_free()
-        return taken
+            accepted = self._enter(operation)
+        if has_slot:
+            self._slot_is_free()
+        return accepted
 
-    def turn_away(self, reason: str) -> None:
-        """Count an operation that is dropped before it was accepted."""
-        self._counters.turn_away(reason)
+    def drop_new(self, reason: str) -> None:
+        """Count a new operation that is dropped."""
+        self._counters.drop_new(reason)
         self._losses.dropped_in_any_thread(reason)
 
     def _enter(self, operation: Operation) -> bool:
-        """Bring an operation that is accepted to the loop; whether its queue takes it."""
+        """Queue an accepted operation, or hand it over to the loop; False if the queue refuses."""
         if self.event_loop.is_here:
             if self._handed_over or self._putting is not None:
                 self._take_over()
@@ -196,7 +196,7 @@ class Buffer:
         return True
 
     def take_over(self) -> None:
-        """Queue what other threads have recorded; in the thread of the loop."""
+        """Queue the operations that other threads have recorded; in the thread of the loop."""
         self.event_loop.step(self._take_all_over)
 
     def _take_all_over(self) -> None:
@@ -215,7 +215,7 @@ class Buffer:
                 handed_over.popleft()
                 self._put(operation)
                 continue
-            # Interrupted in the middle of the above, or of its put: is it in the queue?
+            # Interrupted in the statements above, or in its put: is it in the queue already?
             if handed_over and handed_over[0] is operation:
                 handed_over.popleft()
             worker_queue = self._worker_queue_of(operation)
@@ -229,35 +229,35 @@ class Buffer:
         with self.event_loop.lock:
             self._counters.accept(operation)
 
-    async def wait_for_place(self, span: Waiting | None = None) -> None:
-        """Return when the span, or quality, may come in, and keep its place until it is recorded.
+    async def wait_for_slot(self, span: Waiting | None = None) -> None:
+        """Return when the buffer has a slot for a new span, which is reserved until its create.
         Nothing for a span that another task or thread has started meanwhile."""
         with self.skip_batch_window():
-            while not self._take_place(span):
+            while not self._take_slot(span):
                 await self._wait_for_completion()
 
-    def _take_place(self, span: Waiting | None) -> bool:
+    def _take_slot(self, span: Waiting | None) -> bool:
         with self.event_loop.lock:
             if span is not None and span.status is not SpanStatus.PENDING:
                 return True
             if self.full and not self.closed:
                 return False
             # No call from here on: an exception from outside comes before both or after.
-            self._places += 1
+            self._reserved_slots += 1
             if span is not None:
-                span.has_place = True
+                span.has_slot = True
             return True
 
-    def give_place_back(self, span: Waiting) -> None:
-        """The span does not need its place, if it has one."""
+    def release_slot(self, span: Waiting) -> None:
+        """Release the slot of a span that needs it no longer, if it has one."""
         with self.event_loop.lock:
-            if not span.has_place:
+            if not span.has_slot:
                 return
-            self._places -= 1
-            span.has_place = False
-        self._place_is_free()
+            self._reserved_slots -= 1
+            span.has_slot = False
+        self._slot_is_free()
 
-    def _place_is_free(self) -> None:
+    def _slot_is_free(self) -> None:
         if self.event_loop.is_here:
             self.completed()
         else:
@@ -276,7 +276,7 @@ class Buffer:
                     await self._wait_for_completion()
 
     def wake(self) -> None:
-        """End the waits of all workers: their reasons may have changed."""
+        """Wake all workers: the reasons of their waits may have changed."""
         for worker_queue in self.worker_queues:
             worker_queue.wake()
 
@@ -287,7 +287,7 @@ class Buffer:
             self._completion = None
 
     def close(self) -> None:
-        """End every wait for a completion: there will be none."""
+        """End every wait for a completion: no other will come."""
         self.closed = True
         self.completed()
 
@@ -321,13 +321,13 @@ class Buffer:
         return True
 
     def _refused(self, operation: Operation, error: Exception) -> bool:
-        """Drop an operation that its queue did not take: full, or broken. Only a queue of the
-        user's own does that."""
+        """Drop an operation that its queue refused: full, or broken. Only a user's own queue
+        refuses any."""
         if isinstance(error, RecursionError | MemoryError):
             raise error
         self._putting = None
         self._counters.fail(error)
         self._counters.drop("queue", 1, operation.size)
-        detail = f"the client's queue does not take them ({type(error).__name__}: {error})"
+        detail = f"the client's queue refuses them ({type(error).__name__}: {error})"
         self._losses.dropped_in_any_thread("queue", detail)
         return False

@@ -1,4 +1,4 @@
-"""Counters: what became of every operation. Pure."""
+"""Counters: the counts of operations, by their fate. Pure."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ if TYPE_CHECKING:
 
 
 class Counters:
-    """Counts operations from recording to their end; each ends delivered or dropped.
+    """Counts operations from recording to their end, delivered or dropped.
 
-    What is counted up where something is recorded (``taken``, ``open_bytes``,
-    :meth:`turn_away`) is written in any thread, under the lock of recording; all else by the
-    thread of the event loop alone. So no count is written by two threads at once.
+    Recording writes ``queued``, ``open_bytes`` and :meth:`drop_new`, in any thread, under the lock
+    of recording. Only the thread of the event loop writes the others. So no two threads write a
+    count at once.
 
-    ``taken``, ``taken_bytes``: what was taken into a queue. ``open_bytes``: what open spans hold.
+    ``queued``, ``queued_bytes``: the operations that were ever put in a queue. ``open_bytes``: the
+    payloads of open spans.
     ``degraded``: for :class:`~prefactor_core.payloads.capture.Capture`, which counts there in any
     thread.
     """
 
     def __init__(self, breaker: CircuitBreaker | None = None) -> None:
-        self._breaker = breaker  # it knows of an outage
-        self.taken = 0
-        self.taken_bytes = 0
+        self._breaker = breaker  # for the start of an outage
+        self.queued = 0
+        self.queued_bytes = 0
         self.open_bytes = 0
         self.degraded: dict[str, int] = {}
-        self._turned_away: Counter[str] = Counter()
+        self._dropped_new: Counter[str] = Counter()
         self.delivered = 0
         self.in_flight = 0
         self.completed_bytes = 0
@@ -40,125 +41,119 @@ class Counters:
         self._retries = 0
         self._merged = 0
         self._last_error: str | None = None
-        # By what is assumed.
+        # A set in the order of its additions.
         self._assumed: dict[str, None] = {}
 
     def accept(self, operation: Operation) -> None:
-        """An operation was recorded."""
-        size = operation.size  # a call, in which a signal or a finaliser may record as well
-        self.taken, self.taken_bytes = self.taken + 1, self.taken_bytes + size
+        """Count an operation that is queued."""
+        size = operation.size  # a call, in which a signal handler may record, too
+        self.queued, self.queued_bytes = self.queued + 1, self.queued_bytes + size
 
-    def turn_away(self, reason: str) -> None:
-        """An operation was recorded only to be given up at once."""
-        self._turned_away[reason] += 1
+    def drop_new(self, reason: str) -> None:
+        """Count a new operation that is dropped, and never queued."""
+        self._dropped_new[reason] += 1
 
     def dropped(self) -> dict[str, int]:
-        """How many operations were given up, by reason."""
-        # A run that found no room is turned away, and what is recorded in it is dropped.
-        return dict(Counter(self._dropped) + Counter(self._turned_away))
+        """The number of dropped operations, by reason."""
+        # Both may have a reason: "full" drops a new run, and later the operations of that run.
+        return dict(Counter(self._dropped) + Counter(self._dropped_new))
 
     @property
     def accepted(self) -> int:
-        """How many operations were recorded."""
-        return self.taken - self._handed_back + self._turned_away.total()
+        """The number of recorded operations, without those handed back."""
+        return self.queued - self._handed_back + self._dropped_new.total()
 
     @property
     def pending(self) -> int:
-        """How many of them are neither delivered nor dropped."""
-        return self.taken - self.completed
+        """The number of operations that are neither delivered nor dropped."""
+        return self.queued - self.completed
 
     def reaches(self, operations: int, size: int) -> bool:
-        """Whether so many are pending, or so many bytes."""
-        # Not by the properties: this is asked for every operation.
+        """Whether at least ``operations``, or ``size`` bytes of them, are pending."""
+        # Written out without the properties: this runs for every operation.
         return (
-            self.taken - self.completed >= operations
-            or self.taken_bytes - self.completed_bytes >= size
-        )
-
-    def holds(self, operations: int, size: int) -> bool:
-        """Whether so many are pending, or so many bytes with the payloads of open spans."""
-        return (
-            self.taken - self.completed >= operations
-            or self.taken_bytes - self.completed_bytes + self.open_bytes >= size
+            self.queued - self.completed >= operations
+            or self.queued_bytes - self.completed_bytes >= size
         )
 
     @property
     def pending_bytes(self) -> int:
-        """How many bytes these take."""
-        return self.taken_bytes - self.completed_bytes
+        """The bytes of the pending operations."""
+        return self.queued_bytes - self.completed_bytes
 
     @property
     def held_bytes(self) -> int:
-        """How many bytes these and the payloads of open spans take."""
-        return self.taken_bytes - self.completed_bytes + self.open_bytes
+        """The bytes of the pending operations and of the payloads of open spans."""
+        return self.queued_bytes - self.completed_bytes + self.open_bytes
 
     def merge(self, saved: int) -> None:
-        """Two operations will be sent as one, which takes ``saved`` bytes less."""
+        """Count two operations that become one, ``saved`` bytes smaller."""
         self._merged += 1
         self.shrink(saved)
 
     def shrink(self, saved: int) -> None:
-        """An operation takes ``saved`` bytes less than it did."""
+        """Count a pending operation that has become ``saved`` bytes smaller."""
         self.completed_bytes += saved
 
     def request(self) -> None:
-        """A request is sent."""
+        """Count a request that is sent."""
         self._requests += 1
 
     def fail(self, error: Exception) -> None:
-        """A request failed; what becomes of its operations is told apart."""
+        """Note the error of a failed request; its operations are counted elsewhere."""
         self._last_error = f"{type(error).__name__}: {error}"
 
     def retry(self) -> None:
-        """A request that failed will be sent again, or what is left of it."""
+        """Count a failed request whose operations, or some of them, are sent again."""
         self._retries += 1
 
     def assume(self, what: str, holds: bool) -> None:
-        """From now on ``what`` is assumed of the API, or no more."""
+        """Note that the client assumes ``what`` of the API from now on, or no longer."""
         if holds:
             self._assumed[what] = None
         else:
             self._assumed.pop(what, None)
 
     def deliver(self, count: int, size: int) -> None:
-        """The API has taken ``count`` operations of ``size`` bytes."""
+        """Count operations that the API has accepted, of ``size`` bytes in all."""
         self.delivered += count
         self.completed += count
         self.completed_bytes += size
 
     def drop(self, reason: str, count: int, size: int) -> None:
-        """``count`` operations of ``size`` bytes are given up."""
+        """Count pending operations that are dropped, of ``size`` bytes in all."""
         if count > 0:
             self._dropped[reason] += count
             self.completed += count
             self.completed_bytes += size
 
     def hand_back(self, count: int, size: int) -> None:
-        """The caller is told that ``count`` operations were refused: they count as never
-        accepted."""
+        """Count operations, of ``size`` bytes in all, as never accepted: their caller gets the
+        error."""
         self._handed_back += count
         self.completed += count
         self.completed_bytes += size
 
     def drop_rest(self, reason: str) -> None:
-        """Everything that is pending is given up."""
+        """Drop all pending operations."""
         self.drop(reason, self.pending, self.pending_bytes)
 
     def statistics(self) -> Statistics:
-        """The balance of this moment; for any thread."""
-        # Each count is read once, and what goes up first is read last: other threads count on.
-        turned_away, dropped = Counter(self._turned_away), Counter(self._dropped)
-        delivered, settled_bytes = self.delivered, self.completed_bytes
+        """Return the balance of this moment; for any thread."""
+        # Other threads count meanwhile. So each count is read once, and a count that goes up
+        # earlier in the life of an operation is read later.
+        dropped_new, dropped = Counter(self._dropped_new), Counter(self._dropped)
+        delivered, completed_bytes = self.delivered, self.completed_bytes
         handed_back = self._handed_back
-        accepted, accepted_bytes = self.taken - handed_back, self.taken_bytes
+        accepted, accepted_bytes = self.queued - handed_back, self.queued_bytes
         return Statistics(
-            accepted=accepted + turned_away.total(),
+            accepted=accepted + dropped_new.total(),
             delivered=delivered,
             pending=accepted - delivered - dropped.total(),
-            pending_bytes=accepted_bytes - settled_bytes,
+            pending_bytes=accepted_bytes - completed_bytes,
             open_bytes=self.open_bytes,
             in_flight=self.in_flight,
-            dropped=dict(dropped + turned_away),
+            dropped=dict(dropped + dropped_new),
             requests=self._requests,
             retries=self._retries,
             merged=self._merged,

@@ -1,8 +1,9 @@
-"""Identity: what the API calls the runs and spans that were recorded. Pure.
+"""Identity: the API's ids of the runs and spans that were recorded. Pure.
 
-Operations carry the ids that they were recorded with. Mostly these are what the API calls
-things too. They are not while a run could not be registered yet (its ids then have a
-provisional partition, API.md section 3), and with an API that makes all ids itself.
+Operations carry the ids that they were recorded with, and mostly the API uses the same ones. It
+does not in two cases: the run could not be registered yet, so that its ids have a provisional
+partition (characters 11 to 16 of a PFID, the same in all PFIDs of an account); or the API makes
+all ids itself (``POST /agent_instance/register`` and ``POST /agent_spans`` return others).
 """
 
 from __future__ import annotations
@@ -41,32 +42,31 @@ _FOREIGN_KEPT = 1_000
 
 
 class RegistrationWait(Protocol):
-    """A task that waits until the API has answered the registration of a run."""
+    """A task that waits for the outcome of a registration."""
 
     def registered(self) -> None:
-        """The API knows the run."""
+        """The API has registered the run."""
 
     def refused(self, error: Exception) -> bool:
-        """The API does not take the run; whether the caller is told of it."""
+        """The API has refused the run. Return whether the caller raises ``error``."""
         ...
 
     def failed(self) -> None:
-        """An attempt failed; there will be others."""
+        """An attempt failed; others may follow."""
 
     def ended(self) -> None:
-        """There will be no more attempts: the client has closed."""
+        """The client has closed: no attempt follows."""
 
 
 class RunIdentity:
-    """The ids of one run, and what became of its spans on their way.
+    """The ids of one run and of its spans, and which of its spans were lost.
 
-    ``recorded_id``: what its operations call the run. ``id``: what the API calls it, as soon
-    as that is known. ``registered``: False while it waits for that. ``begun``: whether its start is
-    recorded, or is not for this client to record. ``lost``: why the run, and so
-    all of it, cannot be delivered; None if it can.
-    ``agent_id``: whose run it is, as far as the caller said. ``termination``: its kill switch.
-    ``check``: what its payloads are held against, if they are. ``registration``: the task that
-    waits for its registration, if one does. ``clock``: gives all times of the run and its spans.
+    ``recorded_id``: the run's id in operations. ``id``: the API's id of it, as soon as that is
+    known. ``registered``: False until then. ``begun``: whether its start is recorded, or another
+    client records it. ``lost``: the reason why nothing of the run can be delivered; None if it can.
+    ``agent_id``: the agent of the run, if the caller gave it. ``termination``: its kill switch.
+    ``check``: the check of its payloads, if they are checked. ``registration``: the task that waits
+    for its registration, if any. ``clock``: the clock for all times of the run and its spans.
     """
 
     __slots__ = (
@@ -97,30 +97,30 @@ class RunIdentity:
         self.termination = Termination()
         self.check: PayloadCheck | None = None
         self.clock = Clock()
-        # Span ids as recorded, each to what the API made instead. Of spans that have ended only
-        # the last ones: they can still be named as parents.
+        # The API's span ids, by the recorded ones, where they differ. Of ended spans only the last
+        # ones are kept: they can still be named as parents.
         self._api_ids: dict[str, str] = {}
         self._ended_api_ids: dict[str, str] = {}
         self._recorded_ids: dict[str, str] = {}
-        # Of creates that were given up: why, and the nearest ancestor that was not. By the part
-        # of the span's id that stays the same.
+        # Lost spans: the reason, and the nearest ancestor that was not lost. By the part of the
+        # span's id that stays the same.
         self._lost_spans: dict[str, tuple[str, str | None]] = {}
 
     @property
     def is_plain(self) -> bool:
-        """Whether everything of the run is called as it was recorded, and nothing was lost."""
+        """Whether the API uses the recorded ids of the run and its spans, and no span was lost."""
         return self.id == self.recorded_id and not (
             self._api_ids or self._ended_api_ids or self._lost_spans
         )
 
     def terminate(self, reason: str | None) -> None:
-        """The API has stopped the run; ``reason`` is the one that it gave."""
-        if self.termination.throw(reason):
+        """Note that the API has terminated the run, with its ``reason`` if it gave one."""
+        if self.termination.terminate(reason):
             message = "the Prefactor API has terminated agent instance %s: %s"
             log(logger, logging.WARNING, message, self.id, self.termination.reason)
 
     def span_id(self, recorded_id: str) -> str:
-        """What the API calls a span, as far as that is known."""
+        """The API's id of a span, as far as that is known."""
         known = self._api_ids.get(recorded_id) or self._ended_api_ids.get(recorded_id)
         if known is not None:
             return known
@@ -129,17 +129,17 @@ class RunIdentity:
         return identifiers.with_partition_of(self.id, recorded_id)
 
     def span_made(self, recorded_id: str, api_id: str) -> None:
-        """The API has made a span, under an id that may be its own."""
+        """Note that the API has created a span, with an id that may be another one."""
         if api_id != self.span_id(recorded_id):
             self._api_ids[recorded_id] = api_id
             self._recorded_ids[api_id] = recorded_id
 
     def recorded_span_id(self, api_id: str) -> str | None:
-        """What a span is recorded as that the API has given this id; None if it gave none."""
+        """The recorded id of the span to which the API gave the id ``api_id``; None without one."""
         return self._recorded_ids.get(api_id)
 
     def span_ended(self, recorded_id: str) -> None:
-        """The end of a span is delivered: its id is needed only by later children of it."""
+        """Note that the end of a span is delivered: only later children still need its id."""
         api_id = self._api_ids.pop(recorded_id, None)
         if api_id is not None:
             self._recorded_ids.pop(api_id, None)
@@ -147,8 +147,8 @@ class RunIdentity:
             _keep_last(self._ended_api_ids, _SPANS_KEPT)
 
     def span_lost(self, create: CreateSpan, reason: str) -> None:
-        """A span was given up: its finish goes with it, its children hang on its parent."""
-        # Resolved now: ids and parents may be the user's own, and run in a circle.
+        """Note a lost span: its finish is lost, too, and its children get its parent."""
+        # Resolved now: a user may give ids and parents that form a circle.
         parent_id = self._not_lost(create.parent_span_id)
         bare = _bare(create.span_id)
         if parent_id is not None and _bare(parent_id) == bare:
@@ -157,13 +157,13 @@ class RunIdentity:
         _keep_last(self._lost_spans, _SPANS_KEPT)
 
     def reason_lost(self, operation: Operation) -> str | None:
-        """Why an operation cannot be delivered any more; None if it can."""
+        """The reason why an operation cannot be delivered; None if it can."""
         if self.lost is None and isinstance(operation, FinishSpan):
             return self._lost_spans.get(_bare(operation.span_id), (None, None))[0]
         return self.lost
 
     def addressed(self, operation: Operation) -> Operation:
-        """The operation with the ids that the API knows."""
+        """The operation with the API's ids."""
         if self.is_plain:
             return operation
         match operation:
@@ -185,7 +185,7 @@ class RunIdentity:
                 return operation
 
     def forget_spans(self) -> None:
-        """Nothing of the run is to be delivered any more."""
+        """Forget the spans of a run of which nothing is pending."""
         self._api_ids.clear()
         self._ended_api_ids.clear()
         self._recorded_ids.clear()
@@ -204,69 +204,69 @@ class RunIdentity:
 
 def _keep_last(kept: dict[str, V], most: int) -> None:
     while len(kept) > most:
-        with suppress(RuntimeError):  # another thread has changed it just now
+        with suppress(RuntimeError):  # another thread changed it at the same time
             kept.pop(next(iter(kept)), None)
 
 
 def _bare(span_id: str) -> str:
-    """What is the same in a span's provisional id and its final one."""
+    """The part that a span's provisional and final id have in common."""
     return identifiers.with_partition_of(_NO_PARTITION, span_id)
 
 
 class Identities:
-    """The identities of a client's runs, for as long as something of them is to be delivered.
+    """The identities of a client's runs, while operations of them are pending.
 
-    ``given_ids``: whether the API takes the ids that it is given, as far as it has shown; if not,
-    it makes all of them.
+    ``given_ids``: whether the API accepts ids from the client, as far as it has shown; if not, it
+    makes all of them.
     """
 
     def __init__(self) -> None:
         self.given_ids = True
         self.runs: dict[str, RunIdentity] = {}
-        # Runs of other clients of which something is remembered. The last ones only: nobody says
-        # when they end.
+        # Runs of other clients. Only the last ones are kept: this client does not learn when they
+        # end.
         self._foreign: dict[str, RunIdentity] = {}
-        # Ended ones of which something may still be said that an id alone does not tell. The
-        # last ones only: there may be any number.
+        # Ended runs whose API id differs, or that were lost: quality may still be recorded for
+        # them. Only the last ones are kept: there may be any number.
         self._ended: dict[str, RunIdentity] = {}
 
     def add(self, recorded_id: str, id: str | None = None) -> RunIdentity:
-        """The identity of a run that is recorded as ``recorded_id`` from now on."""
-        # What the answer to its registration said about it may have been kept.
+        """Add a run with this id in its operations, and return its identity."""
+        # It may be known already, from the answer to its registration.
         run = self.runs.get(recorded_id) or self._foreign.pop(recorded_id, None)
         run = run or RunIdentity(recorded_id, id)
-        # An earlier one that was refused has nothing to say about this one.
+        # An earlier run with this id was refused: that does not concern this one.
         self._ended.pop(recorded_id, None)
         self.runs[recorded_id] = self.runs[run.id] = run
         return run
 
     def registered(self, recorded_id: str, id: str) -> None:
-        """The API has made a run known, as ``id``."""
+        """Note that the API has registered a run, as ``id``."""
         run = self.of(recorded_id)
         run.id, run.registered = id, True
         self.runs[recorded_id] = run
         other = self.runs.get(id)
         if other is None or other.termination.over:
             self.runs[id] = run
-        # Else it is what an open run is called: to the API they are one.
+        # Else the id belongs to an open run: for the API both are one.
         if run.registration is not None:
             run.registration.registered()
 
     def close(self) -> None:
-        """Nothing more is delivered: nobody has to wait for it."""
+        """End the waits for registrations: the client has closed."""
         for run in self.runs.values():
             if run.registration is not None:
                 run.registration.ended()
 
     def rename(self, run: RunIdentity) -> None:
-        """From now on operations call ``run``, of which none was recorded but its registration,
-        what the API calls it."""
+        """Use the API's id in the operations of ``run``, of which only the registration was
+        recorded."""
         if run.recorded_id != run.id:
             del self.runs[run.recorded_id]
             run.recorded_id = run.id
 
     def of(self, instance_id: str) -> RunIdentity:
-        """The identity of a run, by either id; one that was not added is called as it is."""
+        """The identity of a run, by either id; a new one if the run was not added."""
         return (
             self.runs.get(instance_id)
             or self._ended.get(instance_id)
@@ -275,11 +275,11 @@ class Identities:
         )
 
     def knows(self, instance_id: str) -> bool:
-        """Whether a run of this client that has not ended is called so."""
+        """Whether this is the id of a run of this client that has not ended."""
         return instance_id in self.runs
 
     def open_runs(self) -> Sequence[RunIdentity]:
-        """The runs that the API knows, and that neither it nor the agent has ended."""
+        """The registered runs that neither the API nor the agent has ended."""
         runs = [run for key, run in self.runs.items() if key == run.recorded_id]
         return [
             run
@@ -288,17 +288,17 @@ class Identities:
         ]
 
     def keep(self, run: RunIdentity) -> RunIdentity:
-        """Something about a run is to be remembered, also if another client registered it; what it
-        is remembered by. For any thread."""
+        """Keep the identity of a run, even one that another client registered, and return the kept
+        one. For any thread."""
         if run.recorded_id not in self.runs and run.recorded_id not in self._ended:
-            # The one that is remembered, if there is one, and from now on the newest.
+            # One that is kept already becomes the newest.
             self._foreign[run.recorded_id] = run = self._foreign.pop(run.recorded_id, run)
             _keep_last(self._foreign, _FOREIGN_KEPT)
         return run
 
     def forget(self, recorded_id: str) -> None:
-        """A run has ended, and all of it is delivered or lost, but for its quality: that may be
-        recorded at any time."""
+        """Forget a run that has ended, and of which nothing is pending. Its quality may still be
+        recorded, at any time."""
         run = self.runs.pop(recorded_id, None)
         if run is not None:
             if self.runs.get(run.id) is run:

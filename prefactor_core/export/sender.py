@@ -269,7 +269,7 @@ class Sender:
     def _succeeded(self) -> None:
         outage = self._breaker.succeeded(anyio.current_time())
         if outage is not None:
-            message = "the Prefactor API takes operations again after %.1f s"
+            message = "the Prefactor API accepts operations again after %.1f s"
             log(logger, logging.INFO, message, outage)
 
 

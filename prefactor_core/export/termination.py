@@ -40,7 +40,7 @@ class Termination:
         """Whether no new span may begin."""
         return self.reason is not None and (self.over or not self.has_scope)
 
-    def throw(self, reason: str | None) -> bool:
+    def terminate(self, reason: str | None) -> bool:
         """Terminate the run, unless it is ending or over; return whether this call did it."""
         if self.over or self.ending or self.reason is not None:
             return False
@@ -56,8 +56,8 @@ class Termination:
             entry = partial(callback)  # the same function may be given twice
             self._callbacks.append(entry)
             if self.reason is not None:
-                # This one only: throw() calls the others, perhaps in another thread.
-                with suppress(ValueError):  # throw() has called it already
+                # This one only: terminate() calls the others, perhaps in another thread.
+                with suppress(ValueError):  # terminate() has called it already
                     self._callbacks.remove(entry)
                     _call(entry, self.reason)
 
@@ -73,5 +73,5 @@ def _call(callback: OnTerminate, reason: str) -> None:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        # Also a cancellation or a SystemExit: the caller of throw() must not end by it.
+        # Also a cancellation or a SystemExit: the caller of terminate() must not end by it.
         log(logger, logging.ERROR, "a callback of on_terminate() raised", error=error)

@@ -1,4 +1,4 @@
-"""The seed's path to what records: :mod:`prefactor_core.recording` has the code."""
+"""The seed's import path of the managers; :mod:`prefactor_core.recording` has the code."""
 
 from prefactor_core.agent.instance import AgentInstanceHandle
 from prefactor_core.recording.instance_manager import AgentInstanceManager

@@ -1,4 +1,4 @@
-"""The seed's path to a run's handle and to the manager of runs."""
+"""The seed's import path of the handle of a run and of the manager of runs."""
 
 from prefactor_core.agent.instance import AgentInstanceHandle
 from prefactor_core.recording.instance_manager import AgentInstanceManager

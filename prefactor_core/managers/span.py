@@ -1,4 +1,4 @@
-"""The seed's path to the manager of spans."""
+"""The seed's import path of the manager of spans."""
 
 from prefactor_core.recording.span_manager import SpanManager
 

@@ -7,15 +7,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol, cast
 
 PLAIN_DATETIME: Final = cast("type[datetime]", datetime.__mro__[-3])
-"""The ``datetime`` of C. JSON is written of no subclass, and libraries that freeze time put one
-in the place of ``datetime`` in every module."""
+"""The ``datetime`` of C. msgspec encodes no subclass, and libraries that freeze time replace
+``datetime`` by one in every module."""
 
 _EPOCH: Final = PLAIN_DATETIME(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
 def to_datetime(nanoseconds: int) -> datetime:
-    """The moment, aware and in UTC; what is less than a microsecond is left out."""
+    """The moment, aware and in UTC, rounded down to a microsecond."""
     return _EPOCH + timedelta(microseconds=nanoseconds // 1_000)
 
 
@@ -42,8 +42,8 @@ class Clock:
     It follows the wall clock when that is set forward, or when the machine has slept. When the
     wall clock is set back, this clock stands until the next reading. From then on it goes by the
     monotonic clock until the wall clock has caught up, so that the durations in the run stay
-    right; such a run may be ahead of the wall clock to its end. The next run has a clock of its
-    own, which begins with the wall clock.
+    right; such a run may be ahead of the wall clock to its end. The next run has its own clock,
+    which begins with the wall clock.
 
     The reader holds the lock of recording, which orders the readings of several threads.
     """
@@ -54,7 +54,7 @@ class Clock:
         self._source = source
         self.read = source.time_ns
         self.last = 0
-        # Whether it goes by the monotonic clock, which stood there at the last reading.
+        # Whether it follows the monotonic clock, and the time of that at the last reading.
         self.is_carried_on = False
         self._monotonic = 0
 
@@ -72,7 +72,7 @@ class Clock:
         return self.read() < self.last
 
     def carried_on(self, wall: int) -> int:
-        """The time, where the wall clock says ``wall`` and was set back."""
+        """The time of this clock when the wall clock shows ``wall`` and was set back."""
         monotonic, now = self._source.monotonic_ns(), self.last
         if self.is_carried_on:
             # Libraries that freeze the time set this clock back, too.

@@ -26,10 +26,10 @@ Purpose: TypeAlias = Literal["live", "smoke_test", "eval"]
 
 
 class _Operation(Struct, frozen=True, kw_only=True, tag_field="operation_type"):
-    """What all operations have."""
+    """The fields of all operations."""
 
     timestamp: int
-    """When it happened: nanoseconds since 1970, in UTC."""
+    """The time of the event: nanoseconds since 1970, in UTC."""
 
     idempotency_key: str
     """8 to 64 characters; the same on every attempt."""

@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import os
 import re
-import struct
-from operator import itemgetter
 from time import time_ns as _time_ns
 from typing import Final, TypeGuard
 
 from prefactor_core.exceptions import PrefactorValueError
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-# Two characters, which are ten bits, at a time.
-_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _PFID = re.compile(r"[0-7][0-9abcdefghjkmnpqrstvwxyz]{31}")
 _PARTITION = slice(10, 16)
 _MAX_KEY_LENGTH = 64
@@ -27,36 +23,34 @@ PARTITION_BITS = 30
 MAX_PARTITION = (1 << PARTITION_BITS) - 1
 
 
-# Random numbers of 80 bits for the next ids. Each is taken by one call, so that no two threads get
-# the same; 257 are drawn at a time, because a call of the system costs as much as the rest.
-_numbers: list[int] = []
-_EIGHTY_BITS: Final = struct.Struct("10s")
+# The last 16 characters, which are random, of the next ids. One call pops each, so that no two
+# threads get the same; 257 are drawn at a time, because a call of the system costs much.
+_randoms: list[str] = []
+_SIXTEEN: Final = re.compile(".{16}")
+# A random byte becomes a random character: 256 is a multiple of 32.
+_TO_CHARACTERS: Final = bytes(ord(_ALPHABET[byte % 32]) for byte in range(256))
 
 
-def _draw_numbers() -> int:
-    """One for the caller, since other threads may take all others at once."""
-    drawn = _EIGHTY_BITS.iter_unpack(os.urandom(257 * _EIGHTY_BITS.size))
-    numbers = map(int.from_bytes, map(itemgetter(0), drawn))
-    mine = next(numbers)
-    _numbers.extend(numbers)
-    return mine
+def _draw_randoms() -> str:
+    """Draw random texts, and return one: other threads may take all others at once."""
+    characters = os.urandom(257 * 16).translate(_TO_CHARACTERS).decode()
+    drawn: list[str] = _SIXTEEN.findall(characters)
+    own = drawn.pop()
+    _randoms.extend(drawn)
+    return own
 
 
 # A forked child must not repeat the ids of its parent.
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_numbers.clear)
+    os.register_at_fork(after_in_child=_randoms.clear)
 
 
 # The time of the last id, as text: in one millisecond there is time for many spans.
 _last_time = 0, "0" * 10
 
 
-def _time_text(ms: int) -> str:
-    pairs = _PAIRS
-    return (
-        f"{pairs[ms >> 40]}{pairs[ms >> 30 & 1023]}{pairs[ms >> 20 & 1023]}"
-        f"{pairs[ms >> 10 & 1023]}{pairs[ms & 1023]}"
-    )
+def _text(number: int, characters: int) -> str:
+    return "".join([_ALPHABET[number >> 5 * place & 31] for place in reversed(range(characters))])
 
 
 def generate(partition: int, milliseconds: int | None = None) -> str:
@@ -72,8 +66,7 @@ def generate(partition: int, milliseconds: int | None = None) -> str:
         raise PrefactorValueError(
             f"milliseconds must be between 0 and 2**48 - 1, got {milliseconds}"
         )
-    pairs = [_PAIRS[partition >> shift & 1023] for shift in (20, 10, 0)]
-    return generate_related(f"{'0' * _PARTITION.start}{''.join(pairs)}", milliseconds)
+    return generate_related("0" * _PARTITION.start + _text(partition, 6), milliseconds)
 
 
 def generate_related(pfid: str, milliseconds: int | None = None) -> str:
@@ -85,21 +78,13 @@ def generate_related(pfid: str, milliseconds: int | None = None) -> str:
     ms = _time_ns() // 1_000_000 if milliseconds is None else milliseconds
     last, text = _last_time
     if ms != last:
-        text = _time_text(ms)
+        text = _text(ms, _PARTITION.start)
         _last_time = ms, text
     try:
-        random = _numbers.pop()
+        random = _randoms.pop()
     except IndexError:
-        random = _draw_numbers()
-    # Written out: this is done for every span.
-    pairs = _PAIRS
-    return (
-        f"{text}{pfid[_PARTITION]}"
-        f"{pairs[random >> 70]}{pairs[random >> 60 & 1023]}"
-        f"{pairs[random >> 50 & 1023]}{pairs[random >> 40 & 1023]}"
-        f"{pairs[random >> 30 & 1023]}{pairs[random >> 20 & 1023]}"
-        f"{pairs[random >> 10 & 1023]}{pairs[random & 1023]}"
-    )
+        random = _draw_randoms()
+    return f"{text}{pfid[_PARTITION]}{random}"
 
 
 def with_partition_of(pfid: str, other: str) -> str:
@@ -129,7 +114,7 @@ def idempotency_key(pfid: str, step: str) -> str:
     """Return the key of a step (``create``, ``start``, ``finish``) in the life of ``pfid``.
 
     It is made of both, so that every attempt sends the same key, also from another process. The
-    API takes keys of 8 to 64 characters.
+    API accepts keys of 8 to 64 characters.
     """
     return f"{pfid}-{step}"
 

@@ -38,14 +38,14 @@ RunSoon: TypeAlias = Callable[[Callable[[], object]], None]
 class EventLoop:
     """The thread, the event loop and the process that a client was opened in.
 
-    ``lock``: held while something is recorded, in any thread. It is never held during a wait, nor
-    while the code of others looks at a payload.
-    ``is_forked``: whether this process is a fork of the one that opened the client. Then only the
-    memory of the client is here: no loop runs, and another thread may have held the lock, for
-    ever.
+    ``lock``: held during each step of recording, in any thread. It is never held during a wait, nor
+    while user code runs to capture a payload.
+    ``is_forked``: whether this process is a fork of the one that opened the client. It then has
+    only the client's memory: no loop runs, and a thread that held the lock at the fork never
+    releases it.
 
-    Some methods do what anyio has no call for: a call into the loop that waits for nothing, not
-    even for the loop; and a task that no task group owns.
+    Two methods do what anyio has no function for: ``run_soon`` calls into the loop without waiting
+    for it, and :meth:`spawn` starts a task that no task group owns.
     """
 
     def __init__(self, loop: object) -> None:
@@ -53,17 +53,17 @@ class EventLoop:
         self.lock = threading.RLock()
         self._steps: deque[Callable[[], object]] = deque()
         self._stepping = False
-        # When, and how many calls of is_turn_due() ago, the loop was given a turn.
+        # The time of the last turn of the loop, and the calls of is_turn_due() since.
         self._turn_at = self._calls = 0
         self.thread_id = threading.get_ident()
         self.is_forked = False
         _event_loops.add(self)
-        # One of these is right; neither is imported to find out.
+        # One of these is right. Neither library is imported to find out.
         self._asyncio = cast("asyncio.AbstractEventLoop", loop)
         self._trio = cast("trio.lowlevel.TrioToken", loop) if hasattr(loop, _TRIO) else None
         self.run_soon: RunSoon = _run_soon_of(loop)
-        """Have the loop call a function; for any thread. Nothing if the loop has ended."""
-        # asyncio itself may forget a task that nothing refers to.
+        """Make the loop call a function; for any thread. Does nothing if the loop has ended."""
+        # asyncio keeps only weak references to its tasks.
         self._tasks: set[asyncio.Task[None]] = set()
         self._opener: ref[asyncio.Task[object]] | None = None
         if self._trio is None and loop is not None:
@@ -78,11 +78,10 @@ class EventLoop:
         return cls(anyio.lowlevel.current_token().native_token)
 
     def check_process(self) -> None:
-        """Raises :class:`ClientScopeError` in a fork."""
+        """Raise :class:`ClientScopeError` in a fork."""
         if self.is_forked:
             raise ClientScopeError(
-                "the client was opened in the process that this one was forked from: "
-                "open one of your own here"
+                "the client was opened before this process was forked: open one of your own here"
             )
 
     @property
@@ -96,34 +95,33 @@ class EventLoop:
         return threading.get_ident() == self.thread_id
 
     def check(self, what: str) -> None:
-        """Raises :class:`ClientScopeError` in another thread; ``what`` belongs to this one."""
+        """Raise :class:`ClientScopeError` in another thread; ``what`` begins the message."""
         if not self.is_here:
             raise ClientScopeError(
-                f"{what} in the thread of the event loop that its client lives on: from another "
-                "one, use anyio.from_thread.run()"
+                f"{what} in the thread of its client's event loop: from another thread, use "
+                "anyio.from_thread.run()"
             )
 
     def is_turn_due(self) -> bool:
-        """Whether a caller that could wait shall give the loop a turn now: calls like this one
-        have given it none for a millisecond.
+        """Whether an ``async`` method should yield to the loop now: none has for a millisecond.
 
-        In another thread, which may have a loop of its own, it always is.
+        Always True in another thread, which may have a loop of its own.
         """
         if threading.get_ident() != self.thread_id:
             return True
         now = monotonic_ns()
         self._calls += 1
-        # The number, for where a library has frozen the time.
+        # The count of calls, in case a library has frozen the time.
         if now - self._turn_at < _TURN and self._calls < _MOST_CALLS:
             return False
         self._turn_at, self._calls = now, 0
         return True
 
     def step(self, function: Callable[[*Ts], object], *args: *Ts) -> None:
-        """Call ``function`` with the lock held: one step of recording, which nothing interleaves.
+        """Call ``function`` with the lock held, as one step of recording. No two steps interleave.
 
-        A finaliser that records something may run in the middle of it, in the same thread: its
-        step follows right after, or with the next step if an exception interrupts this one.
+        A finaliser may run during a step, in the same thread, and record something: its step
+        follows this one, or runs with the next one if an exception interrupts this one.
         """
         with self.lock:
             if self._stepping:
@@ -145,8 +143,9 @@ class EventLoop:
     async def in_turns(self, slices: Iterator[None]) -> None:
         """Exhaust ``slices``, and give other tasks a turn after each.
 
-        A cancellation does not stop it. After one by asyncio itself, which no shield stops, there
-        are no further turns, and the cancellation arrives with the next wait.
+        A cancellation does not stop the slices. After a native cancellation of asyncio, against
+        which no shield helps, other tasks get no further turns, and the cancellation is raised at
+        the next ``await``.
         """
         try:
             goes_on = True
@@ -167,15 +166,15 @@ class EventLoop:
 
         task = asyncio.current_task()
         assert task is not None
-        # As if it had not arrived yet: time-outs count how often their task was cancelled.
+        # As if it had not arrived yet: time-outs count the cancellations of their task.
         task.uncancel()
         task.cancel(*cancelled.args)
 
     async def wait_for_end(self) -> None:
         """In a fork: wait until asyncio cancels the remaining tasks of the loop.
 
-        Until then no wait works there, and no scope can be left, since asyncio says that no loop
-        runs. Trio cannot be forked while it runs.
+        Until then no wait works there, and no scope can be left, because asyncio reports that no
+        loop runs. Trio cannot be forked while it runs.
         """
         if self._trio is None:
             await self._asyncio.create_future()
@@ -188,9 +187,9 @@ class EventLoop:
     ) -> object:
         """Start a task that no task group owns, in an empty context; return it.
 
-        ``on_cancelled`` is called when the task has ended by asyncio's own ``Task.cancel()``,
-        perhaps before its first step: a task group takes that for a failure, and cancels its own
-        host. The call is outside of any task, where most of anyio does not work.
+        ``on_cancelled`` is called when asyncio's own ``Task.cancel()`` has ended the task, perhaps
+        before its first step. (A task group would treat that as a failure, and cancel its host.)
+        The call is outside of any task, where most of anyio does not work.
         """
         if self._trio is not None:
             import trio
@@ -203,8 +202,8 @@ class EventLoop:
         return task
 
     def call_later(self, seconds: float, function: Callable[[], object]) -> None:
-        """Have asyncio's loop call ``function`` after ``seconds``, unless the task that made this
-        object has ended by then."""
+        """Make asyncio's loop call ``function`` after ``seconds``, unless the task that opened the
+        client has ended by then."""
 
         def call() -> None:
             opener = None if self._opener is None else self._opener()
@@ -215,13 +214,13 @@ class EventLoop:
 
     @property
     def is_trio(self) -> bool:
-        """Whether the loop is trio's, where nobody can cancel a single task."""
+        """Whether the loop is trio's, which has no native cancellation of a single task."""
         return self._trio is not None
 
 
 def run_soon_here() -> RunSoon:
-    """A function that has the running event loop call another one; for any thread. It does nothing
-    once the loop has ended."""
+    """A function that makes the running event loop call another one; for any thread. It does
+    nothing once the loop has ended."""
     return _run_soon_of(anyio.lowlevel.current_token().native_token)
 
 

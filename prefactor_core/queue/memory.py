@@ -20,16 +20,16 @@ T = TypeVar("T")
 
 
 class InMemoryQueue(Queue[T]):
-    """First in, first out, without a bound, gone with the process."""
+    """First in, first out, unbounded, in the memory of the process."""
 
     def __init__(self) -> None:
         self._closed = False
-        # One event for all who wait; None if nobody does.
+        # One event for all waiting tasks; None if no task waits.
         self._changed: anyio.Event | None = None
         self._send, self._receive = anyio.create_memory_object_stream[T](math.inf)
-        # A stream that is dropped open complains. This one holds no resource, and nobody can
-        # wait on a queue that nobody refers to. Not __del__: in a cycle of garbage that may
-        # run after the streams' own.
+        # anyio warns of a stream that is collected open. These hold no resource, and no task can
+        # wait on a queue without a reference. Not __del__: in a cycle of garbage it may run after
+        # those of the streams.
         weakref.finalize(self, _close, self._send, self._receive)
 
     def put_nowait(self, item: T) -> None:
@@ -40,8 +40,8 @@ class InMemoryQueue(Queue[T]):
             self._wake()
 
     async def get(self) -> T:
-        # Not receive(): that hands the item to the waiting task before it runs, and asyncio's
-        # Task.cancel() in between would destroy it. Here it is taken at the last moment.
+        # Not receive(): it hands the item to the waiting task before that task runs, and asyncio's
+        # Task.cancel() in between would destroy the item. receive_nowait() does not.
         await anyio.lowlevel.checkpoint()
         while True:
             try:
@@ -63,8 +63,8 @@ class InMemoryQueue(Queue[T]):
         return self._receive.statistics().current_buffer_used
 
     async def close(self, num_waiters: int = 1) -> None:
-        # Closing the sending side is the end-of-stream signal: it wakes all who wait, now
-        # and later, and leaves the items that are there to be taken.
+        # Closing the send stream signals the end: it ends all waits, now and later, and the
+        # remaining items can still be received.
         self._closed = True
         self._send.close()
         self._wake()

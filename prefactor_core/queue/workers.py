@@ -206,7 +206,7 @@ class Workers:
                 return
             except Exception as error:
                 failures += 1
-                message = "a worker met an error that it did not expect, and goes on"
+                message = "a worker met an unexpected error, and continues"
                 log(logger, logging.ERROR, message, error=error)
                 # A job that raises at once and for ever must not spin the loop.
                 await anyio.sleep(backoff.delay(failures))

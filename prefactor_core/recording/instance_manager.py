@@ -1,4 +1,4 @@
-"""AgentInstanceManager: the runs of a client, and the operations that tell about them."""
+"""AgentInstanceManager: registers, starts and finishes the runs of a client."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from prefactor_core.exceptions import (
     in_message,
 )
 from prefactor_core.exceptions.checks import check_outcome, to_optional_text
-from prefactor_core.exceptions.live import Live
 from prefactor_core.exceptions.log import log
+from prefactor_core.exceptions.uncopyable import Uncopyable
 from prefactor_core.export.buffer import Buffer
 from prefactor_core.export.identity import Identities, RunIdentity
 from prefactor_core.models import AgentInstance
@@ -35,7 +35,7 @@ from prefactor_core.operations import (
     StartAgentInstance,
     identifiers,
 )
-from prefactor_core.recording.registration import Registrations, RegistrationWaiter, way_out
+from prefactor_core.recording.registration import Registrations, RegistrationWaiter, advice_for
 
 if TYPE_CHECKING:
     from prefactor_core.schema_registry import payload_check
@@ -46,23 +46,23 @@ logger = logging.getLogger("prefactor_core.recording.instance_manager")
 
 
 class _OpenInstance(AgentInstance, kw_only=True):
-    """A run with what is needed only while it is open."""
+    """An open run, with its identity."""
 
     identity: RunIdentity
 
 
-class AgentInstanceManager(Live):
-    """Knows every run of this client that has not ended.
+class AgentInstanceManager(Uncopyable):
+    """Keeps the runs of this client that have not ended.
 
-    Each step of a run is an operation that goes into ``buffer``; also its registration, for whose
-    outcome the caller waits: ``timeout`` seconds and ``max_retries`` further attempts at most. A
-    caller that takes several steps that belong together holds the lock of ``event_loop`` around
-    them. ``environment`` gives what is added to an agent's version, once for each run, ``checks``
-    the schemas that its payloads are checked against. ``records``: False where everything is
-    switched off; runs then live as ever, and nothing is recorded.
+    The registration, the start and the finish of a run are operations into ``buffer``. The caller
+    waits for the outcome of a registration: at most ``timeout`` seconds and ``max_retries`` further
+    attempts. A caller whose steps must not be interleaved holds the lock of ``event_loop``.
+    ``environment``: returns the addition to an agent's version; called once for each run.
+    ``checks``: the schemas for the payloads of a run. ``records``: False if the client is disabled;
+    runs then have their states, and nothing is recorded.
     """
 
-    _what = "what a client in this process knows of its runs"
+    _kind = "the record of a client's runs in this process"
 
     def __init__(
         self,
@@ -85,9 +85,9 @@ class AgentInstanceManager(Live):
         self._checks = checks
         self._max_retries = max_retries
         self._timeout = timeout
-        # By the id that operations call them.
+        # By their ids in operations.
         self._instances: dict[str, _OpenInstance] = {}
-        # An id of the account's partition, once one is known.
+        # An id of the account's partition, as soon as one is known.
         self._related_id: str | None = None
         self._refusals = 0
         self._turn = anyio.Lock()
@@ -104,16 +104,15 @@ class AgentInstanceManager(Live):
         external_identifier: str | None = None,
         on_refused: Literal["log", "raise"] = "raise",
     ) -> str:
-        """Make a run known to the API; the id that it is known by.
+        """Register a run, and return its id.
 
-        ``agent_id`` and ``environment_id``: None if the token says which these are.
-        ``instance_id`` asks for that id, which must be a PFID of the account's partition. If
-        the API is away, the run goes on with a provisional id, and is registered in the
-        background. ``on_refused``: whether a refusal is raised, or logged as an error, and the
-        run goes on unrecorded.
+        ``agent_id`` and ``environment_id``: None if the token identifies them. ``instance_id``: the
+        id to ask for, a PFID of the account's partition. If the API is unreachable, the run
+        continues under a provisional id and is registered in the background. ``on_refused``: raise
+        a refusal, or log it as an error and continue with an unrecorded run.
 
-        Raises :class:`PrefactorValueError` for what cannot be sent, and a
-        :class:`PrefactorApiError` if the API refuses.
+        Raises :class:`PrefactorValueError` for values that cannot be sent, and a
+        :class:`PrefactorApiError` if the API refuses the run.
         """
         if self._records:
             self.event_loop.check("a run is registered")
@@ -122,8 +121,8 @@ class AgentInstanceManager(Live):
         if purpose is not None and purpose not in get_args(Purpose):
             known = ", ".join(repr(known) for known in get_args(Purpose))
             raise PrefactorValueError(f"purpose must be one of {known}, got {in_message(purpose)}")
-        # One in a turn of the loop: a thousand runs that begin together must not hold it. Where
-        # everything is switched off, there may be no loop, or several.
+        # One registration in a turn of the loop: a thousand runs that begin together must not
+        # block it. A disabled client may have no loop, or several.
         async with nullcontext() if self._registrations is None else self._turn:
             if instance_id is not None and self._identities.knows(instance_id):
                 raise PrefactorConflictError(
@@ -132,7 +131,7 @@ class AgentInstanceManager(Live):
             recorded_id = instance_id or self._provisional_id(agent_id)
             registration = partial(
                 RegisterAgentInstance,
-                # Not from the id: whoever asks for one twice shall hear that it is taken.
+                # Not from the id: a second request for the same id must be refused, not repeated.
                 idempotency_key=identifiers.generate(0),
                 agent_id=agent_id,
                 # Captured now: later changes of the caller's objects do not matter.
@@ -159,12 +158,11 @@ class AgentInstanceManager(Live):
         if run.lost is None:
             await self._wait_for_registration(instance, on_refused)
         if run.registered and self._identities.of(run.id) is not run:
-            # The API calls it as it calls another open run: to it, and from now on here, it is
-            # that one.
+            # The API gave the run the id of another open run: from now on both are one here, too.
             self._identities.forget(run.recorded_id)
             return run.id
         if run.registered:
-            # Nothing else was recorded yet, so all of it can be called what the API calls it.
+            # Nothing else is recorded of it yet: its operations can use the API's id.
             self._identities.rename(run)
             instance.id = self._related_id = run.id
         if self._checks is not None:
@@ -175,20 +173,20 @@ class AgentInstanceManager(Live):
     async def _wait_for_registration(
         self, instance: _OpenInstance, on_refused: Literal["log", "raise"]
     ) -> None:
-        """Return when the API has registered a run, or is known to be away."""
+        """Return when the API has registered a run, or is known to be unreachable."""
         registrations, run = self._registrations, instance.identity
         if registrations is None or registrations.is_away:
-            # An earlier run or the delivery has found that out: nobody has to wait again.
+            # A worker or an earlier registration has found that out: do not wait again.
             return
-        waiting = RegistrationWaiter(self._max_retries, hands_error_on=on_refused == "raise")
+        waiting = RegistrationWaiter(self._max_retries, raises_refusal=on_refused == "raise")
         run.registration = waiting
         answers = registrations.answers
         try:
             with registrations.skip_batch_window(), anyio.move_on_after(self._timeout) as time:
                 await waiting.over.wait()
         except BaseException:
-            # Cancelled: nobody will get the run, but the API does; unless the client has closed
-            # meanwhile, and takes nothing more.
+            # Cancelled: the caller gets no run, but the API does. So end it, unless the client has
+            # closed meanwhile and records nothing more.
             if not registrations.is_closing:
                 self._move(instance, InstanceStatus.CANCELLED)
             raise
@@ -198,29 +196,29 @@ class AgentInstanceManager(Live):
             if on_refused == "raise":
                 self._identities.forget(run.recorded_id)
                 raise waiting.error
-            self._tell_of_refusal(instance, waiting.error)
+            self._log_refusal(instance, waiting.error)
         elif time.cancelled_caught and registrations.answers == answers:
             registrations.gave_up_waiting(self._timeout)
 
-    def _tell_of_refusal(self, instance: _OpenInstance, error: Exception) -> None:
+    def _log_refusal(self, instance: _OpenInstance, error: Exception) -> None:
         self._refusals += 1
         if self._refusals & (self._refusals - 1):
-            return  # said for the first, the second, the fourth...
+            return  # logged for the first, the second, the fourth...
         message = (
             "a run of agent %s goes on unrecorded (number %d): the Prefactor API does not register "
             "it: %s. %s"
         )
-        advice = way_out(error)
+        advice = advice_for(error)
         log(logger, logging.ERROR, message, instance.agent_id, self._refusals, error, advice)
 
     def start(self, instance_id: str, *, at: int | None = None) -> None:
-        """The run begins now, or ``at`` (nanoseconds since 1970); nothing if it has begun."""
+        """Start a run, now or ``at`` (nanoseconds since 1970); nothing if it was started."""
         self._move(self._find(instance_id), InstanceStatus.ACTIVE, at)
 
     def begin(self, run: RunIdentity, at: int) -> None:
-        """The run begins with its first span, which begins ``at``, if it has not begun.
+        """Start a run ``at`` the start of its first span, unless it was started.
 
-        The API must know the start of a run before its spans. Nothing for runs that other clients
+        The API must get the start of a run before its spans. Nothing for a run that another client
         registered. The caller holds the lock.
         """
         instance = self._instances.get(run.recorded_id)
@@ -231,7 +229,7 @@ class AgentInstanceManager(Live):
     def finish(
         self, instance_id: str, status: Outcome = "complete", *, at: int | None = None
     ) -> None:
-        """The run ends now, or ``at`` (nanoseconds since 1970), but not before its start. A run
+        """Finish a run, now or ``at`` (nanoseconds since 1970), but not before its start. A run
         that was not started is started first."""
         check_outcome(status)
         self._move(self._find(instance_id), InstanceStatus(status), at)
@@ -241,7 +239,7 @@ class AgentInstanceManager(Live):
         return self._find(instance_id)
 
     def identity(self, instance_id: str) -> RunIdentity:
-        """What the API calls the run; raises as :meth:`get`."""
+        """The identity of the run; raises as :meth:`get`."""
         return self._find(instance_id).identity
 
     def open_instances(self) -> Sequence[AgentInstance]:
@@ -256,12 +254,12 @@ class AgentInstanceManager(Live):
                 f"no open agent instance has the id {in_message(instance_id)}: it has ended, or "
                 "was not registered by this client"
             ) from None
-        # It may have become known since.
+        # The API may have given the id since.
         instance.id = instance.identity.id
         return instance
 
     def _environment_beside(self, agent_version: Mapping[str, object]) -> Raw | UnsetType:
-        """What is added to an agent's version; unset if the caller says it, if only as null."""
+        """The addition to an agent's version; unset if the caller gives one, even null."""
         if self._environment is None or "runtime_environment" in agent_version:
             return UNSET
         if self._registrations is not None and not self._registrations.takes_environment:
@@ -269,8 +267,8 @@ class AgentInstanceManager(Live):
         return _json_object("runtime_environment", self._environment())
 
     def _provisional_id(self, agent_id: str | None) -> str:
-        # With a little luck it is of the right partition already: all ids of an account are
-        # of one (API.md section 3).
+        # All PFIDs of an account have one partition: with that of a known id, the ids of the run's
+        # spans can stay as they are.
         related = self._related_id or agent_id
         if identifiers.is_pfid(related):
             return identifiers.generate_related(related)
@@ -284,18 +282,18 @@ class AgentInstanceManager(Live):
         for call, status in instance_steps(instance.status, goal):
             recorded_id = instance.identity.recorded_id
             key = identifiers.idempotency_key(recorded_id, call)
-            # Recorded together with the run's new status: an exception from outside, of a signal
-            # handler say, leaves both or none.
+            # The operation and the run's new status are recorded together: after an exception from
+            # outside, of a signal handler say, there are both or none.
             if call == "start":
                 start = StartAgentInstance(
                     timestamp=at, idempotency_key=key, instance_id=recorded_id
                 )
                 self._record(start, instance, status, to_datetime(at))
             else:
-                # A start that was given may lie in the future.
+                # The caller may have given a start in the future.
                 if instance.started_at is not None:
                     at = max(at, to_nanoseconds(instance.started_at))
-                # First: a span that comes between the two would be recorded after the finish.
+                # Before the record: a span between the two would be recorded after the finish.
                 instance.identity.termination.run_ended()
                 finish = FinishAgentInstance(
                     timestamp=at, idempotency_key=key, instance_id=recorded_id, status=status

@@ -17,22 +17,23 @@ from prefactor_core.recording.span_record import SpanRecord
 _PENDING: Final = SpanStatus.PENDING
 
 _TICKS: Final = 4
-"""A span is reported after so many ticks: no later than a quarter after its time."""
+"""A span is reported after this many ticks: at most a quarter of ``report_after`` too late."""
 
 _SLICE: Final = 200
-"""How many spans are reported before other tasks have a turn."""
+"""The number of spans that are reported before other tasks have a turn."""
 
 
 class LongSpans:
-    """Reports each span that is still open ``report_after`` seconds after its opening as active,
-    its ancestors first.
+    """Reports spans as active that are still open ``report_after`` seconds after their opening,
+    ancestors first.
 
-    One timer serves all spans. Every quarter of ``report_after`` it notes which span was opened
-    last; four ticks later the spans up to that one are due. While every open span is reported, it
-    sleeps until another span is opened. :meth:`serve` is run by one worker.
+    One timer serves all spans. Each quarter of ``report_after`` is a tick: it notes the serial of
+    the span that was opened last. Four ticks later the spans up to that serial are due. While every
+    open span is reported, the timer sleeps until another span is opened. One worker runs
+    :meth:`serve`.
 
-    A span whose payload is filled in from its result waits for its end, because the API takes no
-    payload after the create; so do its descendants.
+    A span whose payload is filled in from its result is reported at its end, because the API
+    accepts no payload after the create; so are its descendants.
     """
 
     def __init__(self, recorder: Recorder, report_after: float) -> None:
@@ -58,7 +59,7 @@ class LongSpans:
                 await self._report(self._opened.popleft())
 
     def close(self) -> None:
-        """End :meth:`serve`."""
+        """Make :meth:`serve` return."""
         self._closing.set()
         self._recorder.wake_reporter()
 
@@ -67,19 +68,19 @@ class LongSpans:
         woken = anyio.Event()
         with self._recorder.event_loop.lock:
             self._recorder.reporter = woken.set
-        # Another thread may have opened a span right before that.
+        # Another thread may have opened a span before this statement.
         if not self._index.unreported and not self._closing.is_set():
             await woken.wait()
 
     async def _report(self, last: int) -> None:
-        """Report the spans that were opened up to that serial."""
+        """Report the spans up to the serial ``last``."""
         with self._recorder.event_loop.lock:
-            # A copy: a finaliser may open a span in the middle of the next line.
+            # A copy: a finaliser may open a span during the loop.
             unreported = list(self._index.unreported.values())
         due = takewhile(lambda span: span.serial <= last, unreported)
         waiting = set[SpanRecord]()
         for number, span in enumerate(due, 1):
-            # Parents stand before their children, so that one look at each is enough.
+            # Parents precede their children, so one pass is enough.
             if span.status is _PENDING and (span.from_result or span.parent in waiting):
                 waiting.add(span)
             else:

@@ -1,4 +1,4 @@
-"""QualityManager: what is found out about the quality of runs, as the operations that tell it."""
+"""QualityManager: records quality payloads of runs as operations."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _REMOVED = Raw(b"null")
 
 
 class QualityManager:
-    """Records the quality payloads of runs, in the order of the calls, where ``recorder`` records
-    spans."""
+    """Records the quality payloads of runs, in the order of the calls, in the buffer of
+    ``recorder``."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._buffer = recorder.buffer
@@ -29,11 +29,11 @@ class QualityManager:
     def record(
         self, run: RunIdentity, name: str, payload: Mapping[str, object] | Fields | None
     ) -> None:
-        """From now on the quality payload ``name`` of ``run`` is ``payload``; None removes it.
+        """Set the quality payload ``name`` of ``run``; None removes it.
 
-        ``payload`` is captured now: what changes in it later does not matter. Where no payloads
-        are kept, none is recorded. Raises :class:`PrefactorValueError` for what is no name, or has
-        no fields.
+        ``payload`` is captured now: later changes of it do not matter. Nothing is recorded if
+        payloads are not captured (``capture_payloads=False``). Raises :class:`PrefactorValueError`
+        for an invalid name, and for a payload without fields.
         """
         captured = self._captured(run, name, payload)
         if captured is not None:
@@ -42,8 +42,7 @@ class QualityManager:
     async def record_in_turn(
         self, run: RunIdentity, name: str, payload: Mapping[str, object] | Fields | None
     ) -> None:
-        """As :meth:`record`; where spans wait for their place while the buffer is full, so does
-        this."""
+        """As :meth:`record`; with ``when_full="wait"`` it waits while the buffer is full."""
         captured = self._captured(run, name, payload)
         if captured is None:
             return
@@ -53,7 +52,7 @@ class QualityManager:
             and not self._event_loop.is_forked
         )
         if waits:
-            await self._buffer.wait_for_place()
+            await self._buffer.wait_for_slot()
         self._event_loop.step(self._record, run, name, captured, waits)
 
     def _captured(
@@ -65,7 +64,7 @@ class QualityManager:
                 f"name must be the name of a quality schema, got {in_message(name)}"
             )
         if payload is not None and not has_fields(payload):
-            # Not shown: it may be what redact= would have hidden.
+            # Its value is not shown: redact= might have hidden it.
             raise PrefactorValueError(
                 "payload must be a mapping or an object with fields, or None to remove the quality "
                 f"payload {name!r}, got a {type(payload).__qualname__}"
@@ -81,14 +80,14 @@ class QualityManager:
             run.check.quality(name, captured)
         return captured
 
-    def _record(self, run: RunIdentity, name: str, payload: Raw, has_place: bool = False) -> None:
+    def _record(self, run: RunIdentity, name: str, payload: Raw, has_slot: bool = False) -> None:
         operation = RecordQuality(
             timestamp=run.clock.now(),
-            # Not from the run's id: each call says something new.
+            # A new key, not one from the run's id: no two calls are the same.
             idempotency_key=identifiers.generate(0),
             instance_id=run.recorded_id,
-            # JSON is written of plain text only.
+            # msgspec encodes plain strings only, no subclass.
             name=utf8(str.__str__(name)),
             payload=payload,
         )
-        self._buffer.record(operation, operation.size, has_place=has_place)
+        self._buffer.record(operation, operation.size, has_slot=has_slot)

@@ -1,4 +1,4 @@
-"""Recorder: the open spans of a client, and the operations that their steps become."""
+"""Recorder: opens, starts and ends the spans of a client, and records them as operations."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Final, TypeAlias
 
 from msgspec import UNSET, Raw, UnsetType
 
-from prefactor_core.context_stack import OURS, SpanContextStack
+from prefactor_core.context_stack import OWN_REQUEST, SpanContextStack
 from prefactor_core.exceptions import (
     ClientNotInitializedError,
     PrefactorValueError,
     in_message,
 )
 from prefactor_core.exceptions.checks import check_end
-from prefactor_core.exceptions.live import Live
 from prefactor_core.exceptions.log import log
+from prefactor_core.exceptions.uncopyable import Uncopyable
 from prefactor_core.export.buffer import Buffer
 from prefactor_core.export.identity import Identities
 from prefactor_core.models.lifecycle import OPEN, Outcome, SpanStatus
@@ -32,31 +32,32 @@ from prefactor_core.schema_registry.type_schema import Fields
 
 _PENDING, _ACTIVE, _CANCELLED = SpanStatus.PENDING, SpanStatus.ACTIVE, SpanStatus.CANCELLED
 _ENDS: Final = {str(status): status for status in SpanStatus}
-_WARNINGS_KEPT: Final = 1_000
-_NAMES_KEPT: Final = 1_000
+_KEPT: Final = 1_000
 
-Unended: TypeAlias = tuple[SpanRecord, Outcome, object, int | None, "Unended | None"]
-"""A span whose end was interrupted: its outcome, result and time, and the one before it."""
+Interrupted: TypeAlias = tuple[SpanRecord, Outcome, object, int | None, "Interrupted | None"]
+"""A span whose end was interrupted, with its outcome, result and time, and the entry before it."""
 
 logger = logging.getLogger("prefactor_core.recording")
 
 
-class Recorder(Live):
-    """Opens spans and moves them on. It keeps nothing of a span that has ended.
+class Recorder(Uncopyable):
+    """Opens, starts and ends spans. It keeps nothing of a span that has ended.
 
-    Every method is a plain function, for any thread, and waits for nothing. A step of a span is
-    one critical section under the lock of ``buffer.event_loop``: one transition, and at most one
-    operation into ``buffer``. Payloads are captured before the lock is taken, because that runs
-    code of the agent. ``begin_run`` is called before the first span of a run is recorded.
-    ``registry``: the span types of classes. ``records``: False where everything is switched off.
+    Every method is synchronous, waits for nothing, and may be called in any thread. Each step of
+    a span is one critical section under the lock of ``buffer.event_loop``: one transition, and at
+    most one operation into ``buffer`` (two to cancel a pending span; and the creates of pending
+    ancestors). Payloads are captured before the lock is acquired, because that runs code of the
+    agent.
+    ``begin_run`` is called before the first span of a run is recorded. ``registry``: the span types
+    of classes. ``records``: False if the client is disabled.
 
-    An exception from outside may interrupt any method anywhere: a signal handler raises, or there
-    is no stack or memory left. A step is whole then, or did not happen. A span whose opening was
-    interrupted was never there; a span whose end was interrupted stands in ``unended``, and the
-    next call ends it.
+    An exception from outside may interrupt any method anywhere: a signal handler raises, or the
+    stack or the memory is exhausted. The step has happened then as a whole, or not at all.
+    A span whose opening was interrupted is not recorded, or ends as cancelled if its create is. A
+    span whose end was interrupted is added to ``interrupted``, and the next call ends it.
     """
 
-    _what = "what a client in this process knows of its open spans"
+    _kind = "the record of a client's open spans in this process"
 
     def __init__(
         self,
@@ -81,19 +82,19 @@ class Recorder(Live):
         self.index = SpanIndex(identities)
         self._steps = SpanSteps(buffer, self.index, capture, begin_run)
         self.closed = False
-        # Names of span types that were checked. The first ones only: there may be any number.
+        # The checked names of span types. Only the first ones: there may be any number.
         self.names: set[str] = set()
-        # Whether a span is reported as active at its opening; and what wakes the reporter of long
-        # spans, while it sleeps. Set by LongSpans.
+        # Set by LongSpans: whether a span is reported as active at its opening; and the function
+        # that wakes LongSpans, while it sleeps.
         self.reports_at_once = False
         self.reporter: Callable[[], object] | None = None
-        # Added to by one statement, and by nothing that might be interrupted as well.
-        self.unended: Unended | None = None
+        # Each addition is one statement: a call could be interrupted as well.
+        self.interrupted: Interrupted | None = None
         self._warned_of_late_payload: set[str] = set()
 
     def check_open(self) -> None:
-        """Raises :class:`ClientScopeError` in a fork, and :class:`ClientNotInitializedError` if
-        the client has closed."""
+        """Raise :class:`ClientScopeError` in a fork, :class:`ClientNotInitializedError` if the
+        client has closed."""
         self.event_loop.check_process()
         if self.closed:
             raise ClientNotInitializedError(
@@ -102,31 +103,31 @@ class Recorder(Live):
             )
 
     def name(self, schema_name: str) -> str:
-        """The name of a span type as plain text: JSON is written of nothing else.
+        """The name of a span type as a plain ``str``: msgspec encodes no subclass.
 
-        Raises :class:`PrefactorValueError` for what is no name.
+        Raises :class:`PrefactorValueError` for an invalid name.
         """
         if not isinstance(schema_name, str) or not schema_name:
             raise PrefactorValueError(
                 f"schema_name must be the name of a span type, got {in_message(schema_name)}"
             )
         name = utf8(str.__str__(schema_name))
-        if name == schema_name and len(self.names) < _NAMES_KEPT:
+        if name == schema_name and len(self.names) < _KEPT:
             self.names.add(name)
         return name
 
     def open(
         self, span: SpanRecord, holder: FrameType | None = None, *, detached: bool = False
     ) -> None:
-        """Open a span here, as the innermost of this context; nothing is recorded yet.
+        """Open a span locally, as the innermost of this context. Nothing is recorded yet.
 
-        Its parent is the one that it names, or the innermost open span of the same run in this
-        context. Its payload is captured now: later changes of it do not matter. Several threads
-        may do this; one of them opens it. ``holder``: the frame of the generator that holds the
-        span open. ``detached``: not as the innermost.
+        Its parent is ``parent_span_id`` if given, else the innermost open span of the same run in
+        this context. Its payload is captured now: later changes of it do not matter. If several
+        threads open it, the first one does. ``holder``: the frame of the generator that holds the
+        span open. ``detached``: do not make it the innermost.
         """
-        if self.unended is not None:
-            self.end_unended()
+        if self.interrupted is not None:
+            self.end_interrupted()
         payload = span.payload
         captured, held = EMPTY, 0
         if payload is not None and not span.serial:
@@ -151,8 +152,8 @@ class Recorder(Live):
                 span_id = span.recorded_id
                 if span_id in index.spans:
                     raise PrefactorValueError(f"span_id {span_id!r} belongs to a span that is open")
-                held_bytes = counters.taken_bytes - counters.completed_bytes + counters.open_bytes
-                if held and not span.has_place and held_bytes >= self.buffer.max_bytes:
+                held_bytes = counters.queued_bytes - counters.completed_bytes + counters.open_bytes
+                if held and not span.has_slot and held_bytes >= self.buffer.max_bytes:
                     captured = truncated(held)
                     held = len(captured)
                 named = span.parent_span_id is not None
@@ -168,20 +169,20 @@ class Recorder(Live):
                     pass
                 elif isinstance(parent, SpanRecord):
                     span.parent, span.parent_span_id = parent, parent.recorded_id
-                    # The run of another client, too, has one clock here.
+                    # A run that another client registered has one clock here, too.
                     span.run = run = parent.run
                     if parent.unrecorded:
                         span.unrecorded = span.dropped = True
-                elif parent is OURS:
+                elif parent is OWN_REQUEST:
                     span.unrecorded = span.dropped = True
                 elif is_pfid(parent):
-                    # Pushed by hand. The API would refuse the span for what is no id.
+                    # Pushed by hand. The API would refuse a span whose parent is no PFID.
                     span.parent_span_id = str.__str__(parent)
                 if span.parent is None and run.recorded_id not in self._identities.runs:
                     span.run = run = self._identities.keep(run)
                 span.instance_id = run.recorded_id
-                span.late = run.termination.ending
-                # As Clock.now() does it, without its call.
+                span.run_was_ending = run.termination.ending
+                # Clock.now(), without the call.
                 clock = run.clock
                 now = clock.read()
                 if now < clock.last or clock.is_carried_on:
@@ -209,9 +210,9 @@ class Recorder(Live):
         except BaseException:
             if opens:
                 if span.status is _PENDING:
-                    # Passed over from now on, wherever it is referred to already.
+                    # A context that refers to the span already skips it from now on.
                     span.status = _CANCELLED
-                self.unended = (span, "cancelled", None, None, self.unended)
+                self.interrupted = (span, "cancelled", None, None, self.interrupted)
             raise
 
     def start(
@@ -220,12 +221,14 @@ class Recorder(Live):
         payload: Mapping[str, object] | Fields | None = None,
         at: int | None = None,
     ) -> None:
-        """The span starts, now or ``at``; nothing if it has ended. ``payload``: None to start with
-        the one that it was opened with. A payload that comes after the start is not recorded."""
-        if self.unended is not None:
-            self.end_unended()
+        """Start a span, now or ``at``; nothing if it has ended.
+
+        ``payload``: None for the payload of the opening. A payload after the start is not recorded.
+        """
+        if self.interrupted is not None:
+            self.end_interrupted()
         if self._loop.is_forked:
-            return  # the span belongs to the process that this one was forked from
+            return  # the span belongs to the parent process
         if payload is not None:
             captured = self.capture(payload)
             if span.run.check is not None:
@@ -235,28 +238,28 @@ class Recorder(Live):
         self._loop.step(self._steps.advance, span, _ACTIVE, at, None, UNSET, 0)
 
     def report(self, span: SpanRecord) -> None:
-        """The create of a span is recorded, as of its opening, unless that has been done."""
+        """Record the create of a span, with the time of its opening, unless it is recorded."""
         self._loop.step(self._steps.advance, span, _ACTIVE, span.created_at, None, UNSET, 0)
 
     def wake_reporter(self) -> None:
-        """A span was opened, or there will be no more, while the reporter of long spans slept."""
-        with self._lock:  # the reporter sets another one when it is awake
+        """Wake LongSpans if it sleeps: a span was opened, or the client closes."""
+        with self._lock:  # LongSpans sets another one when it is awake
             if self.reporter is not None:
                 self._loop.run_soon(self.reporter)
-                # Only now: an interruption of the above must not leave it asleep.
+                # Last: if the call was interrupted, the next span wakes it.
                 self.reporter = None
 
     def keep_payload(
         self, span: SpanRecord, payload: Mapping[str, object] | Fields, captured: Raw
     ) -> bool:
-        """The span shall start with another payload; False if it has started."""
+        """Replace the payload of a span that has not started; False if it has."""
         size = len(captured)
-        before = span.payload  # a __del__ of the agent's may run when it goes: after the lock
+        before = span.payload  # kept until the lock is released: a user's __del__ may run
         with self._lock:
             if span.status is not _PENDING:
                 return False
             others = self._counters.held_bytes - span.held
-            if others >= self.buffer.max_bytes and not span.has_place:
+            if others >= self.buffer.max_bytes and not span.has_slot:
                 captured = truncated(size)
                 size = len(captured)
             span.payload, span.captured, self._counters.open_bytes, span.held = (
@@ -269,37 +272,37 @@ class Recorder(Live):
         return True
 
     def skip(self, span: SpanRecord, at: int | None = None) -> None:
-        """The span is cancelled, now or ``at``: as one that never began, if it has not started.
-        Nothing if it has ended.
+        """Cancel a span, now or ``at``; nothing if it has ended.
 
-        Raises :class:`PrefactorValueError` if that is before its start.
+        A span that was not started is recorded as one that never started. Raises
+        :class:`PrefactorValueError` for a time before its start.
         """
         if at is not None:
-            # A span that never began may have been skipped at any time.
+            # A span that never started has no start to compare with.
             self._check_end(span, at, span.started_at)
-        if self.unended is not None:
-            self.end_unended()
+        if self.interrupted is not None:
+            self.end_interrupted()
         if self._loop.is_forked:
             return
         try:
             result = self.captured_result(span)
-            self._end(span, _CANCELLED, at, None, result)
+            self.end_as(span, "cancelled", at, result, has_started=False)
         except BaseException:
-            self.unended = (span, "cancelled", None, at, self.unended)
+            self.interrupted = (span, "cancelled", None, at, self.interrupted)
             raise
 
     def end(
         self, span: SpanRecord, outcome: Outcome, data: object = None, at: int | None = None
     ) -> None:
-        """The span ends, now or ``at``, with ``data`` merged into its result. Nothing if it has
-        ended. A span that was not started has begun with its opening.
+        """End a span, now or ``at``, with ``data`` merged into its result; nothing if it has ended.
 
-        Raises :class:`PrefactorValueError` for an end before its start.
+        A span that was not started counts as started at its opening. Raises
+        :class:`PrefactorValueError` for an end before its start.
         """
         if at is not None:
             self._check_end(span, at, span.started_at or span.created_at)
-        if self.unended is not None:
-            self.end_unended()
+        if self.interrupted is not None:
+            self.end_interrupted()
         if self._loop.is_forked:
             return
         check = span.run.check
@@ -311,27 +314,27 @@ class Recorder(Live):
                 result = self._capture_result(so_far)
             else:
                 result = self.captured_result(span, data)
-            # As end_as() does it, without its calls.
+            # end_as(), without the calls.
             began = span.created_at if outcome == "cancelled" else None
             _kept = payload, so_far
             size = 0 if result is UNSET else len(result)
             self._loop.step(self._steps.advance, span, _ENDS[outcome], at, began, result, size)
             SpanContextStack.remove(span)
         except BaseException:
-            self.unended = (span, outcome, data, at, self.unended)
+            self.interrupted = (span, outcome, data, at, self.interrupted)
             raise
         if check is not None and outcome == "complete":
-            # The span is recorded by now, whatever this raises.
-            if payload is None or not fields_of(payload):  # not bool(), which may be user code
+            # After the recording, because a check may raise.
+            if payload is None or not fields_of(payload):  # not bool(): it may call user code
                 check.payload(span.schema_name, EMPTY)
             if not isinstance(result, UnsetType):
                 check.result(span.schema_name, result)
 
     def captured_result(self, span: SpanRecord, data: object = None) -> Raw | UnsetType:
-        """The JSON of what the span would end with now: ``data`` merged into its result.
+        """The JSON of the result so far, with ``data`` merged in; UNSET if it is empty.
 
-        Captured before the lock is taken. ``data`` is merged into a copy: of several threads that
-        end a span only one counts.
+        Called before the lock is acquired. ``data`` is merged into a copy: if several threads end a
+        span, one of them counts.
         """
         result = span.result
         if data is not None:
@@ -352,61 +355,45 @@ class Recorder(Live):
         outcome: Outcome,
         at: int | None,
         result: Raw | UnsetType,
+        *,
+        has_started: bool = True,
     ) -> None:
-        """The span ends with a result that was captured before."""
-        # A cancelled span has begun, too: without this it would be one that never did.
-        began = span.created_at if outcome == "cancelled" else None
-        self._end(span, _ENDS[outcome], at, began, result)
+        """End a span with a captured result.
 
-    def _end(
-        self,
-        span: SpanRecord,
-        status: SpanStatus,
-        at: int | None,
-        began: int | None,
-        result: Raw | UnsetType,
-    ) -> None:
-        # Kept until the lock is released: a __del__ of the agent's may run when they go.
+        ``has_started``: False to cancel a pending span as one that never started.
+        """
+        began = span.created_at if has_started and outcome == "cancelled" else None
+        # Keep references until the lock is released: a user's __del__ may run.
         _kept = span.payload, span.result
-        self._loop.step(
-            self._steps.advance,
-            span,
-            status,
-            at,
-            began,
-            result,
-            0 if result is UNSET else len(result),
-        )
+        size = 0 if result is UNSET else len(result)
+        self._loop.step(self._steps.advance, span, _ENDS[outcome], at, began, result, size)
         SpanContextStack.remove(span)
 
-    def end_unended(self) -> None:
-        """End the spans whose end or opening was interrupted."""
-        while not self._loop.is_forked and (first := self.unended) is not None:
-            span, outcome, data, at, self.unended = first
+    def end_interrupted(self) -> None:
+        """End the spans whose opening or end was interrupted."""
+        while not self._loop.is_forked and (first := self.interrupted) is not None:
+            span, outcome, data, at, self.interrupted = first
             try:
                 self.end_as(span, outcome, at, self.captured_result(span, data))
             except (RecursionError, MemoryError):
-                self.unended = (span, outcome, data, at, self.unended)
-                return  # another time: what was called for may still succeed
+                self.interrupted = (span, outcome, data, at, self.interrupted)
+                return  # the next call tries again; this one may still succeed
             except BaseException:
-                self.unended = (span, outcome, data, at, self.unended)
+                self.interrupted = (span, outcome, data, at, self.interrupted)
                 raise
 
     def _check_end(self, span: SpanRecord, at: int, start: int | None) -> None:
-        # Where the wall clock was set back, the start may be ahead of it: the end is the start
-        # then.
+        # If the wall clock was set back, the start may be ahead of it: the span ends at its start.
         start = None if span.run.clock.is_ahead else start
         check_end("timestamp", at, f"the {span.schema_name!r} span", start)
 
     def _warn_of_late_payload(self, schema_name: str) -> None:
         warned = self._warned_of_late_payload
-        if schema_name not in warned and len(warned) < _WARNINGS_KEPT:
+        if schema_name not in warned and len(warned) < _KEPT:
             warned.add(schema_name)
-            log(
-                logger,
-                logging.WARNING,
-                "a %r span was already started, by its start() or by that of a child, or "
-                "reported because it was open for report_after seconds: its later payload is not "
-                "recorded. Give it to span(payload=...) instead",
-                schema_name,
+            message = (
+                "a %r span was already started, by its start() or by that of a child, or reported "
+                "because it was open for report_after seconds: its later payload is not recorded. "
+                "Give it to span(payload=...) instead"
             )
+            log(logger, logging.WARNING, message, schema_name)

@@ -1,4 +1,4 @@
-"""The registration of a run: what becomes of it, and the caller that waits for that."""
+"""The registration of a run, and the caller that waits for the outcome."""
 
 from __future__ import annotations
 
@@ -16,48 +16,49 @@ from prefactor_core.exceptions import (
 
 
 class Registrations(Protocol):
-    """What becomes of the registrations that were queued: the delivery, seen from here."""
+    """The exporter, for the manager that queues registrations."""
 
     @property
     def is_away(self) -> bool:
-        """Whether the API is known to be away: nobody has to wait for it."""
+        """Whether the API is known to be unreachable: callers need not wait for it."""
         ...
 
     @property
     def is_closing(self) -> bool:
-        """Whether nothing more can be queued."""
+        """Whether the client is closing: it queues nothing more."""
         ...
 
     @property
     def answers(self) -> int:
-        """How many requests it has answered as it should."""
+        """The number of requests that the API has answered without an error."""
         ...
 
     @property
     def takes_environment(self) -> bool:
-        """Whether it takes a runtime environment that is added, as far as it has shown."""
+        """Whether the API accepts the added runtime environment, as far as it has shown."""
         ...
 
     def skip_batch_window(self) -> AbstractContextManager[None]:
-        """While somebody waits, nothing waits for company."""
+        """While the block runs, workers skip the batch window."""
         ...
 
     def gave_up_waiting(self, seconds: float) -> None:
-        """Somebody has waited so long, and no request was answered."""
+        """Note that a caller has waited ``seconds``, in which the API answered no request."""
         ...
 
 
 class RegistrationWaiter:
-    """A caller that waits for the answer to a registration, and not for endless attempts.
+    """A caller that waits for the outcome of a registration, at most ``max_retries`` + 1 attempts.
 
-    ``hands_error_on``: whether the caller gets the error of a refusal, and so knows of it.
+    ``raises_refusal``: whether the caller raises the error of a refusal. ``over``: set when the
+    wait ends. ``error``: of a refusal.
     """
 
-    def __init__(self, max_retries: int, *, hands_error_on: bool) -> None:
+    def __init__(self, max_retries: int, *, raises_refusal: bool) -> None:
         self.over = anyio.Event()
         self.error: Exception | None = None
         self._attempts_left = max_retries + 1
-        self._hands_error_on = hands_error_on
+        self._raises_refusal = raises_refusal
 
     def registered(self) -> None:
         self.over.set()
@@ -65,7 +66,7 @@ class RegistrationWaiter:
     def refused(self, error: Exception) -> bool:
         self.error = error
         self.over.set()
-        return self._hands_error_on
+        return self._raises_refusal
 
     def failed(self) -> None:
         self._attempts_left -= 1
@@ -76,8 +77,8 @@ class RegistrationWaiter:
         self.over.set()
 
 
-def way_out(error: Exception) -> str:
-    """What to do about a refused registration."""
+def advice_for(error: Exception) -> str:
+    """The advice for a refused registration, for a log line."""
     if isinstance(error, PrefactorAuthError):
         return "Check the API token (api_token, or PREFACTOR_API_TOKEN in the environment)"
     if isinstance(error, PrefactorNotFoundError):
@@ -86,9 +87,9 @@ def way_out(error: Exception) -> str:
     names = {name.removeprefix("details.") for name in fields}
     if isinstance(error, PrefactorConflictError) or "external_identifier" in names:
         return (
-            "An external_identifier is unique for each agent: leave it out, or make another for "
+            "An external_identifier is unique for each agent: leave it out, or use another for "
             "each run"
         )
     if isinstance(error, PrefactorValidationError):
-        return "Correct what agent_instance() is given"
-    return "With on_refused='raise' it is an error of agent_instance()"
+        return "Correct the arguments of agent_instance()"
+    return "Use on_refused='raise' to raise this error from agent_instance()"

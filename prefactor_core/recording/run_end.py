@@ -1,11 +1,11 @@
-"""How a run ends: its open spans first, then itself."""
+"""The end of runs: first their open spans, then the runs themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec import UNSET, Raw, UnsetType
 
@@ -16,11 +16,14 @@ from prefactor_core.models import AgentInstance
 from prefactor_core.models.clock import to_nanoseconds
 from prefactor_core.models.lifecycle import Outcome
 from prefactor_core.payloads.error_description import describe_error
-from prefactor_core.recording.instance_manager import AgentInstanceManager
-from prefactor_core.recording.recorder import Recorder
+
+if TYPE_CHECKING:
+    from prefactor_core.recording.instance_manager import AgentInstanceManager
+    from prefactor_core.recording.recorder import Recorder
+
 
 SLICE: Final = 200
-"""How many spans are ended at once, where other tasks can have a turn in between."""
+"""The number of spans that are ended before other tasks have a turn."""
 
 
 def finish_run(
@@ -33,7 +36,7 @@ def finish_run(
     outcome_if_unstarted: Outcome | None = None,
     timestamp: datetime | None = None,
 ) -> None:
-    """As :func:`finish_run_in_slices`, at once."""
+    """As :func:`finish_run_in_slices`, in one go."""
     for _ in finish_run_in_slices(
         instances,
         recorder,
@@ -58,20 +61,21 @@ def finish_run_in_slices(
 ) -> Iterator[None]:
     """End the open spans of a run, then the run, now or at ``timestamp``; nothing if it has ended.
 
-    An iterator that yields after each slice of the work, and has to be exhausted. Open spans end
-    as ``failed``, with ``error`` as result, if that failed the run, else as ``cancelled``.
+    Return an iterator that yields after each slice of the work; the caller must exhaust it. Open
+    spans end as ``failed``, with ``error`` as result, if the run failed with ``error``, else as
+    ``cancelled``.
     ``outcome_if_unstarted``: the outcome of a run that was not started and had no span.
 
     Raises :class:`PrefactorValueError`, before anything ends, for an unknown outcome, and for a
-    time that is naive or before the run's start.
+    ``timestamp`` that is naive or before the run's start.
     """
     check_outcome(outcome)
     at = None if timestamp is None else to_time("timestamp", timestamp)
     if at is not None and instance.started_at is not None:
         start: int | None = to_nanoseconds(instance.started_at)
         with suppress(InstanceNotFoundError):  # it has ended
-            # Where the wall clock was set back, the start may be ahead of it: the end is the
-            # start then.
+            # If the wall clock was set back, the start may be ahead of it: the run ends at its
+            # start.
             start = None if instances.identity(instance.id).clock.is_ahead else start
         check_end("timestamp", at, f"agent instance {instance.id}", start)
     if instance.ended:
@@ -79,11 +83,11 @@ def finish_run_in_slices(
     failed = error if outcome == "failed" else None
     end: Outcome = "cancelled" if failed is None else "failed"
     result = None if failed is None else {"error": describe_error(failed, instance.created_at)}
-    # All but the last slice, by a count that others cannot change.
+    # All but the last slice. Counted once: other threads may open and end spans meanwhile.
     slices = recorder.index.count(instance.id) // SLICE
     if slices:
         with suppress(InstanceNotFoundError):  # another thread has ended it just now
-            # A span that begins from now on, between two slices, is too late.
+            # A span that is opened from now on, between two slices, is dropped.
             instances.identity(instance.id).termination.ending = True
     for _ in range(slices):
         _end_slice(recorder, instance.id, end, result, at)
@@ -100,12 +104,14 @@ def finish_run_in_slices(
 def finish_open_runs(
     instances: AgentInstanceManager, recorder: Recorder, error: BaseException | None
 ) -> Iterator[None]:
-    """Finish the open runs of a client whose body ended with ``error``, or without one; in slices,
-    as :func:`finish_run_in_slices`."""
+    """Finish the open runs of a client whose body ended with ``error``, or without one.
+
+    Return an iterator, as :func:`finish_run_in_slices`.
+    """
     done = 0
     for instance in instances.open_instances():
         done += 1 + recorder.index.count(instance.id) % SLICE
-        # A run that was neither started nor had a span did nothing, however the body ended.
+        # A run without a start and without spans did nothing: cancelled, even if the body failed.
         yield from finish_run_in_slices(
             instances,
             recorder,
@@ -124,17 +130,19 @@ def finish_open_runs(
     _end_all(recorder, None, "cancelled", _captured_results(recorder, None))
 
 
-# ``instance_id``: None for the spans of all runs. Children end before their parents, and no span
-# before its start.
+# In the functions below, ``instance_id=None`` means the spans of all runs. Children end before
+# their parents, and no span before its start.
 
 
 def _captured_results(
     recorder: Recorder, instance_id: str | None, data: Mapping[str, object] | None = None
 ) -> dict[str, Raw | UnsetType]:
-    """The results that the open spans would end with, by the spans' ids. Captured before the lock
-    is taken."""
-    if recorder.unended is not None:
-        recorder.end_unended()
+    """The captured results of the open spans, with ``data`` merged in, by span id.
+
+    Called before the lock is acquired: capturing runs code of the agent.
+    """
+    if recorder.interrupted is not None:
+        recorder.end_interrupted()
     with recorder.event_loop.lock:
         spans = recorder.index.last(instance_id)
     return {span.recorded_id: recorder.captured_result(span, data) for span in spans}
@@ -149,7 +157,7 @@ def _end_all(
 ) -> None:
     with recorder.event_loop.lock:
         for span in recorder.index.last(instance_id):
-            # A span that another thread opened after the results were captured has none.
+            # A span that another thread opened after the results were captured has no result.
             recorder.end_as(span, outcome, at, results.get(span.recorded_id, UNSET))
 
 

@@ -10,44 +10,43 @@ from prefactor_core.recording.span_record import SpanRecord
 
 
 class SpanIndex:
-    """Finds open spans; to find one takes no longer the more spans are open.
+    """Finds open spans, in a time that does not depend on their number.
 
-    ``counters`` is told which payloads they hold. Whoever adds or removes one, or asks for several,
-    holds the lock of recording. ``spans``: by the ids that they were recorded with.
+    A caller that adds or removes spans, or asks for several, holds the lock of recording.
+    ``spans``: by the ids in their operations. ``by_run``: by the run's id in operations, in the
+    order of opening, so that parents stand before their children. ``provisional``: the spans whose
+    run may get another partition, by the part of their id that stays the same. ``unreported``: the
+    spans without a recorded operation, in the order of opening. ``opened``: how many were ever
+    opened.
     """
 
     def __init__(self, identities: Identities) -> None:
         self._identities = identities
         self.spans: dict[str, SpanRecord] = {}
-        # By the id that its operations call the run, in the order of opening: parents stand before
-        # their children.
         self.by_run: dict[str, dict[str, SpanRecord]] = {}
-        # Those whose run may get another partition, by the part of their id that stays the same.
         self.provisional: dict[str, SpanRecord] = {}
-        # How many were ever opened.
         self.opened = 0
-        # Those of which no operation was recorded, in the order of opening.
         self.unreported: dict[str, SpanRecord] = {}
 
     def may_get_another_id(self, span: SpanRecord) -> None:
-        """The API may call the span by another partition than its id has."""
+        """Note that the final id of a span may have another partition."""
         self.provisional[identifiers.without_partition(span.recorded_id)] = span
 
     def has_ended(self, span: SpanRecord) -> None:
-        """The span is open no more."""
+        """Note that a span has ended."""
         self.provisional.pop(identifiers.without_partition(span.recorded_id), None)
 
     def find(self, span_id: str) -> SpanRecord | None:
-        """The open span of this id: the one that it was recorded with, or the API's."""
+        """The open span with this id, which is the recorded one or the API's; None without one."""
         span = self.spans.get(span_id)
         if span is not None:
             return span
-        # The API may call it by another partition,
+        # The id may have the partition that the API gave,
         if self.provisional and identifiers.is_pfid(span_id):
             span = self.provisional.get(identifiers.without_partition(span_id))
             if span is not None and span.run.span_id(span.recorded_id) == span_id:
                 return span
-        # or, where it makes the ids, by another id: each run knows those of its spans.
+        # or, where the API makes the ids, be another one: each run knows those of its spans.
         if not self._identities.given_ids:
             for instance_id in list(self.by_run):
                 recorded_id = self._identities.of(instance_id).recorded_span_id(span_id)
@@ -56,8 +55,8 @@ class SpanIndex:
         return None
 
     def last(self, instance_id: str | None, most: int | None = None) -> Sequence[SpanRecord]:
-        """Up to ``most`` (None: all) spans that were opened last in an instance (None: in all),
-        the last one first, so that children stand before their parents."""
+        """The last ``most`` open spans (None: all) of an instance (None: of all), the newest first,
+        so that children stand before their parents."""
         spans = self.spans
         if instance_id is not None:
             spans = self.by_run.get(self._identities.of(instance_id).recorded_id, {})
@@ -67,7 +66,7 @@ class SpanIndex:
         return found[:most]
 
     def count(self, instance_id: str | None) -> int:
-        """How many spans of an instance (None: of all) are open."""
+        """The number of open spans of an instance (None: of all)."""
         if instance_id is None:
             return len(self.spans)
         return len(self.by_run.get(self._identities.of(instance_id).recorded_id, ()))

@@ -1,4 +1,4 @@
-"""SpanManager: the spans of a client, by their ids."""
+"""SpanManager: opens, starts and ends the spans of a client by their ids."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prefactor_core.exceptions import (
     in_message,
 )
 from prefactor_core.exceptions.checks import check_outcome, to_time
-from prefactor_core.exceptions.live import Live
+from prefactor_core.exceptions.uncopyable import Uncopyable
 from prefactor_core.export.identity import Identities, RunIdentity
 from prefactor_core.models import Span
 from prefactor_core.models.lifecycle import OperationType, Outcome, SpanStatus
@@ -23,28 +23,27 @@ from prefactor_core.recording.span_record import SpanRecord, new_span_id
 from prefactor_core.schema_registry.type_schema import Fields
 
 
-class SpanManager(Live):
-    """Opens, starts and ends spans by their ids; ``recorder`` does it.
+class SpanManager(Uncopyable):
+    """Opens, starts and ends spans by their ids, through ``recorder``.
 
-    Where everything is switched off, each method takes every id for one of an open span, and
-    records nothing.
+    If the client is disabled, each method accepts any id and records nothing.
     """
 
-    _what = "what a client in this process knows of its open spans"
+    _kind = "the record of a client's open spans in this process"
 
     def __init__(self, recorder: Recorder, identities: Identities) -> None:
         self.recorder = recorder
         self._identities = identities
 
     def run_of(self, instance_id: str) -> RunIdentity:
-        """What the API calls the run of this id, which may be one that others registered.
+        """The identity of a run, which another client may have registered.
 
-        Raises :class:`InstanceNotFoundError` for what is no id of a run.
+        Raises :class:`InstanceNotFoundError` if ``instance_id`` is no PFID.
         """
         if not is_pfid(instance_id):
             raise InstanceNotFoundError(
                 f"instance_id {in_message(instance_id)} is not the id of an agent instance (32 "
-                "characters); use the id of what create_agent_instance() gave"
+                "characters); use the id of the handle that create_agent_instance() returned"
             )
         return self._identities.of(str.__str__(instance_id))
 
@@ -56,10 +55,11 @@ class SpanManager(Live):
         payload: Mapping[str, object] | Fields | None = None,
         span_id: str | None = None,
     ) -> str:
-        """Open a span here, as the innermost of this context; nothing is recorded yet. Its id.
+        """Open a span locally, as the innermost of this context, and return its id. Nothing is
+        recorded yet.
 
-        Without ``parent_span_id`` the parent is the innermost open span of the same
-        instance in this context.
+        Without ``parent_span_id`` the parent is the innermost open span of the same instance in
+        this context.
         """
         return self._open_new(
             instance_id, schema_name, parent_span_id, payload, span_id
@@ -72,14 +72,15 @@ class SpanManager(Live):
         parent_span_id: str | None = None,
         payload: Mapping[str, object] | Fields | None = None,
     ) -> str:
-        """Open and start a span; it stays the innermost of this context until it ends."""
+        """Open and start a span, and return its id; it is the innermost of this context until it
+        ends."""
         span = self._open_new(instance_id, schema_name, parent_span_id, payload)
         try:
             if self.recorder.records:
                 self.recorder.start(span)
         except BaseException:
-            # Nobody will get the id, so nobody could end the span.
-            self.recorder.unended = (span, "cancelled", None, None, self.recorder.unended)
+            # The caller gets no id and could never end the span.
+            self.recorder.interrupted = (span, "cancelled", None, None, self.recorder.interrupted)
             raise
         return span.recorded_id
 
@@ -100,16 +101,16 @@ class SpanManager(Live):
         return span
 
     def start(self, span_id: str, payload: Mapping[str, object] | Fields | None = None) -> str:
-        """The span starts now, with ``payload`` or what it was prepared with. Its id.
+        """Start a span now, with ``payload`` or that of :meth:`prepare`, and return its id.
 
-        A span that was started already keeps its payload: the API takes none later.
+        A span that was started before keeps its payload: the API accepts none later.
         """
         if self.recorder.records:
             self.recorder.start(self._find(span_id), payload)
         return span_id
 
     def cancel_unstarted(self, span_id: str) -> None:
-        """The span is cancelled; if it had not started, as one that never did."""
+        """Cancel a span; one that was not started is recorded as never started."""
         if self.recorder.records:
             self.recorder.skip(self._find(span_id))
 
@@ -121,10 +122,10 @@ class SpanManager(Live):
         *,
         timestamp: datetime | None = None,
     ) -> None:
-        """The span ends now, or at ``timestamp``, with ``result_payload`` merged into its result.
+        """End a span, now or at ``timestamp``, with ``result_payload`` merged into its result.
 
-        A span that was not started has begun with its opening. Raises
-        :class:`PrefactorValueError` for a time that is naive, or before that.
+        A span that was not started counts as started at its opening. Raises
+        :class:`PrefactorValueError` for a ``timestamp`` that is naive or before the start.
         """
         check_outcome(status)
         at = None if timestamp is None else to_time("timestamp", timestamp)
@@ -132,9 +133,9 @@ class SpanManager(Live):
             self.recorder.end(self._find(span_id), status, result_payload, at)
 
     def update_payload(self, span_id: str, payload: Mapping[str, object]) -> None:
-        """Merge into the payload that the span will start with.
+        """Merge ``payload`` into that of a span that has not started.
 
-        Raises :class:`OperationError` once it has started: the API has no call for that.
+        Raises :class:`OperationError` if it has: the API has no call that changes a payload.
         """
         if not self.recorder.records:
             return
@@ -148,7 +149,7 @@ class SpanManager(Live):
             # Another thread has started it meanwhile.
         raise OperationError(
             f"span {in_message(span_id)} has started, and the API changes no payload after "
-            "that; put what came later into the result",
+            "that; put later data into the result",
             OperationType.UPDATE_SPAN_PAYLOAD,
         )
 

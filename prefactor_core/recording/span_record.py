@@ -1,10 +1,9 @@
-"""SpanRecord: all that is known of one span, from its making to its end."""
+"""SpanRecord: the state and the data of one span, from construction to its end."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
 from msgspec import Raw
 
@@ -13,42 +12,45 @@ from prefactor_core.exceptions import (
     PrefactorValueError,
     in_message,
 )
-from prefactor_core.exceptions.live import Live
+from prefactor_core.exceptions.uncopyable import Uncopyable
 from prefactor_core.export.identity import RunIdentity
 from prefactor_core.models import Span
 from prefactor_core.models.clock import to_datetime
 from prefactor_core.models.lifecycle import OPEN, SpanStatus
 from prefactor_core.operations import identifiers
-from prefactor_core.payloads.capture import EMPTY
+from prefactor_core.payloads.capture import EMPTY, fields_of
 from prefactor_core.schema_registry.type_schema import Fields
 
 
-class SpanRecord(Live):
+class SpanRecord(Uncopyable):
     """One span: its state, its captured payload, its result, its parent.
 
-    A :class:`~prefactor_core.SpanContext` is one, with the calls of an agent.
-    :class:`~prefactor_core.recording.recorder.Recorder` changes it, with the lock of recording
-    held, except for ``result``, which the agent adds to.
+    :class:`~prefactor_core.SpanContext`, its subclass, adds the methods for an agent.
+    :class:`~prefactor_core.recording.recorder.Recorder` changes all attributes with the lock of
+    recording held, except ``result``, to which the agent adds.
 
-    ``recorded_id``: the id that its operations call it by. ``run``, ``instance_id``: its run, and
-    the id that operations call that by. ``parent``: the open span above it, if this client knows
-    it; ``parent_span_id``: the id of its parent, as the API shall hear it.
-    ``serial``: its place in the order of opening; 0 until it is opened.
-    ``status``: ``pending`` until its create is recorded. The times are nanoseconds since 1970:
-    ``created_at`` of its opening, the others None until then.
-    ``payload``: what the agent gave; ``captured``: its JSON, until the create is recorded;
-    ``held``: how many bytes of it count as those of an open span.
-    ``result``: what it will end with, so far. Both are None once it has ended: other contexts may
-    keep this object alive.
+    ``recorded_id``: the span's id in its operations. ``run``: its run. ``instance_id``: the run's
+    id in operations. ``parent``: its parent, if that is an open span of this client.
+    ``parent_span_id``: the id of the parent in the create.
+    ``serial``: the span's number in the order of opening; 0 until it is opened.
+    ``status``: ``pending`` until its create is recorded.
+    ``created_at``: the time of opening; ``started_at``, ``finished_at``: None until the event. All
+    in nanoseconds since 1970.
+    ``payload``: as the agent gave it. ``captured``: its JSON, until the create is recorded.
+    ``held``: the bytes of it that count as those of an open span.
+    ``result``: the result so far. ``payload`` and ``result`` are None after the end: other contexts
+    may keep this object alive.
     ``from_result``: the fields of the payload that are filled in from the result.
-    ``has_place``: it has waited for its place in a full buffer. ``late``: its run was ending when
-    it was opened. ``unrecorded``: it belongs to a request of this library. ``dropped``: none of it
-    is delivered, because the buffer was full, its run had ended, or it is ``unrecorded``.
+    ``has_slot``: it has waited until a full buffer had a slot for it.
+    ``run_was_ending``: its run was ending when the span was opened.
+    ``unrecorded``: it belongs to a request of this library.
+    ``dropped``: none of it is delivered, because the buffer was full, its run had ended, or it is
+    ``unrecorded``.
     """
 
-    _what = "a span in this process"
+    _kind = "a span in this process"
 
-    # What most spans never change is an attribute of the class: making a span costs less.
+    # Most spans never change these: as attributes of the class, they cost a new span nothing.
     parent: SpanRecord | None = None
     serial = 0
     status: SpanStatus = SpanStatus.PENDING
@@ -57,8 +59,8 @@ class SpanRecord(Live):
     finished_at: int | None = None
     captured: Raw = EMPTY
     held = 0
-    has_place = False
-    late = False
+    has_slot = False
+    run_was_ending = False
     dropped = False
     unrecorded = False
     result: dict[str, object] | None
@@ -83,18 +85,19 @@ class SpanRecord(Live):
 
     @property
     def is_open(self) -> bool:
-        """Whether it was opened, and has not ended."""
+        """Whether the span was opened and has not ended."""
         return self.serial > 0 and self.status in OPEN
 
     @property
     def was_opened(self) -> bool:
-        """Whether it was opened, ended or not."""
+        """Whether the span was opened, even if it has ended since."""
         return self.serial > 0
 
     @property
     def waits_for_result(self) -> bool:
-        """Whether its payload, or that of a span above it, will be filled in from a result. The
-        API takes no payload after the create, and no create before that of the parent."""
+        """Whether its create must wait for the end: its payload, or that of a pending ancestor, is
+        filled in from a result. The API accepts no payload after the create, and no create before
+        that of the parent."""
         span: SpanRecord | None = self
         while span is not None and span.status is SpanStatus.PENDING:
             if span.from_result:
@@ -103,15 +106,14 @@ class SpanRecord(Live):
         return False
 
     def as_model(self) -> Span:
-        """The span as it is now, for a caller that asks for it by its id."""
-        payload: Any = self.payload
+        """The state of this moment, for a caller that looks the span up by its id."""
         return Span(
             id=self.recorded_id,
             instance_id=self.instance_id,
             schema_name=self.schema_name,
             parent_span_id=self.parent_span_id,
             status=self.status,
-            payload={} if payload is None else payload,
+            payload={} if self.payload is None else fields_of(self.payload),
             result=dict(self.result or {}),
             created_at=to_datetime(self.created_at),
             started_at=_to_datetime(self.started_at),
@@ -124,10 +126,10 @@ class SpanRecord(Live):
 
 
 def new_span_id(run: RunIdentity, span_id: str | None = None) -> str:
-    """The id of a span to be: ``span_id`` if it can be one, else a new one.
+    """The id for a new span: ``span_id`` if given, else a new PFID.
 
-    Raises :class:`PrefactorValueError` for what is no id of the run's partition, and
-    :class:`PrefactorTerminatedError` if the run was stopped.
+    Raises :class:`PrefactorValueError` if ``span_id`` is no PFID of the run's partition, and
+    :class:`PrefactorTerminatedError` if the run was terminated.
     """
     if run.termination.reason is not None and run.termination.stops_spans:
         raise PrefactorTerminatedError(str(run.termination.reason), run.id)

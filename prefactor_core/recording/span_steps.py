@@ -1,4 +1,4 @@
-"""SpanSteps: the transitions of spans, and the operations that tell the API about them."""
+"""SpanSteps: the transitions of spans, and the operations that report them to the API."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _PENDING, _ACTIVE, _CANCELLED = SpanStatus.PENDING, SpanStatus.ACTIVE, SpanStatu
 _DROPPED_KEPT: Final = 10_000
 
 BeginRun: TypeAlias = Callable[[RunIdentity, int], None]
-"""Records the start of a run that has not begun, at a time in nanoseconds since 1970."""
+"""Records the start of a run that has not started, at a time in nanoseconds since 1970."""
 
 
 class SpanSteps:
-    """Moves spans on, and records each move in ``buffer``.
+    """Makes the transitions of spans, and records each in ``buffer``.
 
     The caller of :meth:`advance` holds the lock of recording. An exception from outside may
-    interrupt it anywhere: each operation is recorded together with the span's new status or not
-    at all, so that the same call goes on where it was.
+    interrupt the call anywhere. Each operation is recorded together with the span's new status, or
+    not at all; so the same call, made again, continues where it was interrupted.
     ``begin_run`` is called before the first span of a run is recorded.
     """
 
@@ -41,8 +41,8 @@ class SpanSteps:
         self._index = index
         self._capture = capture
         self._begin_run = begin_run
-        # Of spans that were dropped: the nearest ancestor that was not. The last ones only: there
-        # may be any number.
+        # For each dropped span, its nearest ancestor that was not dropped. Only the last ones are
+        # kept: there may be any number.
         self._dropped: dict[str, str | None] = {}
 
     def advance(
@@ -54,15 +54,19 @@ class SpanSteps:
         result: Raw | UnsetType,
         result_size: int,
     ) -> None:
-        """Bring an open span to ``goal``; by way of its start, if it ``began``."""
+        """Bring an open span to the status ``goal``.
+
+        ``at``: the time of the transition, None for now. ``began``: for a cancelled span that was
+        not started, the time when it started after all; None if it never did.
+        """
         if span.status is _PENDING:
             if span.parent is not None:
                 self._start_ancestors(span.parent)
             if result_size and span.from_result:
-                # Before it is recorded: after that the API takes no payload.
+                # Before the create is recorded: the API accepts no payload after it.
                 self._fill_in(span, result)
             if at is None:
-                # As Clock.now() does it, without its call.
+                # Clock.now(), without the call.
                 clock = span.run.clock
                 at = clock.read()
                 if at < clock.last or clock.is_carried_on:
@@ -71,12 +75,12 @@ class SpanSteps:
             if goal is _ACTIVE:
                 self._create(span, _ACTIVE, at, at)
             elif goal is _CANCELLED:
-                # The API makes no span that is cancelled: two operations.
+                # POST /agent_spans creates no cancelled span: two operations.
                 self._create(span, _PENDING if began is None else _ACTIVE, began or at, began)
                 self._finish(span, goal, at, result, result_size)
             else:
                 created_at = span.created_at
-                if at < created_at:  # it was given, for all spans that were open
+                if at < created_at:  # a time that the caller gave for all open spans
                     at = created_at
                 self._create(span, goal, created_at, created_at, at, result, result_size)
         elif span.status is _ACTIVE and goal is not _ACTIVE:
@@ -93,18 +97,20 @@ class SpanSteps:
                 del index.by_run[span.instance_id]
             if index.provisional:
                 index.has_ended(span)
-        if span.held or span_id in index.unreported:  # never recorded, or interrupted right after
+        if span.held or span_id in index.unreported:  # no create recorded, or one interrupted
             self._release(span)
 
     def _start_ancestors(self, parent: SpanRecord | None) -> None:
-        """Record the ancestors that were not, outermost first, each as of its own opening: the API
-        refuses a child whose parent it does not know."""
-        waiting: list[SpanRecord] = []
+        """Record the creates of pending ancestors, outermost first, each as of its own opening.
+
+        The API refuses a child whose parent it does not know.
+        """
+        pending: list[SpanRecord] = []
         while parent is not None and parent.status is _PENDING:
-            waiting.append(parent)
+            pending.append(parent)
             parent = parent.parent
         # A loop, not recursion: trees may be deep.
-        for ancestor in reversed(waiting):
+        for ancestor in reversed(pending):
             self._create(ancestor, _ACTIVE, ancestor.created_at, ancestor.created_at)
 
     def _create(
@@ -117,20 +123,20 @@ class SpanSteps:
         result: Raw | UnsetType = UNSET,
         result_size: int = 0,
     ) -> None:
-        """Record the create of a span. One that is created pending is only to be cancelled."""
+        """Record the create of a span; as pending only if the span is to be cancelled."""
         counters = self._counters
-        # If the finish that follows is interrupted, it needs no other create.
+        # Active: if the finish that follows is interrupted, its repetition needs no create.
         new_status = _ACTIVE if status is _PENDING else status
         if span.parent is not None and span.parent.dropped:
-            # The parent hangs on one that was recorded: so does this span.
+            # The parent of a dropped parent is the nearest recorded ancestor.
             span.parent_span_id = span.parent.parent_span_id
         if span.unrecorded:
-            self._buffer.give_place_back(span)
+            self._buffer.release_slot(span)
             span.status, span.started_at, span.finished_at = new_status, started_at, finished_at
-        elif span.late or span.run.termination.over:
-            # The finish of a run is the last that the API takes of it.
-            self._buffer.give_place_back(span)
-            self._buffer.turn_away("run_ended")
+        elif span.run_was_ending or span.run.termination.over:
+            # The API accepts nothing of a run after its finish.
+            self._buffer.release_slot(span)
+            self._buffer.drop_new("run_ended")
             self._drop(span, new_status, started_at, finished_at)
         else:
             if not span.run.begun:
@@ -156,7 +162,7 @@ class SpanSteps:
                 started_at,
                 finished_at,
                 held,
-                span.has_place,
+                span.has_slot,
             ):
                 self._drop(span, new_status, started_at, finished_at)
         if span.recorded_id in self._index.unreported:
@@ -170,7 +176,7 @@ class SpanSteps:
         # Else it is an ancestor that another client opened. That counts its payload, to its end.
 
     def _release(self, span: SpanRecord) -> None:
-        """The payload of a span counts no more as that of an open one."""
+        """Stop counting the payload as that of an open span."""
         span.captured, self._counters.open_bytes, span.held = (
             EMPTY,
             self._counters.open_bytes - span.held,
@@ -188,9 +194,9 @@ class SpanSteps:
     ) -> None:
         started_at = span.started_at
         if started_at is None:
-            status = _CANCELLED  # it was created as one that never began: nothing else follows
+            status = _CANCELLED  # created as never started: the API allows no other end
         elif at < started_at:
-            at = started_at  # which was given, and may lie in the future
+            at = started_at  # the caller may have given a start in the future
         if span.dropped:
             span.status, span.finished_at = status, at
             return
@@ -231,8 +237,9 @@ class SpanSteps:
             held,
         )
 
-    def named_parent(self, span: SpanRecord) -> SpanRecord | str | None:
-        """The parent that a span names: the open span itself, or the id that the API knows."""
+    def named_parent(self, span: SpanRecord) -> SpanRecord | None:
+        """The parent that the span names, if that is an open span; else None, and the span's
+        ``parent_span_id`` is the id that the API knows."""
         parent_id = span.parent_span_id
         if not is_pfid(parent_id):
             hint = "" if isinstance(parent_id, str) else "; a payload is passed as payload="
@@ -244,7 +251,7 @@ class SpanSteps:
             raise PrefactorValueError(f"parent_span_id {parent_id!r} is the span itself")
         parent = self._index.find(parent_id)
         if parent is None:
-            # Of a span that was dropped, the nearest ancestor that was not.
+            # For a dropped span: its nearest ancestor that was not dropped.
             span.parent_span_id = self._dropped.get(parent_id, parent_id)
             return None
         if parent.instance_id != span.run.recorded_id:

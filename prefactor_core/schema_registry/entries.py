@@ -12,7 +12,7 @@ from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.schema_registry.data_risk import DataRisk, data_risk_json
 
 Schema: TypeAlias = Mapping[str, Any]
-"""A JSON Schema, as the API takes it."""
+"""A JSON Schema, as the API accepts it."""
 
 
 def check_name(name: object) -> None:

@@ -1,4 +1,4 @@
-"""Tasks, threads and generators: whose child a span is, and what becomes of the stacks."""
+"""Tasks, threads and generators: the parents of their spans, and their stacks."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_a_span_is_a_child_of_the_one_around_the_start_of_its_task_however
 
 
 def parents(r: Recording) -> dict[str, str | None]:
-    """The name in the payload of each span, and of its parent, as the server has them."""
+    """The name in the payload of each stored span, and of its parent."""
     names = {id: span.payload["name"] for id, span in r.run.spans.items()}
     assert len(set(names.values())) == len(names)
     return {
@@ -68,7 +68,7 @@ def parents(r: Recording) -> dict[str, str | None]:
     }
 
 
-async def test_the_spans_of_a_task_hang_on_what_is_still_open_of_those_around_its_start() -> None:
+async def test_the_parent_in_a_task_is_the_innermost_still_open_span_around_its_start() -> None:
     async def task(ended: anyio.Event) -> None:
         async with span("during"):
             pass
@@ -87,7 +87,7 @@ async def test_the_spans_of_a_task_hang_on_what_is_still_open_of_those_around_it
                 async with span("inner"):
                     tasks.start_soon(task, ended)
                     await task_waits.wait()
-                # Opened later than the task was started: none of it is the task's.
+                # Opened after the start of the task: not in its stack.
                 async with span("later"):
                     ended.set()
                     await anyio.wait_all_tasks_blocked()
@@ -102,7 +102,7 @@ async def test_the_spans_of_a_task_hang_on_what_is_still_open_of_those_around_it
 
 @pytest.mark.parametrize("order", list(permutations("abc")), ids="".join)
 @pytest.mark.parametrize("by", ["block", "call", "another task"])
-async def test_whichever_span_ends_first_a_new_one_hangs_on_the_innermost_that_is_open(
+async def test_the_parent_of_a_new_span_is_the_innermost_open_one_whichever_ended_first(
     order: tuple[str, ...], by: str
 ) -> None:
     async with recording() as r:
@@ -129,7 +129,7 @@ async def test_whichever_span_ends_first_a_new_one_hangs_on_the_innermost_that_i
     assert {span.status for span in r.run.spans.values()} == {"complete"}
 
 
-# Generators that hold a span, and are left
+# Generators that hold a span and are left
 
 
 class Holder:
@@ -202,7 +202,7 @@ async def test_a_span_in_a_generator_that_is_left_ends_once_and_changes_no_other
     assert r.run.named("agent:llm").parent_id == run.id
     ends = [call for call in r.api.operations if r.run.named("agent:llm").id in call.path]
     assert [call.name for call in ends] == ["finish"]
-    # Trio's own word on what is collected unfinished, and nothing else.
+    # Only trio's own warning about a generator that is collected unfinished.
     own_words = anyio_backend_name == "trio" and way != "closed in another task"
     assert [w.category for w in caught] == [ResourceWarning] * own_words
     assert capfd.readouterr() == ("", "")

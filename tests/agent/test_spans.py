@@ -1,4 +1,4 @@
-"""A span in the agent's hands, from entering to what the API stored."""
+"""A span of an agent, from entering to the stored record."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ async def test_a_payload_that_comes_after_a_child_started_the_span_is_reported(
     assert "span(payload=...)" in warnings[0].getMessage()
 
 
-async def test_an_explicit_parent_goes_before_the_innermost_span() -> None:
+async def test_an_explicit_parent_has_precedence_over_the_innermost_span() -> None:
     async with recording() as r:
         async with r.instance.span("agent:run") as run:
             async with r.instance.span("agent:llm"):
@@ -370,7 +370,7 @@ async def test_no_child_lies_outside_its_parent() -> None:
 
 
 @pytest.mark.parametrize("flushed", [False, True], ids=["as one", "in two steps"])
-async def test_without_payloads_a_failed_span_tells_only_the_type_of_its_error(
+async def test_without_payloads_a_failed_span_records_only_the_type_of_its_error(
     flushed: bool,
 ) -> None:
     async with recording(capture_payloads=False) as r:
@@ -387,7 +387,7 @@ async def test_without_payloads_a_failed_span_tells_only_the_type_of_its_error(
 
 
 @pytest.mark.parametrize("flushed", [False, True], ids=["as one", "in two steps"])
-async def test_what_is_redacted_and_cut_is_so_in_payload_and_result(flushed: bool) -> None:
+async def test_payload_and_result_are_redacted_and_truncated_alike(flushed: bool) -> None:
     def redact(payload: dict[str, object]) -> dict[str, object]:
         return {name: "***" if name == "key" else value for name, value in payload.items()}
 
@@ -424,7 +424,7 @@ async def test_leaving_a_span_that_has_ended_raises_no_cancellation() -> None:
     assert r.run.named("agent:llm").status == "complete"
 
 
-async def test_a_run_begins_with_its_first_span_and_is_told_before_it() -> None:
+async def test_a_run_begins_with_its_first_span_and_its_start_is_sent_before_it() -> None:
     async with recording() as r:
         other = await r.client.create_agent_instance(**AGENT)
         async with other.span("agent:llm"):
@@ -436,7 +436,7 @@ async def test_a_run_begins_with_its_first_span_and_is_told_before_it() -> None:
     assert utc(run.started_at) == utc(run.named("agent:llm").started_at)
 
 
-async def test_a_span_that_begins_after_its_run_is_turned_away_and_counted(
+async def test_a_span_that_begins_after_its_run_is_dropped_and_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with anyio.fail_after(10):
@@ -452,8 +452,8 @@ async def test_a_span_that_begins_after_its_run_is_turned_away_and_counted(
     assert stored.shape == ("complete", [])
     assert client.statistics().dropped == {"run_ended": 4}
     assert not api.app.refusals
-    told = [record for record in caplog.records if "(run_ended)" in record.getMessage()]
-    assert len(told) == 1
+    warned = [record for record in caplog.records if "(run_ended)" in record.getMessage()]
+    assert len(warned) == 1
 
 
 @pytest.mark.parametrize("step", ["start", "entered"])

@@ -1,4 +1,4 @@
-"""Spans that a generator holds open across its yields: whose children are whose."""
+"""The parents of spans around generators that hold spans open across their yields."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from support.harness import Recording, recording
 from prefactor_core import (
     SpanContext,
     SpanContextStack,
-    context_stack,
     current_span,
     open_prefactor_sync,
     traced,
 )
+from prefactor_core.context_stack import entries
 from prefactor_core.span_types import standard_types
 
 Tree = dict[str, str | None]
@@ -60,15 +60,15 @@ def tree(r: Recording) -> Tree:
 def _nothing_is_kept() -> Iterator[None]:
     yield
     gc.collect()
-    assert not context_stack._generators
-    assert not context_stack._held
+    assert not entries.span_holders
+    assert not entries.holders_by_span
 
 
-# What its consumer opens
+# Spans of the consumer
 
 
 @pytest.mark.parametrize("way", ["to its end", "left by break", "closed"])
-async def test_what_is_opened_between_two_items_is_no_child_of_a_span_that_the_generator_holds(
+async def test_a_span_opened_between_two_items_is_no_child_of_the_generators_span(
     way: str,
 ) -> None:
     def items() -> Generator[int]:
@@ -100,7 +100,7 @@ async def test_what_is_opened_between_two_items_is_no_child_of_a_span_that_the_g
 
 
 @pytest.mark.parametrize("way", ["to its end", "left by break", "closed"])
-async def test_so_it_is_with_an_asynchronous_generator(way: str) -> None:
+async def test_nor_is_it_with_an_asynchronous_generator(way: str) -> None:
     async def items() -> AsyncGenerator[int]:
         async with span(r, "held"):
             for item in range(2):
@@ -247,7 +247,7 @@ async def test_a_traced_generator_that_was_begun_before_is_its_own_inside_of_ano
     }
 
 
-# What it starts itself
+# Tasks and threads of the generator
 
 
 async def test_the_tasks_and_threads_of_a_generator_are_in_its_span_while_it_waits() -> None:
@@ -314,7 +314,7 @@ async def test_a_generator_that_is_asked_in_another_context_each_time_keeps_its_
     }
 
 
-# Generators that stand for a block
+# Generators that are used as a block
 
 
 async def test_a_span_of_a_context_manager_is_innermost_in_its_block() -> None:
@@ -357,7 +357,7 @@ async def test_a_span_of_a_context_manager_is_innermost_in_its_block() -> None:
 
 
 @pytest.mark.parametrize("by", ["context manager", "exit stack", "async exit stack"])
-async def test_what_a_generator_enters_by_another_object_is_its_own_all_the_same(by: str) -> None:
+async def test_a_span_that_a_generator_enters_through_another_object_is_its_own(by: str) -> None:
     @contextmanager
     def step(name: str) -> Iterator[None]:
         with span(r, name):
@@ -429,7 +429,7 @@ def test_so_is_that_of_a_plain_fixture(in_a_plain_fixture: SpanContext) -> None:
     assert current_span() is in_a_plain_fixture
 
 
-# Where it cannot be known
+# Cases that cannot be distinguished
 
 
 async def test_a_detached_span_is_nobodys_parent_unless_it_is_named() -> None:
@@ -480,14 +480,14 @@ async def test_nothing_of_a_generator_outlives_it() -> None:
             r.instance.span("agent:run", payload={"name": way}).__enter__()
 
 
-# Any order of anything
+# Any order of steps
 
 NAMES = "abc"
 Step = tuple[str, str, bool]
 
 
 class Player:
-    """A generator that opens and ends spans as it is told, in its own frame."""
+    """A generator that opens and ends the requested spans in its own frame."""
 
     def __init__(self, r: Recording) -> None:
         self.r = r
@@ -512,7 +512,7 @@ class Player:
         max_size=25,
     )
 )
-async def test_spans_hang_on_the_innermost_of_their_own_generator_whatever_is_done_in_which_order(
+async def test_the_parent_is_the_innermost_span_of_the_same_generator_in_any_order_of_steps(
     steps: list[Step],
 ) -> None:
     expected: Tree = {}

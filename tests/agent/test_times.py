@@ -35,13 +35,13 @@ def at(stored: str | None) -> datetime:
 
 
 class Moment(datetime):
-    """As that of pandas and pendulum: a datetime with ideas of its own."""
+    """A datetime with other methods, as those of pandas and pendulum."""
 
     def __repr__(self) -> str:
         return "a moment"
 
 
-# What is a time.
+# Times
 
 
 @given(st.datetimes(timezones=st.timezones()))
@@ -49,7 +49,7 @@ def test_an_aware_time_is_the_same_moment_in_utc(moment: datetime) -> None:
     try:
         expected = moment.astimezone(UTC)
     except OverflowError:
-        with pytest.raises(PrefactorValueError, match="no moment in UTC"):
+        with pytest.raises(PrefactorValueError, match="cannot be converted to UTC"):
             to_time("timestamp", moment)
         return
     time = to_datetime(to_time("timestamp", moment))
@@ -91,7 +91,7 @@ def span_call(span: Any, name: str, time: object) -> Any:
 
 @pytest.mark.parametrize(("time", "message"), WRONG)
 @pytest.mark.parametrize("name", SPAN_CALLS)
-async def test_what_is_no_time_is_an_error_and_the_span_ends_with_its_block(
+async def test_an_invalid_time_is_an_error_and_the_span_ends_with_its_block(
     name: str, time: object, message: str
 ) -> None:
     async with recording() as recorded:
@@ -108,7 +108,7 @@ async def test_what_is_no_time_is_an_error_and_the_span_ends_with_its_block(
 
 
 @pytest.mark.parametrize("name", ["start", "complete", "fail", "cancel"])
-async def test_what_is_no_time_does_not_even_open_a_span(name: str) -> None:
+async def test_an_invalid_time_does_not_even_open_a_span(name: str) -> None:
     async with recording() as recorded:
         span = recorded.instance.span("agent:llm")
         with pytest.raises(PrefactorValueError, match="must be aware"):
@@ -173,7 +173,7 @@ async def test_a_span_that_was_not_started_has_begun_with_its_entering(name: str
     assert PAST < at(llm.started_at) < FUTURE
 
 
-async def test_what_was_skipped_has_its_end_and_never_began() -> None:
+async def test_a_skipped_span_has_its_end_and_never_started() -> None:
     async with recording() as recorded:
         async with recorded.instance.span("agent:llm") as span:
             await span.cancel(timestamp=PAST)
@@ -284,7 +284,7 @@ async def test_a_run_goes_on_when_it_is_given_a_wrong_end(time: datetime, messag
     assert run.shape == ("failed", [("agent:llm", "complete", [])])
 
 
-async def test_a_run_does_not_start_at_what_is_no_time() -> None:
+async def test_a_run_does_not_start_at_an_invalid_time() -> None:
     async def work(client: PrefactorCoreClient, run: AgentInstanceHandle) -> None:
         for _ in range(2):
             with pytest.raises(PrefactorValueError, match="timestamp must be aware"):
@@ -342,7 +342,7 @@ async def test_open_spans_end_when_their_run_does_but_not_before_they_began() ->
     assert at(run.named("agent:llm").finished_at) == PAST + 3 * SECOND
 
 
-# Everywhere else.
+# Other clients
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -366,7 +366,7 @@ def test_synchronous_code_gives_times_the_same_way(enabled: bool) -> None:
     assert times == ([(PAST, PAST + SECOND)] * 2 if enabled else [])
 
 
-async def test_where_everything_is_switched_off_times_are_taken_too() -> None:
+async def test_a_disabled_client_accepts_times_too() -> None:
     async with open_prefactor(make_config(enabled=False)) as client:
         instance = await client.create_agent_instance(**AGENT)
         await instance.start(timestamp=PAST)

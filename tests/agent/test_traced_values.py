@@ -220,7 +220,7 @@ async def _with_future(kind: str, outcome: str) -> None:
             raise ValueError("no")
         return "x"
 
-    def settle(future: Any) -> None:
+    def complete(future: Any) -> None:
         if outcome == "complete":
             future.set_result("x")
         elif outcome == "failed":
@@ -235,7 +235,7 @@ async def _with_future(kind: str, outcome: str) -> None:
         else:
             made.append(Future[str]() if kind == "of a thread" else asyncio.Future[str]())
             if kind == "done":
-                settle(made[-1])
+                complete(made[-1])
         return made[-1]
 
     async with recording() as r:
@@ -248,7 +248,7 @@ async def _with_future(kind: str, outcome: str) -> None:
             if outcome == "cancelled":
                 future.cancel()
         elif kind != "done":
-            settle(future)
+            complete(future)
         if kind != "of a thread":
             await asyncio.wait([future])
         await asyncio.sleep(0)

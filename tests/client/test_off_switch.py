@@ -1,4 +1,4 @@
-"""Switched off: the same program runs as ever, and nothing is recorded, sent or kept."""
+"""A disabled client: the same program runs unchanged, and nothing is recorded, sent or kept."""
 
 from __future__ import annotations
 
@@ -445,7 +445,7 @@ async def test_the_current_span_of_a_run_that_is_off_takes_a_result() -> None:
                 span = current_span()
                 assert span is not None
                 span.set_result({"n": 1})
-                assert repr(span) == "<SpanContext, switched off>"
+                assert repr(span) == "<SpanContext disabled>"
         assert current_span() is None
 
 

@@ -1,4 +1,4 @@
-"""What an agent runs on, as the API takes it."""
+"""The runtime environment of an agent, as the API accepts it."""
 
 from __future__ import annotations
 

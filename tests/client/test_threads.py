@@ -893,7 +893,7 @@ async def test_a_run_may_end_while_threads_record(hasty_threads: None) -> None:
         for stored in await stored_runs(api):
             assert stored.status == "complete"
             assert_ended(stored)
-    # What a thread opens after the end of its run is turned away: as in the loop.
+    # A span that a thread opens after the end of its run is dropped, as in the loop.
     assert set(client.statistics().dropped) <= {"run_ended"}
     assert not api.app.refusals
     assert client.statistics().lost <= 5 * 4 * 3

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 from rich.pretty import pretty_repr
-from support.for_each import for_each
+from support.cases import for_each
 
 from prefactor_core import (
     HttpClientConfig,
@@ -462,7 +462,7 @@ def test_a_part_of_a_secret_is_a_secret() -> None:
 
 
 @for_each("token", [f"{TOKEN}\nX-Header: 1", f"{TOKEN}\x00", f"{TOKEN}é", TOKEN.encode(), [TOKEN]])
-def test_a_refused_token_is_not_told(token: Any) -> None:
+def test_a_refused_token_is_not_shown(token: Any) -> None:
     with pytest.raises(PrefactorValueError, match="api_token") as caught:
         http(api_token=token)
     assert TOKEN not in repr(caught.value)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefactor_core import SpanContextStack
-from prefactor_core.context_stack import OtherStack
+from prefactor_core.context_stack import SeparateStack
 from prefactor_core.models.lifecycle import SpanStatus
 
 Stack = SpanContextStack
@@ -33,7 +33,7 @@ def isolated(test: Callable[..., None]) -> Callable[..., None]:
 
 @dataclass(eq=False)
 class OpenSpan:
-    """All that the stack knows of a span."""
+    """The attributes of a span that the stack reads."""
 
     recorded_id: str
     instance_id: str = "run"
@@ -54,7 +54,7 @@ STEPS = ["push an id", "push a span", "pop", "end a span", "remove a span"]
 
 @given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 9))))
 @isolated
-def test_the_stack_is_a_list_of_what_is_open(steps: list[tuple[str, int]]) -> None:
+def test_the_stack_is_a_list_of_the_open_spans(steps: list[tuple[str, int]]) -> None:
     model: dict[str, OpenSpan | str] = {}
     for number, (step, at) in enumerate(steps):
         name = f"{number}"
@@ -122,7 +122,7 @@ def test_changes_in_a_copied_context_do_not_leak() -> None:
 
 
 @isolated
-def test_a_span_that_ended_in_another_context_is_passed_over() -> None:
+def test_a_span_that_ended_in_another_context_is_skipped() -> None:
     outer, inner = make_span("outer"), make_span("inner")
     Stack.enter(outer)
     Stack.enter(inner)
@@ -134,7 +134,7 @@ def test_a_span_that_ended_in_another_context_is_passed_over() -> None:
     assert copied.run(Stack.pop) is Stack.peek() is None
 
 
-async def test_tasks_see_what_was_open_when_they_began_and_not_each_other() -> None:
+async def test_tasks_see_the_spans_that_were_open_when_they_began_and_not_each_others() -> None:
     seen: dict[str, list[str]] = {}
 
     async def work(name: str) -> None:
@@ -176,9 +176,9 @@ def test_an_id_pushed_by_hand_inside_a_span_is_the_innermost() -> None:
 
 
 @isolated
-def test_two_stacks_that_take_turns_see_nothing_of_each_other() -> None:
+def test_two_alternating_stacks_see_nothing_of_each_other() -> None:
     Stack.push("outer")
-    mine = OtherStack()
+    mine = SeparateStack()
     Stack.push("inside")
     with mine:
         assert Stack.get_stack() == ["outer"]

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.for_each import for_each
+from support.cases import for_each
 from support.harness import AGENT, make_config, open_faulty_api
 
 import prefactor_core
@@ -39,12 +39,12 @@ from prefactor_core.payloads.secret_str import SecretStr
 pytestmark = pytest.mark.virtual_time
 
 CANARY = "the canary 7f3a"
-# What is a name is shown.
+# Names are shown.
 NAMES = {"name", "schema_name"}
 
 
 class Shown:
-    """What shows all that it has."""
+    """An object whose repr shows all its fields."""
 
     def __repr__(self) -> str:
         return f"Shown({CANARY})"
@@ -62,7 +62,7 @@ WRONG: list[Any] = [
     *(SecretStr(CANARY), Shown(), [Shown()], {"a": Shown()}, ValueError(CANARY), lambda: CANARY),
 ]
 
-# What a call needs beside the argument that is wrong.
+# The other arguments of a call with one wrong argument.
 RIGHT: dict[str, Any] = {
     **AGENT,
     "schema_name": "agent:tool",
@@ -82,7 +82,7 @@ RIGHT: dict[str, Any] = {
     "path": ":memory:",
 }
 
-# They wait, or end what the others need.
+# These wait, or end an object that the others need.
 LEFT_OUT = {"initialize", "close", "flush", "get", "put", "drain", "aclose", "config", "enter"}
 
 
@@ -103,7 +103,7 @@ def parameters_of(function: Callable[..., Any]) -> list[inspect.Parameter]:
 def arguments(
     function: Callable[..., Any], wrong_name: str, wrong: object, right: dict[str, Any]
 ) -> tuple[list[Any], dict[str, Any]]:
-    """The call of ``function`` with one argument that is wrong, and all that it needs."""
+    """The call of ``function`` with one wrong argument, and the others it needs."""
     given: list[Any] = []
     named: dict[str, Any] = {}
     for parameter in parameters_of(function):
@@ -124,7 +124,7 @@ def arguments(
 
 
 async def call(function: Callable[..., Any], given: list[Any], named: dict[str, Any]) -> None:
-    """Call it, and whatever comes of that: a decorator, an awaitable or a scope."""
+    """Call it, and use the result: a decorator, an awaitable or a scope."""
     result = function(*given, **named)
     if isinstance(result, PrefactorCoreClient | SyncPrefactorClient | TaskExecutor):
         return
@@ -149,7 +149,7 @@ def methods(target: object) -> dict[str, Callable[..., Any]]:
 
 
 def functions() -> dict[str, Callable[..., Any]]:
-    """What the package exports, but for errors and what only holds values."""
+    """The exports of the package, without errors and plain structs."""
     registry = SchemaRegistry()
     found: dict[str, Callable[..., Any]] = {
         name: getattr(prefactor_core, name)
@@ -180,7 +180,7 @@ PARAMETERS = [
 async def check_all(
     function: Callable[..., Any], name: str, right: dict[str, Any], caplog: Any
 ) -> list[str]:
-    """What shows the canary that is given as this argument."""
+    """The places that show the canary, given as this argument."""
     found: list[str] = []
     for wrong in WRONG:
         if name in NAMES and isinstance(wrong, str):
@@ -189,8 +189,8 @@ async def check_all(
             given, named = arguments(function, name, wrong, right)
             await call(function, given, named)
         except Exception as error:
-            told = [repr(each) for each in chain(error) if CANARY in f"{each} {each!r}"]
-            found += [f"{name}={type(wrong).__name__}: {text}" for text in told]
+            leaks = [repr(each) for each in chain(error) if CANARY in f"{each} {each!r}"]
+            found += [f"{name}={type(wrong).__name__}: {text}" for text in leaks]
         if CANARY in caplog.text:
             found.append(f"{name}={type(wrong).__name__}: logged {caplog.text}")
         caplog.clear()

@@ -12,7 +12,7 @@ import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.for_each import for_each
+from support.cases import for_each
 
 from prefactor_core.exceptions.outcome import outcome_of
 
@@ -21,7 +21,7 @@ FAILURES = [ValueError("x"), TimeoutError(), SystemExit(0), StopAsyncIteration()
 
 @cache
 def cancellation_of(backend: str) -> BaseException:
-    """What a body that is cancelled on this backend sees."""
+    """The exception that a cancelled body gets on this backend."""
     caught: list[BaseException] = []
 
     async def be_cancelled() -> None:
@@ -99,7 +99,7 @@ def test_one_failure_anywhere_in_a_group_makes_it_failed(
         assert outcome_of(BaseExceptionGroup("outer", members)) == "failed"
 
 
-def test_an_outcome_is_told_without_importing_trio() -> None:
+def test_outcome_of_does_not_import_trio() -> None:
     program = """
 import asyncio, sys
 from prefactor_core.exceptions.outcome import outcome_of
@@ -119,5 +119,5 @@ class Underivable(ExceptionGroup[Exception]):
         return Underivable(excs)  # type: ignore[call-arg, arg-type]
 
 
-def test_a_group_that_cannot_be_split_is_looked_into_all_the_same() -> None:
+def test_a_group_that_cannot_be_split_is_examined_too() -> None:
     assert outcome_of(Underivable([ValueError(), OSError()], 1)) == "failed"

@@ -44,7 +44,7 @@ class Item(Struct, eq=False):
     count: int = 1
 
 
-class Ledgers(RuleBasedStateMachine):
+class CountersMachine(RuleBasedStateMachine):
     """What happens to operations, as the workers tell it, against plain sums."""
 
     def __init__(self) -> None:
@@ -95,8 +95,8 @@ class Ledgers(RuleBasedStateMachine):
             self.dropped[reason] += item.count
 
     @rule(reason=st.sampled_from(["full", "queue"]))
-    def turn_away(self, reason: str) -> None:
-        self.counters.turn_away(reason)
+    def drop_new(self, reason: str) -> None:
+        self.counters.drop_new(reason)
         self.dropped[reason] += 1
 
     @rule()
@@ -132,9 +132,9 @@ class Ledgers(RuleBasedStateMachine):
         assert (self.counters.pending, self.counters.pending_bytes) == (0, 0)
 
 
-def test_whatever_becomes_of_operations_the_balance_is_even() -> None:
+def test_the_balance_is_even_for_any_fate_of_operations() -> None:
     run_state_machine_as_test(
-        Ledgers, settings=settings(max_examples=examples(100), stateful_step_count=40)
+        CountersMachine, settings=settings(max_examples=examples(100), stateful_step_count=40)
     )
 
 
@@ -175,17 +175,17 @@ def test_an_operation_takes_bytes_by_its_payload_from_recording_to_its_end() -> 
     assert counters.pending_bytes == 0
 
 
-def test_the_last_error_is_told_with_its_type() -> None:
+def test_the_last_error_has_its_type() -> None:
     counters = Counters()
     counters.fail(ValueError("first"))
     counters.fail(PrefactorUnreachableError("nobody is there"))
     assert counters.statistics().last_error == "PrefactorUnreachableError: nobody is there"
 
 
-def test_what_is_lost_is_the_sum_of_all_reasons() -> None:
+def test_the_loss_is_the_sum_of_all_reasons() -> None:
     counters = Counters()
     for reason in ("full", "queue", "full"):
-        counters.turn_away(reason)
+        counters.drop_new(reason)
     assert (counters.statistics().dropped, counters.statistics().lost) == (
         {"full": 2, "queue": 1},
         3,
@@ -195,10 +195,10 @@ def test_what_is_lost_is_the_sum_of_all_reasons() -> None:
 def test_statistics_are_of_one_moment() -> None:
     breaker = CircuitBreaker(Backoff())
     counters = Counters(breaker)
-    counters.turn_away("full")
+    counters.drop_new("full")
     counters.in_flight, breaker.since = 3, NOON
     seen = counters.statistics()
-    counters.turn_away("full")
+    counters.drop_new("full")
     counters.accept(create())
     counters.in_flight, breaker.since = 0, None
     assert (seen.accepted, seen.dropped, seen.in_flight) == (1, {"full": 1}, 3)
@@ -213,7 +213,7 @@ def test_statistics_cannot_be_changed(name: str) -> None:
         setattr(Counters().statistics(), name, 0)
 
 
-def test_what_is_accepted_in_the_middle_of_another_counts_too() -> None:
+def test_an_operation_accepted_during_the_count_of_another_counts_too() -> None:
     # As by a signal handler that records, or a generator with a span that is finalised.
     class Interrupted(StartAgentInstance):
         @property

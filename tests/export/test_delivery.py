@@ -250,7 +250,7 @@ async def test_an_outage_costs_nothing_however_long_it_is(
     messages = [r.getMessage() for r in caplog.records if r.name == "prefactor_core.export.sender"]
     assert len(messages) == 2
     assert "does not take operations" in messages[0]
-    assert "takes operations again" in messages[1]
+    assert "accepts operations again" in messages[1]
 
 
 async def test_an_outage_of_5xx_is_an_outage_too(

@@ -1,4 +1,4 @@
-"""Verdicts: what each answer of the API, or the want of one, means for an operation."""
+"""Failure kinds: what each answer of the API, or the want of one, means for an operation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from msgspec import Raw
-from support.for_each import for_each
+from support.cases import for_each
 
 from prefactor_core.api.errors import error_from_answer
 from prefactor_core.exceptions import (
@@ -270,7 +270,7 @@ def test_without_an_answer_no_call_is_lacking(error: Exception) -> None:
 @pytest.mark.parametrize("status", ANSWERED)
 def test_an_answer_is_of_the_api_if_it_is_in_its_form(status: int) -> None:
     assert is_of_the_api(answer(status))
-    # Also of the statuses that mean the same whoever says so: 429, and from 500 on.
+    # Also of the statuses that mean the same from any sender: 429, and from 500 on.
     for body in (b"", b"<html>", b'{"detail":"Not Found"}'):
         assert not is_of_the_api(answer(status, body))
 

@@ -156,7 +156,7 @@ def test_a_registration_is_sent_as_it_was_recorded() -> None:
     assert RunIdentity(recorded, known).addressed(operation) is operation
 
 
-def test_what_is_sent_differs_in_ids_only() -> None:
+def test_an_addressed_operation_differs_in_ids_only() -> None:
     recorded, known, span, parent = generate(0), generate(7), generate(0), generate(0)
     run = RunIdentity(recorded, known)
     begun = create(span, parent, recorded, SpanStatus.COMPLETE)
@@ -404,7 +404,7 @@ class Waiting:
         pytest.fail("the client goes on")
 
 
-def test_a_registration_is_told_to_the_task_that_waits_for_it() -> None:
+def test_a_registration_ends_the_wait_of_its_task() -> None:
     identities = Identities()
     run, other = identities.add(generate(0)), identities.add(generate(0))
     run.registration, other.registration = waiting, deaf = Waiting(), Waiting()
@@ -464,7 +464,7 @@ def test_open_are_the_runs_that_the_api_knows_and_that_nobody_has_ended() -> Non
     assert identities.open_runs() == [runs]
 
 
-def test_what_an_answer_said_of_a_run_before_it_was_added_is_kept() -> None:
+def test_an_answer_about_a_run_that_is_not_added_yet_is_kept() -> None:
     identities = Identities()
     id_ = generate(3)
     early = identities.of(id_)
@@ -523,7 +523,7 @@ def test_a_run_that_is_forgotten_leaves_nothing_behind() -> None:
     assert not [text for text in texts_kept_by(identities) if pfid.is_pfid(text)]
 
 
-def test_what_is_said_of_a_run_after_its_end_is_for_the_id_that_the_api_knows() -> None:
+def test_quality_of_an_ended_run_has_the_apis_id() -> None:
     identities = Identities()
     recorded, known = generate(0), generate(7)
     identities.add(recorded)
@@ -534,7 +534,7 @@ def test_what_is_said_of_a_run_after_its_end_is_for_the_id_that_the_api_knows() 
         assert (run.recorded_id, run.addressed(quality(recorded)).instance_id) == (recorded, known)
 
 
-def test_what_is_said_of_a_lost_run_after_its_end_is_lost_with_it() -> None:
+def test_quality_of_a_lost_run_after_its_end_is_lost_too() -> None:
     identities = Identities()
     recorded = generate(0)
     identities.add(recorded).lost = "refused"
@@ -618,7 +618,7 @@ class Client(RuleBasedStateMachine):
         assert ids == known.keys()
 
 
-def test_whatever_comes_and_goes_each_id_finds_its_run() -> None:
+def test_each_id_finds_its_run_in_any_order_of_steps() -> None:
     run_state_machine_as_test(
         Client, settings=settings(max_examples=examples(50), stateful_step_count=30)
     )

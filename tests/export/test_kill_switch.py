@@ -31,14 +31,13 @@ from support.virtual_time import VirtualTimeLoop
 
 from prefactor_core import (
     AgentInstanceHandle,
-    AgentInstanceScope,
     InMemoryQueue,
     Operation,
     PrefactorCoreClient,
     PrefactorTerminatedError,
     open_prefactor,
 )
-from prefactor_core.agent.scope import _run_scopes
+from prefactor_core.agent.instance import context_runs
 from prefactor_core.export.termination import NO_REASON, Termination
 from prefactor_core.operations import StartAgentInstance
 from prefactor_core.operations.identifiers import generate, partition_of
@@ -47,7 +46,7 @@ pytestmark = pytest.mark.virtual_time
 
 REASON = "over budget"
 POLL = 5.0
-# How the client hears of it: with the options for that.
+# The ways in which the client learns of it, and the options for each.
 WAYS: dict[str, dict[str, Any]] = {
     "in bulk": {},
     "by single calls": {"queue": {"max_batch_operations": 1}},
@@ -77,7 +76,7 @@ async def opened(api: FaultyApi, **options: Any) -> AsyncGenerator[PrefactorCore
 
 
 async def kill(api: FaultyApi, client: PrefactorCoreClient, instance: AgentInstanceHandle) -> None:
-    """Terminate the run; its next span, or the poll, hears of it."""
+    """Terminate the run; the client learns of it with its next span, or by polling."""
     await client.flush()
     await terminate(api, instance.id, REASON)
 
@@ -961,7 +960,7 @@ async def test_a_provisional_run_is_not_polled(api: FaultyApi) -> None:
     assert polls(api) == []
 
 
-# What is left.
+# The end of runs and their contexts.
 
 
 async def test_nothing_of_a_terminated_run_is_kept(api: FaultyApi) -> None:
@@ -989,9 +988,9 @@ async def test_a_chain_of_tasks_each_started_in_the_run_before_keeps_no_run(api:
             if left:
                 tasks.start_soon(go_on, left - 1)
             else:
-                kept.extend(_run_scopes.get())
+                kept.extend(context_runs.get())
 
-    kept: list[AgentInstanceScope] = []
+    kept: list[AgentInstanceHandle] = []
     async with opened(api) as client, anyio.create_task_group() as tasks:
         tasks.start_soon(go_on, 10)
     assert len(kept) <= 2  # its own, and that of the run which it was started in

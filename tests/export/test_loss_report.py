@@ -178,7 +178,7 @@ async def test_a_loss_in_other_threads_is_said_once_by_the_loop(
     def drop() -> None:
         for _ in range(100):
             with losses.event_loop.lock:
-                losses.counters.turn_away("full")
+                losses.counters.drop_new("full")
                 losses.report.dropped_in_any_thread("full")
 
     with anyio.fail_after(10):
@@ -195,7 +195,7 @@ async def test_all_of_a_burst_is_counted_also_what_was_lost_before_its_first_lin
 ) -> None:
     async with served(caplog) as losses:
         for _ in range(100):
-            losses.counters.turn_away("full")
+            losses.counters.drop_new("full")
             losses.report.dropped_in_any_thread("full")
         assert losses.said() == []
         await anyio.sleep(61)

@@ -105,7 +105,7 @@ async def test_all_spans_arrive_in_order_and_once_after_an_outage_in_the_middle(
     assert app.refusals == {}
     began, ended = messages(caplog)
     assert "does not take operations" in began
-    assert "takes operations again after" in ended
+    assert "accepts operations again after" in ended
 
 
 async def test_many_tasks_lose_nothing_against_a_server_that_fails_now_and_then() -> None:

@@ -410,14 +410,14 @@ def refused_by_syncs(api: FaultyApi, caplog: pytest.LogCaptureFixture) -> Refuse
     return Refused(client.statistics(), lines_of(caplog))
 
 
-def assert_refused(refused: Refused, api: FaultyApi, status: int, way_out: str) -> None:
+def assert_refused(refused: Refused, api: FaultyApi, status: int, advice: str) -> None:
     # The registration, the run's start and finish, two spans, and the quality. Started below
     # another span, a span is sent as it starts and as it ends, unless both are sent as one.
     assert refused.statistics.dropped.keys() == {"refused"}
     assert refused.statistics.accepted == refused.statistics.lost >= 6
     assert (refused.statistics.pending, refused.statistics.pending_bytes) == (0, 0)
     (error,) = refused.errors()
-    for part in ("goes on unrecorded", "tested-agent", f"was answered {status}", way_out):
+    for part in ("goes on unrecorded", "tested-agent", f"was answered {status}", advice):
         assert part in error
     assert TOKEN not in error
     # And one line at the end says how much it was.
@@ -427,31 +427,31 @@ def assert_refused(refused: Refused, api: FaultyApi, status: int, way_out: str) 
     assert {call.name for call in api.operations} == {"register"}
 
 
-WAYS_OUT = {
+ADVICE = {
     401: "Check the API token",
     403: "Check the API token",
     404: "Check agent_id",
     409: "external_identifier is unique for each agent",
-    413: "With on_refused='raise' it is an error",
-    422: "Correct what agent_instance() is given",
+    413: "Use on_refused='raise'",
+    422: "Correct the arguments of agent_instance()",
 }
 
 
-@pytest.mark.parametrize(("status", "way_out"), WAYS_OUT.items())
+@pytest.mark.parametrize(("status", "advice"), ADVICE.items())
 async def test_the_block_of_a_refused_run_goes_on_unrecorded_and_says_so_once(
-    api: FaultyApi, status: int, way_out: str, caplog: pytest.LogCaptureFixture
+    api: FaultyApi, status: int, advice: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     api.faults["*"] = status
-    assert_refused(await refused_by_asyncs(api, caplog), api, status, way_out)
+    assert_refused(await refused_by_asyncs(api, caplog), api, status, advice)
 
 
-@pytest.mark.parametrize(("status", "way_out"), WAYS_OUT.items())
+@pytest.mark.parametrize(("status", "advice"), ADVICE.items())
 def test_synchronous_code_goes_on_after_a_refusal_too(
-    status: int, way_out: str, caplog: pytest.LogCaptureFixture
+    status: int, advice: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with open_recording() as recording:
         api = FaultyApi(recording._app, faults={"*": status})
-        assert_refused(refused_by_syncs(api, caplog), api, status, way_out)
+        assert_refused(refused_by_syncs(api, caplog), api, status, advice)
 
 
 async def test_a_second_run_of_one_external_identifier_goes_on_unrecorded(
@@ -466,7 +466,7 @@ async def test_a_second_run_of_one_external_identifier_goes_on_unrecorded(
     assert client.statistics().dropped == {"refused": 4}
     assert client.statistics().delivered == 4
     assert (await stored_run(api)).shape == ("complete", [("agent:run", "complete", [])])
-    assert "leave it out, or make another for each run" in caplog.text
+    assert "leave it out, or use another for each run" in caplog.text
 
 
 async def test_a_hundred_refused_runs_are_a_few_errors(
@@ -501,7 +501,7 @@ async def test_a_refused_run_is_a_loss_that_raises_if_losses_do(api: FaultyApi) 
     assert caught.value.dropped_operations == 3
 
 
-@pytest.mark.parametrize("status", WAYS_OUT)
+@pytest.mark.parametrize("status", ADVICE)
 async def test_the_configuration_or_the_call_says_that_a_refusal_is_raised(
     api: FaultyApi, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -517,12 +517,12 @@ async def test_the_configuration_or_the_call_says_that_a_refusal_is_raised(
         with pytest.raises(PrefactorApiError):
             async with client.agent_instance(**AGENT, on_refused="raise"):
                 pytest.fail("the body must not run")
-        # Whoever gets the error needs no other word of it.
+        # The caller gets the error: no log line repeats it.
         assert (client.statistics().accepted, client.statistics().lost) == (0, 0)
     assert sum(level == logging.ERROR for level, _ in lines_of(caplog)) == 1
 
 
-@pytest.mark.parametrize("status", WAYS_OUT)
+@pytest.mark.parametrize("status", ADVICE)
 def test_synchronous_code_can_have_a_refusal_raised(status: int) -> None:
     with open_recording() as recording:
         api = FaultyApi(recording._app, faults={"*": status})

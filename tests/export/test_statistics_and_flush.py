@@ -61,7 +61,7 @@ def assert_balanced(statistics: Statistics) -> None:
     assert statistics.accepted == statistics.delivered + statistics.pending + statistics.lost
 
 
-def assert_settled(statistics: Statistics) -> None:
+def assert_all_completed(statistics: Statistics) -> None:
     assert_balanced(statistics)
     completed = (statistics.pending, statistics.pending_bytes, statistics.in_flight)
     assert completed == (0, 0, 0)
@@ -83,7 +83,7 @@ async def test_flush_delivers_what_was_recorded_before_and_waits_for_no_batch_wi
                 await client.flush()
             assert anyio.current_time() == before
             assert api.names() == ["register", "start", *["agent_spans"] * 3]
-            assert_settled(client.statistics())
+            assert_all_completed(client.statistics())
 
 
 async def test_flush_waits_for_every_worker_queue(api: FaultyApi) -> None:
@@ -96,7 +96,7 @@ async def test_flush_waits_for_every_worker_queue(api: FaultyApi) -> None:
             await client.flush()
         assert anyio.current_time() == before
         assert client.statistics().delivered == 160
-        assert_settled(client.statistics())
+        assert_all_completed(client.statistics())
 
 
 async def test_flush_takes_as_many_requests_as_it_needs(api: FaultyApi) -> None:
@@ -153,7 +153,7 @@ async def test_flush_waits_while_the_api_is_away_and_returns_when_it_is_back(
             api.away = False
             with anyio.fail_after(120):
                 await client.flush()
-            assert_settled(client.statistics())
+            assert_all_completed(client.statistics())
             assert client.statistics().delivered == 3
 
 
@@ -165,7 +165,7 @@ async def test_flush_returns_also_for_what_is_given_up(api: FaultyApi) -> None:
             with anyio.fail_after(5):
                 await client.flush()
             assert client.statistics().dropped == {"refused": 3}
-            assert_settled(client.statistics())
+            assert_all_completed(client.statistics())
 
 
 async def test_flush_with_nothing_recorded_returns(api: FaultyApi) -> None:
@@ -261,7 +261,7 @@ async def test_operations_that_were_in_a_queue_of_ones_own_before_are_counted_an
                 assert api.names().count("agent_spans") == 2
     statistics = client.statistics()
     assert (statistics.accepted, statistics.delivered, statistics.lost) == (8, 8, 0)
-    assert_settled(statistics)
+    assert_all_completed(statistics)
 
 
 # --- statistics
@@ -279,7 +279,7 @@ async def test_in_flight_is_what_is_in_requests_without_an_answer(api: FaultyApi
             statistics = client.statistics()
             assert (statistics.in_flight, statistics.pending) == (4, 10)
             assert_balanced(statistics)
-    assert_settled(client.statistics())
+    assert_all_completed(client.statistics())
 
 
 async def test_in_flight_counts_both_steps_of_a_span_that_travel_as_one(api: FaultyApi) -> None:
@@ -314,7 +314,7 @@ async def test_merged_counts_the_finishes_that_travelled_with_their_start(
             assert client.statistics().merged == 2
     statistics = client.statistics()
     assert (statistics.accepted, statistics.delivered) == (11, 11)
-    assert_settled(statistics)
+    assert_all_completed(statistics)
     stored = {s.payload["way"]: s for s in (await stored_run(api)).roots if s.payload}
     assert {way: span.status for way, span in stored.items()} == {
         "complete": "complete",
@@ -368,7 +368,7 @@ async def test_pending_bytes_grow_with_the_payloads_and_are_zero_when_all_is_com
             assert_balanced(client.statistics())
             api.away = False
             api.faults["agent_spans"] = fault if isinstance(fault, int) else [fault] * 2
-    assert_settled(client.statistics())
+    assert_all_completed(client.statistics())
 
 
 @pytest.mark.parametrize("trouble", ["away", "hanging"])
@@ -378,7 +378,7 @@ async def test_what_a_scope_leaves_behind_is_pending_no_more(api: FaultyApi, tro
             setattr(api, trouble, True)
             await record(instance, 5, text="x" * 1_000)
     assert client.statistics().dropped == {"drain_timeout": 7}
-    assert_settled(client.statistics())
+    assert_all_completed(client.statistics())
 
 
 async def test_the_counts_balance_at_any_time_whatever_the_api_does(api: FaultyApi) -> None:
@@ -403,7 +403,7 @@ async def test_the_counts_balance_at_any_time_whatever_the_api_does(api: FaultyA
             for _ in range(4):
                 tasks.start_soon(agent)
     statistics = client.statistics()
-    assert_settled(statistics)
+    assert_all_completed(statistics)
     assert statistics.dropped.keys() == {"refused", "full"}
 
 
@@ -426,7 +426,7 @@ async def test_a_loss_raises_after_everything_is_closed_if_it_shall(
                 await lose(client, api)
         assert caught.value.statistics == client.statistics()
         assert caught.value.dropped_operations == 1
-        assert_settled(client.statistics())
+        assert_all_completed(client.statistics())
         with pytest.raises(ClientNotInitializedError):
             _ = client.span_manager
     balances = [r for r in caplog.records if r.name == "prefactor_core.client"]
@@ -498,7 +498,7 @@ async def test_new_spans_are_dropped_when_too_many_operations_wait(
             await record(instance, 2)
             assert client.statistics().dropped == {"full": 6}
     assert (await stored_run(api)).shape == ("complete", [TOOL] * 6)
-    assert_settled(client.statistics())
+    assert_all_completed(client.statistics())
     reported = [r for r in caplog.records if r.name == "prefactor_core.export.loss_report"]
     assert [record.levelno for record in reported] == [logging.WARNING]
 
@@ -513,7 +513,7 @@ async def test_new_spans_are_dropped_when_too_many_bytes_wait(api: FaultyApi) ->
             await client.flush()
             await record(instance)
     assert (await stored_run(api)).shape == ("complete", [TOOL] * 4)
-    assert_settled(client.statistics())
+    assert_all_completed(client.statistics())
 
 
 async def test_finishes_and_operations_of_runs_always_get_in(api: FaultyApi) -> None:
@@ -634,7 +634,7 @@ async def test_a_task_that_waits_for_a_place_loses_nothing(
         "complete",
         [("agent:run", "complete", [TOOL])] * 50,
     )
-    assert_settled(client.statistics())
+    assert_all_completed(client.statistics())
 
 
 @pytest.mark.parametrize("way", ["span", "create_span"])
@@ -661,7 +661,7 @@ async def test_asynchronous_code_waits_for_a_place_while_the_api_is_away(
             with anyio.fail_after(120):
                 await open_one(instance)
     assert client.statistics().lost == 0
-    assert_settled(client.statistics())
+    assert_all_completed(client.statistics())
 
 
 async def test_a_span_that_has_waited_for_its_place_keeps_it_until_it_starts(
@@ -745,7 +745,7 @@ async def test_synchronous_code_cannot_wait_and_drops(api: FaultyApi) -> None:
                     pass
             assert client.statistics().dropped == {"full": 7}
     assert (await stored_run(api)).shape == ("complete", [TOOL] * 3)
-    assert_settled(client.statistics())
+    assert_all_completed(client.statistics())
 
 
 async def test_a_client_that_closes_releases_those_who_wait_for_a_place(api: FaultyApi) -> None:
@@ -768,7 +768,7 @@ async def test_a_client_that_closes_releases_those_who_wait_for_a_place(api: Fau
                     assert client.statistics().accepted == 5
     assert outcomes == ["refused"]
     assert client.statistics().dropped == {"drain_timeout": 5}
-    assert_settled(client.statistics())
+    assert_all_completed(client.statistics())
 
 
 async def test_many_tasks_that_wait_for_a_place_do_not_get_more_places_than_there_are(

@@ -1,4 +1,4 @@
-"""Termination: who hears that a run was stopped, when, and how often."""
+"""Termination: which callbacks run, when, and how often."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def test_a_callback_gets_the_reason_once() -> None:
     reasons: list[str] = []
     termination.watch(reasons.append)
     assert reasons == []
-    assert termination.throw("over budget")
-    assert not termination.throw("again")
+    assert termination.terminate("over budget")
+    assert not termination.terminate("again")
     assert reasons == ["over budget"]
     assert termination.reason == "over budget"
 
 
 def test_a_callback_that_is_added_late_is_called_at_once() -> None:
     termination = Termination()
-    termination.throw("over budget")
+    termination.terminate("over budget")
     reasons: list[str] = []
     termination.watch(reasons.append)
     assert reasons == ["over budget"]
@@ -38,7 +38,7 @@ def test_a_run_that_is_stopped_without_a_reason_has_one_all_the_same(reason: str
     termination = Termination()
     reasons: list[str] = []
     termination.watch(reasons.append)
-    assert termination.throw(reason)
+    assert termination.terminate(reason)
     assert reasons == [termination.reason] == [NO_REASON]
 
 
@@ -48,7 +48,7 @@ def test_a_run_that_has_ended_is_stopped_no_more() -> None:
     termination.watch(reasons.append)
     termination.run_ended()
     termination.watch(reasons.append)
-    assert not termination.throw("over budget")
+    assert not termination.terminate("over budget")
     assert (termination.reason, reasons) == (None, [])
     assert not termination.stops_spans
 
@@ -81,7 +81,7 @@ def test_a_callback_that_raises_is_logged_and_the_others_are_called(
 
     termination.watch(fail)
     termination.watch(reasons.append)
-    assert termination.throw("over budget")
+    assert termination.terminate("over budget")
     termination.watch(fail)
     assert reasons == ["over budget"]
     for record in caplog.records:
@@ -95,7 +95,7 @@ def test_a_callback_may_watch_itself() -> None:
     termination = Termination()
     reasons: list[str] = []
     termination.watch(lambda reason: termination.watch(reasons.append))
-    termination.throw("over budget")
+    termination.terminate("over budget")
     assert reasons == ["over budget"]
 
 
@@ -112,7 +112,7 @@ def test_an_exception_of_a_callback_does_not_reach_its_caller(
     reasons: list[str] = []
     termination.watch(fail)
     termination.watch(reasons.append)
-    assert termination.throw("over budget")
+    assert termination.terminate("over budget")
     assert reasons == ["over budget"]
     assert [record.exc_info and record.exc_info[1] for record in caplog.records] == [error]
 
@@ -131,7 +131,7 @@ def test_a_thread_that_adds_a_callback_meanwhile_calls_only_its_own() -> None:
     termination = Termination()
     termination.watch(watch_elsewhere)
     termination.watch(lambda _: note("early"))
-    assert termination.throw("over budget")
+    assert termination.terminate("over budget")
     assert callers["early"] == threading.get_ident() != callers["late"]
 
 
@@ -145,33 +145,33 @@ def test_spans_end_with_the_scope_and_at_once_without_one(
     termination = Termination()
     termination.has_scope = has_scope
     assert not termination.stops_spans
-    termination.throw("over budget")
+    termination.terminate("over budget")
     if over:
         termination.run_ended()
     assert termination.stops_spans is stops
 
 
-@given(st.lists(st.sampled_from(["throw", "watch", "end"])))
+@given(st.lists(st.sampled_from(["terminate", "watch", "end"])))
 def test_every_callback_gets_the_first_reason_once_or_never(steps: list[str]) -> None:
     termination = Termination()
     reasons: list[list[str]] = []
-    thrown: str | None = None
+    terminated: str | None = None
     over = False
     # For each watcher, the reasons that it is to get.
     expected: list[list[str]] = []
     for number, step in enumerate(steps):
-        if step == "throw":
-            news = thrown is None and not over
-            assert termination.throw(f"reason {number}") is news
+        if step == "terminate":
+            news = terminated is None and not over
+            assert termination.terminate(f"reason {number}") is news
             if news:
-                thrown = f"reason {number}"
-                expected = [[thrown] for _ in expected]
+                terminated = f"reason {number}"
+                expected = [[terminated] for _ in expected]
         elif step == "watch":
             reasons.append([])
             termination.watch(reasons[-1].append)
-            expected.append([] if thrown is None else [thrown])
+            expected.append([] if terminated is None else [terminated])
         else:
             termination.run_ended()
             over = True
         assert reasons == expected
-        assert termination.reason == thrown
+        assert termination.reason == terminated

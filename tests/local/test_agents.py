@@ -232,9 +232,9 @@ WRONG_OPTIONS = [
 
 
 async def test_invalid_options_are_refused_without_showing_a_token() -> None:
-    for options, told in WRONG_OPTIONS:
-        with case(options, told):
-            with pytest.raises(PrefactorValueError, match=told) as caught:
+    for options, message in WRONG_OPTIONS:
+        with case(options, message):
+            with pytest.raises(PrefactorValueError, match=message) as caught:
                 async with open_local_prefactor(":memory:", **options):
                     pass
             assert not str(caught.value).startswith("cannot open")

@@ -28,7 +28,7 @@ SECOND, HOUR = timedelta(seconds=1), timedelta(hours=1)
 
 
 class Machine:
-    """A machine's two clocks, and what can happen to them."""
+    """The two clocks of a machine, and the events that change them."""
 
     def __init__(self) -> None:
         self.wall = START
@@ -72,7 +72,7 @@ def happens(machine: Machine, happening: Happening) -> None:
 # The clock alone
 
 
-def test_the_clock_tells_the_time_of_the_wall_in_utc() -> None:
+def test_the_clock_gives_wall_clock_time_in_utc() -> None:
     now = Clock().now()
     assert abs(time.time_ns() - now) < 10**9
     assert to_datetime(now).tzinfo is UTC
@@ -89,7 +89,7 @@ def test_a_clock_goes_on_and_never_back() -> None:
 @given(st.lists(st.lists(happenings, max_size=3)))
 @example([[("is_set", -HOUR)], [("goes_on", SECOND)], [("sleeps", 2 * HOUR)]])
 @example([[("is_set", -HOUR)], [("is_set", HOUR)], [("goes_on", SECOND)]])
-def test_a_clock_follows_the_wall_but_never_back(between: list[list[Happening]]) -> None:
+def test_a_clock_follows_the_wall_clock_but_never_back(between: list[list[Happening]]) -> None:
     machine = Machine()
     clock = Clock(machine)
     last = to_datetime(clock.now())
@@ -103,7 +103,7 @@ def test_a_clock_follows_the_wall_but_never_back(between: list[list[Happening]])
         now = to_datetime(clock.now())
         assert now >= last
         # Sleeps and steps forward are followed; after a step back the monotonic clock is, until
-        # the wall has caught up.
+        # the wall clock has caught up.
         assert now == max(machine.wall, carried)
         if all(what == "goes_on" for what, _ in happened):
             assert now - last == machine.monotonic - monotonic
@@ -116,7 +116,7 @@ def test_a_clock_never_goes_back_even_if_the_monotonic_one_does(
     readings: list[tuple[int, int]],
 ) -> None:
     class Frozen:
-        """As libraries that freeze time set both."""
+        """Set both clocks, as libraries that freeze time do."""
 
         def __init__(self) -> None:
             self.now = 0, 0
@@ -142,7 +142,7 @@ Work = Callable[[AgentInstanceHandle, Machine], Awaitable[None]]
 
 
 async def record(work: Work) -> StoredRun:
-    """What is stored of a run in which ``work`` was done, on a machine that it can play with."""
+    """The stored run in which ``work`` ran, on a machine whose clocks it can set."""
     with anyio.fail_after(1_000):
         async with open_faulty_api() as api:
             async with open_prefactor(make_config(), asgi_app=api) as client:
@@ -164,7 +164,7 @@ def times(stored: Any) -> tuple[datetime, datetime]:
 
 
 def assert_inside(outer: Any) -> None:
-    """Each span lies in that above it, and all of them in the run, in order."""
+    """Each span lies within its parent, and all within the run, in order."""
     start, end = times(outer)
     assert start <= end
     last = start
@@ -209,7 +209,7 @@ def test_no_span_lies_outside_of_what_is_around_it(backend: str, program: list[A
     assert_inside(anyio.run(record, work, backend=backend, backend_options=options))
 
 
-async def test_after_a_sleep_of_the_machine_all_times_are_those_of_the_wall() -> None:
+async def test_after_a_sleep_of_the_machine_all_times_are_those_of_the_wall_clock() -> None:
     async def work(run: AgentInstanceHandle, machine: Machine) -> None:
         with run.span("agent:run"):
             machine.goes_on(SECOND)
@@ -227,7 +227,7 @@ async def test_after_a_sleep_of_the_machine_all_times_are_those_of_the_wall() ->
     assert times(run) == (START, woken + 2 * SECOND)
 
 
-async def test_after_the_wall_is_set_back_spans_go_on_with_the_durations_that_they_have() -> None:
+async def test_after_the_wall_clock_is_set_back_spans_keep_their_durations() -> None:
     async def work(run: AgentInstanceHandle, machine: Machine) -> None:
         with run.span("agent:run"):
             machine.goes_on(SECOND)
@@ -248,7 +248,7 @@ async def test_after_the_wall_is_set_back_spans_go_on_with_the_durations_that_th
     assert times(run) == (START, began + 2 * SECOND)
 
 
-async def test_an_end_that_is_given_lies_before_a_start_where_the_wall_was_set_back() -> None:
+async def test_a_given_end_may_lie_before_the_start_after_the_wall_clock_was_set_back() -> None:
     async def work(run: AgentInstanceHandle, machine: Machine) -> None:
         await run.start()
         for end in ("complete", "fail", "cancel"):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from hypothesis import given
 from hypothesis import strategies as st
-from support.for_each import for_each
+from support.cases import for_each
 
 from prefactor_core.models.lifecycle import (
     INSTANCE_TRANSITIONS,
@@ -25,8 +25,8 @@ ENDS = {"complete", "failed", "cancelled"}
 
 
 def stored_span(current: SpanStatus, steps: Iterable[SpanStep]) -> SpanStatus | None:
-    """What the API has after the steps (None: no such span); fails where it would refuse one."""
-    # A span of ours is pending until the API is told of it.
+    """The state at the API after the steps (None: no such span); fails if it would refuse one."""
+    # A span is pending here until its create; the API does not know it yet.
     stored = None if current is SpanStatus.PENDING else current
     for call, status in steps:
         if call == "create":
@@ -41,7 +41,7 @@ def stored_span(current: SpanStatus, steps: Iterable[SpanStep]) -> SpanStatus | 
 
 
 def stored_instance(current: InstanceStatus, steps: Iterable[InstanceStep]) -> InstanceStatus:
-    """What the API has after the steps; fails where it would refuse one."""
+    """The state at the API after the steps; fails if it would refuse one."""
     for call, status in steps:
         assert (call == "start") == (status is InstanceStatus.ACTIVE)
         if call == "finish":
@@ -106,7 +106,7 @@ def test_an_instance_gets_to_its_goal_by_steps_that_the_api_takes(
 
 
 @given(st.lists(st.sampled_from(SpanStatus)))
-def test_whatever_is_asked_of_a_span_it_is_created_once_and_its_first_end_counts(
+def test_a_span_is_created_once_and_its_first_end_counts_for_any_calls(
     goals: list[SpanStatus],
 ) -> None:
     current, steps = SpanStatus.PENDING, list[SpanStep]()
@@ -116,20 +116,20 @@ def test_whatever_is_asked_of_a_span_it_is_created_once_and_its_first_end_counts
         current = new[-1].status if new else current
     asked = [goal for goal in goals if goal is not SpanStatus.PENDING]
     ends = [goal for goal in asked if goal in ENDS]
-    # What is asked first decides what it is created as; only an end there needs no finish.
+    # The first goal is the status of the create; only an end needs no finish.
     first = asked[:1]
     created = [
         SpanStep("create", SpanStatus.PENDING if goal is SpanStatus.CANCELLED else goal)
         for goal in first
     ]
-    told = first in ([SpanStatus.COMPLETE], [SpanStatus.FAILED])
+    at_once = first in ([SpanStatus.COMPLETE], [SpanStatus.FAILED])
     finished = [SpanStep("finish", end) for end in ends[:1]]
-    assert steps == created + ([] if told else finished)
+    assert steps == created + ([] if at_once else finished)
     stored_span(SpanStatus.PENDING, steps)
 
 
 @given(st.lists(st.sampled_from(InstanceStatus)))
-def test_whatever_is_asked_of_an_instance_it_starts_once_and_its_first_end_counts(
+def test_an_instance_starts_once_and_its_first_end_counts_for_any_calls(
     goals: list[InstanceStatus],
 ) -> None:
     current, steps = InstanceStatus.PENDING, list[InstanceStep]()

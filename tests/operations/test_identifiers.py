@@ -15,7 +15,7 @@ import pfid
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from support.for_each import for_each
+from support.cases import for_each
 
 from prefactor_core import (
     PrefactorValueError,
@@ -64,7 +64,7 @@ def test_one_strange_character_is_judged_as_the_reference_does(at: int, strange:
     ["", VALID[:-1], VALID + "0", VALID + "\n", VALID.upper(), VALID.encode(), None, 7],
     ids=["empty", "short", "long", "a line", "upper case", "bytes", "None", "a number"],
 )
-def test_what_has_not_the_form_is_no_pfid(other: object) -> None:
+def test_a_value_without_the_form_is_no_pfid(other: object) -> None:
     assert not is_pfid(other)
 
 
@@ -75,7 +75,7 @@ def test_the_order_of_the_text_is_the_order_of_time(p1: int, t1: int, p2: int, t
     assert (generate(p1, t1) < generate(p2, t2)) == (t1 < t2)
 
 
-def test_a_pfid_is_made_now_unless_told_otherwise() -> None:
+def test_the_time_of_a_pfid_is_now_by_default() -> None:
     before = time.time_ns() // 1_000_000
     made = int.from_bytes(pfid.decode(generate(0))[:6])
     assert before <= made <= time.time_ns() // 1_000_000
@@ -205,6 +205,6 @@ def test_an_idempotency_key_within_its_bounds_is_given_back(length: int) -> None
         (b"key", "must be a string, got bytes"),
     ],
 )
-def test_what_can_be_no_idempotency_key_is_refused(key: Any, message: str) -> None:
+def test_an_invalid_idempotency_key_is_refused(key: Any, message: str) -> None:
     with pytest.raises(PrefactorValueError, match=f"^Idempotency key {message}$"):
         validate_idempotency_key(key)

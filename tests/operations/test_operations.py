@@ -8,7 +8,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 from msgspec import UNSET, Raw, Struct
-from support.for_each import for_each
+from support.cases import for_each
 
 from prefactor_core.models.clock import to_nanoseconds
 from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
@@ -143,7 +143,7 @@ def test_no_required_field_can_be_left_out(kind: type[Any]) -> None:
             kind(**{field: value for field, value in given.items() if field != name})
 
 
-def test_what_names_no_known_kind_is_not_read() -> None:
+def test_an_unknown_kind_of_operation_is_not_decoded() -> None:
     written = msgspec.json.encode(make(FinishSpan)).replace(b"FINISH_SPAN", b"FINISH_SPIN")
     with pytest.raises(msgspec.ValidationError, match="FINISH_SPIN"):
         msgspec.json.decode(written, type=Operation)

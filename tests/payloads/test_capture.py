@@ -29,7 +29,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
-from support.for_each import for_each
+from support.cases import for_each
 
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.payloads.capture import EMPTY, Capture, fields_of
@@ -620,7 +620,7 @@ class Gate:
 
 
 class Slow:
-    """Answers when it is told to."""
+    """Answers on demand."""
 
     gate: Gate
     asked: int

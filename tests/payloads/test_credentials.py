@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.for_each import for_each
+from support.cases import for_each
 
 from prefactor_core import PrefactorValueError, redact_credentials, redact_keys
 

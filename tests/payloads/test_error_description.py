@@ -21,8 +21,8 @@ import anyio
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.cases import for_each
 from support.examples import examples
-from support.for_each import for_each
 from support.harness import recording
 from support.virtual_time import virtual_time
 
@@ -223,7 +223,7 @@ def test_a_circle_of_causes_ends() -> None:
     assert stacktrace.count("ValueError: ") == 2
 
 
-def test_notes_and_members_of_groups_are_told() -> None:
+def test_notes_and_members_of_groups_are_described() -> None:
     error = ExceptionGroup("many", [ValueError("one"), KeyError("two")])
     error.add_note("a note")
     assert describe_error(error)["stacktrace"] == (
@@ -236,17 +236,17 @@ def test_notes_and_members_of_groups_are_told() -> None:
     )
 
 
-def test_a_context_that_was_suppressed_is_not_told() -> None:
-    def fails(told: bool) -> NoReturn:
+def test_a_suppressed_context_is_not_described() -> None:
+    def fails(shown: bool) -> NoReturn:
         try:
             raise KeyError("first")
         except KeyError as error:
-            raise ValueError("second") from (error if told else None)
+            raise ValueError("second") from (error if shown else None)
 
-    for told in (True, False):
+    for shown in (True, False):
         with pytest.raises(ValueError, match="second") as caught:
-            fails(told)
-        assert ("KeyError" in str(describe_error(caught.value)["stacktrace"])) is told
+            fails(shown)
+        assert ("KeyError" in str(describe_error(caught.value)["stacktrace"])) is shown
 
 
 @pytest.mark.parametrize(("lines", "shown"), [(10, True), (100_000, False)])

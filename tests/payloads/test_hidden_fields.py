@@ -13,7 +13,7 @@ import pydantic
 import pydantic.dataclasses
 import pytest
 from pydantic import v1
-from support.for_each import for_each
+from support.cases import for_each
 
 from prefactor_core.payloads.hidden_fields import hidden_fields
 
@@ -95,7 +95,7 @@ HIDDEN: list[tuple[type[Any], set[str]]] = [
 
 
 @for_each(("cls", "hidden"), HIDDEN)
-def test_what_is_not_in_the_repr_is_told(cls: type, hidden: set[str]) -> None:
+def test_fields_outside_of_the_repr_are_reported(cls: type, hidden: set[str]) -> None:
     assert hidden_fields(cls) == hidden
 
 

@@ -24,8 +24,8 @@ import pydantic
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.cases import for_each
 from support.examples import examples
-from support.for_each import for_each
 
 from prefactor_core import redact_keys, traced
 from prefactor_core.payloads.capture import Capture

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import Struct, field
-from support.for_each import for_each
+from support.cases import for_each
 
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.payloads.plain_json import PlainEncoder
@@ -240,7 +240,7 @@ trees = st.recursive(
 
 
 def hidden(value: Any) -> Any:
-    """What is to be seen of a value, told by the lists of keys above."""
+    """The visible part of a value, by the lists of keys above."""
     if isinstance(value, dict):
         return {
             key: "[redacted]" if key in SECRET_KEYS else hidden(item) for key, item in value.items()

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.for_each import for_each
+from support.cases import for_each
 
 from prefactor_core.payloads.capture import Capture
 from prefactor_core.payloads.jsonable import TooLargeError

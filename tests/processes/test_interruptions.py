@@ -144,7 +144,7 @@ def check(r: Recording, runs: int = 1) -> None:
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
-async def test_a_step_that_is_interrupted_anywhere_leaves_nothing_half_told(
+async def test_a_step_that_is_interrupted_anywhere_leaves_nothing_half_recorded(
     step: Callable[[AgentInstanceHandle], None],
 ) -> None:
     def agent() -> int:
@@ -225,7 +225,7 @@ async def test_spans_are_reported_after_an_opening_that_was_interrupted_anywhere
     check(r)
 
 
-async def test_a_step_in_a_thread_that_is_interrupted_anywhere_leaves_nothing_half_told() -> None:
+async def test_a_step_interrupted_anywhere_in_a_thread_leaves_nothing_half_recorded() -> None:
     def agent() -> None:
         at = 1
         while interrupted(lambda: a_block_in_a_block(r.instance), at):
@@ -253,7 +253,7 @@ async def test_the_first_span_of_a_run_is_interrupted_anywhere() -> None:
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
-async def test_a_step_that_finds_no_stack_left_leaves_nothing_half_told(
+async def test_a_step_with_an_exhausted_stack_leaves_nothing_half_recorded(
     step: Callable[[AgentInstanceHandle], None],
 ) -> None:
     def agent() -> int:

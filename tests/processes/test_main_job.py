@@ -70,12 +70,12 @@ def run_commands(
     shown, errors = done.stdout.decode(encoding), done.stderr.decode(encoding, "replace")
     assert done.returncode == 0, errors
     *outputs, rest = re.split(r"^exit (\d+)\n", shown, flags=re.MULTILINE)
-    *told, rest_of_errors = re.split(r"^exit\n", errors, flags=re.MULTILINE)
+    *error_texts, rest_of_errors = re.split(r"^exit\n", errors, flags=re.MULTILINE)
     assert (rest, rest_of_errors) == ("", "")
-    assert len(outputs) == 2 * len(told) == 2 * len(commands)
+    assert len(outputs) == 2 * len(error_texts) == 2 * len(commands)
     return [
         (int(code), output, error)
-        for output, code, error in zip(outputs[::2], outputs[1::2], told, strict=True)
+        for output, code, error in zip(outputs[::2], outputs[1::2], error_texts, strict=True)
     ]
 
 

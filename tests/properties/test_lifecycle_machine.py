@@ -46,7 +46,7 @@ OUTCOMES = {"complete": "complete", "fail": "failed", "finish": "complete"}
 
 
 class Host:
-    """One task on a loop in another thread, which has a client open and does what it is told.
+    """One task on a loop in another thread, which has a client open and executes commands.
 
     All is done in one context, so that open spans stand around what comes later.
     """
@@ -91,7 +91,7 @@ class Host:
 
 @dataclass(eq=False)
 class ModelSpan:
-    """What shall be stored of a span."""
+    """The expected record of a span."""
 
     name: str
     parent: ModelSpan | None
@@ -254,7 +254,7 @@ class Lifecycles(RuleBasedStateMachine):
         self.run_status = status
 
     @invariant()
-    def a_run_has_begun_once_anything_of_it_is_told(self) -> None:
+    def a_run_has_started_before_anything_of_it_is_stored(self) -> None:
         if self.run_status == "pending" and any(
             span.skipped or span.status != "entered" for span in self.model
         ):

@@ -86,7 +86,7 @@ the run too               cancelled  cancelled  cancelled
 the client too            cancelled  cancelled  cancelled
 """
 
-# In a program without a loop. Nothing is cancelled there: a body that was stopped hears of it at
+# In a program without a loop. Nothing is cancelled there: a body that was stopped learns of it at
 # its next span or look, or does not, and then the block of the run says it.
 SYNC_TABLE = """
 the body           inner      outer      left open  run         leaves the run and the program

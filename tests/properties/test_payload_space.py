@@ -26,8 +26,8 @@ import msgspec
 import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
+from support.cases import for_each
 from support.examples import examples
-from support.for_each import for_each
 from support.harness import AGENT
 
 from prefactor_core import HttpClientConfig, PrefactorCoreConfig

@@ -236,7 +236,7 @@ class RefusingEveryThird(FiveMethods[T]):
 
 
 class WithBound(FiveMethods[T]):
-    """Has a place for two items; who puts waits for one that is free."""
+    """A queue for two items; a put waits until one is free."""
 
     async def put(self, item: T) -> None:
         while len(self.items) == 2:

@@ -1,4 +1,4 @@
-"""What open spans and traced generators keep in memory, and that it is counted."""
+"""The memory of open spans and traced generators is bounded and counted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BIG = {"text": "x" * 100_000}
 
 
 class Item:
-    """What a generator yields; JSON has no such thing."""
+    """An item of a generator, of a type that JSON does not have."""
 
     def __repr__(self) -> str:
         return "an item"
@@ -49,7 +49,7 @@ async def test_payloads_of_open_spans_are_counted_until_they_are_recorded() -> N
     assert (statistics.pending, statistics.pending_bytes, statistics.open_bytes) == (0, 0, 0)
 
 
-async def test_open_spans_hold_no_more_payload_than_may_wait() -> None:
+async def test_open_spans_hold_no_more_payload_than_the_buffer() -> None:
     with anyio.fail_after(20):
         async with open_faulty_api() as api:
             async with (
@@ -67,7 +67,7 @@ async def test_open_spans_hold_no_more_payload_than_may_wait() -> None:
                     span.__exit__(None, None, None)
                     await client.flush()
                 assert client.statistics().open_bytes == 0
-            # A span is not lost for what others hold: only its payload is, and says so.
+            # The payloads of other spans leave no room: a marker is recorded, and no span is lost.
             assert client.statistics().lost == 0
             stored = await stored_run(api)
     payloads = [span.payload for span in stored.spans.values()]
@@ -76,7 +76,7 @@ async def test_open_spans_hold_no_more_payload_than_may_wait() -> None:
     assert payloads.count({"$truncated": {"bytes": 100_011}}) == 40
 
 
-async def test_a_late_payload_takes_the_place_of_the_first_in_the_count() -> None:
+async def test_a_later_payload_replaces_the_first_in_the_count() -> None:
     async with recording() as r:
         manager, run = r.client.span_manager, r.instance.id
         span_id = manager.prepare(run, "agent:llm", payload=BIG)
@@ -132,7 +132,7 @@ async def test_items_are_recorded_as_they_were_when_they_were_yielded() -> None:
     [(None, True), (redact_keys(), True), (lambda fields: fields, False)],
     ids=["plain", "by name", "redacted"],
 )
-async def test_items_take_no_more_than_one_payload_may_and_the_rest_is_counted(
+async def test_items_take_at_most_the_bytes_of_one_payload_and_the_rest_is_counted(
     redact: Any, cuts: bool
 ) -> None:
     @traced("agent:tool")

@@ -1,4 +1,4 @@
-"""Many open spans: what one more costs, in calls; and what the end of them holds up."""
+"""Many open spans: the cost of another one, in calls; and the turns of other tasks at their end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MANY = 700
 
 @contextmanager
 def counted() -> Generator[list[int]]:
-    """How many calls were made, in Python and in C."""
+    """The number of calls, in Python and in C."""
     count = [0]
 
     def note(frame: FrameType, event: str, argument: object) -> None:
@@ -56,7 +56,7 @@ def open_many(run: AgentInstanceHandle, count: int = MANY) -> list[str]:
     return [run.create_span_nowait("agent:llm") for _ in range(count)]
 
 
-# What one more span costs
+# The cost of another span
 
 
 @pytest.mark.parametrize("way", ["below", "by_id", "ended_parent", "another_run", "finish"])
@@ -87,7 +87,7 @@ async def test_a_span_costs_the_same_however_many_are_open(way: str) -> None:
             step()
             few = calls(step)
             opened.extend(open_many(run))
-            # Now and then the stack lets go of what has ended: on average that is little.
+            # Now and then the stack unlinks ended spans: few calls on average.
             many = sum(calls(step) for _ in range(20)) / 20
             assert many < few + 10
 
@@ -98,7 +98,7 @@ async def test_a_span_costs_the_same_however_many_are_open(way: str) -> None:
 
 @dataclass(eq=False)
 class OpenSpan:
-    """All that the stack knows of a span."""
+    """The attributes of a span that the stack reads."""
 
     recorded_id: str
     instance_id: str = "run"
@@ -126,7 +126,7 @@ def test_a_stack_costs_the_same_however_many_spans_came_and_went() -> None:
         total = sum(calls(slide) for _ in range(MANY))
         assert total / MANY < 40
         gc.collect()
-        # About as many that have ended are kept as there are open ones.
+        # The stack keeps about as many ended entries as open ones.
         assert sum(reference() is not None for reference in ended) <= 2 * len(window)
 
     window, ended = list[OpenSpan](), list[Any]()
@@ -148,7 +148,7 @@ def test_a_task_that_inherits_a_long_stack_costs_little() -> None:
     Context().run(agent)
 
 
-# What the end of them holds up
+# The end of many spans
 
 
 @pytest.mark.parametrize("way", ["run", "finish", "client"])
@@ -156,7 +156,7 @@ async def test_leaving_with_many_open_spans_gives_other_tasks_their_turns(way: s
     most = 0
 
     async def watch(client: PrefactorCoreClient) -> None:
-        """How much is recorded between two turns of another task."""
+        """The number of operations between two turns of another task."""
         nonlocal most
         while True:
             before = client.statistics().accepted
@@ -191,7 +191,7 @@ async def test_leaving_with_many_open_spans_gives_other_tasks_their_turns(way: s
         assert {span.status for span in stored.spans.values()} == {"cancelled"}
 
 
-async def test_a_span_that_begins_while_its_run_ends_is_turned_away_and_counted() -> None:
+async def test_a_span_that_begins_while_its_run_ends_is_dropped_and_counted() -> None:
     async def open_late() -> None:
         accepted = before
         while accepted == before:
@@ -215,9 +215,7 @@ async def test_a_span_that_begins_while_its_run_ends_is_turned_away_and_counted(
         assert len(stored.spans) == MANY
 
 
-async def test_a_cancellation_that_comes_while_many_spans_end_comes_after_the_run_has_ended() -> (
-    None
-):
+async def test_a_cancellation_while_many_spans_end_is_raised_after_the_run_has_ended() -> None:
     async with open_faulty_api() as api:
         with anyio.fail_after(20):
             async with open_prefactor(make_config(), asgi_app=api) as client:
@@ -233,7 +231,7 @@ async def test_a_cancellation_that_comes_while_many_spans_end_comes_after_the_ru
         assert {span.status for span in stored.spans.values()} == {"cancelled"}
 
 
-def test_a_cancellation_by_asyncio_takes_no_place_of_the_agents_own_error() -> None:
+def test_a_native_cancellation_does_not_replace_the_agents_own_error() -> None:
     async def agent() -> None:
         task = asyncio.current_task()
         assert task is not None

@@ -1,4 +1,4 @@
-"""Names, ids, times and payloads of any kind become operations that can be written."""
+"""Names, ids, times and payloads of any kind become operations that can be encoded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from prefactor_core.testing import open_recording
 
 
 class Text(str):
-    """A text with ideas of its own."""
+    """A subclass of str with other methods."""
 
     __slots__ = ()
 
@@ -36,7 +36,7 @@ class Text(str):
 
 
 class Moment(datetime):
-    """As those of freezegun, pendulum and pandas."""
+    """A subclass of datetime, as in freezegun, pendulum and pandas."""
 
     def astimezone(self, tz: Any = None) -> Any:
         raise RuntimeError
@@ -62,7 +62,7 @@ payloads = st.dictionaries(names, values, max_size=3) | raws
 
 
 @given(values | payloads, st.booleans())
-def test_whatever_is_captured_is_json(payload: object, redacts: bool) -> None:
+def test_every_captured_payload_is_json(payload: object, redacts: bool) -> None:
     captured = Capture(redact=(lambda fields: fields) if redacts else None)(payload)
     assert isinstance(msgspec.json.decode(captured), dict)
 
@@ -110,7 +110,7 @@ def test_each_operation_can_be_written_and_arrives() -> None:
 
 @contextmanager
 def frozen_time(at: datetime) -> Generator[None]:
-    """As freezegun does it: a subclass takes the place of ``datetime`` in every module."""
+    """As freezegun does: a subclass replaces ``datetime`` in every module."""
     places = [
         module
         for name, module in list(sys.modules.items())
@@ -129,7 +129,7 @@ def frozen_time(at: datetime) -> Generator[None]:
             vars(module)["datetime"] = datetime
 
 
-async def test_what_is_recorded_under_a_frozen_time_arrives() -> None:
+async def test_operations_under_a_frozen_time_arrive() -> None:
     with frozen_time(datetime(2020, 1, 1, tzinfo=UTC)):
         assert type(to_datetime(Clock().now())) is datetime
         async with recording() as r:
@@ -138,7 +138,7 @@ async def test_what_is_recorded_under_a_frozen_time_arrives() -> None:
     assert r.run.named("agent:llm").started_at == "2020-01-01T00:00:00.000000Z"
 
 
-async def test_one_that_cannot_be_written_costs_nothing_else() -> None:
+async def test_an_operation_that_cannot_be_written_is_the_only_one_lost() -> None:
     async with recording() as r:
         for payload in ({"a": Raw(b"{broken"), "b": 1}, {"a": "fine"}):
             with r.instance.span("agent:llm", payload=payload):
@@ -151,7 +151,7 @@ async def test_one_that_cannot_be_written_costs_nothing_else() -> None:
     assert r.run.named("agent:?").status == "complete"
 
 
-async def test_an_id_that_was_pushed_by_hand_and_is_none_is_no_parent() -> None:
+async def test_a_pushed_text_that_is_no_pfid_is_no_parent() -> None:
     async with recording() as r:
         SpanContextStack.push("\ud800 my request")
         with r.instance.span("agent:llm"):

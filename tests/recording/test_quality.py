@@ -1,4 +1,4 @@
-"""record_quality(): what is found out about a run, at any time, is told in order and counted."""
+"""record_quality(): quality payloads of a run, at any time, are recorded in order and counted."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.virtual_time
 
 
 def answer(call: Call) -> Answer:
-    """What the API says to a quality payload, whatever it is."""
+    """The answer of an API that accepts every quality payload."""
     run = call.path.split("/")[-2]
     details = {"id": run, "status": "complete"}
     return 200, {}, msgspec.json.encode({"status": "success", "details": details})
@@ -44,7 +44,7 @@ def answer(call: Call) -> Answer:
 
 @asynccontextmanager
 async def open_api() -> AsyncGenerator[FaultyApi]:
-    """An API that takes quality one by one, from runs that it may not know."""
+    """An API that accepts single quality payloads, also of runs that it does not know."""
     async with open_faulty_api() as api:
         api.faults["record_quality"] = answer
         yield api
@@ -55,7 +55,7 @@ def alone(**options: Any) -> Any:
     return make_config(queue=queue, **options)
 
 
-def told(api: FaultyApi) -> list[tuple[str, Any]]:
+def recorded(api: FaultyApi) -> list[tuple[str, Any]]:
     return [
         (call.body["name"], call.body["payload"])
         for call in api.operations
@@ -63,10 +63,10 @@ def told(api: FaultyApi) -> list[tuple[str, Any]]:
     ]
 
 
-# What is told.
+# Recorded quality
 
 
-async def test_quality_is_told_in_order_each_with_a_key_of_its_own() -> None:
+async def test_quality_is_recorded_in_order_each_with_its_own_key() -> None:
     async with open_api() as api:
         async with (
             open_prefactor(alone(), asgi_app=api) as client,
@@ -79,7 +79,7 @@ async def test_quality_is_told_in_order_each_with_a_key_of_its_own() -> None:
             with instance.span("agent:llm"):
                 pass
         statistics = client.statistics()
-        assert told(api) == [
+        assert recorded(api) == [
             ("accuracy", {"score": 1}),
             ("accuracy", {"score": 2}),
             ("accuracy", None),
@@ -111,7 +111,7 @@ async def test_a_quality_payload_is_captured_at_the_call() -> None:
             await instance.record_quality("accuracy", payload)
             payload["scores"] = []
             await instance.record_quality("reasons", {"text": "x" * 10_000})
-        (_, first), (_, second) = told(api)
+        (_, first), (_, second) = recorded(api)
         assert first == {"scores": [1], "secret": "[redacted]"}
         assert second["text"].endswith("characters truncated]")
 
@@ -131,7 +131,7 @@ async def test_the_same_key_is_sent_on_each_attempt() -> None:
 
 
 @pytest.mark.parametrize("when", ["before the start", "after the end", "after its delivery"])
-async def test_quality_is_told_in_every_state_of_a_run(when: str) -> None:
+async def test_quality_is_recorded_in_every_state_of_a_run(when: str) -> None:
     async with open_api() as api:
         async with open_prefactor(alone(), asgi_app=api) as client:
             instance = await client.create_agent_instance(**AGENT)
@@ -142,11 +142,11 @@ async def test_quality_is_told_in_every_state_of_a_run(when: str) -> None:
                 await client.flush()
             await instance.record_quality("accuracy", {"score": 1})
             await client.record_quality(instance.id, "cost")
-        assert told(api) == [("accuracy", {"score": 1}), ("cost", None)]
+        assert recorded(api) == [("accuracy", {"score": 1}), ("cost", None)]
         assert client.statistics().lost == 0
 
 
-async def test_quality_is_told_of_runs_that_others_made() -> None:
+async def test_quality_is_recorded_for_runs_of_other_clients() -> None:
     async with open_api() as api:
         async with open_prefactor(alone(), asgi_app=api) as client:
             run = generate(5)
@@ -157,7 +157,7 @@ async def test_quality_is_told_of_runs_that_others_made() -> None:
 
 
 @pytest.mark.parametrize("flushed", [True, False])
-async def test_of_a_run_that_was_registered_late_the_api_hears_under_its_own_id(
+async def test_quality_of_a_run_that_was_registered_late_has_the_apis_id(
     flushed: bool,
 ) -> None:
     async with open_api() as api:
@@ -178,7 +178,7 @@ async def test_of_a_run_that_was_registered_late_the_api_hears_under_its_own_id(
             await client.flush()
             assert instance.id != provisional
             await client.record_quality(instance.id, "e", {})
-        assert [name for name, _ in told(api)] == ["a", "b", "c", "d", "e"]
+        assert [name for name, _ in recorded(api)] == ["a", "b", "c", "d", "e"]
         taken = [call for call in api.operations if call.status == 200]
         assert taken[0].name == "register"
         paths = {call.path for call in taken if call.name == "record_quality"}
@@ -197,13 +197,13 @@ async def test_threads_record_quality_too() -> None:
             )
             thread.start()
             thread.join()
-        assert told(api) == [("accuracy", {"score": 1})]
+        assert recorded(api) == [("accuracy", {"score": 1})]
 
 
-# What is not told.
+# Quality that is not recorded
 
 
-async def test_what_is_refused_is_given_up_alone_and_counted() -> None:
+async def test_a_refused_quality_payload_is_dropped_alone_and_counted() -> None:
     async with open_api() as api:
         api.faults["record_quality"] = lambda call: (
             422 if call.body["name"] == "unknown" else answer(call)
@@ -214,7 +214,7 @@ async def test_what_is_refused_is_given_up_alone_and_counted() -> None:
         ):
             await instance.record_quality("unknown", {})
             await instance.record_quality("accuracy", {})
-        assert told(api) == [("accuracy", {})]
+        assert recorded(api) == [("accuracy", {})]
         assert client.statistics().dropped == {"refused": 1}
 
 
@@ -227,11 +227,11 @@ async def test_when_the_buffer_is_full_quality_is_dropped_and_counted() -> None:
             for score in range(4):
                 instance.record_quality_nowait("accuracy", {"score": score})
             instance.finish_nowait()
-        assert told(api) == [("accuracy", {"score": 0}), ("accuracy", {"score": 1})]
+        assert recorded(api) == [("accuracy", {"score": 0}), ("accuracy", {"score": 1})]
         assert client.statistics().dropped == {"full": 2}
 
 
-async def test_what_goes_with_a_run_that_is_refused_is_counted_with_it() -> None:
+async def test_quality_of_a_refused_run_is_counted_as_dropped_with_it() -> None:
     async with open_api() as api:
         api.away = True
         config = alone(registration_timeout=0.05)
@@ -242,7 +242,7 @@ async def test_what_goes_with_a_run_that_is_refused_is_counted_with_it() -> None
             api.away, api.faults["register"] = False, 422
             await client.flush()
             await instance.record_quality("accuracy", {})
-        assert told(api) == []
+        assert recorded(api) == []
         assert client.statistics().dropped == {"refused": 5}
 
 
@@ -260,7 +260,7 @@ WRONG: list[tuple[Any, Any, str]] = [
 
 @pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.parametrize(("name", "payload", "message"), WRONG)
-async def test_what_is_no_quality_is_an_error_and_nothing_is_recorded(
+async def test_invalid_quality_is_an_error_and_nothing_is_recorded(
     name: Any, payload: Any, message: str, enabled: bool
 ) -> None:
     async with open_api() as api:
@@ -274,7 +274,7 @@ async def test_what_is_no_quality_is_an_error_and_nothing_is_recorded(
             for id_ in ("my-run", "", None):
                 with pytest.raises(InstanceNotFoundError):
                     await client.record_quality(id_, "accuracy", {})  # type: ignore[arg-type]
-        assert told(api) == []
+        assert recorded(api) == []
         assert client.statistics().lost == 0
 
 
@@ -288,7 +288,7 @@ async def test_after_the_client_nothing_is_recorded() -> None:
             await client.record_quality(instance.id, "accuracy", {})
 
 
-async def test_where_everything_is_switched_off_quality_is_taken_and_forgotten() -> None:
+async def test_a_disabled_client_accepts_quality_and_records_nothing() -> None:
     async with open_prefactor(make_config(enabled=False)) as client:
         async with client.agent_instance(**AGENT) as instance:
             await instance.record_quality("accuracy", {"score": 1})
@@ -297,7 +297,7 @@ async def test_where_everything_is_switched_off_quality_is_taken_and_forgotten()
     assert client.statistics().accepted == 0
 
 
-def test_of_what_is_too_large_for_the_api_a_marker_is_left() -> None:
+def test_a_quality_payload_too_large_for_the_api_becomes_a_marker() -> None:
     large = RecordQuality(
         timestamp=1_784_548_800_000_000_000,
         idempotency_key="a-key-of-its-own",
@@ -395,7 +395,7 @@ def test_synchronous_code_records_quality_the_same_way() -> None:
 
 
 def scores_once(api: FaultyApi) -> list[object]:
-    """What was told, without what was told again under its key."""
+    """The recorded quality, without repetitions under the same key."""
     calls = {
         call.body["idempotency_key"]: call.body["payload"]["score"]
         for call in api.operations
@@ -404,7 +404,7 @@ def scores_once(api: FaultyApi) -> list[object]:
     return [*calls.values()]
 
 
-async def test_it_waits_for_its_place_where_spans_do() -> None:
+async def test_record_quality_waits_for_a_slot_where_spans_do() -> None:
     queue = {"when_full": "wait", "max_pending_operations": 5, "batch_window": 0}
     async with open_api() as api:
         async with (
@@ -426,7 +426,7 @@ async def test_it_waits_for_its_place_where_spans_do() -> None:
     assert client.statistics().dropped == {}
 
 
-async def test_who_stops_waiting_for_a_place_has_recorded_nothing() -> None:
+async def test_a_cancelled_wait_for_a_slot_has_recorded_nothing() -> None:
     queue = {"when_full": "wait", "max_pending_operations": 2, "batch_window": 0}
     async with open_api() as api:
         async with (
@@ -445,7 +445,7 @@ async def test_who_stops_waiting_for_a_place_has_recorded_nothing() -> None:
     assert (statistics.lost, statistics.pending) == (0, 0)
 
 
-async def test_where_no_payloads_are_kept_nothing_is_told_but_what_is_removed() -> None:
+async def test_without_payloads_only_the_removal_of_quality_is_recorded() -> None:
     async with open_api() as api:
         async with (
             open_prefactor(make_config(capture_payloads=False), asgi_app=api) as client,
@@ -454,4 +454,4 @@ async def test_where_no_payloads_are_kept_nothing_is_told_but_what_is_removed() 
             await instance.record_quality("accuracy", {"score": 1})
             instance.record_quality_nowait("accuracy", {"score": 2})
             await instance.record_quality("accuracy")
-    assert told(api) == [("accuracy", None)]
+    assert recorded(api) == [("accuracy", None)]

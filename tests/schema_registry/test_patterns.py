@@ -7,8 +7,8 @@ import re
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.cases import for_each
 from support.examples import examples
-from support.for_each import for_each
 
 from prefactor_core.schema_registry.patterns import UnknownPatternError, compile_pattern
 

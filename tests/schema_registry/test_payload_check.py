@@ -263,8 +263,8 @@ async def test_what_cannot_be_checked_in_time_is_recorded_and_said_once(
     # Once each by the client, and by the server that it records to.
     loggers = [record.name for record in caplog.records]
     assert loggers == ["prefactor_core.schema_registry.schema_check"] * 4
-    told = sorted({message.partition(", by its schema: ")[0] for message in caplog.messages})
-    assert told == [f"not checked is the payload of 'agent:{name}'" for name in ("back", "slow")]
+    warned = sorted({message.partition(", by its schema: ")[0] for message in caplog.messages})
+    assert warned == [f"not checked is the payload of 'agent:{name}'" for name in ("back", "slow")]
 
 
 async def test_runs_with_schemas_by_turns_say_once_what_cannot_be_checked(

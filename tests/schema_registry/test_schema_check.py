@@ -17,8 +17,8 @@ from jsonschema import (
     Draft201909Validator,
     Draft202012Validator,
 )
+from support.cases import for_each
 from support.examples import examples
-from support.for_each import for_each
 
 from prefactor_core.schema_registry.schema_check import SchemaCheck
 
@@ -34,7 +34,7 @@ def secret(value: object) -> dict[str, object]:
 
 
 @for_each(
-    ("schema", "payload", "told"),
+    ("schema", "payload", "messages"),
     [
         ({"properties": {"a": TEXT}}, {"a": "x"}, []),
         ({"properties": {"a": TEXT}}, {"a": 3}, ["payload.a: 3 is not of type 'string'"]),
@@ -55,46 +55,46 @@ def secret(value: object) -> dict[str, object]:
     ],
 )
 def test_each_problem_names_its_place_the_value_and_what_was_expected(
-    schema: object, payload: object, told: list[str]
+    schema: object, payload: object, messages: list[str]
 ) -> None:
-    assert checking(schema).payload("llm", payload) == told
+    assert checking(schema).payload("llm", payload) == messages
 
 
 def test_a_long_value_is_shortened_and_many_problems_are_few() -> None:
     check = checking({"properties": {"a": TEXT, "b": {"items": TEXT}}})
-    (told,) = check.payload("llm", {"a": ["x" * 10_000]})
-    assert len(told) < 120
-    assert told.endswith("… is not of type 'string'")
+    (message,) = check.payload("llm", {"a": ["x" * 10_000]})
+    assert len(message) < 120
+    assert message.endswith("… is not of type 'string'")
     assert len(check.payload("llm", {"b": [1] * 1_000})) == 10
 
 
 def test_a_sensitive_value_is_checked_as_what_it_is_and_not_shown() -> None:
     check = checking({"properties": {"key": {"type": "string", "maxLength": 3}}})
     assert check.payload("llm", {"key": secret("abc")}) == []
-    (told,) = check.payload("llm", {"key": secret("hunter2")})
-    assert told == "payload.key: [authentication_and_secrets] is too long"
+    (message,) = check.payload("llm", {"key": secret("hunter2")})
+    assert message == "payload.key: [authentication_and_secrets] is too long"
     for value in (5, 2.5):
-        (told,) = check.payload("llm", {"key": secret(value)})
-        assert told == "payload.key: [authentication_and_secrets] is not of type 'string'"
-    (told,) = checking({"maxProperties": 0}).payload("llm", {"key": secret("hunter2")})
-    assert "hunter2" not in told
+        (message,) = check.payload("llm", {"key": secret(value)})
+        assert message == "payload.key: [authentication_and_secrets] is not of type 'string'"
+    (message,) = checking({"maxProperties": 0}).payload("llm", {"key": secret("hunter2")})
+    assert "hunter2" not in message
 
 
 @for_each("value", [{"password": "hunter2"}, ["hunter2"], [{"a": ["hunter2"]}]])
 def test_nothing_inside_of_a_sensitive_value_is_shown(value: object) -> None:
     name, text = "authentication_and_secrets", {"type": "string", "maxLength": 3}
     check = checking({"properties": {"key": text}})
-    told = [f"payload.key: [{name}] is not of type 'string'"]
-    assert check.payload("llm", {"key": secret(value)}) == told
+    messages = [f"payload.key: [{name}] is not of type 'string'"]
+    assert check.payload("llm", {"key": secret(value)}) == messages
     inside = {"items": text, "additionalProperties": text}
     (shown,) = checking({"properties": {"key": inside}}).payload("llm", {"key": secret(value)})
     assert "hunter2" not in shown
 
 
-def test_a_type_that_is_not_registered_is_told_with_the_nearest_name() -> None:
+def test_an_unregistered_type_is_reported_with_the_nearest_name() -> None:
     check = checking({"required": ["a"]})
-    told = ["schema_name: 'lm' is not registered; the nearest that is: 'llm'"]
-    assert check.payload("lm", {}) == check.payload("lm", {}) == told
+    messages = ["schema_name: 'lm' is not registered; the nearest that is: 'llm'"]
+    assert check.payload("lm", {}) == check.payload("lm", {}) == messages
     assert check.result("lm", {}) == []
     assert SchemaCheck({"external_identifier": "s1"}).payload("lm", {}) == []
 
@@ -144,10 +144,10 @@ def test_what_stands_for_a_payload_is_not_checked(marker: str) -> None:
 def test_a_schema_that_is_none_is_the_one_problem(schema: object) -> None:
     check = checking(schema)
     for _ in range(2):
-        (told,) = check.payload("llm", {"a": "x"})
-        assert told.startswith("payload: ")
-        assert "'llm'" in told
-        assert "\n" not in told
+        (message,) = check.payload("llm", {"a": "x"})
+        assert message.startswith("payload: ")
+        assert "'llm'" in message
+        assert "\n" not in message
 
 
 # --- bounds
@@ -177,7 +177,7 @@ SLOW = "it takes more than "
 EVIL = "^(a+)+$"
 LONG = "a" * 50 + "!"
 SPREAD = "".join(f"{chr(n)}-{chr(n + 1)}" for n in range(0x4E00, 0x5200, 4))
-# Schema and payload; then what is told, or else why it is not checked.
+# Schema and payload; then the messages, or the reason why it is not checked.
 HOSTILE: dict[str, tuple[Any, Any, list[str] | str]] = {
     "pattern": (
         {"properties": {"a": {"pattern": EVIL}}},
@@ -319,12 +319,12 @@ def test_a_check_takes_a_bounded_number_of_calls(
     check = checking(schema)
     for _ in range(2):
         with Calls() as calls:
-            told = check.payload("llm", payload)
+            messages = check.payload("llm", payload)
         assert calls.number < 4_000_000
         if isinstance(expected, list):
-            assert told == expected
+            assert messages == expected
         else:
-            assert told == []
+            assert messages == []
     if isinstance(expected, list):
         assert caplog.messages == []
     else:
@@ -363,16 +363,16 @@ def test_a_schema_that_takes_too_long_is_given_up_and_with_the_fourth_all_are(
 def test_checks_in_threads_have_bounds_of_their_own() -> None:
     check = SchemaCheck({"span_schemas": {"llm": {"items": {"type": "string"}, "required": ["a"]}}})
     with ThreadPoolExecutor(4) as threads:
-        told = list(threads.map(lambda n: check.payload("llm", {"b": n}), range(200)))
-    assert told == [["payload: 'a' is a required property"]] * 200
+        messages = list(threads.map(lambda n: check.payload("llm", {"b": n}), range(200)))
+    assert messages == [["payload: 'a' is a required property"]] * 200
 
 
 def test_names_are_compared_in_a_bounded_number_of_calls() -> None:
     check = SchemaCheck({"span_schemas": {f"{n}{'a' * 5_000}": {} for n in range(1_000)}})
     with Calls() as calls:
-        (told,) = check.payload("a" * 100_000, {})
+        (message,) = check.payload("a" * 100_000, {})
     assert calls.number < 1_000_000
-    assert len(told) < 300
+    assert len(message) < 300
     for n in range(100):
         check.payload(f"own name {n}", {})
     with Calls() as calls:
@@ -444,8 +444,8 @@ def test_ordinary_schemas_are_checked_as_jsonschema_does_it(
     whole = {"$schema": plain.META_SCHEMA["$schema"], "properties": {"a": schema}}
     check = checking(whole)
     errors = list(plain(whole).iter_errors({"a": value}))
-    told = check.payload("llm", {"a": value})
-    assert len(told) == min(len(errors), 10)
+    messages = check.payload("llm", {"a": value})
+    assert len(messages) == min(len(errors), 10)
 
 
 def test_without_the_extra_the_way_to_it_is_named() -> None:

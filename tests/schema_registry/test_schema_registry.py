@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct
-from support.for_each import for_each
+from support.cases import for_each
 
 from prefactor_core import (
     ActionProfile,
@@ -386,7 +386,7 @@ def test_schemas_appear_among_the_types_if_there_are_any() -> None:
         ("only a result", {}),
     ]
     assert span_types(registry)[0]["result_schema"] == RESULT
-    # The maps stay, for whoever reads them.
+    # The maps stay, for other readers.
     both = registry.to_agent_schema_version("v1")
     assert both["span_schemas"] == flat["span_schemas"] | {"flat and typed": PARAMS}
 

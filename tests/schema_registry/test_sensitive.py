@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET, Raw
-from support.for_each import for_each
+from support.cases import for_each
 from support.harness import Call, recording
 
 from prefactor_core import DataCategory, PrefactorValueError, Sensitive, sensitive
@@ -151,10 +151,10 @@ def test_what_is_cut_is_marked_still() -> None:
     assert len(written) <= 1_024
 
 
-# What the API is told.
+# The labels that the API gets
 
 
-def told(calls: list[Call]) -> list[object]:
+def labels_in(calls: list[Call]) -> list[object]:
     """What each create and finish of a span said of it."""
     bodies = [call.body.get("details", call.body) for call in calls if "agent_span" in call.path]
     return [body.get("sensitive_encoding", UNSET) for body in bodies]
@@ -168,7 +168,7 @@ PLAIN = {"to": EMAIL, "note": '"$sensitive": is how it is written, {"$sensitive"
 @pytest.mark.parametrize("merged", [True, False])
 @pytest.mark.parametrize("payload", [MARKED, PLAIN])
 @pytest.mark.parametrize("result", [MARKED, PLAIN, None])
-async def test_the_api_is_told_of_what_is_marked_and_only_of_that(
+async def test_the_api_gets_the_labels_of_marked_values_only(
     payload: Any, result: Any, merged: bool, bulk: bool
 ) -> None:
     async with recording(queue={"max_batch_operations": 100 if bulk else 1}) as recorded:
@@ -178,7 +178,7 @@ async def test_the_api_is_told_of_what_is_marked_and_only_of_that(
                 await recorded.client.flush()
             span.complete_nowait(result)
         await recorded.client.flush()
-        said = told(recorded.api.operations)
+        said = labels_in(recorded.api.operations)
     ours = [True if each is MARKED else UNSET for each in (payload, result)]
     if merged:
         assert said == [True if True in ours else UNSET]
@@ -196,7 +196,7 @@ async def test_what_is_left_out_for_its_size_is_not_marked() -> None:
         async with recorded.instance.span("agent:llm", payload=many):
             pass
         await recorded.client.flush()
-        assert told(recorded.api.operations) == [UNSET]
+        assert labels_in(recorded.api.operations) == [UNSET]
     assert "$truncated" in recorded.run.named("agent:llm").payload
 
 

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from support.for_each import for_each
+from support.cases import for_each
 
 from prefactor_core import PrefactorValueError, SchemaRegistry
 from prefactor_core.schema_registry.template_fields import shown_fields

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct
-from support.for_each import for_each
+from support.cases import for_each
 
 from prefactor_core import PrefactorValueError, SpanParams
 from prefactor_core.payloads.capture import Capture, fields_of
@@ -256,7 +256,7 @@ def test_only_what_refers_to_itself_keeps_its_definition(cls: type) -> None:
     assert not validator.is_valid({"knots": [3]} if cls is Knot else {"knot": {"knots": [3]}})
 
 
-def test_defaults_are_not_told() -> None:
+def test_a_schema_has_no_defaults() -> None:
     # They may come from the environment, or be in no order.
     @dataclasses.dataclass
     class Call:
@@ -282,7 +282,7 @@ def test_types_that_refer_to_each_other_are_described_once_each() -> None:
     assert len(msgspec.json.encode(schema)) < 5_000
 
 
-def test_what_is_told_apart_by_a_tag_has_no_word_of_openapi_in_its_schema() -> None:
+def test_a_tagged_union_has_no_keyword_of_openapi_in_its_schema() -> None:
     schema = schema_of("x", "params", Owner)
     assert "discriminator" not in repr(schema)
     assert "$ref" not in repr(schema)

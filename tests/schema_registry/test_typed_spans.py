@@ -148,7 +148,7 @@ async def test_the_steps_of_a_span_take_objects_too(prefactor: Recording) -> Non
 
 
 @pytest.mark.parametrize("started", ["not", "by start()", "by a child"])
-async def test_fields_from_the_result_are_in_the_payload_of_a_span_that_is_told_at_its_end(
+async def test_fields_from_the_result_are_in_the_payload_of_a_span_recorded_at_its_end(
     prefactor: Recording, started: str
 ) -> None:
     async with (

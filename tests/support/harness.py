@@ -121,7 +121,7 @@ class FaultyApi:
     given the :class:`Call` and gives one of these, or None for no fault; a list of them is
     used up one by one. ``"*"`` stands for every request that has no entry of its own,
     ``"bulk"`` for bulk requests as a whole. Any other word finds its calls in bulk too: there
-    a refusal is the output of the item, as API.md section 10 has it (those before it are done,
+    a refusal is the output of the item, as ``POST /bulk`` returns it (the items before it are done,
     those after it are not); any other fault is that of the whole request, and nothing is done.
     """
 
@@ -297,7 +297,7 @@ def _behind(app: AsgiApp) -> AsgiApp:
 
 
 async def terminate(app: AsgiApp, instance_id: str, reason: str = "over budget") -> None:
-    """Have the API terminate a run that is active there; the client is not told."""
+    """Have the API terminate a run that is active there; the client does not learn of it yet."""
     async with open_api(make_config().http_config, _behind(app)) as api:
         await api.terminate_agent_instance(instance_id, reason)
 

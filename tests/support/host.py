@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Host:
-    """One task that has a client open, before a strict API in memory, and does what it is told.
+    """One task that has a client open, before a strict API in memory, and executes commands.
 
     All is done in one context, so that open spans stand around what comes later. ``faults``
     are those of the API, and may be changed. ``quality``: what is stored of that in the end, by

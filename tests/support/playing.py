@@ -60,10 +60,12 @@ def is_cancellation(error: BaseException | None) -> bool:
 
 
 class Block:
-    """``with block:`` stands inside of a scope of ours: it sees how the body ends, before we do.
+    """``with block:`` is the innermost block in a scope of the library: it sees first how the body
+    ends.
 
-    ``end`` is told that. :meth:`left` is told what then leaves the scope: the same object, with
-    the same causes, and at the same time. ``instead``: what may come in its place.
+    ``end`` gets that. :meth:`left` gets the exception that then leaves the scope, which must be the
+    same object, with the same causes, at the same time. ``instead``: the exceptions that may
+    replace it.
     """
 
     def __init__(
@@ -281,7 +283,7 @@ class Play:
                 self.wrong.append(f"{leaf!r} came from somewhere")
 
     def _check_stops(self) -> None:
-        """A run that was stopped hears of it by the next poll, and by the answer to a span."""
+        """A stopped run learns of it by the next poll, and by the answer to a span."""
         service, now = self.program.service, anyio.current_time()
         if service.answering_time > 1:
             return  # it may be an outage
@@ -292,7 +294,7 @@ class Play:
             if now > run.stopped_at + 2 * polled:
                 self.wrong.append(f"run {run.number} was stopped, and no poll tells")
             answered = 2 * service.batch_window if service.answering_time == 0 else math.inf
-            if run.told_at is not None and now > run.told_at + answered:
+            if run.answered_at is not None and now > run.answered_at + answered:
                 self.wrong.append(f"run {run.number} was stopped, and no answer tells")
 
     # The steps.

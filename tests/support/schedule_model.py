@@ -36,7 +36,7 @@ def outcome_seen(error: BaseException | None) -> str:
 
 @dataclass(eq=False)
 class ModelSpan:
-    """What shall be stored of a span: found by its number, which is its payload.
+    """The expected record of a span: found by its number, which is its payload.
 
     ``status``: None until it is known to be open, then "open" until it ends.
     """
@@ -60,8 +60,8 @@ class ModelSpan:
     def end(self, status: str, error: BaseException | None = None, **result: object) -> None:
         """The first end counts."""
         if self.open:
-            if self.run.stopped_at is not None and self.run.told_at is None:
-                self.run.told_at = anyio.current_time()
+            if self.run.stopped_at is not None and self.run.answered_at is None:
+                self.run.answered_at = anyio.current_time()
             self.status = status
             self.result.update(result)
             if status == "failed" and error is not None:
@@ -70,10 +70,10 @@ class ModelSpan:
 
 @dataclass(eq=False)
 class ModelRun:
-    """What shall be stored of a run: found by its number, which is in the id of its agent.
+    """The expected record of a run: found by its number, which is in the id of its agent.
 
     ``status``: None while it is not entered, then "active" until it ends. ``stopped_at``: when
-    the API has terminated it, if it has; ``told_at``: when a span of it ended after that,
+    the API has terminated it, if it has; ``answered_at``: when a span of it ended after that,
     the answer to which tells the client.
     """
 
@@ -82,7 +82,7 @@ class ModelRun:
     status: str | None = None
     handle: AgentInstanceHandle | None = None
     stopped_at: float | None = None
-    told_at: float | None = None
+    answered_at: float | None = None
 
     @property
     def agent_id(self) -> str:
