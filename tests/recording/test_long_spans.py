@@ -353,13 +353,13 @@ def test_the_timer_stands_still_while_every_open_span_is_reported(backend: str) 
 
 
 @pytest.mark.virtual_time
-@pytest.mark.parametrize("open_for", [0.0, 0.6, 2.0])
+@pytest.mark.parametrize("open_for", [0.0, 0.51, 2.0])
 async def test_the_exit_waits_for_no_report_and_loses_nothing(open_for: float) -> None:
     async with recording(queue={"report_after": 1.0}) as r:
         span = r.instance.span("agent:llm", payload=PAYLOAD).detached().__enter__()
         await anyio.sleep(open_for)
         left = anyio.current_time()
-    assert anyio.current_time() - left < 0.2
+    assert anyio.current_time() - left < 0.1
     assert not span.is_open
     assert r.run.shape == ("complete", [("agent:llm", "cancelled", [])])
     nothing_is_held(r.client)
