@@ -253,19 +253,13 @@ class SpanContext(SpanRecord, Generic[Result]):
 
     async def __aenter__(self) -> Self:
         if self.recorder.waits_when_full and self._waits_for_slot():
-            await self.recorder.buffer.wait_for_slot()
-            with self.recorder.event_loop.lock:
-                # Another task or thread may have started it meanwhile.
-                self.has_slot = self.status is SpanStatus.PENDING
-            if not self.has_slot:
-                self.recorder.buffer.release_slot()
             try:
+                await self.recorder.buffer.wait_for_slot(self)
                 return self.__enter__(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
             except BaseException:
                 self._cancel_opening()
-                if self.has_slot and self.started_at is None:
-                    self.has_slot = False
-                    self.recorder.buffer.release_slot()
+                if self.started_at is None:  # else its create has taken the slot
+                    self.recorder.buffer.release_slot(self)
                 raise
         try:
             return self.__enter__(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]

@@ -15,6 +15,7 @@ from prefactor_core.export.batch import without_payload
 from prefactor_core.export.counters import Counters
 from prefactor_core.export.loss_report import LossReport
 from prefactor_core.export.worker_queue import WorkerQueue
+from prefactor_core.models.lifecycle import SpanStatus
 from prefactor_core.operations import (
     CreateSpan,
     FinishSpan,
@@ -35,6 +36,13 @@ class Recorded(Protocol):
     status: Any
     started_at: Any
     finished_at: Any
+
+
+class Waiting(Protocol):
+    """A span that waits for a slot in a full buffer, or has one."""
+
+    status: SpanStatus
+    has_slot: bool
 
 
 class Buffer:
@@ -221,23 +229,32 @@ class Buffer:
         with self.event_loop.lock:
             self._counters.accept(operation)
 
-    async def wait_for_slot(self) -> None:
-        """Return when the buffer has a slot for a new span, which is reserved until its create."""
+    async def wait_for_slot(self, span: Waiting | None = None) -> None:
+        """Return when the buffer has a slot for a new span, which is reserved until its create.
+        Nothing for a span that another task or thread has started meanwhile."""
         with self.skip_batch_window():
-            while not self._take_slot():
+            while not self._take_slot(span):
                 await self._wait_for_completion()
 
-    def _take_slot(self) -> bool:
+    def _take_slot(self, span: Waiting | None) -> bool:
         with self.event_loop.lock:
+            if span is not None and span.status is not SpanStatus.PENDING:
+                return True
             if self.full and not self.closed:
                 return False
+            # No call from here on: an exception from outside comes before both or after.
             self._reserved_slots += 1
+            if span is not None:
+                span.has_slot = True
             return True
 
-    def release_slot(self) -> None:
-        """Release the slot of a span that needs it no longer."""
+    def release_slot(self, span: Waiting) -> None:
+        """Release the slot of a span that needs it no longer, if it has one."""
         with self.event_loop.lock:
+            if not span.has_slot:
+                return
             self._reserved_slots -= 1
+            span.has_slot = False
         self._slot_is_free()
 
     def _slot_is_free(self) -> None:
@@ -278,8 +295,8 @@ class Buffer:
     def skip_batch_window(self) -> Generator[None]:
         """While a task waits for a completion in this block, workers skip the batch window."""
         self.waiters += 1
-        self.wake()
         try:
+            self.wake()
             yield
         finally:
             self.waiters -= 1

@@ -309,13 +309,14 @@ class Recorder(Uncopyable):
         payload = span.payload
         try:
             result: Raw | UnsetType
-            if data is None and span.result:
-                result = self._capture_result(span.result)
+            so_far = span.result  # read once: another thread may end it
+            if data is None and so_far:
+                result = self._capture_result(so_far)
             else:
                 result = self.captured_result(span, data)
             # end_as(), without the calls.
             began = span.created_at if outcome == "cancelled" else None
-            _kept = payload, span.result
+            _kept = payload, so_far
             size = 0 if result is UNSET else len(result)
             self._loop.step(self._steps.advance, span, _ENDS[outcome], at, began, result, size)
             SpanContextStack.remove(span)

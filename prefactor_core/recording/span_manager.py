@@ -140,15 +140,18 @@ class SpanManager(Uncopyable):
         if not self.recorder.records:
             return
         span = self._find(span_id)
-        if span.status is not SpanStatus.PENDING:
-            raise OperationError(
-                f"span {in_message(span_id)} has started, and the API changes no payload after "
-                "that; put later data into the result",
-                OperationType.UPDATE_SPAN_PAYLOAD,
-            )
-        merged = {} if span.payload is None else fields_of(span.payload)
-        self.recorder.capture.merge(merged, payload)
-        self.recorder.keep_payload(span, merged, self.recorder.capture(merged))
+        before = span.payload
+        if span.status is SpanStatus.PENDING:
+            merged = {} if before is None else fields_of(before)
+            self.recorder.capture.merge(merged, payload)
+            if self.recorder.keep_payload(span, merged, self.recorder.capture(merged)):
+                return
+            # Another thread has started it meanwhile.
+        raise OperationError(
+            f"span {in_message(span_id)} has started, and the API changes no payload after "
+            "that; put later data into the result",
+            OperationType.UPDATE_SPAN_PAYLOAD,
+        )
 
     def get_span(self, span_id: str) -> Span:
         """The open span of this id. Raises :class:`SpanNotFoundError` if there is none."""

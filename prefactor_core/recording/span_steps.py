@@ -131,14 +131,11 @@ class SpanSteps:
             # The parent of a dropped parent is the nearest recorded ancestor.
             span.parent_span_id = span.parent.parent_span_id
         if span.unrecorded:
-            if span.has_slot:
-                self._buffer.release_slot()
-                span.has_slot = False
+            self._buffer.release_slot(span)
             span.status, span.started_at, span.finished_at = new_status, started_at, finished_at
         elif span.run_was_ending or span.run.termination.over:
             # The API accepts nothing of a run after its finish.
-            if span.has_slot:
-                self._buffer.release_slot()
+            self._buffer.release_slot(span)
             self._buffer.drop_new("run_ended")
             self._drop(span, new_status, started_at, finished_at)
         else:

@@ -500,3 +500,19 @@ async def test_each_client_counts_the_payloads_of_the_spans_that_were_opened_thr
         "complete",
         [("agent:run", "complete", [("agent:llm", "complete", [])])],
     )
+
+
+async def test_a_payload_of_a_span_that_starts_while_it_is_read_is_refused() -> None:
+    """Not lost in silence: another thread may start the span at any moment."""
+
+    class Starts:
+        def __repr__(self) -> str:
+            r.client.span_manager.start(span_id)
+            return "late"
+
+    async with recording() as r:
+        span_id = r.client.span_manager.prepare(r.instance.id, "agent:llm", payload={"a": 1})
+        with pytest.raises(OperationError, match="has started"):
+            r.client.span_manager.update_payload(span_id, {"b": Starts()})
+        r.client.finish_span_nowait(span_id)
+    assert r.run.named("agent:llm").payload == {"a": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import re
 from dataclasses import dataclass
@@ -104,6 +105,8 @@ REFUSED_QUEUE: list[tuple[str, Any, str]] = [
     ("retry_delay_base", 0, "retry_delay_base must be positive, got 0"),
     ("retry_delay_base", "-1", "retry_delay_base must be positive, got '-1'"),
     ("report_after", -1, "report_after must be non-negative, got -1"),
+    ("report_after", math.nan, "report_after must be non-negative, got nan"),
+    ("report_after", "soon", "report_after must be a number, got 'soon'"),
     ("batch_window", -0.1, "batch_window must be non-negative, got -0.1"),
     ("max_batch_operations", 0, "max_batch_operations must be at least 1, got 0"),
     ("max_batch_bytes", 0, "max_batch_bytes must be at least 1, got 0"),

@@ -364,3 +364,52 @@ def test_closing_the_parents_client_in_the_child_does_nothing(tmp_path: Path) ->
     script = REOPENED.replace("IN_CHILD", again.strip()).replace("QUEUE", "")
     script = script.replace("OPEN", "await client.initialize()")
     run(script.replace("CLOSE", "await client.close()"), tmp_path)
+
+
+def test_a_child_ends_nothing_that_its_parent_had_left_to_end(tmp_path: Path) -> None:
+    """Also where another thread of the parent has recorded something at that moment, for ever."""
+    script = """
+import asyncio
+from support.interruptions import in_the_middle
+
+def sound():
+    raise KeyboardInterrupt
+
+async def main():
+    async with open_faulty_api() as api:
+        async with open_prefactor(make_config(), asgi_app=api) as client:
+            async with client.agent_instance(**AGENT) as instance:
+                at = 0
+                while instance.recorder.unended is None:
+                    at += 1
+                    span = instance.span("agent:tool").__enter__()
+                    try:
+                        with in_the_middle(at, sound):
+                            span.complete_nowait()
+                    except KeyboardInterrupt:
+                        pass
+                locked, over = threading.Event(), threading.Event()
+
+                def hold():
+                    with instance.recorder.event_loop.lock:
+                        locked.set()
+                        over.wait(60)
+
+                thread = threading.Thread(target=hold)
+                thread.start()
+                locked.wait(60)
+                child = os.fork()
+                if child == 0:
+                    span.complete_nowait()
+                    os._exit(3)
+                assert wait_for(child) == 3
+                over.set()
+                thread.join(60)
+        run = await stored_run(api)
+        assert {span.status for span in run.spans.values()} <= {"complete", "cancelled"}
+        assert not api.app.refusals
+    assert client.statistics().lost == 0
+
+asyncio.run(main())
+"""
+    run(script, tmp_path)

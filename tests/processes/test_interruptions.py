@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 import threading
+import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from contextvars import copy_context
 
 import anyio
@@ -175,6 +176,35 @@ async def test_a_step_that_is_reported_at_once_is_interrupted_anywhere(
     async with recording(queue={"report_after": 0}) as r:
         a_block(r.instance)
         copy_context().run(agent)
+    check(r)
+
+
+async def test_a_block_that_waits_for_its_place_keeps_none_if_it_is_interrupted_anywhere() -> None:
+    def block() -> None:
+        async def agent() -> None:
+            async with r.instance.span("agent:llm", payload=PAYLOAD):
+                pass
+
+        with closing(agent()) as steps, suppress(StopIteration):
+            steps.send(None)  # there is room
+
+    def agent() -> int:
+        at = 1
+        while interrupted(block, at):
+            record_after(r.instance)
+            at += 1
+        return at
+
+    room = 500
+    async with recording(queue={"when_full": "wait", "max_pending_operations": room}) as r:
+        a_block(r.instance)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that were not begun
+            assert copy_context().run(agent) > 50
+        assert r.instance.recorder.buffer.waiters == 0
+        await r.client.flush()
+        for _ in range(room):
+            r.instance.span("agent:tool").complete_nowait()
     check(r)
 
 

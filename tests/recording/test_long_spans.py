@@ -32,7 +32,7 @@ from support.harness import (
 from support.virtual_time import virtual_time
 
 from prefactor_core import PrefactorCoreClient, QueueConfig, SpanContext, open_prefactor
-from prefactor_core.local import LocalPrefactor
+from prefactor_core.local import Faults, LocalPrefactor, open_local_prefactor
 from prefactor_core.recording import long_spans
 from prefactor_core.span_types import LLMCall, LLMResult, TokenUsage, ToolCall, standard_types
 
@@ -353,13 +353,13 @@ def test_the_timer_stands_still_while_every_open_span_is_reported(backend: str) 
 
 
 @pytest.mark.virtual_time
-@pytest.mark.parametrize("open_for", [0.0, 0.6, 2.0])
+@pytest.mark.parametrize("open_for", [0.0, 0.51, 2.0])
 async def test_the_exit_waits_for_no_report_and_loses_nothing(open_for: float) -> None:
     async with recording(queue={"report_after": 1.0}) as r:
         span = r.instance.span("agent:llm", payload=PAYLOAD).detached().__enter__()
         await anyio.sleep(open_for)
         left = anyio.current_time()
-    assert anyio.current_time() - left < 0.2
+    assert anyio.current_time() - left < 0.1
     assert not span.is_open
     assert r.run.shape == ("complete", [("agent:llm", "cancelled", [])])
     nothing_is_held(r.client)
@@ -448,6 +448,55 @@ async def test_what_is_reported_during_an_outage_is_delivered_after_it() -> None
         [("agent:run", "complete", [("agent:llm", "complete", [])])],
     )
     assert refusals(r.api) == {}
+
+
+@pytest.mark.virtual_time
+async def test_long_spans_are_reported_to_an_api_that_makes_all_ids() -> None:
+    async with open_local_prefactor(":memory:", faults=Faults(given_ids=False)) as app:
+        api = FaultyApi(app)
+        async with (
+            open_prefactor(make_config(queue=SECOND, drain_timeout=60), asgi_app=api) as client,
+            client.agent_instance(**AGENT) as instance,
+        ):
+            with instance.span("agent:run") as outer:
+                with instance.span("agent:llm"), instance.span("agent:tool"):
+                    await anyio.sleep(5)
+                    assert set((await stored(api)).values()) == {"active"}
+                    assert len(await stored(api)) == 3
+                    assert outer.id in (await stored_run(api)).spans
+        assert (await stored_run(api)).shape == (
+            "complete",
+            [
+                (
+                    "agent:run",
+                    "complete",
+                    [("agent:llm", "complete", [("agent:tool", "complete", [])])],
+                )
+            ],
+        )
+    nothing_is_held(client)
+
+
+@pytest.mark.virtual_time
+async def test_long_spans_of_a_run_that_waits_for_its_registration_follow_it() -> None:
+    async with open_local_prefactor(":memory:") as app:
+        api = FaultyApi(app, away=True)
+        config = make_config(queue=SECOND, registration_timeout=0.5, drain_timeout=60)
+        async with open_prefactor(config, asgi_app=api) as client:
+            instance = await client.create_agent_instance(**AGENT)
+            with instance.span("agent:run"), instance.span("agent:llm") as inner:
+                await anyio.sleep(2)
+                api.away = False
+                await client.flush()
+                assert await stored(api) == {"agent:run": "active", "agent:llm": "active"}
+                assert inner.id in (await stored_run(api)).spans
+            await instance.finish()
+        assert (await stored_run(api)).shape == (
+            "complete",
+            [("agent:run", "complete", [("agent:llm", "complete", [])])],
+        )
+        assert refusals(api) == {}
+    nothing_is_held(client)
 
 
 @needs_fork

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -30,7 +30,7 @@ def _after_calls(code: CodeType) -> frozenset[int]:
 
 
 @contextmanager
-def in_the_middle(at: int, action: Callable[[], object]) -> Iterator[None]:
+def in_the_middle(at: int, action: Callable[[], object]) -> Generator[None]:
     """Call ``action`` at the place of this number, in code of the package. It may raise.
 
     The places are those where CPython looks whether a signal has come: where a function begins,
