@@ -380,7 +380,7 @@ async def main():
         async with open_prefactor(make_config(), asgi_app=api) as client:
             async with client.agent_instance(**AGENT) as instance:
                 at = 0
-                while instance.recorder.unended is None:
+                while instance.recorder.interrupted is None:
                     at += 1
                     span = instance.span("agent:tool").__enter__()
                     try:
