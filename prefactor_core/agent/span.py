@@ -235,6 +235,8 @@ class SpanContext(SpanRecord, Generic[Result]):
             return
         outcome: Outcome = "complete" if error is None else "cancelled"
         try:
+            if not self.serial:  # left without having been entered
+                self.recorder.open(self, detached=self.is_detached)
             if error is None:
                 self.recorder.end(self, "complete")
                 return
@@ -246,9 +248,11 @@ class SpanContext(SpanRecord, Generic[Result]):
                 self.recorder.end(self, outcome)
         except (RecursionError, MemoryError):
             # The stack or the memory is exhausted: end the span later, and raise nothing.
-            self.recorder.interrupted = self, outcome, None, None, self.recorder.interrupted
+            if self.serial:
+                self.recorder.interrupted = self, outcome, None, None, self.recorder.interrupted
         except BaseException:
-            self.recorder.interrupted = self, outcome, None, None, self.recorder.interrupted
+            if self.serial:
+                self.recorder.interrupted = self, outcome, None, None, self.recorder.interrupted
             raise
 
     async def __aenter__(self) -> Self:

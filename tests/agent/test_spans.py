@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextvars import copy_context
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import anyio
 import anyio.lowlevel
@@ -516,3 +516,33 @@ async def test_a_payload_of_a_span_that_starts_while_it_is_read_is_refused() -> 
             r.client.span_manager.update_payload(span_id, {"b": Starts()})
         r.client.finish_span_nowait(span_id)
     assert r.run.named("agent:llm").payload == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "way", ["exit", "exit failed", "aexit", "aexit failed", "complete", "fail", "cancel", "start"]
+)
+async def test_a_span_that_was_never_entered_begins_when_it_is_moved_on(way: str) -> None:
+    """An adapter may leave by hand what it never entered."""
+    async with recording() as r:
+        before = datetime.now(UTC)
+        span = r.instance.span("agent:llm", payload={"prompt": "x"})
+        method, _, failed = way.partition(" ")
+        error = ValueError("no") if failed else None
+        if method == "exit":
+            span.__exit__(None if error is None else ValueError, error, None)
+        elif method == "aexit":
+            await span.__aexit__(None if error is None else ValueError, error, None)
+        else:
+            await getattr(span, method)()
+            await span.complete()
+        assert SpanContextStack.is_empty()
+    stored = r.run.named("agent:llm")
+    assert stored.payload == {"prompt": "x"}
+    assert r.client.statistics().open_bytes == 0
+    if way != "cancel":  # it never began
+        assert stored.started_at is not None
+        assert datetime.fromisoformat(stored.started_at) >= before - timedelta(seconds=1)
+    expected = {"cancel": "cancelled", "fail": "failed"}.get(
+        way, "failed" if failed else "complete"
+    )
+    assert stored.status == expected
