@@ -1,0 +1,13 @@
+"""The journal: what is recorded, on disk, until the API has it.
+
+Operations and notes of open spans come in before a recording call returns, and each is appended to
+a file at once; what a dead process left comes out. Without ``open_prefactor(journal=DIR)`` none of
+this is imported. Read ``base`` first: what the other rooms say to a journal.
+
+    format      records to bytes, and back
+    writer      appends, and lets old files go     disk_sync: to the disk, in a thread
+    directory   who holds a journal; is its process alive
+    reader      what a journal holds that is not settled, in its last form
+    state       the runs, spans, ids and forms that the records tell of
+    burial      the end of what a dead process left open
+"""

@@ -1,0 +1,242 @@
+"""The format of a journal's files: records to bytes, and back. Pure.
+
+A file is a sequence of records, each with a head of 17 bytes (little endian) and a body of JSON:
+
+====== ====== ===================================================================
+bytes  type   meaning
+====== ====== ===================================================================
+4      u32    the length of the body
+4      u32    CRC-32 of the body, which begins with the sequence number and kind
+8      u64    the sequence number: one more for each record, over all files
+1      u8     the :class:`Kind`
+====== ====== ===================================================================
+
+A head has bytes of zero, which JSON never has. So a damaged record hides none of those after it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from enum import IntEnum
+from struct import Struct as Layout
+from typing import Final, NamedTuple
+from zlib import crc32
+
+import msgspec
+from msgspec import Raw, Struct, UnsetType
+
+from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
+from prefactor_core.operations import Operation
+
+VERSION: Final = 1
+"""The version of the format. A file of a later one is not read, and not changed."""
+
+HEAD: Final = Layout("<IIQB")
+_SEED: Final = 0xFFFFFFFF
+
+
+class Kind(IntEnum):
+    """The kinds of record; their bodies are the classes below, :class:`Operation` for the first.
+
+    At most 15: the seed of a CRC has four bits for them.
+    """
+
+    HEADER = 1
+    OPERATION = 2
+    OPENED = 3
+    CREATED = 4
+    DISCARDED = 5
+    SENDING = 6
+    SETTLED = 7
+    REFUSED = 8
+    IDENTIFIED = 9
+    OPEN_RUN = 10
+    OPEN_SPAN = 11
+    BEAT = 12
+    CLOSED = 13
+
+
+class Header(Struct, frozen=True, kw_only=True):
+    """The first record of each file.
+
+    ``api_url``: the API that the operations are for, without a user's name or password.
+    ``host``, ``process``: where it was written, for people.
+    """
+
+    version: int
+    api_url: str
+    host: str
+    process: int
+    sdk: str
+
+
+class Opened(Struct, frozen=True, array_like=True, gc=False):
+    """A span was opened; no operation of it is recorded so far."""
+
+    span_id: str
+    instance_id: str
+    schema_name: str
+    parent_span_id: str | None
+    created_at: int
+    payload: Raw
+
+
+class Created(Struct, frozen=True, array_like=True, gc=False):
+    """The create of a span is recorded: with the fields of its :class:`Opened`, in the same file,
+    and these."""
+
+    span_id: str
+    parent_span_id: str | None
+    timestamp: int
+    status: SpanStatus
+    finished_at: int | None
+    result_payload: Raw | UnsetType
+
+
+class Discarded(Struct, frozen=True, array_like=True, gc=False):
+    """An opened span is not recorded. Its children hang on ``parent_span_id``."""
+
+    span_id: str
+    parent_span_id: str | None
+
+
+class Form(Struct, frozen=True, array_like=True, gc=False):
+    """How operations stand in a request.
+
+    ``sequences``: those of the operations that are one item, oldest first. ``given_id``: whether
+    the item asks for the span's id. ``operation``: the item, if it is not what the operations say.
+    """
+
+    sequences: tuple[int, ...]
+    given_id: bool
+    operation: Raw | UnsetType
+
+
+class Refused(Struct, frozen=True, array_like=True, gc=False):
+    """An operation is never delivered, and settled by that; ``aside`` has it.
+
+    ``sequence``: 0 in the state at the beginning of a file. ``span_id``: the span that is lost with
+    its create; its children hang on ``parent_span_id``. Without one and ``loses_run``, the run is
+    lost with its registration.
+    """
+
+    sequence: int
+    reason: str
+    instance_id: str
+    span_id: str | None
+    parent_span_id: str | None
+    loses_run: bool
+
+
+class Identified(Struct, frozen=True, array_like=True, gc=False):
+    """The API's id of a run, or of a span of the run, where it differs from the recorded one."""
+
+    instance_id: str
+    span_id: str | None
+    api_id: str
+
+
+class OpenRun(Struct, frozen=True, array_like=True, gc=False):
+    """A run of this journal that has not ended, in the state at the beginning of a file."""
+
+    instance_id: str
+    status: InstanceStatus
+    started_at: int | None
+
+
+class OpenSpan(Struct, frozen=True, array_like=True, gc=False):
+    """A span with a recorded create and no end, in the state at the beginning of a file."""
+
+    span_id: str
+    instance_id: str
+    started_at: int
+
+
+class Aside(Struct, frozen=True, kw_only=True):
+    """An operation that the API refuses, in the file of those.
+
+    ``reason``: as in ``statistics().dropped``. ``error``: the API's answer, if there was one.
+    ``instance_id``: the API's id of the run, as far as that is known.
+    """
+
+    reason: str
+    error: str | None
+    at: int
+    operation: Operation
+
+
+class Record(NamedTuple):
+    """One record: ``body`` are the bytes ``data[start:end]`` of its file."""
+
+    sequence: int
+    kind: int
+    start: int
+    end: int
+
+
+class Damage(NamedTuple):
+    """Bytes that are no record. ``is_tail``: nothing follows them: the writer died, or the disk was
+    full."""
+
+    start: int
+    end: int
+    is_tail: bool
+
+
+def seed(sequence: int, kind: int) -> int:
+    """The value that the CRC of a record begins with."""
+    return (sequence << 4 | kind) & _SEED
+
+
+def frame(sequence: int, kind: Kind, body: bytes) -> bytes:
+    """The bytes of one record."""
+    return HEAD.pack(len(body), crc32(body, seed(sequence, kind)), sequence, kind) + body
+
+
+def records(data: bytes) -> Iterator[Record | Damage]:
+    """The records of a file in their order, and the damaged parts between them."""
+    view = memoryview(data)
+    place, size = 0, len(data)
+    while place < size:
+        record = _record_at(view, place)
+        if record is None:
+            after = _next_record(data, view, place + 1)
+            yield Damage(place, after, is_tail=after == size)
+            place = after
+        else:
+            yield record
+            place = record.end
+
+
+def _record_at(view: memoryview, place: int) -> Record | None:
+    start = place + HEAD.size
+    if start > len(view):
+        return None
+    length, crc, sequence, kind = HEAD.unpack_from(view, place)
+    end = start + length
+    if not length or not kind or end > len(view):  # zeros are no record
+        return None
+    if crc32(view[start:end], (sequence << 4 | kind) & _SEED) != crc:
+        return None
+    return Record(sequence, kind, start, end)
+
+
+_HEAD_LIKE: Final = re.compile(rb"(?=.{8}.{5}\x00\x00\x00[\x01-\x0f][\[{])", re.DOTALL)
+"""Where a record may begin: no journal has 2**40 records."""
+
+
+def _next_record(data: bytes, view: memoryview, place: int) -> int:
+    """The place of the first whole record after damage, or the end of the file."""
+    while (match := _HEAD_LIKE.search(data, place)) is not None:
+        place = match.start()
+        if _record_at(view, place) is not None:
+            return place
+        place += 1
+    return len(data)
+
+
+encode: Final = msgspec.json.Encoder().encode
+"""The JSON of a body, or of an operation."""
+
+decode_operation: Final = msgspec.json.Decoder(Operation).decode
