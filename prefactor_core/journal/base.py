@@ -1,4 +1,4 @@
-"""Journal: what the export and the recording tell a journal; and the journal of a client without."""
+"""Journal: what the other rooms tell a journal; and the journal of a client that has none."""
 
 from __future__ import annotations
 
