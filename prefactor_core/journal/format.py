@@ -24,7 +24,7 @@ from typing import Final, NamedTuple
 from zlib import crc32
 
 import msgspec
-from msgspec import Raw, Struct, UnsetType
+from msgspec import Raw, Struct
 
 from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
 from prefactor_core.operations import Operation
@@ -33,7 +33,10 @@ VERSION: Final = 1
 """The version of the format. A file of a later one is not read, and not changed."""
 
 HEAD: Final = Layout("<IIQB")
-_SEED: Final = 0xFFFFFFFF
+SEED: Final = 0xFFFFFFFF
+
+NONE: Final = Raw(b"null")
+"""In place of a result, or of an operation, that is not there."""
 
 
 class Kind(IntEnum):
@@ -84,14 +87,14 @@ class Opened(Struct, frozen=True, array_like=True, gc=False):
 
 class Created(Struct, frozen=True, array_like=True, gc=False):
     """The create of a span is recorded: with the fields of its :class:`Opened`, in the same file,
-    and these."""
+    and these. ``result_payload``: :data:`NONE` without one."""
 
     span_id: str
     parent_span_id: str | None
     timestamp: int
     status: SpanStatus
     finished_at: int | None
-    result_payload: Raw | UnsetType
+    result_payload: Raw
 
 
 class Discarded(Struct, frozen=True, array_like=True, gc=False):
@@ -105,12 +108,13 @@ class Form(Struct, frozen=True, array_like=True, gc=False):
     """How operations stand in a request.
 
     ``sequences``: those of the operations that are one item, oldest first. ``given_id``: whether
-    the item asks for the span's id. ``operation``: the item, if it is not what the operations say.
+    the item asks for the span's id. ``operation``: the item, if it is not what the operations say, else
+    :data:`NONE`.
     """
 
     sequences: tuple[int, ...]
     given_id: bool
-    operation: Raw | UnsetType
+    operation: Raw
 
 
 class Refused(Struct, frozen=True, array_like=True, gc=False):
@@ -157,7 +161,7 @@ class Aside(Struct, frozen=True, kw_only=True):
     """An operation that the API refuses, in the file of those.
 
     ``reason``: as in ``statistics().dropped``. ``error``: the API's answer, if there was one.
-    ``instance_id``: the API's id of the run, as far as that is known.
+    ``at``: when, in nanoseconds since 1970.
     """
 
     reason: str
@@ -186,7 +190,7 @@ class Damage(NamedTuple):
 
 def seed(sequence: int, kind: int) -> int:
     """The value that the CRC of a record begins with."""
-    return (sequence << 4 | kind) & _SEED
+    return (sequence << 4 | kind) & SEED
 
 
 def frame(sequence: int, kind: Kind, body: bytes) -> bytes:
@@ -217,7 +221,7 @@ def _record_at(view: memoryview, place: int) -> Record | None:
     end = start + length
     if not length or not kind or end > len(view):  # zeros are no record
         return None
-    if crc32(view[start:end], (sequence << 4 | kind) & _SEED) != crc:
+    if crc32(view[start:end], (sequence << 4 | kind) & SEED) != crc:
         return None
     return Record(sequence, kind, start, end)
 
