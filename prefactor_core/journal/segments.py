@@ -12,8 +12,9 @@ from typing import Final, TypeAlias
 from zlib import crc32
 
 from prefactor_core.exceptions.log import log
-from prefactor_core.journal.directory import Hold, open_file
+from prefactor_core.journal.directory import Hold
 from prefactor_core.journal.disk_sync import DiskSync
+from prefactor_core.journal.files import open_file
 from prefactor_core.journal.format import HEAD, SEED, Kind, encode, frame
 
 logger = logging.getLogger("prefactor_core.journal")
@@ -200,10 +201,18 @@ class Segments:
         for segment in [segment for segment in self._segments[:-1] if not segment.unsettled]:
             self._segments.remove(segment)
             self._earlier_bytes -= segment.size
-            try:
-                (self._hold.path / file_name(segment.number)).unlink(missing_ok=True)
-            except OSError as error:
-                self.rest(error)
+            self._delete(segment)
+
+    def delete(self) -> None:
+        """Delete all files, oldest first: nothing in them is unsettled."""
+        for segment in self._segments:
+            self._delete(segment)
+
+    def _delete(self, segment: Segment) -> None:
+        try:
+            (self._hold.path / file_name(segment.number)).unlink(missing_ok=True)
+        except OSError as error:
+            self.rest(error)
 
     def leave(self) -> None:
         """Write nothing more: the journal is closed, or is that of the parent of this process."""

@@ -13,8 +13,9 @@ from msgspec import UNSET, Raw
 
 from prefactor_core.exceptions.log import log
 from prefactor_core.journal.base import Item
-from prefactor_core.journal.directory import Hold, open_file
+from prefactor_core.journal.directory import Hold
 from prefactor_core.journal.disk_sync import DiskSync
+from prefactor_core.journal.files import open_file
 from prefactor_core.journal.format import (
     NONE,
     Aside,
@@ -244,10 +245,12 @@ class JournalWriter:
             if not is_empty:
                 self._segments.write(Kind.CLOSED, encode(time_ns()))
             self._close_files()
-            if is_empty:
+            if is_empty and not (self._hold.path / REFUSED_NAME).exists():
                 self._hold.remove()
-            else:
-                self._hold.release()
+                return
+            if is_empty:
+                self._segments.delete()
+            self._hold.release()
 
     def abandon(self) -> None:
         """Close the files as if the process had died."""
