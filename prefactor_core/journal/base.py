@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from msgspec import Raw
 
@@ -93,10 +93,12 @@ class Journal(Protocol):
     async def synced(self) -> None:
         """Return when all that is appended so far is on the disk, if the mode asks for that."""
 
-    def close(self, *, is_over: bool) -> None:
-        """Close the files, and remove them if nothing is pending.
+    def close(self) -> None:
+        """Close the files of a scope that was left in order, in which all runs and spans have
+        ended; remove them if nothing is pending."""
 
-        ``is_over``: whether all runs and spans have ended; False if the process just ends."""
+    def abandon(self) -> None:
+        """Close the files as if the process had died."""
 
 
 class NoJournal:
@@ -132,4 +134,9 @@ class NoJournal:
 
     async def synced(self) -> None: ...
 
-    def close(self, *, is_over: bool) -> None: ...
+    def close(self) -> None: ...
+
+    def abandon(self) -> None: ...
+
+
+NO_JOURNAL: Final = NoJournal()

@@ -109,8 +109,8 @@ class Form(Struct, frozen=True, array_like=True, gc=False):
     """How operations stand in a request.
 
     ``sequences``: those of the operations that are one item, oldest first. ``given_id``: whether
-    the item asks for the span's id. ``operation``: the item, if it is not what the operations say, else
-    :data:`NONE`.
+    the item asks for the span's id. ``operation``: the item, if it is not what the operations say,
+    else :data:`NONE`.
     """
 
     sequences: tuple[int, ...]
