@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import Final
@@ -88,7 +89,7 @@ class DiskSync:
             try:
                 self._synchronise_all()
             except OSError as error:
-                self._soon(lambda error=error: self._failed(error))
+                self._soon(partial(self._failed, error))
             self._synced = appended
             self._soon(self._notify)
             if is_closing:

@@ -212,7 +212,7 @@ def check_version(header: bytes) -> None:
 def seed(sequence: int, kind: int) -> int:
     """The value that the CRC of a record begins with. No two heads that differ in one bit have the
     same one: the modulus is a prime."""
-    return (sequence << 4 | kind) % _PRIME
+    return (sequence << 4 | kind) % PRIME
 
 
 def frame(sequence: int, kind: Kind, body: bytes) -> bytes:

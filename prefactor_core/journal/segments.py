@@ -15,7 +15,7 @@ from prefactor_core.exceptions.log import log
 from prefactor_core.journal.directory import Hold
 from prefactor_core.journal.disk_sync import DiskSync
 from prefactor_core.journal.files import open_file
-from prefactor_core.journal.format import HEAD, SEED, Kind, encode, frame
+from prefactor_core.journal.format import HEAD, PRIME, Kind, encode, frame
 
 logger = logging.getLogger("prefactor_core.journal")
 
@@ -115,7 +115,7 @@ class Segments:
         try:
             written = os.write(
                 self._file,
-                _HEAD(length, crc32(body, (sequence << 4 | kind) & SEED), sequence, kind) + body,
+                _HEAD(length, crc32(body, (sequence << 4 | kind) % PRIME), sequence, kind) + body,
             )
             if written < length + _HEAD_SIZE:
                 cut(self._file, written)

@@ -47,8 +47,9 @@ class JournalWriter:
     handler say, may interrupt any of them: an operation may then be in the journal although its
     recording did not happen. For a restart it has happened.
 
-    ``state``: the records that make a reader independent of earlier files; ``max_bytes``, ``soon``,
-    ``sync``, ``earlier`` and ``sequence``: see :class:`~prefactor_core.journal.segments.Segments`.
+    ``state``: the records at the beginning of each further file, which make a reader independent of
+    earlier ones; to be set before anything is recorded. ``soon`` and the arguments after it: see
+    :class:`~prefactor_core.journal.segments.Segments`.
     ``unwritten``: how many operations are not in the journal, because it could not be written.
     """
 
@@ -59,7 +60,6 @@ class JournalWriter:
         hold: Hold,
         header: Header,
         lock: RLock,
-        state: State,
         soon: Callable[[Callable[[], object]], object],
         *,
         max_bytes: int,
@@ -70,7 +70,7 @@ class JournalWriter:
         self._hold = hold
         self._header = header
         self._lock = lock
-        self._state = state
+        self.state: State = tuple
         self._soon = soon
         self._max_bytes = max_bytes
         self._sync = sync
@@ -268,7 +268,7 @@ class JournalWriter:
     def _first_records(self) -> Iterator[tuple[Kind, object]]:
         yield Kind.HEADER, self._header
         self._payloads = {}
-        for kind, body in self._state():
+        for kind, body in self.state():
             if isinstance(body, Opened):
                 self._payloads[body.span_id] = body.payload
             yield kind, body
