@@ -34,7 +34,8 @@ VERSION: Final = 1
 """The version of the format. A file of a later one is not read, and not changed."""
 
 HEAD: Final = Layout("<IIQB")
-SEED: Final = 0xFFFFFFFF
+PRIME: Final = 4_294_967_291
+"""The largest one below 2**32, for the seeds of the CRCs."""
 
 NONE: Final = Raw(b"null")
 """In place of a result, or of an operation, that is not there."""
@@ -204,8 +205,8 @@ def check_version(header: bytes) -> None:
     version = _decode_version(header).version
     if version > VERSION:
         raise JournalVersionError(
-            f"the journal is of version {version} of the format, and this version of prefactor_core "
-            f"reads up to {VERSION}: update prefactor_core"
+            f"the journal is of version {version} of the format, and this version of "
+            f"prefactor_core reads up to {VERSION}: update prefactor_core"
         )
 
 
