@@ -54,6 +54,11 @@ class Journal(Protocol):
         ...
 
     @property
+    def name(self) -> str:
+        """Where it is, for a log line."""
+        ...
+
+    @property
     def pending(self) -> int:
         """The number of operations in the journal that are not settled."""
         ...
@@ -106,6 +111,7 @@ class NoJournal:
 
     is_on = False
     is_full = False
+    name = ""
     pending = 0
 
     def append(self, operation: Operation) -> None: ...

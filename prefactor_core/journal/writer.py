@@ -50,6 +50,8 @@ class JournalWriter:
     ``state``: the records at the beginning of each further file, which make a reader independent of
     earlier ones; to be set before anything is recorded. ``soon`` and the arguments after it: see
     :class:`~prefactor_core.journal.segments.Segments`.
+    ``synchronise``: brings a file to the disk; see
+    :class:`~prefactor_core.journal.disk_sync.DiskSync`. None: nothing does.
     ``unwritten``: how many operations are not in the journal, because it could not be written.
     """
 
@@ -63,7 +65,7 @@ class JournalWriter:
         soon: Callable[[Callable[[], object]], object],
         *,
         max_bytes: int,
-        sync: DiskSync | None = None,
+        synchronise: Callable[[int], None] | None = None,
         earlier: Iterable[Segment] = (),
         sequence: int = 0,
     ) -> None:
@@ -73,7 +75,9 @@ class JournalWriter:
         self.state: State = tuple
         self._soon = soon
         self._max_bytes = max_bytes
-        self._sync = sync
+        self._sync = (
+            None if synchronise is None else DiskSync(hold.path, soon, self._rewrite, synchronise)
+        )
         # The sequence numbers of the operations that are not settled, by idempotency key.
         self._pending: dict[str, int] = {}
         # The payloads in the OPENED records of the newest file: the CREATED need not repeat them.
@@ -85,7 +89,7 @@ class JournalWriter:
             self._first_records,
             soon,
             max_bytes=max_bytes,
-            sync=sync,
+            sync=self._sync,
             earlier=earlier,
             sequence=sequence,
         )
@@ -94,6 +98,11 @@ class JournalWriter:
     def is_full(self) -> bool:
         """Whether the files have ``max_bytes``."""
         return self._segments.is_full
+
+    @property
+    def name(self) -> str:
+        """The path of its folder."""
+        return str(self._hold.path)
 
     @property
     def bytes_on_disk(self) -> int:
@@ -261,6 +270,11 @@ class JournalWriter:
         self._segments.leave()
         if self._sync is not None:
             self._sync.close()
+
+    def _rewrite(self, error: OSError) -> None:
+        """Append again what is not settled, to a new file: ``error`` may have lost the last one."""
+        with self._lock:
+            self._segments.rest(error)
 
     def _pop(self, keys: Sequence[str]) -> list[int]:
         return [sequence for key in keys if (sequence := self._pending.pop(key, None))]
