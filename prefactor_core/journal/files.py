@@ -1,4 +1,4 @@
-"""open_file: a file that nobody but its owner reads or writes."""
+"""The files of a journal, which nobody but their owner reads or writes."""
 
 from __future__ import annotations
 
@@ -20,3 +20,9 @@ def open_file(path: Path, flags: int = os.O_WRONLY | os.O_APPEND | os.O_CREAT) -
             os.close(file)
             raise
     return file
+
+
+def cut(file: int, written: int) -> None:
+    """Cut off the last bytes, a part of a record. Not to a size that was noted: an interrupted
+    write may not be in it."""
+    os.ftruncate(file, os.fstat(file).st_size - written)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import Struct
 
 from prefactor_core.exceptions import PrefactorCoreError
 from prefactor_core.exceptions.log import log
@@ -29,6 +29,7 @@ from prefactor_core.journal.format import (
     decode_operation,
     records,
 )
+from prefactor_core.journal.repetition import create_of
 from prefactor_core.journal.segments import file_name
 from prefactor_core.journal.state import JournalState
 from prefactor_core.operations import CreateSpan, FinishSpan, Operation
@@ -203,7 +204,7 @@ class JournalReader:
                     yield sequence, decode_operation(body)
                 elif kind == _CREATED:
                     created = _decode_created(body)
-                    yield sequence, _create(opened.pop(created.span_id), created)
+                    yield sequence, create_of(opened.pop(created.span_id), created)
             except (KeyError, msgspec.DecodeError, UnicodeDecodeError):
                 self._lost(number)
 
@@ -254,22 +255,6 @@ def _read(path: Path, most: int = -1) -> bytes | None:
 
 def _unreadable(path: Path, error: OSError) -> JournalUnreadableError:
     return JournalUnreadableError(f"the journal at {path} cannot be read: {error.strerror}")
-
-
-def _create(opened: Opened, created: Created) -> CreateSpan:
-    result = created.result_payload
-    return CreateSpan(
-        timestamp=created.timestamp,
-        idempotency_key=f"{created.span_id}-create",
-        instance_id=opened.instance_id,
-        span_id=created.span_id,
-        schema_name=opened.schema_name,
-        status=created.status,
-        payload=opened.payload,
-        parent_span_id=created.parent_span_id,
-        finished_at=created.finished_at,
-        result_payload=UNSET if result == NONE else result,
-    )
 
 
 def _in_form(operation: Operation, sequence: int, form: Form, finish: FinishSpan | None) -> Entry:
