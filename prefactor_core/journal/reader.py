@@ -16,7 +16,7 @@ from msgspec import Struct
 from prefactor_core.exceptions import PrefactorCoreError
 from prefactor_core.exceptions.log import log
 from prefactor_core.journal.directory import REFUSED_NAME
-from prefactor_core.journal.files import open_file
+from prefactor_core.journal.files import file_name, open_file
 from prefactor_core.journal.format import (
     NONE,
     Aside,
@@ -30,7 +30,6 @@ from prefactor_core.journal.format import (
     records,
 )
 from prefactor_core.journal.repetition import create_of
-from prefactor_core.journal.segments import file_name
 from prefactor_core.journal.state import JournalState
 from prefactor_core.operations import CreateSpan, FinishSpan, Operation
 

@@ -18,7 +18,7 @@ from msgspec import Raw
 from prefactor_core.exceptions.log import log
 from prefactor_core.journal.directory import DAMAGED, Hold
 from prefactor_core.journal.disk_sync import DiskSync
-from prefactor_core.journal.files import cut, open_file
+from prefactor_core.journal.files import Segment, cut, file_name, open_file
 from prefactor_core.journal.format import HEAD, PRIME, Kind, Opened, encode, frame
 from prefactor_core.journal.repetition import repeated
 
@@ -38,19 +38,6 @@ _FLAGS: Final = os.O_RDWR | os.O_APPEND | os.O_CREAT
 State: TypeAlias = Callable[[], Iterable[tuple[Kind, object]]]
 """The first records of a file: its header, and what a reader must know that only earlier ones
 tell."""
-
-
-class Segment:
-    """One file: its number, the first sequence number in it, its bytes, and how many of its
-    operations are not settled."""
-
-    __slots__ = ("first", "number", "size", "unsettled")
-
-    def __init__(self, number: int, first: int, size: int, unsettled: int = 0) -> None:
-        self.number = number
-        self.first = first
-        self.size = size
-        self.unsettled = unsettled
 
 
 class Segments:
@@ -310,6 +297,12 @@ class Segments:
         self.write_settled()
         return True
 
+    def resume(self, key: str, sequence: int) -> None:
+        """Take over an operation of an adopted journal."""
+        if self.pending.get(key, sequence) != sequence:
+            self._given_again(key)
+        self.pending[key] = sequence
+
     def settle(self, keys: Iterable[str]) -> None:
         """Note that operations need no further request; for :meth:`write_settled`."""
         for key in keys:
@@ -413,11 +406,6 @@ class Segments:
     def _say(self, level: int, message: str, *arguments: object) -> None:
         # A handler of the log may record, too: not while this step of recording goes on.
         self._soon(partial(log, logger, level, message, *arguments))
-
-
-def file_name(number: int) -> str:
-    """The name of a segment."""
-    return f"{number:06}.log"
 
 
 def _first(segment: Segment) -> int:

@@ -16,7 +16,7 @@ from prefactor_core.exceptions.log import log
 from prefactor_core.journal.base import Item
 from prefactor_core.journal.directory import REFUSED_NAME, Hold
 from prefactor_core.journal.disk_sync import DiskSync
-from prefactor_core.journal.files import cut, open_file
+from prefactor_core.journal.files import Segment, cut, open_file
 from prefactor_core.journal.format import (
     NONE,
     Aside,
@@ -29,7 +29,7 @@ from prefactor_core.journal.format import (
     encode,
     frame,
 )
-from prefactor_core.journal.segments import Segment, Segments, State
+from prefactor_core.journal.segments import Segments, State
 from prefactor_core.models.lifecycle import SpanStatus
 from prefactor_core.operations import CreateSpan, Operation, RegisterAgentInstance
 
@@ -195,7 +195,8 @@ class JournalWriter:
 
     def resumed(self, keys: Iterable[str], sequences: Iterable[int]) -> None:
         """Take over operations of an adopted journal, which are sent next."""
-        self._segments.pending.update(zip(keys, sequences, strict=True))
+        for key, sequence in zip(keys, sequences, strict=True):
+            self._segments.resume(key, sequence)
 
     def sending(self, items: Iterable[Item]) -> None:
         """Append how items stand in a request, where a restart could not tell."""
