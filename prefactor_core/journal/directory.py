@@ -47,9 +47,11 @@ class Hold:
     @property
     def has_kept_files(self) -> bool:
         """Whether it has files for a person: refused operations, or damaged files."""
-        return any(
-            file.name == REFUSED_NAME or file.suffix == DAMAGED for file in self.path.iterdir()
-        )
+        try:
+            files = list(self.path.iterdir())
+        except OSError:
+            return True  # unknown: nothing is deleted
+        return any(file.name == REFUSED_NAME or file.suffix == DAMAGED for file in files)
 
     def watch_fork(self, leave: Callable[[], object]) -> None:
         """Call ``leave()`` in a forked child: it closes the files of the journal, and forgets their
