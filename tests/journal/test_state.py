@@ -17,6 +17,7 @@ from support.journal_files import (
     opened,
     quality,
     register,
+    seen,
     start,
 )
 
@@ -56,26 +57,6 @@ def spans_of(state: JournalState) -> list[str]:
 
 def pending_of(state: JournalState) -> list[int]:
     return [number for number in range(state.last_sequence + 1) if number in state.pending]
-
-
-def seen(state: JournalState) -> object:
-    """All that a state says, but of the operations that are not settled."""
-    spans = [
-        (span.span_id, state.parent_of(span), span.payload)
-        if isinstance(span, Opened)
-        else (span.span_id, span.started_at)
-        for span in state.open_spans()
-    ]
-    lost = {**state.lost_runs, **state.lost_spans}
-    return (
-        [*state.runs.values()],
-        spans,
-        state.run_ids,
-        state.span_ids,
-        {key: (refused.reason, refused.parent_span_id) for key, refused in lost.items()},
-        state.last_time,
-        state.is_closed,
-    )
 
 
 def test_a_run_is_open_from_its_registration_to_its_end() -> None:

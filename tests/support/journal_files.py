@@ -23,6 +23,7 @@ from prefactor_core.journal.format import (
     encode,
     frame,
 )
+from prefactor_core.journal.state import JournalState
 from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
 from prefactor_core.operations import (
     CreateSpan,
@@ -172,6 +173,26 @@ def created(
     result: Raw = NONE,
 ) -> Created:
     return Created(span, parent, at, status, finished_at, result)
+
+
+def seen(state: JournalState) -> object:
+    """All that a state says, but of the operations that are not settled."""
+    spans = [
+        (span.span_id, state.parent_of(span), span.payload)
+        if isinstance(span, Opened)
+        else (span.span_id, span.started_at)
+        for span in state.open_spans()
+    ]
+    lost = {**state.lost_runs, **state.lost_spans}
+    return (
+        [*state.runs.values()],
+        spans,
+        state.run_ids,
+        state.span_ids,
+        {key: (refused.reason, refused.parent_span_id) for key, refused in lost.items()},
+        state.last_time,
+        state.is_closed,
+    )
 
 
 def sample(path: Path) -> JournalFiles:
