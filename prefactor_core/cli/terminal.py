@@ -1,0 +1,62 @@
+"""How a command runs, speaks and fails."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Final, TextIO, TypeVar, TypeVarTuple
+
+import anyio
+import click
+
+from prefactor_core.exceptions import PrefactorCoreError
+
+Answer = TypeVar("Answer")
+Arguments = TypeVarTuple("Arguments")
+
+# Replacements for terminals whose encoding lacks these characters.
+_PLAIN: Final = {"→": "->", "…": "...", "⚠": "!", "├": "|", "└": "`", "│": "|", "─": "-"}
+
+
+def write_any_text() -> None:
+    """Let the standard output accept a recorded text whose characters its encoding lacks."""
+    codecs.register_error("prefactor", _in_plain)
+    stdout: TextIO = sys.stdout
+    if isinstance(stdout, io.TextIOWrapper):
+        stdout.reconfigure(errors="prefactor")
+
+
+def _in_plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    plain = (_PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text)
+    return "".join(plain), error.end
+
+
+def say(text: str) -> None:
+    """Write a line to the standard output."""
+    # Without file=, click writes UTF-8 to a terminal whose encoding is ASCII.
+    click.echo(text, file=sys.stdout)
+
+
+def is_terminal() -> bool:
+    """Whether the standard output is a terminal."""
+    # None: closed when the process started.
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def run(
+    command: Callable[[*Arguments], Awaitable[Answer]],
+    *arguments: *Arguments,
+    backend: str = "asyncio",
+) -> Answer:
+    """Run ``command`` on an event loop; an error of this library ends the process in one line."""
+    try:
+        return anyio.run(command, *arguments, backend=backend)
+    except PrefactorCoreError as error:
+        raise click.ClickException(str(error)) from None
+    except LookupError:
+        raise click.ClickException(f"{backend} is not installed: pip install {backend}") from None
