@@ -36,6 +36,12 @@ def _in_plain(error: UnicodeError) -> tuple[str, int]:
     return "".join(plain), error.end
 
 
+def encodable(text: str) -> str:
+    """``text`` as the standard output shows it: for what counts its columns before."""
+    encoding = sys.stdout.encoding
+    return text.encode(encoding, "prefactor").decode(encoding)
+
+
 def say(text: str) -> None:
     """Write a line to the standard output."""
     # Without file=, click writes UTF-8 to a terminal whose encoding is ASCII.

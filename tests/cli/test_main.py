@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Generator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import anyio
 import pytest
-from support.commands import REPOSITORY, run, run_commands
+from support.commands import REPOSITORY, run, run_commands, run_in_terminal
 from support.harness import StoredRun, stored_runs
 from support.local_api import opened
 from support.server import serve_local_prefactor
@@ -237,30 +236,9 @@ def test_a_pipe_gets_all_however_deep_and_long(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_a_terminal_gets_every_span_cut_at_its_width(tmp_path: Path, encoding: str) -> None:
     tree_in(tmp_path / "prefactor.db", deep=40, wide=100, size=20_000)
-    ours, theirs = os.openpty()
-    with os.fdopen(ours, "rb", buffering=0) as terminal:
-        process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "prefactor_core", "show", "research"],
-            cwd=tmp_path,
-            env={
-                **os.environ,
-                "PYTHONIOENCODING": encoding,
-                "PYTHONPATH": str(REPOSITORY),
-                "COLUMNS": "80",
-                "TERM": "xterm",
-            },
-            stdout=theirs,
-            stderr=subprocess.PIPE,
-        )
-        os.close(theirs)
-        content = b""
-        with suppress(OSError):  # how a terminal ends, on Linux
-            while part := terminal.read(65536):
-                content += part
-        _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (0, b"")
-    text = re.sub(r"\x1b\[[0-9;]*m", "", content.decode(encoding))  # colours
-    lines = text.replace("\r\n", "\n").splitlines()
+    code, text, errors = run_in_terminal("show", "research", cwd=tmp_path, encoding=encoding)
+    assert (code, errors) == (0, "")
+    lines = text.splitlines()
     assert all(line.isprintable() for line in lines)
     assert len(lines) == 1 + 1 + 100 + 40
     cut = "..." if encoding == "ascii" else "…"

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
@@ -63,3 +64,40 @@ def run_commands(
         (int(code), output, error)
         for output, code, error in zip(outputs[::2], outputs[1::2], error_texts, strict=True)
     ]
+
+
+def run_in_terminal(
+    *command: str, cwd: Path, encoding: str = "utf-8", columns: int = 80, typed: str = ""
+) -> tuple[int, str, str]:
+    """The exit code, output and errors of a command that writes to a terminal.
+
+    The output is without colours. ``typed``: the answer to its question.
+    """
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "prefactor_core", *command],
+            cwd=cwd,
+            env={
+                **{k: v for k, v in os.environ.items() if not k.startswith("PREFACTOR_")},
+                "PYTHONIOENCODING": encoding,
+                "PYTHONPATH": str(REPOSITORY),
+                "COLUMNS": str(columns),
+                "TERM": "xterm",
+            },
+            stdin=subprocess.PIPE,
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+        )
+        os.close(theirs)
+        assert process.stdin is not None
+        process.stdin.write(typed.encode())
+        process.stdin.close()
+        process.stdin = None  # or communicate() flushes it
+        content = b""
+        with suppress(OSError):  # how a terminal ends, on Linux
+            while part := terminal.read(65536):
+                content += part
+        _, errors = process.communicate(timeout=60)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", content.decode(encoding))
+    return process.returncode, text.replace("\r\n", "\n"), errors.decode()
