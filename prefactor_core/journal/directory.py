@@ -1,0 +1,192 @@
+"""JournalDirectory: the folder that has a journal for each process; and who holds which.
+
+A journal is a folder ``<pfid>.journal``, and belongs to the process that has locked the file
+``lock`` in it. It comes into being under the name ``.new-<pfid>``, and gets its own when it is
+locked; before it is deleted, it is renamed to ``.old-<pfid>``. So what has the name of a journal
+is a whole one, and without its lock its process is dead.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from stat import S_IMODE, S_ISDIR
+from typing import Final
+
+from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.journal.locks import Lock, locks_work, try_lock
+from prefactor_core.operations.identifiers import generate
+
+_SUFFIX: Final = ".journal"
+_LOCK: Final = "lock"
+_NEW, _OLD = ".new-", ".old-"
+_FILE: Final = re.compile(r"(?:\d{6,}|refused)\.log")
+"""The names of the files in a journal, beside the lock."""
+
+
+class Hold:
+    """A journal, at ``path``, that is locked: nobody else writes to it or deletes it.
+
+    In a forked child it is released, and ``remove()`` does nothing.
+    """
+
+    __slots__ = ("_lock", "path")
+
+    def __init__(self, path: Path, lock: Lock) -> None:
+        self.path = path
+        self._lock = lock
+
+    def watch_fork(self, leave: Callable[[], object]) -> None:
+        """Call ``leave()`` in a forked child: it closes the files of the journal, and forgets their
+        descriptors."""
+        self._lock.watch_fork(leave)
+
+    def release(self) -> None:
+        """Leave the journal to others. A second call does nothing."""
+        self._lock.release()
+
+    def remove(self) -> None:
+        """Delete the journal, and release it. A second call does nothing.
+
+        If this is interrupted or fails, another process does the rest.
+        """
+        if self._lock.is_held:
+            with suppress(OSError):
+                old = self.path.with_name(_OLD + self.path.stem)
+                self.path.rename(old)
+                _delete(old)
+            self._lock.release()
+
+
+class JournalDirectory:
+    """The folder of the journals. No two processes that use it share a journal."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path: Final = Path(path).absolute()
+
+    def open(self) -> None:
+        """Make the folder, with the mode 0700, or check it if it is there.
+
+        Raises :class:`~prefactor_core.PrefactorValueError` if others can read it, and OSError if it
+        cannot be made.
+        """
+        try:
+            import fcntl  # noqa: F401
+        except ImportError as error:
+            raise PrefactorValueError(
+                "journal needs the file locks of Unix, which this system does not have: leave it "
+                "out, and operations are kept in memory"
+            ) from error
+        _make(self.path)
+        check_private(self.path, self.path.stat())
+
+    def create(self) -> Hold:
+        """Make a journal. Raises OSError if that fails."""
+        while True:
+            pfid = generate(0)
+            new = self.path / f"{_NEW}{pfid}"
+            new.mkdir(0o700)
+            new.chmod(0o700)  # whatever the umask
+            lock = try_lock(new / _LOCK)
+            if lock is not None:
+                break
+            # Another process took it for one that was left unfinished.
+        hold = Hold(self.path / f"{pfid}{_SUFFIX}", lock)
+        try:
+            new.rename(hold.path)
+        except BaseException:
+            hold.release()
+            raise
+        return hold
+
+    def journals(self) -> list[Path]:
+        """The folders of all journals, oldest first."""
+        return sorted(self.path.glob(f"*{_SUFFIX}"))
+
+    def abandoned(self) -> Iterator[Hold]:
+        """Hold the journals whose processes have ended, one after another, oldest first.
+
+        The caller releases or removes each. Journals that others can read, symbolic links, and all
+        journals on a file system without reliable locks are left alone.
+        """
+        if not locks_work(self.path):
+            return
+        for leftover in [*self.path.glob(f"{_NEW}*"), *self.path.glob(f"{_OLD}*")]:
+            with suppress(OSError, PrefactorValueError):
+                _delete_leftover(leftover)
+        for path in self.journals():
+            held = None
+            with suppress(OSError, PrefactorValueError):
+                held = hold(path)
+            if held is not None:
+                yield held
+
+
+def hold(path: Path) -> Hold | None:
+    """Hold the journal at ``path``; None if a process has it, or if it is gone.
+
+    Raises :class:`~prefactor_core.PrefactorValueError` if others can read it or it is a symbolic
+    link, and OSError if it cannot be locked.
+    """
+    lock = _lock(path)
+    return None if lock is None else Hold(path, lock)
+
+
+def check_private(path: Path, status: os.stat_result) -> None:
+    """Raise :class:`~prefactor_core.PrefactorValueError` unless ``status``, of ``path``, is that of
+    a folder of this user alone."""
+    user, mode = os.geteuid(), S_IMODE(status.st_mode)
+    if not S_ISDIR(status.st_mode):
+        raise PrefactorValueError(
+            f"journal must be a folder, and {path} is none: give another path"
+        )
+    if status.st_uid != user:
+        raise PrefactorValueError(
+            f"journal must be a folder of this user ({user}), and {path} belongs to user "
+            f"{status.st_uid}: give the path of a new folder"
+        )
+    if mode & 0o077:
+        raise PrefactorValueError(
+            f"journal must be a folder that only its owner can use, and {path} has the mode "
+            f"{mode:04o}: use 'chmod 700 {path}'"
+        )
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and those above it, for this user alone."""
+    if not folder.exists():
+        _make(folder.parent)
+        with suppress(FileExistsError):
+            folder.mkdir(0o700)
+            folder.chmod(0o700)  # whatever the umask
+
+
+def _lock(folder: Path) -> Lock | None:
+    try:
+        check_private(folder, folder.lstat())
+    except FileNotFoundError:
+        return None
+    return try_lock(folder / _LOCK)
+
+
+def _delete_leftover(folder: Path) -> None:
+    """Delete what a process left that ended while it made or deleted a journal."""
+    lock = _lock(folder)
+    if lock is not None:
+        try:
+            _delete(folder)
+        finally:
+            lock.release()
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder that is locked, unless it has files that are not ours."""
+    for file in folder.iterdir():
+        if _FILE.fullmatch(file.name):
+            file.unlink()
+    # The lock goes last: as long as it is there, nobody else takes the folder.
+    (folder / _LOCK).unlink()
+    folder.rmdir()
