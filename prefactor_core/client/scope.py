@@ -15,6 +15,7 @@ from prefactor_core.client.connection import open_api
 from prefactor_core.client.runtime_environment import build_runtime_environment
 from prefactor_core.client.unclosed import watch
 from prefactor_core.config import PrefactorCoreConfig
+from prefactor_core.config.lazy_module import LazyModule
 from prefactor_core.exceptions import (
     ClientScopeError,
     PrefactorApiError,
@@ -23,10 +24,12 @@ from prefactor_core.exceptions import (
 )
 from prefactor_core.exceptions.log import log
 from prefactor_core.export.exporter import Exporter
+from prefactor_core.journal.base import NO_JOURNAL, Journal
 from prefactor_core.operations import Operation
 from prefactor_core.payloads.capture import Capture
 from prefactor_core.queue.awaited import without_waiting
 from prefactor_core.queue.base import Queue
+from prefactor_core.queue.event_loop import EventLoop
 from prefactor_core.queue.memory import InMemoryQueue
 from prefactor_core.queue.retry_policy import Backoff
 from prefactor_core.recording.instance_manager import AgentInstanceManager
@@ -38,7 +41,11 @@ from prefactor_core.recording.span_manager import SpanManager
 
 if TYPE_CHECKING:
     from prefactor_core.api.client import ApiClient, AsgiApp
+    from prefactor_core.client import journaling
     from prefactor_core.schema_registry.payload_check import PayloadChecks
+
+else:
+    journaling = LazyModule("prefactor_core.client.journaling")
 
 logger = logging.getLogger("prefactor_core.client")
 
@@ -53,9 +60,11 @@ class ClientScope:
         self,
         config: PrefactorCoreConfig,
         exporter: Exporter,
+        journal: Journal,
         checks: PayloadChecks | None,
     ) -> None:
         self._connections = AsyncExitStack()
+        self._journal = journal
         self._exporter = exporter
         self.event_loop = exporter.event_loop
         self.counters = exporter.counters
@@ -86,7 +95,7 @@ class ClientScope:
         self.span_manager = SpanManager(self.recorder, exporter.identities)
         self.quality_manager = QualityManager(self.recorder)
         exporter.run_also(LongSpans(self.recorder, config.queue_config.report_after))
-        self._unclosed = watch(exporter, exporter.counters, exporter.event_loop)
+        self._unclosed = watch(exporter, exporter.counters, exporter.event_loop, journal)
 
     @classmethod
     async def open(
@@ -121,6 +130,9 @@ class ClientScope:
                 multiplier=http.retry_multiplier,
                 cap=http.max_retry_delay,
             )
+            event_loop = EventLoop.here()
+            journal = _open_journal(config, event_loop)
+            opening.callback(journal.close)
             exporter = Exporter(
                 api,
                 queues,
@@ -128,8 +140,14 @@ class ClientScope:
                 backoff,
                 config.drain_timeout,
                 config.termination_poll_interval,
+                event_loop,
+                journal,
             )
-            scope = cls(config, exporter, checks)
+            scope = cls(config, exporter, journal, checks)
+            if config.journal:
+                journaling.keep(
+                    config, journal, api, exporter, scope.instance_manager, scope.recorder
+                )
             await exporter.__aenter__()
             # Nothing below waits or fails, so the line above need not be undone.
             scope._connections = opening.pop_all()
@@ -170,9 +188,11 @@ class ClientScope:
         #    b. The workers drain for at most drain_timeout, shielded from cancellation. asyncio's
         #       own Task.cancel() and Ctrl-C on trio, which no shield stops, break the drain off.
         #    c. Workers that still run are cancelled; then the empty task group closes.
-        #    d. Every operation that is not delivered counts as dropped.
-        # 4. One warning reports the loss, if there is one.
-        # 5. Connections close, and the local database, within CLOSE_TIMEOUT.
+        #    d. Every operation that is not delivered counts as dropped, unless the journal has it:
+        #       then it stays pending.
+        # 4. One warning reports the loss, if there is one; one the rest that the journal has.
+        # 5. The journal closes, and is deleted if nothing is left in it. Then connections close,
+        #    and the local database, within CLOSE_TIMEOUT.
         # 6. With raise_on_loss, a loss raises an error, but never in place of the body's.
         # 7. The program's signal handlers are back (client.py). A signal that arrived after step
         #    1 is raised again: there was no body left to cancel.
@@ -200,10 +220,25 @@ class ClientScope:
             statistics = self.counters.statistics()
             if statistics.lost:
                 log(logger, logging.WARNING, "%s", statistics.describe_loss())
+            if statistics.pending:
+                message = "%d of %d Prefactor operations are left in the journal %s, for the next "
+                message += "client that has it"
+                log(
+                    logger,
+                    logging.WARNING,
+                    message,
+                    statistics.pending,
+                    statistics.accepted,
+                    self._journal.name,
+                )
             with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
                 await self._connections.aclose()
         if self._raise_on_loss and not raises and statistics.lost:
             raise PrefactorTelemetryFailureError(statistics.describe_loss(), statistics)
+
+
+def _open_journal(config: PrefactorCoreConfig, event_loop: EventLoop) -> Journal:
+    return journaling.open_journal(config, event_loop) if config.journal else NO_JOURNAL
 
 
 def _payload_checks(config: PrefactorCoreConfig) -> PayloadChecks | None:

@@ -12,13 +12,14 @@ from prefactor_core.exceptions.log import log
 
 if TYPE_CHECKING:
     from prefactor_core.export.counters import Counters
+    from prefactor_core.journal.base import Journal
     from prefactor_core.queue.event_loop import EventLoop
 
 logger = logging.getLogger("prefactor_core.client")
 
 
 def watch(
-    exporter: object, counters: Counters, event_loop: EventLoop
+    exporter: object, counters: Counters, event_loop: EventLoop, journal: Journal
 ) -> weakref.finalize[..., object]:
     """Log the operations that were not delivered, if ``exporter`` is collected or the interpreter
     ends first. Call ``detach()`` on the result to prevent that: the client has closed.
@@ -32,8 +33,8 @@ def watch(
             other()
         if not other.alive:
             _watched.pop(other, None)
-    # Keeps no client alive: neither the counters nor the event loop refers to it.
-    watched = weakref.finalize(exporter, _log_loss, counters, event_loop)
+    # Keeps no client alive: neither the counters nor the others refer to it.
+    watched = weakref.finalize(exporter, _log_loss, counters, event_loop, journal)
     _watched[watched] = event_loop
     return watched
 
@@ -41,13 +42,17 @@ def watch(
 _watched: dict[weakref.finalize[..., object], EventLoop] = {}
 
 
-def _log_loss(counters: Counters, event_loop: EventLoop) -> None:
+def _log_loss(counters: Counters, event_loop: EventLoop, journal: Journal) -> None:
     # Runs in any thread, between any two statements of the program, or as the interpreter ends:
     # it must not use the event loop.
     statistics = counters.statistics()
-    if event_loop.is_forked or not (statistics.pending or statistics.lost):
+    if event_loop.is_forked:
         return
-    dropped = {**statistics.dropped, "never closed": statistics.pending}
+    left = journal.pending
+    journal.abandon()  # the next client that has it ends the runs, too
+    if not (statistics.pending > left or statistics.lost):
+        return
+    dropped = {**statistics.dropped, "never closed": statistics.pending - left}
     loss = msgspec.structs.replace(
         statistics, dropped={reason: count for reason, count in dropped.items() if count}
     )

@@ -5,7 +5,6 @@ The classes are plain mutable structs: an assignment after construction is not c
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import (
@@ -27,16 +26,16 @@ from msgspec.structs import asdict, fields
 from prefactor_core.config.http import LOCAL_PREFIX, HttpClientOptions
 from prefactor_core.config.http import HttpClientConfig as HttpClientConfig
 from prefactor_core.config.lazy_module import LazyModule
+from prefactor_core.config.queue import QueueConfig as QueueConfig
 from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.exceptions.checks import (
     to_at_least,
-    to_count,
+    to_folder,
     to_positive,
     to_sdk_entry,
     to_seconds,
     to_signals,
     to_text,
-    to_whole,
 )
 from prefactor_core.payloads.credentials import redact_credentials
 from prefactor_core.payloads.redaction import REDACT_SECRETS, Redact, redact_keys
@@ -50,90 +49,22 @@ else:
 
 _NOWHERE = f"{LOCAL_PREFIX}:memory:"
 
+_LEAST_JOURNAL_BYTES = 1_000_000
+
 CheckMode: TypeAlias = Literal["off", "warn", "raise"]
 """The reaction to a payload that does not fit its schema."""
 
 OnRefused: TypeAlias = Literal["log", "raise"]
 """The reaction of a run's scope if the API refuses to register the run."""
 
+JournalSync: TypeAlias = Literal["process", "disk"]
+"""What the journal survives: the death of the process, or also that of the machine."""
+
 _NOTHING_CONFIGURED = (
     "nothing says which Prefactor to record to. Either set PREFACTOR_API_URL and "
     "PREFACTOR_API_TOKEN in the environment (or pass api_url= and api_token=), or pass "
     'api_url="local:PATH" to record into a database file without an account.'
 )
-
-
-class QueueConfig(Struct):
-    """How recorded operations are delivered in the background.
-
-    ``num_workers``: tasks that send at the same time, 1 to 20. The operations of one agent
-    instance all go through one of them, in order.
-    ``max_retries``: how often an operation that the API does not accept, while it accepts
-    others, is tried again before it is given up; 0 or more. During an outage of the API nothing
-    is given up for as long as the scope lives.
-    ``retry_delay_base``: seconds. A failed request is sent again after a tenth of it; while all
-    requests fail, all workers wait, after each failure ``retry_multiplier`` times as long as
-    before. An operation that fails alone while others are accepted waits that long itself.
-    ``report_after``: seconds. A span that is still open so long after its entering is reported as
-    active, its ancestors first, so that the running step shows: at most a quarter later, if the
-    event loop is not blocked. 0 reports it at its entering; with ``math.inf`` no time does. Spans
-    whose payload is filled in from the result are passed over, and so are the spans inside. Of
-    the standard types that is :class:`~prefactor_core.span_types.LLMCall`. If ``start()`` or the
-    operation of a child reports one before its end, ``token_usage`` stays in the result, where
-    dashboards do not look.
-    ``batch_window``: how long an operation waits for others to share its request, in
-    seconds; 0 or more.
-    ``max_batch_operations``, ``max_batch_bytes``: the size of one request, at least one
-    operation. The bytes are those of payloads, and an estimate for the rest.
-    ``max_pending_operations``, ``max_pending_bytes``: the operations that may wait for delivery.
-    By default there is room for a burst of more than 50,000 ordinary spans. The bytes include the
-    payloads of open spans: if these fill the room, a marker replaces any further payload, and the
-    span itself is recorded.
-    ``when_full``: the treatment of a new span when the room is full. ``"drop"``: the span is
-    counted and not recorded, and its children become those of its parent. ``"wait"``: ``async
-    with`` and ``create_span`` wait for room, and nothing is lost; synchronous code, which cannot
-    wait, drops. Operations of spans and runs that were accepted are always accepted.
-
-    Raises :class:`PrefactorValueError` for a value out of its bounds.
-    """
-
-    num_workers: int = 3
-    max_retries: int = 3
-    retry_delay_base: float = 1.0
-    report_after: float = 1.0
-    batch_window: float = 0.1
-    max_batch_operations: int = 500
-    # Below the limit of 1 MiB that many proxies have.
-    max_batch_bytes: int = 1_000_000
-    max_pending_operations: int = 200_000
-    max_pending_bytes: int = 128 * 1024 * 1024
-    when_full: Literal["drop", "wait"] = "drop"
-
-    def __post_init__(self) -> None:
-        self.num_workers = to_whole("num_workers", self.num_workers)
-        if not 1 <= self.num_workers <= 20:
-            raise PrefactorValueError(
-                f"num_workers must be between 1 and 20, got {in_message(self.num_workers)}"
-            )
-        self.max_retries = to_count("max_retries", self.max_retries)
-        self.retry_delay_base = to_positive("retry_delay_base", self.retry_delay_base)
-        self.report_after = to_seconds("report_after", self.report_after)
-        self.batch_window = to_seconds("batch_window", self.batch_window)
-        if self.batch_window == math.inf:
-            raise PrefactorValueError(
-                f"batch_window must have an end, got {in_message(self.batch_window)}"
-            )
-        for name in (
-            "max_batch_operations",
-            "max_batch_bytes",
-            "max_pending_operations",
-            "max_pending_bytes",
-        ):
-            setattr(self, name, to_at_least(name, getattr(self, name), 1))
-        if self.when_full not in ("drop", "wait"):
-            raise PrefactorValueError(
-                f"when_full must be 'drop' or 'wait', got {in_message(self.when_full)}"
-            )
 
 
 class PrefactorOptions(TypedDict, total=False):
@@ -155,6 +86,9 @@ class PrefactorOptions(TypedDict, total=False):
     capture_payloads: bool
     max_payload_bytes: int
     redact: Redact | None
+    journal: str | os.PathLike[str] | None
+    journal_sync: JournalSync
+    journal_max_bytes: int
 
 
 def check_options(options: Mapping[str, object]) -> None:
@@ -211,6 +145,16 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     :func:`~prefactor_core.redact_credentials` make such functions. The default is that of
     ``redact_keys()``, which hides the values under the usual names of secrets; None records
     everything as it is.
+    ``journal``: a folder for a journal of what is recorded, so that nothing is lost when the
+    process dies or the API is away for long: the next client with the same folder delivers what is
+    left there, and ends what was left open. The default is ``PREFACTOR_JOURNAL`` in the
+    environment, else no journal; ``""`` is none in any case. The folder is made, for its owner
+    alone; any number of processes may share it.
+    ``journal_sync``: ``"process"`` writes to the operating system, which survives the death of the
+    process; ``"disk"`` has a thread bring it to the disk within some 20 ms, which survives the
+    death of the machine, and :meth:`~prefactor_core.PrefactorCoreClient.flush` waits for that.
+    ``journal_max_bytes``: the limit for the files of this client's journal, at least 1,000,000
+    bytes; at the limit new spans are treated as ``when_full`` says.
 
     Raises :class:`PrefactorValueError` for a value out of its bounds.
     """
@@ -232,6 +176,9 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     capture_payloads: bool = True
     max_payload_bytes: int = 500_000
     redact: Redact | None = REDACT_SECRETS
+    journal: str | os.PathLike[str] | None = None
+    journal_sync: JournalSync = "process"
+    journal_max_bytes: int = 256 * 1024 * 1024
 
     if TYPE_CHECKING:
         # The accepted types are wider than those of the fields, which a struct cannot declare.
@@ -281,6 +228,16 @@ class PrefactorCoreConfig(Struct, kw_only=True):
         self.max_payload_bytes = to_at_least("max_payload_bytes", self.max_payload_bytes, 1024)
         if self.redact is not None and not callable(self.redact):
             raise PrefactorValueError(f"redact must be a function, got {in_message(self.redact)}")
+        if self.journal is None:
+            self.journal = os.environ.get("PREFACTOR_JOURNAL", "").strip()
+        self.journal = to_folder("journal", self.journal)
+        if self.journal_sync not in get_args(JournalSync):
+            raise PrefactorValueError(
+                f"journal_sync must be 'process' or 'disk', got {in_message(self.journal_sync)}"
+            )
+        self.journal_max_bytes = to_at_least(
+            "journal_max_bytes", self.journal_max_bytes, _LEAST_JOURNAL_BYTES
+        )
         for factory in (redact_keys, redact_credentials):
             if cast("object", self.redact) is factory:
                 name = factory.__name__

@@ -6,6 +6,7 @@ the requirement.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC
@@ -100,6 +101,14 @@ def to_at_least(name: str, value: object, least: int) -> int:
     if number < least:
         raise PrefactorValueError(f"{name} must be at least {least}, got {in_message(value)}")
     return number
+
+
+def to_folder(name: str, value: object) -> str:
+    """Return the path of a folder as text; empty for none."""
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(path, str) or "\0" in path:
+        raise PrefactorValueError(f"{name} must be the path of a folder, got {in_message(value)}")
+    return str.__str__(path)
 
 
 def to_statuses(name: str, value: object) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """Batcher: the operations that one worker has to send, and which of them go together. Pure.
 
-An operation is a :class:`BatchItem` from the moment the worker takes it out of its queue until it
-is completed: delivered, or dropped. Order is kept within a run; runs take turns.
+An operation is a :class:`~prefactor_core.export.batch_item.BatchItem` from the moment the worker
+takes it out of its queue until it is completed: delivered, or dropped. Order is kept within a run;
+runs take turns.
 """
 
 from __future__ import annotations
@@ -11,9 +12,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
 
-import msgspec
-from msgspec import UNSET, Struct
-
+from prefactor_core.export.batch_item import BatchItem
 from prefactor_core.models.lifecycle import SpanStatus
 from prefactor_core.operations import (
     CreateSpan,
@@ -24,58 +23,8 @@ from prefactor_core.operations import (
     RegisterAgentInstance,
     StartAgentInstance,
 )
-from prefactor_core.payloads.capture import EMPTY, truncated
 
 _SPANS = (CreateSpan, FinishSpan)
-
-
-class BatchItem(Struct, eq=False, gc=False):
-    """One item of a request: an operation, or the start and the finish of a span in one.
-
-    ``position``: how many operations the worker took before this one. ``count``: how many
-    operations it stands for, 1 or 2. ``size``: bytes in a request, about.
-    ``alone``: send it by its own endpoint. ``in_bulk``: send it by bulk, with nothing else.
-    ``failed_in_bulk``: bulk gave an error for this item, and not for the whole request.
-    ``sent``: was in a request. ``completed``: delivered, or dropped.
-    ``original``: the operation before its parent or payload was left out because the API refused
-    it; restored if the API refuses the reduced one, too.
-    ``given_id``: whether the create asks for the id of the span; fixed when the item is
-    first sent, because its idempotency key stands for one body.
-    ``attempts``: failed requests that had it in them; in the drain, since the drain began.
-    ``outcome_unknown``: one of them got no answer. ``accepted_before``:
-    :attr:`CircuitBreaker.accepted` when it failed alone; None if it did not. ``faults``: how
-    often it failed alone again although the API had accepted others since.
-    ``overtaken``: whether its dependents may be sent before it, because nothing else is there to
-    show whether the API accepts operations.
-    ``due``: when it may be sent again, on the clock of the event loop.
-    """
-
-    operation: Operation
-    position: int
-    size: int
-    count: int = 1
-    alone: bool = False
-    in_bulk: bool = False
-    failed_in_bulk: bool = False
-    sent: bool = False
-    completed: bool = False
-    given_id: bool = True
-    original: Operation | None = None
-    attempts: int = 0
-    outcome_unknown: bool = False
-    accepted_before: int | None = None
-    faults: int = 0
-    overtaken: bool = False
-    due: float = 0.0
-
-    def shrink(self) -> bool:
-        """Leave the larger payload out from now on; return whether there is one."""
-        smaller = without_payload(self.operation)
-        if smaller is None:
-            return False
-        self.original = self.original or self.operation
-        self.operation = smaller
-        return True
 
 
 class _Run:
@@ -164,16 +113,38 @@ class Batcher:
                 assert isinstance(start.operation, CreateSpan)
                 start.operation = start.operation.finished_by(operation)
                 start.size = start.operation.size
-                start.count = 2
+                start.keys = (*start.keys, operation.idempotency_key)
                 return True
-        item = BatchItem(operation, position, operation.size)
-        run = self._runs.get(operation.instance_id)
-        if run is None:
-            run = self._runs[operation.instance_id] = _Run()
-        run.items.append(item)
+        item = BatchItem(operation, position, operation.size, (operation.idempotency_key,))
+        self._append(item)
         if isinstance(operation, CreateSpan) and operation.status is SpanStatus.ACTIVE:
             self._unsent_starts[operation.span_id] = item
         return False
+
+    def add_sent(
+        self,
+        operation: Operation,
+        keys: tuple[str, ...],
+        original: Operation | None,
+        *,
+        given_id: bool,
+    ) -> None:
+        """Add an item that an earlier process has sent, perhaps; it keeps the form it was sent in.
+
+        ``keys``, ``original``, ``given_id``: see :class:`BatchItem`.
+        """
+        item = BatchItem(operation, self.added, operation.size, keys)
+        item.original, item.given_id, item.sent = original, given_id, True
+        self.added += item.count
+        self.operations += item.count
+        self._append(item)
+
+    def _append(self, item: BatchItem) -> None:
+        instance_id = item.operation.instance_id
+        run = self._runs.get(instance_id)
+        if run is None:
+            run = self._runs[instance_id] = _Run()
+        run.items.append(item)
 
     def remove_completed(self, batch: Iterable[BatchItem]) -> None:
         """Remove the completed items of ``batch``; each is removed once."""
@@ -374,15 +345,3 @@ def _created(operations: Iterable[Operation]) -> set[str]:
 def half(batch: Sequence[BatchItem]) -> int:
     """How many operations a batch may have that is to be half of ``batch``."""
     return max(1, sum(item.count for item in batch) // 2)
-
-
-def without_payload(operation: Operation) -> Operation | None:
-    """The operation with its larger payload replaced by a marker; None if none is large."""
-    payload = operation.payload if isinstance(operation, CreateSpan | RecordQuality) else EMPTY
-    result = operation.result_payload if isinstance(operation, CreateSpan | FinishSpan) else UNSET
-    sizes = {"payload": len(payload), "result_payload": 0 if result is UNSET else len(result)}
-    largest = max(sizes, key=sizes.__getitem__)
-    marker = truncated(sizes[largest])
-    if sizes[largest] <= len(marker):
-        return None
-    return msgspec.structs.replace(operation, **{largest: marker})

@@ -11,10 +11,11 @@ from typing import Any, Protocol
 import anyio
 
 from prefactor_core.config import QueueConfig
-from prefactor_core.export.batch import without_payload
+from prefactor_core.export.batch_item import without_payload
 from prefactor_core.export.counters import Counters
 from prefactor_core.export.loss_report import LossReport
 from prefactor_core.export.worker_queue import WorkerQueue
+from prefactor_core.journal.base import NO_JOURNAL, Journal
 from prefactor_core.models.lifecycle import SpanStatus
 from prefactor_core.operations import (
     CreateSpan,
@@ -59,8 +60,11 @@ class Buffer:
         losses: LossReport,
         config: QueueConfig,
         event_loop: EventLoop,
+        journal: Journal = NO_JOURNAL,
     ) -> None:
         self.event_loop = event_loop
+        self.journal = journal
+        self._has_journal = journal.is_on
         self._thread_id = event_loop.thread_id
         self.worker_queues = [WorkerQueue(queue) for queue in queues]
         # How many tasks wait for a completion: while above zero, workers skip the batch window.
@@ -89,7 +93,9 @@ class Buffer:
     @property
     def full(self) -> bool:
         """Whether the buffer drops new spans."""
-        return self._counters.reaches(self._max_operations - self._reserved_slots, self.max_bytes)
+        return self.journal.is_full or self._counters.reaches(
+            self._max_operations - self._reserved_slots, self.max_bytes
+        )
 
     def record(
         self,
@@ -119,16 +125,21 @@ class Buffer:
             counters.queued - counters.completed >= self._max_operations - self._reserved_slots
             or counters.queued_bytes - counters.completed_bytes + counters.open_bytes - held
             >= self.max_bytes
+            or (self._has_journal and self.journal.is_full)
         ):
             if self.full and isinstance(operation, _NEW):
                 self.drop_new("full")
                 return False
             if isinstance(operation, CreateSpan | FinishSpan) and (
-                counters.held_bytes - held >= self.max_bytes
+                self.journal.is_full or counters.held_bytes - held >= self.max_bytes
             ):
                 # Accept it, with a marker in place of a large payload.
                 operation = without_payload(operation) or operation
                 size = operation.size
+        if self._has_journal:
+            # Before it is accepted: if an exception from outside comes in between, the operation
+            # is recorded again, under the same key, or it is delivered after a restart.
+            self.journal.append(operation)
         # Accepted here: one statement without a call, so that nothing can interrupt it.
         if subject is None:
             counters.queued, counters.queued_bytes, self._reserved_slots, self._entering = (
@@ -328,6 +339,7 @@ class Buffer:
         self._putting = None
         self._counters.fail(error)
         self._counters.drop("queue", 1, operation.size)
+        self.journal.withdrawn(operation)
         detail = f"the client's queue refuses them ({type(error).__name__}: {error})"
         self._losses.dropped_in_any_thread("queue", detail)
         return False

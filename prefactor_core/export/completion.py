@@ -10,11 +10,12 @@ import anyio
 from prefactor_core.exceptions import PrefactorCoreError
 from prefactor_core.exceptions.log import log
 from prefactor_core.export.api_limits import ApiLimits
-from prefactor_core.export.batch import BatchItem
+from prefactor_core.export.batch_item import BatchItem
 from prefactor_core.export.circuit_breaker import CircuitBreaker
 from prefactor_core.export.counters import Counters
 from prefactor_core.export.identity import Identities, RunIdentity
 from prefactor_core.export.loss_report import LossReport
+from prefactor_core.journal.base import NO_JOURNAL, Journal
 from prefactor_core.models.lifecycle import is_terminal
 from prefactor_core.operations import (
     CreateSpan,
@@ -46,7 +47,9 @@ class Completion:
         breaker: CircuitBreaker,
         limits: ApiLimits,
         losses: LossReport,
+        journal: Journal = NO_JOURNAL,
     ) -> None:
+        self._journal = journal
         self._counters = counters
         self.identities = identities
         self._breaker = breaker
@@ -93,6 +96,8 @@ class Completion:
                         self.api_makes_ids()
                     run.span_made(span_id, api_id)
                     self.identities.keep(run)
+                    # Before the item is settled, or a restart would not know the id.
+                    self._journal.identified(operation.instance_id, span_id, api_id)
                 elif item.given_id:
                     self._api_takes_ids()
             case RegisterAgentInstance(instance_id=instance_id) if api_id is not None:
@@ -100,6 +105,8 @@ class Completion:
                     # Refused with an environment, and accepted without: that was the reason.
                     self.limits.refuses_environment(anyio.current_time())
                 self.identities.registered(instance_id, api_id)
+                if api_id != instance_id:
+                    self._journal.identified(instance_id, None, api_id)
             case FinishAgentInstance():
                 self._run_ended(run)
             case _:
@@ -127,12 +134,14 @@ class Completion:
                     if run.registration.refused(error):
                         self._counters.hand_back(item.count, item.size)
                     else:
+                        self._journal.set_aside(item, reason, str(error))
                         self._counters.drop(reason, item.count, item.size)
                     return
             case FinishAgentInstance():
                 self._run_ended(run)
             case _:
                 pass
+        self._journal.set_aside(item, reason, None if error is None else str(error))
         self._counters.drop(reason, item.count, item.size)
         if run.lost is None or error is not None:
             detail = None if error is None else f"{_name(operation)} is given up: {error}"

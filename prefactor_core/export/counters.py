@@ -134,9 +134,9 @@ class Counters:
         self.completed += count
         self.completed_bytes += size
 
-    def drop_rest(self, reason: str) -> None:
-        """Drop all pending operations."""
-        self.drop(reason, self.pending, self.pending_bytes)
+    def drop_rest(self, reason: str, kept: int = 0) -> None:
+        """Drop all pending operations but ``kept``, which the journal has."""
+        self.drop(reason, self.pending - kept, 0 if kept else self.pending_bytes)
 
     def statistics(self) -> Statistics:
         """Return the balance of this moment; for any thread."""

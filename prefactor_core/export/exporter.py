@@ -20,6 +20,7 @@ from prefactor_core.export.loss_report import LossReport
 from prefactor_core.export.sender import Sender
 from prefactor_core.export.status_poll import StatusPoll
 from prefactor_core.export.worker import Worker
+from prefactor_core.journal.base import NO_JOURNAL, Journal
 from prefactor_core.operations import Operation
 from prefactor_core.queue.base import Queue
 from prefactor_core.queue.event_loop import EventLoop
@@ -55,19 +56,32 @@ class Exporter:
         backoff: Backoff,
         drain_timeout: float,
         poll_interval: float,
+        event_loop: EventLoop | None = None,
+        journal: Journal = NO_JOURNAL,
     ) -> None:
         self._drain_timeout = drain_timeout
-        self.event_loop = EventLoop.here()
+        self._journal = journal
+        self.event_loop = EventLoop.here() if event_loop is None else event_loop
         self._breaker = CircuitBreaker(backoff)
         self.counters = Counters(self._breaker)
         self.identities = Identities()
         self._losses = LossReport(self.counters, self.event_loop)
-        self.buffer = Buffer(queues, self.counters, self._losses, config, self.event_loop)
+        self.buffer = Buffer(queues, self.counters, self._losses, config, self.event_loop, journal)
         limits = ApiLimits(self.counters, config.max_batch_bytes)
-        completion = Completion(self.counters, self.identities, self._breaker, limits, self._losses)
+        completion = Completion(
+            self.counters, self.identities, self._breaker, limits, self._losses, journal
+        )
         self.sender = Sender(api, self.counters, self._breaker, completion)
         workers = [
-            Worker(worker_queue, self.buffer, self.sender, self._breaker, self.counters, config)
+            Worker(
+                worker_queue,
+                self.buffer,
+                self.sender,
+                self._breaker,
+                self.counters,
+                config,
+                journal,
+            )
             for worker_queue in self.buffer.worker_queues
         ]
         poll = StatusPoll(
@@ -95,7 +109,9 @@ class Exporter:
         try:
             await self._workers.__aexit__(exc_type, error, traceback)  # noqa: ASYNC102
         finally:
-            self.counters.drop_rest("drain_timeout")
+            # What the journal has is left for the next process. Of what it could not take, at most
+            # so much is pending as the journal does not know.
+            self.counters.drop_rest("drain_timeout", self._journal.pending)
             self.buffer.close()
             self.identities.close()
 

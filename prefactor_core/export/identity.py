@@ -184,6 +184,19 @@ class RunIdentity:
             case _:
                 return operation
 
+    def given_span_ids(self) -> Sequence[tuple[str, str]]:
+        """The spans to which the API gave other ids: the recorded ones, and the API's."""
+        return list((self._ended_api_ids | self._api_ids).items())
+
+    def lost_spans(self) -> Sequence[tuple[str, str, str | None]]:
+        """The lost spans, for :meth:`restore_lost_span`: id, reason, and the nearest ancestor that
+        was not lost."""
+        return [(id, *lost) for id, lost in list(self._lost_spans.items())]
+
+    def restore_lost_span(self, span_id: str, reason: str, parent_span_id: str | None) -> None:
+        """Note a span that an earlier process has lost."""
+        self._lost_spans[_bare(span_id)] = (reason, parent_span_id)
+
     def forget_spans(self) -> None:
         """Forget the spans of a run of which nothing is pending."""
         self._api_ids.clear()
@@ -251,6 +264,11 @@ class Identities:
         # Else the id belongs to an open run: for the API both are one.
         if run.registration is not None:
             run.registration.registered()
+
+    def all_known(self) -> Sequence[RunIdentity]:
+        """All runs of which anything is known."""
+        kept = [*self.runs.values(), *self._foreign.values(), *self._ended.values()]
+        return list({id(run): run for run in kept}.values())
 
     def close(self) -> None:
         """End the waits for registrations: the client has closed."""

@@ -22,7 +22,7 @@ NO_PARENT: Final = "spans are kept without the parent that they were given"
 """The loss that is counted when the API does not know a parent."""
 
 _WHY: Final[Mapping[str, str]] = {
-    "full": "max_pending_operations or max_pending_bytes is reached",
+    "full": "max_pending_operations, max_pending_bytes or journal_max_bytes is reached",
     "run_ended": "they were recorded in an agent instance that has ended",
     "refused": "the Prefactor API refuses them",
     "retries_exhausted": "the Prefactor API fails at them while it takes others",

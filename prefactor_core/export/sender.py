@@ -15,7 +15,7 @@ from prefactor_core.exceptions import (
     PrefactorUnreachableError,
 )
 from prefactor_core.exceptions.log import log
-from prefactor_core.export.batch import BatchItem
+from prefactor_core.export.batch_item import BatchItem
 from prefactor_core.export.circuit_breaker import CircuitBreaker
 from prefactor_core.export.completion import Completion
 from prefactor_core.export.counters import Counters
@@ -132,7 +132,7 @@ class Sender:
         else:
             api_id = answer.details.id
             self.completion.handle_control(operation.instance_id, answer.control)
-            if item.failed_in_bulk and not _is_changed(item):
+            if item.failed_in_bulk and not item.is_changed:
                 self.limits.accepted_only_alone(operation.type, anyio.current_time())
         if isinstance(operation, CreateSpan) and operation.parent_span_id is None:
             self.completion.kept_without_parent(item.original)
@@ -271,14 +271,6 @@ class Sender:
         if outage is not None:
             message = "the Prefactor API accepts operations again after %.1f s"
             log(logger, logging.INFO, message, outage)
-
-
-def _is_changed(item: BatchItem) -> bool:
-    """Whether a part of an item was left out because the API refused it."""
-    operation = item.operation
-    return item.original is not None or (
-        isinstance(operation, RegisterAgentInstance) and operation.is_as_given
-    )
 
 
 def _lacks_id(operation: Operation, output: Output) -> bool:

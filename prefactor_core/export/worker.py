@@ -7,7 +7,8 @@ import math
 import anyio
 
 from prefactor_core.config import QueueConfig
-from prefactor_core.export.batch import BatchItem, half
+from prefactor_core.export.batch import half
+from prefactor_core.export.batch_item import BatchItem
 from prefactor_core.export.buffer import Buffer
 from prefactor_core.export.circuit_breaker import CircuitBreaker
 from prefactor_core.export.counters import Counters
@@ -23,6 +24,7 @@ from prefactor_core.export.failures import (
 )
 from prefactor_core.export.sender import Sender
 from prefactor_core.export.worker_queue import WorkerQueue
+from prefactor_core.journal.base import NO_JOURNAL, Journal
 from prefactor_core.operations import ENVELOPE_SIZE, Operation
 from prefactor_core.queue.base import QueueClosedError
 
@@ -52,7 +54,9 @@ class Worker:
         breaker: CircuitBreaker,
         counters: Counters,
         config: QueueConfig,
+        journal: Journal = NO_JOURNAL,
     ) -> None:
+        self._journal = journal
         self._worker_queue = worker_queue
         self._queue = worker_queue.queue
         self._batcher = worker_queue.batcher
@@ -141,7 +145,7 @@ class Worker:
             overtaking=breaker.accepted if self._draining else None,
         )
         if [item for item in batch if self._sender.completion.drop_if_lost(item)]:
-            batcher.remove_completed(batch)
+            self._remove_completed(batch)
             self._buffer.completed()
         elif (wait := breaker.wait(now)) > 0:
             # The worker that has just probed lets the others, with other operations, go first.
@@ -150,6 +154,7 @@ class Worker:
         elif batch:
             one_given_id = not given_ids and limits.gives_ids(now)
             batcher.mark_sent(batch, given_ids=given_ids, one_given_id=one_given_id)
+            self._journal.sending(batch)
             await self._send_batch(batch)
         else:
             await self._worker_queue.pause_for_more(batcher.next_due(now) - now)
@@ -164,7 +169,7 @@ class Worker:
         else:
             self._succeeded(batch, single)
         finally:
-            self._batcher.remove_completed(batch)
+            self._remove_completed(batch)
             if is_probe:
                 self._has_just_probed = True
             if is_probe or self._recoveries != self._breaker.recoveries:
@@ -172,6 +177,10 @@ class Worker:
                 # failures, and show that they are over while the probe is not answered yet.
                 self._buffer.wake()
         self._buffer.completed()
+
+    def _remove_completed(self, batch: list[BatchItem]) -> None:
+        self._journal.settled([item for item in batch if item.completed])
+        self._batcher.remove_completed(batch)
 
     def _succeeded(self, batch: list[BatchItem], single: bool) -> None:
         self._single_next = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from msgspec import Raw
 
@@ -54,6 +54,11 @@ class Journal(Protocol):
         ...
 
     @property
+    def name(self) -> str:
+        """Where it is, for a log line."""
+        ...
+
+    @property
     def pending(self) -> int:
         """The number of operations in the journal that are not settled."""
         ...
@@ -93,10 +98,12 @@ class Journal(Protocol):
     async def synced(self) -> None:
         """Return when all that is appended so far is on the disk, if the mode asks for that."""
 
-    def close(self, *, is_over: bool) -> None:
-        """Close the files, and remove them if nothing is pending.
+    def close(self) -> None:
+        """Close the files of a scope that was left in order, in which all runs and spans have
+        ended; remove them if nothing is pending."""
 
-        ``is_over``: whether all runs and spans have ended; False if the process just ends."""
+    def abandon(self) -> None:
+        """Close the files as if the process had died."""
 
 
 class NoJournal:
@@ -104,6 +111,7 @@ class NoJournal:
 
     is_on = False
     is_full = False
+    name = ""
     pending = 0
 
     def append(self, operation: Operation) -> None: ...
@@ -132,4 +140,9 @@ class NoJournal:
 
     async def synced(self) -> None: ...
 
-    def close(self, *, is_over: bool) -> None: ...
+    def close(self) -> None: ...
+
+    def abandon(self) -> None: ...
+
+
+NO_JOURNAL: Final = NoJournal()

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from stat import S_IMODE, S_ISDIR
+from stat import S_IMODE, S_ISDIR, S_ISLNK
 from typing import Final
 
 from prefactor_core.exceptions import PrefactorValueError
@@ -89,11 +89,12 @@ class JournalDirectory:
             pfid = generate(0)
             new = self.path / f"{_NEW}{pfid}"
             new.mkdir(0o700)
-            new.chmod(0o700)  # whatever the umask
+            # Until it is locked, another process may take it for a leftover.
+            with suppress(FileNotFoundError):
+                new.chmod(0o700)  # whatever the umask
             lock = try_lock(new / _LOCK)
             if lock is not None:
                 break
-            # Another process took it for one that was left unfinished.
         hold = Hold(self.path / f"{pfid}{_SUFFIX}", lock)
         try:
             new.rename(hold.path)
@@ -140,9 +141,8 @@ def check_private(path: Path, status: os.stat_result) -> None:
     a folder of this user alone."""
     user, mode = os.geteuid(), S_IMODE(status.st_mode)
     if not S_ISDIR(status.st_mode):
-        raise PrefactorValueError(
-            f"journal must be a folder, and {path} is none: give another path"
-        )
+        kind = "a symbolic link" if S_ISLNK(status.st_mode) else "a file"
+        raise PrefactorValueError(f"journal must be a folder, and {path} is {kind}")
     if status.st_uid != user:
         raise PrefactorValueError(
             f"journal must be a folder of this user ({user}), and {path} belongs to user "

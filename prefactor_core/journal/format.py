@@ -20,12 +20,13 @@ import re
 from collections.abc import Iterator
 from enum import IntEnum
 from struct import Struct as Layout
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 from zlib import crc32
 
 import msgspec
 from msgspec import Raw, Struct
 
+from prefactor_core.exceptions import PrefactorCoreError
 from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
 from prefactor_core.operations import Operation
 
@@ -33,7 +34,8 @@ VERSION: Final = 1
 """The version of the format. A file of a later one is not read, and not changed."""
 
 HEAD: Final = Layout("<IIQB")
-SEED: Final = 0xFFFFFFFF
+PRIME: Final = 4_294_967_291
+"""The largest one below 2**32, for the seeds of the CRCs."""
 
 NONE: Final = Raw(b"null")
 """In place of a result, or of an operation, that is not there."""
@@ -108,8 +110,8 @@ class Form(Struct, frozen=True, array_like=True, gc=False):
     """How operations stand in a request.
 
     ``sequences``: those of the operations that are one item, oldest first. ``given_id``: whether
-    the item asks for the span's id. ``operation``: the item, if it is not what the operations say, else
-    :data:`NONE`.
+    the item asks for the span's id. ``operation``: the item, if it is not what the operations say,
+    else :data:`NONE`.
     """
 
     sequences: tuple[int, ...]
@@ -150,11 +152,15 @@ class OpenRun(Struct, frozen=True, array_like=True, gc=False):
 
 
 class OpenSpan(Struct, frozen=True, array_like=True, gc=False):
-    """A span with a recorded create and no end, in the state at the beginning of a file."""
+    """A span with a recorded create and no end, in the state at the beginning of a file.
+
+    ``started_at``: None if the span was created as one that never started: it can only be
+    cancelled.
+    """
 
     span_id: str
     instance_id: str
-    started_at: int
+    started_at: int | None
 
 
 class Aside(Struct, frozen=True, kw_only=True):
@@ -170,13 +176,8 @@ class Aside(Struct, frozen=True, kw_only=True):
     operation: Operation
 
 
-class Record(NamedTuple):
-    """One record: ``body`` are the bytes ``data[start:end]`` of its file."""
-
-    sequence: int
-    kind: int
-    start: int
-    end: int
+Record: TypeAlias = tuple[int, int, bytes]
+"""The sequence number, the :class:`Kind` as a number, and the body. Not a class: they are many."""
 
 
 class Damage(NamedTuple):
@@ -188,9 +189,31 @@ class Damage(NamedTuple):
     is_tail: bool
 
 
+class JournalVersionError(PrefactorCoreError):
+    """A file was written in a later version of the format. It is left as it is."""
+
+
+class _Version(Struct):
+    version: int
+
+
+def check_version(header: bytes) -> None:
+    """Raise :class:`JournalVersionError` for the body of a header of a later version.
+
+    Later versions keep the head of records, and this field.
+    """
+    version = _decode_version(header).version
+    if version > VERSION:
+        raise JournalVersionError(
+            f"the journal is of version {version} of the format, and this version of "
+            f"prefactor_core reads up to {VERSION}: update prefactor_core"
+        )
+
+
 def seed(sequence: int, kind: int) -> int:
-    """The value that the CRC of a record begins with."""
-    return (sequence << 4 | kind) & SEED
+    """The value that the CRC of a record begins with. No two heads that differ in one bit have the
+    same one: the modulus is a prime."""
+    return (sequence << 4 | kind) % PRIME
 
 
 def frame(sequence: int, kind: Kind, body: bytes) -> bytes:
@@ -200,43 +223,43 @@ def frame(sequence: int, kind: Kind, body: bytes) -> bytes:
 
 def records(data: bytes) -> Iterator[Record | Damage]:
     """The records of a file in their order, and the damaged parts between them."""
-    view = memoryview(data)
     place, size = 0, len(data)
     while place < size:
-        record = _record_at(view, place)
+        record = _record_at(data, place)
         if record is None:
-            after = _next_record(data, view, place + 1)
+            after = _next_record(data, place + 1)
             yield Damage(place, after, is_tail=after == size)
             place = after
         else:
             yield record
-            place = record.end
+            place += HEAD.size + len(record[2])
 
 
-def _record_at(view: memoryview, place: int) -> Record | None:
+def _record_at(data: bytes, place: int) -> Record | None:
     start = place + HEAD.size
-    if start > len(view):
+    if start > len(data):
         return None
-    length, crc, sequence, kind = HEAD.unpack_from(view, place)
-    end = start + length
-    if not length or not kind or end > len(view):  # zeros are no record
+    length, crc, sequence, kind = HEAD.unpack_from(data, place)
+    body = data[start : start + length]
+    # Zeros are no record. A longer kind would run into the sequence number in the seed.
+    if len(body) < length or not length or not 0 < kind < 16:
         return None
-    if crc32(view[start:end], (sequence << 4 | kind) & SEED) != crc:
-        return None
-    return Record(sequence, kind, start, end)
+    return (sequence, kind, body) if crc32(body, seed(sequence, kind)) == crc else None
 
 
-_HEAD_LIKE: Final = re.compile(rb"(?=.{8}.{5}\x00\x00\x00[\x01-\x0f][\[{])", re.DOTALL)
-"""Where a record may begin: no journal has 2**40 records."""
+_KIND: Final = re.compile(rb"[\x01-\x0f](?<=\x00{3}.)[\[{\d]", re.DOTALL)
+"""The kind of a record and the first byte of its body. The three bytes before them are zero: no
+journal has 2**40 records."""
 
 
-def _next_record(data: bytes, view: memoryview, place: int) -> int:
+def _next_record(data: bytes, place: int) -> int:
     """The place of the first whole record after damage, or the end of the file."""
-    while (match := _HEAD_LIKE.search(data, place)) is not None:
-        place = match.start()
-        if _record_at(view, place) is not None:
+    kind = place + HEAD.size - 1
+    while (match := _KIND.search(data, kind)) is not None:
+        place = match.start() - HEAD.size + 1
+        if _record_at(data, place) is not None:
             return place
-        place += 1
+        kind = match.start() + 1
     return len(data)
 
 
@@ -244,3 +267,4 @@ encode: Final = msgspec.json.Encoder().encode
 """The JSON of a body, or of an operation."""
 
 decode_operation: Final = msgspec.json.Decoder(Operation).decode
+_decode_version: Final = msgspec.json.Decoder(_Version).decode

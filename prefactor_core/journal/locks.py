@@ -49,18 +49,27 @@ class Lock:
 
     def release(self) -> None:
         """Give the lock back. A second call does nothing."""
+        import fcntl  # here: Windows has none, and JournalDirectory.open() says so
+
         with _forking:
-            file, self._file = self._file, -1
-            _locks.discard(self)
-            if file >= 0:
-                os.close(file)
+            if self.is_held:
+                # Closing alone gives it back later, if a program is being started: its process has
+                # a copy of the descriptor until it runs the program.
+                with suppress(OSError):
+                    fcntl.flock(self._file, fcntl.LOCK_UN)
+            self._close()
 
     def leave(self) -> None:
-        """Close everything, in a forked child."""
-        # Without LOCK_UN, which would take the lock from the parent.
-        self.release()
+        """Close everything, in a forked child. The parent keeps the lock."""
+        self._close()
         for leave in self._on_fork:
             leave()
+
+    def _close(self) -> None:
+        file, self._file = self._file, -1
+        _locks.discard(self)
+        if file >= 0:
+            os.close(file)
 
 
 def try_lock(path: Path) -> Lock | None:
@@ -88,7 +97,7 @@ def try_lock(path: Path) -> Lock | None:
 
 def lock_file(file: int, path: Path) -> bool:
     """Lock an open file. False if it is locked already, or is not the one at ``path``."""
-    import fcntl  # here: Windows has none, and says so in JournalDirectory.open()
+    import fcntl
 
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -106,25 +115,25 @@ def locks_work(folder: Path) -> bool:
             mounts = Path("/proc/self/mountinfo").read_text(errors="replace")
         except OSError:
             mounts = ""  # not Linux
-        kind = file_system_type(mounts, os.major(device), os.minor(device))
-        is_shared = kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse.")
-        return not is_shared and _descriptors_exclude_each_other(folder)
+        on_network = is_network_device(mounts, os.major(device), os.minor(device))
+        return not on_network and _descriptors_exclude_each_other(folder)
     except OSError:
         return False
 
 
-def file_system_type(mountinfo: str, major: int, minor: int) -> str:
-    """The type of the file system on a device, from the text of ``/proc/self/mountinfo``.
+def is_network_device(mountinfo: str, major: int, minor: int) -> bool:
+    """Whether a device is a network file system, by the text of ``/proc/self/mountinfo``.
 
-    An empty text if none is there: the subvolumes of btrfs have device numbers of their own.
+    False if the device is not there: the subvolumes of btrfs have numbers of their own.
     """
     device = f"{major}:{minor}"
     for line in mountinfo.splitlines():
         # 36 35 98:0 /root /mount/point rw,noatime master:1 - ext3 /dev/root rw
         mount, _, system = line.partition(" - ")
         if mount.split(" ")[2:3] == [device]:
-            return system.split(" ")[0]
-    return ""
+            kind = system.split(" ")[0]
+            return kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse.")
+    return False
 
 
 def _descriptors_exclude_each_other(folder: Path) -> bool:

@@ -246,6 +246,18 @@ class AgentInstanceManager(Uncopyable):
         """The runs that have not ended, in order of registration."""
         return list(self._instances.values())
 
+    def states(self) -> Sequence[tuple[str, InstanceStatus, int | None]]:
+        """The runs that have not ended: their ids in operations, statuses, and starts in
+        nanoseconds since 1970."""
+        return [
+            (
+                instance.identity.recorded_id,
+                instance.status,
+                None if instance.started_at is None else to_nanoseconds(instance.started_at),
+            )
+            for instance in list(self._instances.values())
+        ]
+
     def _find(self, instance_id: str) -> _OpenInstance:
         try:
             instance = self._instances[self._identities.of(instance_id).recorded_id]

@@ -78,6 +78,7 @@ class Recorder(Uncopyable):
         self.event_loop = self._loop = buffer.event_loop
         self._lock = self._loop.lock
         self._counters = buffer.counters
+        self._journal, self._has_journal = buffer.journal, buffer.journal.is_on
         self._identities = identities
         self.index = SpanIndex(identities)
         self._steps = SpanSteps(buffer, self.index, capture, begin_run)
@@ -190,6 +191,15 @@ class Recorder(Uncopyable):
                 span.created_at = clock.last = now
                 if not run.registered or run.id != run.recorded_id:
                     index.may_get_another_id(span)
+                if self._has_journal and not span.dropped:
+                    self._journal.opened(
+                        span_id,
+                        run.recorded_id,
+                        span.schema_name,
+                        span.parent_span_id,
+                        now,
+                        captured,
+                    )
                 of_run: dict[str, SpanRecord] = {}
                 # From here on there is no call and no new container, so that neither an exception
                 # nor a finaliser comes in between.

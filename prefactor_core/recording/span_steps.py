@@ -182,7 +182,8 @@ class SpanSteps:
             self._counters.open_bytes - span.held,
             0,
         )
-        self._index.unreported.pop(span.recorded_id, None)
+        if self._index.unreported.pop(span.recorded_id, None) is not None:
+            self._buffer.journal.discarded(span.recorded_id, span.parent_span_id)
 
     def _finish(
         self,
@@ -223,6 +224,7 @@ class SpanSteps:
             finished_at,
             True,
         )
+        self._buffer.journal.discarded(span.recorded_id, span.parent_span_id)
         self._dropped[span.recorded_id] = span.parent_span_id
         if len(self._dropped) > _DROPPED_KEPT:
             del self._dropped[next(iter(self._dropped))]

@@ -23,7 +23,8 @@ from hypothesis.stateful import (
 from msgspec import UNSET, Raw, UnsetType
 from support.examples import examples
 
-from prefactor_core.export.batch import Batcher, BatchItem, half, independent_of
+from prefactor_core.export.batch import Batcher, half, independent_of
+from prefactor_core.export.batch_item import BatchItem
 from prefactor_core.models.clock import to_nanoseconds
 from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
 from prefactor_core.operations import (
@@ -167,7 +168,10 @@ def keys(items: Iterable[BatchItem]) -> list[str]:
 
 
 def items_of(*operations: Operation) -> list[BatchItem]:
-    return [BatchItem(operation, at, operation.size) for at, operation in enumerate(operations)]
+    return [
+        BatchItem(operation, at, operation.size, (operation.idempotency_key,))
+        for at, operation in enumerate(operations)
+    ]
 
 
 # Merging

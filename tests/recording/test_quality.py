@@ -26,7 +26,7 @@ from prefactor_core import (
     PrefactorValueError,
     open_prefactor,
 )
-from prefactor_core.export.batch import without_payload
+from prefactor_core.export.batch_item import without_payload
 from prefactor_core.local import Faults
 from prefactor_core.operations import RecordQuality
 from prefactor_core.operations.identifiers import generate

@@ -1,0 +1,92 @@
+"""The journal of a client: opened with its scope."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from functools import partial
+from pathlib import Path
+from weakref import proxy
+
+from prefactor_core.api.client import ApiClient
+from prefactor_core.client.runtime_environment import SDK
+from prefactor_core.config import PrefactorCoreConfig
+from prefactor_core.config.http import LOCAL_PREFIX
+from prefactor_core.exceptions.log import log
+from prefactor_core.export.exporter import Exporter
+from prefactor_core.journal.base import NO_JOURNAL, Journal
+from prefactor_core.journal.directory import JournalDirectory
+from prefactor_core.journal.format import VERSION, Header
+from prefactor_core.journal.heartbeat import Heartbeat
+from prefactor_core.journal.writer import JournalWriter
+from prefactor_core.queue.event_loop import EventLoop
+from prefactor_core.recording.instance_manager import AgentInstanceManager
+from prefactor_core.recording.journal_state import journal_state
+from prefactor_core.recording.recorder import Recorder
+
+logger = logging.getLogger("prefactor_core.journal")
+
+
+def open_journal(config: PrefactorCoreConfig, event_loop: EventLoop) -> Journal:
+    """Open the journal that ``config`` asks for, if it asks for one.
+
+    If none can be made (a full disk, a folder that cannot be written), a warning says so, and the
+    client goes on in memory. Raises :class:`PrefactorValueError` if the folder is one that others
+    can use, or no folder.
+    """
+    if not config.journal:
+        return NO_JOURNAL
+    directory = JournalDirectory(config.journal)
+    try:
+        directory.open()
+        hold = directory.create()
+    except OSError as error:
+        message = "there is no journal in %s (%s): what is recorded is in memory only"
+        log(logger, logging.WARNING, message, directory.path, error)
+        return NO_JOURNAL
+    return JournalWriter(
+        hold,
+        header(config),
+        event_loop.lock,
+        event_loop.run_soon,
+        max_bytes=config.journal_max_bytes,
+        synchronise=os.fdatasync if config.journal_sync == "disk" else None,
+    )
+
+
+def keep(
+    config: PrefactorCoreConfig,
+    journal: Journal,
+    api: ApiClient,
+    exporter: Exporter,
+    instances: AgentInstanceManager,
+    recorder: Recorder,
+) -> None:
+    """Make the exporter care for an open journal, and adopt those of dead processes beside it;
+    before the exporter is entered."""
+    if isinstance(journal, JournalWriter):
+        # A proxy: the journal must not keep its client alive.
+        journal.state = partial(
+            journal_state, proxy(instances), recorder.index, exporter.identities
+        )
+        exporter.run_also(Heartbeat(journal))
+
+
+def header(config: PrefactorCoreConfig) -> Header:
+    """The first record of each file of a journal that this process writes."""
+    return Header(
+        version=VERSION,
+        api_url=api_name(config.http_config.api_url),
+        host=socket.gethostname(),
+        process=os.getpid(),
+        sdk=SDK,
+    )
+
+
+def api_name(api_url: str) -> str:
+    """The address by which journals know an API: with the whole path of a local file."""
+    if not api_url.startswith(LOCAL_PREFIX):
+        return api_url.rstrip("/")
+    path = api_url.removeprefix(LOCAL_PREFIX)
+    return api_url if path == ":memory:" else f"{LOCAL_PREFIX}{Path(path).resolve()}"

@@ -1,0 +1,276 @@
+"""JournalReader: what a journal holds that is not settled, in its last form."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import UNSET, Struct
+
+from prefactor_core.exceptions import PrefactorCoreError
+from prefactor_core.exceptions.log import log
+from prefactor_core.journal.files import open_file
+from prefactor_core.journal.format import (
+    NONE,
+    Aside,
+    Created,
+    Damage,
+    Form,
+    Kind,
+    Opened,
+    decode_operation,
+    records,
+)
+from prefactor_core.journal.segments import file_name
+from prefactor_core.journal.state import JournalState
+from prefactor_core.operations import CreateSpan, FinishSpan, Operation
+
+logger = logging.getLogger("prefactor_core.journal")
+
+_SEGMENT: Final = re.compile(r"(\d{6,})\.log")
+REFUSED_NAME: Final = "refused.log"
+_TURN: Final = 1024 * 1024
+"""Bytes to read until other tasks have a turn."""
+
+
+class JournalUnreadableError(PrefactorCoreError):
+    """The system does not let a file or the folder of a journal be read."""
+
+
+class Entry(Struct, frozen=True, gc=False):
+    """One item to send: an operation, or the start and the finish of a span in one.
+
+    ``operation``: what goes into the request. ``original``: what was recorded, if that is another
+    operation, else None. ``keys``, ``sequences``: those of the recorded operations, oldest first.
+    ``is_sent``: it may have been in a request, and must not be merged with others. ``given_id``:
+    whether it asks for the id of its span.
+    """
+
+    operation: Operation
+    keys: tuple[str, ...]
+    sequences: tuple[int, ...]
+    original: Operation | None = None
+    is_sent: bool = False
+    given_id: bool = True
+
+
+class JournalReader:
+    """Reads a journal in two passes: :meth:`scan`, then :meth:`entries`. The caller holds it.
+
+    Memory: one file, and a little for each operation that is not settled, or open span.
+
+    ``state``: what the records say. ``unsettled`` and ``sizes``: for each file, by number, its
+    operations that are not settled, and its bytes. ``firsts``: the first sequence number in it.
+    ``damaged``: for each file that has damage, how many records or groups of records are lost.
+    ``torn``: for each file that ends within a record, the bytes of that: its writer died, or the
+    disk was full.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path: Final = path
+        self.state = JournalState()
+        self.unsettled: dict[int, int] = {}
+        self.sizes: dict[int, int] = {}
+        self.firsts: dict[int, int] = {}
+        self._lasts: dict[int, int] = {}
+        self.damaged: dict[int, int] = {}
+        self.torn: dict[int, int] = {}
+
+    def scan(self) -> Iterator[None]:
+        """Read all files, to fill the attributes. Yield after each megabyte.
+
+        Raises :class:`JournalUnreadableError`, and
+        :class:`~prefactor_core.journal.format.JournalVersionError` for a file of a later version.
+        """
+        state, done = self.state, 0
+        apply = state.apply
+        for number in self._numbers():
+            data = self._read(number)
+            if data is None:
+                continue
+            self.sizes[number] = len(data)
+            state.begin_file()
+            sequence = 0
+            for record in records(data):
+                if isinstance(record, Damage):
+                    self._note(number, record)
+                    continue
+                sequence, kind, body = record
+                if number not in self.firsts:
+                    self.firsts[number] = sequence
+                if not apply(kind, sequence, body):
+                    self._lost(number)
+                done += len(body)
+                if done >= _TURN:
+                    done = 0
+                    yield
+            self._lasts[number] = sequence
+        for number, last in self._lasts.items():
+            self.unsettled[number] = state.pending.count(self.firsts.get(number, 1), last)
+
+    def entries(self) -> Iterator[Entry]:
+        """The operations that were not settled when :meth:`scan` ended, in their order and last
+        form; then those in files that are there since.
+
+        Files are read as the caller goes on. One that has gone meanwhile counts as damaged.
+        Raises :class:`JournalUnreadableError`.
+        """
+        unsettled = {number for number, count in self.unsettled.items() if count}
+        new = {number for number in self._numbers() if number not in self.unsettled}
+        forms, finishes, merged = self.state.forms, self._merged_finishes(unsettled), set[int]()
+        for number in sorted(unsettled | new):
+            for sequence, operation in self._operations(number):
+                form = forms.get(sequence)
+                if form is None:
+                    yield Entry(operation, (operation.idempotency_key,), (sequence,))
+                elif sequence not in merged:
+                    finish = None
+                    if sequence == form.sequences[0]:
+                        finish = finishes.get(form.sequences[-1])
+                        merged.update(form.sequences)
+                    yield _in_form(operation, sequence, form, finish)
+
+    def _numbers(self) -> list[int]:
+        """The numbers of the files, oldest first."""
+        try:
+            names = [file.name for file in self.path.iterdir()]
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+        found = [_SEGMENT.fullmatch(name) for name in names]
+        return sorted(int(match[1]) for match in found if match is not None)
+
+    def _read(self, number: int) -> bytes | None:
+        """The bytes of a file; None if it has gone, which counts as damage."""
+        data = _read(self.path / file_name(number))
+        if data is None:
+            self._lost(number)
+        return data
+
+    def _lost(self, number: int) -> None:
+        self.damaged[number] = self.damaged.get(number, 0) + 1
+
+    def _note(self, number: int, damage: Damage) -> None:
+        if damage.is_tail:
+            self.torn[number] = damage.end - damage.start
+        else:
+            self._lost(number)
+
+    def _merged_finishes(self, numbers: Iterable[int]) -> dict[int, FinishSpan]:
+        """The finishes of spans that were in one item with their start, by sequence number."""
+        pending = self.state.pending
+        wanted = {
+            form.sequences[1]
+            for form in self.state.forms.values()
+            if len(form.sequences) == 2 and form.sequences[0] in pending
+        }
+        finishes: dict[int, FinishSpan] = {}
+        for number in numbers:
+            first, last = self.firsts[number], self._lasts[number]
+            if not any(first <= sequence <= last for sequence in wanted):
+                continue
+            for record in records(self._read(number) or b""):
+                if not isinstance(record, Damage) and record[0] in wanted:
+                    operation = decode_operation(record[2])
+                    if isinstance(operation, FinishSpan):
+                        finishes[record[0]] = operation
+        return finishes
+
+    def _operations(self, number: int) -> Iterator[tuple[int, Operation]]:
+        """The operations of a file that are not settled, with their sequence numbers."""
+        pending, is_new = self.state.pending, number not in self.unsettled
+        opened: dict[str, Opened] = {}
+        for record in records(self._read(number) or b""):
+            if isinstance(record, Damage):
+                if is_new:
+                    self._note(number, record)
+                continue
+            sequence, kind, body = record
+            try:
+                if kind == _OPENED:
+                    note = _decode_opened(body)
+                    opened[note.span_id] = note
+                elif not is_new and sequence not in pending:
+                    continue
+                elif kind == _OPERATION:
+                    yield sequence, decode_operation(body)
+                elif kind == _CREATED:
+                    created = _decode_created(body)
+                    yield sequence, _create(opened.pop(created.span_id), created)
+            except (KeyError, msgspec.DecodeError, UnicodeDecodeError):
+                self._lost(number)
+
+
+def asides(path: Path) -> Iterator[tuple[int, Aside]]:
+    """The operations of a journal that are given up, with their sequence numbers, 0 if unknown.
+
+    Damaged ones are left out, and a warning says so. Raises :class:`JournalUnreadableError`.
+    """
+    for record in records(_read(path / REFUSED_NAME) or b""):
+        aside = None
+        if not isinstance(record, Damage):
+            with suppress(msgspec.DecodeError, UnicodeDecodeError):
+                aside = record[0], _decode_aside(record[2])
+        if aside is not None:
+            yield aside
+        else:
+            message = "a refused operation in %s is damaged, and left out"
+            log(logger, logging.WARNING, message, path / REFUSED_NAME)
+
+
+def _read(path: Path) -> bytes | None:
+    """The bytes of a file; None if there is no such file."""
+    try:
+        with os.fdopen(open_file(path, os.O_RDONLY), "rb", buffering=0) as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> JournalUnreadableError:
+    return JournalUnreadableError(f"the journal at {path} cannot be read: {error.strerror}")
+
+
+def _create(opened: Opened, created: Created) -> CreateSpan:
+    result = created.result_payload
+    return CreateSpan(
+        timestamp=created.timestamp,
+        idempotency_key=f"{created.span_id}-create",
+        instance_id=opened.instance_id,
+        span_id=created.span_id,
+        schema_name=opened.schema_name,
+        status=created.status,
+        payload=opened.payload,
+        parent_span_id=created.parent_span_id,
+        finished_at=created.finished_at,
+        result_payload=UNSET if result == NONE else result,
+    )
+
+
+def _in_form(operation: Operation, sequence: int, form: Form, finish: FinishSpan | None) -> Entry:
+    """The entry of an operation, and of the ``finish`` that was in one item with it."""
+    keys: tuple[str, ...] = (operation.idempotency_key,)
+    sequences: tuple[int, ...] = (sequence,)
+    if finish is not None and isinstance(operation, CreateSpan):
+        keys, sequences = (*keys, finish.idempotency_key), form.sequences
+        operation = operation.finished_by(finish)
+    original = None
+    if form.operation != NONE:
+        operation, original = decode_operation(form.operation), operation
+    return Entry(operation, keys, sequences, original, is_sent=True, given_id=form.given_id)
+
+
+_OPERATION: Final = int(Kind.OPERATION)
+_OPENED: Final = int(Kind.OPENED)
+_CREATED: Final = int(Kind.CREATED)
+
+_decode_opened: Final = msgspec.json.Decoder(Opened).decode
+_decode_created: Final = msgspec.json.Decoder(Created).decode
+_decode_aside: Final = msgspec.json.Decoder(Aside).decode
