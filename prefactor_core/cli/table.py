@@ -15,7 +15,7 @@ from rich.text import Text
 
 from prefactor_core.cli.terminal import encodable, is_terminal, say
 
-_FIRST_WIDTH: Final = 34
+_FIRST_WIDTH: Final = 32
 """Columns for the first cell of a row and the text below it; a PFID fits in."""
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import codecs
 import io
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from typing import Final, TextIO, TypeVar, TypeVarTuple
 
 import anyio
 import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from prefactor_core.exceptions import PrefactorCoreError
 
@@ -52,6 +55,21 @@ def is_terminal() -> bool:
     """Whether the standard output is a terminal."""
     # None: closed when the process started.
     return sys.stdout is not None and sys.stdout.isatty()
+
+
+@contextmanager
+def progress(title: str, total: int) -> Generator[Callable[[int], None]]:
+    """Show on the standard error, if that is a terminal, how much of ``total`` is done.
+
+    The value is called with what is done so far. Nothing of it stays on the terminal.
+    """
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as shown:
+        task = shown.add_task(title, total=total)
+        yield lambda done: shown.update(task, completed=done)
 
 
 def run(
