@@ -14,6 +14,7 @@ from prefactor_core.client.runtime_environment import SDK
 from prefactor_core.config import PrefactorCoreConfig
 from prefactor_core.config.http import LOCAL_PREFIX
 from prefactor_core.exceptions.log import log
+from prefactor_core.export.adoption import Adoption
 from prefactor_core.export.exporter import Exporter
 from prefactor_core.journal.base import NO_JOURNAL, Journal
 from prefactor_core.journal.directory import JournalDirectory
@@ -65,6 +66,18 @@ def keep(
 ) -> None:
     """Make the exporter care for an open journal, and adopt those of dead processes beside it;
     before the exporter is entered."""
+    directory = JournalDirectory(config.journal or "")
+    exporter.run_also(
+        Adoption(
+            directory,
+            api_name(config.http_config.api_url),
+            api,
+            exporter.breaker,
+            exporter.sender.limits,
+            config.queue_config,
+            exporter.event_loop,
+        )
+    )
     if isinstance(journal, JournalWriter):
         # A proxy: the journal must not keep its client alive.
         journal.state = partial(

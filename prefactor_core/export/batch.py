@@ -98,7 +98,7 @@ class Batcher:
         """How many operations are completed without a gap, counted from the first ever added."""
         return min((run.items[0].position for run in self._runs.values()), default=self.added)
 
-    def add(self, operation: Operation) -> bool:
+    def add(self, operation: Operation, *, is_replayed: bool = False) -> bool:
         """Add an operation; return whether it was merged into another.
 
         The finish of a span joins its start: one create with both times. A cancelled span
@@ -116,6 +116,7 @@ class Batcher:
                 start.keys = (*start.keys, operation.idempotency_key)
                 return True
         item = BatchItem(operation, position, operation.size, (operation.idempotency_key,))
+        item.is_replayed = is_replayed
         self._append(item)
         if isinstance(operation, CreateSpan) and operation.status is SpanStatus.ACTIVE:
             self._unsent_starts[operation.span_id] = item
@@ -135,6 +136,7 @@ class Batcher:
         """
         item = BatchItem(operation, self.added, operation.size, keys)
         item.original, item.given_id, item.sent = original, given_id, True
+        item.is_replayed = True
         self.added += item.count
         self.operations += item.count
         self._append(item)

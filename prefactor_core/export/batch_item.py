@@ -34,6 +34,7 @@ class BatchItem(Struct, eq=False, gc=False):
     ``overtaken``: whether its dependents may be sent before it, because nothing else is there to
     show whether the API accepts operations.
     ``due``: when it may be sent again, on the clock of the event loop.
+    ``is_replayed``: an earlier process may have sent it.
     ``noted``: for the journal: the form of it that was noted.
     """
 
@@ -54,12 +55,18 @@ class BatchItem(Struct, eq=False, gc=False):
     faults: int = 0
     overtaken: bool = False
     due: float = 0.0
+    is_replayed: bool = False
     noted: object = None
 
     @property
     def count(self) -> int:
         """The number of operations that it stands for."""
         return len(self.keys)
+
+    @property
+    def may_be_known(self) -> bool:
+        """Whether the API may have accepted it before, without our knowing."""
+        return self.outcome_unknown or self.is_replayed
 
     @property
     def is_changed(self) -> bool:

@@ -49,7 +49,7 @@ class Completion:
         losses: LossReport,
         journal: Journal = NO_JOURNAL,
     ) -> None:
-        self._journal = journal
+        self.journal = journal
         self._counters = counters
         self.identities = identities
         self._breaker = breaker
@@ -97,7 +97,7 @@ class Completion:
                     run.span_made(span_id, api_id)
                     self.identities.keep(run)
                     # Before the item is settled, or a restart would not know the id.
-                    self._journal.identified(operation.instance_id, span_id, api_id)
+                    self.journal.identified(operation.instance_id, span_id, api_id)
                 elif item.given_id:
                     self._api_takes_ids()
             case RegisterAgentInstance(instance_id=instance_id) if api_id is not None:
@@ -106,7 +106,7 @@ class Completion:
                     self.limits.refuses_environment(anyio.current_time())
                 self.identities.registered(instance_id, api_id)
                 if api_id != instance_id:
-                    self._journal.identified(instance_id, None, api_id)
+                    self.journal.identified(instance_id, None, api_id)
             case FinishAgentInstance():
                 self._run_ended(run)
             case _:
@@ -134,14 +134,14 @@ class Completion:
                     if run.registration.refused(error):
                         self._counters.hand_back(item.count, item.size)
                     else:
-                        self._journal.set_aside(item, reason, str(error))
+                        self.journal.set_aside(item, reason, str(error))
                         self._counters.drop(reason, item.count, item.size)
                     return
             case FinishAgentInstance():
                 self._run_ended(run)
             case _:
                 pass
-        self._journal.set_aside(item, reason, None if error is None else str(error))
+        self.journal.set_aside(item, reason, None if error is None else str(error))
         self._counters.drop(reason, item.count, item.size)
         if run.lost is None or error is not None:
             detail = None if error is None else f"{_name(operation)} is given up: {error}"

@@ -62,22 +62,22 @@ class Exporter:
         self._drain_timeout = drain_timeout
         self._journal = journal
         self.event_loop = EventLoop.here() if event_loop is None else event_loop
-        self._breaker = CircuitBreaker(backoff)
-        self.counters = Counters(self._breaker)
+        self.breaker = CircuitBreaker(backoff)
+        self.counters = Counters(self.breaker)
         self.identities = Identities()
         self._losses = LossReport(self.counters, self.event_loop)
         self.buffer = Buffer(queues, self.counters, self._losses, config, self.event_loop, journal)
         limits = ApiLimits(self.counters, config.max_batch_bytes)
         completion = Completion(
-            self.counters, self.identities, self._breaker, limits, self._losses, journal
+            self.counters, self.identities, self.breaker, limits, self._losses, journal
         )
-        self.sender = Sender(api, self.counters, self._breaker, completion)
+        self.sender = Sender(api, self.counters, self.breaker, completion)
         workers = [
             Worker(
                 worker_queue,
                 self.buffer,
                 self.sender,
-                self._breaker,
+                self.breaker,
                 self.counters,
                 config,
                 journal,
@@ -85,7 +85,7 @@ class Exporter:
             for worker_queue in self.buffer.worker_queues
         ]
         poll = StatusPoll(
-            api, self.identities, self._breaker, self.counters, self.event_loop, poll_interval
+            api, self.identities, self.breaker, self.counters, self.event_loop, poll_interval
         )
         self._jobs: list[Job] = [poll, self._losses]
         self._serving = [*(worker.serve for worker in workers), poll.serve, self._losses.serve]
@@ -118,7 +118,7 @@ class Exporter:
     @property
     def is_away(self) -> bool:
         """Whether there is an outage."""
-        return self._breaker.is_outage
+        return self.breaker.is_outage
 
     @property
     def is_closing(self) -> bool:
@@ -128,7 +128,7 @@ class Exporter:
     @property
     def answers(self) -> int:
         """How many requests have succeeded."""
-        return self._breaker.answers
+        return self.breaker.answers
 
     @property
     def takes_environment(self) -> bool:
@@ -148,7 +148,7 @@ class Exporter:
             job.close()
         self.buffer.take_over()
         now = anyio.current_time()
-        self._breaker.drain(now, now + self._drain_timeout)
+        self.breaker.drain(now, now + self._drain_timeout)
         for worker_queue in self.buffer.worker_queues:
             try:
                 await worker_queue.queue.close(1)

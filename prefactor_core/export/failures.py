@@ -112,6 +112,22 @@ def classify_request(error: Exception) -> FailureKind:
             return FailureKind.FAILED
 
 
+def exists_already(operation: Operation, error: Exception) -> bool:
+    """Whether ``error`` says that the API has a run or span with the id that it was to use."""
+    if isinstance(operation, RegisterAgentInstance) and not operation.asks_for_id:
+        return False
+    if not isinstance(operation, RegisterAgentInstance | CreateSpan):
+        return False
+    if isinstance(error, PrefactorConflictError):
+        return error.code == "already_exists"
+    return isinstance(error, PrefactorValidationError) and any(
+        "taken" in problem
+        for name, problems in error.errors.items()
+        if name.removeprefix("details.") == "id"
+        for problem in problems
+    )
+
+
 def was_not_sent(error: Exception) -> bool:
     """Whether the request could not be written: the API has no part in the failure."""
     return isinstance(error, PrefactorValueError | OperationError)

@@ -23,6 +23,7 @@ from prefactor_core.export.failures import (
     FailureKind,
     classify,
     classify_request,
+    exists_already,
     is_of_the_api,
     lacks_call,
     outcome_is_unknown,
@@ -120,9 +121,12 @@ class Sender:
         try:
             answer = await self._request([item], self._api.send(operation, given_id=item.given_id))
         except Exception as error:
-            if self._handle_refusal(item, operation, error):
+            is_done = classify(operation, error) is FailureKind.ALREADY_DONE or (
+                item.may_be_known and exists_already(operation, error)
+            )
+            if not is_done and self._handle_refusal(item, operation, error):
                 return
-            if classify(operation, error) is not FailureKind.ALREADY_DONE:
+            if not is_done:
                 if item.original is not None:
                     # The API refused the reduced operation, too.
                     item.operation, item.original = item.original, None

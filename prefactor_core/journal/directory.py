@@ -22,8 +22,12 @@ from prefactor_core.operations.identifiers import generate
 
 _SUFFIX: Final = ".journal"
 _LOCK: Final = "lock"
+REFUSED_NAME: Final = "refused.log"
 _NEW, _OLD = ".new-", ".old-"
-_FILE: Final = re.compile(r"(?:\d{6,}|refused)\.log")
+DAMAGED: Final = ".damaged"
+"""The suffix of a file that is kept because a part of it cannot be read."""
+
+_FILE: Final = re.compile(r"\d{6,}\.(?:log|damaged)|refused\.log")
 """The names of the files in a journal, beside the lock."""
 
 
@@ -38,6 +42,13 @@ class Hold:
     def __init__(self, path: Path, lock: Lock) -> None:
         self.path = path
         self._lock = lock
+
+    @property
+    def has_kept_files(self) -> bool:
+        """Whether it has files for a person: refused operations, or damaged files."""
+        return any(
+            file.name == REFUSED_NAME or file.suffix == DAMAGED for file in self.path.iterdir()
+        )
 
     def watch_fork(self, leave: Callable[[], object]) -> None:
         """Call ``leave()`` in a forked child: it closes the files of the journal, and forgets their

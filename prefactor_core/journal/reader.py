@@ -15,6 +15,7 @@ from msgspec import UNSET, Struct
 
 from prefactor_core.exceptions import PrefactorCoreError
 from prefactor_core.exceptions.log import log
+from prefactor_core.journal.directory import REFUSED_NAME
 from prefactor_core.journal.files import open_file
 from prefactor_core.journal.format import (
     NONE,
@@ -22,6 +23,7 @@ from prefactor_core.journal.format import (
     Created,
     Damage,
     Form,
+    Header,
     Kind,
     Opened,
     decode_operation,
@@ -34,7 +36,7 @@ from prefactor_core.operations import CreateSpan, FinishSpan, Operation
 logger = logging.getLogger("prefactor_core.journal")
 
 _SEGMENT: Final = re.compile(r"(\d{6,})\.log")
-REFUSED_NAME: Final = "refused.log"
+_HEADER_BYTES: Final = 4096
 _TURN: Final = 1024 * 1024
 """Bytes to read until other tasks have a turn."""
 
@@ -206,6 +208,22 @@ class JournalReader:
                 self._lost(number)
 
 
+def read_header(path: Path) -> Header | None:
+    """The header of a journal; None if none is readable.
+
+    Raises :class:`~prefactor_core.journal.format.JournalVersionError` for one of a later version.
+    """
+    state = JournalState()
+    for file in sorted(path.glob("*.log")):
+        if _SEGMENT.fullmatch(file.name) is not None:
+            for record in records(_read(file, _HEADER_BYTES) or b""):
+                if not isinstance(record, Damage) and record[1] == Kind.HEADER:
+                    state.apply(record[1], record[0], record[2])
+                    if state.header is not None:
+                        return state.header
+    return None
+
+
 def asides(path: Path) -> Iterator[tuple[int, Aside]]:
     """The operations of a journal that are given up, with their sequence numbers, 0 if unknown.
 
@@ -223,11 +241,11 @@ def asides(path: Path) -> Iterator[tuple[int, Aside]]:
             log(logger, logging.WARNING, message, path / REFUSED_NAME)
 
 
-def _read(path: Path) -> bytes | None:
-    """The bytes of a file; None if there is no such file."""
+def _read(path: Path, most: int = -1) -> bytes | None:
+    """The bytes of a file, or the first ``most`` of them; None if there is no such file."""
     try:
         with os.fdopen(open_file(path, os.O_RDONLY), "rb", buffering=0) as file:
-            return file.read()
+            return file.read(most)
     except FileNotFoundError:
         return None
     except OSError as error:

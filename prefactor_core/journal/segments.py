@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from bisect import bisect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from time import monotonic
 from typing import Final, TypeAlias
 from zlib import crc32
 
 from prefactor_core.exceptions.log import log
-from prefactor_core.journal.directory import Hold
+from prefactor_core.journal.directory import DAMAGED, Hold
 from prefactor_core.journal.disk_sync import DiskSync
 from prefactor_core.journal.files import open_file
 from prefactor_core.journal.format import HEAD, PRIME, Kind, encode, frame
@@ -55,7 +55,8 @@ class Segments:
     not. After that a new file begins.
 
     ``sync``: brings the files to the disk, in a thread. ``earlier``: those of an adopted journal,
-    oldest first; ``sequence``: the last number in them, or 0.
+    oldest first; ``sequence``: the last number in them, or 0; ``damaged``: the numbers of those of
+    them that are renamed in the end, and not deleted.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Segments:
         sync: DiskSync | None = None,
         earlier: Iterable[Segment] = (),
         sequence: int = 0,
+        damaged: Collection[int] = (),
     ) -> None:
         self._hold = hold
         self._state = state
@@ -75,6 +77,7 @@ class Segments:
         self._max_bytes = max_bytes
         self.limit = min(_SEGMENT_BYTES, max_bytes // _LEAST_SEGMENTS)
         self._sync = sync
+        self._damaged = damaged
         self.sequence = sequence
         # Oldest first. The last one is written.
         self._segments = list(earlier)
@@ -209,8 +212,13 @@ class Segments:
             self._delete(segment)
 
     def _delete(self, segment: Segment) -> None:
+        file = self._hold.path / file_name(segment.number)
         try:
-            (self._hold.path / file_name(segment.number)).unlink(missing_ok=True)
+            if segment.number in self._damaged:
+                # A person may still find something in it that no program can read.
+                file.rename(file.with_suffix(DAMAGED))
+            else:
+                file.unlink(missing_ok=True)
         except OSError as error:
             self.rest(error)
 

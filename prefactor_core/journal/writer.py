@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from threading import RLock
 from time import time_ns
@@ -13,7 +13,7 @@ from msgspec import UNSET, Raw
 
 from prefactor_core.exceptions.log import log
 from prefactor_core.journal.base import Item
-from prefactor_core.journal.directory import Hold
+from prefactor_core.journal.directory import REFUSED_NAME, Hold
 from prefactor_core.journal.disk_sync import DiskSync
 from prefactor_core.journal.files import open_file
 from prefactor_core.journal.format import (
@@ -35,8 +35,6 @@ from prefactor_core.models.lifecycle import SpanStatus
 from prefactor_core.operations import CreateSpan, Operation, RegisterAgentInstance
 
 logger = logging.getLogger("prefactor_core.journal")
-
-REFUSED_NAME = "refused.log"
 
 
 class JournalWriter:
@@ -65,14 +63,16 @@ class JournalWriter:
         soon: Callable[[Callable[[], object]], object],
         *,
         max_bytes: int,
+        state: State = tuple,
         synchronise: Callable[[int], None] | None = None,
         earlier: Iterable[Segment] = (),
         sequence: int = 0,
+        damaged: Collection[int] = (),
     ) -> None:
         self._hold = hold
         self._header = header
         self._lock = lock
-        self.state: State = tuple
+        self.state = state
         self._soon = soon
         self._max_bytes = max_bytes
         self._sync = (
@@ -92,12 +92,18 @@ class JournalWriter:
             sync=self._sync,
             earlier=earlier,
             sequence=sequence,
+            damaged=damaged,
         )
 
     @property
     def is_full(self) -> bool:
         """Whether the files have ``max_bytes``."""
         return self._segments.is_full
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether it cannot be written."""
+        return self._segments.is_resting
 
     @property
     def name(self) -> str:
@@ -254,12 +260,12 @@ class JournalWriter:
             if not is_empty:
                 self._segments.write(Kind.CLOSED, encode(time_ns()))
             self._close_files()
-            if is_empty and not (self._hold.path / REFUSED_NAME).exists():
-                self._hold.remove()
-                return
             if is_empty:
                 self._segments.delete()
-            self._hold.release()
+            if not is_empty or self._hold.has_kept_files:
+                self._hold.release()
+            else:
+                self._hold.remove()
 
     def abandon(self) -> None:
         """Close the files as if the process had died."""
@@ -280,6 +286,8 @@ class JournalWriter:
         return [sequence for key in keys if (sequence := self._pending.pop(key, None))]
 
     def _first_records(self) -> Iterator[tuple[Kind, object]]:
+        # Twice: without it the rest is of use to nobody, and damage hits one record.
+        yield Kind.HEADER, self._header
         yield Kind.HEADER, self._header
         self._payloads = {}
         for kind, body in self.state():

@@ -52,5 +52,5 @@ def journal_state(
                     span.captured,
                 ),
             )
-        elif span.started_at is not None:
+        else:
             yield Kind.OPEN_SPAN, OpenSpan(span_id, run_id, span.started_at)
