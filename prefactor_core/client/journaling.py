@@ -30,15 +30,13 @@ logger = logging.getLogger("prefactor_core.journal")
 
 
 def open_journal(config: PrefactorCoreConfig, event_loop: EventLoop) -> Journal:
-    """Open the journal that ``config`` asks for, if it asks for one.
+    """Open the journal that ``config`` asks for.
 
     If none can be made (a full disk, a folder that cannot be written), a warning says so, and the
     client goes on in memory. Raises :class:`PrefactorValueError` if the folder is one that others
     can use, or no folder.
     """
-    if not config.journal:
-        return NO_JOURNAL
-    directory = JournalDirectory(config.journal)
+    directory = JournalDirectory(config.journal or "")
     try:
         directory.open()
         hold = directory.create()
@@ -101,5 +99,4 @@ def api_name(api_url: str) -> str:
     """The address by which journals know an API: with the whole path of a local file."""
     if not api_url.startswith(LOCAL_PREFIX):
         return api_url.rstrip("/")
-    path = api_url.removeprefix(LOCAL_PREFIX)
-    return api_url if path == ":memory:" else f"{LOCAL_PREFIX}{Path(path).resolve()}"
+    return f"{LOCAL_PREFIX}{Path(api_url.removeprefix(LOCAL_PREFIX)).resolve()}"

@@ -15,6 +15,7 @@ from prefactor_core.client.connection import open_api
 from prefactor_core.client.runtime_environment import build_runtime_environment
 from prefactor_core.client.unclosed import watch
 from prefactor_core.config import PrefactorCoreConfig
+from prefactor_core.config.http import LOCAL_PREFIX
 from prefactor_core.config.lazy_module import LazyModule
 from prefactor_core.exceptions import (
     ClientScopeError,
@@ -131,7 +132,8 @@ class ClientScope:
                 cap=http.max_retry_delay,
             )
             event_loop = EventLoop.here()
-            journal = _open_journal(config, event_loop)
+            has_journal = _wants_journal(config)
+            journal = journaling.open_journal(config, event_loop) if has_journal else NO_JOURNAL
             opening.callback(journal.close)
             exporter = Exporter(
                 api,
@@ -144,7 +146,7 @@ class ClientScope:
                 journal,
             )
             scope = cls(config, exporter, journal, checks)
-            if config.journal:
+            if has_journal:
                 journaling.keep(
                     config, journal, api, exporter, scope.instance_manager, scope.recorder
                 )
@@ -237,8 +239,9 @@ class ClientScope:
             raise PrefactorTelemetryFailureError(statistics.describe_loss(), statistics)
 
 
-def _open_journal(config: PrefactorCoreConfig, event_loop: EventLoop) -> Journal:
-    return journaling.open_journal(config, event_loop) if config.journal else NO_JOURNAL
+def _wants_journal(config: PrefactorCoreConfig) -> bool:
+    # A database in memory dies with its process: nothing there is of use to another one.
+    return bool(config.journal) and config.http_config.api_url != f"{LOCAL_PREFIX}:memory:"
 
 
 def _payload_checks(config: PrefactorCoreConfig) -> PayloadChecks | None:

@@ -223,7 +223,8 @@ class Sender:
             # After an error the API does nothing more: an item without output is sent again.
             output = outputs.get(operation.idempotency_key)
             if output is None:
-                item.sent = False
+                # Its form may change, unless an earlier attempt may have had an effect.
+                item.sent = item.may_be_known
                 continue
             self.completion.handle_control(operation.instance_id, output.control)
             if output.succeeded and not _lacks_id(operation, output):
