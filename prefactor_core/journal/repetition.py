@@ -14,7 +14,7 @@ from prefactor_core.operations import CreateSpan
 
 def repeated(
     files: Iterable[bytes], unsettled: Container[int], moved: Mapping[int, int]
-) -> Iterator[tuple[int, int, bytes]]:
+) -> Iterator[tuple[Kind, int, bytes]]:
     """The records to write again, in order: kind, sequence number so far, body.
 
     ``files``: the contents of files, oldest first. ``unsettled``: the sequence numbers of the
@@ -28,10 +28,10 @@ def repeated(
             if isinstance(record, Damage):
                 continue
             sequence, kind, body = record
-            if kind == _OPENED:
+            if kind == Kind.OPENED:
                 note = _decode_opened(body)
                 opened[note.span_id] = note
-            elif kind == _SENDING:
+            elif kind == Kind.SENDING:
                 forms = [
                     msgspec.structs.replace(
                         form, sequences=tuple([moved.get(n, n) for n in form.sequences])
@@ -40,16 +40,16 @@ def repeated(
                     if any(n in moved for n in form.sequences)
                 ]
                 if forms:
-                    yield kind, 0, encode(forms)
+                    yield Kind.SENDING, 0, encode(forms)
             elif sequence not in unsettled:
                 pass
-            elif kind == _OPERATION:
-                yield kind, sequence, body
-            elif kind == _CREATED:
+            elif kind == Kind.OPERATION:
+                yield Kind.OPERATION, sequence, body
+            elif kind == Kind.CREATED:
                 created = _decode_created(body)
                 if created.span_id in opened:
                     operation = create_of(opened[created.span_id], created)
-                    yield _OPERATION, sequence, encode(operation)
+                    yield Kind.OPERATION, sequence, encode(operation)
 
 
 def create_of(opened: Opened, created: Created) -> CreateSpan:
@@ -68,11 +68,6 @@ def create_of(opened: Opened, created: Created) -> CreateSpan:
         result_payload=UNSET if result == NONE else result,
     )
 
-
-_OPERATION: Final = int(Kind.OPERATION)
-_OPENED: Final = int(Kind.OPENED)
-_CREATED: Final = int(Kind.CREATED)
-_SENDING: Final = int(Kind.SENDING)
 
 _decode_opened: Final = msgspec.json.Decoder(Opened).decode
 _decode_created: Final = msgspec.json.Decoder(Created).decode

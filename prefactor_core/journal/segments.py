@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from bisect import bisect
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from prefactor_core.journal.directory import DAMAGED, Hold
 from prefactor_core.journal.disk_sync import DiskSync
 from prefactor_core.journal.files import Segment, cut, file_name, open_file
 from prefactor_core.journal.format import HEAD, PRIME, Kind, Opened, encode, frame
+from prefactor_core.journal.pending import Pending
 from prefactor_core.journal.repetition import repeated
 
 logger = logging.getLogger("prefactor_core.journal")
@@ -32,6 +33,9 @@ _LEAST_SEGMENTS: Final = 4
 _PAUSE: Final = 5.0
 """Seconds until files that could not be written are tried again."""
 
+_WORTH_IT: Final = 4
+"""Records for each operation that is not settled, from which on full files are written again."""
+
 _FLAGS: Final = os.O_RDWR | os.O_APPEND | os.O_CREAT
 """A file is read again if the disk fails, or if somebody deletes it."""
 
@@ -43,8 +47,9 @@ tell."""
 class Segments:
     """Appends records to the newest file, each by one ``write``. The caller holds a lock.
 
-    At 8 MiB, or a quarter of ``max_bytes``, the next file begins with ``state()``, and an earlier
-    one is deleted as soon as all its operations are settled.
+    After 8 MiB, or a quarter of ``max_bytes``, the next file begins with ``state()``. The oldest
+    one is deleted as soon as all its operations are settled. If the files are full, and little of
+    it is not settled, that is written again, so that all of them can go.
 
     A write that fails, or that a full disk cuts short, leaves no part of a record. The files then
     rest for five seconds: one warning says so, by ``soon``, and what is to be written meanwhile is
@@ -56,12 +61,13 @@ class Segments:
 
     ``sync``: brings the files to the disk, in a thread. ``earlier``: those of an adopted journal,
     oldest first; ``sequence``: the last number in them, or 0; ``damaged``: the numbers of those of
-    them that are renamed in the end, and not deleted. ``clock``: seconds, for the rest.
+    them that are renamed in the end, and not deleted. ``wrote``: called with the kind, the number
+    and the body of each further record. ``clock``: seconds, for the rest.
 
     ``size``: the bytes of the newest file. ``limit``: its size from which on :meth:`make_room`
     comes before a record; ``full_at``: from which on all files have ``max_bytes``.
     ``payloads``: those of the OPENED records in the newest file, by span.
-    ``pending``: the sequence numbers of the operations that are not settled, by idempotency key.
+    ``pending``: the operations that are not settled.
     """
 
     def __init__(
@@ -75,6 +81,7 @@ class Segments:
         earlier: Iterable[Segment] = (),
         sequence: int = 0,
         damaged: Collection[int] = (),
+        wrote: Callable[[int, int, bytes], object] | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._hold = hold
@@ -84,6 +91,7 @@ class Segments:
         self._bytes = min(_SEGMENT_BYTES, max_bytes // _LEAST_SEGMENTS)
         self._sync = sync
         self._damaged = damaged
+        self._wrote = wrote
         self._clock = clock
         self.sequence = sequence
         # Oldest first. The last one is written.
@@ -94,17 +102,15 @@ class Segments:
         self.size = self.limit = 0
         self.full_at = max_bytes - self._earlier_bytes
         self.payloads: dict[str, Raw] = {}
-        self.pending: dict[str, int] = {}
-        # Earlier operations with a key that was given twice, oldest first.
-        self._given_before: dict[str, list[int]] = {}
-        # By key: the calls that wrote them were interrupted, so they are not recorded.
-        self._in_doubt: dict[str, int] = {}
+        self.pending = Pending()
+        self._sequences = self.pending.sequences
         # Settled, but not written yet.
         self._settled: list[int] = []
         # The number of a file from which on all that is unsettled is written again.
         self._repeat_from: int | None = None
         self._is_beginning = self.is_resting = False
-        self._resting_until = self._no_begin_until = 0.0
+        self._resting_until = self._compact_again = 0.0
+        self._compacted = 0
         hold.watch_fork(self.forget)
         self.begin()
 
@@ -116,17 +122,17 @@ class Segments:
     @property
     def unsettled(self) -> int:
         """The number of operations that are not settled, in all files."""
-        return sum(segment.unsettled for segment in self._segments) - len(self._in_doubt)
+        return sum(segment.unsettled for segment in self._segments) - len(self.pending.in_doubt)
 
     @property
     def left(self) -> int:
         """The same, without those in files that somebody has deleted."""
         there = [s for s in self._segments if self._exists(s)]
-        return max(0, sum(segment.unsettled for segment in there) - len(self._in_doubt))
+        return max(0, sum(segment.unsettled for segment in there) - len(self.pending.in_doubt))
 
     def write(self, kind: int, body: bytes, key: str = "") -> bool:
         """Append a record; False if it is not in the file. ``key``: that of an operation."""
-        if key in self.pending:
+        if key in self._sequences:
             self._given_again(key)
         if self.size >= self.limit and not self.make_room():
             return False
@@ -145,6 +151,8 @@ class Segments:
             written = os.write(self._file, record + body)
             if written < size:
                 self._cut(written, size)
+            if self._wrote is not None:
+                self._wrote(kind, sequence, body)
             if self._sync is not None:
                 self._sync.appended()
         except OSError as error:
@@ -155,12 +163,12 @@ class Segments:
             self.size += size
             if key:
                 self._newest.unsettled += 1
-                self.pending[key] = self._in_doubt[key] = sequence
+                self._sequences[key] = self.pending.in_doubt[key] = sequence
             raise
         self.size += size
         if key:
             self._newest.unsettled += 1
-            self.pending[key] = sequence
+            self._sequences[key] = sequence
         return True
 
     def _cut(self, written: int, size: int) -> None:
@@ -170,16 +178,14 @@ class Segments:
 
     def _given_again(self, key: str) -> None:
         """Prepare for another operation with a key that is pending."""
-        if key in self._in_doubt:
+        pending = self.pending
+        if key in pending.in_doubt:
             # The same call again. On the disk first: a restart must not send both.
-            sequence = self._in_doubt[key]
-            self.write(_SETTLED, encode([sequence]))
-            self._settle(self.pending.pop(key))
-            del self._in_doubt[key]
+            self.write(_SETTLED, encode([pending.in_doubt[key]]))
+            self._settle(self._sequences.pop(key))
+            del pending.in_doubt[key]
         else:
-            # A caller has given an id twice. The API sees both, and decides.
-            before = self._given_before.get(key, [])
-            self._given_before[key] = [*before, self.pending[key]]
+            pending.give_again(key)
 
     def make_room(self) -> bool:
         """Begin the next file, unless the files rest; return whether there is one to write to."""
@@ -198,15 +204,16 @@ class Segments:
             segment = Segment(self._newest.number + 1, self.sequence + 1, 0)
             file = open_file(self._path(segment.number), _FLAGS)
             os.ftruncate(file, 0)  # an attempt that was interrupted
-            sequence, frames, payloads = self.sequence, list[bytes](), dict[str, Raw]()
+            frames, payloads = list[bytes](), dict[str, Raw]()
             for kind, body in self._state():
-                sequence += 1
-                frames.append(frame(sequence, kind, encode(body)))
+                frames.append(frame(segment.first + len(frames), kind, encode(body)))
                 if isinstance(body, Opened):
                     payloads[body.span_id] = body.payload
-            first, files = self._repeat_from, self._files_to_repeat()
+            earlier, moved = self._segments, dict[str, int]()
+            if self._repeat_from is not None:
+                earlier, moved = self._repeat(segment, frames)
             data = b"".join(frames)
-            self.sequence, size = sequence, len(data)
+            self.sequence, size = self.sequence + len(frames), len(data)
             if (written := os.write(file, data)) < size:
                 raise OSError(f"only {written} of {size} bytes were written")
         except BaseException as error:
@@ -223,11 +230,13 @@ class Segments:
         before, was_resting = self._file, self.is_resting
         if before >= 0:
             self._newest.size = self.size
+            earlier[-1].size = self.size
             self._earlier_bytes += self.size
-        self._segments = [*self._segments, segment]
-        self._file, self._newest, self.payloads, self.size = file, segment, payloads, size
+        self._segments, self.payloads = [*earlier, segment], payloads
+        self._sequences |= moved
+        self._file, self._newest, self.size = file, segment, size
         self.limit, self.full_at = size + self._bytes, self._max_bytes - self._earlier_bytes
-        self.is_resting = self._is_beginning = False
+        self.is_resting, self._is_beginning, self._repeat_from = False, False, None
         # One call each, which is interrupted before it or after it.
         if self._sync is not None:
             self._sync.files.append((file, segment.number))
@@ -236,10 +245,35 @@ class Segments:
             os.close(before)
         if was_resting:
             self._say(logging.INFO, "the journal %s is written again", self._hold.path)
-        if first is not None:
-            self._repeat_from = None
-            if not self._repeat(files):
-                self._repeat_from = first
+
+    def _repeat(
+        self, segment: Segment, frames: list[bytes]
+    ) -> tuple[list[Segment], dict[str, int]]:
+        """Add to the ``frames`` of a new segment what is not settled in the files that are lost.
+        Return the earlier segments as they are after that, and the new sequence numbers by key."""
+        keys = {sequence: key for key, sequence in self._sequences.items()}
+        earlier = [Segment(s.number, s.first, s.size, s.unsettled) for s in self._segments]
+        moved: dict[int, int] = {}
+        for kind, sequence, body in repeated(self._files_to_repeat(), keys.keys(), moved):
+            if sequence:
+                moved[sequence] = segment.first + len(frames)
+                earlier[bisect(earlier, sequence, key=_first) - 1].unsettled -= 1
+            frames.append(frame(segment.first + len(frames), kind, body))
+        segment.unsettled = len(moved)
+        if moved:
+            frames.append(frame(segment.first + len(frames), Kind.SETTLED, encode(list(moved))))
+        return earlier, {keys[sequence]: new for sequence, new in moved.items()}
+
+    def _files_to_repeat(self) -> Iterator[bytes]:
+        """The contents of the files that are to be written again."""
+        for segment in self._segments if self.unsettled else ():
+            if segment.number >= (self._repeat_from or 0):
+                with suppress(OSError):
+                    if segment is self._newest:
+                        # By its descriptor: somebody may have deleted it.
+                        yield os.pread(self._file, os.fstat(self._file).st_size, 0)
+                    else:
+                        yield self._path(segment.number).read_bytes()
 
     def rest(self, error: OSError, repeat_from: int | None = None) -> None:
         """Write nothing for a while, because of ``error``. ``repeat_from``: the number of a file
@@ -255,65 +289,9 @@ class Segments:
         self.limit, self.is_resting = 0, True
         self._resting_until = max(self._resting_until, self._clock() + _PAUSE)
 
-    def _files_to_repeat(self) -> list[bytes]:
-        """The contents of the files that are to be written again."""
-        first = self._repeat_from
-        if first is None:
-            return []
-        found: list[bytes] = []
-        for segment in self._segments:
-            if segment.number >= first and segment.unsettled:
-                with suppress(OSError):
-                    if segment is self._newest:
-                        size = os.fstat(self._file).st_size  # deleted perhaps, but open
-                        found.append(os.pread(self._file, size, 0))
-                    else:
-                        found.append(self._path(segment.number).read_bytes())
-        return found
-
-    def _repeat(self, files: list[bytes]) -> bool:
-        """Write again what is not settled: the disk, or somebody else, has lost these files. False
-        if that fails, too."""
-        keys = {sequence: key for key, sequence in self.pending.items()}
-        moved: dict[int, int] = {}
-        for kind, sequence, body in repeated(files, keys.keys(), moved):
-            key = keys.get(sequence, "")
-            self.pending.pop(key, None)
-            try:
-                written = self.write(kind, body, key)
-            except BaseException:
-                # From outside; but the operation is recorded.
-                self._in_doubt.pop(key, None)
-                if key:
-                    self.pending.setdefault(key, sequence)
-                raise
-            if not written:
-                if key:
-                    self.pending[key] = sequence
-                return False
-            if key:
-                moved[sequence] = self.pending[key]
-                self._settle(sequence)
-        self.write_settled()
-        return True
-
-    def resume(self, key: str, sequence: int) -> None:
-        """Take over an operation of an adopted journal."""
-        if self.pending.get(key, sequence) != sequence:
-            self._given_again(key)
-        self.pending[key] = sequence
-
     def settle(self, keys: Iterable[str]) -> None:
         """Note that operations need no further request; for :meth:`write_settled`."""
-        for key in keys:
-            if key in self._given_before:
-                sequence, *others = self._given_before.pop(key)
-                if others:
-                    self._given_before[key] = others
-            elif key in self.pending:
-                sequence = self.pending.pop(key)
-            else:
-                continue  # it was not written
+        for sequence in self.pending.pop(keys):
             self._settle(sequence)
 
     def _settle(self, sequence: int) -> None:
@@ -331,18 +309,28 @@ class Segments:
         settled = self._settled
         if self.write(_SETTLED, encode(settled)):
             self._settled = self._settled[len(settled) :]
-        now = self._clock()
-        if self.size >= self.full_at and not self._newest.unsettled and now >= self._no_begin_until:
-            # If the open spans alone fill the files, not each time.
-            self._no_begin_until = now + _PAUSE
-            self.make_room()
+        if self.size >= self.full_at:
+            self._compact()
         if self._sync is not None and self._sync.through < self._newest.number:
             return  # what the newest file repeats is not on the disk yet
-        for segment in [s for s in self._segments if not s.unsettled and s is not self._newest]:
-            self._segments = [s for s in self._segments if s is not segment]
+        # Oldest first: a file may say how an operation in an earlier one was sent, or that it is
+        # settled.
+        while not self._segments[0].unsettled and self._segments[0] is not self._newest:
+            segment, *self._segments = self._segments
             self._earlier_bytes -= segment.size
             self.full_at += segment.size
             self._delete(segment)
+
+    def _compact(self) -> None:
+        """Write again what is not settled, if that is little, so that full files can go."""
+        # Not each time: open spans alone may fill the files.
+        is_due = self._newest.number > self._compacted or self._clock() >= self._compact_again
+        records = self.sequence - self._segments[0].first
+        if is_due and records > _WORTH_IT * self.unsettled:
+            self._repeat_from = self._segments[0].number
+            if self.make_room():
+                self._compacted = self._newest.number
+                self._compact_again = self._clock() + _PAUSE
 
     def look(self) -> None:
         """Rest if somebody has deleted the newest file: writes to it succeed, and are lost."""
@@ -354,9 +342,8 @@ class Segments:
 
     def discard_doubtful(self) -> None:
         """Settle the operations whose recording was interrupted, and not repeated."""
-        doubtful, self._in_doubt = self._in_doubt, {}
-        for key in doubtful:
-            self._settle(self.pending.pop(key))
+        self.settle(self.pending.in_doubt)
+        self.pending.in_doubt.clear()
 
     def delete(self) -> None:
         """Delete all files, oldest first: nothing in them is unsettled."""

@@ -74,6 +74,7 @@ class JournalWriter:
         earlier: Iterable[Segment] = (),
         sequence: int = 0,
         damaged: Collection[int] = (),
+        wrote: Callable[[int, int, bytes], object] | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._hold = hold
@@ -100,6 +101,7 @@ class JournalWriter:
             earlier=earlier,
             sequence=sequence,
             damaged=damaged,
+            wrote=wrote,
             clock=clock,
         )
 
@@ -196,7 +198,7 @@ class JournalWriter:
     def resumed(self, keys: Iterable[str], sequences: Iterable[int]) -> None:
         """Take over operations of an adopted journal, which are sent next."""
         for key, sequence in zip(keys, sequences, strict=True):
-            self._segments.resume(key, sequence)
+            self._segments.pending.resume(key, sequence)
 
     def sending(self, items: Iterable[Item]) -> None:
         """Append how items stand in a request, where a restart could not tell."""
@@ -222,7 +224,7 @@ class JournalWriter:
         is_changed = item.is_changed
         if not (noted or may_merge or is_changed or not given_id):
             return None
-        pending = self._segments.pending
+        pending = self._segments.pending.sequences
         sequences = tuple([pending[key] for key in keys if key in pending])
         if not sequences:
             return None
@@ -245,7 +247,7 @@ class JournalWriter:
         """Append an item that is given up to the file of those, then that it is settled."""
         operation = item.operation
         with self._lock:
-            pending = self._segments.pending
+            pending = self._segments.pending.sequences
             sequence = next((pending[key] for key in item.keys if key in pending), 0)
             body = encode(Aside(reason=reason, error=error, at=time_ns(), operation=operation))
             self._keep_aside(frame(sequence, Kind.REFUSED, body))
