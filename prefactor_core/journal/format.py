@@ -223,45 +223,35 @@ def frame(sequence: int, kind: Kind, body: bytes) -> bytes:
 
 def records(data: bytes) -> Iterator[Record | Damage]:
     """The records of a file in their order, and the damaged parts between them."""
-    place, size = 0, len(data)
-    while place < size:
-        record = _record_at(data, place)
-        if record is None:
-            after = _next_record(data, place + 1)
-            yield Damage(place, after, is_tail=after == size)
-            place = after
+    size, head_size, unpack = len(data), HEAD.size, HEAD.unpack_from
+    place, last = 0, len(data) - HEAD.size
+    damaged_from: int | None = None
+    while place <= last:
+        length, crc, sequence, kind = unpack(data, place)
+        start = place + head_size
+        end = start + length
+        body = data[start:end]
+        # The kind, because zeros are no record, and a larger one would run into the number.
+        if crc32(body, (sequence << 4 | kind) % PRIME) == crc and 0 < kind < 16 and end <= size:
+            if damaged_from is not None:
+                yield Damage(damaged_from, place, is_tail=False)
+                damaged_from = None
+            yield sequence, kind, body
+            place = end
         else:
-            yield record
-            place += HEAD.size + len(record[2])
-
-
-def _record_at(data: bytes, place: int) -> Record | None:
-    start = place + HEAD.size
-    if start > len(data):
-        return None
-    length, crc, sequence, kind = HEAD.unpack_from(data, place)
-    body = data[start : start + length]
-    # Zeros are no record. A longer kind would run into the sequence number in the seed.
-    if len(body) < length or not length or not 0 < kind < 16:
-        return None
-    return (sequence, kind, body) if crc32(body, seed(sequence, kind)) == crc else None
+            if damaged_from is None:
+                damaged_from = place
+            next_kind = _KIND.search(data, start)
+            place = size if next_kind is None else next_kind.start() - head_size + 1
+    if damaged_from is None and place < size:
+        damaged_from = place
+    if damaged_from is not None:
+        yield Damage(damaged_from, size, is_tail=True)
 
 
 _KIND: Final = re.compile(rb"[\x01-\x0f](?<=\x00{3}.)[\[{\d]", re.DOTALL)
 """The kind of a record and the first byte of its body. The three bytes before them are zero: no
 journal has 2**40 records."""
-
-
-def _next_record(data: bytes, place: int) -> int:
-    """The place of the first whole record after damage, or the end of the file."""
-    kind = place + HEAD.size - 1
-    while (match := _KIND.search(data, kind)) is not None:
-        place = match.start() - HEAD.size + 1
-        if _record_at(data, place) is not None:
-            return place
-        kind = match.start() + 1
-    return len(data)
-
 
 encode: Final = msgspec.json.Encoder().encode
 """The JSON of a body, or of an operation."""

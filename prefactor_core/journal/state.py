@@ -23,7 +23,7 @@ from prefactor_core.journal.format import (
     check_version,
 )
 from prefactor_core.journal.sequences import SequenceSet
-from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus, is_terminal
+from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
 
 
 class RunState(Struct):
@@ -219,24 +219,27 @@ class JournalState:
 
     def _created(self, sequence: int, body: bytes) -> bool | None:
         created = _decode_created(body)
-        span_id = created.span_id
-        opened = self.spans.get(span_id)
-        if not isinstance(opened, Opened) or span_id in self._not_repeated:
+        opened = self.spans.get(created.span_id)
+        if type(opened) is not Opened or created.span_id in self._not_repeated:
             return False  # the record with its payload is damaged
-        self.pending.add(sequence)
         if created.timestamp > self.last_time:
             self.last_time = created.timestamp
+        self.pending.add(sequence)
         self._span_created(
-            span_id, opened.instance_id, created.status, created.timestamp, created.finished_at
+            created.span_id,
+            opened.instance_id,
+            created.status,
+            created.timestamp,
+            created.finished_at,
         )
         return None
 
     def _span_created(
         self, span_id: str, instance_id: str, status: str, timestamp: int, finished_at: int | None
     ) -> None:
-        if status in _ENDED:
+        if finished_at is not None:
             self.spans.pop(span_id, None)
-            if finished_at is not None and finished_at > self.last_time:
+            if finished_at > self.last_time:
                 self.last_time = finished_at
         else:
             started_at = timestamp if status == SpanStatus.ACTIVE else None
@@ -312,8 +315,6 @@ class JournalState:
         self.runs.clear()
         self.spans.clear()
 
-
-_ENDED: Final = frozenset(status.value for status in SpanStatus if is_terminal(status))
 
 _decode_header: Final = msgspec.json.Decoder(Header).decode
 _decode_event: Final = msgspec.json.Decoder(_Event).decode
