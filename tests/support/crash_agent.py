@@ -103,9 +103,7 @@ class Agent:
 
     async def _live(self, points: Points) -> None:
         crash, life = self._crash, self._life
-        faults = Faults(
-            given_ids=crash.given_ids, bulk=crash.has_bulk, max_body_bytes=MOST_BYTES
-        )
+        faults = Faults(given_ids=crash.given_ids, bulk=crash.has_bulk, max_body_bytes=MOST_BYTES)
         config = make_config(
             http={"max_retry_delay": 0.05, "max_retries": 50},
             queue={

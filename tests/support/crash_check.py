@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,11 @@ class _Recorded:
 def play(processes: Processes, folder: Path, crash: Crash) -> list[str]:
     """What is wrong after a crash, in an empty folder."""
     deaths = processes.perform(folder, crash)
-    return list(_problems(folder, crash, deaths))
+    problems = [*_problems(folder, crash, deaths)]
+    if problems:
+        for file in sorted(folder.glob("*.death")):
+            problems.append(f"process {file.stem} died at {file.read_text()}")
+    return problems
 
 
 def _problems(folder: Path, crash: Crash, deaths: list[Death]) -> Iterator[str]:
@@ -195,9 +199,7 @@ def _is_result(name: str, status: str, end: _Ends, result: Row) -> bool:
     return error is None
 
 
-def _problems_of_times(
-    spans: list[Row], runs: list[Row], deaths: list[Death]
-) -> Iterator[str]:
+def _problems_of_times(spans: list[Row], runs: list[Row], deaths: list[Death]) -> Iterator[str]:
     rows = {row["id"]: row for row in (*spans, *runs)}
     for row in rows.values():
         name = row.get("schema_name") or row["agent_id"]
@@ -212,7 +214,7 @@ def _problems_of_times(
         if started > finished:
             yield f"{name} ended at {finished}, and started at {started}"
         place = int(name.split("-")[1])
-        died = datetime.fromtimestamp(deaths[place].at / 1e9, timezone.utc)
+        died = datetime.fromtimestamp(deaths[place].at / 1e9, UTC)
         if _time(finished) > died:
             yield f"{name} ended at {finished}, after the death of its process at {died}"
         parent = rows.get(row.get("parent_span_id")) or rows.get(row.get("agent_instance_id"))

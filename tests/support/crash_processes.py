@@ -15,7 +15,7 @@ from pathlib import Path
 from pkgutil import walk_packages
 
 import anyio
-import anyio.to_thread  # noqa: F401
+import anyio.to_thread
 import jsonschema  # noqa: F401
 import msgspec
 from msgspec import Struct
@@ -25,6 +25,9 @@ from support.crash_scripts import Crash
 import prefactor_core
 
 _MOST_SECONDS = 30.0
+_ROOMS = tuple(
+    f"prefactor_core.{room}." for room in ("client", "export", "journal", "payloads", "recording")
+)
 
 
 class Death(Struct):
@@ -80,7 +83,7 @@ def serve() -> None:
     """Perform what is asked for, until there is nothing more."""
     # Else each process would import what only an open client needs.
     for module in walk_packages(prefactor_core.__path__, "prefactor_core."):
-        if not module.name.endswith(("__main__", "pytest_plugin")):
+        if module.name.startswith(_ROOMS):
             import_module(module.name)
     for backend in anyio.get_all_backends():
         import_module(f"anyio._backends._{backend}")

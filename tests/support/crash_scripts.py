@@ -218,10 +218,11 @@ def lives(draw: st.DrawFn) -> Life:
     return Life(runs, Kill(draw(st.integers(1, points))), draw(st.booleans()), is_away)
 
 
+# The backend is for the test to choose.
 CRASHES: st.SearchStrategy[Crash] = st.builds(
     Crash,
     st.lists(lives(), min_size=1, max_size=3).map(tuple),
-    st.sampled_from(["asyncio", "trio"]),
+    st.just("asyncio"),
     st.sampled_from([1, 2, 3, 100]),
     st.sampled_from([True, True, True, False]),
     st.sampled_from([True, True, True, False]),
