@@ -93,6 +93,7 @@ class AdoptedJournal:
             ],
             sequence=state.last_sequence,
             damaged=reader.damaged.keys(),
+            wrote=state.apply,
         )
         if self.writer.is_resting:
             raise JournalUnreadableError(f"the journal at {self._hold.path} cannot be written")

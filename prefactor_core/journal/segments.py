@@ -47,8 +47,8 @@ class Segment:
 class Segments:
     """Appends records to the newest file, each by one ``write``. The caller holds a lock.
 
-    At 8 MiB, or a quarter of ``max_bytes``, the next file begins with ``state()``, and an earlier
-    one is deleted as soon as all its operations are settled.
+    After 8 MiB, or a quarter of ``max_bytes``, the next file begins with ``state()``. The oldest one
+    is deleted as soon as all its operations are settled.
 
     A write that fails, or that a full disk cuts short, leaves no part of a record. The files then
     rest for five seconds: one warning says so, by ``soon``, and what is to be written meanwhile is
@@ -56,7 +56,8 @@ class Segments:
 
     ``sync``: brings the files to the disk, in a thread. ``earlier``: those of an adopted journal,
     oldest first; ``sequence``: the last number in them, or 0; ``damaged``: the numbers of those of
-    them that are renamed in the end, and not deleted.
+    them that are renamed in the end, and not deleted. ``wrote``: called with the kind, the number
+    and the body of each further record.
     """
 
     def __init__(
@@ -70,14 +71,16 @@ class Segments:
         earlier: Iterable[Segment] = (),
         sequence: int = 0,
         damaged: Collection[int] = (),
+        wrote: Callable[[int, int, bytes], object] | None = None,
     ) -> None:
         self._hold = hold
         self._state = state
         self._soon = soon
         self._max_bytes = max_bytes
-        self.limit = min(_SEGMENT_BYTES, max_bytes // _LEAST_SEGMENTS)
+        self.limit = self._file_bytes = min(_SEGMENT_BYTES, max_bytes // _LEAST_SEGMENTS)
         self._sync = sync
         self._damaged = damaged
+        self._wrote = wrote
         self.sequence = sequence
         # Oldest first. The last one is written.
         self._segments = list(earlier)
@@ -128,6 +131,8 @@ class Segments:
             return False
         self.size += written
         self._segments[-1].unsettled += operations
+        if self._wrote is not None:
+            self._wrote(kind, sequence, body)
         if self._sync is not None:
             self._sync.appended()
         return True
@@ -163,6 +168,8 @@ class Segments:
             self._earlier_bytes += self.size
         self._segments.append(Segment(number, self.sequence + 1, 0))
         self.sequence, self.size = sequence, len(data)
+        # Beside the first records: those may be more than a file has room for.
+        self.limit = self.size + self._file_bytes
         if self._sync is not None:
             self._sync.began(file, before)
         elif before >= 0:
@@ -199,10 +206,12 @@ class Segments:
             self._settled = []
         if self.is_resting:
             return
-        if self.is_full and not self._segments[-1].unsettled:
+        if self.is_full and not self.unsettled:
             self.begin()
-        for segment in [segment for segment in self._segments[:-1] if not segment.unsettled]:
-            self._segments.remove(segment)
+        # Oldest first: a file may say how an operation in an earlier one was sent, or that it is
+        # settled.
+        while len(self._segments) > 1 and not self._segments[0].unsettled:
+            segment = self._segments.pop(0)
             self._earlier_bytes -= segment.size
             self._delete(segment)
 

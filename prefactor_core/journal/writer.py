@@ -68,6 +68,7 @@ class JournalWriter:
         earlier: Iterable[Segment] = (),
         sequence: int = 0,
         damaged: Collection[int] = (),
+        wrote: Callable[[int, int, bytes], object] | None = None,
     ) -> None:
         self._hold = hold
         self._header = header
@@ -93,6 +94,7 @@ class JournalWriter:
             earlier=earlier,
             sequence=sequence,
             damaged=damaged,
+            wrote=wrote,
         )
 
     @property

@@ -90,31 +90,36 @@ def _span_line(span: AgentSpanAnswer, most: int | None) -> Text:
     if span.summary and span.summary.strip() and span.status != "failed":
         return line.append(f"  {one_line(span.summary, most)}", style="dim")
     for mark, payload in (("  ", span.payload), (" → ", span.result_payload)):
-        text = _shown(payload, most)
+        text = payload_text(payload, most)
         if text not in ("null", "{}"):
             line.append(mark + text, style="dim")
     return line
 
 
-def _shown(payload: msgspec.Raw, most: int | None) -> str:
-    """A payload as text, sensitive values replaced by their labels."""
+def visible(payload: msgspec.Raw) -> bytes:
+    """The JSON of a payload, sensitive values replaced by their labels."""
     content = bytes(payload)
     if b'"$sensitive"' in content:
         try:
-            content = msgspec.json.encode(hidden(msgspec.json.decode(content)))
+            return msgspec.json.encode(hidden(msgspec.json.decode(content)))
         except RecursionError:
-            return "<too deep>"
+            return b'"<too deep>"'
+    return content
+
+
+def payload_text(payload: msgspec.Raw, most: int | None = _MOST_CHARACTERS) -> str:
+    """A payload as one line, cut at ``most`` characters, sensitive values replaced by labels."""
     # A character has at most four bytes, and the last one may be cut. The rest is not decoded:
     # with a thousand large payloads that would be slow.
     enough = None if most is None else 4 * (most + 1)
-    return _printable(content[:enough].decode(errors="ignore"), most)
+    return _printable(visible(payload)[:enough].decode(errors="ignore"), most)
 
 
 def _quality(
     instance: AgentInstanceAnswer, name: str, payload: msgspec.Raw, most: int | None
 ) -> str:
     summary = instance.quality_summaries.get(name)
-    return one_line(summary, most) if summary and summary.strip() else _shown(payload, most)
+    return one_line(summary, most) if summary and summary.strip() else payload_text(payload, most)
 
 
 def _add_flags(node: Tree, flags: Iterable[str], most: int | None) -> None:

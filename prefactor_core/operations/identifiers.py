@@ -104,8 +104,17 @@ def is_pfid(text: object) -> TypeGuard[str]:
 
 def partition_of(pfid: str) -> int:
     """Return the partition of a PFID."""
+    return _number(pfid[_PARTITION])
+
+
+def milliseconds_of(pfid: str) -> int:
+    """Return the time of a PFID, in milliseconds since 1970."""
+    return _number(pfid[: _PARTITION.start])
+
+
+def _number(text: str) -> int:
     number = 0
-    for character in pfid[_PARTITION]:
+    for character in text:
         number = number << 5 | _ALPHABET.index(character)
     return number
 

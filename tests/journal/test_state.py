@@ -19,6 +19,7 @@ from support.journal_files import (
     register,
     seen,
     start,
+    state_of,
 )
 
 from prefactor_core.journal.format import (
@@ -41,14 +42,6 @@ from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
 
 ACTIVE, PENDING = InstanceStatus.ACTIVE, InstanceStatus.PENDING
 OPERATION, SETTLED = Kind.OPERATION, Kind.SETTLED
-
-
-def state_of(*records: tuple[Kind, Any], state: JournalState | None = None) -> JournalState:
-    """The state after these records, the first of which has the number 1."""
-    state = JournalState() if state is None else state
-    for kind, body in records:
-        assert state.apply(kind, state.last_sequence + 1, encode(body))
-    return state
 
 
 def spans_of(state: JournalState) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from msgspec import UNSET, Raw, UnsetType
 
@@ -173,6 +174,14 @@ def created(
     result: Raw = NONE,
 ) -> Created:
     return Created(span, parent, at, status, finished_at, result)
+
+
+def state_of(*records: tuple[Kind, Any], state: JournalState | None = None) -> JournalState:
+    """The state after these records, the first of which has the number 1."""
+    state = JournalState() if state is None else state
+    for kind, body in records:
+        assert state.apply(kind, state.last_sequence + 1, encode(body))
+    return state
 
 
 def seen(state: JournalState) -> object:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Generator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import anyio
 import pytest
+from support.commands import REPOSITORY, run, run_commands, run_in_terminal
 from support.harness import StoredRun, stored_runs
 from support.local_api import opened
 from support.server import serve_local_prefactor
@@ -21,62 +20,8 @@ from prefactor_core import SchemaRegistry, open_prefactor_sync
 from prefactor_core.local import open_local_prefactor
 from prefactor_core.operations.identifiers import generate_related
 
-REPOSITORY = Path(__file__).parents[2]
 EXAMPLE = REPOSITORY / "examples" / "agent_e2e.py"
 KILL_SWITCH = REPOSITORY / "examples" / "kill_switch.py"
-
-
-def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PREFACTOR_")}
-    return subprocess.run(
-        [sys.executable, "-W", "error", *command],
-        cwd=cwd,
-        env={**inherited, **environment, "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-ONE_BY_ONE = """
-import json, runpy, sys
-
-for command in json.loads(sys.argv[1]):
-    sys.argv = ["prefactor_core", *command]
-    code = 0
-    try:
-        runpy.run_module("prefactor_core", run_name="__main__", alter_sys=True)
-    except SystemExit as ended:
-        code = ended.code or 0
-    print("exit", code, flush=True)
-    print("exit", file=sys.stderr, flush=True)
-"""
-
-
-def run_commands(
-    *commands: list[str], cwd: Path, encoding: str = "utf-8"
-) -> list[tuple[int, str, str]]:
-    """The exit code, output and errors of each command, one after another in one process."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PREFACTOR_")}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", ONE_BY_ONE, json.dumps(commands)],
-        cwd=cwd,
-        env={**inherited, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    shown, errors = done.stdout.decode(encoding), done.stderr.decode(encoding, "replace")
-    assert done.returncode == 0, errors
-    *outputs, rest = re.split(r"^exit (\d+)\n", shown, flags=re.MULTILINE)
-    *error_texts, rest_of_errors = re.split(r"^exit\n", errors, flags=re.MULTILINE)
-    assert (rest, rest_of_errors) == ("", "")
-    assert len(outputs) == 2 * len(error_texts) == 2 * len(commands)
-    return [
-        (int(code), output, error)
-        for output, code, error in zip(outputs[::2], outputs[1::2], error_texts, strict=True)
-    ]
 
 
 @pytest.fixture
@@ -291,30 +236,9 @@ def test_a_pipe_gets_all_however_deep_and_long(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_a_terminal_gets_every_span_cut_at_its_width(tmp_path: Path, encoding: str) -> None:
     tree_in(tmp_path / "prefactor.db", deep=40, wide=100, size=20_000)
-    ours, theirs = os.openpty()
-    with os.fdopen(ours, "rb", buffering=0) as terminal:
-        process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "prefactor_core", "show", "research"],
-            cwd=tmp_path,
-            env={
-                **os.environ,
-                "PYTHONIOENCODING": encoding,
-                "PYTHONPATH": str(REPOSITORY),
-                "COLUMNS": "80",
-                "TERM": "xterm",
-            },
-            stdout=theirs,
-            stderr=subprocess.PIPE,
-        )
-        os.close(theirs)
-        content = b""
-        with suppress(OSError):  # how a terminal ends, on Linux
-            while part := terminal.read(65536):
-                content += part
-        _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (0, b"")
-    text = re.sub(r"\x1b\[[0-9;]*m", "", content.decode(encoding))  # colours
-    lines = text.replace("\r\n", "\n").splitlines()
+    code, text, errors = run_in_terminal("show", "research", cwd=tmp_path, encoding=encoding)
+    assert (code, errors) == (0, "")
+    lines = text.splitlines()
     assert all(line.isprintable() for line in lines)
     assert len(lines) == 1 + 1 + 100 + 40
     cut = "..." if encoding == "ascii" else "…"

@@ -1,0 +1,86 @@
+"""How a command runs, speaks and fails."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import sys
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from typing import Final, TextIO, TypeVar, TypeVarTuple
+
+import anyio
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from prefactor_core.exceptions import PrefactorCoreError
+
+Answer = TypeVar("Answer")
+Arguments = TypeVarTuple("Arguments")
+
+# Replacements for terminals whose encoding lacks these characters.
+_PLAIN: Final = {"→": "->", "…": "...", "⚠": "!", "├": "|", "└": "`", "│": "|", "─": "-"}
+
+
+def write_any_text() -> None:
+    """Let the standard output accept a recorded text whose characters its encoding lacks."""
+    codecs.register_error("prefactor", _in_plain)
+    stdout: TextIO = sys.stdout
+    if isinstance(stdout, io.TextIOWrapper):
+        stdout.reconfigure(errors="prefactor")
+
+
+def _in_plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    plain = (_PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text)
+    return "".join(plain), error.end
+
+
+def encodable(text: str) -> str:
+    """``text`` as the standard output shows it: for what counts its columns before."""
+    encoding = sys.stdout.encoding
+    return text.encode(encoding, "prefactor").decode(encoding)
+
+
+def say(text: str) -> None:
+    """Write a line to the standard output."""
+    # Without file=, click writes UTF-8 to a terminal whose encoding is ASCII.
+    click.echo(text, file=sys.stdout)
+
+
+def is_terminal() -> bool:
+    """Whether the standard output is a terminal."""
+    # None: closed when the process started.
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+@contextmanager
+def progress(title: str, total: int) -> Generator[Callable[[int], None]]:
+    """Show on the standard error, if that is a terminal, how much of ``total`` is done.
+
+    The value is called with what is done so far. Nothing of it stays on the terminal.
+    """
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as shown:
+        task = shown.add_task(title, total=total)
+        yield lambda done: shown.update(task, completed=done)
+
+
+def run(
+    command: Callable[[*Arguments], Awaitable[Answer]],
+    *arguments: *Arguments,
+    backend: str = "asyncio",
+) -> Answer:
+    """Run ``command`` on an event loop; an error of this library ends the process in one line."""
+    try:
+        return anyio.run(command, *arguments, backend=backend)
+    except PrefactorCoreError as error:
+        raise click.ClickException(str(error)) from None
+    except LookupError:
+        raise click.ClickException(f"{backend} is not installed: pip install {backend}") from None

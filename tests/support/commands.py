@@ -1,0 +1,103 @@
+"""The command line, as a user runs it: in a process, its output and errors read from pipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PREFACTOR_")}
+    return subprocess.run(
+        [sys.executable, "-W", "error", *command],
+        cwd=cwd,
+        env={**inherited, **environment, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+ONE_BY_ONE = """
+import json, runpy, sys
+
+for command in json.loads(sys.argv[1]):
+    sys.argv = ["prefactor_core", *command]
+    code = 0
+    try:
+        runpy.run_module("prefactor_core", run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        code = ended.code or 0
+    print("exit", code, flush=True)
+    print("exit", file=sys.stderr, flush=True)
+"""
+
+
+def run_commands(
+    *commands: list[str], cwd: Path, encoding: str = "utf-8"
+) -> list[tuple[int, str, str]]:
+    """The exit code, output and errors of each command, one after another in one process."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PREFACTOR_")}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", ONE_BY_ONE, json.dumps(commands)],
+        cwd=cwd,
+        env={**inherited, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    shown, errors = done.stdout.decode(encoding), done.stderr.decode(encoding, "replace")
+    assert done.returncode == 0, errors
+    *outputs, rest = re.split(r"^exit (\d+)\n", shown, flags=re.MULTILINE)
+    *error_texts, rest_of_errors = re.split(r"^exit\n", errors, flags=re.MULTILINE)
+    assert (rest, rest_of_errors) == ("", "")
+    assert len(outputs) == 2 * len(error_texts) == 2 * len(commands)
+    return [
+        (int(code), output, error)
+        for output, code, error in zip(outputs[::2], outputs[1::2], error_texts, strict=True)
+    ]
+
+
+def run_in_terminal(
+    *command: str, cwd: Path, encoding: str = "utf-8", columns: int = 80, typed: str = ""
+) -> tuple[int, str, str]:
+    """The exit code, output and errors of a command that writes to a terminal.
+
+    The output is without colours. ``typed``: the answer to its question.
+    """
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "prefactor_core", *command],
+            cwd=cwd,
+            env={
+                **{k: v for k, v in os.environ.items() if not k.startswith("PREFACTOR_")},
+                "PYTHONIOENCODING": encoding,
+                "PYTHONPATH": str(REPOSITORY),
+                "COLUMNS": str(columns),
+                "TERM": "xterm",
+            },
+            stdin=subprocess.PIPE,
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+        )
+        os.close(theirs)
+        assert process.stdin is not None
+        process.stdin.write(typed.encode())
+        process.stdin.close()
+        process.stdin = None  # or communicate() flushes it
+        content = b""
+        with suppress(OSError):  # how a terminal ends, on Linux
+            while part := terminal.read(65536):
+                content += part
+        _, errors = process.communicate(timeout=60)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", content.decode(encoding))
+    return process.returncode, text.replace("\r\n", "\n"), errors.decode()
