@@ -42,8 +42,8 @@ def print_table(columns: Sequence[Column], rows: Sequence[Row], *, below: str = 
     each row.
     """
     if not is_terminal():
-        for line in _padded(columns, rows, below):
-            say(line)
+        for padded in _padded(columns, rows, below):
+            say(padded)
         return
     console = Console()
     table = _table(columns, rows)
@@ -67,8 +67,9 @@ def _table(columns: Sequence[Column], rows: Sequence[Row]) -> Table:
         )
     for row in rows:
         head, *cells = map(_text, row.cells)
-        below = ["\n", _text(row.below, row.style)] if row.below else []
-        table.add_row(Text.assemble(head, *below), *cells)
+        if row.below:
+            head.append("\n").append(_text(row.below, row.style))
+        table.add_row(head, *cells)
     return table
 
 
