@@ -28,7 +28,7 @@ _PENDING: Final = (
     Column("pending"),
     Column("status"),
     Column("time"),
-    Column("size", is_number=True),
+    Column("bytes", is_number=True),
     Column("sent"),
 )
 _REFUSED: Final = (Column("refused"), Column("status"), Column("time"), Column("reason"))
@@ -49,7 +49,7 @@ def print_contents(document: dict[str, Any]) -> None:
     for operation in document["pending"]:
         sent = "" if not operation["sent"] else "changed" if operation["changed"] else "yes"
         cells = _operation(operation), _status(operation), _time(operation["timestamp"])
-        row = Row([*cells, decimal(operation["bytes"]), sent], _ids_and_payloads(operation))
+        row = Row([*cells, f"{operation['bytes']:,}", sent], _ids_and_payloads(operation))
         by_run[operation["instance_id"]].append(row)
     for instance_id, rows in by_run.items():
         _print_part(f"agent instance {instance_id}", _PENDING, rows)

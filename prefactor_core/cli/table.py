@@ -58,11 +58,13 @@ def print_table(columns: Sequence[Column], rows: Sequence[Row], *, below: str = 
 def _table(columns: Sequence[Column], rows: Sequence[Row]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     first, *others = columns
-    table.add_column(first.title, min_width=_FIRST_WIDTH, overflow="fold", vertical="bottom")
-    for column in others:
+    table.add_column(first.title, min_width=_FIRST_WIDTH, overflow="fold")
+    for place, column in enumerate(others, 1):
         table.add_column(
             column.title.replace(" ", "\n"),
             justify="right" if column.is_number else "left",
+            # Else the longest word is the least width, in spite of no_wrap.
+            min_width=max(cell_len(encodable(row.cells[place])) for row in rows),
             no_wrap=True,
         )
     for row in rows:
