@@ -43,6 +43,11 @@ CHAPTERS = {
         "typed-steps",
         r"refused: .*agent:transfer.*\nlost operations: 0\n",
     ),
+    "crash_proof.py": (
+        ON_TRIO,
+        "crash-proof",
+        r"the agent was ended by signal 9, and left 1 journal\nafter the next start 0 are left\n",
+    ),
     "stop_signals.py": (
         ON_TRIO,
         "stop-signals",

@@ -6,7 +6,7 @@ this is imported. Read ``base`` first: what the other rooms say to a journal.
 
     format      records to bytes, and back
     writer      appends, and lets old files go     disk_sync: to the disk, in a thread
-    directory   who holds a journal; is its process alive
+    directory   who holds a journal; is its process alive     locks, files: how
     reader      what a journal holds that is not settled, in its last form
     state       the runs, spans, ids and forms that the records tell of
     burial      the end of what a dead process left open

@@ -1,9 +1,9 @@
-"""JournalDirectory: the folder that has a journal for each process; and who holds which.
+"""JournalDirectory: the folder with one journal for each process; which process holds which.
 
-A journal is a folder ``<pfid>.journal``, and belongs to the process that has locked the file
-``lock`` in it. It comes into being under the name ``.new-<pfid>``, and gets its own when it is
-locked; before it is deleted, it is renamed to ``.old-<pfid>``. So what has the name of a journal
-is a whole one, and without its lock its process is dead.
+A journal is a folder ``<pfid>.journal``. It belongs to the process that has locked the file
+``lock`` in it; if no process has, its process is dead. A journal begins as ``.new-<pfid>``, and is
+renamed when it is locked; before it is deleted, it is renamed to ``.old-<pfid>``. So nobody meets
+a journal that is half made or half deleted.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from stat import S_IMODE, S_ISDIR, S_ISLNK
 from typing import Final
@@ -32,9 +33,9 @@ _FILE: Final = re.compile(r"\d{6,}\.(?:log|damaged)|refused\.log")
 
 
 class Hold:
-    """A journal, at ``path``, that is locked: nobody else writes to it or deletes it.
+    """A journal, at ``path``, that this process has locked: no other writes to it or deletes it.
 
-    In a forked child it is released, and ``remove()`` does nothing.
+    A forked child does not hold it: there, ``release()`` and ``remove()`` do nothing.
     """
 
     __slots__ = ("_lock", "path")
@@ -46,9 +47,11 @@ class Hold:
     @property
     def has_kept_files(self) -> bool:
         """Whether it has files for a person: refused operations, or damaged files."""
-        return any(
-            file.name == REFUSED_NAME or file.suffix == DAMAGED for file in self.path.iterdir()
-        )
+        try:
+            files = list(self.path.iterdir())
+        except OSError:
+            return True  # unknown: nothing is deleted
+        return any(file.name == REFUSED_NAME or file.suffix == DAMAGED for file in files)
 
     def watch_fork(self, leave: Callable[[], object]) -> None:
         """Call ``leave()`` in a forked child: it closes the files of the journal, and forgets their
@@ -62,7 +65,8 @@ class Hold:
     def remove(self) -> None:
         """Delete the journal, and release it. A second call does nothing.
 
-        If this is interrupted or fails, another process does the rest.
+        If this is interrupted or fails, the next process that looks for abandoned journals does the
+        rest.
         """
         if self._lock.is_held:
             with suppress(OSError):
@@ -81,21 +85,19 @@ class JournalDirectory:
     def open(self) -> None:
         """Make the folder, with the mode 0700, or check it if it is there.
 
-        Raises :class:`~prefactor_core.PrefactorValueError` if others can read it, and OSError if it
-        cannot be made.
+        Raises :class:`~prefactor_core.PrefactorValueError` if it is no folder, or others can use
+        it, or this system has no file locks; and OSError if it cannot be made.
         """
-        try:
-            import fcntl  # noqa: F401
-        except ImportError as error:
+        if find_spec("fcntl") is None:
             raise PrefactorValueError(
                 "journal needs the file locks of Unix, which this system does not have: leave it "
                 "out, and operations are kept in memory"
-            ) from error
+            )
         _make(self.path)
         check_private(self.path, self.path.stat())
 
     def create(self) -> Hold:
-        """Make a journal. Raises OSError if that fails."""
+        """Make a journal, and hold it. Raises OSError if that fails."""
         while True:
             pfid = generate(0)
             new = self.path / f"{_NEW}{pfid}"
@@ -119,10 +121,10 @@ class JournalDirectory:
         return sorted(self.path.glob(f"*{_SUFFIX}"))
 
     def abandoned(self) -> Iterator[Hold]:
-        """Hold the journals whose processes have ended, one after another, oldest first.
+        """Hold the journals whose processes are dead, one after another, oldest first.
 
-        The caller releases or removes each. Journals that others can read, symbolic links, and all
-        journals on a file system without reliable locks are left alone.
+        The caller releases or removes each. Left alone are journals that others can use, symbolic
+        links, and all journals on a file system without reliable locks.
         """
         if not locks_work(self.path):
             return
@@ -140,20 +142,22 @@ class JournalDirectory:
 def hold(path: Path) -> Hold | None:
     """Hold the journal at ``path``; None if a process has it, or if it is gone.
 
-    Raises :class:`~prefactor_core.PrefactorValueError` if others can read it or it is a symbolic
-    link, and OSError if it cannot be locked.
+    Raises :class:`~prefactor_core.PrefactorValueError` if it is a symbolic link or others can use
+    it, and OSError if it cannot be locked.
     """
     lock = _lock(path)
     return None if lock is None else Hold(path, lock)
 
 
 def check_private(path: Path, status: os.stat_result) -> None:
-    """Raise :class:`~prefactor_core.PrefactorValueError` unless ``status``, of ``path``, is that of
-    a folder of this user alone."""
+    """Raise :class:`~prefactor_core.PrefactorValueError` unless ``path`` is a folder that only this
+    user can use. ``status``: its status."""
     user, mode = os.geteuid(), S_IMODE(status.st_mode)
     if not S_ISDIR(status.st_mode):
         kind = "a symbolic link" if S_ISLNK(status.st_mode) else "a file"
-        raise PrefactorValueError(f"journal must be a folder, and {path} is {kind}")
+        raise PrefactorValueError(
+            f"journal must be a folder, and {path} is {kind}: give another path"
+        )
     if status.st_uid != user:
         raise PrefactorValueError(
             f"journal must be a folder of this user ({user}), and {path} belongs to user "
@@ -184,7 +188,7 @@ def _lock(folder: Path) -> Lock | None:
 
 
 def _delete_leftover(folder: Path) -> None:
-    """Delete what a process left that ended while it made or deleted a journal."""
+    """Delete the folder of a process that died while it made or deleted a journal."""
     lock = _lock(folder)
     if lock is not None:
         try:
@@ -198,6 +202,6 @@ def _delete(folder: Path) -> None:
     for file in folder.iterdir():
         if _FILE.fullmatch(file.name):
             file.unlink()
-    # The lock goes last: as long as it is there, nobody else takes the folder.
+    # The lock goes last: as long as it is there, no other process takes the folder.
     (folder / _LOCK).unlink()
     folder.rmdir()

@@ -1,7 +1,7 @@
-"""Locks: which process has a journal, and whether the file system tells it the truth.
+"""Locks: which process has a journal, and whether the locks of a file system can be relied on.
 
-A lock is ``flock`` on a file. It ends with its process, however that ends; it excludes a second
-descriptor in the same process too; and unlike a process id it means the same in every container.
+A lock is ``flock`` on a file. It ends with its process, also by SIGKILL. It keeps out a second
+client of the same process, too. And it holds across containers, where process ids differ.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _NETWORK_FILE_SYSTEMS: Final = frozenset(
         "nfs", "nfs4", "ocfs2", "orangefs", "pvfs2", "smb3", "smbfs", "vboxsf", "virtiofs",
     }
 )  # fmt: skip
-"""The types of file system that another machine may write to, with no knowledge of our locks."""
+"""The types of file system on which another machine may not see our locks."""
 
 
 class Lock:
-    """A lock that this process has. A forked child does not have it: only the parent's end counts.
+    """A lock that this process has. A forked child does not keep it when the parent dies.
 
     ``is_held`` is False after ``release()``, and in a forked child.
     """
@@ -43,18 +43,18 @@ class Lock:
     def watch_fork(self, leave: Callable[[], object]) -> None:
         """Call ``leave()`` in a child that is forked while the lock is held.
 
-        It closes descriptors that belong to the lock's holder, and forgets their numbers.
+        It closes the other descriptors of the lock's holder, and forgets their numbers.
         """
         self._on_fork.append(leave)
 
     def release(self) -> None:
-        """Give the lock back. A second call does nothing."""
+        """Release the lock. A second call does nothing."""
         import fcntl  # here: Windows has none, and JournalDirectory.open() says so
 
         with _forking:
             if self.is_held:
-                # Closing alone gives it back later, if a program is being started: its process has
-                # a copy of the descriptor until it runs the program.
+                # Closing alone is not enough while a program is started: until its process runs
+                # the program, it has a copy of the descriptor.
                 with suppress(OSError):
                     fcntl.flock(self._file, fcntl.LOCK_UN)
             self._close()
@@ -73,10 +73,10 @@ class Lock:
 
 
 def try_lock(path: Path) -> Lock | None:
-    """Lock the file at ``path``, which is made if it is missing.
+    """Lock the file at ``path``; a missing file is made.
 
-    Returns None if the file is locked, or is replaced or deleted meanwhile, or if its folder is
-    missing. Raises OSError if the file cannot be opened, or has no locks.
+    Returns None if the file is locked, if it is replaced or deleted meanwhile, or if its folder is
+    missing. Raises OSError if the file cannot be opened, or its file system has no locks.
     """
     with _forking:
         try:
@@ -101,14 +101,14 @@ def lock_file(file: int, path: Path) -> bool:
 
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Someone may have removed the file, lock and all, between its opening and its locking.
+        # Its holder may have deleted it between the opening and the locking.
         return os.path.samestat(os.fstat(file), path.lstat())
     except (BlockingIOError, FileNotFoundError):
         return False
 
 
 def locks_work(folder: Path) -> bool:
-    """Whether a lock on a file in ``folder`` keeps out everyone: not on network file systems."""
+    """Whether a lock on a file in ``folder`` keeps out all others: not on a network file system."""
     try:
         device = folder.stat().st_dev
         try:
@@ -157,8 +157,7 @@ def _descriptors_exclude_each_other(folder: Path) -> bool:
 
 
 _locks: Final[set[Lock]] = set()
-"""The locks of this process. Strong references: one that nobody releases must not stay in a child.
-"""
+"""The locks of this process. Not weak: a child must also close those that nobody refers to."""
 
 _forking: Final = RLock()
 """Held by a fork, and while ``_locks`` differs from the descriptors that are open."""
@@ -167,7 +166,7 @@ _forking: Final = RLock()
 def _leave_locks() -> None:
     _forking.release()
     for lock in list(_locks):
-        with suppress(OSError):
+        with suppress(Exception):  # the other locks must be closed, too
             lock.leave()
 
 

@@ -136,7 +136,7 @@ class JournalReader:
                     if sequence == form.sequences[0]:
                         finish = finishes.get(form.sequences[-1])
                         merged.update(form.sequences)
-                    yield _in_form(operation, sequence, form, finish)
+                    yield self._in_form(number, form, sequence, operation, finish)
 
     def _numbers(self) -> list[int]:
         """The numbers of the files, oldest first."""
@@ -207,6 +207,28 @@ class JournalReader:
             except (KeyError, msgspec.DecodeError, UnicodeDecodeError):
                 self._lost(number)
 
+    def _in_form(
+        self,
+        number: int,
+        form: Form,
+        sequence: int,
+        operation: Operation,
+        finish: FinishSpan | None,
+    ) -> Entry:
+        """The entry of an operation, and of the ``finish`` that was in one item with it."""
+        keys: tuple[str, ...] = (operation.idempotency_key,)
+        sequences: tuple[int, ...] = (sequence,)
+        original = None
+        if finish is not None and isinstance(operation, CreateSpan):
+            keys, sequences = (*keys, finish.idempotency_key), form.sequences
+            operation = operation.finished_by(finish)
+        if form.operation != NONE:
+            try:
+                operation, original = decode_operation(form.operation), operation
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                self._lost(number)
+        return Entry(operation, keys, sequences, original, is_sent=True, given_id=form.given_id)
+
 
 def read_header(path: Path) -> Header | None:
     """The header of a journal; None if none is readable.
@@ -270,19 +292,6 @@ def _create(opened: Opened, created: Created) -> CreateSpan:
         finished_at=created.finished_at,
         result_payload=UNSET if result == NONE else result,
     )
-
-
-def _in_form(operation: Operation, sequence: int, form: Form, finish: FinishSpan | None) -> Entry:
-    """The entry of an operation, and of the ``finish`` that was in one item with it."""
-    keys: tuple[str, ...] = (operation.idempotency_key,)
-    sequences: tuple[int, ...] = (sequence,)
-    if finish is not None and isinstance(operation, CreateSpan):
-        keys, sequences = (*keys, finish.idempotency_key), form.sequences
-        operation = operation.finished_by(finish)
-    original = None
-    if form.operation != NONE:
-        operation, original = decode_operation(form.operation), operation
-    return Entry(operation, keys, sequences, original, is_sent=True, given_id=form.given_id)
 
 
 _OPERATION: Final = int(Kind.OPERATION)

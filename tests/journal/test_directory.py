@@ -360,12 +360,25 @@ def test_a_directory_that_vanished_has_no_journals(directory: JournalDirectory) 
 
 def test_a_removed_journal_is_gone_with_all_its_files(directory: JournalDirectory) -> None:
     held = directory.create()
-    for name in ("000001.log", "000002.log", "1000000.log", "refused.log"):
+    for name in ("000001.log", "000002.damaged", "1000000.log", "refused.log"):
         os.close(open_file(held.path / name))
     held.remove()
     assert list(directory.path.iterdir()) == []
     held.remove()
     held.release()
+
+
+@pytest.mark.parametrize("name", ["refused.log", "000001.damaged"])
+def test_a_journal_knows_whether_it_has_files_for_a_person(
+    name: str, directory: JournalDirectory
+) -> None:
+    held = directory.create()
+    write_segment(held)
+    assert not held.has_kept_files
+    os.close(open_file(held.path / name))
+    assert held.has_kept_files
+    held.remove()
+    assert held.has_kept_files, "nothing is known of a folder that cannot be read"
 
 
 def test_a_released_journal_is_not_removed(directory: JournalDirectory) -> None:

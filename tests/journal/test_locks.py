@@ -140,8 +140,11 @@ def leave():
     log = -1
 
 given_back = try_lock(Path("given-back"))
-given_back.watch_fork(lambda: print("this lock is not held"))
+given_back.watch_fork(lambda: print("left a lock that is not held"))
 given_back.release()
+failing = try_lock(Path("failing"))
+failing.watch_fork(lambda: os.close(-1))
+failing.watch_fork(None)
 lock = try_lock(Path("lock"))
 lock.watch_fork(leave)
 locked, logged = os.stat("lock"), os.fstat(log)
@@ -158,7 +161,7 @@ def is_open(status):
 assert is_open(locked) and is_open(logged)
 child = os.fork()
 if child == 0:
-    assert not lock.is_held and log == -1
+    assert not lock.is_held and not failing.is_held and log == -1
     assert not is_open(locked) and not is_open(logged)
     others = [os.open(name, os.O_RDWR | os.O_CREAT) for name in ("one", "two", "three")]
     lock.release()

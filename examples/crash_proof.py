@@ -1,0 +1,78 @@
+"""Journal: an agent that is killed, and whose run is complete after the next start.
+
+    python examples/crash_proof.py            # or with: trio
+
+With ``journal=DIR`` (or ``PREFACTOR_JOURNAL``) everything that is recorded is in a file of that
+folder before the recording call returns. When the process is killed, or the API is away for longer
+than the process lives, nothing is lost: the next client with the same folder and the same API finds
+the journal of the dead process, in the background. It delivers what is left, in order and each
+operation once, and ends what was open: spans as ``failed``, with ``error.type`` ``process_died`` and
+the time of the last entry, then the run.
+
+* Any number of processes may share the folder: each has a journal of its own there, and leaves those
+  of living ones alone. Where a machine never starts the agent again, ``python -m prefactor_core
+  journal replay DIR`` does the same, also on another machine to which the folder was copied.
+* ``journal_sync="process"``, the default, survives the death of the process: a crash, SIGKILL, the
+  out-of-memory killer. ``"disk"`` also survives the loss of power, but for the last 20 ms or so.
+* What the API refuses is kept in the journal with the reason: ``python -m prefactor_core journal
+  show DIR``.
+
+It leaves this tree::
+
+    failed
+    agent:tool_call complete
+    agent:run failed
+      agent:llm_call failed
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import anyio
+
+from prefactor_core import open_prefactor
+from prefactor_core.span_types import AgentRun, LLMCall, ToolCall, standard_types
+
+
+async def run_agent(api_url: str, journal: str) -> None:
+    """The first process: it dies while it waits for its model."""
+    async with open_prefactor(
+        api_url=api_url, journal=journal, schema_registry=standard_types()
+    ) as client:
+        async with client.agent_instance("crash-proof", {"name": "Unlucky agent"}) as instance:
+            with instance.span(ToolCall(tool="search", arguments={"query": "Olympus"})) as span:
+                span.set_result({"output": "a mountain"})
+            with instance.span(AgentRun(input="How high is it?")):
+                with instance.span(LLMCall(model="small-1", prompt="How high is Olympus Mons?")):
+                    os.kill(os.getpid(), signal.SIGKILL)  # stands for the out-of-memory killer
+
+
+async def start_again(api_url: str, journal: str) -> None:
+    """The second process: to open a client with the same folder is all that it does."""
+    async with open_prefactor(api_url=api_url, journal=journal):
+        pass
+
+
+def main(backend: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        api_url = os.environ.get("PREFACTOR_API_URL") or f"local:{folder}/runs.db"
+        journal = os.environ.get("PREFACTOR_JOURNAL") or f"{folder}/journal"
+        first = subprocess.run([sys.executable, __file__, backend, api_url, journal], check=False)
+        left = len(list(Path(journal).iterdir()))
+        print(f"the agent was ended by signal {-first.returncode}, and left {left} journal")
+        anyio.run(start_again, api_url, journal, backend=backend)
+        print(f"after the next start {len(list(Path(journal).iterdir()))} are left")
+
+
+if __name__ == "__main__":
+    loop = sys.argv[1] if len(sys.argv) > 1 else "asyncio"
+    if len(sys.argv) == 4:
+        anyio.run(run_agent, *sys.argv[2:], backend=loop)
+    else:
+        main(loop)
