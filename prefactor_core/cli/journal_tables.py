@@ -6,12 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from msgspec import Raw
 from rich.filesize import decimal
 
 from prefactor_core.cli.journal_contents import Contents
-from prefactor_core.cli.table import Column, Row, print_table
-from prefactor_core.cli.terminal import is_terminal, say
+from prefactor_core.cli.table import Column, Row, print_heading, print_table
+from prefactor_core.cli.terminal import is_terminal
 from prefactor_core.local.run_tree import one_line, payload_text
 
 _MOST_CHARACTERS: Final = 1_000
@@ -45,6 +44,10 @@ def print_contents(document: dict[str, Any]) -> None:
 
     ``document``: what is printed as JSON.
     """
+    journal: Contents = document["journal"]
+    if journal.damaged or journal.damaged_files:
+        kept = ", ".join(journal.damaged_files) or "no file so far"
+        print_heading(f"damaged: {journal.damaged} records or groups of them; kept for you: {kept}")
     by_run: dict[str, list[Row]] = defaultdict(list)
     for operation in document["pending"]:
         sent = "" if not operation["sent"] else "changed" if operation["changed"] else "yes"
@@ -55,13 +58,15 @@ def print_contents(document: dict[str, Any]) -> None:
         _print_part(f"agent instance {instance_id}", _PENDING, rows)
     _print_part("refused by the API", _REFUSED, map(_refused, document["refused"]))
     runs_and_spans = [*document["open_runs"], *document["open_spans"]]
-    _print_part("open when the process was last heard of", _OPEN, map(_open, runs_and_spans))
+    _print_part(
+        f"open at {_time(journal.until)}, the latest time in it", _OPEN, map(_open, runs_and_spans)
+    )
 
 
 def _print_part(title: str, columns: Sequence[Column], rows: Iterable[Row]) -> None:
     listed = list(rows)
     if listed:
-        say(f"\n{title}")
+        print_heading(f"\n{title}")
         print_table(columns, listed)
 
 
@@ -115,7 +120,8 @@ def _status(operation: dict[str, Any]) -> str:
 
 def _ids_and_payloads(operation: dict[str, Any]) -> str:
     most = _MOST_CHARACTERS if is_terminal() else None
-    payloads = (payload_text(value, most) for value in operation.values() if isinstance(value, Raw))
+    values = operation.get("payload"), operation.get("result_payload")
+    payloads = (payload_text(value, most) for value in values if value is not None)
     return f"{operation.get('span_id') or ''}  {' → '.join(payloads)}".strip()
 
 

@@ -35,6 +35,14 @@ class Row(NamedTuple):
     style: str = "dim"
 
 
+def print_heading(text: str) -> None:
+    """Print a line above a table."""
+    if is_terminal():
+        Console().print(_text(text, "bold"))
+    else:
+        say(text)
+
+
 def print_table(columns: Sequence[Column], rows: Sequence[Row], *, below: str = "") -> None:
     """Print ``rows``; ``below`` is the title of the text below the first cells.
 
