@@ -37,7 +37,7 @@ from pathlib import Path
 import anyio
 
 from prefactor_core import open_prefactor
-from prefactor_core.span_types import AgentRun, LLMCall, ToolCall, standard_types
+from prefactor_core.span_types import AgentRun, LLMCall, ToolCall, ToolResult, standard_types
 
 
 async def run_agent(api_url: str, journal: str) -> None:
@@ -47,7 +47,7 @@ async def run_agent(api_url: str, journal: str) -> None:
     ) as client:
         async with client.agent_instance("crash-proof", {"name": "Unlucky agent"}) as instance:
             with instance.span(ToolCall(tool="search", arguments={"query": "Olympus"})) as span:
-                span.set_result({"output": "a mountain"})
+                span.set_result(ToolResult(output="a mountain"))
             with instance.span(AgentRun(input="How high is it?")):
                 with instance.span(LLMCall(model="small-1", prompt="How high is Olympus Mons?")):
                     os.kill(os.getpid(), signal.SIGKILL)  # stands for the out-of-memory killer
@@ -73,6 +73,6 @@ def main(backend: str) -> None:
 if __name__ == "__main__":
     loop = sys.argv[1] if len(sys.argv) > 1 else "asyncio"
     if len(sys.argv) == 4:
-        anyio.run(run_agent, *sys.argv[2:], backend=loop)
+        anyio.run(run_agent, sys.argv[2], sys.argv[3], backend=loop)
     else:
         main(loop)
