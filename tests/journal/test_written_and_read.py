@@ -229,7 +229,7 @@ def begin_next_file(journal: JournalWriter) -> None:
 
 
 def test_what_an_adopter_has_done_is_not_done_again_after_its_death(tmp_path: Path) -> None:
-    for count in range(8):
+    for count in (0, 3, 7):
         path = tmp_path / f"{count}"
         journal = write(path)
         journal.append(register())
