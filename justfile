@@ -68,6 +68,10 @@ bench-faults *options: (_install venv "dev")
 bench-exits *options: (_install venv "dev")
     PYTHONPATH=tests {{ python }} -m benchmarks.exits {{ options }}
 
+# Measure what a journal costs, and how fast it is replayed (--quick: in about a minute).
+bench-journal *options: (_install venv "dev")
+    PYTHONPATH=tests {{ python }} -m benchmarks.journal {{ options }}
+
 # Check style, types and floors.
 [parallel]
 check: _style _mypy _basedpyright

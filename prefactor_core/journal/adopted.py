@@ -61,8 +61,8 @@ class AdoptedJournal:
             log(logger, logging.WARNING, message, self._hold.path, lost, torn)
 
     def remove_if_empty(self) -> None:
-        """Delete it, unless it has any file but the lock: its process died at once."""
-        if not self.reader.sizes and not self._hold.has_kept_files:
+        """Delete it, unless a file but the lock has a byte: its process died at once."""
+        if not any(self.reader.sizes.values()) and not self._hold.has_kept_files:
             self._hold.remove()
 
     def abandon(self) -> None:

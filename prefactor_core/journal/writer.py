@@ -128,7 +128,7 @@ class JournalWriter:
         if type(operation) is CreateSpan and operation.span_id in self._payloads:
             if segments.size >= segments.limit:
                 segments.begin()  # a CREATED belongs in the file of its OPENED
-            if self._payloads.pop(operation.span_id) is operation.payload:
+            if self._payloads.pop(operation.span_id, None) is operation.payload:
                 result = operation.result_payload
                 body = encode(
                     Created(

@@ -18,21 +18,15 @@ from typing import Any
 import anyio
 from rich.table import Table
 
+from benchmarks.client import open_client
 from benchmarks.drivers.job import control
 from benchmarks.serving import ServerProcess, serve
 from benchmarks.tables import make_console
-from prefactor_core import PrefactorCoreClient, SchemaRegistry, open_prefactor
+from prefactor_core import PrefactorCoreClient
 
 _RATES = (0.0, 0.02, 0.05, 0.1, 0.2)
 _OPERATIONS = 7
 _SPANS_A_SECOND = 2_000
-
-
-def _open(server: ServerProcess, **options: Any) -> PrefactorCoreClient:
-    registry = SchemaRegistry()
-    registry.register_type("agent:llm", {"type": "object"})
-    url = f"http://127.0.0.1:{server.api_port}"
-    return open_prefactor(api_url=url, api_token="token", schema_registry=registry, **options)
 
 
 class LoopDelay:
@@ -61,7 +55,7 @@ async def _burst(server: ServerProcess, runs: int) -> dict[str, float]:
     cpu, began = time.process_time(), time.perf_counter()
     async with anyio.create_task_group() as outer:
         outer.start_soon(delay.watch)
-        async with _open(server) as client:
+        async with open_client(server.api_url) as client:
             async with anyio.create_task_group() as group:
                 for _ in range(runs):
                     group.start_soon(_record_run, client)
@@ -86,7 +80,7 @@ async def _outage(
     delay = LoopDelay()
     options = {"queue_config": {"max_pending_operations": 1_000_000}, "drain_timeout": 120}
     async with anyio.create_task_group() as outer:
-        async with _open(server, **options) as client:
+        async with open_client(server.api_url, **options) as client:
             async with client.agent_instance("a", {"name": "An agent"}) as instance:
 
                 async def record(until: float) -> None:

@@ -106,7 +106,7 @@ def _while_down(results: Results) -> list[Judgement]:
         ratio = results.ratio(_DOWN, form, OTEL_FLAT, AGENT)
         goal = f"wall time of a span, API down, {form.name}: <= {limit:g} of {OTEL_FLAT.name}"
         pair = _pair(results, _DOWN, form, OTEL_FLAT, AGENT)
-        judgements.append(_at_most(goal, ratio, limit, pair))
+        judgements.append(at_most(goal, ratio, limit, pair))
     return judgements
 
 
@@ -116,14 +116,14 @@ def _delivery(results: Results) -> list[Judgement]:
         ratio = results.ratio(_TASKS, WITH, official, DELIVERED)
         pair = _pair(results, _TASKS, WITH, official, DELIVERED)
         goal = f"delivered/s, {_TASKS}: >= 50x {official.name}"
-        judgements.append(_at_least(goal, ratio, 50, pair))
+        judgements.append(at_least(goal, ratio, 50, pair))
     ratio = results.ratio(_TASKS, WITH, OTEL_WIDE, DELIVERED)
     pair = _pair(results, _TASKS, WITH, OTEL_WIDE, DELIVERED)
     # The default queue of OpenTelemetry loses spans here; this one does not.
     goal = f"delivered/s, {_TASKS}: >= {OTEL_WIDE.name}"
-    judgements.append(_at_least(goal, ratio, 1, pair))
+    judgements.append(at_least(goal, ratio, 1, pair))
     lost = results.spread(_TASKS, WITH, LOST)
-    judgements.append(_at_most(f"spans lost, {_TASKS}: none", lost, 0, ""))
+    judgements.append(at_most(f"spans lost, {_TASKS}: none", lost, 0, ""))
     return judgements
 
 
@@ -133,13 +133,13 @@ def _cpu(results: Results) -> list[Judgement]:
         ratio = results.ratio(load, WITH, OTEL_WIDE, CPU)
         pair = _pair(results, load, WITH, OTEL_WIDE, CPU)
         goal = f"CPU per 1,000 spans, {load}: <= {OTEL_WIDE.name}"
-        judgements.append(_at_most(goal, ratio, 1, pair))
+        judgements.append(at_most(goal, ratio, 1, pair))
     return judgements
 
 
 def _requests(results: Results) -> list[Judgement]:
     return [
-        _at_most(
+        at_most(
             f"requests per span, {load}: <= 0.02", results.spread(load, WITH, REQUESTS), 0.02, ""
         )
         for load in _BURSTS
@@ -177,13 +177,15 @@ def _memory(results: Results) -> Judgement:
     return Judgement(goal, figure, done and grown <= 10)
 
 
-def _at_most(goal: str, spread: Spread | None, limit: float, pair: str) -> Judgement:
+def at_most(goal: str, spread: Spread | None, limit: float, pair: str = "") -> Judgement:
+    """Judge the median of a figure that is to be small. ``pair``: what it was made of."""
     if spread is None:
         return Judgement(goal, "not measured", None)
     return Judgement(goal, f"{spread.median:.3g}{pair}", spread.median <= limit)
 
 
-def _at_least(goal: str, spread: Spread | None, limit: float, pair: str) -> Judgement:
+def at_least(goal: str, spread: Spread | None, limit: float, pair: str = "") -> Judgement:
+    """As :func:`at_most`, for a figure that is to be large."""
     if spread is None:
         return Judgement(goal, "not measured", None)
     return Judgement(goal, f"{spread.median:.3g}{pair}", spread.median >= limit)

@@ -21,6 +21,7 @@ class ServerProcess:
 
     def __init__(self, api_port: int, control_port: int) -> None:
         self.api_port = api_port
+        self.api_url = f"http://127.0.0.1:{api_port}"
         self.control_port = control_port
 
     def prepare(self, delay: float) -> None:

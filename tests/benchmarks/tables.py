@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -137,6 +137,17 @@ def show_imports(console: Console, results: Results) -> None:
     console.print(table)
     cpu, wall = _milliseconds(results.imports[OURS.name].given)
     console.print(f"of ours, anyio and msgspec take {cpu} (wall: {wall})\n", markup=False)
+
+
+def show_rows(
+    console: Console, title: str, rows: Mapping[str, Mapping[str, Spread | float | None]]
+) -> None:
+    """A table of any figures, with a column for each name in the first row."""
+    table = _table(title, "", *next(iter(rows.values())))
+    for label, figures in rows.items():
+        cells = figures.values()
+        table.add_row(label, *(_spread(x) if isinstance(x, Spread) else _number(x) for x in cells))
+    console.print(table)
 
 
 def show_goals(console: Console, judgements: Sequence[Judgement]) -> None:

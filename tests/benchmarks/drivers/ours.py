@@ -11,7 +11,8 @@ from pathlib import Path
 from cost import DEPTH, Form, measure_rounds
 from job import Bodies, Job, begin, read_job, write_report
 from loads import System, run_load
-from measure import Measurement, now, resident_memory
+from measure import Measurement, now
+from memory import resident_memory
 
 import prefactor_core
 from prefactor_core import (
