@@ -11,5 +11,6 @@ this is imported. Read ``base`` first: what the other rooms say to a journal.
     directory   who holds a journal; is its process alive     locks, files: how
     reader      what a journal holds that is not settled, in its last form
     state       the runs, spans, ids and forms that the records tell of
+    sequences   the numbers of the operations that are not settled
     burial      the end of what a dead process left open
 """

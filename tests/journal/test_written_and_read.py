@@ -279,3 +279,21 @@ def test_an_adopter_that_dies_while_it_ends_what_was_open_leaves_the_rest(tmp_pa
     entries = [*second.reader.entries()]
     assert [entry.operation for entry in entries] == [register(), *expected]
     second.abandon()
+
+
+def test_an_operation_that_is_twice_in_a_journal_is_settled_twice(tmp_path: Path) -> None:
+    journal = write(tmp_path)
+    journal.append(quality())
+    journal.append(quality())
+    assert journal.pending == 1
+    journal.abandon()
+    adopted = adopt(tmp_path)
+    for _ in adopted.take_over():
+        pass
+    writer = adopted.writer
+    for entry in adopted.reader.entries():
+        writer.resumed(entry.keys, entry.sequences)
+    writer.settled([item(quality())])
+    assert writer.pending == 0
+    writer.close()
+    assert JournalDirectory(tmp_path).journals() == []
