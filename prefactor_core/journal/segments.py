@@ -8,6 +8,7 @@ from bisect import bisect
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
+from os.path import exists
 from pathlib import Path
 from time import monotonic
 from typing import Final, TypeAlias
@@ -18,7 +19,7 @@ from msgspec import Raw
 from prefactor_core.exceptions.log import log
 from prefactor_core.journal.directory import DAMAGED, Hold
 from prefactor_core.journal.disk_sync import DiskSync
-from prefactor_core.journal.files import Segment, cut, file_name, open_file
+from prefactor_core.journal.files import Segment, close_file, cut, file_name, open_file
 from prefactor_core.journal.format import HEAD, PRIME, Kind, Opened, encode, frame
 from prefactor_core.journal.pending import Pending
 from prefactor_core.journal.repetition import repeated
@@ -127,8 +128,10 @@ class Segments:
     @property
     def left(self) -> int:
         """The same, without those in files that somebody has deleted."""
-        there = [s for s in self._segments if self._exists(s)]
-        return max(0, sum(segment.unsettled for segment in there) - len(self.pending.in_doubt))
+        paths = {self._path(segment.number): segment.unsettled for segment in self._segments}
+        # Unlike Path.exists(), it raises nothing.
+        lost = sum(count for path, count in paths.items() if not exists(path))  # noqa: PTH110
+        return max(0, self.unsettled - lost)
 
     def write(self, kind: int, body: bytes, key: str = "") -> bool:
         """Append a record; False if it is not in the file. ``key``: that of an operation."""
@@ -212,6 +215,8 @@ class Segments:
             earlier, moved = self._segments, dict[str, int]()
             if self._repeat_from is not None:
                 earlier, moved = self._repeat(segment, frames)
+            # Not the size that is noted: an interrupted write may not be in the file.
+            before_size = os.fstat(self._file).st_size if self._file >= 0 else 0
             data = b"".join(frames)
             self.sequence, size = self.sequence + len(frames), len(data)
             if (written := os.write(file, data)) < size:
@@ -221,7 +226,7 @@ class Segments:
             if file >= 0:
                 with suppress(OSError):
                     os.ftruncate(file, 0)
-                os.close(file)
+                close_file(file)
             if not isinstance(error, OSError):
                 raise
             self.rest(error)
@@ -229,9 +234,8 @@ class Segments:
         # Without a call, so that nothing can interrupt it.
         before, was_resting = self._file, self.is_resting
         if before >= 0:
-            self._newest.size = self.size
-            earlier[-1].size = self.size
-            self._earlier_bytes += self.size
+            earlier[-1].size = before_size
+            self._earlier_bytes += before_size
         self._segments, self.payloads = [*earlier, segment], payloads
         self._sequences |= moved
         self._file, self._newest, self.size = file, segment, size
@@ -242,7 +246,7 @@ class Segments:
             self._sync.files.append((file, segment.number))
             self._sync.appended()
         elif before >= 0:
-            os.close(before)
+            close_file(before)
         if was_resting:
             self._say(logging.INFO, "the journal %s is written again", self._hold.path)
 
@@ -378,14 +382,11 @@ class Segments:
             self._sync.files.clear()
         for file in files:
             if file >= 0:
-                os.close(file)
+                close_file(file)
 
     def _stop(self) -> None:
         self._file, self.is_resting = -1, True
         self.limit, self._resting_until = 0, float("inf")
-
-    def _exists(self, segment: Segment) -> bool:
-        return os.path.exists(self._path(segment.number))  # noqa: PTH110 - raises nothing
 
     def _path(self, number: int) -> Path:
         return self._hold.path / file_name(number)
