@@ -112,7 +112,6 @@ class Segments:
         self._is_beginning = self.is_resting = False
         self._resting_until = self._compact_again = 0.0
         self._compacted = 0
-        hold.watch_fork(self.forget)
         self.begin()
 
     @property
@@ -139,19 +138,16 @@ class Segments:
             self._given_again(key)
         if self.size >= self.limit and not self.make_room():
             return False
-        size = _HEAD_SIZE + len(body)
-        while True:
-            sequence = self.sequence + 1
-            record = _HEAD(
-                size - _HEAD_SIZE, crc32(body, (sequence << 4 | kind) % PRIME), sequence, kind
-            )
-            # Else the handler of a signal has written something meanwhile. Between this and the
-            # write there is no call in which one could run.
-            if sequence > self.sequence:
-                break
+        length, sequence = len(body), self.sequence + 1
+        size = _HEAD_SIZE + length
+        head = _HEAD(length, crc32(body, (sequence << 4 | kind) % PRIME), sequence, kind)
+        if sequence <= self.sequence:
+            # The handler of a signal has written something meanwhile. From here to the write there
+            # is no call in which one could run.
+            return self.write(kind, body, key)
         self.sequence = sequence
         try:
-            written = os.write(self._file, record + body)
+            written = os.write(self._file, head + body)
             if written < size:
                 self._cut(written, size)
             if self._wrote is not None:
@@ -185,7 +181,7 @@ class Segments:
         if key in pending.in_doubt:
             # The same call again. On the disk first: a restart must not send both.
             self.write(_SETTLED, encode([pending.in_doubt[key]]))
-            self._settle(self._sequences.pop(key))
+            self.settle([key])
             del pending.in_doubt[key]
         else:
             pending.give_again(key)
@@ -295,19 +291,23 @@ class Segments:
 
     def settle(self, keys: Iterable[str]) -> None:
         """Note that operations need no further request; for :meth:`write_settled`."""
-        for sequence in self.pending.pop(keys):
-            self._settle(sequence)
+        for key in keys:
+            found = self.pending.oldest(key)
+            if found is not None:
+                segment = self._segment_of(found)
+                self.pending.remove(key)
+                # Without a call, as the end of that.
+                segment.unsettled -= 1
+                self._settled += [found]
 
-    def _settle(self, sequence: int) -> None:
-        segment = self._newest
-        if sequence < segment.first:
-            segment = self._segments[bisect(self._segments, sequence, key=_first) - 1]
-        segment.unsettled -= 1
-        self._settled.append(sequence)
+    def _segment_of(self, sequence: int) -> Segment:
+        if sequence >= self._newest.first:
+            return self._newest
+        return self._segments[bisect(self._segments, sequence, key=_first) - 1]
 
     def write_settled(self) -> None:
         """Append what is settled, and delete the files without an operation that is not."""
-        if not self._settled:
+        if not self._settled or self._file < 0:
             return
         self.look()
         settled = self._settled

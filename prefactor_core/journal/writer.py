@@ -104,6 +104,7 @@ class JournalWriter:
             wrote=wrote,
             clock=clock,
         )
+        hold.watch_fork(self._leave)
 
     @property
     def is_full(self) -> bool:
@@ -248,7 +249,8 @@ class JournalWriter:
         operation = item.operation
         with self._lock:
             pending = self._segments.pending.sequences
-            sequence = next((pending[key] for key in item.keys if key in pending), 0)
+            found = [pending[key] for key in item.keys if key in pending]
+            sequence = found[0] if found else 0
             body = encode(Aside(reason=reason, error=error, at=time_ns(), operation=operation))
             self._keep_aside(frame(sequence, Kind.REFUSED, body))
             span_id, parent_id = (
@@ -303,6 +305,11 @@ class JournalWriter:
             self._is_closed = True
             self._segments.close()
             self._hold.release()
+
+    def _leave(self) -> None:
+        """In a fork: everything is the parent's."""
+        self._is_closed = True
+        self._segments.forget()
 
     def _lost(self, error: OSError, number: int) -> None:
         """Go on in a new file, and write again there what is not settled in this one and later
