@@ -50,6 +50,7 @@ class Writing:
     folder: Path
     max_bytes: int = LARGE
     synchronise: Callable[[int], None] | None = None
+    soon: Callable[[Callable[[], object]], object] = lambda call: call()
     now: float = 0.0
     open: list[str] = field(default_factory=list)
 
@@ -62,7 +63,7 @@ class Writing:
             self.hold,
             HEADER,
             self.lock,
-            lambda call: call(),
+            self.soon,
             state=self._state,
             max_bytes=self.max_bytes,
             synchronise=self.synchronise,
