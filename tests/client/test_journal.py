@@ -18,6 +18,7 @@ from support.harness import (
     TOKEN,
     FaultyApi,
     make_config,
+    on_create_of,
     open_faulty_api,
     recording,
     stored_run,
@@ -83,7 +84,7 @@ async def test_what_is_recorded_is_in_a_file_when_the_call_returns(tmp_path: Pat
         assert pending_in(tmp_path) == 0
         for number in range(1, 20):
             record(r.instance)
-            assert pending_in(tmp_path) == number + 1  # the run's start
+            assert pending_in(tmp_path) == number
 
 
 @pytest.mark.virtual_time
@@ -111,13 +112,18 @@ async def test_what_is_left_is_pending_and_no_loss(
 @pytest.mark.virtual_time
 async def test_no_token_and_nothing_that_is_redacted_is_in_any_file(tmp_path: Path) -> None:
     async with open_faulty_api() as api:
-        api.faults["agent_spans"] = (400, {}, f'{{"code": "no {TOKEN}"}}'.encode())
+        refusal = 400, {}, f'{{"code": "no {TOKEN}"}}'.encode()
+        api.faults["agent_spans"] = on_create_of("agent:llm", refusal)
         with anyio.fail_after(100):
             async with client_of(tmp_path, api, drain_timeout=1) as client:
                 async with client.agent_instance(**AGENT) as run:
                     with run.span("agent:llm", payload={"api_key": "sk-secret", "n": 1}) as span:
                         span.set_result({"password": "sk-secret"})
-                    await client.flush()
+                    for _ in range(20):
+                        await anyio.sleep(1)
+                        with run.span("agent:tool"):
+                            pass
+                    assert client.statistics().dropped == {"refused": 1}
                     api.away = True
                     with run.span("agent:llm", payload={"api_key": "sk-secret", "n": 2}) as span:
                         span.set_result({"password": "sk-secret"})
