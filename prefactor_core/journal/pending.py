@@ -6,15 +6,16 @@ from __future__ import annotations
 class Pending:
     """The operations that are not settled, by idempotency key.
 
-    ``sequences``: their sequence numbers. ``in_doubt``: the numbers of those whose appending was
-    interrupted by an exception from outside: they may be in a file, and are not recorded.
+    ``sequences``: their sequence numbers. ``in_doubt``: the keys of those whose appending was
+    interrupted by an exception from outside: they may be in a file, and are not recorded. A set;
+    as a dict, an addition is no call, which could be interrupted as well.
     """
 
     __slots__ = ("_before", "in_doubt", "sequences")
 
     def __init__(self) -> None:
         self.sequences: dict[str, int] = {}
-        self.in_doubt: dict[str, int] = {}
+        self.in_doubt: dict[str, None] = {}
         # Earlier operations with a key that a caller gave twice, oldest first.
         self._before: dict[str, list[int]] = {}
 

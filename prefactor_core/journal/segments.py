@@ -162,7 +162,7 @@ class Segments:
             self.size += size
             if key:
                 self._newest.unsettled += 1
-                self._sequences[key] = self.pending.in_doubt[key] = sequence
+                self._sequences[key], self.pending.in_doubt[key] = sequence, None
             raise
         self.size += size
         if key:
@@ -180,7 +180,7 @@ class Segments:
         pending = self.pending
         if key in pending.in_doubt:
             # The same call again. On the disk first: a restart must not send both.
-            self.write(_SETTLED, encode([pending.in_doubt[key]]))
+            self.write(_SETTLED, encode([self._sequences[key]]))
             self.settle([key])
             del pending.in_doubt[key]
         else:
@@ -211,6 +211,10 @@ class Segments:
             earlier, moved = self._segments, dict[str, int]()
             if self._repeat_from is not None:
                 earlier, moved = self._repeat(segment, frames)
+            settled, count = list(self._settled), len(self._settled)
+            settled += [self._sequences[key] for key in moved]
+            if settled:
+                frames.append(frame(segment.first + len(frames), Kind.SETTLED, encode(settled)))
             # Not the size that is noted: an interrupted write may not be in the file.
             before_size = os.fstat(self._file).st_size if self._file >= 0 else 0
             data = b"".join(frames)
@@ -234,6 +238,7 @@ class Segments:
             self._earlier_bytes += before_size
         self._segments, self.payloads = [*earlier, segment], payloads
         self._sequences |= moved
+        self._settled = self._settled[count:]
         self._file, self._newest, self.size = file, segment, size
         self.limit, self.full_at = size + self._bytes, self._max_bytes - self._earlier_bytes
         self.is_resting, self._is_beginning, self._repeat_from = False, False, None
@@ -260,8 +265,6 @@ class Segments:
                 earlier[bisect(earlier, sequence, key=_first) - 1].unsettled -= 1
             frames.append(frame(segment.first + len(frames), kind, body))
         segment.unsettled = len(moved)
-        if moved:
-            frames.append(frame(segment.first + len(frames), Kind.SETTLED, encode(list(moved))))
         return earlier, {keys[sequence]: new for sequence, new in moved.items()}
 
     def _files_to_repeat(self) -> Iterator[bytes]:
