@@ -256,5 +256,8 @@ journal has 2**40 records."""
 encode: Final = msgspec.json.Encoder().encode
 """The JSON of a body, or of an operation."""
 
+DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError)
+"""The errors of a decoder for a body that is not of its kind."""
+
 decode_operation: Final = msgspec.json.Decoder(Operation).decode
 _decode_version: Final = msgspec.json.Decoder(_Version).decode

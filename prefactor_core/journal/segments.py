@@ -47,8 +47,8 @@ class Segment:
 class Segments:
     """Appends records to the newest file, each by one ``write``. The caller holds a lock.
 
-    After 8 MiB, or a quarter of ``max_bytes``, the next file begins with ``state()``. The oldest one
-    is deleted as soon as all its operations are settled.
+    After 8 MiB, or a quarter of ``max_bytes``, the next file begins with ``state()``. The oldest
+    one is deleted as soon as all its operations are settled.
 
     A write that fails, or that a full disk cuts short, leaves no part of a record. The files then
     rest for five seconds: one warning says so, by ``soon``, and what is to be written meanwhile is
