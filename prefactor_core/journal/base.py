@@ -59,6 +59,16 @@ class Journal(Protocol):
         ...
 
     @property
+    def size(self) -> int:
+        """The bytes of its files, without those of refused operations."""
+        ...
+
+    @property
+    def unwritten(self) -> int:
+        """The number of operations that it could not be given: they are in memory only."""
+        ...
+
+    @property
     def pending(self) -> int:
         """The number of operations in the journal that are not settled."""
         ...
@@ -100,7 +110,7 @@ class Journal(Protocol):
 
     def close(self) -> None:
         """Close the files of a scope that was left in order, in which all runs and spans have
-        ended; remove them if nothing is pending."""
+        ended; remove them if nothing is pending. :meth:`synced` then waits for the last time."""
 
     def abandon(self) -> None:
         """Close the files as if the process had died."""
@@ -112,7 +122,7 @@ class NoJournal:
     is_on = False
     is_full = False
     name = ""
-    pending = 0
+    size = unwritten = pending = 0
 
     def append(self, operation: Operation) -> None: ...
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import Struct
 
 from prefactor_core.exceptions import PrefactorCoreError
 from prefactor_core.exceptions.log import log
 from prefactor_core.journal.directory import REFUSED_NAME
-from prefactor_core.journal.files import open_file
+from prefactor_core.journal.files import file_name, open_file
 from prefactor_core.journal.format import (
     DECODE_ERRORS,
     NONE,
@@ -30,7 +30,7 @@ from prefactor_core.journal.format import (
     decode_operation,
     records,
 )
-from prefactor_core.journal.segments import file_name
+from prefactor_core.journal.repetition import create_of
 from prefactor_core.journal.state import JournalState
 from prefactor_core.operations import CreateSpan, FinishSpan, Operation
 
@@ -207,7 +207,7 @@ class JournalReader:
                     yield sequence, decode_operation(body)
                 elif kind == _CREATED:
                     created = _decode_created(body)
-                    yield sequence, _create(opened.pop(created.span_id), created)
+                    yield sequence, create_of(opened.pop(created.span_id), created)
             except (KeyError, *DECODE_ERRORS):
                 self._lost(number)
 
@@ -280,22 +280,6 @@ def _read(path: Path, most: int = -1) -> bytes | None:
 
 def _unreadable(path: Path, error: OSError) -> JournalUnreadableError:
     return JournalUnreadableError(f"the journal at {path} cannot be read: {error.strerror}")
-
-
-def _create(opened: Opened, created: Created) -> CreateSpan:
-    result = created.result_payload
-    return CreateSpan(
-        timestamp=created.timestamp,
-        idempotency_key=f"{created.span_id}-create",
-        instance_id=opened.instance_id,
-        span_id=created.span_id,
-        schema_name=opened.schema_name,
-        status=created.status,
-        payload=opened.payload,
-        parent_span_id=created.parent_span_id,
-        finished_at=created.finished_at,
-        result_payload=UNSET if result == NONE else result,
-    )
 
 
 _OPERATION: Final = int(Kind.OPERATION)
