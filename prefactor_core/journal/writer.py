@@ -217,37 +217,38 @@ class JournalWriter:
                     self._segments.settle(sequence)
             self._segments.write_settled()
 
-    def withdrawn(self, operation: Operation) -> None:
-        """Append that an operation is dropped that was just appended."""
+    def withdrawn(self, keys: Sequence[str], operation: Operation, reason: str) -> None:
+        """Append that an operation is dropped, and its run or span lost; its caller knows of it."""
         with self._lock:
-            for sequence in self._pop([operation.idempotency_key]):
-                self._segments.settle(sequence)
+            self._lose(self._pop(keys), operation, reason)
 
     def set_aside(self, item: Item, reason: str, error: str | None) -> None:
         """Append an item that is given up to the file of those, then that it is settled."""
         operation = item.operation
         with self._lock:
             sequences = self._pop(item.keys)
-            sequence = sequences[0] if sequences else 0
             body = encode(Aside(reason=reason, error=error, at=time_ns(), operation=operation))
-            self._keep_aside(frame(sequence, Kind.REFUSED, body))
-            span_id, parent_id = (
-                (operation.span_id, operation.parent_span_id)
-                if isinstance(operation, CreateSpan)
-                else (None, None)
-            )
-            refused = Refused(
-                sequence,
-                reason,
-                operation.instance_id,
-                span_id,
-                parent_id,
-                isinstance(operation, RegisterAgentInstance),
-            )
-            self._segments.write(Kind.REFUSED, encode(refused))
-            for sequence in sequences:
-                self._segments.settle(sequence)
+            self._keep_aside(frame(sequences[0] if sequences else 0, Kind.REFUSED, body))
+            self._lose(sequences, operation, reason)
             self._segments.write_settled()
+
+    def _lose(self, sequences: Sequence[int], operation: Operation, reason: str) -> None:
+        span_id, parent_id = (
+            (operation.span_id, operation.parent_span_id)
+            if isinstance(operation, CreateSpan)
+            else (None, None)
+        )
+        refused = Refused(
+            sequences[0] if sequences else 0,
+            reason,
+            operation.instance_id,
+            span_id,
+            parent_id,
+            isinstance(operation, RegisterAgentInstance),
+        )
+        self._segments.write(Kind.REFUSED, encode(refused))
+        for sequence in sequences:
+            self._segments.settle(sequence)
 
     async def synced(self) -> None:
         """Return when all that is appended so far is on the disk, if the mode asks for that."""
