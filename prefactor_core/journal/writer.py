@@ -238,35 +238,40 @@ class JournalWriter:
                 self._segments.settle(item.keys)
             self._segments.write_settled()
 
-    def withdrawn(self, operation: Operation) -> None:
-        """Append that an operation is dropped that was just appended."""
+    def withdrawn(self, keys: Sequence[str], operation: Operation, reason: str) -> None:
+        """Append that an operation is dropped, and its run or span lost; its caller knows of it."""
         with self._lock:
-            self._segments.settle([operation.idempotency_key])
+            self._lose(keys, operation, reason)
 
     def set_aside(self, item: Item, reason: str, error: str | None) -> None:
         """Append an item that is given up to the file of those, then that it is settled."""
         operation = item.operation
         with self._lock:
-            pending = self._segments.pending.sequences
-            sequence = next((pending[key] for key in item.keys if key in pending), 0)
             body = encode(Aside(reason=reason, error=error, at=time_ns(), operation=operation))
-            self._keep_aside(frame(sequence, Kind.REFUSED, body))
-            span_id, parent_id = (
-                (operation.span_id, operation.parent_span_id)
-                if isinstance(operation, CreateSpan)
-                else (None, None)
-            )
-            refused = Refused(
-                sequence,
-                reason,
-                operation.instance_id,
-                span_id,
-                parent_id,
-                isinstance(operation, RegisterAgentInstance),
-            )
-            self._segments.write(Kind.REFUSED, encode(refused))
-            self._segments.settle(item.keys)
+            self._keep_aside(frame(self._sequence_of(item.keys), Kind.REFUSED, body))
+            self._lose(item.keys, operation, reason)
             self._segments.write_settled()
+
+    def _lose(self, keys: Sequence[str], operation: Operation, reason: str) -> None:
+        span_id, parent_id = (
+            (operation.span_id, operation.parent_span_id)
+            if isinstance(operation, CreateSpan)
+            else (None, None)
+        )
+        refused = Refused(
+            self._sequence_of(keys),
+            reason,
+            operation.instance_id,
+            span_id,
+            parent_id,
+            isinstance(operation, RegisterAgentInstance),
+        )
+        self._segments.write(Kind.REFUSED, encode(refused))
+        self._segments.settle(keys)
+
+    def _sequence_of(self, keys: Sequence[str]) -> int:
+        pending = self._segments.pending.sequences
+        return next((pending[key] for key in keys if key in pending), 0)
 
     async def synced(self) -> None:
         """Return when all that is appended so far is on the disk, if the mode asks for that."""
