@@ -190,8 +190,9 @@ class JournalReader:
     def _operations(self, number: int) -> Iterator[tuple[int, Operation]]:
         """The operations of a file that are not settled, with their sequence numbers."""
         pending, is_new = self.state.pending, number not in self.unsettled
+        is_checked = not (is_new or number in self.damaged or number in self.torn)
         opened: dict[str, Opened] = {}
-        for record in records(self._read(number) or b""):
+        for record in records(self._read(number) or b"", is_checked=is_checked):
             if isinstance(record, Damage):
                 if is_new:
                     self._note(number, record)
