@@ -223,14 +223,18 @@ class JournalWriter:
             for sequence in self._pop([operation.idempotency_key]):
                 self._segments.settle(sequence)
 
-    def set_aside(self, item: Item, reason: str, error: str | None) -> None:
+    def set_aside(
+        self, item: Item, reason: str, error: str | None, addressed: Operation | None = None
+    ) -> None:
         """Append an item that is given up to the file of those, then that it is settled."""
         operation = item.operation
         with self._lock:
             sequences = self._pop(item.keys)
             sequence = sequences[0] if sequences else 0
-            body = encode(Aside(reason=reason, error=error, at=time_ns(), operation=operation))
-            self._keep_aside(frame(sequence, Kind.REFUSED, body))
+            aside = Aside(
+                reason=reason, error=error, at=time_ns(), operation=addressed or operation
+            )
+            self._keep_aside(frame(sequence, Kind.REFUSED, encode(aside)))
             span_id, parent_id = (
                 (operation.span_id, operation.parent_span_id)
                 if isinstance(operation, CreateSpan)
@@ -303,6 +307,9 @@ class JournalWriter:
                 raise OSError(f"journal_max_bytes={self._max_bytes} is reached")
             file = open_file(self._hold.path / REFUSED_NAME)
             try:
+                if not os.fstat(file).st_size:
+                    # It may be all that stays of the journal, and a person must know whose it is.
+                    record = frame(0, Kind.HEADER, encode(self._header)) + record
                 if (written := os.write(file, record)) < len(record):
                     cut(file, written)
                     raise OSError("the disk is full")
