@@ -6,12 +6,13 @@ With ``journal=DIR`` (or ``PREFACTOR_JOURNAL``) everything that is recorded is i
 folder before the recording call returns. When the process is killed, or the API is away for longer
 than the process lives, nothing is lost: the next client with the same folder and the same API finds
 the journal of the dead process, in the background. It delivers what is left, in order and each
-operation once, and ends what was open: spans as ``failed``, with ``error.type`` ``process_died`` and
-the time of the last entry, then the run.
+operation once, and ends what was open: spans as ``failed``, with ``error.type`` ``process_died``
+and the time of the last entry, then the run.
 
-* Any number of processes may share the folder: each has a journal of its own there, and leaves those
-  of living ones alone. Where a machine never starts the agent again, ``python -m prefactor_core
-  journal replay DIR`` does the same, also on another machine to which the folder was copied.
+* Any number of processes may share the folder: each has a journal of its own there, and leaves
+  those of living ones alone. Where a machine never starts the agent again, ``python -m
+  prefactor_core journal replay DIR`` does the same, also on another machine to which the folder was
+  copied.
 * ``journal_sync="process"``, the default, survives the death of the process: a crash, SIGKILL, the
   out-of-memory killer. ``"disk"`` also survives the loss of power, but for the last 20 ms or so.
 * What the API refuses is kept in the journal with the reason: ``python -m prefactor_core journal
