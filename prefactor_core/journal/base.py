@@ -105,8 +105,13 @@ class Journal(Protocol):
         ``keys``: see :class:`Item`.
         """
 
-    def set_aside(self, item: Item, reason: str, error: str | None) -> None:
-        """Keep an item that is given up for ``reason``, until a person removes it."""
+    def set_aside(
+        self, item: Item, reason: str, error: str | None, addressed: Operation | None = None
+    ) -> None:
+        """Keep an item that is given up for ``reason``, until a person removes it.
+
+        ``addressed``: its operation with the API's ids, which may be forgotten by then.
+        """
 
     async def synced(self) -> None:
         """Return when all that is appended so far is on the disk, if the mode asks for that."""
@@ -149,7 +154,9 @@ class NoJournal:
 
     def withdrawn(self, keys: Sequence[str], operation: Operation, reason: str) -> None: ...
 
-    def set_aside(self, item: Item, reason: str, error: str | None) -> None: ...
+    def set_aside(
+        self, item: Item, reason: str, error: str | None, addressed: Operation | None = None
+    ) -> None: ...
 
     async def synced(self) -> None: ...
 

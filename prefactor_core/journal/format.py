@@ -167,7 +167,7 @@ class Aside(Struct, frozen=True, kw_only=True):
     """An operation that the API refuses, in the file of those.
 
     ``reason``: as in ``statistics().dropped``. ``error``: the API's answer, if there was one.
-    ``at``: when, in nanoseconds since 1970.
+    ``at``: when, in nanoseconds since 1970. ``operation``: with the API's ids, if they were known.
     """
 
     reason: str

@@ -242,12 +242,11 @@ def read_header(path: Path) -> Header | None:
     """
     state = JournalState()
     for file in sorted(path.glob("*.log")):
-        if _SEGMENT.fullmatch(file.name) is not None:
-            for record in records(_read(file, _HEADER_BYTES) or b""):
-                if not isinstance(record, Damage) and record[1] == Kind.HEADER:
-                    state.apply(record[1], record[0], record[2])
-                    if state.header is not None:
-                        return state.header
+        for record in records(_read(file, _HEADER_BYTES) or b""):
+            if not isinstance(record, Damage) and record[1] == Kind.HEADER:
+                state.apply(record[1], record[0], record[2])
+                if state.header is not None:
+                    return state.header
     return None
 
 
@@ -259,6 +258,8 @@ def asides(path: Path) -> Iterator[tuple[int, Aside]]:
     for record in records(_read(path / REFUSED_NAME) or b""):
         aside = None
         if not isinstance(record, Damage):
+            if record[1] == Kind.HEADER:
+                continue
             with suppress(*DECODE_ERRORS):
                 aside = record[0], _decode_aside(record[2])
         if aside is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from threading import RLock
 from time import monotonic, time_ns
@@ -243,12 +243,16 @@ class JournalWriter:
         with self._lock:
             self._lose(keys, operation, reason)
 
-    def set_aside(self, item: Item, reason: str, error: str | None) -> None:
+    def set_aside(
+        self, item: Item, reason: str, error: str | None, addressed: Operation | None = None
+    ) -> None:
         """Append an item that is given up to the file of those, then that it is settled."""
         operation = item.operation
         with self._lock:
-            body = encode(Aside(reason=reason, error=error, at=time_ns(), operation=operation))
-            self._keep_aside(frame(self._sequence_of(item.keys), Kind.REFUSED, body))
+            aside = Aside(
+                reason=reason, error=error, at=time_ns(), operation=addressed or operation
+            )
+            self._keep_aside(frame(self._sequence_of(item.keys), Kind.REFUSED, encode(aside)))
             self._lose(item.keys, operation, reason)
             self._segments.write_settled()
 
@@ -325,8 +329,12 @@ class JournalWriter:
         try:
             file = open_file(self._hold.path / REFUSED_NAME)
             try:
-                if os.fstat(file).st_size + len(record) > self._max_bytes:
+                size = os.fstat(file).st_size
+                if size + len(record) > self._max_bytes:
                     raise OSError(f"journal_max_bytes={self._max_bytes} is reached")
+                if not size:
+                    # It may be all that stays of the journal, and a person must know whose it is.
+                    record = frame(0, Kind.HEADER, encode(self._header)) + record
                 if (written := os.write(file, record)) < len(record):
                     cut(file, written)
                     raise OSError("the disk is full")
