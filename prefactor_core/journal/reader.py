@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import Struct
 
 from prefactor_core.exceptions import PrefactorCoreError
 from prefactor_core.exceptions.log import log
 from prefactor_core.journal.directory import REFUSED_NAME
-from prefactor_core.journal.files import open_file
+from prefactor_core.journal.files import file_name, open_file
 from prefactor_core.journal.format import (
     DECODE_ERRORS,
     NONE,
@@ -30,7 +30,7 @@ from prefactor_core.journal.format import (
     decode_operation,
     records,
 )
-from prefactor_core.journal.segments import file_name
+from prefactor_core.journal.repetition import create_of
 from prefactor_core.journal.state import JournalState
 from prefactor_core.operations import CreateSpan, FinishSpan, Operation
 
@@ -190,8 +190,9 @@ class JournalReader:
     def _operations(self, number: int) -> Iterator[tuple[int, Operation]]:
         """The operations of a file that are not settled, with their sequence numbers."""
         pending, is_new = self.state.pending, number not in self.unsettled
+        is_checked = not (is_new or number in self.damaged or number in self.torn)
         opened: dict[str, Opened] = {}
-        for record in records(self._read(number) or b""):
+        for record in records(self._read(number) or b"", is_checked=is_checked):
             if isinstance(record, Damage):
                 if is_new:
                     self._note(number, record)
@@ -207,7 +208,7 @@ class JournalReader:
                     yield sequence, decode_operation(body)
                 elif kind == _CREATED:
                     created = _decode_created(body)
-                    yield sequence, _create(opened.pop(created.span_id), created)
+                    yield sequence, create_of(opened.pop(created.span_id), created)
             except (KeyError, *DECODE_ERRORS):
                 self._lost(number)
 
@@ -241,12 +242,11 @@ def read_header(path: Path) -> Header | None:
     """
     state = JournalState()
     for file in sorted(path.glob("*.log")):
-        if _SEGMENT.fullmatch(file.name) is not None:
-            for record in records(_read(file, _HEADER_BYTES) or b""):
-                if not isinstance(record, Damage) and record[1] == Kind.HEADER:
-                    state.apply(record[1], record[0], record[2])
-                    if state.header is not None:
-                        return state.header
+        for record in records(_read(file, _HEADER_BYTES) or b""):
+            if not isinstance(record, Damage) and record[1] == Kind.HEADER:
+                state.apply(record[1], record[0], record[2])
+                if state.header is not None:
+                    return state.header
     return None
 
 
@@ -258,6 +258,8 @@ def asides(path: Path) -> Iterator[tuple[int, Aside]]:
     for record in records(_read(path / REFUSED_NAME) or b""):
         aside = None
         if not isinstance(record, Damage):
+            if record[1] == Kind.HEADER:
+                continue
             with suppress(*DECODE_ERRORS):
                 aside = record[0], _decode_aside(record[2])
         if aside is not None:
@@ -280,22 +282,6 @@ def _read(path: Path, most: int = -1) -> bytes | None:
 
 def _unreadable(path: Path, error: OSError) -> JournalUnreadableError:
     return JournalUnreadableError(f"the journal at {path} cannot be read: {error.strerror}")
-
-
-def _create(opened: Opened, created: Created) -> CreateSpan:
-    result = created.result_payload
-    return CreateSpan(
-        timestamp=created.timestamp,
-        idempotency_key=f"{created.span_id}-create",
-        instance_id=opened.instance_id,
-        span_id=created.span_id,
-        schema_name=opened.schema_name,
-        status=created.status,
-        payload=opened.payload,
-        parent_span_id=created.parent_span_id,
-        finished_at=created.finished_at,
-        result_payload=UNSET if result == NONE else result,
-    )
 
 
 _OPERATION: Final = int(Kind.OPERATION)
