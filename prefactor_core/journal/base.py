@@ -99,11 +99,19 @@ class Journal(Protocol):
     def settled(self, items: Iterable[Item]) -> None:
         """Note that items are delivered or given up: they are never sent again."""
 
-    def withdrawn(self, operation: Operation) -> None:
-        """Note that an operation is dropped that was just appended."""
+    def withdrawn(self, keys: Sequence[str], operation: Operation, reason: str) -> None:
+        """Note that an operation is dropped, and its run or span lost; its caller knows of it.
 
-    def set_aside(self, item: Item, reason: str, error: str | None) -> None:
-        """Keep an item that is given up for ``reason``, until a person removes it."""
+        ``keys``: see :class:`Item`.
+        """
+
+    def set_aside(
+        self, item: Item, reason: str, error: str | None, addressed: Operation | None = None
+    ) -> None:
+        """Keep an item that is given up for ``reason``, until a person removes it.
+
+        ``addressed``: its operation with the API's ids, which may be forgotten by then.
+        """
 
     async def synced(self) -> None:
         """Return when all that is appended so far is on the disk, if the mode asks for that."""
@@ -144,9 +152,11 @@ class NoJournal:
 
     def settled(self, items: Iterable[Item]) -> None: ...
 
-    def withdrawn(self, operation: Operation) -> None: ...
+    def withdrawn(self, keys: Sequence[str], operation: Operation, reason: str) -> None: ...
 
-    def set_aside(self, item: Item, reason: str, error: str | None) -> None: ...
+    def set_aside(
+        self, item: Item, reason: str, error: str | None, addressed: Operation | None = None
+    ) -> None: ...
 
     async def synced(self) -> None: ...
 

@@ -142,14 +142,15 @@ class Segments:
         size = _HEAD_SIZE + length
         head = _HEAD(length, crc32(body, (sequence << 4 | kind) % PRIME), sequence, kind)
         if sequence <= self.sequence:
-            # The handler of a signal has written something meanwhile. From here to the write there
-            # is no call in which one could run.
+            # The handler of a signal has written meanwhile. From here to the write none can run.
             return self.write(kind, body, key)
         self.sequence = sequence
         try:
             written = os.write(self._file, head + body)
             if written < size:
-                self._cut(written, size)
+                self.limit = 0  # a new file follows in any case
+                cut(self._file, written)
+                raise OSError(f"only {written} of {size} bytes were written")
             if self._wrote is not None:
                 self._wrote(kind, sequence, body)
             if self._sync is not None:
@@ -169,11 +170,6 @@ class Segments:
             self._newest.unsettled += 1
             self._sequences[key] = sequence
         return True
-
-    def _cut(self, written: int, size: int) -> None:
-        self.limit = 0  # a new file follows in any case
-        cut(self._file, written)
-        raise OSError(f"only {written} of {size} bytes were written")
 
     def _given_again(self, key: str) -> None:
         """Prepare for another operation with a key that is pending."""

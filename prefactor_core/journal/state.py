@@ -1,4 +1,4 @@
-"""JournalState: what the records of a journal say of its runs, spans, ids and operations. Pure."""
+"""JournalState: the runs, spans, ids and operations that the records of a journal tell of. Pure."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from prefactor_core.journal.format import (
+    DECODE_ERRORS,
     NONE,
     Created,
     Discarded,
@@ -51,8 +52,8 @@ class _Event(Struct, gc=False):
 class JournalState:
     """The state after the records that :meth:`apply` got, in the order of the journal.
 
-    A journal's newest file says all of this but ``forms`` and ``pending``; reading earlier ones as
-    well does not change it.
+    The first records of a journal's newest file repeat all of this but ``forms`` and ``pending``;
+    to read earlier files as well does not change it.
 
     ``header``: of the newest file, None without one. ``runs``: the open runs that this journal has
     registered. ``spans``: the open spans in the order of their opening, by id: :class:`Opened` if
@@ -112,7 +113,7 @@ class JournalState:
         apply = self._apply.get(kind)
         try:
             return apply is not None and apply(sequence, body) is None
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except DECODE_ERRORS:
             return False
 
     def begin_file(self) -> None:

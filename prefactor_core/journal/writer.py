@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from threading import RLock
 from time import monotonic, time_ns
@@ -104,7 +104,6 @@ class JournalWriter:
             wrote=wrote,
             clock=clock,
         )
-        hold.watch_fork(self._leave)
 
     @property
     def is_full(self) -> bool:
@@ -239,36 +238,45 @@ class JournalWriter:
                 self._segments.settle(item.keys)
             self._segments.write_settled()
 
-    def withdrawn(self, operation: Operation) -> None:
-        """Append that an operation is dropped that was just appended."""
+    def withdrawn(self, keys: Sequence[str], operation: Operation, reason: str) -> None:
+        """Append that an operation is dropped, and its run or span lost; its caller knows of it."""
         with self._lock:
-            self._segments.settle([operation.idempotency_key])
+            self._lose(keys, operation, reason)
 
-    def set_aside(self, item: Item, reason: str, error: str | None) -> None:
+    def set_aside(
+        self, item: Item, reason: str, error: str | None, addressed: Operation | None = None
+    ) -> None:
         """Append an item that is given up to the file of those, then that it is settled."""
         operation = item.operation
         with self._lock:
-            pending = self._segments.pending.sequences
-            found = [pending[key] for key in item.keys if key in pending]
-            sequence = found[0] if found else 0
-            body = encode(Aside(reason=reason, error=error, at=time_ns(), operation=operation))
-            self._keep_aside(frame(sequence, Kind.REFUSED, body))
-            span_id, parent_id = (
-                (operation.span_id, operation.parent_span_id)
-                if isinstance(operation, CreateSpan)
-                else (None, None)
+            aside = Aside(
+                reason=reason, error=error, at=time_ns(), operation=addressed or operation
             )
-            refused = Refused(
-                sequence,
-                reason,
-                operation.instance_id,
-                span_id,
-                parent_id,
-                isinstance(operation, RegisterAgentInstance),
-            )
-            self._segments.write(Kind.REFUSED, encode(refused))
-            self._segments.settle(item.keys)
+            self._keep_aside(frame(self._sequence_of(item.keys), Kind.REFUSED, encode(aside)))
+            self._lose(item.keys, operation, reason)
             self._segments.write_settled()
+
+    def _lose(self, keys: Sequence[str], operation: Operation, reason: str) -> None:
+        span_id, parent_id = (
+            (operation.span_id, operation.parent_span_id)
+            if isinstance(operation, CreateSpan)
+            else (None, None)
+        )
+        refused = Refused(
+            self._sequence_of(keys),
+            reason,
+            operation.instance_id,
+            span_id,
+            parent_id,
+            isinstance(operation, RegisterAgentInstance),
+        )
+        self._segments.write(Kind.REFUSED, encode(refused))
+        self._segments.settle(keys)
+
+    def _sequence_of(self, keys: Sequence[str]) -> int:
+        pending = self._segments.pending.sequences
+        found = [pending[key] for key in keys if key in pending]
+        return found[0] if found else 0
 
     async def synced(self) -> None:
         """Return when all that is appended so far is on the disk, if the mode asks for that."""
@@ -306,11 +314,6 @@ class JournalWriter:
             self._segments.close()
             self._hold.release()
 
-    def _leave(self) -> None:
-        """In a fork: everything is the parent's."""
-        self._is_closed = True
-        self._segments.forget()
-
     def _lost(self, error: OSError, number: int) -> None:
         """Go on in a new file, and write again there what is not settled in this one and later
         ones: the disk may have lost it."""
@@ -327,8 +330,12 @@ class JournalWriter:
         try:
             file = open_file(self._hold.path / REFUSED_NAME)
             try:
-                if os.fstat(file).st_size + len(record) > self._max_bytes:
+                size = os.fstat(file).st_size
+                if size + len(record) > self._max_bytes:
                     raise OSError(f"journal_max_bytes={self._max_bytes} is reached")
+                if not size:
+                    # It may be all that stays of the journal, and a person must know whose it is.
+                    record = frame(0, Kind.HEADER, encode(self._header)) + record
                 if (written := os.write(file, record)) < len(record):
                     cut(file, written)
                     raise OSError("the disk is full")
