@@ -104,6 +104,7 @@ class JournalWriter:
             wrote=wrote,
             clock=clock,
         )
+        hold.watch_fork(self._leave)
 
     @property
     def is_full(self) -> bool:
@@ -313,6 +314,11 @@ class JournalWriter:
             self._is_closed = True
             self._segments.close()
             self._hold.release()
+
+    def _leave(self) -> None:
+        """In a fork: everything is the parent's."""
+        self._is_closed = True
+        self._segments.forget()
 
     def _lost(self, error: OSError, number: int) -> None:
         """Go on in a new file, and write again there what is not settled in this one and later

@@ -92,7 +92,7 @@ def test_refused_operations_have_the_bound_of_the_files(
 def test_an_operation_that_its_queue_refuses_is_not_sent_after_a_restart(tmp_path: Path) -> None:
     writing = Writing(tmp_path)
     writing.give(register(), quality())
-    writing.journal.withdrawn(quality())
+    writing.journal.withdrawn([quality().idempotency_key], quality(), "queue")
     writing.settle()
     assert writing.operations() == [register()]
 
