@@ -98,8 +98,10 @@ def play(processes: Processes, folder: Path, crash: Crash) -> list[str]:
     deaths = processes.perform(folder, crash)
     problems = [*_problems(folder, crash, deaths)]
     if problems:
-        for file in sorted(folder.glob("*.death")):
-            problems.append(f"process {file.stem} died at {file.read_text()}")
+        problems += [
+            f"process {file.stem} died at {file.read_text()}"
+            for file in sorted(folder.glob("*.death"))
+        ]
     return problems
 
 
@@ -195,7 +197,7 @@ def _is_result(name: str, status: str, end: _Ends, result: Row) -> bool:
     if status == "complete":
         return result in ({"name": name}, {})  # {}: of one that ended with its run, or was left
     if status == "failed":
-        return str(error).endswith("Planned") or result == {"name": name}
+        return str(error).endswith("PlannedError") or result == {"name": name}
     return error is None
 
 

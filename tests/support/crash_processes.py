@@ -50,12 +50,16 @@ class Processes:
         self._process = process
 
     def perform(self, folder: Path, crash: Crash) -> list[Death]:
-        """Perform all lives of a crash, and one more that adopts what they left."""
-        return [self._live(folder, crash, place) for place in range(len(crash.lives) + 1)]
+        """Perform all lives of a crash, and those of adopters of what they left."""
+        # Without bulk, nothing tells an operation that is refused from an API that refuses all: of
+        # several in a row, a process that ends at once gives one up.
+        adopters = 1 if crash.has_bulk else 6
+        return [self._live(folder, crash, place) for place in range(len(crash.lives) + adopters)]
 
     def _live(self, folder: Path, crash: Crash, place: int) -> Death:
         asked, answers = self._process.stdin, self._process.stdout
-        assert asked is not None and answers is not None
+        assert asked is not None
+        assert answers is not None
         asked.write(msgspec.json.encode(_Order(str(folder), crash, place)) + b"\n")
         asked.flush()
         return msgspec.json.decode(answers.readline(), type=Death)
