@@ -51,10 +51,8 @@ class Processes:
 
     def perform(self, folder: Path, crash: Crash) -> list[Death]:
         """Perform all lives of a crash, and those of adopters of what they left."""
-        # Without bulk, nothing tells an operation that is refused from an API that refuses all: of
-        # several in a row, a process that ends at once gives one up.
-        adopters = 1 if crash.has_bulk else 6
-        return [self._live(folder, crash, place) for place in range(len(crash.lives) + adopters)]
+        places = range(len(crash.lives) + crash.adopters)
+        return [self._live(folder, crash, place) for place in places]
 
     def _live(self, folder: Path, crash: Crash, place: int) -> Death:
         asked, answers = self._process.stdin, self._process.stdout
