@@ -55,8 +55,8 @@ class Finished(Fact):
 
 
 class Opened(Fact):
-    """``parent``: the name of the innermost span; None for a root. ``payload``: an earlier one of
-    the span may still be stored if the recording was not done."""
+    """``parent``: the name of the innermost span; None for a root. ``payload``: that of a large span
+    has no text here; an earlier one may be stored if the recording was not done."""
 
     span: str
     run: str
@@ -223,8 +223,6 @@ class _Work:
     def _opened(self, step: Span) -> Opened:
         name = f"span-{self._agent._place}-{next(self._agent._numbers)}"
         payload: dict[str, Any] = {"name": name}
-        if step.kind == "large":
-            payload["text"] = "x" * 2 * MOST_BYTES
         if step.kind == "refused":
             payload["refused"] = True
         parent = self._open[-1] if self._open else None
@@ -252,7 +250,7 @@ class _Work:
         span = _make(run, opened)
         if step.form == "created":
             with agent.noting(opened):
-                id = await run.create_span(name, *_parent(opened), payload=opened.payload)
+                id = await run.create_span(name, *_parent(opened), payload=_payload(opened))
         elif step.form == "started":
             with agent.noting(opened):
                 await span.start()
@@ -323,8 +321,13 @@ def _parent(opened: Opened) -> tuple[str, ...]:
     return (generate(0),) if opened.kind == "orphan" else ()
 
 
+def _payload(opened: Opened) -> dict[str, Any]:
+    text = {"text": "x" * 2 * MOST_BYTES} if opened.kind == "large" else {}
+    return {**opened.payload, **text}
+
+
 def _make(run: AgentInstanceHandle, opened: Opened) -> Any:
-    return run.span(opened.span, *_parent(opened), payload=opened.payload)
+    return run.span(opened.span, *_parent(opened), payload=_payload(opened))
 
 
 def _registry() -> SchemaRegistry:
