@@ -137,16 +137,19 @@ def replay_journals(directory: str, name: str, api_url: str | None, also_refused
             is_done = False
             continue
         url = api_url or (None if header is None else header.api_url)
-        if url:
+        files = path.glob("*.log") if also_refused else path.glob("[0-9]*.log")
+        if not any(files):
+            continue
+        if url is not None:
             by_api[url].append(path)
-        elif also_refused or any(path.glob("[0-9]*.log")):
+        else:
             _leave_alone(path, "its API is not known: give --api-url", is_named=bool(name))
             is_done = False
     if not by_api and is_done:
         say(f"there is nothing to replay in {directory}")
     for url, paths in by_api.items():
         try:
-            is_done = run(_replay, url, paths, also_refused) and is_done
+            is_done = run(_replay, url, paths, also_refused, bool(name)) and is_done
         except click.ClickException as error:
             error.show()
             is_done = False
@@ -154,7 +157,7 @@ def replay_journals(directory: str, name: str, api_url: str | None, also_refused
         raise click.exceptions.Exit(1)
 
 
-async def _replay(api_url: str, paths: list[Path], also_refused: bool) -> bool:
+async def _replay(api_url: str, paths: list[Path], also_refused: bool, is_named: bool) -> bool:
     """Deliver journals to an API; return whether nothing stays."""
     config = PrefactorCoreConfig.from_env(api_url=api_url)
     is_done = True
@@ -162,34 +165,41 @@ async def _replay(api_url: str, paths: list[Path], also_refused: bool) -> bool:
         await api.ping()
         delivery = Delivery(api, config)
         for path in paths:
-            outcome = await _deliver(delivery, path, api_url)
-            if also_refused and outcome is not None and not outcome.left:
-                resumed = delivery.resume_refused(path)
-                if resumed is not None:
-                    outcome = await _deliver(delivery, resumed, api_url)
-            if outcome is not None and (outcome.left or outcome.refused):
-                is_done = False
+            is_done = await _deliver(delivery, path, also_refused, is_named) and is_done
     return is_done
 
 
-async def _deliver(delivery: Delivery, path: Path, api_url: str) -> Outcome | None:
-    """Deliver a journal; None if it is left alone."""
-    held = take(path)
-    if isinstance(held, str):
-        _leave_alone(path, held, is_named=False)
-        return None
-    try:
-        with progress(f"sending {path.stem}") as on_progress:
-            outcome = await delivery.deliver(held, on_progress)
-    finally:
-        held.release()
+async def _deliver(delivery: Delivery, path: Path, also_refused: bool, is_named: bool) -> bool:
+    """Deliver a journal; return whether nothing stays, or it is left alone."""
+    is_done = True
+    # What was refused comes last: the rest of a refused run is set aside first, to be in order.
+    for with_refused in (False, True) if also_refused else (False,):
+        if with_refused and not (path / REFUSED_NAME).exists():
+            break
+        held = take(path)
+        if isinstance(held, str):
+            _leave_alone(path, held, is_named=is_named)
+            break
+        try:
+            with progress(f"sending {path.stem}") as on_progress:
+                outcome = await delivery.deliver(held, on_progress, with_refused=with_refused)
+        finally:
+            held.release()
+        if outcome != Outcome():
+            say(_sentence(path, outcome, delivery.api_url))
+        is_done = not outcome.refused and outcome.error is None
+        if outcome.error is not None:
+            break
+    return is_done
+
+
+def _sentence(path: Path, outcome: Outcome, api_url: str) -> str:
     said = f"{path.stem}: {_count(outcome.delivered, 'operation')} delivered to {api_url}"
     if outcome.refused:
         said += f", {outcome.refused} refused: 'journal show {path.parent}' has the reasons"
-    if outcome.left:
-        said += f", {outcome.left} left: {outcome.error}"
-    say(one_line(said))
-    return outcome
+    if outcome.error is not None:
+        said += f", {outcome.left or 'the rest'} left: {outcome.error}"
+    return one_line(said)
 
 
 def _read(paths: Iterable[Path]) -> Iterator[tuple[Contents, JournalReader]]:

@@ -10,9 +10,15 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 
 from prefactor_core.journal.directory import DAMAGED
+from prefactor_core.journal.files import file_name
 from prefactor_core.journal.format import Aside, JournalVersionError, Opened, OpenSpan
-from prefactor_core.journal.reader import Entry, JournalReader, JournalUnreadableError, asides
-from prefactor_core.journal.segments import file_name
+from prefactor_core.journal.reader import (
+    Entry,
+    JournalReader,
+    JournalUnreadableError,
+    asides,
+    read_header,
+)
 from prefactor_core.local.run_tree import visible
 from prefactor_core.models.clock import to_datetime
 from prefactor_core.models.lifecycle import SpanStatus
@@ -71,13 +77,14 @@ def read(
         for _ in reader.scan():
             on_progress(sum(reader.sizes.values()), contents.bytes)
         contents.refused = sum(1 for _ in asides(journal))
+        header = read_header(journal)
     except (JournalVersionError, JournalUnreadableError) as error:
         contents.problem = str(error)
         return contents, reader
     state = reader.state
-    if state.header is not None:
-        contents.host, contents.process = state.header.host, state.header.process
-        contents.api_url = state.header.api_url
+    if header is not None:
+        contents.host, contents.process = header.host, header.process
+        contents.api_url = header.api_url
     contents.until = time_of(state.last_time) if state.last_time else None
     contents.pending = len(state.pending)
     contents.open_runs = len(state.runs)

@@ -15,11 +15,18 @@ import pytest
 from msgspec import Raw
 from support.commands import run, run_commands, run_in_terminal
 from support.dead_journals import Journal, run_agent_until_killed
-from support.harness import StoredRun, stored_runs
+from support.harness import StoredRun, make_config, open_faulty_api, stored_runs
 from support.journal_files import NOON, create, end, register, start
 from support.server import serve_local_prefactor
 
+from prefactor_core.cli.journal_folder import take, was_written_lately
+from prefactor_core.cli.journal_replay import Delivery, Outcome
+from prefactor_core.client.connection import open_api
+from prefactor_core.journal.directory import Hold, JournalDirectory
 from prefactor_core.local import open_local_prefactor
+from prefactor_core.models.lifecycle import SpanStatus
+from prefactor_core.operations import CreateSpan, Operation
+from prefactor_core.operations.identifiers import generate
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -42,6 +49,12 @@ def runs_in(path: Path) -> list[StoredRun]:
             return await stored_runs(app, "research")
 
     return anyio.run(read)
+
+
+def held(path: Path) -> Hold:
+    hold = take(path)
+    assert isinstance(hold, Hold)
+    return hold
 
 
 @pytest.fixture(scope="module")
@@ -374,10 +387,11 @@ def test_discard_leaves_the_journals_of_living_processes_alone(journals: Path) -
 def test_discard_can_remove_only_what_was_refused(journals: Path) -> None:
     pending, done, other = Journal(journals), Journal(journals), Journal(journals)
     for left in (pending, done, other):
-        left.append(create("one"), create("two"))
+        left.append(create("one"))
+    for left in (pending, other):
+        left.append(create("two"))
     for left in (pending, done):
         left.refuse(create("one"), "422 validation_errors")
-    done.settle(create("two"))
     for left in (pending, done, other):
         left.die()
     code, shown, errors = journal("discard", "journals", "--refused", "--yes", cwd=journals.parent)
@@ -388,6 +402,40 @@ def test_discard_can_remove_only_what_was_refused(journals: Path) -> None:
 
 
 # --- replay
+
+
+@pytest.mark.virtual_time
+async def test_an_outage_in_between_leaves_the_rest_in_the_journal(journals: Path) -> None:
+    left = Journal(journals)
+    left.append(*run_of("research"))
+    left.die()
+    async with open_faulty_api() as api:
+        # The run is registered, and then nothing is answered but errors of a gateway.
+        api.faults["register"] = [None]
+        api.faults["*"] = 503
+        async with open_api(make_config().http_config, api) as connection:
+            delivery = Delivery(connection, make_config())
+            with anyio.fail_after(120):
+                outcome = await delivery.deliver(held(left.path), lambda done, total: None)
+            assert (outcome.delivered, outcome.refused, outcome.left) == (1, 0, 4)
+            assert outcome.error is not None
+            assert "503" in outcome.error
+            api.faults.clear()
+            with anyio.fail_after(120):
+                outcome = await delivery.deliver(held(left.path), lambda done, total: None)
+            assert outcome == Outcome(delivered=4)
+    assert JournalDirectory(journals).journals() == []
+
+
+def test_a_terminal_sees_what_is_going_on(killed: Path) -> None:
+    code, shown, _ = run_in_terminal(
+        *("journal", "replay", "journals", "--api-url", "local:runs.db"),
+        cwd=killed.parent,
+        errors_too=True,
+    )
+    assert code == 0
+    assert re.search(r"sending \w{32} ", shown)
+    assert shown.splitlines()[-1].endswith(": 9 operations delivered to local:runs.db")
 
 
 def test_replay_delivers_what_a_killed_agent_left_and_ends_its_run(killed: Path) -> None:
@@ -424,7 +472,7 @@ def test_replay_goes_to_the_api_that_the_journal_names(tmp_path: Path) -> None:
                 assert "wr0ng" not in line
                 assert ("401" if token else "PREFACTOR_API_TOKEN") in line
             else:
-                assert shown == f"{left.name}: 3 operations delivered to {url}\n"
+                assert shown == f"{left.name}: 5 operations delivered to {url}\n"
 
 
 def test_an_api_that_does_not_answer_leaves_the_journal_as_it_is(killed: Path) -> None:
@@ -437,3 +485,88 @@ def test_an_api_that_does_not_answer_leaves_the_journal_as_it_is(killed: Path) -
     assert line.startswith("Error: ")
     assert NOWHERE in line
     assert listed(killed.parent) == before
+
+
+def test_a_journal_that_the_api_has_nothing_to_do_with_is_left(journals: Path) -> None:
+    strange, fine = Journal(journals, api_url="local:a.db"), Journal(journals, api_url="local:b.db")
+    strange.append(*run_of("research")[1:])
+    fine.append(*run_of("research"))
+    strange.die()
+    fine.die()
+    code, shown, errors = journal("replay", "journals", cwd=journals.parent)
+    assert (code, errors) == (1, "")
+    lines = sorted(shown.splitlines())
+    assert f"{fine.name}: 5 operations delivered to local:b.db" in lines
+    assert any(
+        line.startswith(f"{strange.name}: 0 operations delivered to local:a.db, 3 left: ")
+        and " 404 not_found: agent instance " in line
+        for line in lines
+    )
+    assert [each["name"] for each in listed(journals.parent)] == [strange.name]
+
+
+def test_replay_leaves_the_journals_of_living_processes_alone(journals: Path) -> None:
+    living = Journal(journals, api_url="local:runs.db")
+    living.append(*run_of("research"))
+    said = f"{living.name} is left alone: a process has it\n"
+    assert journal("replay", "journals", cwd=journals.parent) == (0, said, "")
+    ended = journal("replay", "journals", living.name[:12], cwd=journals.parent)
+    assert ended == (1, "", f"Error: {said}")
+    assert living.writer.pending == 3
+
+
+def test_what_the_api_refuses_stays_with_its_reason(journals: Path) -> None:
+    left = Journal(journals, api_url="local:runs.db")
+    registration, begin, span = run_of("research")
+    assert isinstance(span, CreateSpan)
+    early = msgspec.structs.replace(
+        create(generate(0), run=span.instance_id, status=SpanStatus.COMPLETE), finished_at=NOON - 1
+    )
+    left.append(registration, begin, span, early)
+    left.die()
+    code, shown, _ = journal("replay", "journals", cwd=journals.parent)
+    assert code == 1
+    assert shown == (
+        f"{left.name}: 5 operations delivered to local:runs.db, 1 refused: "
+        f"'journal show {journals}' has the reasons\n"
+    )
+    _, shown, _ = journal("show", "journals", cwd=journals.parent)
+    assert re.search(r"CREATE_SPAN agent:llm  complete  .* 422 .*finished_at", shown)
+    assert "process 42 on build-7 since " in shown
+    # The API is asked once more, and says the same.
+    code, shown, _ = journal("replay", "journals", "--refused", cwd=journals.parent)
+    assert code == 1
+    assert ": 0 operations delivered to local:runs.db, 1 refused: " in shown
+    (kept,) = listed(journals.parent)
+    assert (kept["pending"], kept["refused"], kept["api_url"]) == (0, 1, "local:runs.db")
+    # Without --refused, nothing is left to do.
+    ended = journal("replay", "journals", cwd=journals.parent)
+    assert ended == (0, "there is nothing to replay in journals\n", "")
+
+
+def test_a_run_that_was_refused_is_delivered_whole_when_the_api_takes_it(journals: Path) -> None:
+    left = Journal(journals, api_url="local:runs.db")
+    registration, begin, span = run_of("research")
+    assert isinstance(span, CreateSpan)
+    left.append(registration, begin, span, end(span.span_id, span.instance_id))
+    left.refuse(registration, "422 validation_errors")
+    left.die()
+    code, shown, errors = journal("replay", "journals", "--refused", cwd=journals.parent)
+    assert (code, list(journals.iterdir())) == (0, []), errors
+    first, second = shown.splitlines()
+    assert first.startswith(f"{left.name}: 0 operations delivered to local:runs.db, 3 refused: ")
+    assert second == f"{left.name}: 4 operations delivered to local:runs.db"
+    (stored,) = runs_in(journals.parent / "runs.db")
+    assert stored.status == "failed"
+    assert [span.status for span in stored.spans.values()] == ["complete"]
+
+
+def test_a_journal_that_was_written_lately_may_be_in_use_where_no_lock_tells(
+    journals: Path,
+) -> None:
+    left = Journal(journals)
+    left.append(register())
+    left.die()
+    written = (left.path / "000001.log").stat().st_mtime
+    assert was_written_lately(left.path, written + 89)
+    assert not was_written_lately(left.path, written + 91)
