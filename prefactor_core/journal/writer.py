@@ -186,7 +186,8 @@ class JournalWriter:
 
     def resumed(self, keys: Iterable[str], sequences: Iterable[int]) -> None:
         """Take over operations of an adopted journal, which are sent next."""
-        self._pending.update(zip(keys, sequences, strict=True))
+        for key, sequence in zip(keys, sequences, strict=True):
+            self._pending[key] = sequence
 
     def sending(self, items: Iterable[Item]) -> None:
         """Append how items stand in a request, where a restart could not tell."""
