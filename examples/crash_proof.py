@@ -6,12 +6,13 @@ With ``journal=DIR`` (or ``PREFACTOR_JOURNAL``) everything that is recorded is i
 folder before the recording call returns. When the process is killed, or the API is away for longer
 than the process lives, nothing is lost: the next client with the same folder and the same API finds
 the journal of the dead process, in the background. It delivers what is left, in order and each
-operation once, and ends what was open: spans as ``failed``, with ``error.type`` ``process_died`` and
-the time of the last entry, then the run.
+operation once, and ends what was open: spans as ``failed``, with ``error.type`` ``process_died``
+and the time of the last entry, then the run.
 
-* Any number of processes may share the folder: each has a journal of its own there, and leaves those
-  of living ones alone. Where a machine never starts the agent again, ``python -m prefactor_core
-  journal replay DIR`` does the same, also on another machine to which the folder was copied.
+* Any number of processes may share the folder: each has a journal of its own there, and leaves
+  those of living ones alone. Where a machine never starts the agent again, ``python -m
+  prefactor_core journal replay DIR`` does the same, also on another machine to which the folder was
+  copied.
 * ``journal_sync="process"``, the default, survives the death of the process: a crash, SIGKILL, the
   out-of-memory killer. ``"disk"`` also survives the loss of power, but for the last 20 ms or so.
 * What the API refuses is kept in the journal with the reason: ``python -m prefactor_core journal
@@ -37,7 +38,7 @@ from pathlib import Path
 import anyio
 
 from prefactor_core import open_prefactor
-from prefactor_core.span_types import AgentRun, LLMCall, ToolCall, standard_types
+from prefactor_core.span_types import AgentRun, LLMCall, ToolCall, ToolResult, standard_types
 
 
 async def run_agent(api_url: str, journal: str) -> None:
@@ -47,7 +48,7 @@ async def run_agent(api_url: str, journal: str) -> None:
     ) as client:
         async with client.agent_instance("crash-proof", {"name": "Unlucky agent"}) as instance:
             with instance.span(ToolCall(tool="search", arguments={"query": "Olympus"})) as span:
-                span.set_result({"output": "a mountain"})
+                span.set_result(ToolResult(output="a mountain"))
             with instance.span(AgentRun(input="How high is it?")):
                 with instance.span(LLMCall(model="small-1", prompt="How high is Olympus Mons?")):
                     os.kill(os.getpid(), signal.SIGKILL)  # stands for the out-of-memory killer
@@ -73,6 +74,6 @@ def main(backend: str) -> None:
 if __name__ == "__main__":
     loop = sys.argv[1] if len(sys.argv) > 1 else "asyncio"
     if len(sys.argv) == 4:
-        anyio.run(run_agent, *sys.argv[2:], backend=loop)
+        anyio.run(run_agent, sys.argv[2], sys.argv[3], backend=loop)
     else:
         main(loop)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
 import msgspec
 
-from prefactor_core.cli import journal_contents as contents
-from prefactor_core.cli.journal_contents import Contents
-from prefactor_core.cli.journal_tables import show_contents, show_list
-from prefactor_core.cli.terminal import progress, say
-from prefactor_core.exceptions import PrefactorCoreError, PrefactorValueError
-from prefactor_core.journal.directory import Hold, JournalDirectory, hold
-from prefactor_core.journal.reader import REFUSED_NAME, JournalReader
+from prefactor_core.cli.journal_contents import Contents, document, read
+from prefactor_core.cli.journal_folder import is_in_use, journals, take
+from prefactor_core.cli.journal_replay import Delivery, Outcome
+from prefactor_core.cli.journal_tables import print_contents, print_journals
+from prefactor_core.cli.terminal import progress, run, say
+from prefactor_core.client.connection import open_api
+from prefactor_core.config import PrefactorCoreConfig
+from prefactor_core.exceptions import PrefactorCoreError
+from prefactor_core.journal.directory import REFUSED_NAME
+from prefactor_core.journal.reader import JournalReader, read_header
+from prefactor_core.local.run_tree import one_line
 
 
 @click.group()
@@ -36,12 +40,12 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for a 
 @_directory
 @_json
 def list_journals(directory: str, as_json: bool) -> None:
-    """List the journals in DIR: who wrote them, and what they hold."""
-    found = [contents for contents, _ in _read(_journals(directory))]
+    """List the journals in DIR: who wrote them, and how much they hold."""
+    found = [contents for contents, _ in _read(journals(directory))]
     if as_json:
         _print_json(found)
     elif found:
-        show_list(found)
+        print_journals(found)
     else:
         say(f"there is no journal in {directory}")
 
@@ -52,73 +56,188 @@ def list_journals(directory: str, as_json: bool) -> None:
 @_json
 @click.option("--payloads", is_flag=True, help="Show payloads and results, too.")
 def show_journals(directory: str, name: str, as_json: bool, payloads: bool) -> None:
-    """Show what the journals in DIR hold: what is pending, refused and open."""
-    documents: list[dict[str, object]] = []
-    for found, reader in _read(_journals(directory, name)):
-        document = contents.document(found, reader, payloads)
-        if as_json:
-            documents.append(document)
-        else:
-            show_contents(found, document)
+    """Show what the journals in DIR hold: what is pending, refused, and open."""
+    documents: list[object] = []
+    for contents, reader in _read(journals(directory, name)):
+        shown = document(contents, reader, payloads)
+        documents.append(shown if as_json else contents)
+        if not as_json:
+            print_journals([contents])
+            print_contents(shown)
     if as_json:
         _print_json(documents)
+    elif not documents:
+        say(f"there is no journal in {directory}")
 
 
-@journal.command()
+@journal.command("discard")
 @_directory
 @_name
-@click.option("--refused", "only_refused", is_flag=True, help="Remove only what was refused.")
+@click.option("--refused", "only_refused", is_flag=True, help="Discard only what was refused.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def discard(directory: str, name: str, only_refused: bool, yes: bool) -> None:
-    """Remove the journals of dead processes in DIR, with all that they hold; asks before."""
-    with ExitStack() as stack:
-        holds: dict[str, Hold] = {}
-        for path in _journals(directory, name):
-            held = _hold(path, must=bool(name))
-            if held is not None:
-                stack.callback(held.release)
-                holds[path.stem] = held
-        found = [
-            contents
-            for contents, _ in _read([held.path for held in holds.values()], in_use=False)
-            if contents.refused or not only_refused
-        ]
-        if not found:
-            say(f"there is nothing to discard in {directory}")
-            return
-        show_list(found)
-        _confirm(found, only_refused, yes)
-        for contents in found:
-            held = holds[contents.name]
-            if not only_refused:
+def discard_journals(directory: str, name: str, only_refused: bool, yes: bool) -> None:
+    """Delete the journals of dead processes in DIR, with all that they hold. Asks before.
+
+    Journals of living processes are left alone.
+    """
+    paths = journals(directory, name)
+    found: dict[Path, Contents] = {}
+    for path in paths:
+        held = take(path)
+        if isinstance(held, str):
+            _leave_alone(path, held, is_named=bool(name))
+            continue
+        try:
+            contents, _ = _read_one(path, in_use=False)
+        finally:
+            held.release()
+        if contents.refused or not only_refused:
+            found[path] = contents
+    if not found:
+        say(f"there is nothing to discard in {directory}")
+        return
+    print_journals(list(found.values()))
+    _ask(found.values(), only_refused, yes)
+    for path, contents in found.items():
+        held = take(path)
+        if isinstance(held, str):
+            _leave_alone(path, held, is_named=bool(name))
+            continue
+        try:
+            if only_refused:
+                (path / REFUSED_NAME).unlink(missing_ok=True)
+            if not only_refused or contents.has_only_refused:
                 held.remove()
-            else:
-                (held.path / REFUSED_NAME).unlink()
+        except OSError as error:
+            raise click.ClickException(f"{path} cannot be deleted: {error.strerror}") from None
+        finally:
+            held.release()
+        if path.exists() and not only_refused:
+            raise click.ClickException(f"{path} cannot be deleted: is its folder read-only?")
 
 
-def _journals(directory: str, name: str = "") -> list[Path]:
-    """The journals in ``directory``, oldest first; only the one whose name begins with ``name``."""
-    folder = Path(directory)
-    if not folder.is_dir():
-        what = "a file" if folder.exists() else "not there"
-        raise click.ClickException(
-            f"{directory!r} is {what}: give the folder that open_prefactor(journal=...) or "
-            "PREFACTOR_JOURNAL names"
-        )
-    if folder.suffix == ".journal":
-        raise click.ClickException(
-            f"{directory!r} is one journal: give its folder, {str(folder.parent)!r}, and its name"
-        )
+@journal.command("replay")
+@_directory
+@_name
+@click.option("--api-url", help="Send to this API, instead of the one that a journal names.")
+@click.option("--refused", "also_refused", is_flag=True, help="Send what was refused once more.")
+def replay_journals(directory: str, name: str, api_url: str | None, also_refused: bool) -> None:
+    """Deliver what dead processes left in DIR, and end what they left open.
+
+    PREFACTOR_API_TOKEN is the token. What is delivered is deleted. If anything stays, the exit
+    code is 1. Journals of living processes are left alone.
+    """
+    is_done = True
+    by_api: dict[str, list[Path]] = defaultdict(list)
+    for path in journals(directory, name):
+        try:
+            header = read_header(path)
+        except PrefactorCoreError as error:
+            _leave_alone(path, str(error), is_named=bool(name))
+            is_done = False
+            continue
+        url = api_url or (None if header is None else header.api_url)
+        files = path.glob("*.log") if also_refused else path.glob("[0-9]*.log")
+        if not any(files):
+            continue
+        if url is not None:
+            by_api[url].append(path)
+        else:
+            _leave_alone(path, "its API is not known: give --api-url", is_named=bool(name))
+            is_done = False
+    if not by_api and is_done:
+        say(f"there is nothing to replay in {directory}")
+    for url, paths in by_api.items():
+        try:
+            is_done = run(_replay, url, paths, also_refused, bool(name)) and is_done
+        except click.ClickException as error:
+            error.show()
+            is_done = False
+    if not is_done:
+        raise click.exceptions.Exit(1)
+
+
+async def _replay(api_url: str, paths: list[Path], also_refused: bool, is_named: bool) -> bool:
+    """Deliver journals to an API; return whether nothing stays."""
+    config = PrefactorCoreConfig.from_env(api_url=api_url)
+    is_done = True
+    async with open_api(config.http_config) as api:
+        await api.ping()
+        delivery = Delivery(api, config)
+        for path in paths:
+            is_done = await _deliver(delivery, path, also_refused, is_named) and is_done
+    return is_done
+
+
+async def _deliver(delivery: Delivery, path: Path, also_refused: bool, is_named: bool) -> bool:
+    """Deliver a journal; return whether nothing stays, or it is left alone."""
+    is_done = True
+    # What was refused comes last: the rest of a refused run is set aside first, to be in order.
+    for with_refused in (False, True) if also_refused else (False,):
+        if with_refused and not (path / REFUSED_NAME).exists():
+            break
+        held = take(path)
+        if isinstance(held, str):
+            _leave_alone(path, held, is_named=is_named)
+            break
+        try:
+            with progress(f"sending {path.stem}") as on_progress:
+                outcome = await delivery.deliver(held, on_progress, with_refused=with_refused)
+        finally:
+            held.release()
+        if outcome != Outcome():
+            say(_sentence(path, outcome, delivery.api_url))
+        is_done = not outcome.refused and outcome.error is None
+        if outcome.error is not None:
+            break
+    return is_done
+
+
+def _sentence(path: Path, outcome: Outcome, api_url: str) -> str:
+    said = f"{path.stem}: {_count(outcome.delivered, 'operation')} delivered to {api_url}"
+    if outcome.refused:
+        said += f", {outcome.refused} refused: 'journal show {path.parent}' has the reasons"
+    if outcome.error is not None:
+        said += f", {outcome.left or 'the rest'} left: {outcome.error}"
+    return one_line(said)
+
+
+def _read(paths: Iterable[Path]) -> Iterator[tuple[Contents, JournalReader]]:
+    for path in paths:
+        found = _read_one(path, is_in_use(path))
+        if path.exists():  # else its process has just ended, or another one has delivered it
+            yield found
+
+
+def _read_one(path: Path, in_use: bool | None) -> tuple[Contents, JournalReader]:
+    with progress(f"reading {path.stem}") as on_progress:
+        return read(path, in_use, on_progress)
+
+
+def _leave_alone(path: Path, why: str, *, is_named: bool) -> None:
+    message = one_line(f"{path.stem} is left alone: {why}")
+    if is_named:
+        raise click.ClickException(message)
+    say(message)
+
+
+def _ask(found: Iterable[Contents], only_refused: bool, yes: bool) -> None:
+    """Return if the user agrees that the journals are deleted."""
+    contents = list(found)
+    refused = _count(sum(each.refused for each in contents), "refused operation")
+    pending = _count(sum(each.pending for each in contents), "pending operation")
+    what = f"{_count(len(contents), 'journal')} with {pending} and {refused}"
     try:
-        found = JournalDirectory(folder).journals()
-    except OSError as error:
-        raise click.ClickException(f"{directory!r} cannot be read: {error.strerror}") from None
-    if not name:
-        return found
-    named = [path for path in found if path.name.startswith(name)]
-    if len(named) != 1:
-        count = f"{len(named)} journals" if named else "no journal"
-        raise click.ClickException(
-            f"{count} in {directory!r} begin with {name!r}: 'journal ls {directory}' has the names"
-        )
-    return named
+        if yes or click.confirm(f"Delete {refused if only_refused else what}?", err=True):
+            return
+    except click.Abort:
+        pass
+    raise click.ClickException("nothing is deleted: answer y, or give --yes")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _print_json(value: object) -> None:
+    say(msgspec.json.format(msgspec.json.encode(value)).decode())

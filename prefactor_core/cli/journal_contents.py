@@ -9,19 +9,19 @@ from pathlib import Path
 import msgspec
 from msgspec import UNSET, Raw, Struct
 
-from prefactor_core.exceptions import PrefactorValueError
-from prefactor_core.journal.directory import hold
-from prefactor_core.journal.format import JournalVersionError, Opened
+from prefactor_core.journal.directory import DAMAGED
+from prefactor_core.journal.files import file_name
+from prefactor_core.journal.format import Aside, JournalVersionError, Opened, OpenSpan
 from prefactor_core.journal.reader import (
-    REFUSED_NAME,
     Entry,
     JournalReader,
     JournalUnreadableError,
     asides,
+    read_header,
 )
-from prefactor_core.journal.segments import file_name
 from prefactor_core.local.run_tree import visible
 from prefactor_core.models.clock import to_datetime
+from prefactor_core.models.lifecycle import SpanStatus
 from prefactor_core.operations import Operation
 from prefactor_core.operations.identifiers import is_pfid, milliseconds_of
 
@@ -33,7 +33,9 @@ class Contents(Struct, kw_only=True):
 
     ``since``: when it was made; ``until``: the latest time in any record. ``in_use``: whether a
     process has locked it; None if that cannot be told. ``damaged``: how many records, or groups of
-    records, are lost. ``problem``: why it cannot be read; the counts are 0 then.
+    records, cannot be read. ``damaged_files``: kept, because a part of
+    them could not be read, and the rest was delivered. ``problem``: why the journal cannot be read;
+    the counts are 0 then.
     """
 
     name: str
@@ -49,44 +51,44 @@ class Contents(Struct, kw_only=True):
     open_spans: int = 0
     bytes: int = 0
     damaged: int = 0
+    damaged_files: list[str] = []
     problem: str | None = None
 
-
-def is_in_use(journal: Path) -> bool | None:
-    """Whether a process has locked a journal; None if that cannot be told."""
-    try:
-        held = hold(journal)
-    except (OSError, PrefactorValueError):
-        return None
-    if held is not None:
-        held.release()
-    return held is None
+    @property
+    def has_only_refused(self) -> bool:
+        """Whether nothing stays if what was refused goes."""
+        return not (self.pending or self.open_runs or self.open_spans) and not (
+            self.damaged or self.damaged_files or self.problem
+        )
 
 
 def read(
-    journal: Path, in_use: bool | None, on_turn: Callable[[], object]
+    journal: Path, in_use: bool | None, on_progress: Callable[[int, int], object]
 ) -> tuple[Contents, JournalReader]:
-    """Read a journal; ``on_turn()`` is called after each megabyte."""
+    """Read a journal; ``on_progress()`` gets the bytes that are read, and all."""
     reader = JournalReader(journal)
     contents = Contents(name=journal.stem, in_use=in_use)
     if is_pfid(contents.name):
         contents.since = time_of(milliseconds_of(contents.name) * _MILLISECOND)
+    files = list(_files(journal))
+    contents.bytes = sum(size for _, size in files)
+    contents.damaged_files = [name for name, _ in files if name.endswith(DAMAGED)]
     try:
         for _ in reader.scan():
-            on_turn()
+            on_progress(sum(reader.sizes.values()), contents.bytes)
         contents.refused = sum(1 for _ in asides(journal))
+        header = read_header(journal)
     except (JournalVersionError, JournalUnreadableError) as error:
         contents.problem = str(error)
         return contents, reader
     state = reader.state
-    if state.header is not None:
-        contents.host, contents.process = state.header.host, state.header.process
-        contents.api_url = state.header.api_url
+    if header is not None:
+        contents.host, contents.process = header.host, header.process
+        contents.api_url = header.api_url
     contents.until = time_of(state.last_time) if state.last_time else None
     contents.pending = len(state.pending)
     contents.open_runs = len(state.runs)
     contents.open_spans = sum(1 for _ in state.open_spans())
-    contents.bytes = sum(reader.sizes.values()) + _size(journal / REFUSED_NAME)
     # A living process deletes files that are done with, and may be in the middle of a record.
     contents.damaged = sum(
         count for number, count in reader.damaged.items() if (journal / file_name(number)).exists()
@@ -94,8 +96,29 @@ def read(
     return contents, reader
 
 
-def pending(entry: Entry, payloads: bool) -> dict[str, object]:
-    """A pending operation for JSON."""
+def document(contents: Contents, reader: JournalReader, payloads: bool) -> dict[str, object]:
+    """All that a journal holds, for JSON; with ``payloads`` or without."""
+    is_readable = contents.problem is None
+    entries = reader.entries() if is_readable else ()
+    kept = asides(reader.path) if is_readable else ()
+    runs = reader.state.runs.values()
+    return {
+        "journal": contents,
+        "pending": [_pending(entry, payloads) for entry in entries],
+        "refused": [_refused(aside, payloads) for _, aside in kept],
+        "open_runs": [
+            {
+                "instance_id": run.instance_id,
+                "status": run.status,
+                "started_at": _time_or_none(run.started_at),
+            }
+            for run in runs
+        ],
+        "open_spans": list(map(_open_span, reader.state.open_spans())),
+    }
+
+
+def _pending(entry: Entry, payloads: bool) -> dict[str, object]:
     return {
         **_fields(entry.operation, payloads),
         "sequences": entry.sequences,
@@ -105,44 +128,37 @@ def pending(entry: Entry, payloads: bool) -> dict[str, object]:
     }
 
 
-def refused(journal: Path, payloads: bool) -> Iterator[dict[str, object]]:
-    """The operations for JSON that the API refused."""
-    for _, aside in asides(journal):
-        yield {
-            **_fields(aside.operation, payloads),
-            "reason": aside.reason,
-            "error": aside.error,
-            "at": time_of(aside.at),
-        }
+def _refused(aside: Aside, payloads: bool) -> dict[str, object]:
+    return {
+        **_fields(aside.operation, payloads),
+        "reason": aside.reason,
+        "error": aside.error,
+        "at": time_of(aside.at),
+    }
 
 
-def open_runs(reader: JournalReader) -> Iterator[dict[str, object]]:
-    """The open runs, for JSON."""
-    for run in reader.state.runs.values():
-        yield {
-            "instance_id": run.instance_id,
-            "status": run.status,
-            "started_at": None if run.started_at is None else time_of(run.started_at),
-        }
-
-
-def open_spans(reader: JournalReader) -> Iterator[dict[str, object]]:
-    """The open spans, for JSON, in the order of their opening."""
-    for span in reader.state.open_spans():
-        is_recorded = not isinstance(span, Opened)
-        at = span.started_at if not isinstance(span, Opened) else span.created_at
-        yield {
-            "span_id": span.span_id,
-            "instance_id": span.instance_id,
-            "schema_name": None if is_recorded else span.schema_name,
-            "is_recorded": is_recorded,
-            "at": None if at is None else time_of(at),
-        }
+def _open_span(span: Opened | OpenSpan) -> dict[str, object]:
+    schema_name, at, status = None, None, SpanStatus.PENDING
+    if isinstance(span, Opened):
+        schema_name, at = span.schema_name, span.created_at
+    elif span.started_at is not None:
+        at, status = span.started_at, SpanStatus.ACTIVE
+    return {
+        "span_id": span.span_id,
+        "instance_id": span.instance_id,
+        "schema_name": schema_name,
+        "status": status,
+        "since": _time_or_none(at),
+    }
 
 
 def time_of(nanoseconds: int) -> str:
     """A time for people and programs: ISO 8601, in UTC, to the millisecond."""
     return to_datetime(nanoseconds).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _time_or_none(nanoseconds: int | None) -> str | None:
+    return None if nanoseconds is None else time_of(nanoseconds)
 
 
 def _fields(operation: Operation, payloads: bool) -> dict[str, object]:
@@ -158,7 +174,9 @@ def _fields(operation: Operation, payloads: bool) -> dict[str, object]:
     return fields
 
 
-def _size(file: Path) -> int:
+def _files(folder: Path) -> Iterator[tuple[str, int]]:
+    """The names and sizes of the files that are there; a living process deletes some meanwhile."""
     with suppress(OSError):
-        return file.stat().st_size
-    return 0
+        for file in sorted(folder.iterdir()):
+            with suppress(FileNotFoundError):
+                yield file.name, file.stat().st_size

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from prefactor_core.api.answers import AgentInstanceAnswer
 from prefactor_core.api.client import ApiClient
+from prefactor_core.cli.journal import journal
 from prefactor_core.cli.terminal import is_terminal, run, say, write_any_text
 from prefactor_core.client.connection import open_api
 from prefactor_core.config import PrefactorCoreConfig
@@ -37,6 +38,8 @@ def main() -> None:
     """Prefactor for agents: record runs, and look at recorded runs."""
     write_any_text()
 
+
+main.add_command(journal)
 
 api_url_option = click.option(
     "--api-url",

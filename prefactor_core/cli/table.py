@@ -16,7 +16,7 @@ from rich.text import Text
 from prefactor_core.cli.terminal import encodable, is_terminal, say
 
 _FIRST_WIDTH: Final = 32
-"""Columns for the first cell of a row and the text below it; a PFID fits in."""
+"""Columns for the first cell of a row and the text below it: a PFID fits in."""
 
 
 class Column(NamedTuple):
@@ -27,14 +27,20 @@ class Column(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row. ``below``: text that stands below the first cell on a terminal, and last in a pipe.
-
-    ``style``: of the last cell.
-    """
+    """A row. ``below``: text that stands below the first cell on a terminal, and last in a pipe;
+    ``style``: of that text."""
 
     cells: Sequence[str]
     below: str = ""
-    style: str = ""
+    style: str = "dim"
+
+
+def print_heading(text: str) -> None:
+    """Print a line above a table."""
+    if is_terminal():
+        Console().print(_text(text, "bold"))
+    else:
+        say(text)
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Row], *, below: str = "") -> None:
@@ -44,8 +50,8 @@ def print_table(columns: Sequence[Column], rows: Sequence[Row], *, below: str = 
     each row.
     """
     if not is_terminal():
-        for line in _padded(columns, rows, below):
-            say(line)
+        for padded in _padded(columns, rows, below):
+            say(padded)
         return
     console = Console()
     table = _table(columns, rows)
@@ -53,24 +59,27 @@ def print_table(columns: Sequence[Column], rows: Sequence[Row], *, below: str = 
     if Measurement.get(console, unbounded, table).minimum <= console.width:
         console.print(table)
     else:
-        for line in _blocks(columns, rows, below):
-            console.print(Text(encodable(line), overflow="fold"))
+        for line in _blocks(columns, rows):
+            console.print(line)
 
 
 def _table(columns: Sequence[Column], rows: Sequence[Row]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     first, *others = columns
-    table.add_column(first.title, overflow="fold", min_width=_FIRST_WIDTH)
-    for column in others:
+    table.add_column(first.title, min_width=_FIRST_WIDTH, overflow="fold")
+    for place, column in enumerate(others, 1):
         table.add_column(
-            column.title, no_wrap=True, justify="right" if column.is_number else "left"
+            column.title.replace(" ", "\n"),
+            justify="right" if column.is_number else "left",
+            # Else the longest word is the least width, in spite of no_wrap.
+            min_width=max(cell_len(encodable(row.cells[place])) for row in rows),
+            no_wrap=True,
         )
     for row in rows:
-        head, *middle, last = (encodable(cell) for cell in row.cells)
-        below = f"\n{encodable(row.below)}" if row.below else ""
-        table.add_row(
-            Text.assemble(head, (below, "dim")), *map(Text, middle), Text(last, row.style)
-        )
+        head, *cells = map(_text, row.cells)
+        if row.below:
+            head.append("\n").append(_text(row.below, row.style))
+        table.add_row(head, *cells)
     return table
 
 
@@ -80,21 +89,24 @@ def _padded(columns: Sequence[Column], rows: Sequence[Row], below: str) -> Itera
     widths = [max(map(cell_len, cells)) for cells in zip(*lines, strict=True)]
     is_number = [*(column.is_number for column in columns), False]
     for line in lines:
-        cells = (
-            " " * (width - cell_len(cell)) + cell
-            if right
-            else cell + " " * (width - cell_len(cell))
-            for cell, width, right in zip(line, widths, is_number, strict=True)
-        )
-        yield "  ".join(cells).rstrip()
+        yield "  ".join(map(_pad, line, widths, is_number)).rstrip()
 
 
-def _blocks(columns: Sequence[Column], rows: Sequence[Row], below: str) -> Iterator[str]:
+def _pad(cell: str, width: int, at_the_left: bool) -> str:
+    blanks = " " * (width - cell_len(cell))
+    return blanks + cell if at_the_left else cell + blanks
+
+
+def _blocks(columns: Sequence[Column], rows: Sequence[Row]) -> Iterator[Text]:
     for row in rows:
-        head, *others = row.cells
-        yield head
+        head, *cells = row.cells
+        yield _text(head, "bold")
         if row.below:
-            yield f"  {below}: {row.below}"
-        for column, cell in zip(columns[1:], others, strict=True):
+            yield _text(row.below, row.style)
+        for column, cell in zip(columns[1:], cells, strict=True):
             if cell:
-                yield f"  {column.title}: {cell}"
+                yield _text(f"  {column.title}: {cell}")
+
+
+def _text(text: str, style: str = "") -> Text:
+    return Text(encodable(text), style, overflow="fold")

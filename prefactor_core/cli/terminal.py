@@ -58,18 +58,19 @@ def is_terminal() -> bool:
 
 
 @contextmanager
-def progress(title: str, total: int) -> Generator[Callable[[int], None]]:
-    """Show on the standard error, if that is a terminal, how much of ``total`` is done.
+def progress(title: str) -> Generator[Callable[[int, int], None]]:
+    """Show on the standard error, if that is a terminal, how much is done.
 
-    The value is called with what is done so far. Nothing of it stays on the terminal.
+    The value is called with the amount that is done, and the whole. Nothing of it stays on the
+    terminal.
     """
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as shown:
-        task = shown.add_task(title, total=total)
-        yield lambda done: shown.update(task, completed=done)
+        task = shown.add_task(title, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)
 
 
 def run(

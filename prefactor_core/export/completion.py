@@ -123,6 +123,7 @@ class Completion:
         item.completed = True
         operation = item.operation
         run = self.identities.of(operation.instance_id)
+        addressed = run.addressed(operation)
         match operation:
             case CreateSpan():
                 run.span_lost(operation, reason)
@@ -132,16 +133,17 @@ class Completion:
                 if run.registration is not None and error is not None:
                     # The caller gets the error, and the log needs no line.
                     if run.registration.refused(error):
+                        self.journal.withdrawn(item.keys, operation, reason)
                         self._counters.hand_back(item.count, item.size)
                     else:
-                        self.journal.set_aside(item, reason, str(error))
+                        self.journal.set_aside(item, reason, str(error), addressed)
                         self._counters.drop(reason, item.count, item.size)
                     return
             case FinishAgentInstance():
                 self._run_ended(run)
             case _:
                 pass
-        self.journal.set_aside(item, reason, None if error is None else str(error))
+        self.journal.set_aside(item, reason, None if error is None else str(error), addressed)
         self._counters.drop(reason, item.count, item.size)
         if run.lost is None or error is not None:
             detail = None if error is None else f"{_name(operation)} is given up: {error}"

@@ -93,7 +93,7 @@ class Replay(Worker):
 
     async def _gather(self) -> bool:
         """Take more entries; return False if there is nothing more to send, or no use in it."""
-        if self._completion.refusal is not None or (self._closing and self._breaker.failures):
+        if self._completion.refusal is not None or (self._closing and self._breaker.is_open):
             return False
         batcher = self._batcher
         await anyio.lowlevel.checkpoint()

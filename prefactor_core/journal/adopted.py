@@ -8,10 +8,10 @@ from typing import Final
 
 from prefactor_core.exceptions.log import log
 from prefactor_core.journal.burial import burials
-from prefactor_core.journal.directory import Hold
+from prefactor_core.journal.directory import REFUSED_NAME, Hold
+from prefactor_core.journal.files import Segment
 from prefactor_core.journal.format import Header
-from prefactor_core.journal.reader import JournalReader, JournalUnreadableError
-from prefactor_core.journal.segments import Segment
+from prefactor_core.journal.reader import JournalReader, JournalUnreadableError, asides, read_header
 from prefactor_core.journal.writer import JournalWriter
 from prefactor_core.queue.event_loop import EventLoop
 
@@ -30,12 +30,15 @@ class AdoptedJournal:
     ``reader``: what it holds. ``writer``, from :meth:`take_over` on: notes what becomes of that,
     and deletes the journal in the end. If this process dies, too, the next one adopts the same
     journal, and nothing is ended twice.
+
+    ``with_refused``: send what the API refused once more, after the other operations.
     """
 
     writer: JournalWriter
 
-    def __init__(self, hold: Hold, event_loop: EventLoop) -> None:
+    def __init__(self, hold: Hold, event_loop: EventLoop, *, with_refused: bool = False) -> None:
         self._hold = hold
+        self._with_refused = with_refused
         self._event_loop = event_loop
         self.reader = JournalReader(hold.path)
 
@@ -52,6 +55,8 @@ class AdoptedJournal:
         """
         reader = self.reader
         yield from reader.scan()
+        if self._with_refused and reader.state.header is None:
+            reader.state.header = read_header(self._hold.path)
         lost, torn = sum(reader.damaged.values()), sum(reader.torn.values())
         if lost or torn:
             message = (
@@ -61,8 +66,8 @@ class AdoptedJournal:
             log(logger, logging.WARNING, message, self._hold.path, lost, torn)
 
     def remove_if_empty(self) -> None:
-        """Delete it, unless it has any file but the lock: its process died at once."""
-        if not self.reader.sizes and not self._hold.has_kept_files:
+        """Delete it, unless a file but the lock has a byte: its process died at once."""
+        if not any(self.reader.sizes.values()) and not self._hold.has_kept_files:
             self._hold.remove()
 
     def abandon(self) -> None:
@@ -80,6 +85,9 @@ class AdoptedJournal:
         """
         reader, state = self.reader, self.reader.state
         assert state.header is not None
+        if self._with_refused:
+            state.lost_runs.clear()
+            state.lost_spans.clear()
         self.writer = JournalWriter(
             self._hold,
             state.header,
@@ -97,7 +105,16 @@ class AdoptedJournal:
         )
         if self.writer.is_resting:
             raise JournalUnreadableError(f"the journal at {self._hold.path} cannot be written")
+        if self._with_refused:
+            self._resume_refused()
         for place, operation in enumerate(burials(state)):
             self.writer.append(operation)
             if place % _SLICE == _SLICE - 1:
                 yield
+
+    def _resume_refused(self) -> None:
+        for _, aside in asides(self._hold.path):
+            self.writer.append(aside.operation)
+        # Until here they may be in both: their keys let them take effect once.
+        if not self.writer.unwritten:
+            (self._hold.path / REFUSED_NAME).unlink(missing_ok=True)

@@ -59,6 +59,16 @@ class Journal(Protocol):
         ...
 
     @property
+    def size(self) -> int:
+        """The bytes of its files, without those of refused operations."""
+        ...
+
+    @property
+    def unwritten(self) -> int:
+        """The number of operations that it could not be given: they are in memory only."""
+        ...
+
+    @property
     def pending(self) -> int:
         """The number of operations in the journal that are not settled."""
         ...
@@ -89,18 +99,26 @@ class Journal(Protocol):
     def settled(self, items: Iterable[Item]) -> None:
         """Note that items are delivered or given up: they are never sent again."""
 
-    def withdrawn(self, operation: Operation) -> None:
-        """Note that an operation is dropped that was just appended."""
+    def withdrawn(self, keys: Sequence[str], operation: Operation, reason: str) -> None:
+        """Note that an operation is dropped, and its run or span lost; its caller knows of it.
 
-    def set_aside(self, item: Item, reason: str, error: str | None) -> None:
-        """Keep an item that is given up for ``reason``, until a person removes it."""
+        ``keys``: see :class:`Item`.
+        """
+
+    def set_aside(
+        self, item: Item, reason: str, error: str | None, addressed: Operation | None = None
+    ) -> None:
+        """Keep an item that is given up for ``reason``, until a person removes it.
+
+        ``addressed``: its operation with the API's ids, which may be forgotten by then.
+        """
 
     async def synced(self) -> None:
         """Return when all that is appended so far is on the disk, if the mode asks for that."""
 
     def close(self) -> None:
         """Close the files of a scope that was left in order, in which all runs and spans have
-        ended; remove them if nothing is pending."""
+        ended; remove them if nothing is pending. :meth:`synced` then waits for the last time."""
 
     def abandon(self) -> None:
         """Close the files as if the process had died."""
@@ -112,7 +130,7 @@ class NoJournal:
     is_on = False
     is_full = False
     name = ""
-    pending = 0
+    size = unwritten = pending = 0
 
     def append(self, operation: Operation) -> None: ...
 
@@ -134,9 +152,11 @@ class NoJournal:
 
     def settled(self, items: Iterable[Item]) -> None: ...
 
-    def withdrawn(self, operation: Operation) -> None: ...
+    def withdrawn(self, keys: Sequence[str], operation: Operation, reason: str) -> None: ...
 
-    def set_aside(self, item: Item, reason: str, error: str | None) -> None: ...
+    def set_aside(
+        self, item: Item, reason: str, error: str | None, addressed: Operation | None = None
+    ) -> None: ...
 
     async def synced(self) -> None: ...
 

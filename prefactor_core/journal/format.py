@@ -167,7 +167,7 @@ class Aside(Struct, frozen=True, kw_only=True):
     """An operation that the API refuses, in the file of those.
 
     ``reason``: as in ``statistics().dropped``. ``error``: the API's answer, if there was one.
-    ``at``: when, in nanoseconds since 1970.
+    ``at``: when, in nanoseconds since 1970. ``operation``: with the API's ids, if they were known.
     """
 
     reason: str
@@ -260,6 +260,9 @@ journal has 2**40 records."""
 
 encode: Final = msgspec.json.Encoder().encode
 """The JSON of a body, or of an operation."""
+
+DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError)
+"""The errors of a decoder for a body that is not of its kind."""
 
 decode_operation: Final = msgspec.json.Decoder(Operation).decode
 _decode_version: Final = msgspec.json.Decoder(_Version).decode

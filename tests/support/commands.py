@@ -67,11 +67,17 @@ def run_commands(
 
 
 def run_in_terminal(
-    *command: str, cwd: Path, encoding: str = "utf-8", columns: int = 80, typed: str = ""
+    *command: str,
+    cwd: Path,
+    encoding: str = "utf-8",
+    columns: int = 80,
+    typed: str = "",
+    errors_too: bool = False,
 ) -> tuple[int, str, str]:
     """The exit code, output and errors of a command that writes to a terminal.
 
-    The output is without colours. ``typed``: the answer to its question.
+    The output is without colours. ``typed``: the answer to its question. ``errors_too``: the
+    terminal gets the errors, too.
     """
     ours, theirs = os.openpty()
     with os.fdopen(ours, "rb", buffering=0) as terminal:
@@ -87,7 +93,7 @@ def run_in_terminal(
             },
             stdin=subprocess.PIPE,
             stdout=theirs,
-            stderr=subprocess.PIPE,
+            stderr=theirs if errors_too else subprocess.PIPE,
         )
         os.close(theirs)
         assert process.stdin is not None
@@ -100,4 +106,4 @@ def run_in_terminal(
                 content += part
         _, errors = process.communicate(timeout=60)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", content.decode(encoding))
-    return process.returncode, text.replace("\r\n", "\n"), errors.decode()
+    return process.returncode, text.replace("\r\n", "\n"), (errors or b"").decode()

@@ -1,0 +1,130 @@
+"""The tables of the commands about journals."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from rich.filesize import decimal
+
+from prefactor_core.cli.journal_contents import Contents
+from prefactor_core.cli.table import Column, Row, print_heading, print_table
+from prefactor_core.cli.terminal import is_terminal
+from prefactor_core.local.run_tree import one_line, payload_text
+
+_MOST_CHARACTERS: Final = 1_000
+
+_JOURNALS: Final = (
+    Column("journal"),
+    Column("pending", is_number=True),
+    Column("refused", is_number=True),
+    Column("open runs", is_number=True),
+    Column("open spans", is_number=True),
+    Column("size", is_number=True),
+)
+_PENDING: Final = (
+    Column("pending"),
+    Column("status"),
+    Column("time"),
+    Column("bytes", is_number=True),
+    Column("sent"),
+)
+_REFUSED: Final = (Column("refused"), Column("status"), Column("time"), Column("reason"))
+_OPEN: Final = (Column("open"), Column("status"), Column("since"))
+
+
+def print_journals(found: Sequence[Contents]) -> None:
+    """One row for each journal."""
+    print_table(_JOURNALS, list(map(_journal, found)), below="written by")
+
+
+def print_contents(document: dict[str, Any]) -> None:
+    """The operations of a journal that are pending, by run, then those refused, then what is open.
+
+    ``document``: what is printed as JSON.
+    """
+    journal: Contents = document["journal"]
+    if journal.damaged or journal.damaged_files:
+        kept = ", ".join(journal.damaged_files) or "no file so far"
+        print_heading(f"damaged: {journal.damaged} records or groups of them; kept for you: {kept}")
+    by_run: dict[str, list[Row]] = defaultdict(list)
+    for operation in document["pending"]:
+        sent = "" if not operation["sent"] else "changed" if operation["changed"] else "yes"
+        cells = _operation(operation), _status(operation), _time(operation["timestamp"])
+        row = Row([*cells, f"{operation['bytes']:,}", sent], _ids_and_payloads(operation))
+        by_run[operation["instance_id"]].append(row)
+    for instance_id, rows in by_run.items():
+        _print_part(f"agent instance {instance_id}", _PENDING, rows)
+    _print_part("refused by the API", _REFUSED, map(_refused, document["refused"]))
+    runs_and_spans = [*document["open_runs"], *document["open_spans"]]
+    _print_part(
+        f"open at {_time(journal.until)}, the latest time in it", _OPEN, map(_open, runs_and_spans)
+    )
+
+
+def _print_part(title: str, columns: Sequence[Column], rows: Iterable[Row]) -> None:
+    listed = list(rows)
+    if listed:
+        print_heading(f"\n{title}")
+        print_table(columns, listed)
+
+
+def _journal(found: Contents) -> Row:
+    state, style = "dead", "dim"
+    if found.in_use is None:
+        state, style = "in use or dead", "yellow"
+    elif found.in_use:
+        state, style = "in use", "green"
+    if found.damaged or found.damaged_files:
+        state, style = f"{state}, damaged", "red"
+    if found.problem is not None:
+        return Row(
+            [found.name, *("?" * 4), decimal(found.bytes)], f"{state}: {found.problem}", "red"
+        )
+    wrote = f"process {found.process} on {found.host}" if found.host else "an unknown process"
+    since = f" since {_time(found.since)}" if found.since else ""
+    api = f", for {found.api_url}" if found.api_url else ""
+    counts = found.pending, found.refused, found.open_runs, found.open_spans
+    return Row(
+        [found.name, *map(str, counts), decimal(found.bytes)],
+        one_line(f"{state}: {wrote}{since}{api}"),
+        style,
+    )
+
+
+def _refused(operation: dict[str, Any]) -> Row:
+    cells = _operation(operation), _status(operation), _time(operation["at"]), operation["reason"]
+    error = one_line(operation["error"] or "no error of its own")
+    run = operation["instance_id"]
+    return Row(cells, f"{error}; agent instance {run} {_ids_and_payloads(operation)}".rstrip())
+
+
+def _open(item: dict[str, Any]) -> Row:
+    if "span_id" not in item:
+        cells = "agent instance", item["status"], _time(item["started_at"])
+        return Row(cells, item["instance_id"])
+    name = f"{item['schema_name'] or ''} span".lstrip()
+    cells = one_line(name), item["status"], _time(item["since"])
+    return Row(cells, f"{item['span_id']} of agent instance {item['instance_id']}")
+
+
+def _operation(operation: dict[str, Any]) -> str:
+    name = operation.get("schema_name") or operation.get("agent_id") or operation.get("name") or ""
+    return one_line(f"{operation['operation_type']} {name}").rstrip()
+
+
+def _status(operation: dict[str, Any]) -> str:
+    return str(operation.get("status", ""))
+
+
+def _ids_and_payloads(operation: dict[str, Any]) -> str:
+    most = _MOST_CHARACTERS if is_terminal() else None
+    values = operation.get("payload"), operation.get("result_payload")
+    payloads = (payload_text(value, most) for value in values if value is not None)
+    return f"{operation.get('span_id') or ''}  {' → '.join(payloads)}".strip()
+
+
+def _time(text: str | None) -> str:
+    """ISO 8601 in UTC, to the second."""
+    return f"{text[:10]} {text[11:19]}Z" if text else ""

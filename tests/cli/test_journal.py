@@ -1,0 +1,572 @@
+"""The commands about journals, as a user gives them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+from msgspec import Raw
+from support.commands import run, run_commands, run_in_terminal
+from support.dead_journals import Journal, run_agent_until_killed
+from support.harness import StoredRun, make_config, open_faulty_api, stored_runs
+from support.journal_files import NOON, create, end, register, start
+from support.server import serve_local_prefactor
+
+from prefactor_core.cli.journal_folder import take, was_written_lately
+from prefactor_core.cli.journal_replay import Delivery, Outcome
+from prefactor_core.client.connection import open_api
+from prefactor_core.journal.directory import Hold, JournalDirectory
+from prefactor_core.local import open_local_prefactor
+from prefactor_core.models.lifecycle import SpanStatus
+from prefactor_core.operations import CreateSpan, Operation
+from prefactor_core.operations.identifiers import generate
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+def journal(*command: str | Path, cwd: Path, **environment: str) -> tuple[int, str, str]:
+    done = run("-m", "prefactor_core", "journal", *command, cwd=cwd, **environment)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def listed(folder: Path) -> list[dict[str, Any]]:
+    code, shown, errors = journal("ls", "journals", "--json", cwd=folder)
+    assert (code, errors) == (0, "")
+    return list(json.loads(shown))
+
+
+def runs_in(path: Path) -> list[StoredRun]:
+    async def read() -> list[StoredRun]:
+        async with open_local_prefactor(str(path)) as app:
+            return await stored_runs(app, "research")
+
+    return anyio.run(read)
+
+
+def held(path: Path) -> Hold:
+    hold = take(path)
+    assert isinstance(hold, Hold)
+    return hold
+
+
+@pytest.fixture(scope="module")
+def of_a_killed_agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of an agent that was killed while its API did not answer."""
+    directory = tmp_path_factory.mktemp("killed") / "journals"
+    run_agent_until_killed(directory, NOWHERE)
+    return directory
+
+
+@pytest.fixture
+def killed(of_a_killed_agent: Path, tmp_path: Path) -> Path:
+    """A copy of that directory, as on another machine."""
+    return Path(shutil.copytree(of_a_killed_agent, tmp_path / "journals"))
+
+
+@pytest.fixture
+def journals(tmp_path: Path) -> Path:
+    return tmp_path / "journals"
+
+
+def run_of(agent_id: str) -> list[Operation]:
+    """A run that the local Prefactor accepts, if it knows the agent."""
+    instance_id, span_id = generate(0), generate(0)
+    registration = msgspec.structs.replace(
+        register(instance_id),
+        agent_id=agent_id,
+        agent_version=Raw(b'{"name":"An agent","external_identifier":"v1"}'),
+        agent_schema_version=Raw(
+            b'{"external_identifier":"s1","span_type_schemas":'
+            b'[{"name":"agent:llm","params_schema":{"type":"object"}}]}'
+        ),
+    )
+    return [registration, start(instance_id), create(span_id, run=instance_id)]
+
+
+# --- ls
+
+
+def test_one_line_for_each_journal_says_who_wrote_it_and_what_it_holds(journals: Path) -> None:
+    dead, living = Journal(journals), Journal(journals, api_url="local:/runs.db")
+    dead.append(register(), start(), create("one"), create("two"))
+    dead.open_span("three", "run", NOON)
+    dead.refuse(create("one"), "422 validation_errors")
+    dead.settle(register())
+    dead.die()
+    code, shown, errors = journal("ls", "journals", cwd=journals.parent)
+    assert (code, errors) == (0, "")
+    titles, *lines = shown.splitlines()
+    first, second = sorted(lines, key=lambda line: line.startswith(living.name))
+    assert re.split(r"  +", titles) == [
+        *("journal", "pending", "refused", "open runs", "open spans", "size", "written by")
+    ]
+    name, pending, refused, runs, spans, size, wrote = re.split(r"  +", first)
+    assert (name, pending, refused, runs, spans) == (dead.name, "2", "1", "1", "2")
+    assert re.fullmatch(r"\d\.\d kB", size)
+    assert re.fullmatch(
+        r"dead: process 42 on build-7 since \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ, for https://api.example",
+        wrote,
+    )
+    assert second.startswith(living.name)
+    assert "  in use: process 42 on build-7 since " in second
+    assert second.endswith(", for local:/runs.db")
+
+
+def test_a_program_gets_the_list_as_json(journals: Path) -> None:
+    dead, living = Journal(journals), Journal(journals)
+    dead.append(register(), start(), create("one"))
+    dead.die()
+    first, second = sorted(listed(journals.parent), key=lambda each: each["name"] == living.name)
+    assert first.pop("since")[:4] == first.pop("until")[:4] == time.strftime("%Y")
+    assert first.pop("bytes") == sum(file.stat().st_size for file in dead.path.iterdir())
+    assert first == {
+        "name": dead.name,
+        "in_use": False,
+        "host": "build-7",
+        "process": 42,
+        "api_url": "https://api.example",
+        "pending": 3,
+        "refused": 0,
+        "open_runs": 1,
+        "open_spans": 1,
+        "damaged": 0,
+        "damaged_files": [],
+        "problem": None,
+    }
+    assert (second["name"], second["in_use"], second["pending"]) == (living.name, True, 0)
+
+
+def test_a_directory_without_a_journal_is_no_error(journals: Path) -> None:
+    journals.mkdir()
+    commands = [["journal", name, "journals"] for name in ("ls", "show", "replay", "discard")]
+    json_commands = [["journal", name, "journals", "--json"] for name in ("ls", "show")]
+    texts = [
+        *["there is no journal in journals\n"] * 2,
+        "there is nothing to replay in journals\n",
+        "there is nothing to discard in journals\n",
+        *["[]\n"] * 2,
+    ]
+    ended = run_commands(*commands, *json_commands, cwd=journals.parent)
+    assert ended == [(0, text, "") for text in texts]
+
+
+def test_damage_is_listed_and_shown(journals: Path) -> None:
+    left = Journal(journals)
+    left.append(create("one"), create("two"), create("three"))
+    left.die()
+    segment = left.path / "000001.log"
+    content = bytearray(segment.read_bytes())
+    content[content.index(b"one-create")] ^= 1
+    segment.write_bytes(content[:-1])
+    (found,) = listed(journals.parent)
+    assert (found["damaged"], found["pending"]) == (2, 1)
+    _, shown, _ = journal("show", "journals", cwd=journals.parent)
+    assert "dead, damaged: process 42" in shown
+    assert "\ndamaged: 2 records or groups of them; kept for you: no file so far\n" in shown
+
+
+def test_a_later_version_is_named_and_left_alone(journals: Path) -> None:
+    later = Journal(journals, version=2)
+    later.append(register())
+    later.die()
+    before = (later.path / "000001.log").read_bytes()
+    (found,) = listed(journals.parent)
+    assert "version 2 of the format" in found["problem"]
+    commands = [["journal", *words, "journals"] for words in (["ls"], ["show"], ["replay"])]
+    for code, shown, errors in run_commands(*commands, cwd=journals.parent):
+        assert "version 2 of the format" in shown
+        assert code == ("left alone" in shown)
+        assert errors == ""
+    assert (later.path / "000001.log").read_bytes() == before
+
+
+# --- show
+
+
+def test_what_is_pending_refused_and_open_is_shown_by_run(journals: Path) -> None:
+    left = Journal(journals)
+    one, two = create("one"), create("two", run="other")
+    left.append(register(), start(), one, two, end("one"))
+    left.open_span("three", "run", NOON)
+    left.send(one)
+    left.refuse(two, "422 validation_errors: payload: is too\nlong")
+    left.die()
+    code, shown, errors = journal("show", "journals", left.name[:20], cwd=journals.parent)
+    assert (code, errors) == (0, "")
+    parts = [part.splitlines() for part in shown.split("\n\n")]
+    assert [part[0].split("  ")[0] for part in parts] == [
+        "journal",
+        "agent instance run",
+        "refused by the API",
+        "open at 2026-07-20 12:00:00Z, the latest time in it",
+    ]
+    cells = [[re.split(r"  +", line) for line in part[1:]] for part in parts]
+    noon = "2026-07-20 12:00:00Z"
+    assert cells[1][1:] == [
+        ["REGISTER_AGENT_INSTANCE agent", noon, "561"],
+        ["START_AGENT_INSTANCE", noon, "512"],
+        ["CREATE_SPAN agent:llm", "active", noon, "527", "yes", "one"],
+        ["FINISH_SPAN", "complete", noon, "530", "one"],
+    ]
+    ((operation, status, _, reason, error),) = cells[2][1:]
+    assert (operation, status, reason) == ("CREATE_SPAN agent:llm", "active", "refused")
+    assert error == "422 validation_errors: payload: is too long; agent instance other two"
+    assert cells[3][1:] == [
+        ["agent instance", "active", noon, "run"],
+        ["agent:llm span", "pending", noon, "three of agent instance run"],
+    ]
+
+
+def test_payloads_are_shown_only_if_asked_for_and_sensitive_values_never(killed: Path) -> None:
+    commands = [["journal", "show", "journals", *option] for option in ([], ["--json"])]
+    with_payloads = [[*command, "--payloads"] for command in commands]
+    ended = run_commands(*commands, *with_payloads, cwd=killed.parent)
+    plain, plain_json, full, full_json = (shown for _, shown, _ in ended)
+    for text in (plain, plain_json):
+        assert "CREATE_SPAN" in text
+        assert "number" not in text
+    assert '  {"number":1,"to":"[contact_information]"} → {"found":1}\n' in full
+    (document,) = json.loads(full_json)
+    spans = [each for each in document["pending"] if each["operation_type"] == "CREATE_SPAN"]
+    assert [span["payload"]["number"] for span in spans] == [0, 1, 2]
+    assert [span["result_payload"] for span in spans] == [{"found": n} for n in range(3)]
+    for text in (full, full_json):
+        assert "me@example.org" not in text
+        assert "token-of-the-agent" not in text
+
+
+def test_a_program_gets_what_is_pending_refused_and_open_as_json(journals: Path) -> None:
+    left = Journal(journals)
+    one, two = create("one"), create("two")
+    left.append(register(), one, two)
+    left.open_span("three", "run", NOON)
+    left.send(one)
+    left.refuse(two, "422 validation_errors")
+    left.die()
+    code, shown, errors = journal("show", "journals", "--json", cwd=journals.parent)
+    assert (code, errors) == (0, "")
+    (document,) = json.loads(shown)
+    assert document["journal"] == listed(journals.parent)[0]
+    registration, created = document["pending"]
+    assert registration["operation_type"] == "REGISTER_AGENT_INSTANCE"
+    noon = "2026-07-20T12:00:00.000Z"
+    assert created == {
+        "operation_type": "CREATE_SPAN",
+        "timestamp": noon,
+        "idempotency_key": "one-create",
+        "instance_id": "run",
+        "span_id": "one",
+        "schema_name": "agent:llm",
+        "status": "active",
+        "parent_span_id": None,
+        "finished_at": None,
+        "sequences": created["sequences"],
+        "bytes": one.size,
+        "sent": True,
+        "changed": False,
+    }
+    (refused,) = document["refused"]
+    assert (refused["span_id"], refused["reason"]) == ("two", "refused")
+    assert refused["error"] == "422 validation_errors"
+    assert document["open_runs"] == [
+        {"instance_id": "run", "status": "pending", "started_at": None}
+    ]
+    assert [(span["span_id"], span["status"]) for span in document["open_spans"]] == [
+        ("one", "active"),
+        ("three", "pending"),
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_a_terminal_of_any_width_gets_every_word(killed: Path, columns: int, encoding: str) -> None:
+    (name,) = (each["name"] for each in listed(killed.parent))
+    for command in (["ls", "journals"], ["show", "journals", "--payloads"]):
+        code, shown, errors = run_in_terminal(
+            "journal", *command, cwd=killed.parent, columns=columns, encoding=encoding
+        )
+        assert (code, errors) == (0, "")
+        lines = shown.splitlines()
+        assert max(map(len, lines)) <= columns
+        assert all(line.isprintable() for line in lines)
+        assert any(name in line for line in lines)
+        assert not any("…" in line or "..." in line for line in lines)
+        is_table = any(re.match(r".*[─-]{20}", line) for line in lines)
+        assert is_table == (columns >= 80)
+        assert "process " in shown
+        if command[0] == "show":
+            assert "CREATE_SPAN agent:tool" in shown
+            assert '"number":2' in shown
+
+
+# --- names and folders
+
+
+def test_input_that_is_wrong_is_one_line_with_the_value_and_the_way_out(journals: Path) -> None:
+    first, second = Journal(journals), Journal(journals)
+    first.die()
+    second.die()
+    (journals.parent / "file").touch()
+    directory = "give the folder that open_prefactor(journal=...) or PREFACTOR_JOURNAL names"
+    one = f"journals/{first.name}.journal"
+    cases: list[tuple[list[str], str]] = [
+        (["typo"], f"'typo' is not there: {directory}"),
+        (["file"], f"'file' is no folder: {directory}"),
+        ([one], f"'{one}' is one journal: give its folder, 'journals', and its name"),
+    ]
+    commands = [
+        *([command, *words] for words, _ in cases for command in ("ls", "show", "replay")),
+        *(["discard", *words, "--yes"] for words, _ in cases),
+    ]
+    expected = [said for _, said in cases for _ in range(3)] + [said for _, said in cases]
+    for name, count in ((first.name[:4], 2), ("typo", 0)):
+        for command in ("show", "replay", "discard"):
+            commands.append([command, "journals", name])
+            expected.append(
+                f"{count} journals in 'journals' have a name that begins with '{name}': "
+                "'journal ls journals' has the names"
+            )
+    ended = run_commands(*(["journal", *words] for words in commands), cwd=journals.parent)
+    for (code, shown, errors), said in zip(ended, expected, strict=True):
+        assert (code, shown, errors) == (1, "", f"Error: {said}\n")
+    assert len(list(journals.iterdir())) == 2
+
+
+def test_a_file_that_may_not_be_read_is_named(journals: Path) -> None:
+    left = Journal(journals)
+    left.append(register())
+    left.die()
+    (left.path / "000001.log").rename(journals / "elsewhere")
+    (left.path / "000001.log").symlink_to(journals / "elsewhere")
+    (found,) = listed(journals.parent)
+    assert f"{left.path.name}/000001.log cannot be read: " in found["problem"]
+
+
+# --- discard
+
+
+def test_discard_says_what_would_go_and_deletes_nothing_without_a_yes(killed: Path) -> None:
+    for typed in ("n\n", ""):
+        code, shown, errors = run_in_terminal(
+            "journal", "discard", "journals", cwd=killed.parent, typed=typed
+        )
+        assert code == 1
+        assert "process " in shown
+        asked = "Delete 1 journal with 5 pending operations and 0 refused operations? [y/N]: "
+        assert errors.startswith(asked)
+        assert errors.endswith("Error: nothing is deleted: answer y, or give --yes\n")
+        assert len(list(killed.iterdir())) == 1
+    code, _, errors = run_in_terminal(
+        "journal", "discard", "journals", cwd=killed.parent, typed="y\n"
+    )
+    assert (code, list(killed.iterdir())) == (0, []), errors
+
+
+def test_discard_leaves_the_journals_of_living_processes_alone(journals: Path) -> None:
+    dead, living = Journal(journals), Journal(journals)
+    dead.append(register())
+    living.append(register("other"))
+    dead.die()
+    said = f"{living.name} is left alone: a process has it"
+    code, _, errors = journal("discard", "journals", living.name, "--yes", cwd=journals.parent)
+    assert (code, errors) == (1, f"Error: {said}\n")
+    code, shown, errors = journal("discard", "journals", "--yes", cwd=journals.parent)
+    assert (code, errors) == (0, "")
+    assert said in shown.splitlines()
+    assert list(journals.iterdir()) == [living.path]
+
+
+def test_discard_can_remove_only_what_was_refused(journals: Path) -> None:
+    pending, done, other = Journal(journals), Journal(journals), Journal(journals)
+    for left in (pending, done, other):
+        left.append(create("one"))
+    for left in (pending, other):
+        left.append(create("two"))
+    for left in (pending, done):
+        left.refuse(create("one"), "422 validation_errors")
+    for left in (pending, done, other):
+        left.die()
+    code, shown, errors = journal("discard", "journals", "--refused", "--yes", cwd=journals.parent)
+    assert (code, errors) == (0, "")
+    assert other.name not in shown
+    found = {each["name"]: (each["pending"], each["refused"]) for each in listed(journals.parent)}
+    assert found == {pending.name: (1, 0), other.name: (2, 0)}
+
+
+# --- replay
+
+
+@pytest.mark.virtual_time
+async def test_an_outage_in_between_leaves_the_rest_in_the_journal(journals: Path) -> None:
+    left = Journal(journals)
+    left.append(*run_of("research"))
+    left.die()
+    async with open_faulty_api() as api:
+        # The run is registered, and then nothing is answered but errors of a gateway.
+        api.faults["register"] = [None]
+        api.faults["*"] = 503
+        async with open_api(make_config().http_config, api) as connection:
+            delivery = Delivery(connection, make_config())
+            with anyio.fail_after(120):
+                outcome = await delivery.deliver(held(left.path), lambda done, total: None)
+            assert (outcome.delivered, outcome.refused, outcome.left) == (1, 0, 4)
+            assert outcome.error is not None
+            assert "503" in outcome.error
+            api.faults.clear()
+            with anyio.fail_after(120):
+                outcome = await delivery.deliver(held(left.path), lambda done, total: None)
+            assert outcome == Outcome(delivered=4)
+    assert JournalDirectory(journals).journals() == []
+
+
+def test_a_terminal_sees_what_is_going_on(killed: Path) -> None:
+    code, shown, _ = run_in_terminal(
+        *("journal", "replay", "journals", "--api-url", "local:runs.db"),
+        cwd=killed.parent,
+        errors_too=True,
+    )
+    assert code == 0
+    assert re.search(r"sending \w{32} ", shown)
+    assert shown.splitlines()[-1].endswith(": 9 operations delivered to local:runs.db")
+
+
+def test_replay_delivers_what_a_killed_agent_left_and_ends_its_run(killed: Path) -> None:
+    code, shown, errors = journal(
+        "replay", "journals", "--api-url", "local:runs.db", cwd=killed.parent
+    )
+    assert (code, errors) == (0, "")
+    assert re.fullmatch(r"\w+: 9 operations delivered to local:runs.db\n", shown)
+    assert list(killed.iterdir()) == []
+    (stored,) = runs_in(killed.parent / "runs.db")
+    assert stored.status == "failed"
+    assert sorted(span.status for span in stored.spans.values()) == [
+        *["complete"] * 3,
+        *["failed"] * 2,
+    ]
+
+
+def test_replay_goes_to_the_api_that_the_journal_names(tmp_path: Path) -> None:
+    served = {"api_token": "right", "agents": ("research",)}
+    journals = tmp_path / "journals"
+    with serve_local_prefactor(tmp_path / "runs.db", **served) as url:  # type: ignore[arg-type]
+        left = Journal(journals, api_url=url)
+        left.append(*run_of("research"))
+        left.die()
+        for token, code in (("wr0ng", 1), ("", 1), ("right", 0)):
+            ended, shown, errors = journal(
+                "replay", "journals", cwd=tmp_path, PREFACTOR_API_TOKEN=token
+            )
+            assert ended == code
+            assert left.path.exists() == bool(code)
+            if code:
+                (line,) = errors.splitlines()
+                assert line.startswith("Error: ")
+                assert "wr0ng" not in line
+                assert ("401" if token else "PREFACTOR_API_TOKEN") in line
+            else:
+                assert shown == f"{left.name}: 5 operations delivered to {url}\n"
+
+
+def test_an_api_that_does_not_answer_leaves_the_journal_as_it_is(killed: Path) -> None:
+    before = listed(killed.parent)
+    code, shown, errors = journal(
+        "replay", "journals", cwd=killed.parent, PREFACTOR_API_TOKEN="token"
+    )
+    assert (code, shown) == (1, "")
+    (line,) = errors.splitlines()
+    assert line.startswith("Error: ")
+    assert NOWHERE in line
+    assert listed(killed.parent) == before
+
+
+def test_a_journal_that_the_api_has_nothing_to_do_with_is_left(journals: Path) -> None:
+    strange, fine = Journal(journals, api_url="local:a.db"), Journal(journals, api_url="local:b.db")
+    strange.append(*run_of("research")[1:])
+    fine.append(*run_of("research"))
+    strange.die()
+    fine.die()
+    code, shown, errors = journal("replay", "journals", cwd=journals.parent)
+    assert (code, errors) == (1, "")
+    lines = sorted(shown.splitlines())
+    assert f"{fine.name}: 5 operations delivered to local:b.db" in lines
+    assert any(
+        line.startswith(f"{strange.name}: 0 operations delivered to local:a.db, 3 left: ")
+        and " 404 not_found: agent instance " in line
+        for line in lines
+    )
+    assert [each["name"] for each in listed(journals.parent)] == [strange.name]
+
+
+def test_replay_leaves_the_journals_of_living_processes_alone(journals: Path) -> None:
+    living = Journal(journals, api_url="local:runs.db")
+    living.append(*run_of("research"))
+    said = f"{living.name} is left alone: a process has it\n"
+    assert journal("replay", "journals", cwd=journals.parent) == (0, said, "")
+    ended = journal("replay", "journals", living.name[:12], cwd=journals.parent)
+    assert ended == (1, "", f"Error: {said}")
+    assert living.writer.pending == 3
+
+
+def test_what_the_api_refuses_stays_with_its_reason(journals: Path) -> None:
+    left = Journal(journals, api_url="local:runs.db")
+    registration, begin, span = run_of("research")
+    assert isinstance(span, CreateSpan)
+    early = msgspec.structs.replace(
+        create(generate(0), run=span.instance_id, status=SpanStatus.COMPLETE), finished_at=NOON - 1
+    )
+    left.append(registration, begin, span, early)
+    left.die()
+    code, shown, _ = journal("replay", "journals", cwd=journals.parent)
+    assert code == 1
+    assert shown == (
+        f"{left.name}: 5 operations delivered to local:runs.db, 1 refused: "
+        f"'journal show {journals}' has the reasons\n"
+    )
+    _, shown, _ = journal("show", "journals", cwd=journals.parent)
+    assert re.search(r"CREATE_SPAN agent:llm  complete  .* 422 .*finished_at", shown)
+    assert "process 42 on build-7 since " in shown
+    # The API is asked once more, and says the same.
+    code, shown, _ = journal("replay", "journals", "--refused", cwd=journals.parent)
+    assert code == 1
+    assert ": 0 operations delivered to local:runs.db, 1 refused: " in shown
+    (kept,) = listed(journals.parent)
+    assert (kept["pending"], kept["refused"], kept["api_url"]) == (0, 1, "local:runs.db")
+    # Without --refused, nothing is left to do.
+    ended = journal("replay", "journals", cwd=journals.parent)
+    assert ended == (0, "there is nothing to replay in journals\n", "")
+
+
+def test_a_run_that_was_refused_is_delivered_whole_when_the_api_takes_it(journals: Path) -> None:
+    left = Journal(journals, api_url="local:runs.db")
+    registration, begin, span = run_of("research")
+    assert isinstance(span, CreateSpan)
+    left.append(registration, begin, span, end(span.span_id, span.instance_id))
+    left.refuse(registration, "422 validation_errors")
+    left.die()
+    code, shown, errors = journal("replay", "journals", "--refused", cwd=journals.parent)
+    assert (code, list(journals.iterdir())) == (0, []), errors
+    first, second = shown.splitlines()
+    assert first.startswith(f"{left.name}: 0 operations delivered to local:runs.db, 3 refused: ")
+    assert second == f"{left.name}: 4 operations delivered to local:runs.db"
+    (stored,) = runs_in(journals.parent / "runs.db")
+    assert stored.status == "failed"
+    assert [span.status for span in stored.spans.values()] == ["complete"]
+
+
+def test_a_journal_that_was_written_lately_may_be_in_use_where_no_lock_tells(
+    journals: Path,
+) -> None:
+    left = Journal(journals)
+    left.append(register())
+    left.die()
+    written = (left.path / "000001.log").stat().st_mtime
+    assert was_written_lately(left.path, written + 89)
+    assert not was_written_lately(left.path, written + 91)

@@ -1,0 +1,108 @@
+"""A killed agent is complete after a restart: what it recorded is there once, and nothing is open.
+
+A point is repeated by its name, say ``-k "trio and sending and nested"``; a failure of the fuzz by
+``--hypothesis-seed``, or with the crash that it prints in an ``@example``. Which task or thread
+goes first may differ.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from msgspec.structs import replace
+from support.crash_check import play
+from support.crash_processes import Processes, processes
+from support.crash_scripts import (
+    CRASHES,
+    NESTED,
+    PROVISIONAL,
+    REFUSED,
+    TWO_RUNS,
+    Backend,
+    Crash,
+    Kill,
+    Life,
+)
+from support.examples import examples
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+LIVES = {"nested": NESTED, "two runs": TWO_RUNS, "provisional": PROVISIONAL, "refused": REFUSED}
+BACKENDS: tuple[Backend, ...] = ("asyncio", "trio")
+
+# In the life of an agent: before an append and after it, the form noted, sent and not answered,
+# answered and not settled; at the third of each.
+AGENT = ("append call", "append return", "sending return", "sent", "settled call")
+# In that of an adopter: what it is in the middle of, and which time.
+ADOPTER = (
+    ("write before", 1),
+    ("JournalReader.scan return", 1),
+    ("Segments.begin call", 2),
+    ("AdoptedJournal.take_over return", 1),
+    ("JournalWriter.append call", 2),
+    ("JournalWriter.append return", 1),
+    ("JournalReader.entries return", 2),
+    ("JournalWriter.sending return", 1),
+    ("sent", 1),
+    ("sent", 2),
+    ("JournalWriter.settled call", 1),
+    ("JournalWriter.settled return", 2),
+    ("unlink before", 1),
+    ("Hold.remove call", 1),
+    ("rename after", 2),
+    ("rmdir before", 1),
+)
+
+
+def _crashes() -> Iterator[object]:
+    """Each kind of point of an agent in each life, and each kind of point of an adopter; the
+    backends take turns."""
+    for place, point in enumerate(AGENT):
+        for number, name in enumerate(LIVES):
+            full = point if point == "sent" else f"JournalWriter.{point}"
+            crash = Crash((_dies(name, full, 3),), BACKENDS[(place + number) % 2])
+            yield pytest.param(crash, id=f"{crash.backend} {name} {point}")
+    for place, (point, number) in enumerate(ADOPTER):
+        name = [*LIVES][place % 4]
+        adopter = Life(kill=Kill(number, point))
+        crash = Crash((_dies(name, "sent", 4), adopter), BACKENDS[place // 4 % 2])
+        yield pytest.param(crash, id=f"{crash.backend} {name} adopter {point} {number}")
+
+
+def _dies(name: str, point: str, number: int) -> Life:
+    return replace(LIVES[name], kill=Kill(number, point))
+
+
+@pytest.fixture(scope="module")
+def forked() -> Generator[Processes]:
+    with processes() as started:
+        yield started
+
+
+@pytest.mark.parametrize("crash", [*_crashes()])
+def test_what_a_killed_agent_recorded_is_there_once(
+    forked: Processes, crash: Crash, tmp_path: Path
+) -> None:
+    assert play(forked, tmp_path, crash) == []
+    for place, life in enumerate(crash.lives):
+        assert life.kill is not None
+        assert (tmp_path / f"{place}.death").read_text() == life.kill.point
+
+
+# Each takes half a second or more: few by default, and 300 with the profile for fuzzing.
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(
+    max_examples=300 if examples(1) > 1 else 2,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(crash=CRASHES)
+def test_what_agents_killed_anywhere_recorded_is_there_once(
+    forked: Processes, backend: Backend, crash: Crash
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        assert play(forked, Path(folder), replace(crash, backend=backend)) == []
