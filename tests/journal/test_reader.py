@@ -460,7 +460,10 @@ def snapshot_of(path: Path) -> Snapshot:
     return Snapshot(
         [(entry.sequences, entry.operation, entry.is_sent) for entry in entries],
         [(span.span_id, isinstance(span, OpenSpan)) for span in reader.state.open_spans()],
-        [(run.instance_id, run.status) for run in reader.state.runs.values()],
+        [
+            (run.instance_id.removeprefix("their-"), run.status)
+            for run in reader.state.runs.values()
+        ],
     )
 
 

@@ -285,7 +285,7 @@ def test_an_operation_that_is_twice_in_a_journal_is_settled_twice(tmp_path: Path
     journal = write(tmp_path)
     journal.append(quality())
     journal.append(quality())
-    assert journal.pending == 1
+    assert journal.pending == 2
     journal.abandon()
     adopted = adopt(tmp_path)
     for _ in adopted.take_over():
@@ -293,7 +293,8 @@ def test_an_operation_that_is_twice_in_a_journal_is_settled_twice(tmp_path: Path
     writer = adopted.writer
     for entry in adopted.reader.entries():
         writer.resumed(entry.keys, entry.sequences)
-    writer.settled([item(quality())])
-    assert writer.pending == 0
+    for left in (1, 0):
+        writer.settled([item(quality())])
+        assert writer.pending == left
     writer.close()
     assert JournalDirectory(tmp_path).journals() == []

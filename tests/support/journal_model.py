@@ -78,7 +78,8 @@ class Snapshot(NamedTuple):
     """The content of a journal that ends here.
 
     ``items``: for each, its sequence numbers, its operation and whether its form is noted.
-    ``spans``: for each open span, its id and whether its create is recorded.
+    ``spans``: for each open span, its id and whether its create is recorded. ``runs``: for each
+    open run, the id of its registration and its status.
     """
 
     items: list[tuple[tuple[int, ...], Operation, bool]]
@@ -126,7 +127,8 @@ class Process:
             sequences = tuple(sequence for sequence, _ in item.operations)
             items.append((sequences, operation, item.is_sent))
         spans = [(span.id, span.is_created) for span in self.spans]
-        self.snapshots.append(Snapshot(items, spans, [(run.id, run.status) for run in self.runs]))
+        runs = [(run.registered_id, run.status) for run in self.runs]
+        self.snapshots.append(Snapshot(items, spans, runs))
 
     def _note(self, kind: Kind, body: object) -> int:
         sequence = self.files.add(kind, body)
