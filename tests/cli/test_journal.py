@@ -307,6 +307,18 @@ def test_a_terminal_of_any_width_gets_every_word(killed: Path, columns: int, enc
             assert '"number":2' in shown
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_json_is_json_whatever_the_pipe_can_encode(journals: Path, encoding: str) -> None:
+    left, text = Journal(journals), "Größe → ☃ 日本 \N{SNAKE}"
+    left.append(msgspec.structs.replace(create("one"), payload=Raw(json.dumps([text]).encode())))
+    left.die()
+    command = ["journal", "show", "journals", "--json", "--payloads"]
+    ((code, shown, errors),) = run_commands(command, cwd=journals.parent, encoding=encoding)
+    assert (code, errors) == (0, "")
+    ((payload,),) = ([each["payload"] for each in d["pending"]] for d in json.loads(shown))
+    assert payload == [text]
+
+
 # --- names and folders
 
 
