@@ -17,7 +17,7 @@ from prefactor_core.exceptions.log import log
 from prefactor_core.export.adoption import Adoption
 from prefactor_core.export.exporter import Exporter
 from prefactor_core.journal.base import NO_JOURNAL, Journal
-from prefactor_core.journal.directory import JournalDirectory
+from prefactor_core.journal.directory import Hold, JournalDirectory
 from prefactor_core.journal.format import VERSION, Header
 from prefactor_core.journal.heartbeat import Heartbeat
 from prefactor_core.journal.writer import JournalWriter
@@ -40,10 +40,18 @@ def open_journal(config: PrefactorCoreConfig, event_loop: EventLoop) -> Journal:
     try:
         directory.open()
         hold = directory.create()
+        try:
+            return _writer(config, hold, event_loop)
+        except BaseException:
+            hold.remove()
+            raise
     except OSError as error:
         message = "there is no journal in %s (%s): what is recorded is in memory only"
         log(logger, logging.WARNING, message, directory.path, error)
         return NO_JOURNAL
+
+
+def _writer(config: PrefactorCoreConfig, hold: Hold, event_loop: EventLoop) -> JournalWriter:
     return JournalWriter(
         hold,
         header(config),

@@ -51,7 +51,7 @@ else:
 logger = logging.getLogger("prefactor_core.client")
 
 CLOSE_TIMEOUT = 2.0
-"""Seconds for closing connections and the local database, after the drain."""
+"""Seconds for closing the journal, connections and the local database, after the drain."""
 
 
 class ClientScope:
@@ -134,6 +134,7 @@ class ClientScope:
             event_loop = EventLoop.here()
             has_journal = _wants_journal(config)
             journal = journaling.open_journal(config, event_loop) if has_journal else NO_JOURNAL
+            opening.push_async_callback(journal.synced)
             opening.callback(journal.close)
             exporter = Exporter(
                 api,
@@ -167,6 +168,8 @@ class ClientScope:
     async def flush(self) -> None:
         """Return when every operation recorded so far is delivered or dropped."""
         self.event_loop.check("flush() waits")
+        # First: in an outage, what a caller gives up waiting for is on the disk.
+        await self._journal.synced()
         await self._exporter.buffer.flush()
 
     async def close(self, error: BaseException | None, *, raises: bool) -> None:
@@ -193,8 +196,9 @@ class ClientScope:
         #    d. Every operation that is not delivered counts as dropped, unless the journal has it:
         #       then it stays pending.
         # 4. One warning reports the loss, if there is one; one the rest that the journal has.
-        # 5. The journal closes, and is deleted if nothing is left in it. Then connections close,
-        #    and the local database, within CLOSE_TIMEOUT.
+        # 5. The journal closes, and is deleted if nothing is left in it; else it is brought to the
+        #    disk, with journal_sync="disk". Then connections close, and the local database. All
+        #    within CLOSE_TIMEOUT.
         # 6. With raise_on_loss, a loss raises an error, but never in place of the body's.
         # 7. The program's signal handlers are back (client.py). A signal that arrived after step
         #    1 is raised again: there was no body left to cancel.

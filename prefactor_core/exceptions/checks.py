@@ -105,9 +105,11 @@ def to_at_least(name: str, value: object, least: int) -> int:
 
 def to_folder(name: str, value: object) -> str:
     """Return the path of a folder as text; empty for none."""
-    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    path: object = value
+    if isinstance(value, os.PathLike):
+        path = os.fspath(cast("os.PathLike[str]", value))
     if not isinstance(path, str) or "\0" in path:
-        raise PrefactorValueError(f"{name} must be the path of a folder, got {in_message(value)}")
+        raise PrefactorValueError(f"{name} must be the path of a folder, got {in_message(path)}")
     return str.__str__(path)
 
 

@@ -339,7 +339,7 @@ class Buffer:
         self._putting = None
         self._counters.fail(error)
         self._counters.drop("queue", 1, operation.size)
-        self.journal.withdrawn(operation)
+        self.journal.withdrawn([operation.idempotency_key], operation, "queue")
         detail = f"the client's queue refuses them ({type(error).__name__}: {error})"
         self._losses.dropped_in_any_thread("queue", detail)
         return False

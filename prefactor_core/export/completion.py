@@ -133,6 +133,7 @@ class Completion:
                 if run.registration is not None and error is not None:
                     # The caller gets the error, and the log needs no line.
                     if run.registration.refused(error):
+                        self.journal.withdrawn(item.keys, operation, reason)
                         self._counters.hand_back(item.count, item.size)
                     else:
                         self.journal.set_aside(item, reason, str(error), addressed)

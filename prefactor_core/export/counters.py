@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from prefactor_core.journal.base import NO_JOURNAL, Journal
 from prefactor_core.models.statistics import Statistics
 from prefactor_core.operations import Operation
 
@@ -25,8 +26,11 @@ class Counters:
     thread.
     """
 
-    def __init__(self, breaker: CircuitBreaker | None = None) -> None:
+    def __init__(
+        self, breaker: CircuitBreaker | None = None, journal: Journal = NO_JOURNAL
+    ) -> None:
         self._breaker = breaker  # for the start of an outage
+        self._journal = journal  # for its size
         self.queued = 0
         self.queued_bytes = 0
         self.open_bytes = 0
@@ -161,4 +165,6 @@ class Counters:
             outage_since=None if self._breaker is None else self._breaker.since,
             assumed=tuple(self._assumed),
             degraded=dict(self.degraded),
+            journal_bytes=self._journal.size,
+            unjournaled=self._journal.unwritten,
         )

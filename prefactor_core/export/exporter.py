@@ -63,7 +63,7 @@ class Exporter:
         self._journal = journal
         self.event_loop = EventLoop.here() if event_loop is None else event_loop
         self.breaker = CircuitBreaker(backoff)
-        self.counters = Counters(self.breaker)
+        self.counters = Counters(self.breaker, journal)
         self.identities = Identities()
         self._losses = LossReport(self.counters, self.event_loop)
         self.buffer = Buffer(queues, self.counters, self._losses, config, self.event_loop, journal)

@@ -9,9 +9,9 @@ from typing import Final
 from prefactor_core.exceptions.log import log
 from prefactor_core.journal.burial import burials
 from prefactor_core.journal.directory import REFUSED_NAME, Hold
+from prefactor_core.journal.files import Segment
 from prefactor_core.journal.format import Header
 from prefactor_core.journal.reader import JournalReader, JournalUnreadableError, asides, read_header
-from prefactor_core.journal.segments import Segment
 from prefactor_core.journal.writer import JournalWriter
 from prefactor_core.queue.event_loop import EventLoop
 

@@ -59,6 +59,16 @@ class Journal(Protocol):
         ...
 
     @property
+    def size(self) -> int:
+        """The bytes of its files, without those of refused operations."""
+        ...
+
+    @property
+    def unwritten(self) -> int:
+        """The number of operations that it could not be given: they are in memory only."""
+        ...
+
+    @property
     def pending(self) -> int:
         """The number of operations in the journal that are not settled."""
         ...
@@ -89,8 +99,11 @@ class Journal(Protocol):
     def settled(self, items: Iterable[Item]) -> None:
         """Note that items are delivered or given up: they are never sent again."""
 
-    def withdrawn(self, operation: Operation) -> None:
-        """Note that an operation is dropped that was just appended."""
+    def withdrawn(self, keys: Sequence[str], operation: Operation, reason: str) -> None:
+        """Note that an operation is dropped, and its run or span lost; its caller knows of it.
+
+        ``keys``: see :class:`Item`.
+        """
 
     def set_aside(
         self, item: Item, reason: str, error: str | None, addressed: Operation | None = None
@@ -105,7 +118,7 @@ class Journal(Protocol):
 
     def close(self) -> None:
         """Close the files of a scope that was left in order, in which all runs and spans have
-        ended; remove them if nothing is pending."""
+        ended; remove them if nothing is pending. :meth:`synced` then waits for the last time."""
 
     def abandon(self) -> None:
         """Close the files as if the process had died."""
@@ -117,7 +130,7 @@ class NoJournal:
     is_on = False
     is_full = False
     name = ""
-    pending = 0
+    size = unwritten = pending = 0
 
     def append(self, operation: Operation) -> None: ...
 
@@ -139,7 +152,7 @@ class NoJournal:
 
     def settled(self, items: Iterable[Item]) -> None: ...
 
-    def withdrawn(self, operation: Operation) -> None: ...
+    def withdrawn(self, keys: Sequence[str], operation: Operation, reason: str) -> None: ...
 
     def set_aside(
         self, item: Item, reason: str, error: str | None, addressed: Operation | None = None

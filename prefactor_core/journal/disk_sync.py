@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from threading import Event, Thread
+from queue import SimpleQueue
+from threading import Thread
 from typing import Final
 
 import anyio
@@ -18,98 +21,107 @@ _WAIT: Final = 0.02
 class DiskSync:
     """Synchronises the newest file 20 ms after an append, and with it the appends of these 20 ms.
 
-    Its methods, but :meth:`synced`, are for any thread that holds the lock of recording; it closes
-    the files. ``soon`` calls a function in the event loop. ``failed`` is called there if a
-    synchronisation fails: what was appended to the file may not be on the disk, and no later
+    ``soon`` calls a function in the event loop. ``failed(error, number)`` is called there if a
+    synchronisation fails: what was appended to that file may not be on the disk, and no later
     success says that it is. ``synchronise``: the system's call for one descriptor.
 
-    The thread begins with the first append, and is a daemon: no exit waits for a slow disk.
+    ``files``: the descriptors that are not closed yet, each with the number of its file, the newest
+    last. Who writes appends the next one; from then on nothing is written to those before it. The
+    thread closes them. ``through``: the number of the last file that was synchronised once.
+
+    The thread is a daemon: no exit waits for a slow disk.
     """
 
     def __init__(
         self,
         folder: Path,
         soon: Callable[[Callable[[], object]], object],
-        failed: Callable[[OSError], object],
+        failed: Callable[[OSError, int], object],
         synchronise: Callable[[int], None] = os.fdatasync,
     ) -> None:
+        self.files: deque[tuple[int, int]] = deque()
+        self.through = 0
         self._folder = folder
         self._soon = soon
         self._failed = failed
         self._synchronise = synchronise
-        self._wake, self._closing = Event(), Event()
-        self._is_due = False
-        self._file = -1
-        self._is_new = False
-        # Files that are followed by others: synchronised once more, then closed.
-        self._followed: list[int] = []
+        # No lock: a finaliser may close the journal in the middle of any of these calls.
+        self._wake = SimpleQueue[None]()
+        self._is_idle = self._is_closing = False
         self._appended = self._synced = 0
+        self._number_failed = 0
         self._progress: anyio.Event | None = None
-        self._thread: Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread. Raises RuntimeError if the system has none to give."""
+        Thread(target=self._serve, name="prefactor-journal", daemon=True).start()
 
     def appended(self) -> None:
-        """Note an append to the newest file."""
+        """Note an append to the newest file, after it; the caller holds the lock of recording."""
         self._appended += 1
-        if not self._is_due:
-            self._is_due = True
-            if self._thread is None:
-                self._thread = Thread(target=self._serve, name="prefactor-journal", daemon=True)
-                self._thread.start()
-            self._wake.set()
-
-    def began(self, file: int, before: int) -> None:
-        """Take over a new file, which follows the file ``before``, if that is one."""
-        if before >= 0:
-            self._followed.append(before)
-        self._file, self._is_new = file, True
-        self.appended()
+        # Read after the count is written, as the thread reads the count after it has become idle:
+        # one of the two sees the other.
+        if self._is_idle:
+            self._wake.put(None)
 
     async def synced(self) -> None:
-        """Return when all that is appended so far is on the disk, or is known not to be."""
+        """Return when all that is appended so far is on the disk, or is known not to be; in the
+        thread of the event loop."""
         goal = self._appended
-        while self._synced < goal and not self._closing.is_set():
+        if self._synced < goal:
+            self._wake.put(None)  # an append that was interrupted has not done it
+        while self._synced < goal:
             if self._progress is None:
                 self._progress = anyio.Event()
             await self._progress.wait()
 
     def close(self) -> None:
-        """Synchronise once more, close the files, and end the thread. Waits for nothing."""
-        self._closing.set()
-        self._wake.set()
-        self._notify()
+        """Have the thread synchronise once more, close the files, and end. Waits for nothing."""
+        self._is_closing = True
+        self._wake.put(None)
 
     def _serve(self) -> None:
-        while True:
-            self._wake.wait()
-            is_closing = self._closing.wait(_WAIT)
-            self._wake.clear()
-            # In this order: what is appended from now on makes it due again.
-            self._is_due = False
-            appended = self._appended
-            try:
-                self._synchronise_all()
-            except OSError as error:
-                self._soon(partial(self._failed, error))
+        is_last = False
+        while not is_last:
+            self._is_idle = True
+            while self._appended == self._synced and not self._is_closing:
+                self._wake.get()
+            self._is_idle = False
+            if not self._is_closing:
+                time.sleep(_WAIT)
+            # In this order: whatever is appended before the first is on the disk after the second.
+            is_last, appended = self._is_closing, self._appended
+            self._synchronise_all()
             self._synced = appended
             self._soon(self._notify)
-            if is_closing:
-                return
+        while self.files:
+            os.close(self.files.popleft()[0])
 
     def _synchronise_all(self) -> None:
-        if self._is_new:
-            self._is_new = False
-            folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        while self._followed:
-            file = self._followed.pop()
-            try:
-                self._synchronise(file)
-            finally:
-                os.close(file)
-        self._synchronise(self._file)
+        while self.files:
+            is_newest = len(self.files) == 1
+            file, number = self.files[0]
+            if number != self._number_failed:
+                try:
+                    if number > self.through:
+                        self._synchronise_folder()
+                    self._synchronise(file)
+                    self.through = max(self.through, number)
+                except OSError as error:
+                    self._number_failed = number
+                    self._soon(partial(self._failed, error, number))
+            if is_newest:
+                break
+            # Only now: it was the last time for this file.
+            os.close(self.files.popleft()[0])
+
+    def _synchronise_folder(self) -> None:
+        """Bring the name of a new file to the disk."""
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def _notify(self) -> None:
         if self._progress is not None:

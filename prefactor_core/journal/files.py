@@ -1,9 +1,22 @@
-"""open_file: a file that nobody but its owner reads or writes."""
+"""The files of a journal, which nobody but their owner reads or writes."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+
+class Segment:
+    """One file: its number, the first sequence number in it, its bytes, and how many of its
+    operations are not settled."""
+
+    __slots__ = ("first", "number", "size", "unsettled")
+
+    def __init__(self, number: int, first: int, size: int, unsettled: int = 0) -> None:
+        self.number = number
+        self.first = first
+        self.size = size
+        self.unsettled = unsettled
 
 
 def open_file(path: Path, flags: int = os.O_WRONLY | os.O_APPEND | os.O_CREAT) -> int:
@@ -20,3 +33,14 @@ def open_file(path: Path, flags: int = os.O_WRONLY | os.O_APPEND | os.O_CREAT) -
             os.close(file)
             raise
     return file
+
+
+def cut(file: int, written: int) -> None:
+    """Cut off the last bytes, a part of a record. Not to a size that was noted: an interrupted
+    write may not be in it."""
+    os.ftruncate(file, os.fstat(file).st_size - written)
+
+
+def file_name(number: int) -> str:
+    """The name of a segment."""
+    return f"{number:06}.log"

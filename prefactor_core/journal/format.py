@@ -221,8 +221,11 @@ def frame(sequence: int, kind: Kind, body: bytes) -> bytes:
     return HEAD.pack(len(body), crc32(body, seed(sequence, kind)), sequence, kind) + body
 
 
-def records(data: bytes) -> Iterator[Record | Damage]:
-    """The records of a file in their order, and the damaged parts between them."""
+def records(data: bytes, *, is_checked: bool = False) -> Iterator[Record | Damage]:
+    """The records of a file in their order, and the damaged parts between them.
+
+    ``is_checked``: the file was read before and has no damage: its CRCs are not computed again.
+    """
     size, head_size, unpack = len(data), HEAD.size, HEAD.unpack_from
     place, last = 0, len(data) - HEAD.size
     damaged_from: int | None = None
@@ -232,7 +235,9 @@ def records(data: bytes) -> Iterator[Record | Damage]:
         end = start + length
         body = data[start:end]
         # The kind, because zeros are no record, and a larger one would run into the number.
-        if crc32(body, (sequence << 4 | kind) % PRIME) == crc and 0 < kind < 16 and end <= size:
+        if is_checked or (
+            crc32(body, (sequence << 4 | kind) % PRIME) == crc and 0 < kind < 16 and end <= size
+        ):
             if damaged_from is not None:
                 yield Damage(damaged_from, place, is_tail=False)
                 damaged_from = None
@@ -255,6 +260,9 @@ journal has 2**40 records."""
 
 encode: Final = msgspec.json.Encoder().encode
 """The JSON of a body, or of an operation."""
+
+DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError)
+"""The errors of a decoder for a body that is not of its kind."""
 
 decode_operation: Final = msgspec.json.Decoder(Operation).decode
 _decode_version: Final = msgspec.json.Decoder(_Version).decode

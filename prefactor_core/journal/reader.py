@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import Struct
 
 from prefactor_core.exceptions import PrefactorCoreError
 from prefactor_core.exceptions.log import log
 from prefactor_core.journal.directory import REFUSED_NAME
-from prefactor_core.journal.files import open_file
+from prefactor_core.journal.files import file_name, open_file
 from prefactor_core.journal.format import (
+    DECODE_ERRORS,
     NONE,
     Aside,
     Created,
@@ -29,7 +30,7 @@ from prefactor_core.journal.format import (
     decode_operation,
     records,
 )
-from prefactor_core.journal.segments import file_name
+from prefactor_core.journal.repetition import create_of
 from prefactor_core.journal.state import JournalState
 from prefactor_core.operations import CreateSpan, FinishSpan, Operation
 
@@ -67,11 +68,10 @@ class JournalReader:
 
     Memory: one file, and a little for each operation that is not settled, or open span.
 
-    ``state``: what the records say. ``unsettled`` and ``sizes``: for each file, by number, its
-    operations that are not settled, and its bytes. ``firsts``: the first sequence number in it.
-    ``damaged``: for each file that has damage, how many records or groups of records are lost.
-    ``torn``: for each file that ends within a record, the bytes of that: its writer died, or the
-    disk was full.
+    ``state``: that of the journal after its last record. For each file, by number:
+    ``unsettled``: how many of its operations are not settled; ``sizes``: its bytes; ``firsts``: its
+    first sequence number; ``damaged``: how many records or groups of records are lost, if any;
+    ``torn``: the bytes after its last record, if any: the writer died, or the disk was full.
     """
 
     def __init__(self, path: Path) -> None:
@@ -129,14 +129,17 @@ class JournalReader:
         for number in sorted(unsettled | new):
             for sequence, operation in self._operations(number):
                 form = forms.get(sequence)
+                if sequence in merged:
+                    continue
                 if form is None:
                     yield Entry(operation, (operation.idempotency_key,), (sequence,))
-                elif sequence not in merged:
-                    finish = None
-                    if sequence == form.sequences[0]:
-                        finish = finishes.get(form.sequences[-1])
-                        merged.update(form.sequences)
-                    yield self._in_form(number, form, sequence, operation, finish)
+                    continue
+                finish = None
+                if isinstance(operation, CreateSpan):
+                    finish = finishes.get(form.sequences[-1])
+                if finish is not None:
+                    merged.add(form.sequences[-1])
+                yield self._in_form(number, form, sequence, operation, finish)
 
     def _numbers(self) -> list[int]:
         """The numbers of the files, oldest first."""
@@ -178,16 +181,18 @@ class JournalReader:
                 continue
             for record in records(self._read(number) or b""):
                 if not isinstance(record, Damage) and record[0] in wanted:
-                    operation = decode_operation(record[2])
-                    if isinstance(operation, FinishSpan):
-                        finishes[record[0]] = operation
+                    with suppress(*DECODE_ERRORS):  # counted when its turn comes
+                        operation = decode_operation(record[2])
+                        if isinstance(operation, FinishSpan):
+                            finishes[record[0]] = operation
         return finishes
 
     def _operations(self, number: int) -> Iterator[tuple[int, Operation]]:
         """The operations of a file that are not settled, with their sequence numbers."""
         pending, is_new = self.state.pending, number not in self.unsettled
+        is_checked = not (is_new or number in self.damaged or number in self.torn)
         opened: dict[str, Opened] = {}
-        for record in records(self._read(number) or b""):
+        for record in records(self._read(number) or b"", is_checked=is_checked):
             if isinstance(record, Damage):
                 if is_new:
                     self._note(number, record)
@@ -203,8 +208,8 @@ class JournalReader:
                     yield sequence, decode_operation(body)
                 elif kind == _CREATED:
                     created = _decode_created(body)
-                    yield sequence, _create(opened.pop(created.span_id), created)
-            except (KeyError, msgspec.DecodeError, UnicodeDecodeError):
+                    yield sequence, create_of(opened.pop(created.span_id), created)
+            except (KeyError, *DECODE_ERRORS):
                 self._lost(number)
 
     def _in_form(
@@ -225,7 +230,7 @@ class JournalReader:
         if form.operation != NONE:
             try:
                 operation, original = decode_operation(form.operation), operation
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except DECODE_ERRORS:
                 self._lost(number)
         return Entry(operation, keys, sequences, original, is_sent=True, given_id=form.given_id)
 
@@ -255,7 +260,7 @@ def asides(path: Path) -> Iterator[tuple[int, Aside]]:
         if not isinstance(record, Damage):
             if record[1] == Kind.HEADER:
                 continue
-            with suppress(msgspec.DecodeError, UnicodeDecodeError):
+            with suppress(*DECODE_ERRORS):
                 aside = record[0], _decode_aside(record[2])
         if aside is not None:
             yield aside
@@ -277,22 +282,6 @@ def _read(path: Path, most: int = -1) -> bytes | None:
 
 def _unreadable(path: Path, error: OSError) -> JournalUnreadableError:
     return JournalUnreadableError(f"the journal at {path} cannot be read: {error.strerror}")
-
-
-def _create(opened: Opened, created: Created) -> CreateSpan:
-    result = created.result_payload
-    return CreateSpan(
-        timestamp=created.timestamp,
-        idempotency_key=f"{created.span_id}-create",
-        instance_id=opened.instance_id,
-        span_id=created.span_id,
-        schema_name=opened.schema_name,
-        status=created.status,
-        payload=opened.payload,
-        parent_span_id=created.parent_span_id,
-        finished_at=created.finished_at,
-        result_payload=UNSET if result == NONE else result,
-    )
 
 
 _OPERATION: Final = int(Kind.OPERATION)

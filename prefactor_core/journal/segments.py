@@ -5,59 +5,69 @@ from __future__ import annotations
 import logging
 import os
 from bisect import bisect
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from time import monotonic
 from typing import Final, TypeAlias
 from zlib import crc32
 
+from msgspec import Raw
+
 from prefactor_core.exceptions.log import log
 from prefactor_core.journal.directory import DAMAGED, Hold
 from prefactor_core.journal.disk_sync import DiskSync
-from prefactor_core.journal.files import open_file
-from prefactor_core.journal.format import HEAD, PRIME, Kind, encode, frame
+from prefactor_core.journal.files import Segment, cut, file_name, open_file
+from prefactor_core.journal.format import HEAD, PRIME, Kind, Opened, encode, frame
+from prefactor_core.journal.pending import Pending
+from prefactor_core.journal.repetition import repeated
 
 logger = logging.getLogger("prefactor_core.journal")
 
 _HEAD: Final = HEAD.pack
 _HEAD_SIZE: Final = HEAD.size
+_SETTLED: Final = int(Kind.SETTLED)
 _SEGMENT_BYTES: Final = 8 * 1024 * 1024
 _LEAST_SEGMENTS: Final = 4
 _PAUSE: Final = 5.0
 """Seconds until files that could not be written are tried again."""
+
+_WORTH_IT: Final = 4
+"""Records for each operation that is not settled, from which on full files are written again."""
+
+_FLAGS: Final = os.O_RDWR | os.O_APPEND | os.O_CREAT
+"""A file is read again if the disk fails, or if somebody deletes it."""
 
 State: TypeAlias = Callable[[], Iterable[tuple[Kind, object]]]
 """The first records of a file: its header, and what a reader must know that only earlier ones
 tell."""
 
 
-class Segment:
-    """One file: its number, the first sequence number in it, its bytes, and how many of its
-    operations are not settled."""
-
-    __slots__ = ("first", "number", "size", "unsettled")
-
-    def __init__(self, number: int, first: int, size: int, unsettled: int = 0) -> None:
-        self.number = number
-        self.first = first
-        self.size = size
-        self.unsettled = unsettled
-
-
 class Segments:
     """Appends records to the newest file, each by one ``write``. The caller holds a lock.
 
-    After 8 MiB, or a quarter of ``max_bytes``, the next file begins with ``state()``. The oldest one
-    is deleted as soon as all its operations are settled.
+    After 8 MiB, or a quarter of ``max_bytes``, the next file begins with ``state()``. The oldest
+    one is deleted as soon as all its operations are settled. If the files are full, and little of
+    it is not settled, that is written again, so that all of them can go.
 
     A write that fails, or that a full disk cuts short, leaves no part of a record. The files then
     rest for five seconds: one warning says so, by ``soon``, and what is to be written meanwhile is
     not. After that a new file begins.
 
+    An exception from outside, of a signal's handler say, may interrupt any method anywhere. No
+    sequence number is used twice then, and :meth:`write` has done nothing, as far as a reader can
+    see once the same operation is written again, or the journal is closed.
+
     ``sync``: brings the files to the disk, in a thread. ``earlier``: those of an adopted journal,
     oldest first; ``sequence``: the last number in them, or 0; ``damaged``: the numbers of those of
     them that are renamed in the end, and not deleted. ``wrote``: called with the kind, the number
-    and the body of each further record.
+    and the body of each further record. ``clock``: seconds, for the rest.
+
+    ``size``: the bytes of the newest file. ``limit``: its size from which on :meth:`make_room`
+    comes before a record; ``full_at``: from which on all files have ``max_bytes``.
+    ``payloads``: those of the OPENED records in the newest file, by span.
+    ``pending``: the operations that are not settled.
     """
 
     def __init__(
@@ -72,32 +82,37 @@ class Segments:
         sequence: int = 0,
         damaged: Collection[int] = (),
         wrote: Callable[[int, int, bytes], object] | None = None,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._hold = hold
         self._state = state
         self._soon = soon
         self._max_bytes = max_bytes
-        self.limit = self._file_bytes = min(_SEGMENT_BYTES, max_bytes // _LEAST_SEGMENTS)
+        self._bytes = min(_SEGMENT_BYTES, max_bytes // _LEAST_SEGMENTS)
         self._sync = sync
         self._damaged = damaged
         self._wrote = wrote
+        self._clock = clock
         self.sequence = sequence
         # Oldest first. The last one is written.
         self._segments = list(earlier)
         self._earlier_bytes = sum(segment.size for segment in self._segments)
+        self._newest = Segment(max((s.number for s in self._segments), default=0), 0, 0)
         self._file = -1
-        self.size = 0
-        self.is_resting = False
-        self._resting_until = 0.0
+        self.size = self.limit = 0
+        self.full_at = max_bytes - self._earlier_bytes
+        self.payloads: dict[str, Raw] = {}
+        self.pending = Pending()
+        self._sequences = self.pending.sequences
         # Settled, but not written yet.
         self._settled: list[int] = []
-        hold.watch_fork(self.leave)
+        # The number of a file from which on all that is unsettled is written again.
+        self._repeat_from: int | None = None
+        self._is_beginning = self.is_resting = False
+        self._resting_until = self._compact_again = 0.0
+        self._compacted = 0
+        hold.watch_fork(self.forget)
         self.begin()
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the files have ``max_bytes``."""
-        return self._earlier_bytes + self.size >= self._max_bytes
 
     @property
     def total_size(self) -> int:
@@ -107,121 +122,237 @@ class Segments:
     @property
     def unsettled(self) -> int:
         """The number of operations that are not settled, in all files."""
-        return sum(segment.unsettled for segment in self._segments)
+        return sum(segment.unsettled for segment in self._segments) - len(self.pending.in_doubt)
 
-    def write(self, kind: Kind, body: bytes, operations: int = 0) -> bool:
-        """Append a record of so many operations; False if it is not in the file."""
-        if self.size >= self.limit or self.is_resting:
-            self.begin()
-            if self.is_resting:
-                return False
-        # Before the write: if that is interrupted, the number is not used again.
-        self.sequence = sequence = self.sequence + 1
-        length = len(body)
-        try:
-            written = os.write(
-                self._file,
-                _HEAD(length, crc32(body, (sequence << 4 | kind) % PRIME), sequence, kind) + body,
+    @property
+    def left(self) -> int:
+        """The same, without those in files that somebody has deleted."""
+        there = [s for s in self._segments if self._exists(s)]
+        return max(0, sum(segment.unsettled for segment in there) - len(self.pending.in_doubt))
+
+    def write(self, kind: int, body: bytes, key: str = "") -> bool:
+        """Append a record; False if it is not in the file. ``key``: that of an operation."""
+        if key in self._sequences:
+            self._given_again(key)
+        if self.size >= self.limit and not self.make_room():
+            return False
+        size = _HEAD_SIZE + len(body)
+        while True:
+            sequence = self.sequence + 1
+            record = _HEAD(
+                size - _HEAD_SIZE, crc32(body, (sequence << 4 | kind) % PRIME), sequence, kind
             )
-            if written < length + _HEAD_SIZE:
-                cut(self._file, written)
-                raise OSError(f"only {written} of {length + _HEAD_SIZE} bytes were written")
+            # Else the handler of a signal has written something meanwhile. Between this and the
+            # write there is no call in which one could run.
+            if sequence > self.sequence:
+                break
+        self.sequence = sequence
+        try:
+            written = os.write(self._file, record + body)
+            if written < size:
+                self._cut(written, size)
+            if self._wrote is not None:
+                self._wrote(kind, sequence, body)
+            if self._sync is not None:
+                self._sync.appended()
         except OSError as error:
             self.rest(error)
             return False
-        self.size += written
-        self._segments[-1].unsettled += operations
-        if self._wrote is not None:
-            self._wrote(kind, sequence, body)
-        if self._sync is not None:
-            self._sync.appended()
+        except BaseException:
+            # From outside. The record may be written. Without a call, as is the end below.
+            self.size += size
+            if key:
+                self._newest.unsettled += 1
+                self._sequences[key] = self.pending.in_doubt[key] = sequence
+            raise
+        self.size += size
+        if key:
+            self._newest.unsettled += 1
+            self._sequences[key] = sequence
         return True
+
+    def _cut(self, written: int, size: int) -> None:
+        self.limit = 0  # a new file follows in any case
+        cut(self._file, written)
+        raise OSError(f"only {written} of {size} bytes were written")
+
+    def _given_again(self, key: str) -> None:
+        """Prepare for another operation with a key that is pending."""
+        pending = self.pending
+        if key in pending.in_doubt:
+            # The same call again. On the disk first: a restart must not send both.
+            self.write(_SETTLED, encode([pending.in_doubt[key]]))
+            self._settle(self._sequences.pop(key))
+            del pending.in_doubt[key]
+        else:
+            pending.give_again(key)
+
+    def make_room(self) -> bool:
+        """Begin the next file, unless the files rest; return whether there is one to write to."""
+        if self._is_beginning or (self.is_resting and self._clock() < self._resting_until):
+            return False
+        self.begin()
+        return not self.is_resting
 
     def begin(self) -> None:
         """Begin the next file; or rest, if that fails."""
-        if self.is_resting and monotonic() < self._resting_until:
-            return
-        number = self._segments[-1].number + 1 if self._segments else 1
-        sequence = self.sequence
-        frames: list[bytes] = []
-        for kind, body in self._state():
-            sequence += 1
-            frames.append(frame(sequence, kind, encode(body)))
-        data = b"".join(frames)
         file = -1
+        # What the handler of a signal records meanwhile is not written: it could be missing in the
+        # state, and in the old file it could come too late.
+        self._is_beginning, self.limit = True, 0
         try:
-            file = open_file(self._hold.path / file_name(number))
+            segment = Segment(self._newest.number + 1, self.sequence + 1, 0)
+            file = open_file(self._path(segment.number), _FLAGS)
             os.ftruncate(file, 0)  # an attempt that was interrupted
-            if (written := os.write(file, data)) < len(data):
-                raise OSError(f"only {written} of {len(data)} bytes were written")
+            frames, payloads = list[bytes](), dict[str, Raw]()
+            for kind, body in self._state():
+                frames.append(frame(segment.first + len(frames), kind, encode(body)))
+                if isinstance(body, Opened):
+                    payloads[body.span_id] = body.payload
+            earlier, moved = self._segments, dict[str, int]()
+            if self._repeat_from is not None:
+                earlier, moved = self._repeat(segment, frames)
+            data = b"".join(frames)
+            self.sequence, size = self.sequence + len(frames), len(data)
+            if (written := os.write(file, data)) < size:
+                raise OSError(f"only {written} of {size} bytes were written")
         except BaseException as error:
+            self._is_beginning = False
             if file >= 0:
-                os.ftruncate(file, 0)
+                with suppress(OSError):
+                    os.ftruncate(file, 0)
                 os.close(file)
             if not isinstance(error, OSError):
                 raise
             self.rest(error)
             return
-        before, self._file = self._file, file
+        # Without a call, so that nothing can interrupt it.
+        before, was_resting = self._file, self.is_resting
         if before >= 0:
-            self._segments[-1].size = self.size
+            self._newest.size = self.size
+            earlier[-1].size = self.size
             self._earlier_bytes += self.size
-        self._segments.append(Segment(number, self.sequence + 1, 0))
-        self.sequence, self.size = sequence, len(data)
-        # Beside the first records: those may be more than a file has room for.
-        self.limit = self.size + self._file_bytes
+        self._segments, self.payloads = [*earlier, segment], payloads
+        self._sequences |= moved
+        self._file, self._newest, self.size = file, segment, size
+        self.limit, self.full_at = size + self._bytes, self._max_bytes - self._earlier_bytes
+        self.is_resting, self._is_beginning, self._repeat_from = False, False, None
+        # One call each, which is interrupted before it or after it.
         if self._sync is not None:
-            self._sync.began(file, before)
+            self._sync.files.append((file, segment.number))
+            self._sync.appended()
         elif before >= 0:
             os.close(before)
-        if self.is_resting:
-            self.is_resting = False
+        if was_resting:
             self._say(logging.INFO, "the journal %s is written again", self._hold.path)
 
-    def rest(self, error: OSError) -> None:
-        """Write nothing for a while, because of ``error``."""
+    def _repeat(
+        self, segment: Segment, frames: list[bytes]
+    ) -> tuple[list[Segment], dict[str, int]]:
+        """Add to the ``frames`` of a new segment what is not settled in the files that are lost.
+        Return the earlier segments as they are after that, and the new sequence numbers by key."""
+        keys = {sequence: key for key, sequence in self._sequences.items()}
+        earlier = [Segment(s.number, s.first, s.size, s.unsettled) for s in self._segments]
+        moved: dict[int, int] = {}
+        for kind, sequence, body in repeated(self._files_to_repeat(), keys.keys(), moved):
+            if sequence:
+                moved[sequence] = segment.first + len(frames)
+                earlier[bisect(earlier, sequence, key=_first) - 1].unsettled -= 1
+            frames.append(frame(segment.first + len(frames), kind, body))
+        segment.unsettled = len(moved)
+        if moved:
+            frames.append(frame(segment.first + len(frames), Kind.SETTLED, encode(list(moved))))
+        return earlier, {keys[sequence]: new for sequence, new in moved.items()}
+
+    def _files_to_repeat(self) -> Iterator[bytes]:
+        """The contents of the files that are to be written again."""
+        for segment in self._segments if self.unsettled else ():
+            if segment.number >= (self._repeat_from or 0):
+                with suppress(OSError):
+                    if segment is self._newest:
+                        # By its descriptor: somebody may have deleted it.
+                        yield os.pread(self._file, os.fstat(self._file).st_size, 0)
+                    else:
+                        yield self._path(segment.number).read_bytes()
+
+    def rest(self, error: OSError, repeat_from: int | None = None) -> None:
+        """Write nothing for a while, because of ``error``. ``repeat_from``: the number of a file
+        from which on all that is unsettled is to be written again after that."""
+        if repeat_from is not None:
+            self._repeat_from = min(repeat_from, self._repeat_from or repeat_from)
         if not self.is_resting:
             message = (
                 "the journal %s cannot be written (%s): what is recorded from now on is in memory "
                 "only; the next attempt follows in %d s"
             )
             self._say(logging.WARNING, message, self._hold.path, error, _PAUSE)
-        self.is_resting, self._resting_until = True, monotonic() + _PAUSE
+        self.limit, self.is_resting = 0, True
+        self._resting_until = max(self._resting_until, self._clock() + _PAUSE)
 
-    def settle(self, sequence: int) -> None:
-        """Note that an operation needs no further request; for :meth:`write_settled`."""
+    def settle(self, keys: Iterable[str]) -> None:
+        """Note that operations need no further request; for :meth:`write_settled`."""
+        for sequence in self.pending.pop(keys):
+            self._settle(sequence)
+
+    def _settle(self, sequence: int) -> None:
+        segment = self._newest
+        if sequence < segment.first:
+            segment = self._segments[bisect(self._segments, sequence, key=_first) - 1]
+        segment.unsettled -= 1
         self._settled.append(sequence)
-        self._segments[bisect(self._segments, sequence, key=_first) - 1].unsettled -= 1
 
     def write_settled(self) -> None:
         """Append what is settled, and delete the files without an operation that is not."""
         if not self._settled:
             return
-        try:
-            if self._file >= 0 and os.fstat(self._file).st_nlink == 0:
-                self.rest(FileNotFoundError("its file was deleted"))
-        except OSError as error:
-            self.rest(error)
-        if self.write(Kind.SETTLED, encode(self._settled)):
-            self._settled = []
-        if self.is_resting:
-            return
-        if self.is_full and not self.unsettled:
-            self.begin()
+        self.look()
+        settled = self._settled
+        if self.write(_SETTLED, encode(settled)):
+            self._settled = self._settled[len(settled) :]
+        if self.size >= self.full_at:
+            self._compact()
+        if self._sync is not None and self._sync.through < self._newest.number:
+            return  # what the newest file repeats is not on the disk yet
         # Oldest first: a file may say how an operation in an earlier one was sent, or that it is
         # settled.
-        while len(self._segments) > 1 and not self._segments[0].unsettled:
-            segment = self._segments.pop(0)
+        while not self._segments[0].unsettled and self._segments[0] is not self._newest:
+            segment, *self._segments = self._segments
             self._earlier_bytes -= segment.size
+            self.full_at += segment.size
             self._delete(segment)
+
+    def _compact(self) -> None:
+        """Write again what is not settled, if that is little, so that full files can go."""
+        # Not each time: open spans alone may fill the files.
+        is_due = self._newest.number > self._compacted or self._clock() >= self._compact_again
+        records = self.sequence - self._segments[0].first
+        if is_due and records > _WORTH_IT * self.unsettled:
+            self._repeat_from = self._segments[0].number
+            if self.make_room():
+                self._compacted = self._newest.number
+                self._compact_again = self._clock() + _PAUSE
+
+    def look(self) -> None:
+        """Rest if somebody has deleted the newest file: writes to it succeed, and are lost."""
+        try:
+            if self._file >= 0 and not self.is_resting and not os.fstat(self._file).st_nlink:
+                self.rest(FileNotFoundError("its file was deleted"), self._newest.number)
+        except OSError as error:
+            self.rest(error)
+
+    def discard_doubtful(self) -> None:
+        """Settle the operations whose recording was interrupted, and not repeated."""
+        self.settle(self.pending.in_doubt)
+        self.pending.in_doubt.clear()
 
     def delete(self) -> None:
         """Delete all files, oldest first: nothing in them is unsettled."""
         for segment in self._segments:
             self._delete(segment)
+        self._earlier_bytes = self.size = 0
 
     def _delete(self, segment: Segment) -> None:
-        file = self._hold.path / file_name(segment.number)
+        file = self._path(segment.number)
         try:
             if segment.number in self._damaged:
                 # A person may still find something in it that no program can read.
@@ -231,26 +362,37 @@ class Segments:
         except OSError as error:
             self.rest(error)
 
-    def leave(self) -> None:
-        """Write nothing more: the journal is closed, or is that of the parent of this process."""
-        if self._file >= 0:
-            os.close(self._file)
-        self._file, self.is_resting, self._resting_until = -1, True, float("inf")
+    def close(self) -> None:
+        """Write nothing more."""
+        if self._sync is not None:
+            self._stop()
+            self._sync.close()
+        else:
+            self.forget()
+
+    def forget(self) -> None:
+        """Close the files and write nothing more; also in a fork, where they are the parent's."""
+        files = [self._file] if self._sync is None else [file for file, _ in self._sync.files]
+        self._stop()
+        if self._sync is not None:
+            self._sync.files.clear()
+        for file in files:
+            if file >= 0:
+                os.close(file)
+
+    def _stop(self) -> None:
+        self._file, self.is_resting = -1, True
+        self.limit, self._resting_until = 0, float("inf")
+
+    def _exists(self, segment: Segment) -> bool:
+        return os.path.exists(self._path(segment.number))  # noqa: PTH110 - raises nothing
+
+    def _path(self, number: int) -> Path:
+        return self._hold.path / file_name(number)
 
     def _say(self, level: int, message: str, *arguments: object) -> None:
         # A handler of the log may record, too: not while this step of recording goes on.
         self._soon(partial(log, logger, level, message, *arguments))
-
-
-def file_name(number: int) -> str:
-    """The name of a segment."""
-    return f"{number:06}.log"
-
-
-def cut(file: int, written: int) -> None:
-    """Cut off the last bytes, a part of a record. Not to a size that was noted: an interrupted
-    write may not be in it."""
-    os.ftruncate(file, os.fstat(file).st_size - written)
 
 
 def _first(segment: Segment) -> int:

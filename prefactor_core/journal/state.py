@@ -1,4 +1,4 @@
-"""JournalState: what the records of a journal say of its runs, spans, ids and operations. Pure."""
+"""JournalState: the runs, spans, ids and operations that the records of a journal tell of. Pure."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from prefactor_core.journal.format import (
+    DECODE_ERRORS,
     NONE,
     Created,
     Discarded,
@@ -51,8 +52,8 @@ class _Event(Struct, gc=False):
 class JournalState:
     """The state after the records that :meth:`apply` got, in the order of the journal.
 
-    A journal's newest file says all of this but ``forms`` and ``pending``; reading earlier ones as
-    well does not change it.
+    The first records of a journal's newest file repeat all of this but ``forms`` and ``pending``;
+    to read earlier files as well does not change it.
 
     ``header``: of the newest file, None without one. ``runs``: the open runs that this journal has
     registered. ``spans``: the open spans in the order of their opening, by id: :class:`Opened` if
@@ -82,8 +83,9 @@ class JournalState:
         self._keys: dict[str, str] = {}
         self._ended_runs: set[str] = set()
         self._discarded: dict[str, str | None] = {}
-        # Spans whose OPENED is in an earlier file, until the newest repeats it.
+        # Spans and runs that earlier files have left open, until the newest repeats them.
         self._not_repeated: set[str] = set()
+        self._runs_not_repeated: set[str] = set()
         self._apply: Mapping[int, Callable[[int, bytes], bool | None]] = {
             Kind.HEADER: self._header,
             Kind.OPERATION: self._operation,
@@ -111,13 +113,13 @@ class JournalState:
         apply = self._apply.get(kind)
         try:
             return apply is not None and apply(sequence, body) is None
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except DECODE_ERRORS:
             return False
 
     def begin_file(self) -> None:
         """Note that the following records are of another file."""
-        spans = self.spans.items()
-        self._not_repeated = {span_id for span_id, span in spans if isinstance(span, Opened)}
+        self._not_repeated = set(self.spans)
+        self._runs_not_repeated = set(self.runs)
 
     def run_of(self, instance_id: str) -> RunState | None:
         """The open run of this journal with this id, the recorded or the API's."""
@@ -140,7 +142,6 @@ class JournalState:
 
     def records(self) -> Iterator[tuple[Kind, object]]:
         """The records that make the next file independent of earlier ones."""
-        yield Kind.CLOSED if self.is_closed else Kind.BEAT, self.last_time
         for instance_id, api_id in self.run_ids.items():
             yield Kind.IDENTIFIED, Identified(instance_id, None, api_id)
         for span_id, (instance_id, api_id) in self.span_ids.items():
@@ -155,6 +156,8 @@ class JournalState:
             else:
                 parent_id = self.parent_of(span)
                 yield Kind.OPENED, msgspec.structs.replace(span, parent_span_id=parent_id)
+        # Last: it ends the list of what is open.
+        yield Kind.CLOSED if self.is_closed else Kind.BEAT, self.last_time
 
     def _key(self, instance_id: str) -> str:
         return self._keys.get(instance_id, instance_id)
@@ -299,15 +302,25 @@ class JournalState:
         key = self._key(open_run.instance_id)
         if key not in self.lost_runs:
             self._ended_runs.discard(key)
+            self._runs_not_repeated.discard(key)
             self.runs[key] = RunState(open_run.instance_id, open_run.status, open_run.started_at)
 
     def _open_span(self, _: int, body: bytes) -> None:
         span = _decode_open_span(body)
         self._happened(span.started_at)
         self.spans[span.span_id] = span
+        self._not_repeated.discard(span.span_id)
 
     def _beat(self, _: int, body: bytes) -> None:
         self._happened(_decode_time(body))
+        # The first one in a file ends the list of what is open. The end of the others is missing if
+        # the files could not be written when it was recorded.
+        for span_id in self._not_repeated:
+            self.spans.pop(span_id, None)
+        for key in self._runs_not_repeated:
+            self.runs.pop(key, None)
+        self._not_repeated.clear()
+        self._runs_not_repeated.clear()
 
     def _closed(self, _: int, body: bytes) -> None:
         self._happened(_decode_time(body))

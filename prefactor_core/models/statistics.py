@@ -28,6 +28,9 @@ class Statistics(Struct, frozen=True, kw_only=True):
     UTC, None without an outage.
     ``assumed``: abilities that the API has shown not to have, such as ``"no bulk"``; the client
     does without them for now, and tries each again after a while.
+    ``journal_bytes``: the size of the files of the client's journal, 0 without one.
+    ``unjournaled``: operations that are not in the journal, because its files could not be written
+    when they were recorded; they are delivered from memory, unless the process dies before.
     ``degraded``: the number of payloads and results not recorded whole, by reason: ``slow`` and
     ``unreadable`` (code of a value in it took too long, or raised), ``too_deep`` (it has more than
     32 levels), ``truncated`` (it has more than ``max_payload_bytes``), ``withheld`` (``redact=``
@@ -47,6 +50,8 @@ class Statistics(Struct, frozen=True, kw_only=True):
     last_error: str | None
     outage_since: datetime | None
     assumed: tuple[str, ...] = ()
+    journal_bytes: int = 0
+    unjournaled: int = 0
     degraded: dict[str, int] = field(default_factory=dict[str, int])
 
     @property

@@ -23,7 +23,6 @@ def journal_state(
     instances: AgentInstanceManager, index: SpanIndex, identities: Identities
 ) -> Iterator[tuple[Kind, object]]:
     """The ids, open runs and open spans of this moment. The caller holds the lock of recording."""
-    yield Kind.BEAT, time_ns()
     for run in identities.all_known():
         if run.id != run.recorded_id:
             yield Kind.IDENTIFIED, Identified(run.recorded_id, None, run.id)
@@ -57,3 +56,5 @@ def journal_state(
             )
         else:
             yield Kind.OPEN_SPAN, OpenSpan(span_id, run_id, span.started_at)
+    # Last: a reader takes from it that nothing else is open.
+    yield Kind.BEAT, time_ns()

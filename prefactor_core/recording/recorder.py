@@ -385,6 +385,9 @@ class Recorder(Uncopyable):
             span, outcome, data, at, self.interrupted = first
             try:
                 self.end_as(span, outcome, at, self.captured_result(span, data))
+                if self._has_journal:
+                    # Noted perhaps as opened, and unknown otherwise.
+                    self._loop.step(self._journal.discarded, span.recorded_id, span.parent_span_id)
             except (RecursionError, MemoryError):
                 self.interrupted = (span, outcome, data, at, self.interrupted)
                 return  # the next call tries again; this one may still succeed

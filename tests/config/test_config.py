@@ -282,6 +282,9 @@ def test_the_defaults_are_those_that_are_documented() -> None:
         "capture_payloads": True,
         "max_payload_bytes": 500_000,
         "redact": REDACT_SECRETS,
+        "journal": "",
+        "journal_sync": "process",
+        "journal_max_bytes": 256 * 1024 * 1024,
     }
 
 

@@ -130,7 +130,7 @@ async def test_each_reason_has_an_episode_of_its_own(caplog: pytest.LogCaptureFi
         await anyio.sleep(30)
         losses.drop("full", 3)
         full = losses.said()[-1]
-        assert "(full): max_pending_operations or max_pending_bytes is reached" in full
+        assert "max_pending_operations, max_pending_bytes or journal_max_bytes is reached" in full
         await anyio.sleep(31)
         assert losses.said() == [more(1), more(2, "operations are dropped (full)")]
         losses.drop("full")

@@ -330,7 +330,7 @@ class Sample:
         assert b"".join(self.frames) == data
 
     def read(self, data: bytes) -> tuple[object, dict[int, int], dict[int, int]]:
-        """What the journal with these bytes says; what is damaged, and what is torn."""
+        """Return the content of the journal with these bytes; and the counts of its damage."""
         # In place: ext4 brings a file to the disk that was truncated to nothing and written again.
         with self._file.open("r+b", buffering=0) as file:
             file.write(data)
@@ -407,6 +407,22 @@ def test_damage_in_a_new_file_is_noted_by_the_second_pass(files: JournalFiles) -
     assert reader.damaged == {2: 1}
 
 
+def test_a_finish_that_is_none_counts_as_damage_and_leaves_its_start(files: JournalFiles) -> None:
+    first = files.operation(create("a"))
+    broken = {"operation_type": "FINISH_SPAN", "timestamp": NOON, "instance_id": "run"}
+    second = files.add(Kind.OPERATION, broken)
+    files.add(Kind.SENDING, [Form((first, second), True, NONE)])
+    reader = scanned(files.path)
+    assert [*reader.entries()] == [sent(create("a"), first)]
+    assert reader.damaged == {1: 1}
+
+
+def test_an_item_of_two_operations_that_are_none_of_a_span_is_two(files: JournalFiles) -> None:
+    first, second = files.operation(quality()), files.operation(quality("other"))
+    files.add(Kind.SENDING, [Form((first, second), True, NONE)])
+    assert read(files.path) == [sent(quality(), first), sent(quality("other"), second)]
+
+
 def test_an_operation_that_is_none_counts_as_damage(files: JournalFiles) -> None:
     files.add(
         Kind.OPERATION, {"operation_type": "UNKNOWN", "timestamp": NOON, "instance_id": "run"}
@@ -428,7 +444,10 @@ def snapshot_of(path: Path) -> Snapshot:
     return Snapshot(
         [(entry.sequences, entry.operation, entry.is_sent) for entry in entries],
         [(span.span_id, isinstance(span, OpenSpan)) for span in reader.state.open_spans()],
-        [(run.instance_id, run.status) for run in reader.state.runs.values()],
+        [
+            (run.instance_id.removeprefix("their-"), run.status)
+            for run in reader.state.runs.values()
+        ],
     )
 
 

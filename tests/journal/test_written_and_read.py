@@ -98,7 +98,7 @@ def test_what_is_not_settled_comes_back(tmp_path: Path) -> None:
     assert reader.state.run_ids == {"run": "theirs"}
     assert [*reader.state.open_spans()] == [opened("c", "a")]
     assert journal.pending == sum(reader.unsettled.values()) == 3
-    assert journal.bytes_on_disk == sum(reader.sizes.values())
+    assert journal.size == sum(reader.sizes.values())
 
 
 def test_what_was_sent_keeps_its_form(tmp_path: Path) -> None:
@@ -173,16 +173,32 @@ def test_a_file_stays_while_an_earlier_one_is_needed(tmp_path: Path) -> None:
     journal = small_files(tmp_path)
     journal.append(create("z"))
     journal.append(quality())
-    pass_by(journal, 20)
+    pass_by(journal, 10)
     # In the second file: how an operation of the first one was sent, and that one is settled.
     journal.sending([item(create("z"), given_id=False)])
     journal.settled([item(quality())])
-    pass_by(journal, 100)
+    pass_by(journal, 20)
+    assert not journal.is_full
     journal.abandon()
     reader, [entry] = read(tmp_path)
     assert entry == Entry(create("z"), ("z-create",), entry.sequences, None, True, False)
     assert len(reader.sizes) > 2
     assert journal.pending == 1
+
+
+def test_files_that_are_full_because_of_one_operation_are_written_again(tmp_path: Path) -> None:
+    journal = small_files(tmp_path)
+    open_span(journal, "z")
+    journal.append(recorded("z"))
+    pass_by(journal, 10)
+    journal.sending([item(recorded("z"), given_id=False)])
+    for _ in range(200):
+        pass_by(journal, 1)
+        assert not journal.is_full
+    journal.abandon()
+    reader, [entry] = read(tmp_path)
+    assert entry == Entry(recorded("z"), ("z-create",), entry.sequences, None, True, False)
+    assert len(reader.sizes) <= 4
 
 
 def test_a_large_state_does_not_begin_a_new_file_with_each_record(tmp_path: Path) -> None:
@@ -263,3 +279,22 @@ def test_an_adopter_that_dies_while_it_ends_what_was_open_leaves_the_rest(tmp_pa
     entries = [*second.reader.entries()]
     assert [entry.operation for entry in entries] == [register(), *expected]
     second.abandon()
+
+
+def test_an_operation_that_is_twice_in_a_journal_is_settled_twice(tmp_path: Path) -> None:
+    journal = write(tmp_path)
+    journal.append(quality())
+    journal.append(quality())
+    assert journal.pending == 2
+    journal.abandon()
+    adopted = adopt(tmp_path)
+    for _ in adopted.take_over():
+        pass
+    writer = adopted.writer
+    for entry in adopted.reader.entries():
+        writer.resumed(entry.keys, entry.sequences)
+    for left in (1, 0):
+        writer.settled([item(quality())])
+        assert writer.pending == left
+    writer.close()
+    assert JournalDirectory(tmp_path).journals() == []

@@ -1,5 +1,5 @@
-"""A process that records at random, what its journal must say after each record, and rules of the
-API that all operations together must obey."""
+"""A process that records at random, the expected content of its journal after each record, and the
+rules of the API for all operations together."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Span:
     run_id: str
     parent: Span | None
     opened_at: int
-    told: bool = False
+    is_created: bool = False
     started_at: int | None = None
 
 
@@ -75,8 +75,12 @@ class Item:
 
 
 class Snapshot(NamedTuple):
-    """What a journal says that ends here. ``items``: for each, its sequence numbers, its operation
-    and whether its form is noted. ``spans``: for each open span, its id and whether it is told."""
+    """The content of a journal that ends here.
+
+    ``items``: for each, its sequence numbers, its operation and whether its form is noted.
+    ``spans``: for each open span, its id and whether its create is recorded. ``runs``: for each
+    open run, the id of its registration and its status.
+    """
 
     items: list[tuple[tuple[int, ...], Operation, bool]]
     spans: list[tuple[str, bool]]
@@ -122,8 +126,9 @@ class Process:
                 operation = operation.finished_by(last)
             sequences = tuple(sequence for sequence, _ in item.operations)
             items.append((sequences, operation, item.is_sent))
-        spans = [(span.id, span.told) for span in self.spans]
-        self.snapshots.append(Snapshot(items, spans, [(run.id, run.status) for run in self.runs]))
+        spans = [(span.id, span.is_created) for span in self.spans]
+        runs = [(run.registered_id, run.status) for run in self.runs]
+        self.snapshots.append(Snapshot(items, spans, runs))
 
     def _note(self, kind: Kind, body: object) -> int:
         sequence = self.files.add(kind, body)
@@ -178,19 +183,19 @@ class Process:
 
     def _report(self, number: int, other: int) -> None:
         if span := _one(self.spans, number):
-            self._tell(span)
+            self._create_span(span)
 
-    def _tell(self, span: Span, status: SpanStatus = ACTIVE) -> None:
+    def _create_span(self, span: Span, status: SpanStatus = ACTIVE) -> None:
         """Record the create of a span, and those of its ancestors."""
-        if span.told:
+        if span.is_created:
             return
         if span.parent is not None:
-            self._tell(span.parent)
+            self._create_span(span.parent)
         self._begin(span.run, span.opened_at)
         ended = status is DONE
         if ended:
             self.spans.remove(span)
-        span.told = True
+        span.is_created = True
         span.started_at = None if status is PENDING else span.opened_at
         parent_id, finished_at = span.parent and span.parent.id, self.now if ended else None
         self._add(
@@ -216,20 +221,20 @@ class Process:
 
     def _end(self, number: int, other: int) -> None:
         if span := _one(self._leaves(), number):
-            if span.told:
+            if span.is_created:
                 self._finish_span(span, DONE if span.started_at else SpanStatus.CANCELLED)
             else:
-                self._tell(span, DONE)
+                self._create_span(span, DONE)
 
     def _cancel(self, number: int, other: int) -> None:
         if span := _one(self._leaves(), number):
-            self._tell(span)
+            self._create_span(span)
             self._finish_span(span, SpanStatus.CANCELLED)
 
     def _skip(self, number: int, other: int) -> None:
         """Create a span only to be cancelled; the process may die in between."""
-        if span := _one([span for span in self._leaves() if not span.told], number):
-            self._tell(span, PENDING)
+        if span := _one([span for span in self._leaves() if not span.is_created], number):
+            self._create_span(span, PENDING)
 
     def _finish_span(self, span: Span, status: SpanStatus) -> None:
         self.spans.remove(span)
@@ -240,7 +245,7 @@ class Process:
         return [span for span in self.spans if id(span) not in parents]
 
     def _discard(self, number: int, other: int) -> None:
-        if span := _one([span for span in self.spans if not span.told], number):
+        if span := _one([span for span in self.spans if not span.is_created], number):
             self.spans.remove(span)
             for child in self.spans:
                 if child.parent is span:
@@ -316,7 +321,7 @@ class Process:
             *[(Kind.OPEN_RUN, OpenRun(run.id, run.status, run.started_at)) for run in self.runs],
             *[
                 (Kind.OPEN_SPAN, OpenSpan(span.id, span.run_id, span.started_at))
-                if span.told
+                if span.is_created
                 else (
                     Kind.OPENED,
                     opened(span.id, span.parent and span.parent.id, span.run_id, at=span.opened_at),
@@ -331,9 +336,11 @@ def _one(candidates: Sequence[Any], number: int) -> Any:
 
 
 def check_rules(operations: Iterable[Operation]) -> None:
-    """What the API expects: a run is registered, started, and ended last; a parent is known before
-    its children; each span begins and ends once, and not before its children; nothing is open at
-    the end."""
+    """Check operations against the rules of the API.
+
+    A run is registered, started, and ended last. A parent is known before its children. Each span
+    begins and ends once, and not before its children. Nothing is open at the end.
+    """
     runs: dict[str, str] = {}
     names: dict[str, str] = {}
     spans: dict[str, tuple[str, SpanStatus, int, str | None]] = {}
