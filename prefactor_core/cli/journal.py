@@ -10,13 +10,14 @@ from pathlib import Path
 import click
 
 from prefactor_core.cli.journal_contents import Contents, document, read
-from prefactor_core.cli.journal_folder import is_in_use, journals, take
+from prefactor_core.cli.journal_folder import GONE, IN_USE, is_in_use, journals, take
 from prefactor_core.cli.journal_replay import Delivery, Outcome
 from prefactor_core.cli.journal_tables import print_contents, print_journals
 from prefactor_core.cli.terminal import errors_in_one_line, print_json, progress, run, say
 from prefactor_core.client.connection import open_api
 from prefactor_core.config import PrefactorCoreConfig
-from prefactor_core.exceptions import PrefactorCoreError
+from prefactor_core.config.http import LOCAL_PREFIX
+from prefactor_core.exceptions import PrefactorCoreError, PrefactorValueError
 from prefactor_core.journal.directory import REFUSED_NAME
 from prefactor_core.journal.reader import JournalReader, read_header
 from prefactor_core.local.run_tree import one_line
@@ -137,20 +138,12 @@ def replay_journals(directory: str, name: str, api_url: str | None, also_refused
     is_done = True
     by_api: dict[str, list[Path]] = defaultdict(list)
     for path in journals(directory, name):
+        if not any(path.glob("*.log" if also_refused else "[0-9]*.log")):
+            continue
         try:
-            header = read_header(path)
+            by_api[api_url or _api_of(path)].append(path)
         except PrefactorCoreError as error:
             _leave_alone(path, str(error), is_named=bool(name))
-            is_done = False
-            continue
-        url = api_url or (None if header is None else header.api_url)
-        files = path.glob("*.log") if also_refused else path.glob("[0-9]*.log")
-        if not any(files):
-            continue
-        if url is not None:
-            by_api[url].append(path)
-        else:
-            _leave_alone(path, "its API is not known: give --api-url", is_named=bool(name))
             is_done = False
     if not by_api and is_done:
         say(f"there is nothing to replay in {directory}")
@@ -162,6 +155,18 @@ def replay_journals(directory: str, name: str, api_url: str | None, also_refused
             is_done = False
     if not is_done:
         raise click.exceptions.Exit(1)
+
+
+def _api_of(path: Path) -> str:
+    """The address of the API that a journal is for."""
+    header = read_header(path)
+    if header is None:
+        raise PrefactorValueError("its API is not known: give --api-url")
+    file = header.api_url.removeprefix(LOCAL_PREFIX)
+    if file != header.api_url and not Path(file).exists():
+        # It may be on another machine; and opening it here would make it.
+        raise PrefactorValueError(f"there is no database {file!r}: give --api-url")
+    return header.api_url
 
 
 async def _replay(api_url: str, paths: list[Path], also_refused: bool, is_named: bool) -> bool:
@@ -186,7 +191,7 @@ async def _deliver(delivery: Delivery, path: Path, also_refused: bool, is_named:
         held = take(path)
         if isinstance(held, str):
             _leave_alone(path, held, is_named=is_named)
-            break
+            return held in (IN_USE, GONE)
         try:
             with progress(f"sending {path.stem}") as on_progress:
                 outcome = await delivery.deliver(held, on_progress, with_refused=with_refused)
