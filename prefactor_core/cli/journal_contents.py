@@ -97,24 +97,27 @@ def read(
 
 
 def document(contents: Contents, reader: JournalReader, payloads: bool) -> dict[str, object]:
-    """All that a journal holds, for JSON; with ``payloads`` or without."""
+    """All that a journal holds, for JSON; with ``payloads`` or without.
+
+    There may be much of it: lists are iterators.
+    """
     is_readable = contents.problem is None
     entries = reader.entries() if is_readable else ()
     kept = asides(reader.path) if is_readable else ()
     runs = reader.state.runs.values()
     return {
         "journal": contents,
-        "pending": [_pending(entry, payloads) for entry in entries],
-        "refused": [_refused(aside, payloads) for _, aside in kept],
-        "open_runs": [
+        "pending": (_pending(entry, payloads) for entry in entries),
+        "refused": (_refused(aside, payloads) for _, aside in kept),
+        "open_runs": (
             {
                 "instance_id": run.instance_id,
                 "status": run.status,
                 "started_at": _time_or_none(run.started_at),
             }
             for run in runs
-        ],
-        "open_spans": list(map(_open_span, reader.state.open_spans())),
+        ),
+        "open_spans": map(_open_span, reader.state.open_spans()),
     }
 
 

@@ -39,12 +39,11 @@ def print_journals(found: Sequence[Contents]) -> None:
     print_table(_JOURNALS, list(map(_journal, found)), below="written by")
 
 
-def print_contents(document: dict[str, Any]) -> None:
+def print_contents(journal: Contents, document: dict[str, Any]) -> None:
     """The operations of a journal that are pending, by run, then those refused, then what is open.
 
     ``document``: what is printed as JSON.
     """
-    journal: Contents = document["journal"]
     if journal.damaged or journal.damaged_files:
         kept = ", ".join(journal.damaged_files) or "no file so far"
         print_heading(f"damaged: {journal.damaged} records or groups of them; kept for you: {kept}")
