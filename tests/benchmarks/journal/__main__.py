@@ -143,7 +143,7 @@ class Measuring:
         return Replayed(**json.loads(output))
 
     def throughput(self) -> None:
-        rounds, rows = 2 if self._quick else 8, {}
+        rounds, rows = 2 if self._quick else 16, {}
         for loop in _LOOPS:
             measured = anyio.run(
                 measure_throughput, self._server, self._folder, rounds, 10_000, backend=loop
