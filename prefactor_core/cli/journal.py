@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from prefactor_core.cli.journal_contents import Contents, document, read
+from prefactor_core.cli.journal_contents import Contents, damaged_files, document, read
 from prefactor_core.cli.journal_folder import GONE, IN_USE, is_in_use, journals, take
 from prefactor_core.cli.journal_replay import Delivery, Outcome
 from prefactor_core.cli.journal_tables import print_contents, print_journals
@@ -197,20 +197,23 @@ async def _deliver(delivery: Delivery, path: Path, also_refused: bool, is_named:
                 outcome = await delivery.deliver(held, on_progress, with_refused=with_refused)
         finally:
             held.release()
+        damaged = damaged_files(path)
         if outcome != Outcome():
-            say(_sentence(path, outcome, delivery.api_url))
-        is_done = not outcome.refused and outcome.error is None
+            say(_sentence(path, outcome, delivery.api_url, damaged))
+        is_done = not outcome.refused and outcome.error is None and not damaged
         if outcome.error is not None:
             break
     return is_done
 
 
-def _sentence(path: Path, outcome: Outcome, api_url: str) -> str:
+def _sentence(path: Path, outcome: Outcome, api_url: str, damaged: list[str]) -> str:
     said = f"{path.stem}: {_count(outcome.delivered, 'operation')} delivered to {api_url}"
     if outcome.refused:
         said += f", {outcome.refused} refused: 'journal show {path.parent}' has the reasons"
     if outcome.error is not None:
         said += f", {outcome.left or 'the rest'} left: {outcome.error}"
+    if damaged:
+        said += f"; damaged files stay: {', '.join(damaged)}"
     return one_line(said)
 
 

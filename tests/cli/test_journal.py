@@ -181,7 +181,28 @@ def test_damage_is_listed_and_shown(journals: Path) -> None:
     assert (found["damaged"], found["pending"]) == (2, 1)
     _, shown, _ = journal("show", "journals", cwd=journals.parent)
     assert "dead, damaged: process 42" in shown
-    assert "\ndamaged: 2 records or groups of them; kept for you: no file so far\n" in shown
+    assert "\ndamaged: 2 places cannot be read; files set aside: none\n" in shown
+
+
+def test_replay_delivers_the_rest_of_a_damaged_journal_and_keeps_the_file(journals: Path) -> None:
+    left, (registration, begin, span) = Journal(journals), run_of("research")
+    other = msgspec.structs.replace(span, span_id=generate(0), idempotency_key="of-the-damaged")
+    left.append(registration, begin, other, span)
+    left.die()
+    segment = left.path / "000001.log"
+    content = bytearray(segment.read_bytes())
+    content[content.index(b"of-the-damaged")] ^= 1
+    segment.write_bytes(content)
+    api_url = new_database(journals.parent / "runs.db")
+    code, shown, _ = journal("replay", "journals", "--api-url", api_url, cwd=journals.parent)
+    assert (code, shown) == (
+        1,
+        f"{left.name}: 5 operations delivered to {api_url}; damaged files stay: 000001.damaged\n",
+    )
+    (found,) = listed(journals.parent)
+    assert (found["pending"], found["damaged_files"]) == (0, ["000001.damaged"])
+    assert journal("discard", "journals", "--yes", cwd=journals.parent)[0] == 0
+    assert list(journals.iterdir()) == []
 
 
 def test_a_later_version_is_named_and_left_alone(journals: Path) -> None:
