@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -131,9 +132,9 @@ def discard_journals(directory: str, name: str, only_refused: bool, yes: bool) -
 def replay_journals(directory: str, name: str, api_url: str | None, also_refused: bool) -> None:
     """Deliver what dead processes left in DIR.
 
-    Runs and spans that they left open end as failed. PREFACTOR_API_TOKEN is the token. What is
-    delivered is deleted. If anything stays, the exit code is 1. Journals of living processes are
-    left alone.
+    Runs and spans that they left open end as failed. PREFACTOR_API_TOKEN is the token; it goes to
+    no server but PREFACTOR_API_URL, or --api-url. What is delivered is deleted. If anything stays,
+    the exit code is 1. Journals of living processes are left alone.
     """
     is_done = True
     by_api: dict[str, list[Path]] = defaultdict(list)
@@ -158,7 +159,11 @@ def replay_journals(directory: str, name: str, api_url: str | None, also_refused
 
 
 def _api_of(path: Path) -> str:
-    """The address of the API that a journal is for."""
+    """The address of the API that a journal is for.
+
+    Raises :class:`PrefactorValueError` for a server that the user has not named: a journal of a
+    stranger must not be able to name the one that gets the token.
+    """
     header = read_header(path)
     if header is None:
         raise PrefactorValueError("its API is not known: give --api-url")
@@ -166,6 +171,12 @@ def _api_of(path: Path) -> str:
     if file != header.api_url and not Path(file).exists():
         # It may be on another machine; and opening it here would make it.
         raise PrefactorValueError(f"there is no database {file!r}: give --api-url")
+    known = os.environ.get("PREFACTOR_API_URL", "").strip().rstrip("/")
+    if file == header.api_url and header.api_url != known:
+        raise PrefactorValueError(
+            f"it is for {header.api_url}, which is not PREFACTOR_API_URL: to send it there, with "
+            f"your token, give --api-url {header.api_url}"
+        )
     return header.api_url
 
 

@@ -521,9 +521,8 @@ def test_replay_goes_to_the_api_that_the_journal_names(tmp_path: Path) -> None:
         left.append(*run_of("research"))
         left.die()
         for token, code in (("wr0ng", 1), ("", 1), ("right", 0)):
-            ended, shown, errors = journal(
-                "replay", "journals", cwd=tmp_path, PREFACTOR_API_TOKEN=token
-            )
+            environment = {"PREFACTOR_API_TOKEN": token, "PREFACTOR_API_URL": f"{url}/"}
+            ended, shown, errors = journal("replay", "journals", cwd=tmp_path, **environment)
             assert ended == code
             assert left.path.exists() == bool(code)
             if code:
@@ -535,10 +534,26 @@ def test_replay_goes_to_the_api_that_the_journal_names(tmp_path: Path) -> None:
                 assert shown == f"{left.name}: 5 operations delivered to {url}\n"
 
 
+@pytest.mark.parametrize("api_url", ["", "http://127.0.0.1:9", "local:runs.db"])
+def test_the_token_goes_to_no_server_that_only_a_journal_names(
+    tmp_path: Path, api_url: str
+) -> None:
+    left = Journal(tmp_path / "journals", api_url="http://stranger.invalid")
+    left.append(*run_of("research"))
+    left.die()
+    before = listed(tmp_path)
+    environment = {"PREFACTOR_API_TOKEN": "token", "PREFACTOR_API_URL": api_url}
+    code, shown, errors = journal("replay", "journals", cwd=tmp_path, **environment)
+    assert (code, errors) == (1, "")
+    assert "give --api-url http://stranger.invalid" in shown
+    assert listed(tmp_path) == before
+
+
 def test_an_api_that_does_not_answer_leaves_the_journal_as_it_is(killed: Path) -> None:
     before = listed(killed.parent)
+    environment = {"PREFACTOR_API_TOKEN": "token"}
     code, shown, errors = journal(
-        "replay", "journals", cwd=killed.parent, PREFACTOR_API_TOKEN="token"
+        "replay", "journals", "--api-url", NOWHERE, cwd=killed.parent, **environment
     )
     assert (code, shown) == (1, "")
     (line,) = errors.splitlines()
