@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from prefactor_core.cli.journal_contents import Contents, document, read
+from prefactor_core.cli.journal_contents import Contents, damaged_files, document, read
 from prefactor_core.cli.journal_folder import GONE, IN_USE, is_in_use, journals, take
 from prefactor_core.cli.journal_replay import Delivery, Outcome
 from prefactor_core.cli.journal_tables import print_contents, print_journals
@@ -131,9 +132,9 @@ def discard_journals(directory: str, name: str, only_refused: bool, yes: bool) -
 def replay_journals(directory: str, name: str, api_url: str | None, also_refused: bool) -> None:
     """Deliver what dead processes left in DIR.
 
-    Runs and spans that they left open end as failed. PREFACTOR_API_TOKEN is the token. What is
-    delivered is deleted. If anything stays, the exit code is 1. Journals of living processes are
-    left alone.
+    Runs and spans that they left open end as failed. PREFACTOR_API_TOKEN is the token; it goes to
+    no server but PREFACTOR_API_URL, or --api-url. What is delivered is deleted. If anything stays,
+    the exit code is 1. Journals of living processes are left alone.
     """
     is_done = True
     by_api: dict[str, list[Path]] = defaultdict(list)
@@ -158,7 +159,11 @@ def replay_journals(directory: str, name: str, api_url: str | None, also_refused
 
 
 def _api_of(path: Path) -> str:
-    """The address of the API that a journal is for."""
+    """The address of the API that a journal is for.
+
+    Raises :class:`PrefactorValueError` for a server that the user has not named: a journal of a
+    stranger must not be able to name the one that gets the token.
+    """
     header = read_header(path)
     if header is None:
         raise PrefactorValueError("its API is not known: give --api-url")
@@ -166,6 +171,12 @@ def _api_of(path: Path) -> str:
     if file != header.api_url and not Path(file).exists():
         # It may be on another machine; and opening it here would make it.
         raise PrefactorValueError(f"there is no database {file!r}: give --api-url")
+    known = os.environ.get("PREFACTOR_API_URL", "").strip().rstrip("/")
+    if file == header.api_url and header.api_url != known:
+        raise PrefactorValueError(
+            f"it is for {header.api_url}, which is not PREFACTOR_API_URL: to send it there, with "
+            f"your token, give --api-url {header.api_url}"
+        )
     return header.api_url
 
 
@@ -197,20 +208,23 @@ async def _deliver(delivery: Delivery, path: Path, also_refused: bool, is_named:
                 outcome = await delivery.deliver(held, on_progress, with_refused=with_refused)
         finally:
             held.release()
+        damaged = damaged_files(path)
         if outcome != Outcome():
-            say(_sentence(path, outcome, delivery.api_url))
-        is_done = not outcome.refused and outcome.error is None
+            say(_sentence(path, outcome, delivery.api_url, damaged))
+        is_done = not outcome.refused and outcome.error is None and not damaged
         if outcome.error is not None:
             break
     return is_done
 
 
-def _sentence(path: Path, outcome: Outcome, api_url: str) -> str:
+def _sentence(path: Path, outcome: Outcome, api_url: str, damaged: list[str]) -> str:
     said = f"{path.stem}: {_count(outcome.delivered, 'operation')} delivered to {api_url}"
     if outcome.refused:
         said += f", {outcome.refused} refused: 'journal show {path.parent}' has the reasons"
     if outcome.error is not None:
         said += f", {outcome.left or 'the rest'} left: {outcome.error}"
+    if damaged:
+        said += f"; damaged files stay: {', '.join(damaged)}"
     return one_line(said)
 
 

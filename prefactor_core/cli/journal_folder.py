@@ -53,8 +53,10 @@ def take(journal: Path) -> Hold | str:
     """Hold a journal whose process is dead; or return why it must be left alone."""
     try:
         held = hold(journal)
-    except (OSError, PrefactorValueError) as error:
+    except PrefactorValueError as error:
         return str(error)
+    except OSError as error:
+        return f"it cannot be locked ({error.strerror}): copy it to a disk that can be written"
     if held is None:
         return IN_USE if journal.exists() else GONE
     if not locks_work(journal.parent) and was_written_lately(journal, time.time()):

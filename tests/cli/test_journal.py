@@ -181,7 +181,28 @@ def test_damage_is_listed_and_shown(journals: Path) -> None:
     assert (found["damaged"], found["pending"]) == (2, 1)
     _, shown, _ = journal("show", "journals", cwd=journals.parent)
     assert "dead, damaged: process 42" in shown
-    assert "\ndamaged: 2 records or groups of them; kept for you: no file so far\n" in shown
+    assert "\ndamaged: 2 places cannot be read; files set aside: none\n" in shown
+
+
+def test_replay_delivers_the_rest_of_a_damaged_journal_and_keeps_the_file(journals: Path) -> None:
+    left, (registration, begin, span) = Journal(journals), run_of("research")
+    other = msgspec.structs.replace(span, span_id=generate(0), idempotency_key="of-the-damaged")
+    left.append(registration, begin, other, span)
+    left.die()
+    segment = left.path / "000001.log"
+    content = bytearray(segment.read_bytes())
+    content[content.index(b"of-the-damaged")] ^= 1
+    segment.write_bytes(content)
+    api_url = new_database(journals.parent / "runs.db")
+    code, shown, _ = journal("replay", "journals", "--api-url", api_url, cwd=journals.parent)
+    assert (code, shown) == (
+        1,
+        f"{left.name}: 5 operations delivered to {api_url}; damaged files stay: 000001.damaged\n",
+    )
+    (found,) = listed(journals.parent)
+    assert (found["pending"], found["damaged_files"]) == (0, ["000001.damaged"])
+    assert journal("discard", "journals", "--yes", cwd=journals.parent)[0] == 0
+    assert list(journals.iterdir()) == []
 
 
 def test_a_later_version_is_named_and_left_alone(journals: Path) -> None:
@@ -500,9 +521,8 @@ def test_replay_goes_to_the_api_that_the_journal_names(tmp_path: Path) -> None:
         left.append(*run_of("research"))
         left.die()
         for token, code in (("wr0ng", 1), ("", 1), ("right", 0)):
-            ended, shown, errors = journal(
-                "replay", "journals", cwd=tmp_path, PREFACTOR_API_TOKEN=token
-            )
+            environment = {"PREFACTOR_API_TOKEN": token, "PREFACTOR_API_URL": f"{url}/"}
+            ended, shown, errors = journal("replay", "journals", cwd=tmp_path, **environment)
             assert ended == code
             assert left.path.exists() == bool(code)
             if code:
@@ -514,10 +534,26 @@ def test_replay_goes_to_the_api_that_the_journal_names(tmp_path: Path) -> None:
                 assert shown == f"{left.name}: 5 operations delivered to {url}\n"
 
 
+@pytest.mark.parametrize("api_url", ["", "http://127.0.0.1:9", "local:runs.db"])
+def test_the_token_goes_to_no_server_that_only_a_journal_names(
+    tmp_path: Path, api_url: str
+) -> None:
+    left = Journal(tmp_path / "journals", api_url="http://stranger.invalid")
+    left.append(*run_of("research"))
+    left.die()
+    before = listed(tmp_path)
+    environment = {"PREFACTOR_API_TOKEN": "token", "PREFACTOR_API_URL": api_url}
+    code, shown, errors = journal("replay", "journals", cwd=tmp_path, **environment)
+    assert (code, errors) == (1, "")
+    assert "give --api-url http://stranger.invalid" in shown
+    assert listed(tmp_path) == before
+
+
 def test_an_api_that_does_not_answer_leaves_the_journal_as_it_is(killed: Path) -> None:
     before = listed(killed.parent)
+    environment = {"PREFACTOR_API_TOKEN": "token"}
     code, shown, errors = journal(
-        "replay", "journals", cwd=killed.parent, PREFACTOR_API_TOKEN="token"
+        "replay", "journals", "--api-url", NOWHERE, cwd=killed.parent, **environment
     )
     assert (code, shown) == (1, "")
     (line,) = errors.splitlines()
