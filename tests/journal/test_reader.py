@@ -130,6 +130,15 @@ def test_a_scan_counts_the_unsettled_operations_and_bytes_of_each_file(
     assert reader.state.last_sequence == files.sequence == 8
 
 
+def test_records_that_are_settled_give_others_a_turn_as_well(files: JournalFiles) -> None:
+    settled = [files.operation(quality(f"{number}")) for number in range(2_500)]
+    files.add(Kind.SETTLED, settled)
+    last = files.operation(quality("last"))
+    reader = JournalReader(files.path)
+    assert sum(1 for _ in reader.scan()) == 2
+    assert [*reader.entries_in_turns()] == [None, None, plain(quality("last"), last)]
+
+
 def test_a_scan_gives_others_a_turn_after_each_megabyte(files: JournalFiles) -> None:
     large = msgspec.structs.replace(quality(), payload=Raw(encode("x" * 300_000)))
     for _ in range(3):
