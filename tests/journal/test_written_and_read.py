@@ -217,9 +217,16 @@ def test_a_large_state_does_not_begin_a_new_file_with_each_record(tmp_path: Path
 # --- The adopter ---
 
 
+class Loop:
+    """An event loop that runs at once what it is to run soon."""
+
+    def run_sync_soon(self, function: Callable[[], object]) -> None:
+        function()
+
+
 def adopt(path: Path) -> AdoptedJournal:
     [held] = filter(None, JournalDirectory(path).abandoned())
-    journal = AdoptedJournal(held, EventLoop(None))
+    journal = AdoptedJournal(held, EventLoop(Loop()))
     for _ in journal.read():
         pass
     return journal
