@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -578,3 +579,14 @@ def test_operations_that_are_given_up_come_with_their_reasons(
     assert [record.getMessage() for record in caplog.records] == [
         f"a refused operation in {file} is damaged, and left out"
     ] * 2
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_pipe_or_a_folder_in_place_of_a_file_is_unreadable_and_holds_nobody_up(
+    files: JournalFiles, make: Callable[[Path], object]
+) -> None:
+    make(files.path / "000002.log")
+    before = open_descriptors()
+    with pytest.raises(JournalUnreadableError, match="it is no file"):
+        [*JournalReader(files.path).scan()]
+    assert open_descriptors() == before
