@@ -54,7 +54,7 @@ test-wheel:
     .venv-wheel/bin/python -m pip install -q --disable-pip-version-check "$(echo dist/*.whl)[local]"
     cd .venv-wheel && bin/python -I -m prefactor_core demo
 
-# Play 10,000 schedules that no test has played before, and kill agents 1,000 times; half on trio.
+# Play 10,000 schedules that no test has played before, and kill agents 1,800 times; half on trio.
 fuzz *options: (_install venv "dev")
     {{ python }} -m pytest --hypothesis-profile=fuzz {{ fuzzed }} {{ options }}
 

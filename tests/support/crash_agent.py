@@ -55,8 +55,8 @@ class Finished(Fact):
 
 
 class Opened(Fact):
-    """``parent``: the name of the innermost span; None for a root. ``payload``: that of a large span
-    has no text here; an earlier one may be stored if the recording was not done."""
+    """``parent``: the name of the innermost span; None for a root. ``payload``: that of a large
+    span has no text here; an earlier one may be stored if the recording was not done."""
 
     span: str
     run: str
