@@ -105,6 +105,7 @@ class Adoption:
             await anyio.lowlevel.checkpoint()
         if journal.header is None:
             journal.remove_if_empty()
+            self._left_alone.add(hold.path)  # what is left is for a person
             return
         self._replay = Replay(
             self._api, journal, self._breaker, self._limits, self._config, self._event_loop

@@ -40,6 +40,8 @@ logger = logging.getLogger("prefactor_core.export.sender")
 
 T = TypeVar("T")
 
+_REFUSALS = (FailureKind.REFUSED, FailureKind.TOO_LARGE)
+
 _SLICE = 100
 """Outputs that are read in one turn of the loop."""
 
@@ -127,8 +129,9 @@ class Sender:
             if not is_done and self._handle_refusal(item, operation, error):
                 return
             if not is_done:
-                if item.original is not None:
-                    # The API refused the reduced operation, too.
+                if item.original is not None and classify_request(error) in _REFUSALS:
+                    # The API refused the reduced operation, too. It may have accepted one of which
+                    # the answer is lost: that keeps its form.
                     item.operation, item.original = item.original, None
                 raise
             self._succeeded()

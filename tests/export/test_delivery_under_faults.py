@@ -605,3 +605,26 @@ async def test_a_batch_is_written_and_its_answer_read_in_slices(api: FaultyApi) 
     # which trio may take the counting task first.
     assert asked_at - began >= 8
     assert ended - answered_at >= 3
+
+
+async def test_what_was_sent_without_its_payload_and_not_answered_keeps_that_form(
+    api: FaultyApi,
+) -> None:
+    whole: list[bool] = []
+
+    def refuse(call: Call) -> object:
+        is_whole = "text" in call.body["details"]["payload"]
+        whole.append(is_whole)
+        # The first request without the payload is done, and its answer lost.
+        api.lost_answers = int(whole.count(False) == 1)
+        return 413 if is_whole else None
+
+    api.faults = {"agent_spans": refuse, "bulk": 404}
+    async with open_prefactor(make_config(drain_timeout=60), asgi_app=api) as client:
+        async with client.agent_instance(**AGENT) as instance:
+            async with instance.span("agent:tool", payload={"text": "x" * 1_000}):
+                pass
+    assert client.statistics().lost == 0
+    # Or the API would get its idempotency key with two bodies.
+    assert whole[-2:] == [False, False]
+    assert whole == sorted(whole, reverse=True)

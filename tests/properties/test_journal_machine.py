@@ -82,6 +82,8 @@ ACTIONS: st.SearchStrategy[tuple[str, int, Any]] = st.one_of(
     ),
 )
 
+SEVERAL = st.lists(ACTIONS, min_size=2, max_size=8)
+
 
 @dataclass(eq=False)
 class ModelRun:
@@ -193,7 +195,6 @@ class JournalMachine(RuleBasedStateMachine):
 
     # Recording.
 
-    @precondition(lambda self: len(self.runs) < 5)
     @rule(refused=st.sampled_from([False, False, False, True]), raises=st.booleans())
     def begin_run(self, refused: bool, raises: bool) -> None:
         name = f"{REFUSED if refused else 'run'} {self.begun}"
@@ -213,10 +214,25 @@ class JournalMachine(RuleBasedStateMachine):
             # A wrong token is a refusal, too.
             self.runs.append(ModelRun(name, handle, refused or not handle.recorded))
 
-    @rule(actions=st.lists(ACTIONS, min_size=1, max_size=6))
+    @rule(actions=SEVERAL)
     def record(self, actions: list[tuple[str, int, Any]]) -> None:
+        if not self.open_runs():
+            self.begin_run(False, False)
         for name, pick, how in actions:
             getattr(self, name)(pick, how)
+
+    @rule(actions=SEVERAL, seconds=st.sampled_from([0.0, 0.2, 2.0, 45.0]))
+    def record_and_wait(self, actions: list[tuple[str, int, Any]], seconds: float) -> None:
+        """The workers make requests."""
+        self.record(actions)
+        self.steps.run(lambda: anyio.sleep(seconds))
+
+    @rule(actions=SEVERAL, plans=st.lists(PLANS, min_size=1, max_size=3))
+    def record_and_fail(self, actions: list[tuple[str, int, Any]], plans: list[str]) -> None:
+        """The next requests meet something else."""
+        self.record(actions)
+        self.api.plans = [*plans]
+        self.steps.run(lambda: anyio.sleep(0.15))
 
     def start_run(self, pick: int, _: None) -> None:
         run = _pick(self.open_runs(), pick)
@@ -268,18 +284,13 @@ class JournalMachine(RuleBasedStateMachine):
 
     # The API.
 
-    @rule(weather=WEATHER, plans=st.lists(PLANS, max_size=4), forgets=st.booleans())
-    def change_api(self, weather: Any, plans: list[str], forgets: bool) -> None:
-        self.api.weather, self.api.plans = weather, [*plans]
+    @rule(weather=WEATHER, forgets=st.booleans(), releases=st.booleans())
+    def change_api(self, weather: Any, forgets: bool, releases: bool) -> None:
+        self.api.weather = weather
         if forgets:
             self.api.forget_keys()
-
-    @rule(seconds=st.sampled_from([0.0, 0.2, 2.0, 45.0]), releases=st.booleans())
-    def wait(self, seconds: float, releases: bool) -> None:
-        """The workers make requests."""
         if releases:
             self.do(self.api.release)
-        self.steps.run(lambda: anyio.sleep(seconds))
 
     @rule()
     def flush_in_fine_weather(self) -> None:
@@ -299,13 +310,19 @@ class JournalMachine(RuleBasedStateMachine):
 
     # The life of processes. Each client adopts what the last one left.
 
-    @rule()
-    def close_and_open_another(self) -> None:
-        self.close()
+    @rule(
+        dies=st.sampled_from([True, True, False]),
+        arrives=st.booleans(),
+        torn=st.sampled_from([0, 0, 1, 10, 17, 30]),
+    )
+    def end_process(self, dies: bool, arrives: bool, torn: int) -> None:
+        """The next one begins at once."""
+        if dies and self.has_journal:
+            self.die(arrives, torn)
+        else:
+            self.close()
         self.open_client()
 
-    @precondition(lambda self: self.has_journal)
-    @rule(arrives=st.booleans(), torn=st.sampled_from([0, 0, 1, 10, 17, 30]))
     def die(self, arrives: bool, torn: int) -> None:
         """``arrives``: whether a request that is on its way still arrives. ``torn``: so many bytes
         of a last record are in the file."""
@@ -322,7 +339,6 @@ class JournalMachine(RuleBasedStateMachine):
         self.steps.run(self.life.cancel)
         shutil.rmtree(alive)
         self.end_all("failed", "failed", "failed")
-        self.open_client()
 
     def open_client(self) -> None:
         config = make_config(
@@ -381,7 +397,7 @@ class JournalMachine(RuleBasedStateMachine):
     @invariant()
     def the_api_sees_no_key_with_two_bodies(self) -> None:
         if hasattr(self, "api"):
-            assert self.api.wrong == []
+            assert self.api.wrong == [], self.api.wrong
             assert self.api.refusals["idempotency_key_reused"] == 0
 
     @invariant()
@@ -412,7 +428,7 @@ class JournalMachine(RuleBasedStateMachine):
         """One client after another has the folder, until nothing is left in it."""
         for _ in range(3):
             self.open_client()
-            self.wait(100.0, releases=False)
+            self.steps.run(lambda: anyio.sleep(100.0))
             self.close()
             left = [file for file in self.folder.glob("*/*.log") if file.name != "refused.log"]
             if not left:
