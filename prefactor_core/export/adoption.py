@@ -77,7 +77,7 @@ class Adoption:
                 await self._closing.wait()
 
     def close(self) -> None:
-        """End :meth:`serve` with the journals that are there, or with the next failure."""
+        """End :meth:`serve` with the journals that are there, or with an outage."""
         self._closing.set()
         if self._replay is not None:
             self._replay.close()

@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 from msgspec import Struct
-from support.crash_points import KillingApi, Points, encode_counts
+from support.crash_points import KillingApi, Points
 from support.crash_scripts import Away, Both, Crash, Flush, Life, Pause, Quality, Run, Span, Step
 from support.harness import AGENT, FaultyApi, make_config, make_registry
 
@@ -98,8 +98,6 @@ class Agent:
         points = Points(self._life.kill, str(self._folder / f"{self._place}.death"))
         points.watch(Agent.note.__code__)
         anyio.run(self._live, points, backend=self._crash.backend)
-        points.leave()
-        (self._folder / f"{self._place}.points").write_bytes(encode_counts(points))
 
     async def _live(self, points: Points) -> None:
         crash, life = self._crash, self._life
