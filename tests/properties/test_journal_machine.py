@@ -22,7 +22,6 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -348,23 +347,19 @@ class JournalMachine(RuleBasedStateMachine):
             registration_timeout=0.5,
         )
         self.line = Line(self.api)
-        opened: list[PrefactorCoreClient] = []
 
         async def live() -> None:
-            async with open_prefactor(config, asgi_app=self.line) as client:
-                self.closing = anyio.Event()
-                opened.append(client)
+            async with open_prefactor(config, asgi_app=self.line) as self.client:
+                self.opened.set()
                 await self.closing.wait()
 
-        async def open() -> Task:
-            task = Task(live)
+        async def open() -> None:
+            self.opened, self.closing = anyio.Event(), anyio.Event()
+            self.life = Task(live)
             with anyio.fail_after(10):
-                while not opened:
-                    await anyio.sleep(0.001)
-            return task
+                await self.opened.wait()
 
-        self.life = self.steps.run(open)
-        self.client = opened[0]
+        self.steps.run(open)
 
     def close(self) -> None:
         if not self.has_journal:
@@ -493,5 +488,5 @@ def _pick(choices: list[T], pick: int) -> T | None:
 def test_with_a_journal_or_without_all_is_stored_once_whatever_fails_and_dies(backend: str) -> None:
     machine = type("JournalMachineOn", (JournalMachine,), {"backend": backend})
     run_state_machine_as_test(
-        machine, settings=settings(max_examples=examples(40), stateful_step_count=30)
+        machine, settings=settings(max_examples=examples(25), stateful_step_count=30)
     )
