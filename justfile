@@ -21,6 +21,8 @@ on_a_loop := "tests/agent tests/api tests/client tests/export tests/processes/te
 # What calls anyio (client, queue), httpx (api) and msgspec (the stored answers, the capture of
 # values, schemas from types) itself, and the properties, which go through all of them.
 on_dependencies := "tests/api tests/client tests/local tests/payloads/test_capture.py tests/payloads/test_kinds.py tests/properties tests/queue tests/schema_registry/test_type_schema.py tests/schema_registry/test_typed_spans.py"
+# What goes on for as many examples as it is given.
+fuzzed := "tests/properties/test_schedules.py tests/processes/test_crashes.py"
 
 # List the verbs.
 default:
@@ -52,9 +54,9 @@ test-wheel:
     .venv-wheel/bin/python -m pip install -q --disable-pip-version-check "$(echo dist/*.whl)[local]"
     cd .venv-wheel && bin/python -I -m prefactor_core demo
 
-# Play 10,000 schedules of an agent that no test has played before, half of them on trio.
+# Play 10,000 schedules that no test has played before, and kill agents 1,000 times; half on trio.
 fuzz *options: (_install venv "dev")
-    {{ python }} -m pytest --hypothesis-profile=fuzz tests/properties/test_schedules.py {{ options }}
+    {{ python }} -m pytest --hypothesis-profile=fuzz {{ fuzzed }} {{ options }}
 
 # Measure this client beside the official SDK and OpenTelemetry (--quick: in about a minute).
 bench *options: (_install venv "dev")

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
-import msgspec
 
-from prefactor_core.cli.journal_contents import Contents, document, read
-from prefactor_core.cli.journal_folder import is_in_use, journals, take
+from prefactor_core.cli.journal_contents import Contents, damaged_files, document, read
+from prefactor_core.cli.journal_folder import GONE, IN_USE, is_in_use, journals, take
 from prefactor_core.cli.journal_replay import Delivery, Outcome
 from prefactor_core.cli.journal_tables import print_contents, print_journals
-from prefactor_core.cli.terminal import progress, run, say
+from prefactor_core.cli.terminal import errors_in_one_line, print_json, progress, run, say
 from prefactor_core.client.connection import open_api
 from prefactor_core.config import PrefactorCoreConfig
-from prefactor_core.exceptions import PrefactorCoreError
+from prefactor_core.config.http import LOCAL_PREFIX
+from prefactor_core.exceptions import PrefactorCoreError, PrefactorValueError
 from prefactor_core.journal.directory import REFUSED_NAME
 from prefactor_core.journal.reader import JournalReader, read_header
 from prefactor_core.local.run_tree import one_line
@@ -29,6 +31,11 @@ def journal() -> None:
     DIR is the folder that open_prefactor(journal=DIR) or PREFACTOR_JOURNAL names. It has a journal
     for each process that recorded there. NAME is the name of one of them, or its beginning.
     """
+    if sys.platform == "win32":
+        raise click.ClickException(
+            "journals need the file locks of Unix, which this system does not have: copy DIR to a "
+            "system that has them"
+        )
 
 
 _directory = click.argument("directory", metavar="DIR")
@@ -40,10 +47,10 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for a 
 @_directory
 @_json
 def list_journals(directory: str, as_json: bool) -> None:
-    """List the journals in DIR: who wrote them, and how much they hold."""
+    """List journals: who wrote them, how much they hold."""
     found = [contents for contents, _ in _read(journals(directory))]
     if as_json:
-        _print_json(found)
+        print_json(iter(found))
     elif found:
         print_journals(found)
     else:
@@ -56,17 +63,18 @@ def list_journals(directory: str, as_json: bool) -> None:
 @_json
 @click.option("--payloads", is_flag=True, help="Show payloads and results, too.")
 def show_journals(directory: str, name: str, as_json: bool, payloads: bool) -> None:
-    """Show what the journals in DIR hold: what is pending, refused, and open."""
-    documents: list[object] = []
-    for contents, reader in _read(journals(directory, name)):
-        shown = document(contents, reader, payloads)
-        documents.append(shown if as_json else contents)
-        if not as_json:
+    """Show what is pending, refused, and open."""
+    found = _read(journals(directory, name))
+    is_empty = True
+    with errors_in_one_line():
+        if as_json:
+            print_json(document(contents, reader, payloads) for contents, reader in found)
+            return
+        for contents, reader in found:
+            is_empty = False
             print_journals([contents])
-            print_contents(shown)
-    if as_json:
-        _print_json(documents)
-    elif not documents:
+            print_contents(contents, document(contents, reader, payloads))
+    if is_empty:
         say(f"there is no journal in {directory}")
 
 
@@ -76,9 +84,9 @@ def show_journals(directory: str, name: str, as_json: bool, payloads: bool) -> N
 @click.option("--refused", "only_refused", is_flag=True, help="Discard only what was refused.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def discard_journals(directory: str, name: str, only_refused: bool, yes: bool) -> None:
-    """Delete the journals of dead processes in DIR, with all that they hold. Asks before.
+    """Delete journals of dead processes; asks before.
 
-    Journals of living processes are left alone.
+    All that they hold is deleted with them. Journals of living processes are left alone.
     """
     paths = journals(directory, name)
     found: dict[Path, Contents] = {}
@@ -122,28 +130,21 @@ def discard_journals(directory: str, name: str, only_refused: bool, yes: bool) -
 @click.option("--api-url", help="Send to this API, instead of the one that a journal names.")
 @click.option("--refused", "also_refused", is_flag=True, help="Send what was refused once more.")
 def replay_journals(directory: str, name: str, api_url: str | None, also_refused: bool) -> None:
-    """Deliver what dead processes left in DIR, and end what they left open.
+    """Deliver what dead processes left in DIR.
 
-    PREFACTOR_API_TOKEN is the token. What is delivered is deleted. If anything stays, the exit
-    code is 1. Journals of living processes are left alone.
+    Runs and spans that they left open end as failed. PREFACTOR_API_TOKEN is the token; it goes to
+    no server but PREFACTOR_API_URL, or --api-url. What is delivered is deleted. If anything stays,
+    the exit code is 1. Journals of living processes are left alone.
     """
     is_done = True
     by_api: dict[str, list[Path]] = defaultdict(list)
     for path in journals(directory, name):
+        if not any(path.glob("*.log" if also_refused else "[0-9]*.log")):
+            continue
         try:
-            header = read_header(path)
+            by_api[api_url or _api_of(path)].append(path)
         except PrefactorCoreError as error:
             _leave_alone(path, str(error), is_named=bool(name))
-            is_done = False
-            continue
-        url = api_url or (None if header is None else header.api_url)
-        files = path.glob("*.log") if also_refused else path.glob("[0-9]*.log")
-        if not any(files):
-            continue
-        if url is not None:
-            by_api[url].append(path)
-        else:
-            _leave_alone(path, "its API is not known: give --api-url", is_named=bool(name))
             is_done = False
     if not by_api and is_done:
         say(f"there is nothing to replay in {directory}")
@@ -155,6 +156,28 @@ def replay_journals(directory: str, name: str, api_url: str | None, also_refused
             is_done = False
     if not is_done:
         raise click.exceptions.Exit(1)
+
+
+def _api_of(path: Path) -> str:
+    """The address of the API that a journal is for.
+
+    Raises :class:`PrefactorValueError` for a server that the user has not named: a journal of a
+    stranger must not be able to name the one that gets the token.
+    """
+    header = read_header(path)
+    if header is None:
+        raise PrefactorValueError("its API is not known: give --api-url")
+    file = header.api_url.removeprefix(LOCAL_PREFIX)
+    if file != header.api_url and not Path(file).exists():
+        # It may be on another machine; and opening it here would make it.
+        raise PrefactorValueError(f"there is no database {file!r}: give --api-url")
+    known = os.environ.get("PREFACTOR_API_URL", "").strip().rstrip("/")
+    if file == header.api_url and header.api_url != known:
+        raise PrefactorValueError(
+            f"it is for {header.api_url}, which is not PREFACTOR_API_URL: to send it there, with "
+            f"your token, give --api-url {header.api_url}"
+        )
+    return header.api_url
 
 
 async def _replay(api_url: str, paths: list[Path], also_refused: bool, is_named: bool) -> bool:
@@ -179,26 +202,29 @@ async def _deliver(delivery: Delivery, path: Path, also_refused: bool, is_named:
         held = take(path)
         if isinstance(held, str):
             _leave_alone(path, held, is_named=is_named)
-            break
+            return held in (IN_USE, GONE)
         try:
             with progress(f"sending {path.stem}") as on_progress:
                 outcome = await delivery.deliver(held, on_progress, with_refused=with_refused)
         finally:
             held.release()
+        damaged = damaged_files(path)
         if outcome != Outcome():
-            say(_sentence(path, outcome, delivery.api_url))
-        is_done = not outcome.refused and outcome.error is None
+            say(_sentence(path, outcome, delivery.api_url, damaged))
+        is_done = not outcome.refused and outcome.error is None and not damaged
         if outcome.error is not None:
             break
     return is_done
 
 
-def _sentence(path: Path, outcome: Outcome, api_url: str) -> str:
+def _sentence(path: Path, outcome: Outcome, api_url: str, damaged: list[str]) -> str:
     said = f"{path.stem}: {_count(outcome.delivered, 'operation')} delivered to {api_url}"
     if outcome.refused:
         said += f", {outcome.refused} refused: 'journal show {path.parent}' has the reasons"
     if outcome.error is not None:
         said += f", {outcome.left or 'the rest'} left: {outcome.error}"
+    if damaged:
+        said += f"; damaged files stay: {', '.join(damaged)}"
     return one_line(said)
 
 
@@ -226,7 +252,9 @@ def _ask(found: Iterable[Contents], only_refused: bool, yes: bool) -> None:
     contents = list(found)
     refused = _count(sum(each.refused for each in contents), "refused operation")
     pending = _count(sum(each.pending for each in contents), "pending operation")
-    what = f"{_count(len(contents), 'journal')} with {pending} and {refused}"
+    unreadable = sum(each.problem is not None for each in contents)
+    what = f"{_count(len(contents) - unreadable, 'journal')} with {pending} and {refused}"
+    what += f", and {unreadable} that cannot be read" if unreadable else ""
     try:
         if yes or click.confirm(f"Delete {refused if only_refused else what}?", err=True):
             return
@@ -237,7 +265,3 @@ def _ask(found: Iterable[Contents], only_refused: bool, yes: bool) -> None:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _print_json(value: object) -> None:
-    say(msgspec.json.format(msgspec.json.encode(value)).decode())

@@ -33,9 +33,8 @@ class Contents(Struct, kw_only=True):
 
     ``since``: when it was made; ``until``: the latest time in any record. ``in_use``: whether a
     process has locked it; None if that cannot be told. ``damaged``: how many records, or groups of
-    records, cannot be read. ``damaged_files``: kept, because a part of
-    them could not be read, and the rest was delivered. ``problem``: why the journal cannot be read;
-    the counts are 0 then.
+    records, cannot be read. ``damaged_files``: files of which the rest was delivered, and which are
+    kept. ``problem``: why the journal cannot be read; the counts are 0 then.
     """
 
     name: str
@@ -68,11 +67,11 @@ def read(
     """Read a journal; ``on_progress()`` gets the bytes that are read, and all."""
     reader = JournalReader(journal)
     contents = Contents(name=journal.stem, in_use=in_use)
-    if is_pfid(contents.name):
-        contents.since = time_of(milliseconds_of(contents.name) * _MILLISECOND)
-    files = list(_files(journal))
-    contents.bytes = sum(size for _, size in files)
-    contents.damaged_files = [name for name, _ in files if name.endswith(DAMAGED)]
+    with suppress(OverflowError):  # a time after the year 9999, in a name that is a person's
+        if is_pfid(contents.name):
+            contents.since = time_of(milliseconds_of(contents.name) * _MILLISECOND)
+    contents.bytes = sum(_sizes(journal))
+    contents.damaged_files = damaged_files(journal)
     try:
         for _ in reader.scan():
             on_progress(sum(reader.sizes.values()), contents.bytes)
@@ -96,25 +95,33 @@ def read(
     return contents, reader
 
 
+def damaged_files(journal: Path) -> list[str]:
+    """The names of the files that are kept, as a part of them cannot be read."""
+    return sorted(file.name for file in journal.glob(f"*{DAMAGED}"))
+
+
 def document(contents: Contents, reader: JournalReader, payloads: bool) -> dict[str, object]:
-    """All that a journal holds, for JSON; with ``payloads`` or without."""
+    """All that a journal holds, for JSON; with ``payloads`` or without.
+
+    There may be much of it: lists are iterators.
+    """
     is_readable = contents.problem is None
     entries = reader.entries() if is_readable else ()
     kept = asides(reader.path) if is_readable else ()
     runs = reader.state.runs.values()
     return {
         "journal": contents,
-        "pending": [_pending(entry, payloads) for entry in entries],
-        "refused": [_refused(aside, payloads) for _, aside in kept],
-        "open_runs": [
+        "pending": (_pending(entry, payloads) for entry in entries),
+        "refused": (_refused(aside, payloads) for _, aside in kept),
+        "open_runs": (
             {
                 "instance_id": run.instance_id,
                 "status": run.status,
                 "started_at": _time_or_none(run.started_at),
             }
             for run in runs
-        ],
-        "open_spans": list(map(_open_span, reader.state.open_spans())),
+        ),
+        "open_spans": map(_open_span, reader.state.open_spans()),
     }
 
 
@@ -174,9 +181,9 @@ def _fields(operation: Operation, payloads: bool) -> dict[str, object]:
     return fields
 
 
-def _files(folder: Path) -> Iterator[tuple[str, int]]:
-    """The names and sizes of the files that are there; a living process deletes some meanwhile."""
+def _sizes(folder: Path) -> Iterator[int]:
+    """The sizes of the files that are there; a living process deletes some meanwhile."""
     with suppress(OSError):
-        for file in sorted(folder.iterdir()):
+        for file in folder.iterdir():
             with suppress(FileNotFoundError):
-                yield file.name, file.stat().st_size
+                yield file.stat().st_size

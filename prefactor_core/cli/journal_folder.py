@@ -12,6 +12,10 @@ from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.journal.directory import Hold, JournalDirectory, hold
 from prefactor_core.journal.locks import locks_work
 
+IN_USE: Final = "a process has it"
+GONE: Final = "it is gone"
+"""Reasons to leave a journal alone that are none to worry: another process delivers it."""
+
 _QUIET: Final = 90.0
 """Seconds: a living process appends to its journal every 30 seconds at least."""
 
@@ -30,6 +34,7 @@ def journals(directory: str, name: str = "") -> list[Path]:
             "PREFACTOR_JOURNAL names"
         )
     try:
+        next(folder.iterdir(), None)  # glob() takes a folder that may not be read for an empty one
         found = JournalDirectory(folder).journals()
     except OSError as error:
         raise click.ClickException(f"{directory!r} cannot be read: {error.strerror}") from None
@@ -48,10 +53,12 @@ def take(journal: Path) -> Hold | str:
     """Hold a journal whose process is dead; or return why it must be left alone."""
     try:
         held = hold(journal)
-    except (OSError, PrefactorValueError) as error:
+    except PrefactorValueError as error:
         return str(error)
+    except OSError as error:
+        return f"it cannot be locked ({error.strerror}): copy it to a disk that can be written"
     if held is None:
-        return "a process has it" if journal.exists() else "it is gone"
+        return IN_USE if journal.exists() else GONE
     if not locks_work(journal.parent) and was_written_lately(journal, time.time()):
         held.release()
         return (

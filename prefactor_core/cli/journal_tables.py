@@ -13,8 +13,6 @@ from prefactor_core.cli.table import Column, Row, print_heading, print_table
 from prefactor_core.cli.terminal import is_terminal
 from prefactor_core.local.run_tree import one_line, payload_text
 
-_MOST_CHARACTERS: Final = 1_000
-
 _JOURNALS: Final = (
     Column("journal"),
     Column("pending", is_number=True),
@@ -35,19 +33,18 @@ _OPEN: Final = (Column("open"), Column("status"), Column("since"))
 
 
 def print_journals(found: Sequence[Contents]) -> None:
-    """One row for each journal."""
+    """Print a row for each journal."""
     print_table(_JOURNALS, list(map(_journal, found)), below="written by")
 
 
-def print_contents(document: dict[str, Any]) -> None:
-    """The operations of a journal that are pending, by run, then those refused, then what is open.
+def print_contents(journal: Contents, document: dict[str, Any]) -> None:
+    """Print the pending operations of a journal, by run; then those refused; then what is open.
 
     ``document``: what is printed as JSON.
     """
-    journal: Contents = document["journal"]
     if journal.damaged or journal.damaged_files:
-        kept = ", ".join(journal.damaged_files) or "no file so far"
-        print_heading(f"damaged: {journal.damaged} records or groups of them; kept for you: {kept}")
+        kept = ", ".join(journal.damaged_files) or "none"
+        print_heading(f"damaged: {journal.damaged} places cannot be read; files set aside: {kept}")
     by_run: dict[str, list[Row]] = defaultdict(list)
     for operation in document["pending"]:
         sent = "" if not operation["sent"] else "changed" if operation["changed"] else "yes"
@@ -119,7 +116,7 @@ def _status(operation: dict[str, Any]) -> str:
 
 
 def _ids_and_payloads(operation: dict[str, Any]) -> str:
-    most = _MOST_CHARACTERS if is_terminal() else None
+    most = 1_000 if is_terminal() else None
     values = operation.get("payload"), operation.get("result_payload")
     payloads = (payload_text(value, most) for value in values if value is not None)
     return f"{operation.get('span_id') or ''}  {' → '.join(payloads)}".strip()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import codecs
 import io
+import json
+import re
 import sys
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Final, TextIO, TypeVar, TypeVarTuple
+from typing import Final, TextIO, TypeVar, TypeVarTuple, cast
 
 import anyio
 import click
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
@@ -51,6 +54,36 @@ def say(text: str) -> None:
     click.echo(text, file=sys.stdout)
 
 
+def print_json(value: object) -> None:
+    """Write JSON to the standard output; iterators in it become lists, an item on each line."""
+    if sys.stdout is not None:  # closed when the process started
+        is_unicode = sys.stdout.encoding.lower().startswith("utf")
+        for part in _json(value):
+            sys.stdout.write(part if is_unicode or part.isascii() else _escaped(part))
+        sys.stdout.write("\n")
+
+
+def _json(value: object) -> Iterator[str]:
+    fields = cast("dict[str, object]", value) if isinstance(value, dict) else {}
+    if isinstance(value, Iterator):
+        yield "["
+        for place, item in enumerate(cast("Iterator[object]", value)):
+            yield ",\n" if place else "\n"
+            yield from _json(item)
+        yield "]"
+    elif any(isinstance(item, Iterator) for item in fields.values()):
+        for place, (name, item) in enumerate(fields.items()):
+            yield f'{", " if place else "{"}"{name}": '
+            yield from _json(item)
+        yield "}"
+    else:
+        yield msgspec.json.encode(value).decode()
+
+
+def _escaped(text: str) -> str:
+    return re.sub("[^ -~]+", lambda match: json.dumps(match[0])[1:-1], text)
+
+
 def is_terminal() -> bool:
     """Whether the standard output is a terminal."""
     # None: closed when the process started.
@@ -80,8 +113,16 @@ def run(
 ) -> Answer:
     """Run ``command`` on an event loop; an error of this library ends the process in one line."""
     try:
-        return anyio.run(command, *arguments, backend=backend)
-    except PrefactorCoreError as error:
-        raise click.ClickException(str(error)) from None
+        with errors_in_one_line():
+            return anyio.run(command, *arguments, backend=backend)
     except LookupError:
         raise click.ClickException(f"{backend} is not installed: pip install {backend}") from None
+
+
+@contextmanager
+def errors_in_one_line() -> Generator[None]:
+    """End the process with one line for an error of this library."""
+    try:
+        yield
+    except PrefactorCoreError as error:
+        raise click.ClickException(str(error)) from None

@@ -69,7 +69,7 @@ class Adoption:
                     await self._look_at(hold)
                 finally:
                     hold.release()
-                if self._closing.is_set() and self._breaker.is_open:
+                if self._closing.is_set() and self._breaker.is_outage:
                     return
             if self._closing.is_set():
                 return

@@ -116,7 +116,8 @@ class Batcher:
                 start.keys = (*start.keys, operation.idempotency_key)
                 return True
         item = BatchItem(operation, position, operation.size, (operation.idempotency_key,))
-        item.is_replayed = is_replayed
+        if is_replayed:
+            item.is_replayed = True
         self._append(item)
         if isinstance(operation, CreateSpan) and operation.status is SpanStatus.ACTIVE:
             self._unsent_starts[operation.span_id] = item
@@ -269,17 +270,20 @@ class _Batch:
     def take(self, items: Iterable[BatchItem]) -> bool:
         """Take the first items of a run that can go together; return whether there is room for
         more."""
+        taken, alone, keys = self.items, self._alone, self._keys
         for item in items:
             operation = item.operation
-            single = item.alone or item.in_bulk or operation.type in self._alone
-            if self.items and single:
-                # Its turn comes: a run that was in a batch goes to the end.
-                return True
-            operations, size = self._operations + item.count, self._size + item.size
-            if self.items and (operations > self._max_operations or size > self._max_bytes):
-                return False
+            key = operation.idempotency_key
+            single = item.alone or item.in_bulk or operation.type in alone
+            operations, size = self._operations + len(item.keys), self._size + item.size
+            if taken:
+                if single:
+                    # Its turn comes: a run that was in a batch goes to the end.
+                    return True
+                if operations > self._max_operations or size > self._max_bytes:
+                    return False
             # A caller who gives a span the id of another gives it its keys, too.
-            if operation.idempotency_key in self._keys:
+            if key in keys:
                 return True
             if not self._given_ids and isinstance(operation, _SPANS):
                 if operation.span_id in self._created or (
@@ -287,9 +291,9 @@ class _Batch:
                 ):
                     return True
                 self._created.add(operation.span_id)
-            self._keys.add(operation.idempotency_key)
+            keys.add(key)
             self._operations, self._size = operations, size
-            self.items.append(item)
+            taken.append(item)
             if single:
                 return False
             if isinstance(operation, RegisterAgentInstance):

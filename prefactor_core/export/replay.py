@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import anyio.lowlevel
@@ -92,16 +93,12 @@ class Replay(Worker):
 
     async def _gather(self) -> bool:
         """Take more entries; return False if there is nothing more to send, or no use in it."""
-        if self._completion.refusal is not None or (self._closing and self._breaker.is_open):
+        if self._completion.refusal is not None or (self._closing and self._breaker.is_outage):
             return False
         batcher = self._batcher
         await anyio.lowlevel.checkpoint()
-        for _ in range(_SLICE):
-            if batcher.operations >= self._most_waiting:
-                break
-            entry = next(self._entries, None)
-            if entry is None:
-                break
+        room = max(0, self._most_waiting - batcher.operations)
+        for entry in islice(self._entries, min(room, _SLICE)):
             self._take(entry)
         return bool(batcher)
 
@@ -110,7 +107,8 @@ class Replay(Worker):
         self._adopted.writer.resumed(entry.keys, entry.sequences)
         counters.queued += len(entry.keys)
         counters.queued_bytes += operation.size
-        self._run(operation.instance_id)
+        if operation.instance_id not in self._identities.runs:
+            self._add_run(operation.instance_id)
         if entry.is_sent:
             self._batcher.add_sent(operation, entry.keys, entry.original, given_id=entry.given_id)
         elif self._batcher.add(operation, is_replayed=True):

@@ -14,6 +14,8 @@ from typing import Final
 
 import anyio
 
+from prefactor_core.journal.files import close_file
+
 _WAIT: Final = 0.02
 """Seconds from the first append that is not on the disk to its synchronisation."""
 
@@ -95,7 +97,7 @@ class DiskSync:
             self._synced = appended
             self._soon(self._notify)
         while self.files:
-            os.close(self.files.popleft()[0])
+            close_file(self.files.popleft()[0])
 
     def _synchronise_all(self) -> None:
         while self.files:
@@ -113,7 +115,7 @@ class DiskSync:
             if is_newest:
                 break
             # Only now: it was the last time for this file.
-            os.close(self.files.popleft()[0])
+            close_file(self.files.popleft()[0])
 
     def _synchronise_folder(self) -> None:
         """Bring the name of a new file to the disk."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -33,6 +34,12 @@ def open_file(path: Path, flags: int = os.O_WRONLY | os.O_APPEND | os.O_CREAT) -
             os.close(file)
             raise
     return file
+
+
+def close_file(file: int) -> None:
+    """Close a descriptor. An error of the disk is of no use to anybody then."""
+    with suppress(OSError):
+        os.close(file)
 
 
 def cut(file: int, written: int) -> None:

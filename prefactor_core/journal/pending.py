@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 
 class Pending:
     """The operations that are not settled, by idempotency key.
 
-    ``sequences``: their sequence numbers. ``in_doubt``: the numbers of those whose appending was
-    interrupted by an exception from outside: they may be in a file, and are not recorded.
+    ``sequences``: their sequence numbers. ``in_doubt``: the keys of those whose appending was
+    interrupted by an exception from outside: they may be in a file, and are not recorded. A set;
+    as a dict, an addition is no call, which could be interrupted as well.
     """
 
     __slots__ = ("_before", "in_doubt", "sequences")
 
     def __init__(self) -> None:
         self.sequences: dict[str, int] = {}
-        self.in_doubt: dict[str, int] = {}
+        self.in_doubt: dict[str, None] = {}
         # Earlier operations with a key that a caller gave twice, oldest first.
         self._before: dict[str, list[int]] = {}
 
@@ -30,16 +29,17 @@ class Pending:
             self.give_again(key)
         self.sequences[key] = sequence
 
-    def pop(self, keys: Iterable[str]) -> list[int]:
-        """Remove the oldest operation with each of these keys, and return the numbers of those that
-        are there: some could not be written."""
-        found: list[int] = []
-        for key in keys:
-            if key in self._before:
-                sequence, *others = self._before.pop(key)
-                if others:
-                    self._before[key] = others
-                found.append(sequence)
-            elif key in self.sequences:
-                found.append(self.sequences.pop(key))
-        return found
+    def oldest(self, key: str) -> int | None:
+        """The number of the oldest operation with this key; None if it could not be written."""
+        if key in self._before:
+            return self._before[key][0]
+        return self.sequences.get(key)
+
+    def remove(self, key: str) -> None:
+        """Remove the oldest operation with this key."""
+        if key not in self._before:
+            del self.sequences[key]
+        elif others := self._before[key][1:]:
+            self._before[key] = others
+        else:
+            del self._before[key]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -76,6 +76,9 @@ class JournalReader:
 
     def __init__(self, path: Path) -> None:
         self.path: Final = path
+        self._begin()
+
+    def _begin(self) -> None:
         self.state = JournalState()
         self.unsettled: dict[int, int] = {}
         self.sizes: dict[int, int] = {}
@@ -90,14 +93,22 @@ class JournalReader:
         Raises :class:`JournalUnreadableError`, and
         :class:`~prefactor_core.journal.format.JournalVersionError` for a file of a later version.
         """
+        numbers = self._numbers()
+        # Most spans of a file end in it, and the next one lists the others.
+        yield from self._scan(numbers, repeated=numbers[:-1])
+        if self.damaged or not self.state.lists_spans:
+            self._begin()
+            yield from self._scan(numbers)
+
+    def _scan(self, numbers: Iterable[int], repeated: Collection[int] = ()) -> Iterator[None]:
         state, done = self.state, 0
         apply = state.apply
-        for number in self._numbers():
+        for number in numbers:
             data = self._read(number)
             if data is None:
                 continue
             self.sizes[number] = len(data)
-            state.begin_file()
+            state.begin_file(is_repeated=number in repeated)
             sequence = 0
             for record in records(data):
                 if isinstance(record, Damage):

@@ -8,6 +8,7 @@ from bisect import bisect
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
+from os.path import exists
 from pathlib import Path
 from time import monotonic
 from typing import Final, TypeAlias
@@ -18,7 +19,7 @@ from msgspec import Raw
 from prefactor_core.exceptions.log import log
 from prefactor_core.journal.directory import DAMAGED, Hold
 from prefactor_core.journal.disk_sync import DiskSync
-from prefactor_core.journal.files import Segment, cut, file_name, open_file
+from prefactor_core.journal.files import Segment, close_file, cut, file_name, open_file
 from prefactor_core.journal.format import HEAD, PRIME, Kind, Opened, encode, frame
 from prefactor_core.journal.pending import Pending
 from prefactor_core.journal.repetition import repeated
@@ -111,7 +112,6 @@ class Segments:
         self._is_beginning = self.is_resting = False
         self._resting_until = self._compact_again = 0.0
         self._compacted = 0
-        hold.watch_fork(self.forget)
         self.begin()
 
     @property
@@ -127,8 +127,10 @@ class Segments:
     @property
     def left(self) -> int:
         """The same, without those in files that somebody has deleted."""
-        there = [s for s in self._segments if self._exists(s)]
-        return max(0, sum(segment.unsettled for segment in there) - len(self.pending.in_doubt))
+        paths = {self._path(segment.number): segment.unsettled for segment in self._segments}
+        # Unlike Path.exists(), it raises nothing.
+        lost = sum(count for path, count in paths.items() if not exists(path))  # noqa: PTH110
+        return max(0, self.unsettled - lost)
 
     def write(self, kind: int, body: bytes, key: str = "") -> bool:
         """Append a record; False if it is not in the file. ``key``: that of an operation."""
@@ -136,21 +138,19 @@ class Segments:
             self._given_again(key)
         if self.size >= self.limit and not self.make_room():
             return False
-        size = _HEAD_SIZE + len(body)
-        while True:
-            sequence = self.sequence + 1
-            record = _HEAD(
-                size - _HEAD_SIZE, crc32(body, (sequence << 4 | kind) % PRIME), sequence, kind
-            )
-            # Else the handler of a signal has written something meanwhile. Between this and the
-            # write there is no call in which one could run.
-            if sequence > self.sequence:
-                break
+        length, sequence = len(body), self.sequence + 1
+        size = _HEAD_SIZE + length
+        head = _HEAD(length, crc32(body, (sequence << 4 | kind) % PRIME), sequence, kind)
+        if sequence <= self.sequence:
+            # The handler of a signal has written meanwhile. From here to the write none can run.
+            return self.write(kind, body, key)
         self.sequence = sequence
         try:
-            written = os.write(self._file, record + body)
+            written = os.write(self._file, head + body)
             if written < size:
-                self._cut(written, size)
+                self.limit = 0  # a new file follows in any case
+                cut(self._file, written)
+                raise OSError(f"only {written} of {size} bytes were written")
             if self._wrote is not None:
                 self._wrote(kind, sequence, body)
             if self._sync is not None:
@@ -163,7 +163,7 @@ class Segments:
             self.size += size
             if key:
                 self._newest.unsettled += 1
-                self._sequences[key] = self.pending.in_doubt[key] = sequence
+                self._sequences[key], self.pending.in_doubt[key] = sequence, None
             raise
         self.size += size
         if key:
@@ -171,18 +171,13 @@ class Segments:
             self._sequences[key] = sequence
         return True
 
-    def _cut(self, written: int, size: int) -> None:
-        self.limit = 0  # a new file follows in any case
-        cut(self._file, written)
-        raise OSError(f"only {written} of {size} bytes were written")
-
     def _given_again(self, key: str) -> None:
         """Prepare for another operation with a key that is pending."""
         pending = self.pending
         if key in pending.in_doubt:
             # The same call again. On the disk first: a restart must not send both.
-            self.write(_SETTLED, encode([pending.in_doubt[key]]))
-            self._settle(self._sequences.pop(key))
+            self.write(_SETTLED, encode([self._sequences[key]]))
+            self.settle([key])
             del pending.in_doubt[key]
         else:
             pending.give_again(key)
@@ -212,6 +207,12 @@ class Segments:
             earlier, moved = self._segments, dict[str, int]()
             if self._repeat_from is not None:
                 earlier, moved = self._repeat(segment, frames)
+            settled, count = list(self._settled), len(self._settled)
+            settled += [self._sequences[key] for key in moved]
+            if settled:
+                frames.append(frame(segment.first + len(frames), Kind.SETTLED, encode(settled)))
+            # Not the size that is noted: an interrupted write may not be in the file.
+            before_size = os.fstat(self._file).st_size if self._file >= 0 else 0
             data = b"".join(frames)
             self.sequence, size = self.sequence + len(frames), len(data)
             if (written := os.write(file, data)) < size:
@@ -221,7 +222,7 @@ class Segments:
             if file >= 0:
                 with suppress(OSError):
                     os.ftruncate(file, 0)
-                os.close(file)
+                close_file(file)
             if not isinstance(error, OSError):
                 raise
             self.rest(error)
@@ -229,11 +230,11 @@ class Segments:
         # Without a call, so that nothing can interrupt it.
         before, was_resting = self._file, self.is_resting
         if before >= 0:
-            self._newest.size = self.size
-            earlier[-1].size = self.size
-            self._earlier_bytes += self.size
+            earlier[-1].size = before_size
+            self._earlier_bytes += before_size
         self._segments, self.payloads = [*earlier, segment], payloads
         self._sequences |= moved
+        self._settled = self._settled[count:]
         self._file, self._newest, self.size = file, segment, size
         self.limit, self.full_at = size + self._bytes, self._max_bytes - self._earlier_bytes
         self.is_resting, self._is_beginning, self._repeat_from = False, False, None
@@ -242,7 +243,7 @@ class Segments:
             self._sync.files.append((file, segment.number))
             self._sync.appended()
         elif before >= 0:
-            os.close(before)
+            close_file(before)
         if was_resting:
             self._say(logging.INFO, "the journal %s is written again", self._hold.path)
 
@@ -260,8 +261,6 @@ class Segments:
                 earlier[bisect(earlier, sequence, key=_first) - 1].unsettled -= 1
             frames.append(frame(segment.first + len(frames), kind, body))
         segment.unsettled = len(moved)
-        if moved:
-            frames.append(frame(segment.first + len(frames), Kind.SETTLED, encode(list(moved))))
         return earlier, {keys[sequence]: new for sequence, new in moved.items()}
 
     def _files_to_repeat(self) -> Iterator[bytes]:
@@ -291,19 +290,23 @@ class Segments:
 
     def settle(self, keys: Iterable[str]) -> None:
         """Note that operations need no further request; for :meth:`write_settled`."""
-        for sequence in self.pending.pop(keys):
-            self._settle(sequence)
+        for key in keys:
+            found = self.pending.oldest(key)
+            if found is not None:
+                segment = self._segment_of(found)
+                self.pending.remove(key)
+                # Without a call, as the end of that.
+                segment.unsettled -= 1
+                self._settled += [found]
 
-    def _settle(self, sequence: int) -> None:
-        segment = self._newest
-        if sequence < segment.first:
-            segment = self._segments[bisect(self._segments, sequence, key=_first) - 1]
-        segment.unsettled -= 1
-        self._settled.append(sequence)
+    def _segment_of(self, sequence: int) -> Segment:
+        if sequence >= self._newest.first:
+            return self._newest
+        return self._segments[bisect(self._segments, sequence, key=_first) - 1]
 
     def write_settled(self) -> None:
         """Append what is settled, and delete the files without an operation that is not."""
-        if not self._settled:
+        if not self._settled or self._file < 0:
             return
         self.look()
         settled = self._settled
@@ -378,14 +381,11 @@ class Segments:
             self._sync.files.clear()
         for file in files:
             if file >= 0:
-                os.close(file)
+                close_file(file)
 
     def _stop(self) -> None:
         self._file, self.is_resting = -1, True
         self.limit, self._resting_until = 0, float("inf")
-
-    def _exists(self, segment: Segment) -> bool:
-        return os.path.exists(self._path(segment.number))  # noqa: PTH110 - raises nothing
 
     def _path(self, number: int) -> Path:
         return self._hold.path / file_name(number)

@@ -63,6 +63,7 @@ class JournalState:
     has refused, by recorded id. ``pending``: the sequence numbers of the operations that are not
     settled; ``forms``: how some of them stood in a request. ``last_time``: the latest time in any
     record, 0 without one. ``is_closed``: the scope was left in order, so nothing is open.
+    ``lists_spans``: False if the spans of earlier files were left out, and no whole list followed.
     """
 
     def __init__(self) -> None:
@@ -78,6 +79,7 @@ class JournalState:
         self.last_sequence = 0
         self.last_time = 0
         self.is_closed = False
+        self.lists_spans = True
         # A run may have two ids: the one of its registration, which is the key in ``runs``, and the
         # API's.
         self._keys: dict[str, str] = {}
@@ -86,7 +88,7 @@ class JournalState:
         # Spans and runs that earlier files have left open, until the newest repeats them.
         self._not_repeated: set[str] = set()
         self._runs_not_repeated: set[str] = set()
-        self._apply: Mapping[int, Callable[[int, bytes], bool | None]] = {
+        self._apply_all: dict[int, Callable[[int, bytes], bool | None]] = {
             Kind.HEADER: self._header,
             Kind.OPERATION: self._operation,
             Kind.OPENED: self._opened,
@@ -101,6 +103,12 @@ class JournalState:
             Kind.BEAT: self._beat,
             Kind.CLOSED: self._closed,
         }
+        self._apply_repeated = {
+            **self._apply_all,
+            Kind.OPENED: self._skip,
+            Kind.CREATED: self._created_earlier,
+        }
+        self._apply: Mapping[int, Callable[[int, bytes], bool | None]] = self._apply_all
 
     def apply(self, kind: int, sequence: int, body: bytes) -> bool:
         """Take in the next record; False if it cannot be used, as if it were damaged.
@@ -116,8 +124,13 @@ class JournalState:
         except DECODE_ERRORS:
             return False
 
-    def begin_file(self) -> None:
-        """Note that the following records are of another file."""
+    def begin_file(self, *, is_repeated: bool = False) -> None:
+        """Note that the following records are of another file. ``is_repeated``: a later file that
+        is whole lists the spans that this one has left open, so that they are not looked for."""
+        if not self.lists_spans:
+            self.spans.clear()
+        self._apply = self._apply_repeated if is_repeated else self._apply_all
+        self.lists_spans &= not is_repeated
         self._not_repeated = set(self.spans)
         self._runs_not_repeated = set(self.runs)
 
@@ -237,6 +250,12 @@ class JournalState:
         )
         return None
 
+    def _skip(self, _sequence: int, _body: bytes) -> None:
+        pass
+
+    def _created_earlier(self, sequence: int, _body: bytes) -> None:
+        self.pending.add(sequence)
+
     def _span_created(
         self, span_id: str, instance_id: str, status: str, timestamp: int, finished_at: int | None
     ) -> None:
@@ -313,6 +332,7 @@ class JournalState:
 
     def _beat(self, _: int, body: bytes) -> None:
         self._happened(_decode_time(body))
+        self.lists_spans |= self._apply is self._apply_all
         # The first one in a file ends the list of what is open. The end of the others is missing if
         # the files could not be written when it was recorded.
         for span_id in self._not_repeated:
@@ -324,7 +344,7 @@ class JournalState:
 
     def _closed(self, _: int, body: bytes) -> None:
         self._happened(_decode_time(body))
-        self.is_closed = True
+        self.is_closed = self.lists_spans = True
         self.runs.clear()
         self.spans.clear()
 

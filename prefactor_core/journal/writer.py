@@ -104,6 +104,7 @@ class JournalWriter:
             wrote=wrote,
             clock=clock,
         )
+        hold.watch_fork(self._leave)
 
     @property
     def is_full(self) -> bool:
@@ -275,7 +276,8 @@ class JournalWriter:
 
     def _sequence_of(self, keys: Sequence[str]) -> int:
         pending = self._segments.pending.sequences
-        return next((pending[key] for key in keys if key in pending), 0)
+        found = [pending[key] for key in keys if key in pending]
+        return found[0] if found else 0
 
     async def synced(self) -> None:
         """Return when all that is appended so far is on the disk, if the mode asks for that."""
@@ -312,6 +314,11 @@ class JournalWriter:
             self._is_closed = True
             self._segments.close()
             self._hold.release()
+
+    def _leave(self) -> None:
+        """In a fork: everything is the parent's."""
+        self._is_closed = True
+        self._segments.forget()
 
     def _lost(self, error: OSError, number: int) -> None:
         """Go on in a new file, and write again there what is not settled in this one and later

@@ -10,11 +10,7 @@ from typing import Final, TypeAlias
 from msgspec import UNSET, Raw, UnsetType
 
 from prefactor_core.context_stack import OWN_REQUEST, SpanContextStack
-from prefactor_core.exceptions import (
-    ClientNotInitializedError,
-    PrefactorValueError,
-    in_message,
-)
+from prefactor_core.exceptions import ClientNotInitializedError, PrefactorValueError, in_message
 from prefactor_core.exceptions.checks import check_end
 from prefactor_core.exceptions.log import log
 from prefactor_core.exceptions.uncopyable import Uncopyable
@@ -192,14 +188,8 @@ class Recorder(Uncopyable):
                 if not run.registered or run.id != run.recorded_id:
                     index.may_get_another_id(span)
                 if self._has_journal and not span.dropped:
-                    self._journal.opened(
-                        span_id,
-                        run.recorded_id,
-                        span.schema_name,
-                        span.parent_span_id,
-                        now,
-                        captured,
-                    )
+                    name, parent_id, run_id = span.schema_name, span.parent_span_id, run.recorded_id
+                    self._journal.opened(span_id, run_id, name, parent_id, now, captured)
                 of_run: dict[str, SpanRecord] = {}
                 # From here on there is no call and no new container, so that neither an exception
                 # nor a finaliser comes in between.
@@ -295,8 +285,7 @@ class Recorder(Uncopyable):
         if self._loop.is_forked:
             return
         try:
-            result = self.captured_result(span)
-            self.end_as(span, "cancelled", at, result, has_started=False)
+            self.end_as(span, "cancelled", at, self.captured_result(span), has_started=False)
         except BaseException:
             self.interrupted = (span, "cancelled", None, at, self.interrupted)
             raise
@@ -385,9 +374,8 @@ class Recorder(Uncopyable):
             span, outcome, data, at, self.interrupted = first
             try:
                 self.end_as(span, outcome, at, self.captured_result(span, data))
-                if self._has_journal:
-                    # Noted perhaps as opened, and unknown otherwise.
-                    self._loop.step(self._journal.discarded, span.recorded_id, span.parent_span_id)
+                # The journal may know of an opening that was interrupted.
+                self._loop.step(self._journal.discarded, span.recorded_id, span.parent_span_id)
             except (RecursionError, MemoryError):
                 self.interrupted = (span, outcome, data, at, self.interrupted)
                 return  # the next call tries again; this one may still succeed

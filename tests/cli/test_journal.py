@@ -76,6 +76,17 @@ def journals(tmp_path: Path) -> Path:
     return tmp_path / "journals"
 
 
+def new_database(path: Path) -> str:
+    """Make an empty database of the local Prefactor; return the address of its API."""
+
+    async def make() -> None:
+        async with open_local_prefactor(str(path)):
+            pass
+
+    anyio.run(make)
+    return f"local:{path}"
+
+
 def run_of(agent_id: str) -> list[Operation]:
     """A run that the local Prefactor accepts, if it knows the agent."""
     instance_id, span_id = generate(0), generate(0)
@@ -170,7 +181,28 @@ def test_damage_is_listed_and_shown(journals: Path) -> None:
     assert (found["damaged"], found["pending"]) == (2, 1)
     _, shown, _ = journal("show", "journals", cwd=journals.parent)
     assert "dead, damaged: process 42" in shown
-    assert "\ndamaged: 2 records or groups of them; kept for you: no file so far\n" in shown
+    assert "\ndamaged: 2 places cannot be read; files set aside: none\n" in shown
+
+
+def test_replay_delivers_the_rest_of_a_damaged_journal_and_keeps_the_file(journals: Path) -> None:
+    left, (registration, begin, span) = Journal(journals), run_of("research")
+    other = msgspec.structs.replace(span, span_id=generate(0), idempotency_key="of-the-damaged")
+    left.append(registration, begin, other, span)
+    left.die()
+    segment = left.path / "000001.log"
+    content = bytearray(segment.read_bytes())
+    content[content.index(b"of-the-damaged")] ^= 1
+    segment.write_bytes(content)
+    api_url = new_database(journals.parent / "runs.db")
+    code, shown, _ = journal("replay", "journals", "--api-url", api_url, cwd=journals.parent)
+    assert (code, shown) == (
+        1,
+        f"{left.name}: 5 operations delivered to {api_url}; damaged files stay: 000001.damaged\n",
+    )
+    (found,) = listed(journals.parent)
+    assert (found["pending"], found["damaged_files"]) == (0, ["000001.damaged"])
+    assert journal("discard", "journals", "--yes", cwd=journals.parent)[0] == 0
+    assert list(journals.iterdir()) == []
 
 
 def test_a_later_version_is_named_and_left_alone(journals: Path) -> None:
@@ -307,6 +339,18 @@ def test_a_terminal_of_any_width_gets_every_word(killed: Path, columns: int, enc
             assert '"number":2' in shown
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_json_is_json_whatever_the_pipe_can_encode(journals: Path, encoding: str) -> None:
+    left, text = Journal(journals), "Größe → ☃ 日本 \N{SNAKE}"
+    left.append(msgspec.structs.replace(create("one"), payload=Raw(json.dumps([text]).encode())))
+    left.die()
+    command = ["journal", "show", "journals", "--json", "--payloads"]
+    ((code, shown, errors),) = run_commands(command, cwd=journals.parent, encoding=encoding)
+    assert (code, errors) == (0, "")
+    ((payload,),) = ([each["payload"] for each in d["pending"]] for d in json.loads(shown))
+    assert payload == [text]
+
+
 # --- names and folders
 
 
@@ -348,6 +392,22 @@ def test_a_file_that_may_not_be_read_is_named(journals: Path) -> None:
     (left.path / "000001.log").symlink_to(journals / "elsewhere")
     (found,) = listed(journals.parent)
     assert f"{left.path.name}/000001.log cannot be read: " in found["problem"]
+
+
+def test_a_journal_that_others_can_read_is_listed_and_not_touched(journals: Path) -> None:
+    left = Journal(journals)
+    left.append(register())
+    left.die()
+    left.path.chmod(0o755)
+    (found,) = listed(journals.parent)
+    assert (found["in_use"], found["pending"]) == (None, 1)
+    _, shown, _ = journal("ls", "journals", cwd=journals.parent)
+    assert "  in use or dead: process 42 on build-7 since " in shown
+    for command, code in ((["discard", "--yes"], 0), (["replay", "--api-url", "local:x.db"], 1)):
+        ended, shown, _ = journal(*command, "journals", cwd=journals.parent)
+        assert ended == code
+        assert f"use 'chmod 700 {left.path}'" in shown
+    assert left.path.exists()
 
 
 # --- discard
@@ -461,9 +521,8 @@ def test_replay_goes_to_the_api_that_the_journal_names(tmp_path: Path) -> None:
         left.append(*run_of("research"))
         left.die()
         for token, code in (("wr0ng", 1), ("", 1), ("right", 0)):
-            ended, shown, errors = journal(
-                "replay", "journals", cwd=tmp_path, PREFACTOR_API_TOKEN=token
-            )
+            environment = {"PREFACTOR_API_TOKEN": token, "PREFACTOR_API_URL": f"{url}/"}
+            ended, shown, errors = journal("replay", "journals", cwd=tmp_path, **environment)
             assert ended == code
             assert left.path.exists() == bool(code)
             if code:
@@ -475,10 +534,26 @@ def test_replay_goes_to_the_api_that_the_journal_names(tmp_path: Path) -> None:
                 assert shown == f"{left.name}: 5 operations delivered to {url}\n"
 
 
+@pytest.mark.parametrize("api_url", ["", "http://127.0.0.1:9", "local:runs.db"])
+def test_the_token_goes_to_no_server_that_only_a_journal_names(
+    tmp_path: Path, api_url: str
+) -> None:
+    left = Journal(tmp_path / "journals", api_url="http://stranger.invalid")
+    left.append(*run_of("research"))
+    left.die()
+    before = listed(tmp_path)
+    environment = {"PREFACTOR_API_TOKEN": "token", "PREFACTOR_API_URL": api_url}
+    code, shown, errors = journal("replay", "journals", cwd=tmp_path, **environment)
+    assert (code, errors) == (1, "")
+    assert "give --api-url http://stranger.invalid" in shown
+    assert listed(tmp_path) == before
+
+
 def test_an_api_that_does_not_answer_leaves_the_journal_as_it_is(killed: Path) -> None:
     before = listed(killed.parent)
+    environment = {"PREFACTOR_API_TOKEN": "token"}
     code, shown, errors = journal(
-        "replay", "journals", cwd=killed.parent, PREFACTOR_API_TOKEN="token"
+        "replay", "journals", "--api-url", NOWHERE, cwd=killed.parent, **environment
     )
     assert (code, shown) == (1, "")
     (line,) = errors.splitlines()
@@ -488,7 +563,8 @@ def test_an_api_that_does_not_answer_leaves_the_journal_as_it_is(killed: Path) -
 
 
 def test_a_journal_that_the_api_has_nothing_to_do_with_is_left(journals: Path) -> None:
-    strange, fine = Journal(journals, api_url="local:a.db"), Journal(journals, api_url="local:b.db")
+    a, b = (new_database(journals.parent / name) for name in ("a.db", "b.db"))
+    strange, fine = Journal(journals, api_url=a), Journal(journals, api_url=b)
     strange.append(*run_of("research")[1:])
     fine.append(*run_of("research"))
     strange.die()
@@ -496,17 +572,27 @@ def test_a_journal_that_the_api_has_nothing_to_do_with_is_left(journals: Path) -
     code, shown, errors = journal("replay", "journals", cwd=journals.parent)
     assert (code, errors) == (1, "")
     lines = sorted(shown.splitlines())
-    assert f"{fine.name}: 5 operations delivered to local:b.db" in lines
+    assert f"{fine.name}: 5 operations delivered to {b}" in lines
     assert any(
-        line.startswith(f"{strange.name}: 0 operations delivered to local:a.db, 3 left: ")
+        line.startswith(f"{strange.name}: 0 operations delivered to {a}, 3 left: ")
         and " 404 not_found: agent instance " in line
         for line in lines
     )
     assert [each["name"] for each in listed(journals.parent)] == [strange.name]
 
 
+def test_a_database_that_is_not_there_is_not_made(journals: Path) -> None:
+    left = Journal(journals, api_url="local:/elsewhere/runs.db")
+    left.append(*run_of("research"))
+    left.die()
+    said = f"{left.name} is left alone: there is no database '/elsewhere/runs.db': give --api-url\n"
+    assert journal("replay", "journals", cwd=journals.parent) == (1, said, "")
+    ended = journal("replay", "journals", left.name, cwd=journals.parent)
+    assert ended == (1, "", f"Error: {said}")
+
+
 def test_replay_leaves_the_journals_of_living_processes_alone(journals: Path) -> None:
-    living = Journal(journals, api_url="local:runs.db")
+    living = Journal(journals, api_url=new_database(journals.parent / "runs.db"))
     living.append(*run_of("research"))
     said = f"{living.name} is left alone: a process has it\n"
     assert journal("replay", "journals", cwd=journals.parent) == (0, said, "")
@@ -516,7 +602,8 @@ def test_replay_leaves_the_journals_of_living_processes_alone(journals: Path) ->
 
 
 def test_what_the_api_refuses_stays_with_its_reason(journals: Path) -> None:
-    left = Journal(journals, api_url="local:runs.db")
+    api_url = new_database(journals.parent / "runs.db")
+    left = Journal(journals, api_url=api_url)
     registration, begin, span = run_of("research")
     assert isinstance(span, CreateSpan)
     early = msgspec.structs.replace(
@@ -527,7 +614,7 @@ def test_what_the_api_refuses_stays_with_its_reason(journals: Path) -> None:
     code, shown, _ = journal("replay", "journals", cwd=journals.parent)
     assert code == 1
     assert shown == (
-        f"{left.name}: 5 operations delivered to local:runs.db, 1 refused: "
+        f"{left.name}: 5 operations delivered to {api_url}, 1 refused: "
         f"'journal show {journals}' has the reasons\n"
     )
     _, shown, _ = journal("show", "journals", cwd=journals.parent)
@@ -536,16 +623,17 @@ def test_what_the_api_refuses_stays_with_its_reason(journals: Path) -> None:
     # The API is asked once more, and says the same.
     code, shown, _ = journal("replay", "journals", "--refused", cwd=journals.parent)
     assert code == 1
-    assert ": 0 operations delivered to local:runs.db, 1 refused: " in shown
+    assert f": 0 operations delivered to {api_url}, 1 refused: " in shown
     (kept,) = listed(journals.parent)
-    assert (kept["pending"], kept["refused"], kept["api_url"]) == (0, 1, "local:runs.db")
+    assert (kept["pending"], kept["refused"], kept["api_url"]) == (0, 1, api_url)
     # Without --refused, nothing is left to do.
     ended = journal("replay", "journals", cwd=journals.parent)
     assert ended == (0, "there is nothing to replay in journals\n", "")
 
 
 def test_a_run_that_was_refused_is_delivered_whole_when_the_api_takes_it(journals: Path) -> None:
-    left = Journal(journals, api_url="local:runs.db")
+    api_url = new_database(journals.parent / "runs.db")
+    left = Journal(journals, api_url=api_url)
     registration, begin, span = run_of("research")
     assert isinstance(span, CreateSpan)
     left.append(registration, begin, span, end(span.span_id, span.instance_id))
@@ -554,8 +642,8 @@ def test_a_run_that_was_refused_is_delivered_whole_when_the_api_takes_it(journal
     code, shown, errors = journal("replay", "journals", "--refused", cwd=journals.parent)
     assert (code, list(journals.iterdir())) == (0, []), errors
     first, second = shown.splitlines()
-    assert first.startswith(f"{left.name}: 0 operations delivered to local:runs.db, 3 refused: ")
-    assert second == f"{left.name}: 4 operations delivered to local:runs.db"
+    assert first.startswith(f"{left.name}: 0 operations delivered to {api_url}, 3 refused: ")
+    assert second == f"{left.name}: 4 operations delivered to {api_url}"
     (stored,) = runs_in(journals.parent / "runs.db")
     assert stored.status == "failed"
     assert [span.status for span in stored.spans.values()] == ["complete"]

@@ -35,7 +35,7 @@ MOST_BYTES = 20_000
 QUALITIES = [f"quality-{number}" for number in range(20)]
 
 
-class Planned(Exception):
+class PlannedError(Exception):
     """The error of a span or run that fails."""
 
 
@@ -55,8 +55,8 @@ class Finished(Fact):
 
 
 class Opened(Fact):
-    """``parent``: the name of the innermost span; None for a root. ``payload``: an earlier one of
-    the span may still be stored if the recording was not done."""
+    """``parent``: the name of the innermost span; None for a root. ``payload``: that of a large span
+    has no text here; an earlier one may be stored if the recording was not done."""
 
     span: str
     run: str
@@ -115,6 +115,8 @@ class Agent:
             registration_timeout=0.05 if life.is_away else 5.0,
             drain_timeout=15.0,
             journal=self._folder / JOURNALS,
+            journal_sync=crash.sync,
+            journal_max_bytes=1_000_000,  # the least: a file for each 250,000
             schema_registry=_registry(),
         )
         async with open_local_prefactor(str(self._folder / DATABASE), faults=faults) as app:
@@ -127,12 +129,16 @@ class Agent:
                             tasks.start_soon(self._run, number, run)
                         else:
                             await self._run(number, run)
+                if life.is_away and not life.runs:
+                    await anyio.sleep(0.02)
                 self._api.away = False
 
     async def _run(self, number: int, run: Run) -> None:
         name = f"agent-{self._place}-{number}"
         agent = {**AGENT, "agent_id": name}
         work = _Work(self, name)
+        # Spans that end with the run have its error, if there is one.
+        work.end_of_left = "failed" if (run.form, run.end) == ("scope", "failed") else "cancelled"
         if run.form == "scope":
             scope = self._client.agent_instance(**agent)
             try:
@@ -143,11 +149,11 @@ class Agent:
                         await work.perform(handle, run.steps)
                         work.note_end(run.end, done=False)
                         if run.end == "failed":
-                            raise Planned
+                            raise PlannedError
                         if run.end == "cancelled":
                             cancelling.cancel()
                             await anyio.sleep_forever()
-            except Planned:
+            except PlannedError:
                 pass
             work.note_end(run.end, done=True)
         else:
@@ -178,12 +184,13 @@ class _Work:
         self._agent = agent
         self._run = run
         self._open = [*open]
-        # Those that end with the run.
+        # Those that end with the run, and how.
         self._left: list[str] = []
+        self.end_of_left = "cancelled"
 
     def note_end(self, status: str, *, done: bool) -> None:
         for span in self._left:
-            self._agent.note(Ended(done, span, "cancelled"))
+            self._agent.note(Ended(done, span, self.end_of_left))
         self._agent.note(Finished(done, self._run, status))
 
     async def perform(self, run: AgentInstanceHandle, steps: tuple[Step, ...]) -> None:
@@ -216,8 +223,6 @@ class _Work:
     def _opened(self, step: Span) -> Opened:
         name = f"span-{self._agent._place}-{next(self._agent._numbers)}"
         payload: dict[str, Any] = {"name": name}
-        if step.kind == "large":
-            payload["text"] = "x" * 2 * MOST_BYTES
         if step.kind == "refused":
             payload["refused"] = True
         parent = self._open[-1] if self._open else None
@@ -234,8 +239,8 @@ class _Work:
                 span.set_result({"name": opened.span})
                 agent.note(Ended(False, opened.span, status))
                 if status == "failed":
-                    raise Planned
-        except Planned:
+                    raise PlannedError
+        except PlannedError:
             pass
         agent.note(Ended(True, opened.span, status))
 
@@ -245,7 +250,7 @@ class _Work:
         span = _make(run, opened)
         if step.form == "created":
             with agent.noting(opened):
-                id = await run.create_span(name, *_parent(opened), payload=opened.payload)
+                id = await run.create_span(name, *_parent(opened), payload=_payload(opened))
         elif step.form == "started":
             with agent.noting(opened):
                 await span.start()
@@ -290,7 +295,7 @@ class _Work:
             if end == "skipped":
                 await span.cancel()
             if status == "failed":
-                error = Planned()
+                error = PlannedError()
             elif status == "cancelled":
                 with anyio.CancelScope() as scope:
                     scope.cancel()
@@ -316,8 +321,13 @@ def _parent(opened: Opened) -> tuple[str, ...]:
     return (generate(0),) if opened.kind == "orphan" else ()
 
 
+def _payload(opened: Opened) -> dict[str, Any]:
+    text = {"text": "x" * 2 * MOST_BYTES} if opened.kind == "large" else {}
+    return {**opened.payload, **text}
+
+
 def _make(run: AgentInstanceHandle, opened: Opened) -> Any:
-    return run.span(opened.span, *_parent(opened), payload=opened.payload)
+    return run.span(opened.span, *_parent(opened), payload=_payload(opened))
 
 
 def _registry() -> SchemaRegistry:

@@ -50,12 +50,14 @@ class Processes:
         self._process = process
 
     def perform(self, folder: Path, crash: Crash) -> list[Death]:
-        """Perform all lives of a crash, and one more that adopts what they left."""
-        return [self._live(folder, crash, place) for place in range(len(crash.lives) + 1)]
+        """Perform all lives of a crash, and those of adopters of what they left."""
+        places = range(len(crash.lives) + crash.adopters)
+        return [self._live(folder, crash, place) for place in places]
 
     def _live(self, folder: Path, crash: Crash, place: int) -> Death:
         asked, answers = self._process.stdin, self._process.stdout
-        assert asked is not None and answers is not None
+        assert asked is not None
+        assert answers is not None
         asked.write(msgspec.json.encode(_Order(str(folder), crash, place)) + b"\n")
         asked.flush()
         return msgspec.json.decode(answers.readline(), type=Death)

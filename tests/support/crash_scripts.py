@@ -74,7 +74,7 @@ class Life(Struct, frozen=True):
     """What one process does, beside the adoption of what earlier ones left.
 
     ``together``: its runs are open at the same time. ``is_away``: the API cannot be reached at its
-    beginning.
+    beginning, for a moment if there are no runs.
     """
 
     runs: tuple[Run, ...] = ()
@@ -84,10 +84,11 @@ class Life(Struct, frozen=True):
 
 
 class Crash(Struct, frozen=True):
-    """Processes that die, one after another; one more follows, which does not.
+    """Processes that die, one after another. So many ``adopters`` follow, and live.
 
     ``most``: how many operations a request has at most. ``given_ids``, ``has_bulk``: what the API
-    knows. ``report_at_once``: spans are reported when they are opened.
+    knows. ``report_at_once``: spans are reported when they are opened. ``sync``: see
+    ``journal_sync``.
     """
 
     lives: tuple[Life, ...]
@@ -96,6 +97,8 @@ class Crash(Struct, frozen=True):
     given_ids: bool = True
     has_bulk: bool = True
     report_at_once: bool = False
+    sync: Literal["process", "disk"] = "process"
+    adopters: int = 1
 
 
 NESTED = Life(
@@ -167,6 +170,20 @@ REFUSED = Life(
 """An operation that the API refuses, a parent that it refuses, and a payload that is too large."""
 
 
+LARGE = Life(
+    (
+        Run(
+            "scope",
+            (
+                Span("with", (*(Span("with", kind="large"),) * 9, Span("started", (Flush(),)))),
+                *(Span("started", (Span("with", kind="large"),)),) * 5,
+            ),
+        ),
+    )
+)
+"""A journal of several files."""
+
+
 @cache
 def _steps() -> st.SearchStrategy[tuple[Step, ...]]:
     kinds = st.sampled_from(["plain"] * 5 + ["late", "large", "refused", "orphan"])
@@ -203,11 +220,11 @@ def _points_of(steps: tuple[Step, ...]) -> int:
 
 
 @st.composite
-def lives(draw: st.DrawFn) -> Life:
-    """A process that is killed somewhere, most of the time."""
+def _lives(draw: st.DrawFn, least: int) -> Life:
+    """A process with so many runs or more that is killed somewhere, most of the time."""
     ends = st.sampled_from(["complete", "complete", "failed", "cancelled"])
     run = st.builds(Run, st.sampled_from(["scope", "steps"]), _steps(), ends)
-    runs = tuple(draw(st.lists(run, max_size=2)))
+    runs = tuple(draw(st.lists(run, min_size=least, max_size=2)))
     is_away = draw(st.sampled_from([False, False, False, True]))
     if is_away and runs:
         first = runs[0]
@@ -218,13 +235,18 @@ def lives(draw: st.DrawFn) -> Life:
     return Life(runs, Kill(draw(st.integers(1, points))), draw(st.booleans()), is_away)
 
 
-# The backend is for the test to choose.
-CRASHES: st.SearchStrategy[Crash] = st.builds(
-    Crash,
-    st.lists(lives(), min_size=1, max_size=3).map(tuple),
-    st.just("asyncio"),
-    st.sampled_from([1, 2, 3, 100]),
-    st.sampled_from([True, True, True, False]),
-    st.sampled_from([True, True, True, False]),
-    st.sampled_from([False, False, False, True]),
-)
+@st.composite
+def crashes(draw: st.DrawFn, backend: Backend) -> Crash:
+    has_bulk = draw(st.sampled_from([True, True, True, False]))
+    return Crash(
+        (draw(_lives(1)), *draw(st.lists(_lives(0), max_size=2))),
+        backend,
+        most=draw(st.sampled_from([1, 2, 3, 100])),
+        given_ids=draw(st.sampled_from([True, True, True, False])),
+        has_bulk=has_bulk,
+        report_at_once=draw(st.sampled_from([False, False, False, True])),
+        sync=draw(st.sampled_from(["process", "process", "process", "disk"])),
+        # Without bulk, nothing tells an operation that is refused from an API that refuses all: of
+        # several in a row, a process that ends at once gives one up.
+        adopters=1 if has_bulk else 6,
+    )
