@@ -124,6 +124,7 @@ class JournalReader:
                     done = 0
                     yield
             self._lasts[number] = sequence
+            del data  # before the next file is read
         for number, last in self._lasts.items():
             self.unsettled[number] = state.pending.count(self.firsts.get(number, 1), last)
 

@@ -62,7 +62,11 @@ class Measuring:
                         at_most(f"a span, {loop}: <= 5 µs more", cost.median_added, 5),
                         at_most(f"p99 of a span, {loop}: <= 15 µs more", cost.p99_added, 15),
                     ]
-        show_rows(self._console, "what a journal adds to a `with` span, in one process (the quietest quarter of the time)", rows)
+        show_rows(
+            self._console,
+            "what a journal adds to a `with` span: the quietest quarter of the blocks",
+            rows,
+        )
 
     def append(self) -> None:
         quiet, pressed = measure_appends(self._folder, 2 if self._quick else 8)
@@ -139,7 +143,7 @@ class Measuring:
         return Replayed(**json.loads(output))
 
     def throughput(self) -> None:
-        rounds, rows = 2 if self._quick else 8, {}
+        rounds, rows = 2 if self._quick else 16, {}
         for loop in _LOOPS:
             measured = anyio.run(
                 measure_throughput, self._server, self._folder, rounds, 10_000, backend=loop

@@ -23,7 +23,9 @@ def main(folder: Path) -> None:
     stopped = threading.Event()
 
     def wait_for_parent() -> None:
-        sys.stdin.buffer.read()
+        # Without a buffer, whose lock would be missing at the end of the interpreter.
+        while os.read(0, 1):
+            pass
         stopped.set()
 
     threading.Thread(target=wait_for_parent, daemon=True).start()
