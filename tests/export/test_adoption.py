@@ -75,6 +75,11 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.glob("*/*")}
 
 
+def the_file(folder: Path) -> Path:
+    (file,) = folder.glob("*/*.log")
+    return file
+
+
 def warnings(caplog: pytest.LogCaptureFixture, part: str = "") -> list[str]:
     return [
         record.getMessage()
@@ -222,7 +227,7 @@ async def test_a_journal_of_a_later_version_is_left_as_it_is_with_one_warning(
     folder: Path, api: FaultyApi, caplog: pytest.LogCaptureFixture
 ) -> None:
     await die_in_a_span(folder, api)
-    (file,) = folder.glob("*/*.log")
+    file = the_file(folder)
     body = b'{"version":%d,"api_url":"http://prefactor.invalid","new":1}' % (VERSION + 1)
     file.write_bytes(frame(1, Kind.HEADER, body) + frame(2, Kind.BEAT, b"1"))
     before = bytes_of(folder)
@@ -238,7 +243,7 @@ async def test_a_journal_that_is_not_readable_at_all_is_left_with_one_warning(
     folder: Path, api: FaultyApi, caplog: pytest.LogCaptureFixture
 ) -> None:
     await die_in_a_span(folder, api)
-    (file,) = folder.glob("*/*.log")
+    file = the_file(folder)
     file.write_bytes(bytes(10_000))
     before = bytes_of(folder)
     caplog.clear()
@@ -322,8 +327,7 @@ async def test_an_adoption_that_is_cancelled_natively_releases_the_lock_and_is_t
         for task in asyncio.all_tasks() - {own}:
             if task.get_name().startswith("prefactor-core-worker"):
                 task.cancel()
-        await anyio.sleep(0)
-        await anyio.sleep(0)
+        await anyio.sleep(0.001)
         (hold,) = JournalDirectory(folder).abandoned()
         hold.release()
         api.hanging = False
