@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from support.dying import dying
 from support.harness import (
@@ -21,10 +22,12 @@ from support.harness import (
     stored_run,
     stored_runs,
 )
+from support.journal_files import start
 
 from prefactor_core import PrefactorCoreClient, PrefactorValidationError, open_prefactor
 from prefactor_core.journal.directory import JournalDirectory
-from prefactor_core.journal.format import VERSION, Kind, frame
+from prefactor_core.journal.format import VERSION, Kind, encode, frame
+from prefactor_core.operations.identifiers import generate
 
 pytestmark = pytest.mark.virtual_time
 
@@ -143,6 +146,44 @@ async def test_a_run_that_was_refused_to_its_caller_does_not_keep_a_journal_from
     assert run.status == "failed"
     assert left(folder) == []
     assert caplog.messages == []
+
+
+async def test_a_run_that_a_full_buffer_dropped_does_not_keep_a_journal_from_its_end(
+    folder: Path, api: FaultyApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with dying(folder, api, queue={"max_pending_operations": 5}) as client:
+        api.away = True
+        instance = await client.create_agent_instance(**AGENT)
+        for _ in range(5):
+            with instance.span("agent:tool"):
+                pass
+        dropped = await client.create_agent_instance(**AGENT)
+        await dropped.start()
+        await dropped.finish()
+        assert client.statistics().dropped["full"] > 0
+    api.away = False
+    caplog.clear()
+    async with adopting(folder, api):
+        pass
+    assert (await stored_run(api)).status == "failed"
+    assert left(folder) == ["refused.log"]
+    assert warnings(caplog, "left alone") == []
+
+
+async def test_a_run_without_its_registration_does_not_keep_a_journal_from_its_end(
+    folder: Path, api: FaultyApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    await die_in_a_span(folder, api, spans=1)
+    (file,) = folder.glob("*/0*.log")
+    # As if the disk had been full when the run was registered.
+    unknown = start(generate(0))
+    file.write_bytes(file.read_bytes() + frame(10_000, Kind.OPERATION, encode(unknown)))
+    caplog.clear()
+    async with adopting(folder, api):
+        pass
+    assert (await stored_run(api)).status == "failed"
+    assert left(folder) == ["refused.log"]
+    assert warnings(caplog, "left alone") == []
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
