@@ -337,7 +337,7 @@ async def test_a_folder_that_cannot_be_made_is_no_matter_to_the_agent(
         async with recording(journal=tmp_path / "file" / "journals") as r:
             record(r.instance)
     assert len(r.run.spans) == 1
-    assert "what is recorded is in memory only" in caplog.text
+    assert "what this client records is in memory only" in caplog.text
 
 
 @pytest.mark.parametrize("journal_sync", ["process", "disk"])
