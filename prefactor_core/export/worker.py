@@ -77,7 +77,7 @@ class Worker:
         self._stopped = 0
         self._recoveries = 0
         self._has_just_probed = False
-        self._draining = False
+        self._draining = self._is_last_chance = False
 
     async def serve(self) -> None:
         """Deliver until the queue is closed and all of it is completed.
@@ -105,6 +105,8 @@ class Worker:
             await self._wait_for_more()
         if queue.closed and not self._draining:
             self._draining = True
+            # What the journal has need not be given up, nor sent out of order, to save the rest.
+            self._is_last_chance = not self._journal.is_on
             batcher.drain()
         most = self._max_operations
         await queue.drain(self._add, max(most, _READ_AHEAD * most - batcher.operations))
@@ -142,7 +144,7 @@ class Worker:
             alone=limits.alone(now),
             given_ids=given_ids,
             probing=breaker.is_open,
-            overtaking=breaker.accepted if self._draining else None,
+            overtaking=breaker.accepted if self._is_last_chance else None,
         )
         if [item for item in batch if self._sender.completion.drop_if_lost(item)]:
             self._remove_completed(batch)
@@ -256,7 +258,7 @@ class Worker:
                     reason = "refused" if given_up else "retries_exhausted"
                     self._sender.completion.give_up(item, error, reason)
                     return
-        item.overtaken = self._draining and item.attempts > self._retries(error)
+        item.overtaken = self._is_last_chance and item.attempts > self._retries(error)
         wait = breaker.wait(now)
         pause = max(breaker.first_wait(), wait if wait < math.inf else 0.0)
         if breaker.is_open:
@@ -267,7 +269,7 @@ class Worker:
 
     def _is_to_blame(self, item: BatchItem, error: Exception, *, refused: bool) -> bool:
         retries = 0 if refused else self._retries(error)
-        if self._draining and item.attempts > retries:
+        if self._is_last_chance and item.attempts > retries:
             return True  # there may be no other item that the API could accept in between
         return item.faults >= max(1, retries)
 

@@ -112,6 +112,32 @@ async def test_what_is_left_is_pending_and_no_loss(
 
 
 @pytest.mark.virtual_time
+async def test_what_fails_while_a_client_closes_is_left_with_what_depends_on_it(
+    tmp_path: Path,
+) -> None:
+    """Without a journal it would be given up, and the finish of its run sent without it."""
+    async with open_faulty_api() as api:
+        with anyio.fail_after(1000):
+            async with client_of(tmp_path, api, drain_timeout=60) as client:
+                async with client.agent_instance(**AGENT) as run:
+                    record(run)
+                    await client.flush()
+                    api.faults["agent_spans"] = on_create_of("agent:llm", 500)
+                    api.faults["bulk"] = [500] * 1000
+                    with run.span("agent:llm"):
+                        pass
+        statistics = client.statistics()
+        assert (statistics.pending, statistics.lost) == (2, 0)
+        assert (await stored_run(api)).status == "active"
+        api.faults.clear()
+        async with client_of(tmp_path, api):
+            pass
+        stored = await stored_run(api)
+    assert (stored.status, len(stored.spans)) == ("complete", 2)
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.virtual_time
 async def test_no_token_and_nothing_that_is_redacted_is_in_any_file(tmp_path: Path) -> None:
     async with open_faulty_api() as api:
         refusal = 400, {}, f'{{"code": "no {TOKEN}"}}'.encode()
@@ -329,7 +355,7 @@ async def test_a_folder_that_cannot_be_made_is_no_matter_to_the_agent(
         async with recording(journal=tmp_path / "file" / "journals") as r:
             record(r.instance)
     assert len(r.run.spans) == 1
-    assert "what is recorded is in memory only" in caplog.text
+    assert "what this client records is in memory only" in caplog.text
 
 
 @pytest.mark.parametrize("journal_sync", ["process", "disk"])

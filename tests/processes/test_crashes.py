@@ -7,6 +7,7 @@ first may differ.
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections.abc import Generator, Iterator
@@ -43,6 +44,7 @@ LIVES = {
     "refused": REFUSED,
     "large": LARGE,
 }
+FUZZES = examples(1) > 1
 BACKENDS: tuple[Backend, ...] = ("asyncio", "trio")
 
 # In the life of an agent: before an append and after it, the form noted, sent and not answered,
@@ -112,11 +114,27 @@ def test_what_a_killed_agent_recorded_is_there_once(
         assert (tmp_path / f"{place}.death").read_text() == life.kill.point
 
 
-# Each takes about a second: few by default, and with the profile for fuzzing so many that there are
-# 1,000 deaths.
+if FUZZES:
+
+    @pytest.mark.parametrize("point", AGENT)
+    @pytest.mark.parametrize("name", LIVES)
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_what_an_agent_killed_at_any_operation_recorded_is_there_once(
+        forked: Processes, backend: Backend, name: str, point: str
+    ) -> None:
+        for number in itertools.count(1):
+            crash = Crash((_dies(name, point, number),), backend)
+            with tempfile.TemporaryDirectory() as folder:
+                assert play(forked, Path(folder), crash) == [], crash
+                if not (Path(folder) / "0.death").exists():
+                    break
+        assert number > 3
+
+
+# Each takes about a second.
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(
-    max_examples=300 if examples(1) > 1 else 2,
+    max_examples=300 if FUZZES else 2,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())

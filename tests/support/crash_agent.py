@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 from msgspec import Struct
-from support.crash_points import KillingApi, Points, encode_counts
+from support.crash_points import KillingApi, Points
 from support.crash_scripts import Away, Both, Crash, Flush, Life, Pause, Quality, Run, Span, Step
 from support.harness import AGENT, FaultyApi, make_config, make_registry
 
@@ -55,8 +55,8 @@ class Finished(Fact):
 
 
 class Opened(Fact):
-    """``parent``: the name of the innermost span; None for a root. ``payload``: that of a large span
-    has no text here; an earlier one may be stored if the recording was not done."""
+    """``parent``: the name of the innermost span; None for a root. ``payload``: that of a large
+    span has no text here; an earlier one may be stored if the recording was not done."""
 
     span: str
     run: str
@@ -98,8 +98,6 @@ class Agent:
         points = Points(self._life.kill, str(self._folder / f"{self._place}.death"))
         points.watch(Agent.note.__code__)
         anyio.run(self._live, points, backend=self._crash.backend)
-        points.leave()
-        (self._folder / f"{self._place}.points").write_bytes(encode_counts(points))
 
     async def _live(self, points: Points) -> None:
         crash, life = self._crash, self._life

@@ -14,7 +14,6 @@ from collections import Counter
 from types import CodeType, FrameType
 from typing import Any
 
-import msgspec
 from support.crash_scripts import Kill
 
 from prefactor_core.api.client import AsgiApp, AsgiMessage
@@ -70,7 +69,7 @@ class Points:
     """
 
     def __init__(self, kill: Kill | None, note: str) -> None:
-        self.counts: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
         self._kill = kill
         self._note = note
         self._total = 0
@@ -82,18 +81,13 @@ class Points:
         threading.setprofile(self._profile)
         sys.setprofile(self._profile)
 
-    def leave(self) -> None:
-        """Count no more."""
-        sys.setprofile(None)
-        threading.setprofile(None)
-
     def reach(self, name: str) -> None:
         """Count a point, and die if it is the one."""
         self._total += 1
-        self.counts[name] += 1
+        self._counts[name] += 1
         kill = self._kill
         if kill is not None:
-            number = self._total if kill.point is None else self.counts[name]
+            number = self._total if kill.point is None else self._counts[name]
             if kill.number == number and kill.point in (None, name):
                 self._die(name)
 
@@ -131,7 +125,3 @@ class KillingApi:
 
         await self._app(scope, receive, note)
         self._points.reach("answered")
-
-
-def encode_counts(points: Points) -> bytes:
-    return msgspec.json.encode(dict(points.counts))
