@@ -359,7 +359,7 @@ async def test_a_journal_of_any_length_is_sent_with_a_few_requests_worth_of_it_i
     config = make_config()
     held: list[int] = []
     accepting = Accepting(lambda: held.append(replay.counters.pending))
-    (hold,) = JournalDirectory(folder).abandoned()
+    (hold,) = filter(None, JournalDirectory(folder).abandoned())
     event_loop = EventLoop.here()
     journal = AdoptedJournal(hold, event_loop)
     for _ in journal.read():

@@ -55,7 +55,7 @@ async def main():
             requests = len(api.calls)
             child = os.fork()
             if not child:
-                abandoned = list(JournalDirectory(folder).abandoned())
+                abandoned = list(filter(None, JournalDirectory(folder).abandoned()))
                 asyncio.run(record_run())
                 os._exit(3 if not abandoned and len(api.calls) == requests else 4)
             assert wait_for(child) == 3
@@ -89,7 +89,7 @@ if not dies:
     asyncio.run(parent(write))
 assert wait_for(dies) == -signal.SIGKILL
 child = int(os.read(read, 100))
-abandoned = list(JournalDirectory(folder).abandoned())
+abandoned = list(filter(None, JournalDirectory(folder).abandoned()))
 os.kill(child, signal.SIGKILL)
 # That of the parent, and the one that it adopted.
 assert len(abandoned) == 2, abandoned
