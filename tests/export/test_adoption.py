@@ -176,7 +176,7 @@ async def test_a_child_of_a_dropped_span_keeps_its_place_over_many_files(
             with instance.span("agent:tool", payload={"text": "x" * 9_000}):
                 pass
         await client.flush()
-    assert [*folder.glob("*/000001.log")] == []
+    assert "000001.log" not in left(folder)
     caplog.clear()
     async with adopting(folder, api):
         pass
