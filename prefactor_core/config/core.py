@@ -154,7 +154,8 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     process; ``"disk"`` has a thread bring it to the disk within some 20 ms, which survives the
     death of the machine, and :meth:`~prefactor_core.PrefactorCoreClient.flush` waits for that.
     ``journal_max_bytes``: the limit for the files of this client's journal, at least 1,000,000
-    bytes; at the limit new spans are treated as ``when_full`` says.
+    bytes; at the limit new spans are treated as ``when_full`` says, and one that is only open when
+    the process dies leaves no trace.
 
     Raises :class:`PrefactorValueError` for a value out of its bounds.
     """
