@@ -13,7 +13,7 @@ import anyio
 import msgspec
 import pytest
 from msgspec import Raw
-from support.commands import run, run_commands, run_in_terminal
+from support.commands import run_here, run_in_terminal
 from support.dead_journals import Journal, run_agent_until_killed
 from support.harness import StoredRun, make_config, open_faulty_api, stored_runs
 from support.journal_files import NOON, create, end, register, start
@@ -31,10 +31,8 @@ from prefactor_core.operations.identifiers import generate
 NOWHERE = "http://127.0.0.1:9"
 
 
-def journal(*command: str | Path, cwd: Path, **environment: str) -> tuple[int, str, str]:
-    done = run("-m", "prefactor_core", "journal", *command, cwd=cwd, **environment)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stdout, done.stderr
+def journal(*command: str | Path, cwd: Path, **options: str) -> tuple[int, str, str]:
+    return run_here("journal", *command, cwd=cwd, **options)
 
 
 def listed(folder: Path) -> list[dict[str, Any]]:
@@ -157,16 +155,15 @@ def test_a_program_gets_the_list_as_json(journals: Path) -> None:
 
 def test_a_directory_without_a_journal_is_no_error(journals: Path) -> None:
     journals.mkdir()
-    commands = [["journal", name, "journals"] for name in ("ls", "show", "replay", "discard")]
-    json_commands = [["journal", name, "journals", "--json"] for name in ("ls", "show")]
-    texts = [
-        *["there is no journal in journals\n"] * 2,
-        "there is nothing to replay in journals\n",
-        "there is nothing to discard in journals\n",
-        *["[]\n"] * 2,
-    ]
-    ended = run_commands(*commands, *json_commands, cwd=journals.parent)
-    assert ended == [(0, text, "") for text in texts]
+    for command, said in {
+        "ls": "there is no journal in journals\n",
+        "show": "there is no journal in journals\n",
+        "replay": "there is nothing to replay in journals\n",
+        "discard": "there is nothing to discard in journals\n",
+    }.items():
+        assert journal(command, "journals", cwd=journals.parent) == (0, said, "")
+    for command in ("ls", "show"):
+        assert journal(command, "journals", "--json", cwd=journals.parent) == (0, "[]\n", "")
 
 
 def test_damage_is_listed_and_shown(journals: Path) -> None:
@@ -212,8 +209,8 @@ def test_a_later_version_is_named_and_left_alone(journals: Path) -> None:
     before = (later.path / "000001.log").read_bytes()
     (found,) = listed(journals.parent)
     assert "version 2 of the format" in found["problem"]
-    commands = [["journal", *words, "journals"] for words in (["ls"], ["show"], ["replay"])]
-    for code, shown, errors in run_commands(*commands, cwd=journals.parent):
+    for command in ("ls", "show", "replay"):
+        code, shown, errors = journal(command, "journals", cwd=journals.parent)
         assert "version 2 of the format" in shown
         assert code == ("left alone" in shown)
         assert errors == ""
@@ -258,10 +255,10 @@ def test_what_is_pending_refused_and_open_is_shown_by_run(journals: Path) -> Non
 
 
 def test_payloads_are_shown_only_if_asked_for_and_sensitive_values_never(killed: Path) -> None:
-    commands = [["journal", "show", "journals", *option] for option in ([], ["--json"])]
-    with_payloads = [[*command, "--payloads"] for command in commands]
-    ended = run_commands(*commands, *with_payloads, cwd=killed.parent)
-    plain, plain_json, full, full_json = (shown for _, shown, _ in ended)
+    plain, plain_json, full, full_json = (
+        journal("show", "journals", *options, cwd=killed.parent)[1]
+        for options in ([], ["--json"], ["--payloads"], ["--payloads", "--json"])
+    )
     for text in (plain, plain_json):
         assert "CREATE_SPAN" in text
         assert "number" not in text
@@ -317,26 +314,35 @@ def test_a_program_gets_what_is_pending_refused_and_open_as_json(journals: Path)
     ]
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
-@pytest.mark.parametrize("columns", [40, 80, 120])
-def test_a_terminal_of_any_width_gets_every_word(killed: Path, columns: int, encoding: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "columns", "encoding"),
+    [
+        ("ls journals", 40, "ascii"),
+        ("ls journals", 80, "utf-8"),
+        ("show journals --payloads", 40, "utf-8"),
+        ("show journals --payloads", 80, "ascii"),
+        ("show journals --payloads", 120, "utf-8"),
+    ],
+)
+def test_a_terminal_of_any_width_gets_every_word(
+    killed: Path, command: str, columns: int, encoding: str
+) -> None:
     (name,) = (each["name"] for each in listed(killed.parent))
-    for command in (["ls", "journals"], ["show", "journals", "--payloads"]):
-        code, shown, errors = run_in_terminal(
-            "journal", *command, cwd=killed.parent, columns=columns, encoding=encoding
-        )
-        assert (code, errors) == (0, "")
-        lines = shown.splitlines()
-        assert max(map(len, lines)) <= columns
-        assert all(line.isprintable() for line in lines)
-        assert any(name in line for line in lines)
-        assert not any("…" in line or "..." in line for line in lines)
-        is_table = any(re.match(r".*[─-]{20}", line) for line in lines)
-        assert is_table == (columns >= 80)
-        assert "process " in shown
-        if command[0] == "show":
-            assert "CREATE_SPAN agent:tool" in shown
-            assert '"number":2' in shown
+    code, shown, errors = run_in_terminal(
+        "journal", *command.split(), cwd=killed.parent, columns=columns, encoding=encoding
+    )
+    assert (code, errors) == (0, "")
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert all(line.isprintable() for line in lines)
+    assert any(name in line for line in lines)
+    assert not any("…" in line or "..." in line for line in lines)
+    is_table = any(re.match(r".*[─-]{20}", line) for line in lines)
+    assert is_table == (columns >= 80)
+    assert "process " in shown
+    if command.startswith("show"):
+        assert "CREATE_SPAN agent:tool" in shown
+        assert '"number":2' in shown
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
@@ -344,8 +350,8 @@ def test_json_is_json_whatever_the_pipe_can_encode(journals: Path, encoding: str
     left, text = Journal(journals), "Größe → ☃ 日本 \N{SNAKE}"
     left.append(msgspec.structs.replace(create("one"), payload=Raw(json.dumps([text]).encode())))
     left.die()
-    command = ["journal", "show", "journals", "--json", "--payloads"]
-    ((code, shown, errors),) = run_commands(command, cwd=journals.parent, encoding=encoding)
+    command = "show", "journals", "--json", "--payloads"
+    code, shown, errors = journal(*command, cwd=journals.parent, encoding=encoding)
     assert (code, errors) == (0, "")
     ((payload,),) = ([each["payload"] for each in d["pending"]] for d in json.loads(shown))
     assert payload == [text]
@@ -378,9 +384,8 @@ def test_input_that_is_wrong_is_one_line_with_the_value_and_the_way_out(journals
                 f"{count} journals in 'journals' have a name that begins with '{name}': "
                 "'journal ls journals' has the names"
             )
-    ended = run_commands(*(["journal", *words] for words in commands), cwd=journals.parent)
-    for (code, shown, errors), said in zip(ended, expected, strict=True):
-        assert (code, shown, errors) == (1, "", f"Error: {said}\n")
+    for command, said in zip(commands, expected, strict=True):
+        assert journal(*command, cwd=journals.parent) == (1, "", f"Error: {said}\n")
     assert len(list(journals.iterdir())) == 2
 
 
@@ -415,9 +420,7 @@ def test_a_journal_that_others_can_read_is_listed_and_not_touched(journals: Path
 
 def test_discard_says_what_would_go_and_deletes_nothing_without_a_yes(killed: Path) -> None:
     for typed in ("n\n", ""):
-        code, shown, errors = run_in_terminal(
-            "journal", "discard", "journals", cwd=killed.parent, typed=typed
-        )
+        code, shown, errors = journal("discard", "journals", cwd=killed.parent, typed=typed)
         assert code == 1
         assert "process " in shown
         asked = "Delete 1 journal with 5 pending operations and 0 refused operations? [y/N]: "

@@ -1,14 +1,24 @@
-"""The command line, as a user runs it: in a process, its output and errors read from pipes."""
+"""The command line, as a user runs it: in a process, its output and errors read from pipes.
+
+``run_here()`` needs no process, and a hundredth of the time.
+"""
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import re
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+
+import pytest
+
+from prefactor_core.cli.main import main
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -24,6 +34,46 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.Compl
         timeout=60,
         check=False,
     )
+
+
+def run_here(
+    *command: str | Path, cwd: Path, encoding: str = "utf-8", typed: str = "", **environment: str
+) -> tuple[int, str, str]:
+    """The exit code, output and errors of a command that runs in this process.
+
+    ``typed``: the answer to its question.
+    """
+    output, errors = io.BytesIO(), io.BytesIO()
+    with (
+        io.TextIOWrapper(output, encoding, write_through=True) as stdout,
+        io.TextIOWrapper(errors, encoding, "backslashreplace", write_through=True) as stderr,
+        redirect_stdout(stdout),
+        redirect_stderr(stderr),
+        chdir(cwd),
+        _surroundings(typed, environment),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in command], prog_name="python -m prefactor_core")
+        code = ended.value.code
+        assert isinstance(code, int)
+        return code, output.getvalue().decode(encoding), errors.getvalue().decode(encoding)
+
+
+@contextmanager
+def _surroundings(typed: str, environment: dict[str, str]) -> Generator[None]:
+    """Those of a new process: its variables, its input, and logging that nobody has set up."""
+    before, stdin, handlers = dict(os.environ), sys.stdin, logging.root.handlers
+    for name in before:
+        if name.startswith("PREFACTOR_"):
+            del os.environ[name]
+    os.environ.update(environment)
+    sys.stdin, logging.root.handlers = io.TextIOWrapper(io.BytesIO(typed.encode())), []
+    try:
+        yield
+    finally:
+        sys.stdin, logging.root.handlers = stdin, handlers
+        os.environ.clear()
+        os.environ.update(before)
 
 
 ONE_BY_ONE = """
