@@ -139,6 +139,7 @@ def test_a_program_gets_the_list_as_json(journals: Path) -> None:
     assert first == {
         "name": dead.name,
         "in_use": False,
+        "lock_problem": None,
         "host": "build-7",
         "process": 42,
         "api_url": "https://api.example",
@@ -192,10 +193,18 @@ def test_replay_delivers_the_rest_of_a_damaged_journal_and_keeps_the_file(journa
     segment.write_bytes(content)
     api_url = new_database(journals.parent / "runs.db")
     code, shown, _ = journal("replay", "journals", "--api-url", api_url, cwd=journals.parent)
-    assert (code, shown) == (
-        1,
-        f"{left.name}: 5 operations delivered to {api_url}; damaged files stay: 000001.damaged\n",
+    delivered, run_id, stays = shown.splitlines()
+    assert delivered == f"{left.name}: 5 operations delivered to {api_url}"
+    assert run_id.startswith(f"run {registration.instance_id} is ")
+    discard = f"'journal discard {journals} {left.name}'"
+    assert stays == (
+        f"nothing is pending in {left.name}; what could be read of 000001.damaged is delivered: "
+        f"{discard} removes the rest"
     )
+    assert code == 1
+    # The next one says so again.
+    ended = journal("replay", "journals", cwd=journals.parent)
+    assert ended == (1, f"{stays}\n", "")
     (found,) = listed(journals.parent)
     assert (found["pending"], found["damaged_files"]) == (0, ["000001.damaged"])
     assert journal("discard", "journals", "--yes", cwd=journals.parent)[0] == 0
@@ -250,8 +259,55 @@ def test_what_is_pending_refused_and_open_is_shown_by_run(journals: Path) -> Non
     assert error == "422 validation_errors: payload: is too long; agent instance other two"
     assert cells[3][1:] == [
         ["agent instance", "active", noon, "run"],
-        ["agent:llm span", "pending", noon, "three of agent instance run"],
+        ["agent:llm span", "not reported yet", noon, "three of agent instance run"],
     ]
+    titles = [re.split(r"  +", part[1]) for part in parts[1:]]
+    assert titles == [
+        ["pending", "status", "time", "bytes", "sent", "span id"],
+        ["refused", "status", "time", "reason", "error"],
+        ["open", "status", "since", "id"],
+    ]
+
+
+def test_a_column_that_no_row_needs_is_left_out(journals: Path) -> None:
+    left = Journal(journals)
+    left.append(register(), create("one"))
+    left.die()
+    _, shown, _ = journal("show", "journals", cwd=journals.parent)
+    (titles,) = (line for line in shown.splitlines() if line.startswith("pending"))
+    assert re.split(r"  +", titles) == ["pending", "status", "time", "bytes", "span id"]
+
+
+def test_an_open_span_has_its_type_and_payload_if_the_journal_has_them(journals: Path) -> None:
+    left = Journal(journals)
+    pending, delivered = create("pending"), create("delivered")
+    left.append(register(), pending, delivered)
+    left.settle(delivered)
+    left.open_span("opened", "run", NOON)
+    left.die()
+    show = "show", "journals", "--payloads"
+    _, shown, _ = journal(*show, "--json", cwd=journals.parent)
+    spans = {span["span_id"]: span for span in json.loads(shown)[0]["open_spans"]}
+    schema_names = {span_id: span.get("schema_name", "no type") for span_id, span in spans.items()}
+    assert schema_names == {
+        "pending": "agent:llm",
+        "delivered": "no type",
+        "opened": "agent:llm",
+    }
+    payloads = {span_id: span.get("payload") for span_id, span in spans.items()}
+    assert payloads == {"pending": None, "delivered": None, "opened": {"prompt": "Hi"}}
+    _, shown, _ = journal(*show, cwd=journals.parent)
+    assert [re.split(r"  +", line) for line in shown.splitlines()[-4:]] == [
+        ["agent instance", "not started", "run"],
+        ["agent:llm span", "active", "2026-07-20 12:00:00Z", "pending of agent instance run"],
+        ["span", "active", "2026-07-20 12:00:00Z", "delivered of agent instance run"],
+        [
+            *("agent:llm span", "not reported yet", "2026-07-20 12:00:00Z"),
+            *("opened of agent instance run", '{"prompt":"Hi"}'),
+        ],
+    ]
+    _, shown, _ = journal("show", "journals", cwd=journals.parent)
+    assert "prompt" not in shown
 
 
 def test_payloads_are_shown_only_if_asked_for_and_sensitive_values_never(killed: Path) -> None:
@@ -267,6 +323,7 @@ def test_payloads_are_shown_only_if_asked_for_and_sensitive_values_never(killed:
     spans = [each for each in document["pending"] if each["operation_type"] == "CREATE_SPAN"]
     assert [span["payload"]["number"] for span in spans] == [0, 1, 2]
     assert [span["result_payload"] for span in spans] == [{"found": n} for n in range(3)]
+    assert '  {"left":"open","to":"[contact_information]"}\n' in full
     for text in (full, full_json):
         assert "me@example.org" not in text
         assert "token-of-the-agent" not in text
@@ -406,13 +463,48 @@ def test_a_journal_that_others_can_read_is_listed_and_not_touched(journals: Path
     left.path.chmod(0o755)
     (found,) = listed(journals.parent)
     assert (found["in_use"], found["pending"]) == (None, 1)
+    problem = f"{left.path} has the mode 0755: use 'chmod 700 {left.path}'"
+    assert found["lock_problem"].endswith(problem)
     _, shown, _ = journal("ls", "journals", cwd=journals.parent)
     assert "  in use or dead: process 42 on build-7 since " in shown
+    assert shown.endswith(f"{problem}\n")
     for command, code in ((["discard", "--yes"], 0), (["replay", "--api-url", "local:x.db"], 1)):
         ended, shown, _ = journal(*command, "journals", cwd=journals.parent)
         assert ended == code
         assert f"use 'chmod 700 {left.path}'" in shown
     assert left.path.exists()
+
+
+def test_a_symbolic_link_is_listed_with_the_way_out(journals: Path) -> None:
+    left = Journal(journals)
+    left.append(register())
+    left.die()
+    left.path.rename(journals / "elsewhere")
+    left.path.symlink_to(journals / "elsewhere")
+    (found,) = listed(journals.parent)
+    assert (found["in_use"], found["pending"]) == (None, 1)
+    said = f"{left.path} is a symbolic link: replace it by the folder"
+    assert found["lock_problem"].endswith(said)
+    _, shown, _ = journal("ls", "journals", cwd=journals.parent)
+    assert shown.endswith(f"{said}\n")
+
+
+def test_the_folder_is_by_default_that_of_the_environment(journals: Path) -> None:
+    left = Journal(journals)
+    left.append(register())
+    left.die()
+    environment = {"PREFACTOR_JOURNAL": str(journals)}
+    for command in ("ls", "show", "replay", "discard"):
+        code, shown, errors = journal(command, cwd=journals.parent)
+        assert (code, shown) == (1, "")
+        assert errors == (
+            "Error: there is no DIR: give the folder that open_prefactor(journal=...) names, or "
+            "set PREFACTOR_JOURNAL\n"
+        )
+        _, shown, _ = journal(command, cwd=journals.parent, **environment)
+        assert left.name in shown
+    code, shown, _ = journal("ls", "elsewhere", cwd=journals.parent, **environment)
+    assert (code, shown) == (1, ""), "a DIR that is given is another one"
 
 
 # --- discard
@@ -423,9 +515,15 @@ def test_discard_says_what_would_go_and_deletes_nothing_without_a_yes(killed: Pa
         code, shown, errors = journal("discard", "journals", cwd=killed.parent, typed=typed)
         assert code == 1
         assert "process " in shown
-        asked = "Delete 1 journal with 5 pending operations and 0 refused operations? [y/N]: "
+        asked = (
+            "Delete 1 journal with 5 pending operations, 0 refused operations, 1 open run and 2 "
+            "open spans? [y/N]: "
+        )
         assert errors.startswith(asked)
-        assert errors.endswith("Error: nothing is deleted: answer y, or give --yes\n")
+        said = errors.removeprefix(asked).strip()
+        assert said == (
+            "nothing is deleted" if typed else "Error: nothing is deleted: answer y, or give --yes"
+        )
         assert len(list(killed.iterdir())) == 1
     code, _, errors = run_in_terminal(
         "journal", "discard", "journals", cwd=killed.parent, typed="y\n"
@@ -438,7 +536,7 @@ def test_discard_leaves_the_journals_of_living_processes_alone(journals: Path) -
     dead.append(register())
     living.append(register("other"))
     dead.die()
-    said = f"{living.name} is left alone: a process has it"
+    said = f"{living.name} is left alone, because a process has it"
     code, _, errors = journal("discard", "journals", living.name, "--yes", cwd=journals.parent)
     assert (code, errors) == (1, f"Error: {said}\n")
     code, shown, errors = journal("discard", "journals", "--yes", cwd=journals.parent)
@@ -498,7 +596,7 @@ def test_a_terminal_sees_what_is_going_on(killed: Path) -> None:
     )
     assert code == 0
     assert re.search(r"sending \w{32} ", shown)
-    assert shown.splitlines()[-1].endswith(": 9 operations delivered to local:runs.db")
+    assert shown.splitlines()[-2].endswith(": 9 operations delivered to local:runs.db")
 
 
 def test_replay_delivers_what_a_killed_agent_left_and_ends_its_run(killed: Path) -> None:
@@ -506,9 +604,11 @@ def test_replay_delivers_what_a_killed_agent_left_and_ends_its_run(killed: Path)
         "replay", "journals", "--api-url", "local:runs.db", cwd=killed.parent
     )
     assert (code, errors) == (0, "")
-    assert re.fullmatch(r"\w+: 9 operations delivered to local:runs.db\n", shown)
+    delivered, run_id = shown.splitlines()
+    assert re.fullmatch(r"\w+: 9 operations delivered to local:runs.db", delivered)
     assert list(killed.iterdir()) == []
     (stored,) = runs_in(killed.parent / "runs.db")
+    assert re.fullmatch(rf"run \w{{32}} is {stored.id}", run_id)
     assert stored.status == "failed"
     assert sorted(span.status for span in stored.spans.values()) == [
         *["complete"] * 3,
@@ -533,8 +633,9 @@ def test_replay_goes_to_the_api_that_the_journal_names(tmp_path: Path) -> None:
                 assert line.startswith("Error: ")
                 assert "wr0ng" not in line
                 assert ("401" if token else "PREFACTOR_API_TOKEN") in line
+                assert line.endswith("; nothing was sent, 1 journal stays") == bool(token)
             else:
-                assert shown == f"{left.name}: 5 operations delivered to {url}\n"
+                assert shown.startswith(f"{left.name}: 5 operations delivered to {url}\n")
 
 
 @pytest.mark.parametrize("api_url", ["", "http://127.0.0.1:9", "local:runs.db"])
@@ -548,7 +649,12 @@ def test_the_token_goes_to_no_server_that_only_a_journal_names(
     environment = {"PREFACTOR_API_TOKEN": "token", "PREFACTOR_API_URL": api_url}
     code, shown, errors = journal("replay", "journals", cwd=tmp_path, **environment)
     assert (code, errors) == (1, "")
-    assert "give --api-url http://stranger.invalid" in shown
+    problem = "another one" if api_url else "not set"
+    assert shown == (
+        f"{left.name} is left alone, because it is for http://stranger.invalid, and "
+        f"PREFACTOR_API_URL is {problem}: to send it there, with your token, give --api-url "
+        "http://stranger.invalid\n"
+    )
     assert listed(tmp_path) == before
 
 
@@ -562,6 +668,7 @@ def test_an_api_that_does_not_answer_leaves_the_journal_as_it_is(killed: Path) -
     (line,) = errors.splitlines()
     assert line.startswith("Error: ")
     assert NOWHERE in line
+    assert line.endswith("; nothing was sent, 1 journal stays: try again later")
     assert listed(killed.parent) == before
 
 
@@ -588,7 +695,8 @@ def test_a_database_that_is_not_there_is_not_made(journals: Path) -> None:
     left = Journal(journals, api_url="local:/elsewhere/runs.db")
     left.append(*run_of("research"))
     left.die()
-    said = f"{left.name} is left alone: there is no database '/elsewhere/runs.db': give --api-url\n"
+    why = "there is no database '/elsewhere/runs.db': give --api-url"
+    said = f"{left.name} is left alone, because {why}\n"
     assert journal("replay", "journals", cwd=journals.parent) == (1, said, "")
     ended = journal("replay", "journals", left.name, cwd=journals.parent)
     assert ended == (1, "", f"Error: {said}")
@@ -597,7 +705,7 @@ def test_a_database_that_is_not_there_is_not_made(journals: Path) -> None:
 def test_replay_leaves_the_journals_of_living_processes_alone(journals: Path) -> None:
     living = Journal(journals, api_url=new_database(journals.parent / "runs.db"))
     living.append(*run_of("research"))
-    said = f"{living.name} is left alone: a process has it\n"
+    said = f"{living.name} is left alone, because a process has it\n"
     assert journal("replay", "journals", cwd=journals.parent) == (0, said, "")
     ended = journal("replay", "journals", living.name[:12], cwd=journals.parent)
     assert ended == (1, "", f"Error: {said}")
@@ -616,7 +724,7 @@ def test_what_the_api_refuses_stays_with_its_reason(journals: Path) -> None:
     left.die()
     code, shown, _ = journal("replay", "journals", cwd=journals.parent)
     assert code == 1
-    assert shown == (
+    assert shown.startswith(
         f"{left.name}: 5 operations delivered to {api_url}, 1 refused: "
         f"'journal show {journals}' has the reasons\n"
     )
@@ -629,9 +737,29 @@ def test_what_the_api_refuses_stays_with_its_reason(journals: Path) -> None:
     assert f": 0 operations delivered to {api_url}, 1 refused: " in shown
     (kept,) = listed(journals.parent)
     assert (kept["pending"], kept["refused"], kept["api_url"]) == (0, 1, api_url)
-    # Without --refused, nothing is left to do.
-    ended = journal("replay", "journals", cwd=journals.parent)
-    assert ended == (0, "there is nothing to replay in journals\n", "")
+    said = f"nothing is pending in {left.name}; 1 refused operation stays: give --refused\n"
+    assert journal("replay", "journals", cwd=journals.parent) == (1, said, "")
+
+
+def test_what_the_api_refused_of_a_living_process_is_no_failure_of_a_replay(journals: Path) -> None:
+    living = Journal(journals)
+    living.append(create("one"))
+    living.refuse(create("one"), "422 validation_errors")
+    (living.path / "000001.log").unlink()
+    said = "there is nothing to replay in journals\n"
+    assert journal("replay", "journals", cwd=journals.parent) == (0, said, "")
+
+
+def test_what_was_refused_before_is_named_after_a_replay_of_the_rest(journals: Path) -> None:
+    api_url = new_database(journals.parent / "runs.db")
+    left = Journal(journals, api_url=api_url)
+    left.append(*run_of("research"), create("one"))
+    left.refuse(create("one"), "422 validation_errors")
+    left.die()
+    code, shown, _ = journal("replay", "journals", cwd=journals.parent)
+    delivered, _, stays = shown.splitlines()
+    assert (code, delivered) == (1, f"{left.name}: 5 operations delivered to {api_url}")
+    assert stays == f"nothing is pending in {left.name}; 1 refused operation stays: give --refused"
 
 
 def test_a_run_that_was_refused_is_delivered_whole_when_the_api_takes_it(journals: Path) -> None:
@@ -644,7 +772,8 @@ def test_a_run_that_was_refused_is_delivered_whole_when_the_api_takes_it(journal
     left.die()
     code, shown, errors = journal("replay", "journals", "--refused", cwd=journals.parent)
     assert (code, list(journals.iterdir())) == (0, []), errors
-    first, second = shown.splitlines()
+    first, second, run_id = shown.splitlines()
+    assert run_id.startswith(f"run {registration.instance_id} is ")
     assert first.startswith(f"{left.name}: 0 operations delivered to {api_url}, 3 refused: ")
     assert second == f"{left.name}: 4 operations delivered to {api_url}"
     (stored,) = runs_in(journals.parent / "runs.db")

@@ -99,6 +99,28 @@ def test_a_folder_that_others_can_use_is_refused_with_the_way_out(
     JournalDirectory(folder).open()
 
 
+def test_a_folder_that_others_may_need_is_not_to_be_closed_to_them(tmp_path: Path) -> None:
+    shared, sticky = tmp_path / "shared", tmp_path / "sticky"
+    (shared / "1.journal").mkdir(parents=True)
+    sticky.mkdir()
+    sticky.chmod(0o1777)
+    for mode in (0o755, 0o700):
+        shared.chmod(mode)
+        if mode & 0o077:
+            with pytest.raises(PrefactorValueError, match=f"use 'chmod 700 {shared}'$"):
+                JournalDirectory(shared).open()
+        else:
+            JournalDirectory(shared).open()
+    (shared / "notes.txt").touch()
+    shared.chmod(0o755)
+    for folder in (shared, sticky):
+        own = folder / "prefactor-journal"
+        message = f"give a folder of its own, such as {own}, which is made for you$"
+        with pytest.raises(PrefactorValueError, match=message):
+            JournalDirectory(folder).open()
+        JournalDirectory(own).open()
+
+
 def test_a_folder_with_the_setgid_bit_of_the_one_above_is_accepted(tmp_path: Path) -> None:
     folder = tmp_path / "journals"
     folder.mkdir()
@@ -293,7 +315,7 @@ def test_a_journal_behind_a_symbolic_link_is_not_followed(
     link = directory.path / "1.journal"
     link.symlink_to(elsewhere)
     assert adopt(directory) == []
-    with pytest.raises(PrefactorValueError, match="symbolic link"):
+    with pytest.raises(PrefactorValueError, match="symbolic link: replace it by the folder"):
         hold(link)
     assert list(elsewhere.iterdir()) == []
 
