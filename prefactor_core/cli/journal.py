@@ -83,8 +83,8 @@ def show_journals(directory: str, name: str, as_json: bool, payloads: bool) -> N
 
     Refused are operations that the API did not take, with its reason.
 
-    Open are runs and spans that have not ended. Nothing is recorded of a span that is not reported
-    yet but that it was opened.
+    Open are runs and spans that have not ended. A span that is "not reported yet" was opened, and
+    no operation of it is recorded.
     """
     found = _read(journals(directory, name))
     is_empty = True

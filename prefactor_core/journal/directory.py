@@ -165,9 +165,12 @@ def check_private(path: Path, status: os.stat_result) -> None:
             f"journal must be a folder, and {path} is a file: give another path"
         )
     if status.st_uid != user:
+        way_out = "give the path of a new folder"
+        if path.suffix == _SUFFIX:
+            way_out = f"use 'chown -R {user} {path}'"
         raise PrefactorValueError(
             f"journal must be a folder of this user ({user}), and {path} belongs to user "
-            f"{status.st_uid}: give the path of a new folder"
+            f"{status.st_uid}: {way_out}"
         )
     if mode & 0o077:
         way_out = f"use 'chmod 700 {path}'"
