@@ -211,6 +211,24 @@ def test_replay_delivers_the_rest_of_a_damaged_journal_and_keeps_the_file(journa
     assert list(journals.iterdir()) == []
 
 
+def test_a_journal_whose_header_is_damaged_can_be_removed(journals: Path) -> None:
+    left = Journal(journals)
+    left.append(*run_of("research"))
+    left.die()
+    segment = left.path / "000001.log"
+    segment.write_bytes(segment.read_bytes().replace(b"build-7", b"build-8"))
+    code, shown, _ = journal("replay", "journals", cwd=journals.parent)
+    why = "its API is not known: give --api-url"
+    assert (code, shown) == (1, f"{left.name} is left alone, because {why}\n")
+    api_url = new_database(journals.parent / "runs.db")
+    code, shown, _ = journal("replay", "journals", "--api-url", api_url, cwd=journals.parent)
+    assert shown == (
+        f"{left.name}: 0 operations delivered to {api_url}, 3 left: its header is damaged, so that "
+        "it can only be removed, by 'journal discard'\n"
+    )
+    assert code == 1
+
+
 def test_a_later_version_is_named_and_left_alone(journals: Path) -> None:
     later = Journal(journals, version=2)
     later.append(register())
