@@ -22,7 +22,7 @@ on_a_loop := "tests/agent tests/api tests/client tests/export tests/processes/te
 # values, schemas from types) itself, and the properties, which go through all of them.
 on_dependencies := "tests/api tests/client tests/local tests/payloads/test_capture.py tests/payloads/test_kinds.py tests/properties tests/queue tests/schema_registry/test_type_schema.py tests/schema_registry/test_typed_spans.py"
 # What goes on for as many examples as it is given.
-fuzzed := "tests/properties/test_schedules.py tests/processes/test_crashes.py"
+fuzzed := "tests/properties/test_schedules.py tests/properties/test_journal_machine.py tests/processes/test_crashes.py"
 
 # List the verbs.
 default:

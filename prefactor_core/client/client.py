@@ -92,7 +92,7 @@ class PrefactorCoreClient(RecordingClient):
     ``async with PrefactorCoreClient(config) as client:``, in one task; or :meth:`initialize` and
     :meth:`close`, in any tasks. Leaving waits until everything is delivered, for at most
     ``config.drain_timeout`` seconds, also under a cancellation from outside; then one warning
-    reports the number of operations that were not delivered. An exception of the block leaves it
+    reports the number of operations that were not delivered, or are left in the journal. An exception of the block leaves it
     as the same object. The client can be opened again after that. Any task may use it, and any
     thread may record.
 
@@ -278,7 +278,8 @@ class PrefactorCoreClient(RecordingClient):
     async def flush(self) -> None:
         """Return when every operation that was recorded before is delivered or dropped.
 
-        During an outage this waits; bound it with ``anyio.move_on_after(seconds)``.
+        During an outage this waits; bound it with ``anyio.move_on_after(seconds)``. With
+        ``journal_sync="disk"`` it first waits until all of it is on the disk.
         """
         await self._open_scope().flush()
 

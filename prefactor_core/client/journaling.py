@@ -46,7 +46,10 @@ def open_journal(config: PrefactorCoreConfig, event_loop: EventLoop) -> Journal:
             hold.remove()
             raise
     except OSError as error:
-        message = "there is no journal in %s (%s): what is recorded is in memory only"
+        message = (
+            "there is no journal in %s (%s): what this client records is in memory only. Make the "
+            "folder one that can be written, and open the client again"
+        )
         log(logger, logging.WARNING, message, directory.path, error)
         return NO_JOURNAL
 
@@ -81,6 +84,7 @@ def keep(
             exporter.breaker,
             exporter.sender.limits,
             config.queue_config,
+            exporter.counters,
             exporter.event_loop,
         )
     )

@@ -50,6 +50,9 @@ else:
 
 logger = logging.getLogger("prefactor_core.client")
 
+_KEPT_ASIDE = {"refused", "retries_exhausted"}
+"""The reasons of a loss that a journal keeps."""
+
 CLOSE_TIMEOUT = 2.0
 """Seconds for closing the journal, connections and the local database, after the drain."""
 
@@ -226,17 +229,20 @@ class ClientScope:
             statistics = self.counters.statistics()
             if statistics.lost:
                 log(logger, logging.WARNING, "%s", statistics.describe_loss())
+                if self._journal.is_on and _KEPT_ASIDE & statistics.dropped.keys():
+                    message = (
+                        "what the API refused is kept in the journal %s: 'python -m prefactor_core "
+                        "journal show' has the reasons, 'replay --refused' sends it again"
+                    )
+                    log(logger, logging.WARNING, message, self._journal.name)
             if statistics.pending:
-                message = "%d of %d Prefactor operations are left in the journal %s, for the next "
-                message += "client that has it"
-                log(
-                    logger,
-                    logging.WARNING,
-                    message,
-                    statistics.pending,
-                    statistics.accepted,
-                    self._journal.name,
+                message = (
+                    "%d of %d Prefactor operations are left in the journal %s: the next client "
+                    "with this folder and API delivers them, or 'python -m prefactor_core journal "
+                    "replay'"
                 )
+                left, all = statistics.pending, statistics.accepted
+                log(logger, logging.WARNING, message, left, all, self._journal.name)
             with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
                 await self._connections.aclose()
         if self._raise_on_loss and not raises and statistics.lost:

@@ -110,7 +110,7 @@ def to_folder(name: str, value: object) -> str:
         path = os.fspath(cast("os.PathLike[str]", value))
     if not isinstance(path, str) or "\0" in path:
         raise PrefactorValueError(f"{name} must be the path of a folder, got {in_message(path)}")
-    return str.__str__(path)
+    return str.__str__(os.path.expanduser(path))  # noqa: PTH111 - raises nothing
 
 
 def to_statuses(name: str, value: object) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from prefactor_core.exceptions import PrefactorCoreError
 from prefactor_core.exceptions.log import log
 from prefactor_core.export.api_limits import ApiLimits
 from prefactor_core.export.circuit_breaker import CircuitBreaker
+from prefactor_core.export.counters import Counters
 from prefactor_core.export.replay import Replay
 from prefactor_core.journal.adopted import AdoptedJournal
 from prefactor_core.journal.directory import Hold, JournalDirectory
@@ -32,9 +33,10 @@ _INTERVAL: Final = 30.0
 class Adoption:
     """Adopts the journals in ``directory`` whose processes are dead, one after another.
 
-    Only those of the API ``api_name``. Each is sent, its open spans and runs end as failed, and it
-    is deleted. One that this API refuses, or that cannot be read, is left alone, and one warning
-    says so. A :class:`~prefactor_core.export.exporter.Job` of the exporter.
+    ``counters``: those of the client. Only journals of the API ``api_name`` are adopted. Each is
+    sent, its open spans and runs end as failed, and it is deleted. One that this API refuses, or
+    that cannot be read, is left alone, and one warning says so. A
+    :class:`~prefactor_core.export.exporter.Job` of the exporter.
 
     When the client closes, the work goes on as long as the API answers, within ``drain_timeout``:
     an agent that runs for a second only must be able to deliver what another one left.
@@ -48,8 +50,10 @@ class Adoption:
         breaker: CircuitBreaker,
         limits: ApiLimits,
         config: QueueConfig,
+        counters: Counters,
         event_loop: EventLoop,
     ) -> None:
+        self._counters = counters
         self._directory = directory
         self._api_name = api_name
         self._api = api
@@ -89,6 +93,13 @@ class Adoption:
             header = read_header(hold.path)
             if header is None or header.api_url == self._api_name:
                 await self._adopt(hold)
+            else:
+                self._left_alone.add(hold.path)
+                message = (
+                    "the journal %s of a dead process is for %s, and not for this client's API: "
+                    "'python -m prefactor_core journal replay' delivers it"
+                )
+                log(logger, logging.INFO, message, hold.path, header.api_url)
         except PrefactorCoreError as error:
             self._left_alone.add(hold.path)
             message = "the journal %s of a dead process is left alone: %s"
@@ -112,7 +123,19 @@ class Adoption:
         )
         if self._closing.is_set():
             self._replay.close()
+        state = journal.reader.state
+        spans, runs = sum(1 for _ in state.open_spans()), len(state.runs)
+        counters = self._replay.counters
         try:
             await self._replay.run()
         finally:
             self._replay = None
+            self._counters.adopted += counters.delivered
+        message = (
+            "delivered %d operations that process %d on %s left in its journal %s; the %d spans "
+            "and %d runs that it left open have failed"
+        )
+        process, host = journal.header.process, journal.header.host
+        log(
+            logger, logging.INFO, message, counters.delivered, process, host, hold.path, spans, runs
+        )

@@ -41,6 +41,8 @@ class Counters:
         self.completed_bytes = 0
         self._dropped: Counter[str] = Counter()
         self.completed = self._handed_back = 0
+        # Operations that dead processes left, and this one has delivered.
+        self.adopted = 0
         self._requests = 0
         self._retries = 0
         self._merged = 0
@@ -167,4 +169,5 @@ class Counters:
             degraded=dict(self.degraded),
             journal_bytes=self._journal.size,
             unjournaled=self._journal.unwritten,
+            adopted=self.adopted,
         )

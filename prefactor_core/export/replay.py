@@ -29,7 +29,8 @@ from prefactor_core.queue.memory import InMemoryQueue
 if TYPE_CHECKING:
     from prefactor_core.api.client import ApiClient
 
-_NOT_OURS: Final = (401, 403, 404)
+_UNKNOWN: Final = 404
+_NOT_OURS: Final = (401, 403, _UNKNOWN)
 """Statuses by which the API says that the operations are of another account, or another API."""
 
 _SLICE: Final = 200
@@ -148,11 +149,13 @@ class _Completion(Completion):
     refusal: PrefactorApiError | None = None
 
     def give_up(self, item: BatchItem, error: Exception, reason: str) -> None:
-        # A span that is unknown may have lost its create; the other operations name a run.
+        # A span that is unknown may have lost its create; the other operations name a run. If the
+        # API has accepted others of this journal, that run alone has lost its registration.
         if (
             isinstance(error, PrefactorApiError)
             and error.status_code in _NOT_OURS
             and not isinstance(item.operation, FinishSpan)
+            and not (error.status_code == _UNKNOWN and self._counters.delivered)
         ):
             self.refusal = error
         else:

@@ -1,4 +1,4 @@
-"""The journal: what is recorded, on disk, until the API has it.
+"""The journal: what is recorded, in files, until the API has it.
 
 Operations and notes of open spans come in before a recording call returns, and each is appended to
 a file at once; what a dead process left comes out. Without ``open_prefactor(journal=DIR)`` none of

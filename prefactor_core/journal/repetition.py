@@ -18,16 +18,19 @@ def repeated(
     """The records to write again, in order: kind, sequence number so far, body.
 
     ``files``: the contents of files, oldest first. ``unsettled``: the sequence numbers of the
-    operations to repeat; other operations, and damaged ones, are left out. A create is repeated as
-    a whole operation. ``moved``: the new sequence numbers, which the caller adds; the notes of
-    forms, whose own number here is 0, refer to these.
+    operations to repeat, and of those in earlier files; other operations, and damaged ones, are
+    left out. A create is repeated as a whole operation. ``moved``: the new sequence numbers, which
+    the caller adds; the notes of forms refer to these. They, and the notes of what is settled in
+    earlier files, have the number 0 here.
     """
     opened: dict[str, Opened] = {}
+    first = 0
     for data in files:
         for record in records(data):
             if isinstance(record, Damage):
                 continue
             sequence, kind, body = record
+            first = first or sequence
             if kind == Kind.OPENED:
                 note = _decode_opened(body)
                 opened[note.span_id] = note
@@ -37,10 +40,14 @@ def repeated(
                         form, sequences=tuple([moved.get(n, n) for n in form.sequences])
                     )
                     for form in _decode_forms(body)
-                    if any(n in moved for n in form.sequences)
+                    if any(n in unsettled for n in form.sequences)
                 ]
                 if forms:
                     yield Kind.SENDING, 0, encode(forms)
+            elif kind == Kind.SETTLED:
+                earlier = [n for n in _decode_settled(body) if n < first]
+                if earlier:
+                    yield Kind.SETTLED, 0, encode(earlier)
             elif sequence not in unsettled:
                 pass
             elif kind == Kind.OPERATION:
@@ -72,3 +79,4 @@ def create_of(opened: Opened, created: Created) -> CreateSpan:
 _decode_opened: Final = msgspec.json.Decoder(Opened).decode
 _decode_created: Final = msgspec.json.Decoder(Created).decode
 _decode_forms: Final = msgspec.json.Decoder(list[Form]).decode
+_decode_settled: Final = msgspec.json.Decoder(list[int]).decode

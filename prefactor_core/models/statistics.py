@@ -16,11 +16,12 @@ class Statistics(Struct, frozen=True, kw_only=True):
     ``pending``: waiting, or in a request. ``pending_bytes``: their size, an estimate.
     ``open_bytes``: the payloads of open spans that are not recorded as operations yet.
     ``in_flight``: the pending operations in requests without an answer so far.
-    ``dropped``: never to be delivered, by reason: ``refused`` (by the API),
+    ``dropped``: not delivered, by reason: ``refused`` (by the API),
     ``retries_exhausted`` (the API failed repeatedly while it accepted others),
     ``full`` (a new run or span, or a quality payload, exceeded the bounds of
     :class:`~prefactor_core.QueueConfig`), ``run_ended`` (a span that began after its run's end),
     ``drain_timeout`` (the scope ended first), ``queue`` (the client's queue refused it).
+    With a journal, the first two are kept aside in it.
     ``requests``: requests sent. ``retries``: failed requests whose operations are sent again.
     ``merged``: finishes of spans that were sent together with their start, as one.
     ``last_error``: the reason of the last failed request; None if no request failed.
@@ -31,6 +32,8 @@ class Statistics(Struct, frozen=True, kw_only=True):
     ``journal_bytes``: the size of the files of the client's journal, 0 without one.
     ``unjournaled``: operations that are not in the journal, because its files could not be written
     when they were recorded; they are delivered from memory, unless the process dies before.
+    ``adopted``: operations that dead processes left in their journals, and this client delivered;
+    no other count has them.
     ``degraded``: the number of payloads and results not recorded whole, by reason: ``slow`` and
     ``unreadable`` (code of a value in it took too long, or raised), ``too_deep`` (it has more than
     32 levels), ``truncated`` (it has more than ``max_payload_bytes``), ``withheld`` (``redact=``
@@ -52,6 +55,7 @@ class Statistics(Struct, frozen=True, kw_only=True):
     assumed: tuple[str, ...] = ()
     journal_bytes: int = 0
     unjournaled: int = 0
+    adopted: int = 0
     degraded: dict[str, int] = field(default_factory=dict[str, int])
 
     @property

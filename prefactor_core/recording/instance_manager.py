@@ -152,6 +152,9 @@ class AgentInstanceManager(Uncopyable):
                     operation = registration(timestamp=now)
                     if not self._buffer.record(operation, operation.size):
                         run.lost = "full"
+                        # A restart must not send what is recorded of the run.
+                        key = operation.idempotency_key
+                        self._buffer.journal.withdrawn([key], operation, run.lost)
             instance = _OpenInstance(
                 id=recorded_id, agent_id=agent_id, created_at=to_datetime(now), identity=run
             )

@@ -233,6 +233,21 @@ async def test_full_files_drop_new_spans_until_they_are_settled(
     assert files_in(tmp_path) == []
 
 
+async def test_full_files_grow_no_further_in_an_outage(tmp_path: Path) -> None:
+    with anyio.fail_after(20):
+        async with open_faulty_api() as api:
+            async with client_of(
+                tmp_path, api, journal_max_bytes=LEAST, drain_timeout=0.01
+            ) as client:
+                async with client.agent_instance(**AGENT) as run:
+                    await client.flush()
+                    api.away = True
+                    for _ in range(1_000):
+                        record(run, LARGE)
+                    assert client.statistics().dropped["full"] > 800
+                    assert client.statistics().journal_bytes < LEAST + 40_000
+
+
 @pytest.mark.virtual_time
 async def test_full_files_let_new_spans_wait(tmp_path: Path) -> None:
     async with open_faulty_api() as api:
@@ -322,7 +337,7 @@ async def test_a_folder_that_cannot_be_made_is_no_matter_to_the_agent(
         async with recording(journal=tmp_path / "file" / "journals") as r:
             record(r.instance)
     assert len(r.run.spans) == 1
-    assert "what is recorded is in memory only" in caplog.text
+    assert "what this client records is in memory only" in caplog.text
 
 
 @pytest.mark.parametrize("journal_sync", ["process", "disk"])

@@ -288,6 +288,24 @@ def test_what_was_in_a_file_that_somebody_has_deleted_is_written_again(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_deleted_file_said_of_earlier_ones_is_written_again(tmp_path: Path) -> None:
+    writing = Writing(tmp_path, max_bytes=40_000)
+    writing.give(create("a"), quality("settled"))
+    fill(writing)
+    writing.journal.sending([item(create("a"))])
+    writing.settle(quality("settled"))
+    # Its start was sent: it must not be merged into that.
+    writing.give(end("a"))
+    writing.files[-1].unlink()
+    writing.settle(quality("filler-0"))
+    writing.now += PAUSE
+    writing.give(quality("last"))
+    _, entries = writing.read()
+    assert quality("settled") not in [entry.operation for entry in entries]
+    sent = [entry.operation for entry in entries if entry.is_sent]
+    assert sent == [create("a")]
+
+
 def test_a_folder_that_is_gone_gives_one_warning_and_nothing_is_raised(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

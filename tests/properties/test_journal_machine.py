@@ -22,7 +22,6 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -348,23 +347,19 @@ class JournalMachine(RuleBasedStateMachine):
             registration_timeout=0.5,
         )
         self.line = Line(self.api)
-        opened: list[PrefactorCoreClient] = []
 
         async def live() -> None:
-            async with open_prefactor(config, asgi_app=self.line) as client:
-                self.closing = anyio.Event()
-                opened.append(client)
+            async with open_prefactor(config, asgi_app=self.line) as self.client:
+                self.opened.set()
                 await self.closing.wait()
 
-        async def open() -> Task:
-            task = Task(live)
+        async def open() -> None:
+            self.opened, self.closing = anyio.Event(), anyio.Event()
+            self.life = Task(live)
             with anyio.fail_after(10):
-                while not opened:
-                    await anyio.sleep(0.001)
-            return task
+                await self.opened.wait()
 
-        self.life = self.steps.run(open)
-        self.client = opened[0]
+        self.steps.run(open)
 
     def close(self) -> None:
         if not self.has_journal:
@@ -495,3 +490,37 @@ def test_with_a_journal_or_without_all_is_stored_once_whatever_fails_and_dies(ba
     run_state_machine_as_test(
         machine, settings=settings(max_examples=examples(40), stateful_step_count=30)
     )
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+class TestFound:
+    """What the machine has found, step by step."""
+
+    def play(self, backend: str, *steps: Callable[[JournalMachine], object]) -> None:
+        machine = type("JournalMachineOn", (JournalMachine,), {"backend": backend})()
+        machine.open_world(True, False, None, 1, 1)
+        for step in steps:
+            step(machine)
+            machine.the_balance_is_right()
+            machine.the_api_sees_no_key_with_two_bodies()
+            machine.the_journals_have_what_is_pending()
+        machine.teardown()
+
+    def test_a_run_that_its_caller_did_not_get_was_buried(self, backend: str) -> None:
+        self.play(
+            backend,
+            lambda machine: machine.begin_run(True, True),
+            lambda machine: machine.end_process(True, False, 0),
+        )
+
+    def test_a_reduced_span_was_whole_again_after_a_lost_answer(self, backend: str) -> None:
+        span = ("open_span", 0, (None, LARGE, True))
+        self.play(
+            backend,
+            lambda machine: machine.begin_run(False, False),
+            lambda machine: machine.start_run(0, None),
+            *[
+                lambda machine, n=n: machine.record_and_fail([span], [""] * n + ["lose"])
+                for n in range(4)
+            ],
+        )
