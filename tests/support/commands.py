@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import re
@@ -56,7 +55,9 @@ def run_here(
             main([str(word) for word in command], prog_name="python -m prefactor_core")
         code = ended.value.code
         assert isinstance(code, int)
-        return code, output.getvalue().decode(encoding), errors.getvalue().decode(encoding)
+        # click writes errors in UTF-8 where the encoding is ASCII.
+        said = errors.getvalue().decode(encoding, "replace")
+        return code, output.getvalue().decode(encoding), said
 
 
 @contextmanager
@@ -74,46 +75,6 @@ def _surroundings(typed: str, environment: dict[str, str]) -> Generator[None]:
         sys.stdin, logging.root.handlers = stdin, handlers
         os.environ.clear()
         os.environ.update(before)
-
-
-ONE_BY_ONE = """
-import json, runpy, sys
-
-for command in json.loads(sys.argv[1]):
-    sys.argv = ["prefactor_core", *command]
-    code = 0
-    try:
-        runpy.run_module("prefactor_core", run_name="__main__", alter_sys=True)
-    except SystemExit as ended:
-        code = ended.code or 0
-    print("exit", code, flush=True)
-    print("exit", file=sys.stderr, flush=True)
-"""
-
-
-def run_commands(
-    *commands: list[str], cwd: Path, encoding: str = "utf-8"
-) -> list[tuple[int, str, str]]:
-    """The exit code, output and errors of each command, one after another in one process."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PREFACTOR_")}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", ONE_BY_ONE, json.dumps(commands)],
-        cwd=cwd,
-        env={**inherited, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    shown, errors = done.stdout.decode(encoding), done.stderr.decode(encoding, "replace")
-    assert done.returncode == 0, errors
-    *outputs, rest = re.split(r"^exit (\d+)\n", shown, flags=re.MULTILINE)
-    *error_texts, rest_of_errors = re.split(r"^exit\n", errors, flags=re.MULTILINE)
-    assert (rest, rest_of_errors) == ("", "")
-    assert len(outputs) == 2 * len(error_texts) == 2 * len(commands)
-    return [
-        (int(code), output, error)
-        for output, code, error in zip(outputs[::2], outputs[1::2], error_texts, strict=True)
-    ]
 
 
 def run_in_terminal(
