@@ -92,9 +92,9 @@ class PrefactorCoreClient(RecordingClient):
     ``async with PrefactorCoreClient(config) as client:``, in one task; or :meth:`initialize` and
     :meth:`close`, in any tasks. Leaving waits until everything is delivered, for at most
     ``config.drain_timeout`` seconds, also under a cancellation from outside; then one warning
-    reports the number of operations that were not delivered, or are left in the journal. An exception of the block leaves it
-    as the same object. The client can be opened again after that. Any task may use it, and any
-    thread may record.
+    reports the number of operations that were not delivered, or are left in the journal. An
+    exception of the block leaves it as the same object. The client can be opened again after that.
+    Any task may use it, and any thread may record.
 
     ``queue``: your own queue for operations. One worker empties it, which keeps the order of every
     run. By default each of the ``config.queue_config.num_workers`` workers has an

@@ -53,11 +53,15 @@ def to_sdk_entry(name: str, value: object) -> str:
 
 
 def to_optional_text(name: str, value: str | None) -> str | None:
-    """Return None, or a string that is not blank, as it is."""
+    """Return None, or a string that is not blank and can be sent, as it is."""
     if value is not None and (not isinstance(value, str) or not value.strip()):
         raise PrefactorValueError(
             f"{name} must be a text that is not empty, got {in_message(value)}"
         )
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError:
+        raise PrefactorValueError(f"{name} must be a text without lone surrogates") from None
     return value
 
 

@@ -70,9 +70,12 @@ class Adoption:
         while True:
             for hold in self._directory.abandoned():
                 try:
-                    await self._look_at(hold)
+                    await anyio.lowlevel.checkpoint()  # most of them may be left alone
+                    if hold is not None:
+                        await self._look_at(hold)
                 finally:
-                    hold.release()
+                    if hold is not None:
+                        hold.release()
                 if self._closing.is_set() and self._breaker.is_outage:
                     return
             if self._closing.is_set():

@@ -251,7 +251,8 @@ class Buffer:
         with self.event_loop.lock:
             if span is not None and span.status is not SpanStatus.PENDING:
                 return True
-            if self.full and not self.closed:
+            # With nothing pending no completion comes: the journal is full of open spans alone.
+            if self.full and self._counters.pending and not self.closed:
                 return False
             # No call from here on: an exception from outside comes before both or after.
             self._reserved_slots += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import anyio.lowlevel
@@ -61,7 +60,7 @@ class Replay(Worker):
         sender = Sender(api, self.counters, breaker, self._completion)
         super().__init__(buffer.worker_queues[0], buffer, sender, breaker, self.counters, config)
         self._adopted = journal
-        self._entries: Iterator[Entry] = iter(())
+        self._entries: Iterator[Entry | None] = iter(())
         self._most_waiting = 2 * config.max_batch_operations
         self._closing = False
 
@@ -78,7 +77,7 @@ class Replay(Worker):
                 await anyio.lowlevel.checkpoint()
             self._journal = self._completion.journal = journal.writer
             self._restore_ids()
-            self._entries = journal.reader.entries()
+            self._entries = journal.reader.entries_in_turns()
             await self.serve()
         except BaseException:
             journal.abandon()
@@ -98,9 +97,15 @@ class Replay(Worker):
             return False
         batcher = self._batcher
         await anyio.lowlevel.checkpoint()
-        room = max(0, self._most_waiting - batcher.operations)
-        for entry in islice(self._entries, min(room, _SLICE)):
+        room = min(self._most_waiting - batcher.operations, _SLICE)
+        for entry in self._entries if room > 0 else ():
+            if entry is None:
+                await anyio.lowlevel.checkpoint()
+                continue
             self._take(entry)
+            room -= 1
+            if not room:
+                break
         return bool(batcher)
 
     def _take(self, entry: Entry) -> None:

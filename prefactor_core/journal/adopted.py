@@ -81,7 +81,8 @@ class AdoptedJournal:
         open. Yield after each slice of the work.
 
         Raises :class:`~prefactor_core.journal.reader.JournalUnreadableError` if it cannot be
-        written: what was delivered would be sent again and again.
+        written: what was delivered would be sent again and again, and what could not be written
+        would never be sent.
         """
         reader, state = self.reader, self.reader.state
         assert state.header is not None
@@ -104,13 +105,18 @@ class AdoptedJournal:
             wrote=state.apply,
         )
         if self.writer.is_resting:
-            raise JournalUnreadableError(f"the journal at {self._hold.path} cannot be written")
+            raise self._not_writable()
         if self._with_refused:
             self._resume_refused()
         for place, operation in enumerate(burials(state)):
             self.writer.append(operation)
             if place % _SLICE == _SLICE - 1:
                 yield
+        if self.writer.unwritten:
+            raise self._not_writable()
+
+    def _not_writable(self) -> JournalUnreadableError:
+        return JournalUnreadableError(f"the journal at {self._hold.path} cannot be written")
 
     def _resume_refused(self) -> None:
         for _, aside in asides(self._hold.path):

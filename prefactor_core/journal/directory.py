@@ -121,25 +121,36 @@ class JournalDirectory:
 
     def journals(self) -> list[Path]:
         """The folders of all journals, oldest first."""
-        return sorted(self.path.glob(f"*{_SUFFIX}"))
+        return [self.path / name for name in self._names() if name.endswith(_SUFFIX)]
 
-    def abandoned(self) -> Iterator[Hold]:
+    def abandoned(self) -> Iterator[Hold | None]:
         """Hold the journals whose processes are dead, one after another, oldest first.
 
-        The caller releases or removes each. Left alone are journals that others can use, symbolic
-        links, and all journals on a file system without reliable locks.
+        Yield None for each other one, so that other tasks can have a turn: there may be many. The
+        caller releases or removes each that it gets. Left alone are journals that others can use,
+        symbolic links, and all journals on a file system without reliable locks.
         """
         if not locks_work(self.path):
             return
-        for leftover in [*self.path.glob(f"{_NEW}*"), *self.path.glob(f"{_OLD}*")]:
-            with suppress(OSError, PrefactorValueError):
-                _delete_leftover(leftover)
-        for path in self.journals():
-            held = None
-            with suppress(OSError, PrefactorValueError):
-                held = hold(path)
-            if held is not None:
+        names = self._names()
+        for name in names:
+            if name.startswith((_NEW, _OLD)):
+                with suppress(OSError, PrefactorValueError):
+                    _delete_leftover(self.path / name)
+                yield None
+        for name in names:
+            if name.endswith(_SUFFIX):
+                held = None
+                with suppress(OSError, PrefactorValueError):
+                    held = hold(self.path / name)
                 yield held
+
+    def _names(self) -> list[str]:
+        # Not Path.glob(): of many journals, it makes the event loop wait.
+        try:
+            return sorted(os.listdir(self.path))  # noqa: PTH208
+        except OSError:
+            return []
 
 
 def hold(path: Path) -> Hold | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from errno import EINVAL
 from pathlib import Path
+from stat import S_ISREG
 
 
 class Segment:
@@ -23,16 +25,18 @@ class Segment:
 def open_file(path: Path, flags: int = os.O_WRONLY | os.O_APPEND | os.O_CREAT) -> int:
     """Open a file and return its descriptor, which no program that is started inherits.
 
-    A new file has the mode 0600, whatever the umask. A symbolic link is not followed, and raises
-    an OSError.
+    A new file has the mode 0600, whatever the umask. What is no file raises an OSError: a symbolic
+    link, which is not followed, a folder, or a pipe, whose other end nobody waits for.
     """
-    file = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    if flags & os.O_CREAT:
-        try:
+    file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    try:
+        if not S_ISREG(os.fstat(file).st_mode):
+            raise OSError(EINVAL, "it is no file", str(path))
+        if flags & os.O_CREAT:
             os.fchmod(file, 0o600)
-        except BaseException:
-            os.close(file)
-            raise
+    except BaseException:
+        os.close(file)
+        raise
     return file
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -40,6 +40,12 @@ _SEGMENT: Final = re.compile(r"(\d{6,})\.log")
 _HEADER_BYTES: Final = 4096
 _TURN: Final = 1024 * 1024
 """Bytes to read until other tasks have a turn."""
+
+_SLICE: Final = 1_000
+"""Records for which the same holds, if few of them are decoded."""
+
+_RECORD: Final = 1024
+"""Bytes that take as long to read as a record without a body."""
 
 
 class JournalUnreadableError(PrefactorCoreError):
@@ -88,7 +94,7 @@ class JournalReader:
         self.torn: dict[int, int] = {}
 
     def scan(self) -> Iterator[None]:
-        """Read all files, to fill the attributes. Yield after each megabyte.
+        """Read all files, to fill the attributes. Yield after each slice of the work.
 
         Raises :class:`JournalUnreadableError`, and
         :class:`~prefactor_core.journal.format.JournalVersionError` for a file of a later version.
@@ -119,7 +125,7 @@ class JournalReader:
                     self.firsts[number] = sequence
                 if not apply(kind, sequence, body):
                     self._lost(number)
-                done += len(body)
+                done += _RECORD + len(body)
                 if done >= _TURN:
                     done = 0
                     yield
@@ -135,11 +141,21 @@ class JournalReader:
         Files are read as the caller goes on. One that has gone meanwhile counts as damaged.
         Raises :class:`JournalUnreadableError`.
         """
+        return (entry for entry in self.entries_in_turns() if entry is not None)
+
+    def entries_in_turns(self) -> Iterator[Entry | None]:
+        """As :meth:`entries`; and None after each slice of the work without one: few operations of
+        a large file may be left."""
         unsettled = {number for number, count in self.unsettled.items() if count}
         new = {number for number in self._numbers() if number not in self.unsettled}
-        forms, finishes, merged = self.state.forms, self._merged_finishes(unsettled), set[int]()
+        finishes = yield from self._merged_finishes(unsettled)
+        forms, merged = self.state.forms, set[int]()
         for number in sorted(unsettled | new):
-            for sequence, operation in self._operations(number):
+            for found in self._operations(number):
+                if found is None:
+                    yield None
+                    continue
+                sequence, operation = found
                 form = forms.get(sequence)
                 if sequence in merged:
                     continue
@@ -178,8 +194,11 @@ class JournalReader:
         else:
             self._lost(number)
 
-    def _merged_finishes(self, numbers: Iterable[int]) -> dict[int, FinishSpan]:
-        """The finishes of spans that were in one item with their start, by sequence number."""
+    def _merged_finishes(
+        self, numbers: Iterable[int]
+    ) -> Generator[None, None, dict[int, FinishSpan]]:
+        """Return the finishes of spans that were in one item with their start, by sequence
+        number. Yield after each slice of the work."""
         pending = self.state.pending
         wanted = {
             form.sequences[1]
@@ -191,7 +210,9 @@ class JournalReader:
             first, last = self.firsts[number], self._lasts[number]
             if not any(first <= sequence <= last for sequence in wanted):
                 continue
-            for record in records(self._read(number) or b""):
+            for place, record in enumerate(records(self._read(number) or b"")):
+                if place % _SLICE == _SLICE - 1:
+                    yield
                 if not isinstance(record, Damage) and record[0] in wanted:
                     with suppress(*DECODE_ERRORS):  # counted when its turn comes
                         operation = decode_operation(record[2])
@@ -199,12 +220,16 @@ class JournalReader:
                             finishes[record[0]] = operation
         return finishes
 
-    def _operations(self, number: int) -> Iterator[tuple[int, Operation]]:
-        """The operations of a file that are not settled, with their sequence numbers."""
+    def _operations(self, number: int) -> Iterator[tuple[int, Operation] | None]:
+        """The operations of a file that are not settled, with their sequence numbers; and None
+        after each slice of the work without one."""
         pending, is_new = self.state.pending, number not in self.unsettled
         is_checked = not (is_new or number in self.damaged or number in self.torn)
         opened: dict[str, Opened] = {}
-        for record in records(self._read(number) or b"", is_checked=is_checked):
+        found = records(self._read(number) or b"", is_checked=is_checked)
+        for place, record in enumerate(found):
+            if place % _SLICE == _SLICE - 1:
+                yield None
             if isinstance(record, Damage):
                 if is_new:
                     self._note(number, record)

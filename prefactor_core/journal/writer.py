@@ -92,6 +92,7 @@ class JournalWriter:
                 raise OSError(str(error)) from error
         self.unwritten = 0
         self._is_closed = False
+        self._not_kept = 0
         self._segments = Segments(
             hold,
             self._first_records,
@@ -350,5 +351,9 @@ class JournalWriter:
             finally:
                 os.close(file)
         except OSError as error:
-            message = "an operation that is given up cannot be kept in %s: %s"
-            self._soon(partial(log, logger, logging.WARNING, message, self._hold.path, error))
+            self._not_kept += 1
+            if self._not_kept & (self._not_kept - 1):
+                return  # logged for the first, the second, the fourth...
+            message = "an operation that is given up (number %d) cannot be kept in %s: %s"
+            arguments = self._not_kept, self._hold.path, error
+            self._soon(partial(log, logger, logging.WARNING, message, *arguments))

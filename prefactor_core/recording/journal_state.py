@@ -43,15 +43,13 @@ def journal_state(
         if span.dropped:
             continue
         if span.status is SpanStatus.PENDING:
+            parent, parent_id = span.parent, span.parent_span_id
+            if parent is not None and parent.dropped:
+                parent_id = parent.parent_span_id  # no record of this file says so
             yield (
                 Kind.OPENED,
                 Opened(
-                    span_id,
-                    run_id,
-                    span.schema_name,
-                    span.parent_span_id,
-                    span.created_at,
-                    span.captured,
+                    span_id, run_id, span.schema_name, parent_id, span.created_at, span.captured
                 ),
             )
         else:

@@ -90,8 +90,7 @@ class Recorder(Uncopyable):
         self._warned_of_late_payload: set[str] = set()
 
     def check_open(self) -> None:
-        """Raise :class:`ClientScopeError` in a fork, :class:`ClientNotInitializedError` if the
-        client has closed."""
+        """Raise ``ClientScopeError`` in a fork, :class:`ClientNotInitializedError` if closed."""
         self.event_loop.check_process()
         if self.closed:
             raise ClientNotInitializedError(
@@ -168,8 +167,9 @@ class Recorder(Uncopyable):
                     span.parent, span.parent_span_id = parent, parent.recorded_id
                     # A run that another client registered has one clock here, too.
                     span.run = run = parent.run
-                    if parent.unrecorded:
-                        span.unrecorded = span.dropped = True
+                    if parent.dropped:  # its parent is the nearest recorded ancestor
+                        span.parent_span_id = parent.parent_span_id
+                        span.unrecorded = span.dropped = parent.unrecorded
                 elif parent is OWN_REQUEST:
                     span.unrecorded = span.dropped = True
                 elif is_pfid(parent):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import threading
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from contextvars import copy_context
 from pathlib import Path
 from typing import Any
@@ -276,6 +278,22 @@ async def test_full_files_let_new_spans_wait(tmp_path: Path) -> None:
         assert len((await stored_run(api)).spans) == 150
     assert client.statistics().lost == 0
     assert files_in(tmp_path) == []
+
+
+async def test_no_span_waits_for_room_that_open_spans_alone_have_filled(tmp_path: Path) -> None:
+    queue = {"when_full": "wait", "report_after": math.inf}
+    with anyio.fail_after(20):
+        async with open_faulty_api() as api:
+            async with client_of(tmp_path, api, journal_max_bytes=LEAST, queue=queue) as client:
+                async with client.agent_instance(**AGENT) as run:
+                    await run.start()
+                    await client.flush()
+                    async with AsyncExitStack() as spans:
+                        for _ in range(150):
+                            span = run.span("agent:llm", payload={"prompt": LARGE})
+                            await spans.enter_async_context(span)
+            assert len((await stored_run(api)).spans) == 150
+    assert client.statistics().lost == 0
 
 
 # Files that cannot be written.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -150,6 +151,38 @@ async def test_a_run_that_was_refused_to_its_caller_does_not_keep_a_journal_from
     assert run.status == "failed"
     assert left(folder) == []
     assert caplog.messages == []
+
+
+async def test_a_child_of_a_dropped_span_keeps_its_place_over_many_files(
+    folder: Path, api: FaultyApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue = {"report_after": math.inf, "max_pending_operations": 3}
+    async with dying(folder, api, journal_max_bytes=1_000_000, queue=queue) as client:
+        instance = await client.create_agent_instance(**AGENT)
+        outer, dropped = instance.span("agent:run").__enter__(), instance.span("agent:tool")
+        await outer.start()
+        await client.flush()
+        api.away = True
+        for _ in range(3):
+            with instance.span("agent:tool"):
+                pass
+        dropped.__enter__()
+        await dropped.start()
+        assert client.statistics().dropped == {"full": 1}
+        child = instance.span("agent:llm").__enter__()
+        api.away = False
+        for _ in range(100):
+            await client.flush()
+            with instance.span("agent:tool", payload={"text": "x" * 9_000}):
+                pass
+        await client.flush()
+    assert "000001.log" not in left(folder)
+    caplog.clear()
+    async with adopting(folder, api):
+        pass
+    run = await stored_run(api)
+    assert (run.named("agent:llm").id, run.named("agent:llm").parent_id) == (child.id, outer.id)
+    assert warnings(caplog) == []
 
 
 async def test_a_run_that_a_full_buffer_dropped_does_not_keep_a_journal_from_its_end(
@@ -367,13 +400,13 @@ async def test_an_adoption_that_is_cancelled_natively_releases_the_lock_and_is_t
     await die_in_a_span(folder, api, spans=5)
     api.hanging = True
     async with adopting(folder, api, drain_timeout=100.0):
-        assert list(JournalDirectory(folder).abandoned()) == []
+        assert list(filter(None, JournalDirectory(folder).abandoned())) == []
         own = asyncio.current_task()
         for task in asyncio.all_tasks() - {own}:
             if task.get_name().startswith("prefactor-core-worker"):
                 task.cancel()
         await anyio.sleep(0.001)
-        (hold,) = JournalDirectory(folder).abandoned()
+        (hold,) = filter(None, JournalDirectory(folder).abandoned())
         hold.release()
         api.hanging = False
         await anyio.sleep(100.0)

@@ -146,6 +146,10 @@ async def test_without_agent_id_span_types_are_identified_by_their_content(api: 
             {"agent_version": VERSION, "external_identifier": 7},
             "external_identifier must be a text that is not empty, got 7",
         ),
+        (
+            {"agent_version": VERSION, "external_identifier": "\ud800"},
+            "external_identifier must be a text without lone surrogates",
+        ),
     ],
 )
 async def test_what_cannot_be_registered_is_a_clear_error(

@@ -61,7 +61,7 @@ def write_segment(held: Hold) -> None:
 def adopt(directory: JournalDirectory) -> list[Path]:
     """The journals that an adopter gets; it releases them."""
     paths = []
-    for held in directory.abandoned():
+    for held in filter(None, directory.abandoned()):
         paths.append(held.path)
         held.release()
     return paths
@@ -206,10 +206,22 @@ def test_a_journal_that_is_held_from_the_list_is_not_found_again(
     directory: JournalDirectory,
 ) -> None:
     paths = sorted([dead_journal(directory), dead_journal(directory)])
-    adopter, second = directory.abandoned(), directory.abandoned()
+    adopter, second = filter(None, directory.abandoned()), filter(None, directory.abandoned())
     first = next(adopter)
     assert (first.path, [held.path for held in second]) == (paths[0], [paths[1]])
     assert list(adopter) == []
+
+
+def test_a_turn_is_given_after_each_journal_of_a_living_process(
+    directory: JournalDirectory,
+) -> None:
+    living = [directory.create() for _ in range(3)]
+    dead = dead_journal(directory)
+    found = [None if held is None else held.path for held in directory.abandoned()]
+    # Names that were made in one millisecond are in no order.
+    assert (len(found), [path for path in found if path is not None]) == (4, [dead])
+    for held in living:
+        held.remove()
 
 
 HOLD = """
@@ -281,7 +293,7 @@ for number in range(4):
         os.read(start, 1)
         kept = []
         with open(f"got-{number}", "w") as got:
-            for held in directory.abandoned():
+            for held in filter(None, directory.abandoned()):
                 print(held.path, file=got)
                 held.remove() if DOES_REMOVE else kept.append(held)
         open(f"done-{number}", "w").close()
@@ -446,7 +458,7 @@ def kill():
 def adopt():
     "Delete what an adopter finds, and say its names."
     names = []
-    for held in directory.abandoned():
+    for held in filter(None, directory.abandoned()):
         names.append(sorted(path.name for path in held.path.iterdir()))
         held.remove()
     return names

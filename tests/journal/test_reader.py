@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -128,6 +129,15 @@ def test_a_scan_counts_the_unsettled_operations_and_bytes_of_each_file(
     assert reader.sizes == {number: files.file_of(number).stat().st_size for number in (1, 2, 3)}
     assert reader.state.header == HEADER
     assert reader.state.last_sequence == files.sequence == 8
+
+
+def test_records_that_are_settled_give_others_a_turn_as_well(files: JournalFiles) -> None:
+    settled = [files.operation(quality(f"{number}")) for number in range(2_500)]
+    files.add(Kind.SETTLED, settled)
+    last = files.operation(quality("last"))
+    reader = JournalReader(files.path)
+    assert sum(1 for _ in reader.scan()) == 2
+    assert [*reader.entries_in_turns()] == [None, None, plain(quality("last"), last)]
 
 
 def test_a_scan_gives_others_a_turn_after_each_megabyte(files: JournalFiles) -> None:
@@ -569,3 +579,14 @@ def test_operations_that_are_given_up_come_with_their_reasons(
     assert [record.getMessage() for record in caplog.records] == [
         f"a refused operation in {file} is damaged, and left out"
     ] * 2
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_pipe_or_a_folder_in_place_of_a_file_is_unreadable_and_holds_nobody_up(
+    files: JournalFiles, make: Callable[[Path], object]
+) -> None:
+    make(files.path / "000002.log")
+    before = open_descriptors()
+    with pytest.raises(JournalUnreadableError, match="it is no file"):
+        [*JournalReader(files.path).scan()]
+    assert open_descriptors() == before

@@ -85,8 +85,10 @@ def test_refused_operations_have_the_bound_of_the_files(
         writing.give(quality(f"{number}"))
         writing.journal.set_aside(item(quality(f"{number}")), "refused", None)
     assert 7_000 < (writing.hold.path / "refused.log").stat().st_size <= 8_000
-    assert "journal_max_bytes=8000 is reached" in caplog.text
     assert writing.journal.pending == 0
+    # Said for the first, the second, the fourth...
+    assert 0 < len(caplog.messages) < 8
+    assert all("journal_max_bytes=8000 is reached" in message for message in caplog.messages)
 
 
 def test_an_operation_that_its_queue_refuses_is_not_sent_after_a_restart(tmp_path: Path) -> None:
@@ -340,12 +342,12 @@ def test_two_journals_in_one_folder_have_nothing_in_common(tmp_path: Path) -> No
     second.give(register("two"))
     assert first.operations() == [register("one")]
     assert second.operations() == [register("two")]
-    assert list(JournalDirectory(tmp_path).abandoned()) == []
+    assert list(filter(None, JournalDirectory(tmp_path).abandoned())) == []
     first.journal.close()
     assert len(JournalDirectory(tmp_path).journals()) == 2
     second.settle(register("two"))
     second.journal.close()
-    [held] = JournalDirectory(tmp_path).abandoned()
+    [held] = filter(None, JournalDirectory(tmp_path).abandoned())
     assert held.path == first.hold.path
     held.release()
 

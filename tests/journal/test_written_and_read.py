@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 
 import msgspec
+import pytest
 from support.journal_files import (
     HEADER,
     NOON,
@@ -20,12 +22,13 @@ from support.journal_files import (
     register,
     start,
 )
+from support.journal_writing import room_in_files
 
 from prefactor_core.journal.adopted import AdoptedJournal
 from prefactor_core.journal.burial import burials
 from prefactor_core.journal.directory import JournalDirectory
 from prefactor_core.journal.format import Identified, Kind, OpenRun, OpenSpan
-from prefactor_core.journal.reader import Entry, JournalReader, asides
+from prefactor_core.journal.reader import Entry, JournalReader, JournalUnreadableError, asides
 from prefactor_core.journal.writer import JournalWriter
 from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
 from prefactor_core.operations import CreateSpan, Operation
@@ -214,9 +217,16 @@ def test_a_large_state_does_not_begin_a_new_file_with_each_record(tmp_path: Path
 # --- The adopter ---
 
 
+class Loop:
+    """An event loop that runs at once what it is to run soon."""
+
+    def run_sync_soon(self, function: Callable[[], object]) -> None:
+        function()
+
+
 def adopt(path: Path) -> AdoptedJournal:
-    [held] = JournalDirectory(path).abandoned()
-    journal = AdoptedJournal(held, EventLoop(None))
+    [held] = filter(None, JournalDirectory(path).abandoned())
+    journal = AdoptedJournal(held, EventLoop(Loop()))
     for _ in journal.read():
         pass
     return journal
@@ -226,6 +236,30 @@ def begin_next_file(journal: JournalWriter) -> None:
     """Append so much that the next record begins a file, and one more record."""
     journal.identified("run", "span", "x" * 9_000_000)
     journal.identified("run", "span", "theirs")
+
+
+def test_an_end_that_an_adopter_cannot_write_is_left_to_the_next_one(tmp_path: Path) -> None:
+    path, copy = tmp_path / "journals", tmp_path / "copy"
+    journal = write(path)
+    journal.append(register())
+    for number in range(3):
+        open_span(journal, f"{number}")
+    journal.abandon()
+    shutil.copytree(path, copy)
+    whole = adopt(copy)
+    assert [*whole.take_over()] == []
+    written = [entry.operation for entry in whole.reader.entries()]
+    whole.abandon()
+    (file,) = copy.glob("*/000002.log")
+    with room_in_files(file.stat().st_size - 10):
+        first = adopt(path)
+        with pytest.raises(JournalUnreadableError, match="cannot be written"):
+            [*first.take_over()]
+        first.abandon()
+    second = adopt(path)
+    assert [*second.take_over()] == []
+    assert [entry.operation for entry in second.reader.entries()] == written
+    second.abandon()
 
 
 def test_what_an_adopter_has_done_is_not_done_again_after_its_death(tmp_path: Path) -> None:

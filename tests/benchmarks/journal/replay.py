@@ -75,7 +75,7 @@ class _ToTheBatch(Replay):
 
 
 async def _replay(folder: Path) -> Replayed:
-    (hold,) = JournalDirectory(folder).abandoned()
+    (hold,) = filter(None, JournalDirectory(folder).abandoned())
     event_loop, breaker, queue = EventLoop.here(), CircuitBreaker(Backoff()), QueueConfig()
     memory = resident_memory() or peak_memory()
     began, cpu = _now(), _cpu()
