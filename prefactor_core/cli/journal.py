@@ -159,9 +159,11 @@ def replay_journals(directory: str, name: str, api_url: str | None, also_refused
     """Deliver what dead processes left in DIR.
 
     Runs and spans that they left open end as failed. PREFACTOR_API_TOKEN is the token; it goes to
-    no server but PREFACTOR_API_URL, or --api-url. What is delivered is deleted. The exit code is 1
-    if anything stays, except journals of living processes: they are left alone, and only to give
-    the NAME of one is an error.
+    no server but PREFACTOR_API_URL, or --api-url. What is delivered is deleted. If the API gives a
+    run another id, a line says so: "run OLD is NEW".
+
+    The exit code is 1 if anything stays, except journals of living processes: they are left alone,
+    and only to give the NAME of one is an error.
     """
     is_done = True
     by_api: dict[str, list[Path]] = defaultdict(list)
