@@ -1,4 +1,4 @@
-"""The commands about journals: ``journal ls | show | replay | discard DIR``."""
+"""The commands about journals: ``journal ls | show | replay | discard [DIR]``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from prefactor_core.api.client import ApiClient
 from prefactor_core.cli.journal_contents import Contents, damaged_files, document, read
 from prefactor_core.cli.journal_folder import GONE, IN_USE, is_in_use, journals, take
 from prefactor_core.cli.journal_replay import Delivery, Outcome
@@ -18,9 +19,20 @@ from prefactor_core.cli.terminal import errors_in_one_line, print_json, progress
 from prefactor_core.client.connection import open_api
 from prefactor_core.config import PrefactorCoreConfig
 from prefactor_core.config.http import LOCAL_PREFIX
-from prefactor_core.exceptions import PrefactorCoreError, PrefactorValueError
+from prefactor_core.exceptions import (
+    PrefactorApiError,
+    PrefactorCoreError,
+    PrefactorServerError,
+    PrefactorUnreachableError,
+    PrefactorValueError,
+)
 from prefactor_core.journal.directory import REFUSED_NAME
-from prefactor_core.journal.reader import JournalReader, read_header
+from prefactor_core.journal.reader import (
+    JournalReader,
+    JournalUnreadableError,
+    asides,
+    read_header,
+)
 from prefactor_core.local.run_tree import one_line
 
 
@@ -28,8 +40,9 @@ from prefactor_core.local.run_tree import one_line
 def journal() -> None:
     """Look at journals, deliver what they hold, or remove them.
 
-    DIR is the folder that open_prefactor(journal=DIR) or PREFACTOR_JOURNAL names. It has a journal
-    for each process that recorded there. NAME is the name of one of them, or its beginning.
+    DIR is the folder that open_prefactor(journal=DIR) names; by default, PREFACTOR_JOURNAL. It has
+    a journal for each process that recorded there. NAME is the name of one of them, or its
+    beginning; it needs DIR before it.
     """
     if sys.platform == "win32":
         raise click.ClickException(
@@ -38,7 +51,7 @@ def journal() -> None:
         )
 
 
-_directory = click.argument("directory", metavar="DIR")
+_directory = click.argument("directory", metavar="[DIR]", envvar="PREFACTOR_JOURNAL", default="")
 _name = click.argument("name", metavar="[NAME]", default="")
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for a program.")
 
@@ -63,7 +76,16 @@ def list_journals(directory: str, as_json: bool) -> None:
 @_json
 @click.option("--payloads", is_flag=True, help="Show payloads and results, too.")
 def show_journals(directory: str, name: str, as_json: bool, payloads: bool) -> None:
-    """Show what is pending, refused, and open."""
+    """Show what is pending, refused, and open.
+
+    Pending are operations that are not delivered. In the column "sent", "yes" is one that the API
+    may have; "changed" is one, too, but without a part that the API refused.
+
+    Refused are operations that the API did not take, with its reason.
+
+    Open are runs and spans that have not ended. A span that is "not reported yet" was opened, and
+    no operation of it is recorded.
+    """
     found = _read(journals(directory, name))
     is_empty = True
     with errors_in_one_line():
@@ -127,19 +149,27 @@ def discard_journals(directory: str, name: str, only_refused: bool, yes: bool) -
 @journal.command("replay")
 @_directory
 @_name
-@click.option("--api-url", help="Send to this API, instead of the one that a journal names.")
+@click.option(
+    "--api-url",
+    help="The API to send to. Default: PREFACTOR_API_URL, for journals of that address; a local: "
+    "journal goes to its own file.",
+)
 @click.option("--refused", "also_refused", is_flag=True, help="Send what was refused once more.")
 def replay_journals(directory: str, name: str, api_url: str | None, also_refused: bool) -> None:
     """Deliver what dead processes left in DIR.
 
     Runs and spans that they left open end as failed. PREFACTOR_API_TOKEN is the token; it goes to
-    no server but PREFACTOR_API_URL, or --api-url. What is delivered is deleted. If anything stays,
-    the exit code is 1. Journals of living processes are left alone.
+    no server but PREFACTOR_API_URL, or --api-url. What is delivered is deleted. If the API gives a
+    run another id, a line says so: "run OLD is NEW".
+
+    The exit code is 1 if anything stays, except journals of living processes: they are left alone,
+    and only to give the NAME of one is an error.
     """
     is_done = True
     by_api: dict[str, list[Path]] = defaultdict(list)
     for path in journals(directory, name):
         if not any(path.glob("*.log" if also_refused else "[0-9]*.log")):
+            is_done = (is_in_use(path) is True or _nothing_stays(path)) and is_done
             continue
         try:
             by_api[api_url or _api_of(path)].append(path)
@@ -173,9 +203,10 @@ def _api_of(path: Path) -> str:
         raise PrefactorValueError(f"there is no database {file!r}: give --api-url")
     known = os.environ.get("PREFACTOR_API_URL", "").strip().rstrip("/")
     if file == header.api_url and header.api_url != known:
+        problem = f"PREFACTOR_API_URL is {'another one' if known else 'not set'}"
         raise PrefactorValueError(
-            f"it is for {header.api_url}, which is not PREFACTOR_API_URL: to send it there, with "
-            f"your token, give --api-url {header.api_url}"
+            f"it is for {header.api_url}, and {problem}: to send it there, with your token, give "
+            f"--api-url {header.api_url}"
         )
     return header.api_url
 
@@ -185,16 +216,28 @@ async def _replay(api_url: str, paths: list[Path], also_refused: bool, is_named:
     config = PrefactorCoreConfig.from_env(api_url=api_url)
     is_done = True
     async with open_api(config.http_config) as api:
-        await api.ping()
+        await _check_answers(api, len(paths))
         delivery = Delivery(api, config)
         for path in paths:
             is_done = await _deliver(delivery, path, also_refused, is_named) and is_done
     return is_done
 
 
+async def _check_answers(api: ApiClient, count: int) -> None:
+    """Raise what the API answers instead of a greeting; ``count``: of the journals for it."""
+    try:
+        await api.ping()
+    except PrefactorApiError as error:
+        message = f"{error}; nothing was sent, {_count(count, 'journal')} stay"
+        message += "s" if count == 1 else ""
+        if isinstance(error, PrefactorUnreachableError | PrefactorServerError):
+            message += ": try again later"
+        raise click.ClickException(message) from None
+
+
 async def _deliver(delivery: Delivery, path: Path, also_refused: bool, is_named: bool) -> bool:
     """Deliver a journal; return whether nothing stays, or it is left alone."""
-    is_done = True
+    outcome = Outcome()
     # What was refused comes last: the rest of a refused run is set aside first, to be in order.
     for with_refused in (False, True) if also_refused else (False,):
         if with_refused and not (path / REFUSED_NAME).exists():
@@ -208,24 +251,45 @@ async def _deliver(delivery: Delivery, path: Path, also_refused: bool, is_named:
                 outcome = await delivery.deliver(held, on_progress, with_refused=with_refused)
         finally:
             held.release()
-        damaged = damaged_files(path)
         if outcome != Outcome():
-            say(_sentence(path, outcome, delivery.api_url, damaged))
-        is_done = not outcome.refused and outcome.error is None and not damaged
+            say(_sentence(path, outcome, delivery.api_url))
+        for instance_id, api_id in outcome.run_ids.items():
+            say(one_line(f"run {instance_id} is {api_id}"))
         if outcome.error is not None:
-            break
-    return is_done
+            return False
+    return _nothing_stays(path, outcome.refused) and not outcome.refused
 
 
-def _sentence(path: Path, outcome: Outcome, api_url: str, damaged: list[str]) -> str:
+def _sentence(path: Path, outcome: Outcome, api_url: str) -> str:
     said = f"{path.stem}: {_count(outcome.delivered, 'operation')} delivered to {api_url}"
     if outcome.refused:
         said += f", {outcome.refused} refused: 'journal show {path.parent}' has the reasons"
     if outcome.error is not None:
         said += f", {outcome.left or 'the rest'} left: {outcome.error}"
-    if damaged:
-        said += f"; damaged files stay: {', '.join(damaged)}"
     return one_line(said)
+
+
+def _nothing_stays(path: Path, refused_now: int = 0) -> bool:
+    """Whether a journal in which nothing is pending has no files for a person; say which it has.
+
+    ``refused_now``: how many operations were refused just now, which is said already.
+    """
+    discard = f"'journal discard {path.parent} {path.stem}'"
+    stays: list[str] = []
+    try:
+        refused = sum(1 for _ in asides(path)) - refused_now
+        if refused > 0:
+            verb = "stays" if refused == 1 else "stay"
+            stays.append(f"{_count(refused, 'refused operation')} {verb}: give --refused")
+    except JournalUnreadableError as error:
+        stays.append(str(error))
+    if damaged := damaged_files(path):
+        stays.append(
+            f"what could be read of {', '.join(damaged)} is delivered: {discard} removes the rest"
+        )
+    for what in stays:
+        say(one_line(f"nothing is pending in {path.stem}; {what}"))
+    return not stays
 
 
 def _read(paths: Iterable[Path]) -> Iterator[tuple[Contents, JournalReader]]:
@@ -235,13 +299,13 @@ def _read(paths: Iterable[Path]) -> Iterator[tuple[Contents, JournalReader]]:
             yield found
 
 
-def _read_one(path: Path, in_use: bool | None) -> tuple[Contents, JournalReader]:
+def _read_one(path: Path, in_use: bool | str) -> tuple[Contents, JournalReader]:
     with progress(f"reading {path.stem}") as on_progress:
         return read(path, in_use, on_progress)
 
 
 def _leave_alone(path: Path, why: str, *, is_named: bool) -> None:
-    message = one_line(f"{path.stem} is left alone: {why}")
+    message = one_line(f"{path.stem} is left alone, because {why}")
     if is_named:
         raise click.ClickException(message)
     say(message)
@@ -252,15 +316,19 @@ def _ask(found: Iterable[Contents], only_refused: bool, yes: bool) -> None:
     contents = list(found)
     refused = _count(sum(each.refused for each in contents), "refused operation")
     pending = _count(sum(each.pending for each in contents), "pending operation")
+    runs = _count(sum(each.open_runs for each in contents), "open run")
+    spans = _count(sum(each.open_spans for each in contents), "open span")
     unreadable = sum(each.problem is not None for each in contents)
-    what = f"{_count(len(contents) - unreadable, 'journal')} with {pending} and {refused}"
+    what = _count(len(contents) - unreadable, "journal")
+    what += f" with {pending}, {refused}, {runs} and {spans}"
     what += f", and {unreadable} that cannot be read" if unreadable else ""
     try:
         if yes or click.confirm(f"Delete {refused if only_refused else what}?", err=True):
             return
     except click.Abort:
-        pass
-    raise click.ClickException("nothing is deleted: answer y, or give --yes")
+        raise click.ClickException("nothing is deleted: answer y, or give --yes") from None
+    click.echo("nothing is deleted", err=True)
+    raise click.exceptions.Exit(1)
 
 
 def _count(number: int, noun: str) -> str:

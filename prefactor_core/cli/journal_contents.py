@@ -22,7 +22,7 @@ from prefactor_core.journal.reader import (
 from prefactor_core.local.run_tree import visible
 from prefactor_core.models.clock import to_datetime
 from prefactor_core.models.lifecycle import SpanStatus
-from prefactor_core.operations import Operation
+from prefactor_core.operations import CreateSpan, Operation
 from prefactor_core.operations.identifiers import is_pfid, milliseconds_of
 
 _MILLISECOND = 1_000_000
@@ -32,13 +32,15 @@ class Contents(Struct, kw_only=True):
     """One journal.
 
     ``since``: when it was made; ``until``: the latest time in any record. ``in_use``: whether a
-    process has locked it; None if that cannot be told. ``damaged``: how many records, or groups of
-    records, cannot be read. ``damaged_files``: files of which the rest was delivered, and which are
-    kept. ``problem``: why the journal cannot be read; the counts are 0 then.
+    process has locked it; None if that cannot be told, because of ``lock_problem``. ``damaged``:
+    how many records, or groups of records, cannot be read. ``damaged_files``: files of which the
+    rest was delivered, and which are kept. ``problem``: why the journal cannot be read; the counts
+    are 0 then.
     """
 
     name: str
     in_use: bool | None
+    lock_problem: str | None = None
     since: str | None = None
     until: str | None = None
     host: str | None = None
@@ -62,11 +64,18 @@ class Contents(Struct, kw_only=True):
 
 
 def read(
-    journal: Path, in_use: bool | None, on_progress: Callable[[int, int], object]
+    journal: Path, in_use: bool | str, on_progress: Callable[[int, int], object]
 ) -> tuple[Contents, JournalReader]:
-    """Read a journal; ``on_progress()`` gets the bytes that are read, and all."""
+    """Read a journal; ``on_progress()`` gets the bytes that are read, and all.
+
+    ``in_use``: whether a process has it, or why that cannot be told.
+    """
     reader = JournalReader(journal)
-    contents = Contents(name=journal.stem, in_use=in_use)
+    contents = Contents(name=journal.stem, in_use=None)
+    if isinstance(in_use, str):
+        contents.lock_problem = in_use
+    else:
+        contents.in_use = in_use
     with suppress(OverflowError):  # a time after the year 9999, in a name that is a person's
         if is_pfid(contents.name):
             contents.since = time_of(milliseconds_of(contents.name) * _MILLISECOND)
@@ -91,7 +100,7 @@ def read(
     # A living process deletes files that are done with, and may be in the middle of a record.
     contents.damaged = sum(
         count for number, count in reader.damaged.items() if (journal / file_name(number)).exists()
-    ) + (0 if in_use else len(reader.torn))
+    ) + (0 if contents.in_use else len(reader.torn))
     return contents, reader
 
 
@@ -108,10 +117,21 @@ def document(contents: Contents, reader: JournalReader, payloads: bool) -> dict[
     is_readable = contents.problem is None
     entries = reader.entries() if is_readable else ()
     kept = asides(reader.path) if is_readable else ()
-    runs = reader.state.runs.values()
+    state = reader.state
+    # Of an open span whose create is recorded, the state has no schema name. The create may be
+    # pending: it is read before the open spans are.
+    names: dict[str, str] = {}
+
+    def pending() -> Iterator[dict[str, object]]:
+        for entry in entries:
+            operation = entry.operation
+            if isinstance(operation, CreateSpan) and operation.span_id in state.spans:
+                names[operation.span_id] = operation.schema_name
+            yield _pending(entry, payloads)
+
     return {
         "journal": contents,
-        "pending": (_pending(entry, payloads) for entry in entries),
+        "pending": pending(),
         "refused": (_refused(aside, payloads) for _, aside in kept),
         "open_runs": (
             {
@@ -119,9 +139,11 @@ def document(contents: Contents, reader: JournalReader, payloads: bool) -> dict[
                 "status": run.status,
                 "started_at": _time_or_none(run.started_at),
             }
-            for run in runs
+            for run in state.runs.values()
         ),
-        "open_spans": map(_open_span, reader.state.open_spans()),
+        "open_spans": (
+            _open_span(span, names.get(span.span_id), payloads) for span in state.open_spans()
+        ),
     }
 
 
@@ -144,19 +166,22 @@ def _refused(aside: Aside, payloads: bool) -> dict[str, object]:
     }
 
 
-def _open_span(span: Opened | OpenSpan) -> dict[str, object]:
-    schema_name, at, status = None, None, SpanStatus.PENDING
+def _open_span(
+    span: Opened | OpenSpan, schema_name: str | None, payloads: bool
+) -> dict[str, object]:
+    """``schema_name``: of a span whose create is recorded, if it is known."""
+    at, status = None, SpanStatus.PENDING
     if isinstance(span, Opened):
         schema_name, at = span.schema_name, span.created_at
     elif span.started_at is not None:
         at, status = span.started_at, SpanStatus.ACTIVE
-    return {
-        "span_id": span.span_id,
-        "instance_id": span.instance_id,
-        "schema_name": schema_name,
-        "status": status,
-        "since": _time_or_none(at),
-    }
+    fields: dict[str, object] = {"span_id": span.span_id, "instance_id": span.instance_id}
+    if schema_name is not None:
+        fields["schema_name"] = schema_name
+    fields |= {"status": status, "since": _time_or_none(at)}
+    if payloads and isinstance(span, Opened):
+        fields["payload"] = Raw(visible(span.payload))
+    return fields
 
 
 def time_of(nanoseconds: int) -> str:

@@ -22,6 +22,11 @@ _QUIET: Final = 90.0
 
 def journals(directory: str, name: str = "") -> list[Path]:
     """The journals in ``directory``, oldest first; only the one whose name begins with ``name``."""
+    if not directory:
+        raise click.ClickException(
+            "there is no DIR: give the folder that open_prefactor(journal=...) names, or set "
+            "PREFACTOR_JOURNAL"
+        )
     folder = Path(directory)
     if folder.suffix == ".journal":
         raise click.ClickException(
@@ -68,16 +73,18 @@ def take(journal: Path) -> Hold | str:
     return held
 
 
-def is_in_use(journal: Path) -> bool | None:
-    """Whether a process has a journal; None if that cannot be told."""
+def is_in_use(journal: Path) -> bool | str:
+    """Whether a process has a journal; or why that cannot be told."""
     try:
         held = hold(journal)
-    except (OSError, PrefactorValueError):
-        return None
+    except PrefactorValueError as error:
+        return str(error)
+    except OSError as error:
+        return f"it cannot be locked ({error.strerror})"
     if held is None:
         return True
     held.release()
-    return False if locks_work(journal.parent) else None
+    return False if locks_work(journal.parent) else "the locks of this file system do not tell"
 
 
 def was_written_lately(journal: Path, now: float) -> bool:

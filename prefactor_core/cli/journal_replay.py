@@ -7,7 +7,7 @@ from typing import Final
 
 import anyio
 import anyio.lowlevel
-from msgspec import Struct
+from msgspec import Struct, field
 
 from prefactor_core.api.client import ApiClient
 from prefactor_core.config import PrefactorCoreConfig
@@ -32,12 +32,14 @@ Progress = Callable[[int, int], object]
 
 class Outcome(Struct):
     """``delivered`` and ``refused``: operations; ``left``: those that stay in the journal, because
-    of ``error``."""
+    of ``error``. ``run_ids``: the API's ids of the runs that it has registered under another one,
+    by recorded id."""
 
     delivered: int = 0
     refused: int = 0
     left: int = 0
     error: str | None = None
+    run_ids: dict[str, str] = field(default_factory=dict[str, str])
 
 
 class Delivery:
@@ -69,11 +71,12 @@ class Delivery:
         replay = Replay(
             self._api, journal, self._breaker, self._limits, self._queueing, self._event_loop
         )
-        outcome = Outcome()
+        outcome, known = Outcome(), set[str]()
         async with anyio.create_task_group() as tasks:
             try:
                 for _ in journal.read():
                     await anyio.lowlevel.checkpoint()
+                known.update(journal.reader.state.run_ids)
                 if journal.header is None:
                     journal.remove_if_empty()
                 else:
@@ -85,10 +88,17 @@ class Delivery:
         statistics = replay.counters.statistics()
         outcome.delivered = statistics.delivered
         outcome.refused = sum(statistics.dropped.values())
-        writer = getattr(journal, "writer", None)
-        outcome.left = len(journal.reader.state.pending) if writer is None else writer.pending
+        writer, state = getattr(journal, "writer", None), journal.reader.state
+        outcome.left = len(state.pending) if writer is None else writer.pending
         if outcome.left and outcome.error is None:
-            outcome.error = statistics.last_error or "its header is damaged"
+            outcome.error = statistics.last_error or (
+                "its header is damaged, so that it can only be removed, by 'journal discard'"
+            )
+        if writer is not None:
+            run_ids = state.run_ids.items()
+            outcome.run_ids = {
+                recorded: given for recorded, given in run_ids if recorded not in known
+            }
         return outcome
 
     async def _watch(self, replay: Replay, journal: AdoptedJournal, on_progress: Progress) -> None:

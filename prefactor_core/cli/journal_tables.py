@@ -12,6 +12,7 @@ from prefactor_core.cli.journal_contents import Contents
 from prefactor_core.cli.table import Column, Row, print_heading, print_table
 from prefactor_core.cli.terminal import is_terminal
 from prefactor_core.local.run_tree import one_line, payload_text
+from prefactor_core.models.lifecycle import SpanStatus
 
 _JOURNALS: Final = (
     Column("journal"),
@@ -47,24 +48,23 @@ def print_contents(journal: Contents, document: dict[str, Any]) -> None:
         print_heading(f"damaged: {journal.damaged} places cannot be read; files set aside: {kept}")
     by_run: dict[str, list[Row]] = defaultdict(list)
     for operation in document["pending"]:
-        sent = "" if not operation["sent"] else "changed" if operation["changed"] else "yes"
-        cells = _operation(operation), _status(operation), _time(operation["timestamp"])
-        row = Row([*cells, f"{operation['bytes']:,}", sent], _ids_and_payloads(operation))
-        by_run[operation["instance_id"]].append(row)
+        by_run[operation["instance_id"]].append(_pending(operation))
     for instance_id, rows in by_run.items():
-        _print_part(f"agent instance {instance_id}", _PENDING, rows)
-    _print_part("refused by the API", _REFUSED, map(_refused, document["refused"]))
+        columns: Sequence[Column] = _PENDING
+        if not any(row.cells[-1] for row in rows):
+            columns, rows = columns[:-1], [Row(row.cells[:-1], row.below) for row in rows]
+        _print_part(f"agent instance {instance_id}", columns, "span id", rows)
+    _print_part("refused by the API", _REFUSED, "error", map(_refused, document["refused"]))
     runs_and_spans = [*document["open_runs"], *document["open_spans"]]
-    _print_part(
-        f"open at {_time(journal.until)}, the latest time in it", _OPEN, map(_open, runs_and_spans)
-    )
+    title = f"open at {_time(journal.until)}, the latest time in it"
+    _print_part(title, _OPEN, "id", map(_open, runs_and_spans))
 
 
-def _print_part(title: str, columns: Sequence[Column], rows: Iterable[Row]) -> None:
+def _print_part(title: str, columns: Sequence[Column], below: str, rows: Iterable[Row]) -> None:
     listed = list(rows)
     if listed:
         print_heading(f"\n{title}")
-        print_table(columns, listed)
+        print_table(columns, listed, below=below)
 
 
 def _journal(found: Contents) -> Row:
@@ -75,19 +75,25 @@ def _journal(found: Contents) -> Row:
         state, style = "in use", "green"
     if found.damaged or found.damaged_files:
         state, style = f"{state}, damaged", "red"
+    problem = f"; {found.lock_problem}" if found.lock_problem is not None else ""
     if found.problem is not None:
-        return Row(
-            [found.name, *("?" * 4), decimal(found.bytes)], f"{state}: {found.problem}", "red"
-        )
+        cells = [found.name, *("?" * 4), decimal(found.bytes)]
+        return Row(cells, one_line(f"{state}: {found.problem}{problem}"), "red")
     wrote = f"process {found.process} on {found.host}" if found.host else "an unknown process"
     since = f" since {_time(found.since)}" if found.since else ""
     api = f", for {found.api_url}" if found.api_url else ""
     counts = found.pending, found.refused, found.open_runs, found.open_spans
     return Row(
         [found.name, *map(str, counts), decimal(found.bytes)],
-        one_line(f"{state}: {wrote}{since}{api}"),
+        one_line(f"{state}: {wrote}{since}{api}{problem}"),
         style,
     )
+
+
+def _pending(operation: dict[str, Any]) -> Row:
+    cells = _operation(operation), _status(operation), _time(operation["timestamp"])
+    sent = "" if not operation["sent"] else "changed" if operation["changed"] else "yes"
+    return Row([*cells, f"{operation['bytes']:,}", sent], _ids_and_payloads(operation))
 
 
 def _refused(operation: dict[str, Any]) -> Row:
@@ -98,12 +104,18 @@ def _refused(operation: dict[str, Any]) -> Row:
 
 
 def _open(item: dict[str, Any]) -> Row:
+    since = item["started_at"] if "span_id" not in item else item["since"]
+    status = item["status"]
+    if status == SpanStatus.PENDING:
+        # A span that is opened, and of which nothing else is recorded, has a time.
+        status = "not reported yet" if since else "not started"
     if "span_id" not in item:
-        cells = "agent instance", item["status"], _time(item["started_at"])
-        return Row(cells, item["instance_id"])
-    name = f"{item['schema_name'] or ''} span".lstrip()
-    cells = one_line(name), item["status"], _time(item["since"])
-    return Row(cells, f"{item['span_id']} of agent instance {item['instance_id']}")
+        return Row(("agent instance", status, _time(since)), item["instance_id"])
+    name = f"{item.get('schema_name', '')} span".lstrip()
+    below = f"{item['span_id']} of agent instance {item['instance_id']}"
+    if "payload" in item:
+        below += f"  {_payloads(item)}"
+    return Row((one_line(name), status, _time(since)), below)
 
 
 def _operation(operation: dict[str, Any]) -> str:
@@ -116,10 +128,13 @@ def _status(operation: dict[str, Any]) -> str:
 
 
 def _ids_and_payloads(operation: dict[str, Any]) -> str:
+    return f"{operation.get('span_id') or ''}  {_payloads(operation)}".strip()
+
+
+def _payloads(item: dict[str, Any]) -> str:
     most = 1_000 if is_terminal() else None
-    values = operation.get("payload"), operation.get("result_payload")
-    payloads = (payload_text(value, most) for value in values if value is not None)
-    return f"{operation.get('span_id') or ''}  {' → '.join(payloads)}".strip()
+    values = item.get("payload"), item.get("result_payload")
+    return " → ".join(payload_text(value, most) for value in values if value is not None)
 
 
 def _time(text: str | None) -> str:

@@ -54,7 +54,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Row], *, below: str = 
             say(padded)
         return
     console = Console()
-    table = _table(columns, rows)
+    table = _table(columns, rows, below)
     unbounded = console.options.update(max_width=1_000)
     if Measurement.get(console, unbounded, table).minimum <= console.width:
         console.print(table)
@@ -63,10 +63,13 @@ def print_table(columns: Sequence[Column], rows: Sequence[Row], *, below: str = 
             console.print(line)
 
 
-def _table(columns: Sequence[Column], rows: Sequence[Row]) -> Table:
+def _table(columns: Sequence[Column], rows: Sequence[Row], below: str) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     first, *others = columns
-    table.add_column(first.title, min_width=_FIRST_WIDTH, overflow="fold")
+    title = Text(first.title)
+    if below:
+        title.append("\n").append(below, "dim")
+    table.add_column(title, min_width=_FIRST_WIDTH, overflow="fold")
     for place, column in enumerate(others, 1):
         table.add_column(
             column.title.replace(" ", "\n"),

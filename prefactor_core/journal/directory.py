@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from stat import S_IMODE, S_ISDIR, S_ISLNK
+from stat import S_IMODE, S_ISDIR, S_ISLNK, S_ISVTX
 from typing import Final
 
 from prefactor_core.exceptions import PrefactorValueError
@@ -27,6 +27,9 @@ REFUSED_NAME: Final = "refused.log"
 _NEW, _OLD = ".new-", ".old-"
 DAMAGED: Final = ".damaged"
 """The suffix of a file that is kept because a part of it cannot be read."""
+
+_JOURNAL: Final = re.compile(r".+\.journal|\.(?:new|old)-.+")
+"""The names of the folders in a folder of journals."""
 
 _FILE: Final = re.compile(r"\d{6,}\.(?:log|damaged)|refused\.log")
 """The names of the files in a journal, beside the lock."""
@@ -164,21 +167,41 @@ def check_private(path: Path, status: os.stat_result) -> None:
     """Raise :class:`~prefactor_core.PrefactorValueError` unless ``path`` is a folder that only this
     user can use. ``status``: its status."""
     user, mode = os.geteuid(), S_IMODE(status.st_mode)
-    if not S_ISDIR(status.st_mode):
-        kind = "a symbolic link" if S_ISLNK(status.st_mode) else "a file"
+    if S_ISLNK(status.st_mode):
         raise PrefactorValueError(
-            f"journal must be a folder, and {path} is {kind}: give another path"
+            f"journal must be a folder, and {path} is a symbolic link: replace it by the folder"
+        )
+    if not S_ISDIR(status.st_mode):
+        raise PrefactorValueError(
+            f"journal must be a folder, and {path} is a file: give another path"
         )
     if status.st_uid != user:
+        way_out = "give the path of a new folder"
+        if path.suffix == _SUFFIX:
+            way_out = f"use 'chown -R {user} {path}'"
         raise PrefactorValueError(
             f"journal must be a folder of this user ({user}), and {path} belongs to user "
-            f"{status.st_uid}: give the path of a new folder"
+            f"{status.st_uid}: {way_out}"
         )
     if mode & 0o077:
+        way_out = f"use 'chmod 700 {path}'"
+        if mode & S_ISVTX or not _has_only_journals(path):  # others need it as it is
+            own = path / "prefactor-journal"
+            way_out = f"give a folder of its own, such as {own}, which is made for you"
         raise PrefactorValueError(
             f"journal must be a folder that only its owner can use, and {path} has the mode "
-            f"{mode:04o}: use 'chmod 700 {path}'"
+            f"{mode:04o}: {way_out}"
         )
+
+
+def _has_only_journals(folder: Path) -> bool:
+    """Whether a folder is a journal, or has nothing but journals."""
+    if folder.suffix == _SUFFIX:
+        return True
+    try:
+        return all(_JOURNAL.fullmatch(path.name) for path in folder.iterdir())
+    except OSError:
+        return False
 
 
 def _make(folder: Path) -> None:

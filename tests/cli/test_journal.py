@@ -13,7 +13,7 @@ import anyio
 import msgspec
 import pytest
 from msgspec import Raw
-from support.commands import run, run_commands, run_in_terminal
+from support.commands import run_here, run_in_terminal
 from support.dead_journals import Journal, run_agent_until_killed
 from support.harness import StoredRun, make_config, open_faulty_api, stored_runs
 from support.journal_files import NOON, create, end, register, start
@@ -31,10 +31,8 @@ from prefactor_core.operations.identifiers import generate
 NOWHERE = "http://127.0.0.1:9"
 
 
-def journal(*command: str | Path, cwd: Path, **environment: str) -> tuple[int, str, str]:
-    done = run("-m", "prefactor_core", "journal", *command, cwd=cwd, **environment)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stdout, done.stderr
+def journal(*command: str | Path, cwd: Path, **options: str) -> tuple[int, str, str]:
+    return run_here("journal", *command, cwd=cwd, **options)
 
 
 def listed(folder: Path) -> list[dict[str, Any]]:
@@ -141,6 +139,7 @@ def test_a_program_gets_the_list_as_json(journals: Path) -> None:
     assert first == {
         "name": dead.name,
         "in_use": False,
+        "lock_problem": None,
         "host": "build-7",
         "process": 42,
         "api_url": "https://api.example",
@@ -157,16 +156,15 @@ def test_a_program_gets_the_list_as_json(journals: Path) -> None:
 
 def test_a_directory_without_a_journal_is_no_error(journals: Path) -> None:
     journals.mkdir()
-    commands = [["journal", name, "journals"] for name in ("ls", "show", "replay", "discard")]
-    json_commands = [["journal", name, "journals", "--json"] for name in ("ls", "show")]
-    texts = [
-        *["there is no journal in journals\n"] * 2,
-        "there is nothing to replay in journals\n",
-        "there is nothing to discard in journals\n",
-        *["[]\n"] * 2,
-    ]
-    ended = run_commands(*commands, *json_commands, cwd=journals.parent)
-    assert ended == [(0, text, "") for text in texts]
+    for command, said in {
+        "ls": "there is no journal in journals\n",
+        "show": "there is no journal in journals\n",
+        "replay": "there is nothing to replay in journals\n",
+        "discard": "there is nothing to discard in journals\n",
+    }.items():
+        assert journal(command, "journals", cwd=journals.parent) == (0, said, "")
+    for command in ("ls", "show"):
+        assert journal(command, "journals", "--json", cwd=journals.parent) == (0, "[]\n", "")
 
 
 def test_damage_is_listed_and_shown(journals: Path) -> None:
@@ -195,14 +193,40 @@ def test_replay_delivers_the_rest_of_a_damaged_journal_and_keeps_the_file(journa
     segment.write_bytes(content)
     api_url = new_database(journals.parent / "runs.db")
     code, shown, _ = journal("replay", "journals", "--api-url", api_url, cwd=journals.parent)
-    assert (code, shown) == (
-        1,
-        f"{left.name}: 5 operations delivered to {api_url}; damaged files stay: 000001.damaged\n",
+    delivered, run_id, stays = shown.splitlines()
+    assert delivered == f"{left.name}: 5 operations delivered to {api_url}"
+    assert run_id.startswith(f"run {registration.instance_id} is ")
+    discard = f"'journal discard {journals} {left.name}'"
+    assert stays == (
+        f"nothing is pending in {left.name}; what could be read of 000001.damaged is delivered: "
+        f"{discard} removes the rest"
     )
+    assert code == 1
+    # The next one says so again.
+    ended = journal("replay", "journals", cwd=journals.parent)
+    assert ended == (1, f"{stays}\n", "")
     (found,) = listed(journals.parent)
     assert (found["pending"], found["damaged_files"]) == (0, ["000001.damaged"])
     assert journal("discard", "journals", "--yes", cwd=journals.parent)[0] == 0
     assert list(journals.iterdir()) == []
+
+
+def test_a_journal_whose_header_is_damaged_can_be_removed(journals: Path) -> None:
+    left = Journal(journals)
+    left.append(*run_of("research"))
+    left.die()
+    segment = left.path / "000001.log"
+    segment.write_bytes(segment.read_bytes().replace(b"build-7", b"build-8"))
+    code, shown, _ = journal("replay", "journals", cwd=journals.parent)
+    why = "its API is not known: give --api-url"
+    assert (code, shown) == (1, f"{left.name} is left alone, because {why}\n")
+    api_url = new_database(journals.parent / "runs.db")
+    code, shown, _ = journal("replay", "journals", "--api-url", api_url, cwd=journals.parent)
+    assert shown == (
+        f"{left.name}: 0 operations delivered to {api_url}, 3 left: its header is damaged, so that "
+        "it can only be removed, by 'journal discard'\n"
+    )
+    assert code == 1
 
 
 def test_a_later_version_is_named_and_left_alone(journals: Path) -> None:
@@ -212,8 +236,8 @@ def test_a_later_version_is_named_and_left_alone(journals: Path) -> None:
     before = (later.path / "000001.log").read_bytes()
     (found,) = listed(journals.parent)
     assert "version 2 of the format" in found["problem"]
-    commands = [["journal", *words, "journals"] for words in (["ls"], ["show"], ["replay"])]
-    for code, shown, errors in run_commands(*commands, cwd=journals.parent):
+    for command in ("ls", "show", "replay"):
+        code, shown, errors = journal(command, "journals", cwd=journals.parent)
         assert "version 2 of the format" in shown
         assert code == ("left alone" in shown)
         assert errors == ""
@@ -253,15 +277,62 @@ def test_what_is_pending_refused_and_open_is_shown_by_run(journals: Path) -> Non
     assert error == "422 validation_errors: payload: is too long; agent instance other two"
     assert cells[3][1:] == [
         ["agent instance", "active", noon, "run"],
-        ["agent:llm span", "pending", noon, "three of agent instance run"],
+        ["agent:llm span", "not reported yet", noon, "three of agent instance run"],
+    ]
+    titles = [re.split(r"  +", part[1]) for part in parts[1:]]
+    assert titles == [
+        ["pending", "status", "time", "bytes", "sent", "span id"],
+        ["refused", "status", "time", "reason", "error"],
+        ["open", "status", "since", "id"],
     ]
 
 
+def test_a_column_that_no_row_needs_is_left_out(journals: Path) -> None:
+    left = Journal(journals)
+    left.append(register(), create("one"))
+    left.die()
+    _, shown, _ = journal("show", "journals", cwd=journals.parent)
+    (titles,) = (line for line in shown.splitlines() if line.startswith("pending"))
+    assert re.split(r"  +", titles) == ["pending", "status", "time", "bytes", "span id"]
+
+
+def test_an_open_span_has_its_type_and_payload_if_the_journal_has_them(journals: Path) -> None:
+    left = Journal(journals)
+    pending, delivered = create("pending"), create("delivered")
+    left.append(register(), pending, delivered)
+    left.settle(delivered)
+    left.open_span("opened", "run", NOON)
+    left.die()
+    show = "show", "journals", "--payloads"
+    _, shown, _ = journal(*show, "--json", cwd=journals.parent)
+    spans = {span["span_id"]: span for span in json.loads(shown)[0]["open_spans"]}
+    schema_names = {span_id: span.get("schema_name", "no type") for span_id, span in spans.items()}
+    assert schema_names == {
+        "pending": "agent:llm",
+        "delivered": "no type",
+        "opened": "agent:llm",
+    }
+    payloads = {span_id: span.get("payload") for span_id, span in spans.items()}
+    assert payloads == {"pending": None, "delivered": None, "opened": {"prompt": "Hi"}}
+    _, shown, _ = journal(*show, cwd=journals.parent)
+    assert [re.split(r"  +", line) for line in shown.splitlines()[-4:]] == [
+        ["agent instance", "not started", "run"],
+        ["agent:llm span", "active", "2026-07-20 12:00:00Z", "pending of agent instance run"],
+        ["span", "active", "2026-07-20 12:00:00Z", "delivered of agent instance run"],
+        [
+            *("agent:llm span", "not reported yet", "2026-07-20 12:00:00Z"),
+            *("opened of agent instance run", '{"prompt":"Hi"}'),
+        ],
+    ]
+    _, shown, _ = journal("show", "journals", cwd=journals.parent)
+    assert "prompt" not in shown
+
+
 def test_payloads_are_shown_only_if_asked_for_and_sensitive_values_never(killed: Path) -> None:
-    commands = [["journal", "show", "journals", *option] for option in ([], ["--json"])]
-    with_payloads = [[*command, "--payloads"] for command in commands]
-    ended = run_commands(*commands, *with_payloads, cwd=killed.parent)
-    plain, plain_json, full, full_json = (shown for _, shown, _ in ended)
+    plain, plain_json, full, full_json = (
+        journal("show", "journals", *options, cwd=killed.parent)[1]
+        for options in ([], ["--json"], ["--payloads"], ["--payloads", "--json"])
+    )
     for text in (plain, plain_json):
         assert "CREATE_SPAN" in text
         assert "number" not in text
@@ -270,6 +341,7 @@ def test_payloads_are_shown_only_if_asked_for_and_sensitive_values_never(killed:
     spans = [each for each in document["pending"] if each["operation_type"] == "CREATE_SPAN"]
     assert [span["payload"]["number"] for span in spans] == [0, 1, 2]
     assert [span["result_payload"] for span in spans] == [{"found": n} for n in range(3)]
+    assert '  {"left":"open","to":"[contact_information]"}\n' in full
     for text in (full, full_json):
         assert "me@example.org" not in text
         assert "token-of-the-agent" not in text
@@ -317,26 +389,35 @@ def test_a_program_gets_what_is_pending_refused_and_open_as_json(journals: Path)
     ]
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
-@pytest.mark.parametrize("columns", [40, 80, 120])
-def test_a_terminal_of_any_width_gets_every_word(killed: Path, columns: int, encoding: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "columns", "encoding"),
+    [
+        ("ls journals", 40, "ascii"),
+        ("ls journals", 80, "utf-8"),
+        ("show journals --payloads", 40, "utf-8"),
+        ("show journals --payloads", 80, "ascii"),
+        ("show journals --payloads", 120, "utf-8"),
+    ],
+)
+def test_a_terminal_of_any_width_gets_every_word(
+    killed: Path, command: str, columns: int, encoding: str
+) -> None:
     (name,) = (each["name"] for each in listed(killed.parent))
-    for command in (["ls", "journals"], ["show", "journals", "--payloads"]):
-        code, shown, errors = run_in_terminal(
-            "journal", *command, cwd=killed.parent, columns=columns, encoding=encoding
-        )
-        assert (code, errors) == (0, "")
-        lines = shown.splitlines()
-        assert max(map(len, lines)) <= columns
-        assert all(line.isprintable() for line in lines)
-        assert any(name in line for line in lines)
-        assert not any("…" in line or "..." in line for line in lines)
-        is_table = any(re.match(r".*[─-]{20}", line) for line in lines)
-        assert is_table == (columns >= 80)
-        assert "process " in shown
-        if command[0] == "show":
-            assert "CREATE_SPAN agent:tool" in shown
-            assert '"number":2' in shown
+    code, shown, errors = run_in_terminal(
+        "journal", *command.split(), cwd=killed.parent, columns=columns, encoding=encoding
+    )
+    assert (code, errors) == (0, "")
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert all(line.isprintable() for line in lines)
+    assert any(name in line for line in lines)
+    assert not any("…" in line or "..." in line for line in lines)
+    is_table = any(re.match(r".*[─-]{20}", line) for line in lines)
+    assert is_table == (columns >= 80)
+    assert "process " in shown
+    if command.startswith("show"):
+        assert "CREATE_SPAN agent:tool" in shown
+        assert '"number":2' in shown
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
@@ -344,8 +425,8 @@ def test_json_is_json_whatever_the_pipe_can_encode(journals: Path, encoding: str
     left, text = Journal(journals), "Größe → ☃ 日本 \N{SNAKE}"
     left.append(msgspec.structs.replace(create("one"), payload=Raw(json.dumps([text]).encode())))
     left.die()
-    command = ["journal", "show", "journals", "--json", "--payloads"]
-    ((code, shown, errors),) = run_commands(command, cwd=journals.parent, encoding=encoding)
+    command = "show", "journals", "--json", "--payloads"
+    code, shown, errors = journal(*command, cwd=journals.parent, encoding=encoding)
     assert (code, errors) == (0, "")
     ((payload,),) = ([each["payload"] for each in d["pending"]] for d in json.loads(shown))
     assert payload == [text]
@@ -378,9 +459,8 @@ def test_input_that_is_wrong_is_one_line_with_the_value_and_the_way_out(journals
                 f"{count} journals in 'journals' have a name that begins with '{name}': "
                 "'journal ls journals' has the names"
             )
-    ended = run_commands(*(["journal", *words] for words in commands), cwd=journals.parent)
-    for (code, shown, errors), said in zip(ended, expected, strict=True):
-        assert (code, shown, errors) == (1, "", f"Error: {said}\n")
+    for command, said in zip(commands, expected, strict=True):
+        assert journal(*command, cwd=journals.parent) == (1, "", f"Error: {said}\n")
     assert len(list(journals.iterdir())) == 2
 
 
@@ -401,8 +481,11 @@ def test_a_journal_that_others_can_read_is_listed_and_not_touched(journals: Path
     left.path.chmod(0o755)
     (found,) = listed(journals.parent)
     assert (found["in_use"], found["pending"]) == (None, 1)
+    problem = f"{left.path} has the mode 0755: use 'chmod 700 {left.path}'"
+    assert found["lock_problem"].endswith(problem)
     _, shown, _ = journal("ls", "journals", cwd=journals.parent)
     assert "  in use or dead: process 42 on build-7 since " in shown
+    assert shown.endswith(f"{problem}\n")
     for command, code in ((["discard", "--yes"], 0), (["replay", "--api-url", "local:x.db"], 1)):
         ended, shown, _ = journal(*command, "journals", cwd=journals.parent)
         assert ended == code
@@ -410,19 +493,55 @@ def test_a_journal_that_others_can_read_is_listed_and_not_touched(journals: Path
     assert left.path.exists()
 
 
+def test_a_symbolic_link_is_listed_with_the_way_out(journals: Path) -> None:
+    left = Journal(journals)
+    left.append(register())
+    left.die()
+    left.path.rename(journals / "elsewhere")
+    left.path.symlink_to(journals / "elsewhere")
+    (found,) = listed(journals.parent)
+    assert (found["in_use"], found["pending"]) == (None, 1)
+    said = f"{left.path} is a symbolic link: replace it by the folder"
+    assert found["lock_problem"].endswith(said)
+    _, shown, _ = journal("ls", "journals", cwd=journals.parent)
+    assert shown.endswith(f"{said}\n")
+
+
+def test_the_folder_is_by_default_that_of_the_environment(journals: Path) -> None:
+    left = Journal(journals)
+    left.append(register())
+    left.die()
+    environment = {"PREFACTOR_JOURNAL": str(journals)}
+    for command in ("ls", "show", "replay", "discard"):
+        code, shown, errors = journal(command, cwd=journals.parent)
+        assert (code, shown) == (1, "")
+        assert errors == (
+            "Error: there is no DIR: give the folder that open_prefactor(journal=...) names, or "
+            "set PREFACTOR_JOURNAL\n"
+        )
+        _, shown, _ = journal(command, cwd=journals.parent, **environment)
+        assert left.name in shown
+    code, shown, _ = journal("ls", "elsewhere", cwd=journals.parent, **environment)
+    assert (code, shown) == (1, ""), "a DIR that is given is another one"
+
+
 # --- discard
 
 
 def test_discard_says_what_would_go_and_deletes_nothing_without_a_yes(killed: Path) -> None:
     for typed in ("n\n", ""):
-        code, shown, errors = run_in_terminal(
-            "journal", "discard", "journals", cwd=killed.parent, typed=typed
-        )
+        code, shown, errors = journal("discard", "journals", cwd=killed.parent, typed=typed)
         assert code == 1
         assert "process " in shown
-        asked = "Delete 1 journal with 5 pending operations and 0 refused operations? [y/N]: "
+        asked = (
+            "Delete 1 journal with 5 pending operations, 0 refused operations, 1 open run and 2 "
+            "open spans? [y/N]: "
+        )
         assert errors.startswith(asked)
-        assert errors.endswith("Error: nothing is deleted: answer y, or give --yes\n")
+        said = errors.removeprefix(asked).strip()
+        assert said == (
+            "nothing is deleted" if typed else "Error: nothing is deleted: answer y, or give --yes"
+        )
         assert len(list(killed.iterdir())) == 1
     code, _, errors = run_in_terminal(
         "journal", "discard", "journals", cwd=killed.parent, typed="y\n"
@@ -435,7 +554,7 @@ def test_discard_leaves_the_journals_of_living_processes_alone(journals: Path) -
     dead.append(register())
     living.append(register("other"))
     dead.die()
-    said = f"{living.name} is left alone: a process has it"
+    said = f"{living.name} is left alone, because a process has it"
     code, _, errors = journal("discard", "journals", living.name, "--yes", cwd=journals.parent)
     assert (code, errors) == (1, f"Error: {said}\n")
     code, shown, errors = journal("discard", "journals", "--yes", cwd=journals.parent)
@@ -495,7 +614,7 @@ def test_a_terminal_sees_what_is_going_on(killed: Path) -> None:
     )
     assert code == 0
     assert re.search(r"sending \w{32} ", shown)
-    assert shown.splitlines()[-1].endswith(": 9 operations delivered to local:runs.db")
+    assert shown.splitlines()[-2].endswith(": 9 operations delivered to local:runs.db")
 
 
 def test_replay_delivers_what_a_killed_agent_left_and_ends_its_run(killed: Path) -> None:
@@ -503,9 +622,11 @@ def test_replay_delivers_what_a_killed_agent_left_and_ends_its_run(killed: Path)
         "replay", "journals", "--api-url", "local:runs.db", cwd=killed.parent
     )
     assert (code, errors) == (0, "")
-    assert re.fullmatch(r"\w+: 9 operations delivered to local:runs.db\n", shown)
+    delivered, run_id = shown.splitlines()
+    assert re.fullmatch(r"\w+: 9 operations delivered to local:runs.db", delivered)
     assert list(killed.iterdir()) == []
     (stored,) = runs_in(killed.parent / "runs.db")
+    assert re.fullmatch(rf"run \w{{32}} is {stored.id}", run_id)
     assert stored.status == "failed"
     assert sorted(span.status for span in stored.spans.values()) == [
         *["complete"] * 3,
@@ -530,8 +651,9 @@ def test_replay_goes_to_the_api_that_the_journal_names(tmp_path: Path) -> None:
                 assert line.startswith("Error: ")
                 assert "wr0ng" not in line
                 assert ("401" if token else "PREFACTOR_API_TOKEN") in line
+                assert line.endswith("; nothing was sent, 1 journal stays") == bool(token)
             else:
-                assert shown == f"{left.name}: 5 operations delivered to {url}\n"
+                assert shown.startswith(f"{left.name}: 5 operations delivered to {url}\n")
 
 
 @pytest.mark.parametrize("api_url", ["", "http://127.0.0.1:9", "local:runs.db"])
@@ -545,7 +667,12 @@ def test_the_token_goes_to_no_server_that_only_a_journal_names(
     environment = {"PREFACTOR_API_TOKEN": "token", "PREFACTOR_API_URL": api_url}
     code, shown, errors = journal("replay", "journals", cwd=tmp_path, **environment)
     assert (code, errors) == (1, "")
-    assert "give --api-url http://stranger.invalid" in shown
+    problem = "another one" if api_url else "not set"
+    assert shown == (
+        f"{left.name} is left alone, because it is for http://stranger.invalid, and "
+        f"PREFACTOR_API_URL is {problem}: to send it there, with your token, give --api-url "
+        "http://stranger.invalid\n"
+    )
     assert listed(tmp_path) == before
 
 
@@ -559,6 +686,7 @@ def test_an_api_that_does_not_answer_leaves_the_journal_as_it_is(killed: Path) -
     (line,) = errors.splitlines()
     assert line.startswith("Error: ")
     assert NOWHERE in line
+    assert line.endswith("; nothing was sent, 1 journal stays: try again later")
     assert listed(killed.parent) == before
 
 
@@ -585,7 +713,8 @@ def test_a_database_that_is_not_there_is_not_made(journals: Path) -> None:
     left = Journal(journals, api_url="local:/elsewhere/runs.db")
     left.append(*run_of("research"))
     left.die()
-    said = f"{left.name} is left alone: there is no database '/elsewhere/runs.db': give --api-url\n"
+    why = "there is no database '/elsewhere/runs.db': give --api-url"
+    said = f"{left.name} is left alone, because {why}\n"
     assert journal("replay", "journals", cwd=journals.parent) == (1, said, "")
     ended = journal("replay", "journals", left.name, cwd=journals.parent)
     assert ended == (1, "", f"Error: {said}")
@@ -594,7 +723,7 @@ def test_a_database_that_is_not_there_is_not_made(journals: Path) -> None:
 def test_replay_leaves_the_journals_of_living_processes_alone(journals: Path) -> None:
     living = Journal(journals, api_url=new_database(journals.parent / "runs.db"))
     living.append(*run_of("research"))
-    said = f"{living.name} is left alone: a process has it\n"
+    said = f"{living.name} is left alone, because a process has it\n"
     assert journal("replay", "journals", cwd=journals.parent) == (0, said, "")
     ended = journal("replay", "journals", living.name[:12], cwd=journals.parent)
     assert ended == (1, "", f"Error: {said}")
@@ -613,7 +742,7 @@ def test_what_the_api_refuses_stays_with_its_reason(journals: Path) -> None:
     left.die()
     code, shown, _ = journal("replay", "journals", cwd=journals.parent)
     assert code == 1
-    assert shown == (
+    assert shown.startswith(
         f"{left.name}: 5 operations delivered to {api_url}, 1 refused: "
         f"'journal show {journals}' has the reasons\n"
     )
@@ -626,9 +755,29 @@ def test_what_the_api_refuses_stays_with_its_reason(journals: Path) -> None:
     assert f": 0 operations delivered to {api_url}, 1 refused: " in shown
     (kept,) = listed(journals.parent)
     assert (kept["pending"], kept["refused"], kept["api_url"]) == (0, 1, api_url)
-    # Without --refused, nothing is left to do.
-    ended = journal("replay", "journals", cwd=journals.parent)
-    assert ended == (0, "there is nothing to replay in journals\n", "")
+    said = f"nothing is pending in {left.name}; 1 refused operation stays: give --refused\n"
+    assert journal("replay", "journals", cwd=journals.parent) == (1, said, "")
+
+
+def test_what_the_api_refused_of_a_living_process_is_no_failure_of_a_replay(journals: Path) -> None:
+    living = Journal(journals)
+    living.append(create("one"))
+    living.refuse(create("one"), "422 validation_errors")
+    (living.path / "000001.log").unlink()
+    said = "there is nothing to replay in journals\n"
+    assert journal("replay", "journals", cwd=journals.parent) == (0, said, "")
+
+
+def test_what_was_refused_before_is_named_after_a_replay_of_the_rest(journals: Path) -> None:
+    api_url = new_database(journals.parent / "runs.db")
+    left = Journal(journals, api_url=api_url)
+    left.append(*run_of("research"), create("one"))
+    left.refuse(create("one"), "422 validation_errors")
+    left.die()
+    code, shown, _ = journal("replay", "journals", cwd=journals.parent)
+    delivered, _, stays = shown.splitlines()
+    assert (code, delivered) == (1, f"{left.name}: 5 operations delivered to {api_url}")
+    assert stays == f"nothing is pending in {left.name}; 1 refused operation stays: give --refused"
 
 
 def test_a_run_that_was_refused_is_delivered_whole_when_the_api_takes_it(journals: Path) -> None:
@@ -641,7 +790,8 @@ def test_a_run_that_was_refused_is_delivered_whole_when_the_api_takes_it(journal
     left.die()
     code, shown, errors = journal("replay", "journals", "--refused", cwd=journals.parent)
     assert (code, list(journals.iterdir())) == (0, []), errors
-    first, second = shown.splitlines()
+    first, second, run_id = shown.splitlines()
+    assert run_id.startswith(f"run {registration.instance_id} is ")
     assert first.startswith(f"{left.name}: 0 operations delivered to {api_url}, 3 refused: ")
     assert second == f"{left.name}: 4 operations delivered to {api_url}"
     (stored,) = runs_in(journals.parent / "runs.db")

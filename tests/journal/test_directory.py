@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from support.cases import case
-from support.forks import needs_fork, run
+from support.forks import needs_fork, run_without_client
 from support.process import program
 
 from prefactor_core import PrefactorValueError
@@ -99,6 +99,28 @@ def test_a_folder_that_others_can_use_is_refused_with_the_way_out(
     JournalDirectory(folder).open()
 
 
+def test_a_folder_that_others_may_need_is_not_to_be_closed_to_them(tmp_path: Path) -> None:
+    shared, sticky = tmp_path / "shared", tmp_path / "sticky"
+    (shared / "1.journal").mkdir(parents=True)
+    sticky.mkdir()
+    sticky.chmod(0o1777)
+    for mode in (0o755, 0o700):
+        shared.chmod(mode)
+        if mode & 0o077:
+            with pytest.raises(PrefactorValueError, match=f"use 'chmod 700 {shared}'$"):
+                JournalDirectory(shared).open()
+        else:
+            JournalDirectory(shared).open()
+    (shared / "notes.txt").touch()
+    shared.chmod(0o755)
+    for folder in (shared, sticky):
+        own = folder / "prefactor-journal"
+        message = f"give a folder of its own, such as {own}, which is made for you$"
+        with pytest.raises(PrefactorValueError, match=message):
+            JournalDirectory(folder).open()
+        JournalDirectory(own).open()
+
+
 def test_a_folder_with_the_setgid_bit_of_the_one_above_is_accepted(tmp_path: Path) -> None:
     folder = tmp_path / "journals"
     folder.mkdir()
@@ -155,7 +177,7 @@ else:
     raise AssertionError("not refused")
 assert not os.path.exists("journals")
 """
-    run(script, tmp_path)
+    run_without_client(script, tmp_path)
 
 
 # Who holds a journal
@@ -281,7 +303,7 @@ os.close(started)
 until = time.monotonic() + 60
 while not all(os.path.exists(f"done-{number}") for number in range(4)):
     assert time.monotonic() < until
-    time.sleep(0.01)
+    time.sleep(0.001)
 os.close(ended)
 for child in children:
     assert wait_for(child) == 3
@@ -291,7 +313,7 @@ assert len(directory.journals()) == (0 if DOES_REMOVE else 100)
 """
     folder = tmp_path / str(does_remove)
     folder.mkdir()
-    run(script.replace("DOES_REMOVE", str(does_remove)), folder)
+    run_without_client(script.replace("DOES_REMOVE", str(does_remove)), folder)
 
 
 # What is no journal to adopt
@@ -305,7 +327,7 @@ def test_a_journal_behind_a_symbolic_link_is_not_followed(
     link = directory.path / "1.journal"
     link.symlink_to(elsewhere)
     assert adopt(directory) == []
-    with pytest.raises(PrefactorValueError, match="symbolic link"):
+    with pytest.raises(PrefactorValueError, match="symbolic link: replace it by the folder"):
         hold(link)
     assert list(elsewhere.iterdir()) == []
 
@@ -334,7 +356,8 @@ def test_a_journal_of_another_user_is_left_alone(directory: JournalDirectory) ->
     path = dead_journal(directory)
     status = [*path.stat()]
     status[stat.ST_UID] += 1
-    with pytest.raises(PrefactorValueError, match=f"belongs to user {status[stat.ST_UID]}"):
+    said = f"belongs to user {status[stat.ST_UID]}: use 'chown -R {os.geteuid()} {path}'"
+    with pytest.raises(PrefactorValueError, match=said):
         check_private(path, os.stat_result(status))
     if os.geteuid() == 0:  # only root can make one
         os.chown(path, 12345, -1)
@@ -412,7 +435,7 @@ def test_a_file_that_is_not_ours_is_not_deleted(directory: JournalDirectory) -> 
 
 STEPS = """
 import itertools, shutil, signal
-from prefactor_core.journal.directory import JournalDirectory
+from prefactor_core.journal.directory import Hold, JournalDirectory
 
 directory = JournalDirectory("journals")
 directory.open()
@@ -482,7 +505,7 @@ for kills in until_not_killed(directory.create):
 assert kills >= 5 and found == 0, (kills, found)
 assert adopt() == [["lock"]] and files() == []
 """
-    run(STEPS + script, tmp_path)
+    run_without_client(STEPS + script, tmp_path)
 
 
 @needs_fork
@@ -497,7 +520,7 @@ assert kills >= 10, kills
 assert found[-1] == WHOLE
 assert adopt() == [] and files() == []
 """
-    run(STEPS + script, tmp_path)
+    run_without_client(STEPS + script, tmp_path)
 
 
 @needs_fork
@@ -518,39 +541,32 @@ for kills in until_not_killed(adopt, leave_some):
 assert kills >= 20, kills
 assert adopt() == [] and files() == []
 """
-    run(STEPS + script, tmp_path)
+    run_without_client(STEPS + script, tmp_path)
 
 
-def test_a_journal_in_creation_is_not_taken_by_an_adopter_at_any_point(tmp_path: Path) -> None:
+def test_a_journal_in_creation_or_removal_is_not_taken_by_an_adopter_at_any_point(
+    tmp_path: Path,
+) -> None:
     script = """
-for point in itertools.count(1):
-    seen = []
-    act, points = lambda: seen.extend(adopt()), point
-    held = directory.create()
-    is_last, act = act is not None, None
-    assert seen == [] and adopt() == []
+def adopt_at_each_point(function, prepare=lambda: None):
+    "Adopt at each of the system calls of a function."
+    global act, points
+    for point in itertools.count(1):
+        seen, held = [], prepare()
+        act, points = lambda: seen.extend(adopt()), point
+        made = function(held)
+        is_last, act = act is not None, None
+        assert seen == [] and adopt() == []
+        yield made
+        assert files() == [], files()
+        if is_last:
+            break
+    assert point >= 5, point
+
+for held in adopt_at_each_point(lambda _: directory.create()):
     assert directory.journals() == [held.path]
     held.remove()
-    assert files() == [], files()
-    if is_last:
-        break
-assert point >= 5, point
+for _ in adopt_at_each_point(Hold.remove, journal):
+    pass
 """
-    run(STEPS + script, tmp_path)
-
-
-def test_a_journal_in_removal_is_not_taken_by_an_adopter_at_any_point(tmp_path: Path) -> None:
-    script = """
-for point in itertools.count(1):
-    seen = []
-    held = journal()
-    act, points = lambda: seen.extend(adopt()), point
-    held.remove()
-    is_last, act = act is not None, None
-    assert seen == [] and adopt() == []
-    assert files() == [], files()
-    if is_last:
-        break
-assert point >= 5, point
-"""
-    run(STEPS + script, tmp_path)
+    run_without_client(STEPS + script, tmp_path)

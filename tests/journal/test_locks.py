@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.cases import for_each
-from support.forks import needs_fork, run
+from support.forks import needs_fork, run_without_client
 
 from prefactor_core.journal.files import open_file
 from prefactor_core.journal.locks import is_network_device, lock_file, locks_work, try_lock
@@ -175,7 +175,7 @@ assert wait_for(child) == 3
 assert lock.is_held and is_open(locked) and is_open(logged)
 assert try_lock(Path("lock")) is None, "the child gave the parent's lock back"
 """
-    run(script, tmp_path)
+    run_without_client(script, tmp_path)
 
 
 @needs_fork
@@ -217,7 +217,7 @@ finally:
 for thread in threads:
     thread.join(60)
 """
-    run(script, tmp_path)
+    run_without_client(script, tmp_path)
 
 
 # File systems

@@ -43,7 +43,8 @@ async def main():
         for number in range(3):
             with instance.span("agent:tool", payload={"number": number, "to": address}) as span:
                 span.set_result({"found": number})
-        with instance.span("agent:llm"), instance.span("agent:tool", payload={"left": "open"}):
+        last = {"left": "open", "to": address}
+        with instance.span("agent:llm"), instance.span("agent:tool", payload=last):
             os.kill(os.getpid(), signal.SIGKILL)
 
 

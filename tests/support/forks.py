@@ -11,10 +11,26 @@ import pytest
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
-COMMON = '''
+SYSTEM = '''
 import os, sys, threading, time, warnings
-sys.path.insert(0, {tests!r})
 warnings.filterwarnings("ignore", "This process", DeprecationWarning)  # of fork() with threads
+
+
+def wait_for(child):
+    """The exit code of a child, in a time."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.001)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    return "the child hangs"
+'''
+
+CLIENT = '''
+sys.path.insert(0, {tests!r})
 
 import anyio
 from support.harness import AGENT, make_config, open_faulty_api, stored_run, stored_runs
@@ -53,19 +69,6 @@ async def record_run():
     assert client.statistics().lost == 0
 
 
-def wait_for(child):
-    """The exit code of a child, in a time."""
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
-    return "the child hangs"
-
-
 def refused(function, *args):
     try:
         function(*args)
@@ -84,9 +87,13 @@ def refused_async(function, *args):
 
 def run(script: str, tmp_path: Path) -> None:
     """Run the script; it and its children succeed and print nothing."""
-    common = COMMON.format(tests=str(Path(__file__).parents[1]))
+    run_without_client(CLIENT.format(tests=str(Path(__file__).parents[1])) + script, tmp_path)
+
+
+def run_without_client(script: str, tmp_path: Path) -> None:
+    """Run a script that needs no client and no API: it begins in half the time."""
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", common + script],
+        [sys.executable, "-W", "error", "-c", SYSTEM + script],
         cwd=tmp_path,
         env={k: v for k, v in os.environ.items() if not k.startswith("PREFACTOR_")},
         capture_output=True,
