@@ -53,6 +53,9 @@ ZERO = {
     "last_error": None,
     "outage_since": None,
     "assumed": (),
+    "journal_bytes": 0,
+    "unjournaled": 0,
+    "adopted": 0,
     "degraded": {},
 }
 
