@@ -302,7 +302,8 @@ class JournalMachine(RuleBasedStateMachine):
 
         self.steps.run(flush)
         statistics = self.client.statistics()
-        assert (statistics.pending, statistics.in_flight, statistics.pending_bytes) == (0, 0, 0)
+        if not self.open_spans():  # else one may have been reported while that took its time
+            assert (statistics.pending, statistics.pending_bytes) == (0, 0)
 
     def clear_up(self) -> None:
         self.api.weather, self.api.plans = "fine", []
