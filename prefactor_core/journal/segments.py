@@ -32,10 +32,7 @@ _SETTLED: Final = int(Kind.SETTLED)
 _SEGMENT_BYTES: Final = 8 * 1024 * 1024
 _LEAST_SEGMENTS: Final = 4
 _PAUSE: Final = 5.0
-"""Seconds until files that could not be written are tried again."""
-
-_WORTH_IT: Final = 4
-"""Records for each operation that is not settled, from which on full files are written again."""
+"""Seconds until files that could not be written are tried again, or full ones are left."""
 
 _FLAGS: Final = os.O_RDWR | os.O_APPEND | os.O_CREAT
 """A file is read again if the disk fails, or if somebody deletes it."""
@@ -49,8 +46,7 @@ class Segments:
     """Appends records to the newest file, each by one ``write``. The caller holds a lock.
 
     After 8 MiB, or a quarter of ``max_bytes``, the next file begins with ``state()``. The oldest
-    one is deleted as soon as all its operations are settled. If the files are full, and little of
-    it is not settled, that is written again, so that all of them can go.
+    one is deleted as soon as all its operations are settled.
 
     A write that fails, or that a full disk cuts short, leaves no part of a record. The files then
     rest for five seconds: one warning says so, by ``soon``, and what is to be written meanwhile is
@@ -110,8 +106,7 @@ class Segments:
         # The number of a file from which on all that is unsettled is written again.
         self._repeat_from: int | None = None
         self._is_beginning = self.is_resting = False
-        self._resting_until = self._compact_again = 0.0
-        self._compacted = 0
+        self._resting_until = self._full_until = 0.0
         self.begin()
 
     @property
@@ -312,8 +307,8 @@ class Segments:
         settled = self._settled
         if self.write(_SETTLED, encode(settled)):
             self._settled = self._settled[len(settled) :]
-        if self.size >= self.full_at:
-            self._compact()
+        if self.size >= self.full_at and not self._newest.unsettled:
+            self._leave_full_file()
         if self._sync is not None and self._sync.through < self._newest.number:
             return  # what the newest file repeats is not on the disk yet
         # Oldest first: a file may say how an operation in an earlier one was sent, or that it is
@@ -324,16 +319,12 @@ class Segments:
             self.full_at += segment.size
             self._delete(segment)
 
-    def _compact(self) -> None:
-        """Write again what is not settled, if that is little, so that full files can go."""
-        # Not each time: open spans alone may fill the files.
-        is_due = self._newest.number > self._compacted or self._clock() >= self._compact_again
-        records = self.sequence - self._segments[0].first
-        if is_due and records > _WORTH_IT * self.unsettled:
-            self._repeat_from = self._segments[0].number
-            if self.make_room():
-                self._compacted = self._newest.number
-                self._compact_again = self._clock() + _PAUSE
+    def _leave_full_file(self) -> None:
+        """Begin the next file before the newest one has its size: notes of spans that have ended
+        since may fill the files."""
+        # Not each time: spans that are still open may fill the next one as well.
+        if self._clock() >= self._full_until and self.make_room():
+            self._full_until = self._clock() + _PAUSE
 
     def look(self) -> None:
         """Rest if somebody has deleted the newest file: writes to it succeed, and are lost."""

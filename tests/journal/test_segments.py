@@ -120,26 +120,6 @@ def test_two_hundred_megabytes_that_are_delivered_leave_a_few_files(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_operation_that_the_api_does_not_take_keeps_the_files_few_as_well(
-    tmp_path: Path,
-) -> None:
-    writing = Writing(tmp_path, max_bytes=1_000_000)
-    span = recorded("stuck")
-    writing.open_span("stuck")
-    writing.end_span("stuck")
-    writing.journal.sending([item(span, given_id=False)])
-    for number in range(5_000):
-        writing.give(large(f"{number}"))
-        writing.settle(large(f"{number}"))
-        assert not writing.journal.is_full
-    assert writing.journal.size < 1_000_000
-    _, [entry] = writing.read()
-    assert (entry.operation, entry.is_sent, entry.given_id) == (span, True, False)
-    writing.settle(span)
-    writing.journal.close()
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_open_spans_that_fill_the_files_alone_are_not_written_again_each_time(
     tmp_path: Path,
 ) -> None:

@@ -189,21 +189,6 @@ def test_a_file_stays_while_an_earlier_one_is_needed(tmp_path: Path) -> None:
     assert journal.pending == 1
 
 
-def test_files_that_are_full_because_of_one_operation_are_written_again(tmp_path: Path) -> None:
-    journal = small_files(tmp_path)
-    open_span(journal, "z")
-    journal.append(recorded("z"))
-    pass_by(journal, 10)
-    journal.sending([item(recorded("z"), given_id=False)])
-    for _ in range(200):
-        pass_by(journal, 1)
-        assert not journal.is_full
-    journal.abandon()
-    reader, [entry] = read(tmp_path)
-    assert entry == Entry(recorded("z"), ("z-create",), entry.sequences, None, True, False)
-    assert len(reader.sizes) <= 4
-
-
 def test_a_large_state_does_not_begin_a_new_file_with_each_record(tmp_path: Path) -> None:
     spans = [opened(f"span-{number}") for number in range(200)]
     journal = write(tmp_path, lambda: [(Kind.OPENED, span) for span in spans], max_bytes=40_000)
