@@ -251,8 +251,9 @@ class Buffer:
         with self.event_loop.lock:
             if span is not None and span.status is not SpanStatus.PENDING:
                 return True
-            # With nothing pending no completion comes: the journal is full of open spans alone.
-            if self.full and self._counters.pending and not self.closed:
+            # If open spans alone fill the journal, no completion makes room in it.
+            stays_full = self.journal.is_full and not self._counters.pending
+            if self.full and not stays_full and not self.closed:
                 return False
             # No call from here on: an exception from outside comes before both or after.
             self._reserved_slots += 1

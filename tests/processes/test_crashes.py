@@ -64,7 +64,7 @@ ADOPTER = (
     ("AdoptedJournal.take_over return", 1),
     ("JournalWriter.append call", 2),
     ("JournalWriter.append return", 1),
-    ("JournalReader.entries return", 2),
+    ("JournalReader.entries_in_turns return", 2),
     ("JournalWriter.sending return", 1),
     ("sent", 1),
     ("sent", 2),

@@ -42,7 +42,7 @@ _WATCHED: dict[CodeType, str] = {
         Hold.remove,
         Hold.release,
         JournalReader.scan,
-        JournalReader.entries,
+        JournalReader.entries_in_turns,
         AdoptedJournal.read,
         AdoptedJournal.take_over,
         Replay.run,
