@@ -76,11 +76,11 @@ async def parent(write):
         api.hanging = True
         async with open_prefactor(config, asgi_app=api):
             await adopting(api)
-            child = os.fork()
-            if not child:
+            if not os.fork():
+                # The child says so itself: before, it may not have left the locks yet.
+                os.write(write, b"%d" % os.getpid())
                 time.sleep(600)
                 os._exit(1)
-            os.write(write, b"%d" % child)
             os.kill(os.getpid(), signal.SIGKILL)
 
 read, write = os.pipe()
