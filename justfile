@@ -19,8 +19,9 @@ survivors := "prefactor_core/agent/cancellation.py:ASYNC103,ASYNC104 prefactor_c
 # The rooms whose code waits, sends, or holds threads and signals: what another loop could break.
 on_a_loop := "tests/agent tests/api tests/client tests/export tests/processes/test_signals.py tests/queue"
 # What calls anyio (client, queue), httpx (api) and msgspec (the stored answers, the capture of
-# values, schemas from types) itself, and the properties, which go through all of them.
-on_dependencies := "tests/api tests/client tests/local tests/payloads/test_capture.py tests/payloads/test_kinds.py tests/properties tests/queue tests/schema_registry/test_type_schema.py tests/schema_registry/test_typed_spans.py"
+# values, schemas from types) itself, and the properties that go through all of them; the schedules
+# of agents are many, and say the same.
+on_dependencies := "tests/api tests/client tests/local tests/payloads/test_capture.py tests/payloads/test_kinds.py tests/properties/test_delivery_machine.py tests/properties/test_journal_machine.py tests/properties/test_lifecycle_machine.py tests/properties/test_outcomes.py tests/properties/test_payload_space.py tests/queue tests/schema_registry/test_type_schema.py tests/schema_registry/test_typed_spans.py"
 # What goes on for as many examples as it is given.
 fuzzed := "tests/properties/test_schedules.py tests/properties/test_journal_machine.py tests/processes/test_crashes.py"
 
