@@ -212,16 +212,13 @@ class Segments:
             self.sequence, size = self.sequence + len(frames), len(data)
             if (written := os.write(file, data)) < size:
                 raise OSError(f"only {written} of {size} bytes were written")
-        except BaseException as error:
-            self._is_beginning = False
-            if file >= 0:
-                with suppress(OSError):
-                    os.ftruncate(file, 0)
-                close_file(file)
-            if not isinstance(error, OSError):
-                raise
+        except OSError as error:
+            self._give_up_beginning(file)
             self.rest(error)
             return
+        except BaseException:
+            self._give_up_beginning(file)
+            raise
         # Without a call, so that nothing can interrupt it.
         before, was_resting = self._file, self.is_resting
         if before >= 0:
@@ -241,6 +238,13 @@ class Segments:
             close_file(before)
         if was_resting:
             self._say(logging.INFO, "the journal %s is written again", self._hold.path)
+
+    def _give_up_beginning(self, file: int) -> None:
+        self._is_beginning = False
+        if file >= 0:
+            with suppress(OSError):
+                os.ftruncate(file, 0)
+            close_file(file)
 
     def _repeat(
         self, segment: Segment, frames: list[bytes]
