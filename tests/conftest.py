@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -11,6 +12,9 @@ from hypothesis import settings
 import prefactor_core.client.scope  # noqa: F401
 
 pytest_plugins = ["pytester"]
+
+# A developer's own journals are no matter of a test.
+os.environ.pop("PREFACTOR_JOURNAL", None)
 
 # Continuous integration and developers see the same examples, and no machine's speed counts.
 settings.register_profile("prefactor", deadline=None, derandomize=True)

@@ -148,7 +148,8 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     ``journal``: a folder for a journal of what is recorded, so that nothing is lost when the
     process dies or the API is away for long: the next client with the same folder delivers what is
     left there, and ends what was left open. The default is ``PREFACTOR_JOURNAL`` in the
-    environment, else no journal; ``""`` is none in any case. The folder is made, for its owner
+    environment, else no journal; ``""`` is none in any case. The path is made absolute at once,
+    and ``~`` is the user's home. The folder is made, for its owner
     alone; any number of processes may share it.
     ``journal_sync``: ``"process"`` writes to the operating system, which survives the death of the
     process; ``"disk"`` has a thread bring it to the disk within some 20 ms, which survives the

@@ -108,13 +108,19 @@ def to_at_least(name: str, value: object, least: int) -> int:
 
 
 def to_folder(name: str, value: object) -> str:
-    """Return the path of a folder as text; empty for none."""
+    """Return the absolute path of a folder as text; empty for none."""
     path: object = value
     if isinstance(value, os.PathLike):
         path = os.fspath(cast("os.PathLike[str]", value))
     if not isinstance(path, str) or "\0" in path:
         raise PrefactorValueError(f"{name} must be the path of a folder, got {in_message(path)}")
-    return str.__str__(os.path.expanduser(path))  # noqa: PTH111 - raises nothing
+    try:
+        return os.path.abspath(os.path.expanduser(path)) if path else ""  # noqa: PTH100, PTH111
+    except OSError:
+        raise PrefactorValueError(
+            f"{name} must be an absolute path, because the working directory was deleted, got "
+            f"{in_message(path)}"
+        ) from None
 
 
 def to_statuses(name: str, value: object) -> tuple[int, ...]:

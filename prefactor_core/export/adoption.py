@@ -134,11 +134,11 @@ class Adoption:
         finally:
             self._replay = None
             self._counters.adopted += counters.delivered
+        if journal.writer.pending:
+            return  # the client closes in an outage; the next one goes on with it
         message = (
-            "delivered %d operations that process %d on %s left in its journal %s; the %d spans "
-            "and %d runs that it left open have failed"
+            "delivered %d operations that process %d on %s left in its journal %s, with the ends "
+            "of %d spans and %d runs that it left open"
         )
-        process, host = journal.header.process, journal.header.host
-        log(
-            logger, logging.INFO, message, counters.delivered, process, host, hold.path, spans, runs
-        )
+        by = journal.header.process, journal.header.host, hold.path
+        log(logger, logging.INFO, message, counters.delivered, *by, spans, runs)

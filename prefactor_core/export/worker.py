@@ -181,7 +181,7 @@ class Worker:
         self._buffer.completed()
 
     def _remove_completed(self, batch: list[BatchItem]) -> None:
-        self._journal.settled([item for item in batch if item.completed])
+        self._journal.settled(item for item in batch if item.completed)
         self._batcher.remove_completed(batch)
 
     def _succeeded(self, batch: list[BatchItem], single: bool) -> None:

@@ -13,4 +13,6 @@ this is imported. Read ``base`` first: what the other rooms say to a journal.
     state       the runs, spans, ids and forms that the records tell of
     sequences   the numbers of the operations that are not settled
     burial      the end of what a dead process left open
+    adopted     its journal, read, ended, and written on
+    heartbeat   notes that the process of a journal lives
 """

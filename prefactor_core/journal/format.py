@@ -120,7 +120,8 @@ class Form(Struct, frozen=True, array_like=True, gc=False):
 
 
 class Refused(Struct, frozen=True, array_like=True, gc=False):
-    """An operation is never delivered, and settled by that; ``aside`` has it.
+    """An operation is never delivered, and settled by that. The file of refused operations has it,
+    as an :class:`Aside`, unless its caller knows of it.
 
     ``sequence``: 0 in the state at the beginning of a file. ``span_id``: the span that is lost with
     its create; its children hang on ``parent_span_id``. Without one and ``loses_run``, the run is

@@ -174,7 +174,9 @@ class JournalWriter:
         if segments.size >= segments.limit and not segments.make_room():
             return
         if segments.size >= segments.full_at:
-            return  # most likely its create is dropped, and nothing ends an outage's notes
+            # Its create is most likely dropped; and in an outage, when nothing is settled and no
+            # file goes, the notes of dropped spans would have no bound.
+            return
         body = encode((span_id, instance_id, schema_name, parent_span_id, created_at, payload))
         # First, so that discarded() finds it if the write is interrupted.
         segments.payloads[span_id] = payload

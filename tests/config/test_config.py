@@ -7,6 +7,7 @@ import math
 import pickle
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -174,6 +175,12 @@ REFUSED_CORE: list[tuple[str, Any, str]] = [
             "max_batch_bytes, max_pending_operations, max_pending_bytes, when_full"
         ),
     ),
+    *(
+        ("journal", value, f"journal must be the path of a folder, got {shown}")
+        for value, shown in ((1, "1"), (b"x", "bytes"), ("a\0b", "a text of length 3"))
+    ),
+    ("journal_sync", "power", "journal_sync must be 'process' or 'disk', got 'power'"),
+    ("journal_max_bytes", 999_999, "journal_max_bytes must be at least 1000000, got 999999"),
     (
         "queue_config",
         None,
@@ -366,7 +373,34 @@ def env(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.delenv("PREFACTOR_API_URL", raising=False)
     monkeypatch.delenv("PREFACTOR_API_TOKEN", raising=False)
     monkeypatch.delenv("PREFACTOR_ENABLED", raising=False)
+    monkeypatch.delenv("PREFACTOR_JOURNAL", raising=False)
     return monkeypatch
+
+
+def test_the_environment_names_a_journal_unless_the_program_does(
+    env: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert core().journal == ""
+    env.setenv("PREFACTOR_JOURNAL", f" {tmp_path} ")
+    assert core().journal == str(tmp_path)
+    assert core(journal=tmp_path / "own").journal == str(tmp_path / "own")
+    assert core(journal="").journal == ""
+
+
+def test_the_path_of_a_journal_is_absolute_from_the_first_moment(
+    env: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    env.chdir(tmp_path)
+    env.setenv("HOME", "/home/agent")
+    assert core(journal="journal").journal == str(tmp_path / "journal")
+    assert core(journal="~/journal").journal == "/home/agent/journal"
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    env.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(PrefactorValueError, match="the working directory was deleted, got 'j'"):
+        core(journal="j")
+    env.chdir(tmp_path)
 
 
 def test_the_environment_gives_url_and_token(env: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -99,6 +100,7 @@ def warnings(caplog: pytest.LogCaptureFixture, part: str = "") -> list[str]:
 async def test_the_next_client_delivers_what_a_dead_one_left_and_ends_what_was_open(
     folder: Path, api: FaultyApi, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "prefactor_core")
     await die_in_a_span(folder, api, spans=3)
     caplog.clear()
     async with adopting(folder, api) as client:
@@ -109,8 +111,12 @@ async def test_the_next_client_delivers_what_a_dead_one_left_and_ends_what_was_o
     assert run.named("agent:run").result["error"]["type"] == "process_died"
     assert left(folder) == []
     assert warnings(caplog) == []
-    # What the dead client recorded is not the living one's.
-    assert (client.statistics().accepted, client.statistics().delivered) == (0, 0)
+    # What the dead client recorded is not the living one's: three spans, and two ends.
+    statistics = client.statistics()
+    assert (statistics.accepted, statistics.delivered, statistics.adopted) == (0, 0, 5)
+    (said,) = [text for text in caplog.messages if text.startswith("delivered ")]
+    assert said.startswith(f"delivered 5 operations that process {os.getpid()} on ")
+    assert said.endswith(", with the ends of 1 spans and 1 runs that it left open")
 
 
 async def test_a_process_that_dies_later_is_adopted_by_a_client_that_lives(
@@ -343,14 +349,16 @@ async def test_closing_goes_on_with_an_adoption_while_the_api_answers(
 
 
 async def test_closing_ends_an_adoption_at_once_while_the_api_is_away(
-    folder: Path, api: FaultyApi
+    folder: Path, api: FaultyApi, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "prefactor_core")
     await die_in_a_span(folder, api, spans=5)
     api.away = True
     async with adopting(folder, api, drain_timeout=600.0):
         began = anyio.current_time()
     assert anyio.current_time() - began < 5.0
     assert left(folder) != []
+    assert "delivered" not in caplog.text
     api.away = False
     async with adopting(folder, api):
         pass

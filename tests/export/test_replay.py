@@ -231,9 +231,8 @@ async def test_children_of_a_refused_span_hang_on_its_parent_in_the_next_process
     assert "422" in error
 
 
-async def test_what_the_api_has_although_it_forgot_the_key_is_settled(
-    folder: Path, api: FaultyApi
-) -> None:
+async def die_without_the_answer(folder: Path, api: FaultyApi) -> None:
+    """Die after a span was sent, and stored, and before the answer."""
     async with dying(folder, api) as client:
         instance = await client.create_agent_instance(**AGENT)
         await instance.start()
@@ -242,6 +241,12 @@ async def test_what_the_api_has_although_it_forgot_the_key_is_settled(
             pass
         api.lost_answers = 1
         await anyio.sleep(0.15)
+
+
+async def test_what_the_api_has_although_it_forgot_the_key_is_settled(
+    folder: Path, api: FaultyApi
+) -> None:
+    await die_without_the_answer(folder, api)
     api.faults["agent_spans"] = conflict("already_exists")
     await adopt(folder, api)
     assert (await stored_run(api)).shape == ("failed", [("agent:run", "complete", [])])
@@ -251,14 +256,7 @@ async def test_what_the_api_has_although_it_forgot_the_key_is_settled(
 async def test_a_key_that_the_api_knows_with_another_body_is_refused_aloud(
     folder: Path, api: FaultyApi, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with dying(folder, api) as client:
-        instance = await client.create_agent_instance(**AGENT)
-        await instance.start()
-        await client.flush()
-        with instance.span("agent:run"):
-            pass
-        api.lost_answers = 1
-        await anyio.sleep(0.15)
+    await die_without_the_answer(folder, api)
     caplog.clear()
     api.faults["agent_spans"] = conflict("idempotency_key_reused")
     await adopt(folder, api)
