@@ -15,8 +15,13 @@ and the time of the last entry, then the run.
   copied.
 * ``journal_sync="process"``, the default, survives the death of the process: a crash, SIGKILL, the
   out-of-memory killer. ``"disk"`` also survives the loss of power, but for the last 20 ms or so.
-* What the API refuses is kept in the journal with the reason: ``python -m prefactor_core journal
-  show DIR``.
+* One effect of each operation is a matter of its idempotency key, and holds as long as the API
+  remembers the key. Replay one copy of a journal, not two.
+* One ``INFO`` line says what was delivered for a dead process, and ``statistics().adopted`` counts
+  it. What the API refuses is kept in the journal with the reason: ``python -m prefactor_core
+  journal show DIR``. A record that is damaged is left out, and its file is kept.
+* On a network file system the journal is written, and nothing is adopted, because a lock there may
+  not tell who lives: use ``journal replay``.
 
 It leaves this tree::
 

@@ -109,8 +109,7 @@ class Exporter:
         try:
             await self._workers.__aexit__(exc_type, error, traceback)  # noqa: ASYNC102
         finally:
-            # What the journal has is left for the next process. Of what it could not take, at most
-            # so much is pending as the journal does not know.
+            # What the journal has stays pending, for the next process.
             self.counters.drop_rest("drain_timeout", self._journal.pending)
             self.buffer.close()
             self.identities.close()
