@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Final, TypeVar
 
+from prefactor_core.local.migrations import MIGRATIONS
 from prefactor_core.operations import identifiers
 
 Row = sqlite3.Row
@@ -20,93 +21,6 @@ MEMORY: Final = ":memory:"
 
 _BUSY_TIMEOUT: Final = 0.2
 """Seconds that a call waits for the lock of another process; then the client tries again."""
-
-# Migrations of the tables, in order. The user_version of a file is the number of those it has had;
-# files of the first versions have 0 and the tables of the first migration.
-_MIGRATIONS: Final = (
-    """
-CREATE TABLE IF NOT EXISTS account (
-    id TEXT PRIMARY KEY
-);
-CREATE TABLE IF NOT EXISTS agent_versions (
-    id TEXT PRIMARY KEY,
-    agent_id TEXT NOT NULL,
-    kind TEXT NOT NULL,
-    external_identifier TEXT,
-    content TEXT NOT NULL,
-    inserted_at TEXT NOT NULL
-);
-CREATE UNIQUE INDEX IF NOT EXISTS agent_versions_by_name
-    ON agent_versions (agent_id, kind, external_identifier);
-CREATE TABLE IF NOT EXISTS agent_instances (
-    id TEXT PRIMARY KEY,
-    agent_id TEXT NOT NULL,
-    agent_version_id TEXT NOT NULL,
-    agent_schema_version_id TEXT NOT NULL,
-    environment_id TEXT NOT NULL,
-    external_identifier TEXT,
-    purpose TEXT NOT NULL,
-    status TEXT NOT NULL,
-    termination_reason TEXT,
-    inserted_at TEXT NOT NULL,
-    updated_at TEXT NOT NULL,
-    started_at TEXT,
-    finished_at TEXT
-);
-CREATE INDEX IF NOT EXISTS agent_instances_by_agent ON agent_instances (agent_id, id);
-CREATE UNIQUE INDEX IF NOT EXISTS agent_instances_by_name
-    ON agent_instances (agent_id, external_identifier);
-CREATE TABLE IF NOT EXISTS agent_spans (
-    id TEXT PRIMARY KEY,
-    agent_instance_id TEXT NOT NULL REFERENCES agent_instances (id),
-    parent_span_id TEXT REFERENCES agent_spans (id),
-    schema_name TEXT NOT NULL,
-    status TEXT NOT NULL,
-    payload TEXT NOT NULL,
-    result_payload TEXT,
-    sensitive_encoding INTEGER,
-    inserted_at TEXT NOT NULL,
-    updated_at TEXT NOT NULL,
-    started_at TEXT,
-    finished_at TEXT
-);
-CREATE INDEX IF NOT EXISTS agent_spans_by_instance ON agent_spans (agent_instance_id, id);
-CREATE TABLE IF NOT EXISTS idempotency_keys (
-    key TEXT PRIMARY KEY,
-    request TEXT NOT NULL,
-    answer TEXT NOT NULL
-);
-""",
-    """
-CREATE TABLE agents (
-    id TEXT PRIMARY KEY,
-    name TEXT NOT NULL,
-    description TEXT,
-    external_identifier TEXT UNIQUE,
-    owner_person_id TEXT,
-    risk_profile_id TEXT,
-    team_id TEXT,
-    retired INTEGER NOT NULL DEFAULT 0,
-    inserted_at TEXT NOT NULL,
-    updated_at TEXT NOT NULL
-);
-INSERT INTO agents (id, name, inserted_at, updated_at)
-    SELECT agent_id, agent_id, min(inserted_at), min(inserted_at)
-    FROM agent_instances GROUP BY agent_id;
-ALTER TABLE agent_instances ADD COLUMN quality TEXT NOT NULL DEFAULT '{}';
-ALTER TABLE agent_spans ADD COLUMN flags TEXT NOT NULL DEFAULT '[]';
-""",
-    # The age of answers that are already stored counts from now.
-    """
-ALTER TABLE idempotency_keys ADD COLUMN used_at INTEGER NOT NULL DEFAULT :now;
-""",
-    # Whether the client gave the start time; unknown, so 0, for older rows.
-    """
-ALTER TABLE agent_instances ADD COLUMN start_given INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE agent_instances ADD COLUMN flags TEXT NOT NULL DEFAULT '[]';
-ALTER TABLE agent_spans ADD COLUMN start_given INTEGER NOT NULL DEFAULT 0;
-""",
-)
 
 _LONGEST_WAIT: Final = 1e6  # seconds: SQLite counts milliseconds in 32 bits
 
@@ -155,7 +69,7 @@ class Store:
     def _find_account(self) -> str | None:
         """The id of the account, or None for a file that needs :meth:`_migrate`."""
         (mode,) = self._connection.execute("PRAGMA journal_mode").fetchone()
-        if self._migrations_done() < len(_MIGRATIONS) or mode not in ("wal", "memory"):
+        if self._migrations_done() < len(MIGRATIONS) or mode not in ("wal", "memory"):
             return None
         account = self.one("SELECT id FROM account")
         return None if account is None else str(account["id"])
@@ -166,10 +80,10 @@ class Store:
         self._connection.execute("PRAGMA journal_mode = WAL")
         with self.transaction():
             # Count again: another process may have been faster.
-            for migration in _MIGRATIONS[self._migrations_done() :]:
+            for migration in MIGRATIONS[self._migrations_done() :]:
                 for statement in migration.replace(":now", str(int(time.time()))).split(";"):
                     self._connection.execute(statement)
-            self._connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
+            self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
             account = self.one("SELECT id FROM account")
             if account is not None:
                 return str(account["id"])
@@ -179,7 +93,7 @@ class Store:
 
     def _migrations_done(self) -> int:
         (done,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if done > len(_MIGRATIONS):
+        if done > len(MIGRATIONS):
             raise ValueError("it was made by a later version of this package")
         return int(done)
 

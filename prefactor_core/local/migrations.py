@@ -1,0 +1,121 @@
+"""Migrations: the tables of a local Prefactor, and how older files come to have them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Migrations of the tables, in order. The user_version of a file is the number of those it has had;
+# files of the first versions have 0 and the tables of the first migration.
+MIGRATIONS: Final = (
+    """
+CREATE TABLE IF NOT EXISTS account (
+    id TEXT PRIMARY KEY
+);
+CREATE TABLE IF NOT EXISTS agent_versions (
+    id TEXT PRIMARY KEY,
+    agent_id TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    external_identifier TEXT,
+    content TEXT NOT NULL,
+    inserted_at TEXT NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS agent_versions_by_name
+    ON agent_versions (agent_id, kind, external_identifier);
+CREATE TABLE IF NOT EXISTS agent_instances (
+    id TEXT PRIMARY KEY,
+    agent_id TEXT NOT NULL,
+    agent_version_id TEXT NOT NULL,
+    agent_schema_version_id TEXT NOT NULL,
+    environment_id TEXT NOT NULL,
+    external_identifier TEXT,
+    purpose TEXT NOT NULL,
+    status TEXT NOT NULL,
+    termination_reason TEXT,
+    inserted_at TEXT NOT NULL,
+    updated_at TEXT NOT NULL,
+    started_at TEXT,
+    finished_at TEXT
+);
+CREATE INDEX IF NOT EXISTS agent_instances_by_agent ON agent_instances (agent_id, id);
+CREATE UNIQUE INDEX IF NOT EXISTS agent_instances_by_name
+    ON agent_instances (agent_id, external_identifier);
+CREATE TABLE IF NOT EXISTS agent_spans (
+    id TEXT PRIMARY KEY,
+    agent_instance_id TEXT NOT NULL REFERENCES agent_instances (id),
+    parent_span_id TEXT REFERENCES agent_spans (id),
+    schema_name TEXT NOT NULL,
+    status TEXT NOT NULL,
+    payload TEXT NOT NULL,
+    result_payload TEXT,
+    sensitive_encoding INTEGER,
+    inserted_at TEXT NOT NULL,
+    updated_at TEXT NOT NULL,
+    started_at TEXT,
+    finished_at TEXT
+);
+CREATE INDEX IF NOT EXISTS agent_spans_by_instance ON agent_spans (agent_instance_id, id);
+CREATE TABLE IF NOT EXISTS idempotency_keys (
+    key TEXT PRIMARY KEY,
+    request TEXT NOT NULL,
+    answer TEXT NOT NULL
+);
+""",
+    """
+CREATE TABLE agents (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    description TEXT,
+    external_identifier TEXT UNIQUE,
+    owner_person_id TEXT,
+    risk_profile_id TEXT,
+    team_id TEXT,
+    retired INTEGER NOT NULL DEFAULT 0,
+    inserted_at TEXT NOT NULL,
+    updated_at TEXT NOT NULL
+);
+INSERT INTO agents (id, name, inserted_at, updated_at)
+    SELECT agent_id, agent_id, min(inserted_at), min(inserted_at)
+    FROM agent_instances GROUP BY agent_id;
+ALTER TABLE agent_instances ADD COLUMN quality TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE agent_spans ADD COLUMN flags TEXT NOT NULL DEFAULT '[]';
+""",
+    # The age of answers that are already stored counts from now.
+    """
+ALTER TABLE idempotency_keys ADD COLUMN used_at INTEGER NOT NULL DEFAULT :now;
+""",
+    # Whether the client gave the start time; unknown, so 0, for older rows.
+    """
+ALTER TABLE agent_instances ADD COLUMN start_given INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE agent_instances ADD COLUMN flags TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE agent_spans ADD COLUMN start_given INTEGER NOT NULL DEFAULT 0;
+""",
+    # What the viewer lists. A revision is the number of the transaction that last changed a row.
+    # Rows that are there already have the first one.
+    """
+CREATE TABLE revision (value INTEGER NOT NULL);
+INSERT INTO revision VALUES (1);
+ALTER TABLE agent_spans ADD COLUMN agent_id TEXT NOT NULL DEFAULT '';
+ALTER TABLE agent_spans ADD COLUMN revision INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE agent_spans ADD COLUMN tokens INTEGER;
+ALTER TABLE agent_spans ADD COLUMN cost REAL;
+ALTER TABLE agent_spans ADD COLUMN has_llm_child INTEGER NOT NULL DEFAULT 0;
+UPDATE agent_spans SET agent_id = (
+    SELECT agent_id FROM agent_instances WHERE id = agent_instance_id);
+CREATE INDEX agent_spans_by_agent ON agent_spans (agent_id, id);
+CREATE INDEX agent_spans_by_revision ON agent_spans (agent_instance_id, revision);
+ALTER TABLE agent_instances ADD COLUMN revision INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE agent_instances ADD COLUMN heard_at TEXT;
+ALTER TABLE agent_instances ADD COLUMN last_activity_at TEXT;
+ALTER TABLE agent_instances ADD COLUMN pending_spans INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE agent_instances ADD COLUMN active_spans INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE agent_instances ADD COLUMN complete_spans INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE agent_instances ADD COLUMN failed_spans INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE agent_instances ADD COLUMN cancelled_spans INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE agent_instances ADD COLUMN flagged_spans INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE agent_instances ADD COLUMN llm_calls INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE agent_instances ADD COLUMN tokens INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE agent_instances ADD COLUMN cost REAL NOT NULL DEFAULT 0;
+CREATE INDEX agent_instances_by_revision ON agent_instances (revision);
+CREATE INDEX agent_instances_by_status ON agent_instances (status, id);
+""",
+)
