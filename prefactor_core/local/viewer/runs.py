@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from sqlite3 import Connection, Row
+from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 
 from prefactor_core.local.errors import not_found
+from prefactor_core.local.spans import COUNTED
 from prefactor_core.local.viewer.schema_versions import agent_version, schema_version
 
 # A terminated run stopped when the last of its spans ended. The last hundred changed spans hold
@@ -21,13 +23,13 @@ SELECT r.id, r.agent_id, coalesce(a.name, r.agent_id) AS agent_name, r.external_
             SELECT finished_at FROM agent_spans WHERE agent_instance_id = r.id
             ORDER BY revision DESC LIMIT 100)), '')) END AS stopped_at,
     r.pending_spans, r.active_spans, r.complete_spans, r.failed_spans, r.cancelled_spans,
-    r.flagged_spans, r.llm_calls, r.tokens, r.cost, r.revision
+    r.flagged_spans AS flagged, r.llm_calls, r.tokens, r.cost, r.revision
 FROM agent_instances AS r LEFT JOIN agents AS a ON a.id = r.agent_id
 """
 """The query for :class:`RunRow`, without a condition."""
 
 
-class SpanCounts(Struct):
+class SpanCounts(Struct, kw_only=True):
     """The spans of a run, by status."""
 
     total: int
@@ -38,7 +40,7 @@ class SpanCounts(Struct):
     cancelled: int
 
 
-class RunRow(Struct):
+class RunRow(Struct, kw_only=True):
     """A run as the list shows it. ``stopped_at``: when a terminated run ended its last span."""
 
     id: str
@@ -126,6 +128,6 @@ class Quality(Struct):
 
 def to_run_row(row: Row) -> RunRow:
     """The row of a run, from a row of :data:`RUNS`."""
-    columns = tuple(row)
-    before, counts, after = columns[:13], columns[13:18], columns[18:]
-    return RunRow(*before, SpanCounts(sum(counts), *counts), *after)
+    values: dict[str, Any] = dict(row)
+    counts = {status: values.pop(f"{status}_spans") for status in COUNTED}
+    return RunRow(spans=SpanCounts(total=sum(counts.values()), **counts), **values)

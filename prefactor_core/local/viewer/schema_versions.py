@@ -30,5 +30,6 @@ def span_schemas(content: dict[str, Any], name: str) -> tuple[object, object]:
     if types is not None:
         known = {each["name"]: each for each in types}.get(name, {})
         return known.get("params_schema"), known.get("result_schema")
-    payloads, results = content.get("span_schemas"), content.get("span_result_schemas")
-    return (payloads or {}).get(name), (results or {}).get(name)
+    payloads: dict[str, object] = content.get("span_schemas") or {}
+    results: dict[str, object] = content.get("span_result_schemas") or {}
+    return payloads.get(name), results.get(name)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from sqlite3 import Connection
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from prefactor_core.exceptions import in_message
 from prefactor_core.local.errors import invalid, not_found
 from prefactor_core.local.versions import SchemaVersion
-from prefactor_core.local.viewer.runs import revision, run_row
+from prefactor_core.local.viewer.runs import RunRow, revision, run_row
 from prefactor_core.local.viewer.schema_versions import agent_version, span_schemas
 
 FIELDS: Final = (
@@ -22,6 +22,7 @@ FIELDS: Final = (
 """The fields of a row of a skeleton, in their order."""
 
 _MOST_ANCESTORS: Final = 10_000
+_ALL: Final = 2**62
 _LABEL_CHARACTERS: Final = 80
 _ERROR_CHARACTERS: Final = 200
 
@@ -61,24 +62,18 @@ SELECT CAST(json_array(
 """
 
 
-class Changes(Struct):
+class Changes(NamedTuple):
     """Spans of a run that changed up to a ``revision``; the JSON of ``rows`` as in a skeleton."""
 
     revision: int
-    rows: list[Raw]
-    is_last: bool
+    rows: list[bytes]
 
 
 def skeleton(db: Connection, run_id: str) -> bytes:
     """All spans of a run, without their payloads, by id."""
     run_row(db, run_id)
     rows = db.execute(f"{_SKELETON} WHERE agent_instance_id = ? ORDER BY id", (run_id,))
-    joined = b",".join(row for row, _ in rows)
-    return b'{"revision":%d,"fields":%b,"rows":[%b]}' % (
-        revision(db),
-        msgspec.json.encode(FIELDS),
-        joined,
-    )
+    return _shape(revision(db), (row for row, _ in rows))
 
 
 def changed_spans(db: Connection, run_id: str, after: int, most: int) -> Changes:
@@ -88,24 +83,33 @@ def changed_spans(db: Connection, run_id: str, after: int, most: int) -> Changes
     query = f"{of_run} AND revision > ? ORDER BY revision, id LIMIT ?"
     rows = db.execute(query, (run_id, after, most)).fetchall()
     if len(rows) < most:
-        return Changes(revision(db), [Raw(row) for row, _ in rows], is_last=True)
+        return Changes(revision(db), [row for row, _ in rows])
     last = rows[-1]["revision"]
     rows = [row for row in rows if row["revision"] < last]
     rows += db.execute(f"{of_run} AND revision = ? ORDER BY id", (run_id, last))
-    return Changes(last, [Raw(row) for row, _ in rows], is_last=False)
+    return Changes(last, [row for row, _ in rows])
 
 
 def changes(db: Connection, run_id: str, query: Mapping[str, str]) -> bytes:
     """The spans of a run that changed after the revision ``after``, and the run."""
     run = run_row(db, run_id)
-    changed = changed_spans(db, run_id, revision_of(query.get("after", "0"), "after"), 2**62)
-    return changes_json(run, changed)
+    after = revision_of(query.get("after", "0"), "after")
+    return changes_json(run, changed_spans(db, run_id, after, _ALL))
 
 
-def changes_json(run: Struct, changed: Changes) -> bytes:
+def changes_json(run: RunRow, changed: Changes) -> bytes:
     """The JSON of ``changed``: the shape of a skeleton, with the ``run``."""
-    shape = {"revision": changed.revision, "fields": FIELDS, "rows": changed.rows, "run": run}
-    return msgspec.json.encode(shape)
+    return _shape(changed.revision, changed.rows, b',"run":' + msgspec.json.encode(run))
+
+
+def _shape(revision: int, rows: Iterable[bytes], more: bytes = b"") -> bytes:
+    fields = msgspec.json.encode(FIELDS)
+    return b'{"revision":%d,"fields":%b,"rows":[%b]%b}' % (
+        revision,
+        fields,
+        b",".join(rows),
+        more,
+    )
 
 
 def revision_of(text: str, name: str) -> int:
