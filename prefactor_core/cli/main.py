@@ -13,6 +13,7 @@ from rich.console import Console
 from prefactor_core.api.answers import AgentInstanceAnswer
 from prefactor_core.api.client import ApiClient
 from prefactor_core.cli.journal import journal
+from prefactor_core.cli.serve import serve
 from prefactor_core.cli.terminal import is_terminal, run, say, write_any_text
 from prefactor_core.client.connection import open_api
 from prefactor_core.config import PrefactorCoreConfig
@@ -40,6 +41,7 @@ def main() -> None:
 
 
 main.add_command(journal)
+main.add_command(serve)
 
 api_url_option = click.option(
     "--api-url",
