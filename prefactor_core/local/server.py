@@ -15,7 +15,7 @@ from typing import Final
 import anyio
 import uvicorn
 from msgspec import Struct
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.local.access import Access, is_any_address, is_loopback
@@ -35,8 +35,8 @@ request meets a connection that is being closed."""
 class Site(Struct, frozen=True):
     """An open site: an ASGI application, and the socket where it can be served.
 
-    ``url``: the address of its first page, with a slash at the end. ``stopping``: when it is set,
-    every stream of events ends.
+    ``url``: the address of its first page, with a slash at the end. ``stopping``: every stream of
+    events ends when it is set.
     """
 
     app: ASGIApp
@@ -52,18 +52,13 @@ def site(
     host: str,
     port: int,
     token: str | None = None,
-    stopping: anyio.Event | None = None,
 ) -> ASGIApp:
     """The ASGI application of the API ``local`` and the pages ``viewer``, served at ``host`` and
-    ``port``; see :class:`Access` for what it refuses.
-
-    ``stopping``: when it is set, clients of the pages seem to disconnect, so that streams end.
-    """
-    pages = viewer if stopping is None else _ending_with(stopping, viewer)
+    ``port``; see :class:`Access` for what it refuses."""
 
     async def both(scope: Scope, receive: Receive, send: Send) -> None:
         is_page = scope["type"] == "http" and not scope["path"].startswith("/api/")
-        await (pages if is_page else local)(scope, receive, send)
+        await (viewer if is_page else local)(scope, receive, send)
 
     return Access(both, host=host, port=port, token=token)
 
@@ -96,7 +91,7 @@ async def open_site(
         port = listener.getsockname()[1]
         local = await stack.enter_async_context(open_local_prefactor(path))
         stopping = anyio.Event()
-        app = site(local, _no_page, host=host, port=port, token=token, stopping=stopping)
+        app = site(local, _no_page, host=host, port=port, token=token)
         yield Site(app, _url(host, port), listener, stopping)
 
 
@@ -165,28 +160,6 @@ def _url(host: str, port: int) -> str:
     if is_any_address(host):
         host = DEFAULT_HOST
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
-
-
-def _ending_with(stopping: anyio.Event, app: ASGIApp) -> ASGIApp:
-    """``app``, whose clients seem to disconnect when ``stopping`` is set."""
-
-    async def ending(scope: Scope, receive: Receive, send: Send) -> None:
-        async def receive_until_stopped() -> Message:
-            message: Message = {"type": "http.disconnect"}
-
-            async def stop() -> None:
-                await stopping.wait()
-                tasks.cancel_scope.cancel()
-
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(stop)
-                message = await receive()
-                tasks.cancel_scope.cancel()
-            return message
-
-        await app(scope, receive_until_stopped, send)
-
-    return ending
 
 
 async def _no_page(scope: Scope, receive: Receive, send: Send) -> None:
