@@ -1,7 +1,9 @@
-// The spans of a run as a tree in flat arrays: pure functions, no DOM.
-//
-// A span is named by its position in depth-first order. So the spans below position `p` are the
-// positions from `p + 1` up to `tree.last[p]`, and no walk needs recursion, however deep the tree.
+/**
+ * The spans of a run as a tree in flat arrays: pure functions, no DOM.
+ *
+ * A span is named by its position in depth-first order. So the spans below position `p` are the
+ * positions from `p + 1` up to `tree.last[p]`, and no walk needs recursion, however deep the tree.
+ */
 import { msOf } from "./format.js";
 
 /** The position that stands for the run itself, the parent of the top spans. */
@@ -188,7 +190,9 @@ function treeBelow(tree, p) {
 
 function treePlaceGaps(tree, p, now, least, waiting) {
   for (const gap of gaps(tree, p, now).idle) {
-    if (gap.to - gap.from < least) continue;
+    // The last gap of an active span is still open: it would come and go while it is read.
+    const open = gap.before === tree.last[p] && tree.spans[p].status === "active";
+    if (open || gap.to - gap.from < least) continue;
     const there = waiting.get(gap.before) ?? [];
     there.unshift(gap); // of gaps at one place the innermost is placed last, and stands first
     waiting.set(gap.before, there);
