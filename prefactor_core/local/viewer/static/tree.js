@@ -142,16 +142,20 @@ export function gaps(tree, p, now = tree.to) {
  * The chain of work that the run's end waited for, found backwards from the end: in each span the
  * child that ended last, before it the child that ended last before that one's start, and so on.
  *
- * @returns {{segments: Array<{p, from, to}>, time: Map<number, number>, total: number}} `segments`
- *   cover the run without overlap, TREE_RUN where no span was active; `time`: own milliseconds of
- *   each span on the path
+ * @returns {{segments: Array<{p, from, to}>, parts: Map<number, Array>, time: Map<number, number>,
+ *   total: number}} `segments` cover the run without overlap, with TREE_RUN where no span was
+ *   active; `parts`: those of each span on the path; `time`: their milliseconds
  */
 export function criticalPath(tree, now = tree.to) {
   const segments = [];
+  const parts = new Map();
   const time = new Map();
   const own = (p, from, to) => {
     if (to <= from) return;
-    segments.push({ p, from, to });
+    const segment = { p, from, to };
+    segments.push(segment);
+    if (!parts.has(p)) parts.set(p, []);
+    parts.get(p).push(segment);
     time.set(p, (time.get(p) ?? 0) + to - from);
   };
   const end = tree.spans.some((span) => span.status === "active") ? now : tree.to;
@@ -172,16 +176,13 @@ export function criticalPath(tree, now = tree.to) {
     own(p, from, reached);
   }
   segments.sort((a, b) => a.from - b.from);
-  return { segments, time, total: Math.max(0, end - tree.from) };
+  return { segments, parts, time, total: Math.max(0, end - tree.from) };
 }
 
 function treeSpan(row) {
   const [id, parent, name, status, start, end, flags, error, tokens, cost, size, label] = row;
-  return {
-    id, parent, name, status, flags, error, tokens, cost, size, label,
-    start: start === null ? NaN : msOf(start),
-    end: end === null ? NaN : msOf(end),
-  };
+  const times = { start: msOf(start), end: msOf(end) }; // NaN for null
+  return { id, parent, name, status, ...times, flags, error, tokens, cost, size, label };
 }
 
 function treeBelow(tree, p) {
