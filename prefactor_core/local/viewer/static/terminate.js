@@ -1,0 +1,2 @@
+export function openTerminateDialog() {}
+export function terminationState() { return null; }
