@@ -6,7 +6,7 @@ import { msOf } from "./format.js";
 import { failedSpans, positionsOf } from "./find.js";
 import { reveal } from "./fold.js";
 import { roundedUp } from "./timeline.js";
-import { applyChanges, criticalPath, gaps, isOpen, visibleRows } from "./tree.js";
+import { TREE_RUN, applyChanges, criticalPath, gaps, isOpen, visibleRows } from "./tree.js";
 
 /** After this long without a write, an active run counts as silent, in milliseconds. */
 export const SILENT_AFTER = 5 * 60_000;
@@ -23,6 +23,7 @@ export class RunModel {
     this.folded = new Set();
     this.only = null; // id of the span whose path alone is shown
     this.selected = null; // id
+    this.cursor = null; // id of the row that the keyboard is at, even when none is selected
     this.view = null; // the window of time that is shown; null: all
     this.showPath = false;
     this.hitIds = [];
@@ -42,11 +43,17 @@ export class RunModel {
     this.rows.forEach((row, index) => {
       if (typeof row === "number") this.rowOf.set(row, index);
     });
-    this.hits = new Set(positionsOf(this.tree, this.hitIds));
+    this.cursorIndex = this.rowNear(this.tree.at.get(this.cursor) ?? 0);
+    this.markHits();
     this.failed = failedSpans(this.tree);
     this.active = this.tree.spans.some((span) => span.status === "active");
     this.path = this.showPath ? criticalPath(this.tree, this.now()) : null;
     this.waits = new Map();
+  }
+
+  /** Finds the positions of the hits. */
+  markHits() {
+    this.hits = new Set(positionsOf(this.tree, this.hitIds));
   }
 
   /** Takes changed rows. Returns the ids of new spans. */
@@ -96,18 +103,33 @@ export class RunModel {
     return this.tree.at.get(this.selected) ?? null;
   }
 
+  /** Marks the span `id`, or with null none. */
+  select(id) {
+    this.selected = id;
+    this.cursor = id ?? this.cursor;
+    this.cursorIndex = this.rowNear(this.tree.at.get(this.cursor) ?? 0);
+  }
+
+  /** The index of the row of `p`, or of its nearest ancestor that has one; 0 if none has. */
+  rowNear(p) {
+    let at = p;
+    while (at > TREE_RUN && !this.rowOf.has(at)) at = this.tree.parent[at];
+    return this.rowOf.get(at) ?? 0;
+  }
+
   /** Makes the row of the span at `p` visible: unfolds its ancestors, leaves another path. */
   reveal(p) {
-    let changed = reveal(this.tree, this.folded, p);
-    if (!changed && this.only !== null && !this.rowOf.has(p)) {
-      this.only = null;
-      changed = true;
-    }
-    if (changed) this.arrange();
-    if (!this.rowOf.has(p)) {
-      this.only = null;
-      this.arrange();
-    }
+    const unfolded = reveal(this.tree, this.folded, p);
+    if (!unfolded && this.rowOf.has(p)) return;
+    if (!unfolded || !this.onPath(p)) this.only = null;
+    this.arrange();
+  }
+
+  /** True if `p` is shown when only the path of `only` is. */
+  onPath(p) {
+    const only = this.tree.at.get(this.only);
+    if (only === undefined) return true;
+    return (p >= only && p < this.tree.last[only]) || (p < only && this.tree.last[p] > only);
   }
 
   /**

@@ -31,6 +31,7 @@ export function newRow() {
 export function fillRow(slot, model, index) {
   const row = model.rows[index];
   slot.row = row;
+  slot.index = index;
   slot.element.setAttribute("aria-rowindex", String(index + 2)); // the first row is the header
   if (typeof row === "number") rowsFillSpan(slot, model, row);
   else rowsFillGap(slot, model, row);
@@ -85,7 +86,7 @@ function rowsFillSpan(slot, model, p) {
     "aria-setsize": tree.siblings[p],
     "aria-expanded": parent ? open : null,
     "aria-selected": chosen,
-    tabindex: chosen || (model.selected === null && slot.row === model.rows[0]) ? 0 : -1,
+    tabindex: slot.index === model.cursorIndex ? 0 : -1,
   });
   rowsIndentBy(slot, tree.depth[p]);
   slot.twist.textContent = parent ? (open ? "▾" : "▸") : "";

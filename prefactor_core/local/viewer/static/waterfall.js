@@ -185,7 +185,6 @@ export class Waterfall {
     }
     if (slot.stamp === this.stamp && slot.index === index) return slot;
     slot.stamp = this.stamp;
-    slot.index = index;
     fillRow(slot, this.model, index);
     slot.element.style.transform = `translateY(${index * this.rowHeight}px)`;
     return slot;
