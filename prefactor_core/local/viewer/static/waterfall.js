@@ -63,6 +63,7 @@ export class Waterfall {
   /** Fills all rows again: folds, the selection, hits or times have changed. */
   draw() {
     this.stamp += 1;
+    this.height ||= this.element.clientHeight;
     const { rows } = this.model;
     this.spacer.style.height = `${rows.length * this.rowHeight}px`;
     this.element.setAttribute("aria-rowcount", String(rows.length + 1));
