@@ -53,6 +53,7 @@ class RunsPage {
     if (this.query?.toString() === query.toString()) return;
     this.query = query;
     this.restart();
+    this.filters.showSearch(query);
     this.filters.show(query, this.facts);
     if (runsLeft?.query === query.toString()) this.restore();
     else this.load();
