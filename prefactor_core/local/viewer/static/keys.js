@@ -16,7 +16,7 @@ const KEYS = [
   ]],
   ["A run", [
     [["h", "l", "←", "→"], "fold or parent, unfold or child"],
-    [["[", "]"], "fold all, unfold a level"],
+    [["[", "]"], "fold a level, unfold a level"],
     [["o"], "only this path"],
     [["n", "N"], "next hit, previous hit"],
     [["+", "-", "0"], "zoom in, out, whole run"],
