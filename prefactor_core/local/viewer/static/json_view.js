@@ -56,7 +56,7 @@ export function sensitiveValue(value) {
 }
 
 /** Return the beginning of a value on one line. */
-export function jsonPreview(value) {
+function jsonPreview(value) {
   const parts = [];
   jsonPreviewInto(value, parts, 0);
   const text = parts.join("");
@@ -132,7 +132,8 @@ function jsonHeld(key, text, held, depth) {
 function jsonLazy(summary, open, build) {
   const details = h("details", null, summary);
   const fill = () => {
-    if (details.childNodes.length === 1) details.append(h("div", { class: "json-children" }, build()));
+    if (details.childNodes.length > 1) return;
+    details.append(h("div", { class: "json-children" }, build()));
   };
   if (open) {
     details.open = true;

@@ -110,7 +110,8 @@ function markdownItem(lines, { width }, depth) {
     if (!blank && indent < 2) break;
     inner.push(lines.pop().slice(Math.min(indent, width)));
   }
-  while (lines.length > 1 && lines.at(-1).trim() === "" && markdownMarker(lines.at(-2))) lines.pop();
+  const isBlank = () => lines.at(-1).trim() === "";
+  while (lines.length > 1 && isBlank() && markdownMarker(lines.at(-2))) lines.pop();
   const blocks = markdownBlocks(inner, depth + 1);
   const plain = blocks.length > 0 && blocks[0].tagName === "P";
   return plain ? [...blocks[0].childNodes, ...blocks.slice(1)] : blocks;
@@ -160,7 +161,8 @@ const MARKDOWN_INLINE = new RegExp(
     "\\*(?<em>[^\\s*][^*\\n]{0,1000})\\*",
     "(?<![\\w])_(?<em2>[^\\s_][^_\\n]{0,1000})_(?![\\w])",
     "~~(?<strike>[^~\\n]{1,1000})~~",
-    "!?\\[(?<label>[^\\]\\n]{0,500})\\]\\((?<target>[^()\\s]{1,1000}(?:\\([^()\\s]{0,200}\\)[^()\\s]{0,200})?)\\)",
+    "!?\\[(?<label>[^\\]\\n]{0,500})\\]" +
+      "\\((?<target>[^()\\s]{1,1000}(?:\\([^()\\s]{0,200}\\)[^()\\s]{0,200})?)\\)",
     "(?<bare>https?://[^\\s<>\"'`)\\]]{1,1000})",
   ].join("|"),
   "g",

@@ -5,7 +5,9 @@ import { h, replace } from "./dom.js";
 import { STATUS, count } from "./format.js";
 
 const RUN_FILTERS = ["q", "status", "agent", "purpose", "since"];
-const RUN_TIMES = { "": "Any time", "1h": "Last hour", "24h": "Last 24 hours", "7d": "Last 7 days" };
+const RUN_TIMES = {
+  "": "Any time", "1h": "Last hour", "24h": "Last 24 hours", "7d": "Last 7 days",
+};
 
 /** Return the filters that `location` holds, as search parameters in one order. */
 export function readRunFilters(location) {

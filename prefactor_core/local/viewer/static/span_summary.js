@@ -12,14 +12,16 @@ export function summaryTab(span, flags) {
   const result = span.result_text == null ? undefined : parseJson(span.result_text);
   const payload = span.payload_text == null ? undefined : parseJson(span.payload_text);
   const error = summaryError(result);
+  const { view, shown } = summaryFacts(span, payload, result);
+  const without = error === null ? shown : [...shown, "error"];
   return h("div", { class: "summary" },
     error === null ? null : summaryErrorView(error),
     span.summary && error === null ? h("p", { class: "summary-text" }, span.summary) : null,
-    summaryFacts(span, payload, result),
+    view,
     flags.filter(({ part }) => part === null).map(({ text }) =>
       h("p", { class: "flagged flag" }, `⚠ ${text}`)),
-    summaryPart("Input", "payload", span.payload_text, span, flags, []),
-    summaryPart("Result", "result", span.result_text, span, flags, error ? ["error"] : []),
+    summaryPart("Input", "payload", span.payload_text, span, flags, shown),
+    summaryPart("Result", "result", span.result_text, span, flags, without),
     h("p", { class: "span-times muted" }, ...summaryTimes(span)));
 }
 
@@ -64,24 +66,35 @@ function summaryErrorView({ type, message, stacktrace }) {
       : null);
 }
 
+/**
+ * The facts of a step, and the names of the fields that they show: in the summary these fields
+ * are not repeated. `inputs` and `ai` are copies that another dashboard reads.
+ */
 function summaryFacts(span, payload, result) {
-  const read = (value, ...keys) =>
-    keys.reduce((at, key) => (at instanceof JsonObject ? at.get(key) : undefined), value);
-  const model = read(result, "model") ?? read(payload, "model");
-  const usage = read(result, "token_usage") ?? read(payload, "token_usage");
-  const cost = read(result, "cost");
-  const finish = read(result, "finish_reason");
-  const first = read(result, "time_to_first_token");
-  const facts = [
-    typeof model === "string" && ["Model", model],
-    usage instanceof JsonObject && ["Tokens", summaryTokens(usage)],
-    cost instanceof JsonNumber && ["Cost", money(Number(cost.text))],
-    typeof finish === "string" && ["Finish", finish],
-    first instanceof JsonNumber && ["First token", duration(Number(first.text) * 1000)],
-    summaryRisk(span.data_risk),
-  ].filter(Boolean);
-  if (facts.length === 0) return null;
-  return h("dl", { class: "facts" }, facts.map(([name, value]) => summaryFact(name, value)));
+  const [sent, got] = [summaryReader(payload), summaryReader(result)];
+  const model = got("model") ?? sent("model");
+  const usage = got("token_usage") ?? sent("token_usage");
+  const [cost, finish, first] = [got("cost"), got("finish_reason"), got("time_to_first_token")];
+  const isModel = typeof model === "string";
+  const rows = [
+    [isModel, ["model", "inputs"], "Model", () => model],
+    [usage instanceof JsonObject, ["token_usage"], "Tokens", () => summaryTokens(usage)],
+    [cost instanceof JsonNumber, ["cost"], "Cost", () => money(Number(cost.text))],
+    [typeof finish === "string", ["finish_reason", "ai"], "Finish", () => finish],
+    [first instanceof JsonNumber, ["time_to_first_token"], "First token",
+      () => duration(Number(first.text) * 1000)],
+  ].filter(([known]) => known);
+  const facts = rows.map(([, , name, show]) => summaryFact(name, show()));
+  const risk = summaryRisk(span.data_risk);
+  if (risk !== null) facts.push(summaryFact("Risk", risk));
+  return {
+    view: facts.length === 0 ? null : h("dl", { class: "facts" }, facts),
+    shown: rows.flatMap(([, fields]) => fields),
+  };
+}
+
+function summaryReader(value) {
+  return (key) => (value instanceof JsonObject ? value.get(key) : undefined);
 }
 
 /** A total opens into its parts: cached tokens are in the prompt's, reasoning in the answer's. */
@@ -116,7 +129,7 @@ function summaryRisk(risk) {
     }
   }
   if (words.size === 0) return null;
-  return ["Risk", [...words].map((word) => h("span", { class: "badge" }, word))];
+  return [...words].map((word) => h("span", { class: "badge" }, word));
 }
 
 function summaryFact(name, value) {
@@ -145,7 +158,8 @@ function rawText(title, text) {
   const size = new Blob([text]).size;
   return h("section", null,
     h("div", { class: "field-head" }, h("h3", null, title),
-      h("span", { class: "muted" }, bytes(size)), copyButton(() => text, `Copy ${title} as stored`)),
+      h("span", { class: "muted" }, bytes(size)),
+      copyButton(() => text, `Copy ${title} as stored`)),
     rawHidden(text));
 }
 
