@@ -44,7 +44,7 @@ export async function start() {
  * Go to `url` of this viewer. A selection replaces the entry of the history, a page change adds
  * one. In an exported file the address is in the fragment.
  */
-export function navigate(url, { replace: replaced = false } = {}) {
+function mainNavigate(url, { replace: replaced = false } = {}) {
   const address = isExport() ? `#${url}` : url;
   if (replaced) history.replaceState(null, "", address);
   else history.pushState(null, "", address);
@@ -86,7 +86,7 @@ function mainShow() {
 
 function mainMakeContext(facts) {
   return {
-    navigate,
+    navigate: mainNavigate,
     about: facts,
     announce,
     setTitle: (text) => {
@@ -120,7 +120,7 @@ function mainClicked(event) {
   const href = link.getAttribute("href");
   if (!href.startsWith("/") || href.startsWith("//") || href.startsWith("/-/")) return;
   event.preventDefault();
-  navigate(href);
+  mainNavigate(href);
 }
 
 function mainHeader() {

@@ -5,7 +5,9 @@ import { h, replace } from "./dom.js";
 import { STATUS, count } from "./format.js";
 
 const RUN_FILTERS = ["q", "status", "agent", "purpose", "since"];
-const RUN_TIMES = { "": "Any time", "1h": "Last hour", "24h": "Last 24 hours", "7d": "Last 7 days" };
+const RUN_TIMES = {
+  "": "Any time", "1h": "Last hour", "24h": "Last 24 hours", "7d": "Last 7 days",
+};
 
 /** Return the filters that `location` holds, as search parameters in one order. */
 export function readRunFilters(location) {
@@ -19,7 +21,7 @@ export function readRunFilters(location) {
 
 /** Return the address of the list with `filters`. */
 export function runListUrl(filters) {
-  const query = filters.toString();
+  const query = filters.toString().replaceAll("%2C", ",");
   return query === "" ? "/" : `/?${query}`;
 }
 
@@ -55,8 +57,6 @@ export class RunFilters {
   /** Show `filters`, and what the server counted and knows. */
   show(filters, { total = 0, matched = null, agents = [], statuses = {}, purposes = [] } = {}) {
     this.filters = filters;
-    const query = filters.get("q") ?? "";
-    if (document.activeElement !== this.search) this.search.value = query;
     this.showStatuses(statuses);
     this.showOptions(this.agent, "agent", "All agents", agents.map(({ id, name }) => [id, name]));
     this.showOptions(this.purpose, "purpose", "All purposes", purposes.map((name) => [name, name]));
@@ -66,6 +66,12 @@ export class RunFilters {
     const all = `${count(total)} ${total === 1 ? "run" : "runs"}`;
     this.total.textContent =
       filters.size > 0 && matched !== null ? `${count(matched)} of ${all}` : all;
+  }
+
+  /** Show the text of another address; a text that is being typed stays as it is. */
+  showSearch(filters) {
+    const query = filters.get("q") ?? "";
+    if (this.search.value.trim() !== query) this.search.value = query;
   }
 
   focus() {
@@ -149,7 +155,6 @@ export class RunFilters {
   changed(values, typing = false) {
     const filters = new URLSearchParams();
     for (const name of RUN_FILTERS) if (values.has(name)) filters.set(name, values.get(name));
-    if (!filters.has("q") && !typing) this.search.value = "";
     this.onChange(filters, { typing });
   }
 }

@@ -58,7 +58,7 @@ export function tickRunRow(row) {
 }
 
 /** Return how long a run lasted, in milliseconds; up to now while it is active. */
-export function runMs(run) {
+function rowMs(run) {
   const end = run.finished_at ?? run.stopped_at;
   if (run.started_at === null) return NaN;
   if (end === null && run.status !== "active") return NaN;
@@ -69,7 +69,7 @@ export function runMs(run) {
  * Return a badge if an active run was silent for five minutes, else null. Whether it failed, the
  * viewer cannot know, so it does not guess.
  */
-export function silentBadge(run) {
+function rowSilence(run) {
   if (run.status !== "active" || run.last_activity_at === null) return null;
   const silent = Date.now() - msOf(run.last_activity_at);
   if (silent < RUN_SILENT_MS) return null;
@@ -91,7 +91,7 @@ function rowStatus(run) {
   return [
     mark,
     h("span", { class: "word", "aria-hidden": "true", title: reason }, word),
-    silentBadge(run),
+    rowSilence(run),
   ];
 }
 
@@ -118,7 +118,7 @@ function rowNumber(value, show) {
 }
 
 function rowDuration(run) {
-  const ms = runMs(run);
+  const ms = rowMs(run);
   return Number.isNaN(ms) ? "" : duration(ms);
 }
 

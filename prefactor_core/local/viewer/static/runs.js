@@ -35,7 +35,8 @@ class RunsPage {
     this.end = h("div", { class: "end muted" });
     this.notice = h("div");
     root.className = "runs-page";
-    this.list = h("div", { class: "list" }, this.fresh, this.table, this.notice, this.end);
+    this.list = h("div", { class: "list" },
+      h("div", { class: "fresh-place" }, this.fresh), this.table, this.notice, this.end);
     replace(root, this.filters.element, this.list);
     this.keys = this.makeKeys();
     this.ticker = setInterval(() => this.tick(), 1000);
@@ -53,6 +54,7 @@ class RunsPage {
     if (this.query?.toString() === query.toString()) return;
     this.query = query;
     this.restart();
+    this.filters.showSearch(query);
     this.filters.show(query, this.facts);
     if (runsLeft?.query === query.toString()) this.restore();
     else this.load();
