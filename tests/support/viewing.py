@@ -17,8 +17,6 @@ from prefactor_core.local import open_local_prefactor
 from prefactor_core.local.viewer import Viewer, open_viewer
 
 
-
-
 @dataclass
 class Site:
     """The API and the viewer of one file."""

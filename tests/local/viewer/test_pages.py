@@ -147,8 +147,8 @@ async def test_a_file_that_cannot_be_shown_says_why(tmp_path: Path) -> None:
         (old, "python -m prefactor_core serve"),
         (new, "by a later version"),
         (other, "not a database"),
-        (missing, "unable to open"),
-        (tmp_path, "unable to open"),
+        (missing, "there is no such file"),
+        (tmp_path, "there is no such file"),
     ):
         with case(path.name), pytest.raises(PrefactorValueError) as raised:
             async with open_viewer(str(path)):

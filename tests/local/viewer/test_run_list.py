@@ -199,18 +199,19 @@ async def test_a_run_is_found_by_its_own_names(site: Site) -> None:
         with case(text):
             assert await site.runs(q=text) == [run_id]
     assert await site.runs(q=span["id"]) == [other_id]
-    assert await site.runs(q=run_id[:9]) == [other_id, run_id]
-    assert await site.runs(q="  ") == [other_id, run_id]
+    both = sorted([run_id, other_id], reverse=True)
+    assert await site.runs(q=run_id[:4]) == await site.runs(q="  ") == both
 
 
 async def test_a_search_has_pages_too(site: Site) -> None:
     ids = [await site.api.register(external_identifier=f"Nightly-{n}") for n in range(3)]
+    ids.sort(reverse=True)
     await site.api.register()
     page = await site.json("/-/runs", q="nightly", limit=2)
-    assert ([run["id"] for run in page["runs"]], page["next"]) == (ids[:0:-1], ids[1])
+    assert ([run["id"] for run in page["runs"]], page["next"]) == (ids[:2], ids[1])
     assert page["matched"] is None
     page = await site.json("/-/runs", q="nightly", limit=2, before=page["next"])
-    assert ([run["id"] for run in page["runs"]], page["next"]) == (ids[:1], None)
+    assert ([run["id"] for run in page["runs"]], page["next"]) == (ids[2:], None)
 
 
 async def test_a_query_that_is_wrong_is_refused(site: Site) -> None:

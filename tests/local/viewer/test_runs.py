@@ -97,11 +97,12 @@ async def test_agents_are_listed_with_their_runs_the_last_active_one_first(site:
     idle = await site.api.done("agent", {"details": {"name": "Idle", "description": "Rests."}})
     retired = await site.api.done("agent", {"details": {"name": "Old"}})
     await site.api.done(f"agent/{retired['id']}/retire", {})
-    first_id = await site.api.start()
+    first_id, newest_id = sorted([await site.api.start() for _ in range(2)])
     await site.api.done(f"agent_instance/{first_id}/finish", {"status": "failed"})
-    newest_id = await site.api.start()
     other_id = await site.api.register(agent_id="a2")
-    a2, a1, *others = (await site.json("/-/agents"))["agents"]
+    first, second, *others = (await site.json("/-/agents"))["agents"]
+    assert first["newest"]["id"] > second["newest"]["id"]
+    a1, a2 = sorted([first, second], key=lambda agent: agent["id"])
     assert a1 == {
         "id": "a1",
         "name": "a1",
