@@ -15,12 +15,12 @@ from typing import Final
 import anyio
 import uvicorn
 from msgspec import Struct
-from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.local.access import Access, is_any_address, is_loopback
 from prefactor_core.local.opening import open_local_prefactor
+from prefactor_core.local.viewer import open_viewer
 
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8787
@@ -92,7 +92,8 @@ async def open_site(
         port = listener.getsockname()[1]
         local = await stack.enter_async_context(open_local_prefactor(path))
         stopping = anyio.Event()
-        app = site(local, _no_page, host=host, port=port, token=token)
+        viewer = await stack.enter_async_context(open_viewer(path, stopping=stopping))
+        app = site(local, viewer, host=host, port=port, token=token)
         yield Site(app, _url(host, port), listener, stopping)
 
 
@@ -165,7 +166,3 @@ def _url(host: str, port: int) -> str:
     if is_any_address(host):
         host = DEFAULT_HOST
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
-
-
-async def _no_page(scope: Scope, receive: Receive, send: Send) -> None:
-    await PlainTextResponse("there are no pages yet", 404)(scope, receive, send)
