@@ -166,7 +166,7 @@ def test_a_run_that_cannot_be_terminated_is_one_clear_line(tmp_path: Path) -> No
         ([unknown], f"404 not_found: agent instance '{unknown}' not found"),
         ([active, "--reason", ""], "(reason: is required)"),
         ([f"{active}/finish?"], f"agent '{active}/finish?' has no run at local:prefactor.db"),
-        (["research"], "there is no run at local:prefactor.db whose id begins with 'research'"),
+        (["research"], "agent 'research' has no run at local:prefactor.db"),
     ]
     for arguments, said in cases:
         code, shown, errors = run_here("terminate", *arguments, cwd=tmp_path)
