@@ -264,16 +264,16 @@ class DataStream {
     if (subscription.busy) return;
     subscription.busy = true;
     const run = encodeURIComponent(subscription.run);
+    let changes = null;
     try {
-      const changes = await get(`/-/runs/${run}/changes?after=${subscription.seen ?? 0}`);
-      if (!this.subscriptions.has(subscription)) return;
-      subscription.seen = changes.revision;
-      if (changes.rows.length > 0 || changes.run) subscription.handlers.onSpans(changes);
+      changes = await get(`/-/runs/${run}/changes?after=${subscription.seen ?? 0}`);
     } catch {
       this.changeState("connecting"); // The stream tells when the server is back.
-    } finally {
-      subscription.busy = false;
     }
-    if (subscription.again && this.subscriptions.has(subscription)) this.readSpans(subscription);
+    subscription.busy = false;
+    if (changes === null || !this.subscriptions.has(subscription)) return;
+    subscription.seen = changes.revision;
+    if (subscription.again) this.readSpans(subscription);
+    subscription.handlers.onSpans(changes);
   }
 }
