@@ -10,6 +10,8 @@
  * by revision, so nothing is lost when it was hidden or offline.
  */
 
+import { msOf } from "./format.js";
+
 /** An answer of the server that is not a success. */
 export class ApiFailure extends Error {
   constructor(status, code, message) {
@@ -33,9 +35,21 @@ export async function get(path, { signal } = {}) {
   return dataRequest(path, { signal });
 }
 
-/** Return what the server says about itself: `/-/about`. */
+/** Return what the server says about itself: `/-/about`. Its time sets the clock of `now`. */
 export async function about() {
-  return get("/-/about");
+  const facts = await get("/-/about");
+  const time = msOf(facts.time);
+  const ahead = time - Date.now();
+  dataClock = isExport() ? () => time : () => Date.now() + ahead;
+  return facts;
+}
+
+/**
+ * Return the server's time in milliseconds since 1970, by which active steps grow; in an exported
+ * file, the time of the export.
+ */
+export function now() {
+  return dataClock();
 }
 
 /** Ask the server to terminate a run: POST /api/v1/agent_instance/{id}/terminate. */
@@ -95,6 +109,7 @@ function dataPost(path, body) {
   return dataRequest(path, { method: "POST", headers, body: JSON.stringify(body) });
 }
 
+let dataClock = Date.now;
 let dataFile = null;
 
 function dataEmbedded(path) {

@@ -157,7 +157,10 @@ class RunsPage {
   }
 
   follow(revision) {
-    this.subscription = subscribe({ after: revision }, { onRuns: (news) => this.heard(news) });
+    this.subscription = subscribe({ after: revision }, {
+      onRuns: (news) => this.heard(news),
+      onState: (state) => state === "live" && this.facts !== undefined && this.refreshSoon(),
+    });
   }
 
   heard({ runs, total }) {
