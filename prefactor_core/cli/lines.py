@@ -33,7 +33,7 @@ def terminal_width() -> int | None:
 
 def styled(line: Line) -> Text:
     """The line as rich prints it."""
-    text = Text(encodable(line.branches), no_wrap=True, end="")
+    text = Text(encodable(line.branches), no_wrap=True)
     for part, style in line.parts:
         text.append(encodable(part), style or None)
     return text

@@ -81,7 +81,7 @@ async def _runs(
 
 async def _redraw(newest: NewestRuns) -> None:
     console = Console()
-    with Live(console=console, auto_refresh=False) as live:
+    with Live(console=console, auto_refresh=False, redirect_stdout=False) as live:
         while True:
             found = await newest.read()
             width, rows = console.width, max(console.height - 1, 1)

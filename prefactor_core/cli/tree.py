@@ -69,7 +69,7 @@ async def _redraw(changes: Changes) -> None:
     console = Console()
     lines: Sequence[Line] = ()
     # What is drawn anew must fit on the screen: a tall tree shows its head and its end.
-    with Live(console=console, transient=True, auto_refresh=False) as live:
+    with Live(console=console, transient=True, auto_refresh=False, redirect_stdout=False) as live:
         async for instance, spans in changes:
             lines = list(tree_lines(instance, spans, console.width))
             rows = max(console.height - 1, 2)

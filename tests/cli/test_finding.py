@@ -135,7 +135,7 @@ async def test_what_names_nothing_is_refused() -> None:
 async def test_a_span_is_found_without_its_run_and_within_it() -> None:
     async with storing() as stored:
         runs = [await stored.run("a1"), await stored.run("a2")]
-        ids = ids_from(runs[0], 1 << 30, 1 << 31, 1 << 32, 1 << 33)
+        ids = ids_from(runs[0], 1 << 30, (1 << 30) + (1 << 10), 1 << 32, 1 << 33)
         for place, id in enumerate(ids):
             await stored.write.created(runs[place % 2], id=id)
         for place, id in enumerate(ids):
