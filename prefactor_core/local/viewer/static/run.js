@@ -73,7 +73,7 @@ class RunPage {
     for (const view of Object.values(this.views ?? {})) view.close();
   }
 
-  /** Shows what the address says; called for each change of it. */
+  /** Show what the address says; called for each change of it. */
   update(location) {
     const place = runPlace(location);
     const before = this.place;
@@ -84,7 +84,7 @@ class RunPage {
     if (place.span !== before.span || place.tab !== before.tab) this.showSelection();
   }
 
-  /** Changes the address; `update` then shows it. */
+  /** Change the address; `update` then shows it. */
   go(changes, { push = false } = {}) {
     const { span, tab, view, q } = { ...this.place, ...changes };
     const query = new URLSearchParams();
@@ -127,7 +127,8 @@ class RunPage {
   refuse(failure) {
     const missing = failure.status === 404;
     const title = missing ? "No such run" : failure.message;
-    const why = missing && h("p", null, h("code", null, this.id), ` is not in ${this.context.about.database}.`);
+    const { database } = this.context.about;
+    const why = missing && h("p", null, h("code", null, this.id), ` is not in ${database}.`);
     const back = h("p", null, h("a", { href: "/" }, "All runs"));
     replace(this.root, h("div", { class: "notice" }, h("h1", null, title), why, back));
   }
@@ -172,7 +173,7 @@ class RunPage {
     this.drawNews();
   }
 
-  /** Draws all after a change of the tree, of folds or of what is marked. */
+  /** Draw all after a change of the tree, of folds or of what is marked. */
   draw() {
     this.header.draw();
     this.minimap.draw();
@@ -187,11 +188,13 @@ class RunPage {
     this.go({ span: id }, { push: this.narrow.matches && this.place.span === null && id !== null });
   }
 
-  /** Marks and shows the span of the address. */
+  /** Mark and shows the span of the address. */
   showSelection({ center = this.center } = {}) {
     const { model } = this;
     const { span } = this.place;
-    const inRow = this.viewport.contains(document.activeElement) || document.activeElement === document.body;
+    const focused = document.activeElement;
+    const nowhere = focused === document.body || focused === this.root;
+    const inRow = nowhere || this.viewport.contains(focused);
     model.select(span);
     const p = model.position();
     if (p !== null) model.reveal(p);
@@ -212,9 +215,17 @@ class RunPage {
     this.panel = null;
     replace(this.panelBox);
     if (span === null) return;
-    const back = h("button", { type: "button", class: "panel-back", on: { click: () => this.back() } });
-    replace(back, this.narrow.matches ? "‹ Run" : "✕");
-    back.setAttribute("aria-label", this.narrow.matches ? "Back to the run" : "Close the span");
+    const narrow = this.narrow.matches;
+    const back = h(
+      "button",
+      {
+        type: "button",
+        class: "panel-back",
+        aria: { label: narrow ? "Back to the run" : "Close the span" },
+        on: { click: () => this.back() },
+      },
+      narrow ? "‹ Run" : "✕",
+    );
     const content = h("div", { class: "panel-content" });
     replace(this.panelBox, back, content);
     this.panel = showSpan(content, span, {
@@ -225,7 +236,7 @@ class RunPage {
     });
   }
 
-  /** Leaves the span; on a phone that is the page before. */
+  /** Leave the span; on a phone that is the page before. */
   back() {
     this.select(null);
     if (!this.narrow.matches) this.focusRow();
@@ -242,7 +253,7 @@ class RunPage {
     this.refold();
   }
 
-  /** Draws the rows after a change of folds. */
+  /** Draw the rows after a change of folds. */
   refold() {
     const anchor = this.views.waterfall.anchor();
     this.model.arrange();
@@ -289,7 +300,7 @@ class RunPage {
   apply(rows, run) {
     const { model } = this;
     const status = model.run.status;
-    if (run !== null && run.revision >= (model.run.revision ?? 0)) model.run = { ...model.run, ...run };
+    if ((run?.revision ?? -1) >= (model.run.revision ?? 0)) model.run = { ...model.run, ...run };
     const anchor = this.views.waterfall.anchor();
     const added = rows.length > 0 ? model.apply(rows) : [];
     if (rows.length > 0 && this.place.view === "waterfall") this.views.waterfall.drawAround(anchor);
@@ -306,7 +317,7 @@ class RunPage {
     if (model.run.status !== status) this.ended();
   }
 
-  /** Reads again what the changes do not tell: the quality of a run that has ended. */
+  /** Read again what the changes do not tell: the quality of a run that has ended. */
   async ended() {
     this.nameRun();
     const { run } = await get(`/-/runs/${encodeURIComponent(this.id)}`);
@@ -316,7 +327,7 @@ class RunPage {
     this.draw();
   }
 
-  /** Offers the new spans below the view: "3 new ↓". */
+  /** Offer the new spans below the view: "3 new ↓". */
   drawNews() {
     const bottom = this.views.waterfall.bottomIndex();
     for (const id of this.unseen) {

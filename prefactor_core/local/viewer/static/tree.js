@@ -10,14 +10,14 @@ import { msOf } from "./format.js";
 export const TREE_RUN = -1;
 
 /**
- * Builds the tree from rows of the skeleton.
+ * Build the tree from rows of the skeleton.
  *
  * A span whose parent is not among the rows, or that is its own ancestor, is a top span: none is
  * left out. Siblings are in the order of their starts; those that have not started come last.
  *
  * @param {Array<Array>} rows in the order of the skeleton's fields
- * @returns {object} `spans` and, by position, `parent`, `depth`, `last` (the first position after
- *   the subtree), `rank` and `siblings` (for aria-posinset and aria-setsize); `at`: id → position;
+ * @returns {object} `spans` and, by position: `parent`, `depth`, `last` (the first position after
+ *   the subtree), `rank` and `siblings` (for aria-posinset and aria-setsize); `at`: position by id;
  *   `from` and `to`: the first start and the last known time, in milliseconds since 1970
  */
 export function buildTree(rows) {
@@ -25,7 +25,7 @@ export function buildTree(rows) {
 }
 
 /**
- * Applies changed rows. Changes the tree itself if its shape stays, else returns a new one.
+ * Apply changed rows. Change the tree itself if its shape stays, else returns a new one.
  *
  * @returns {{tree: object, added: string[]}} the tree, and the ids of the spans that are new
  */
@@ -112,7 +112,7 @@ export function visibleRows(tree, folded, { only = null, now = tree.to, least = 
 }
 
 /**
- * Divides the time of the span at `p` (or of the run: TREE_RUN) by the work of its children.
+ * Divide the time of the span at `p` (or of the run: TREE_RUN) by the work of its children.
  *
  * @returns {{idle: Array<{parent, before, from, to}>, waiting: Array<{from, to}>}} `idle`: no child
  *   was active; `before`: the position where such a gap's row stands. `waiting`: one was.
@@ -180,7 +180,7 @@ export function criticalPath(tree, now = tree.to) {
   return { segments, parts, time, total: Math.max(0, end - tree.from) };
 }
 
-/** Returns a function that makes a span of a row. It parses each minute once: a run has few. */
+/** Return a function that makes a span of a row. It parses each minute once: a run has few. */
 function treeReader() {
   let minute = null;
   let base = NaN;
