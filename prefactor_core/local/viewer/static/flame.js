@@ -60,7 +60,7 @@ export class Flame {
       this.scroller,
       this.caption,
     );
-    this.scroller.addEventListener("scroll", () => this.draw(), { passive: true });
+    this.scroller.addEventListener("scroll", () => this.tick(), { passive: true });
     this.canvas.addEventListener("pointermove", (event) => this.onMove(event));
     this.canvas.addEventListener("pointerleave", () => this.say(this.model.position()));
     this.canvas.addEventListener("click", (event) => this.onClick(event));
@@ -76,6 +76,12 @@ export class Flame {
 
   /** Draw the lanes in view. */
   draw() {
+    this.colours = palette(this.element);
+    this.tick();
+  }
+
+  /** Draw the lanes in view as they are now, in the colours of the last `draw`. */
+  tick() {
     const { clientWidth: width, clientHeight: height } = this.scroller;
     if (width === 0) return;
     if (this.version !== this.model.version) {
@@ -97,7 +103,7 @@ export class Flame {
     const pen = {
       context,
       width,
-      colours: palette(this.element),
+      colours: this.colours,
       from: view.from,
       scale: width / (view.to - view.from),
       letter: context.measureText("0").width,
@@ -109,10 +115,6 @@ export class Flame {
     const last = Math.min(this.layout.lanes.length, Math.ceil((top + height) / flameLane));
     for (let k = first; k < last; k += 1) this.drawLane(pen, k, k * flameLane - top);
     this.say(pen.chosen);
-  }
-
-  tick() {
-    this.draw();
   }
 
   drawLane(pen, k, y) {

@@ -101,8 +101,22 @@ export class RunHeader {
     this.quality.element.hidden = quality.length === 0;
     replace(this.quality.summary, `quality ${quality.length} ▾`);
     this.terminate.hidden = !isOpen(run.status) || isExport() || this.context.about.read_only;
-    const times = run.status === "terminated" ? terminationState(run) : null;
-    replace(this.stopped, times, run.termination_reason && ` “${run.termination_reason}”`);
+    this.drawStopped();
+  }
+
+  /** Show the time that has passed; called each second. */
+  tick() {
+    const { run } = this.model;
+    if (document.hidden) return;
+    if (isOpen(run.status)) this.drawTime();
+    else if (run.status === "terminated" && !run.stopped_at) this.drawStopped();
+  }
+
+  /** Show when a terminated run was asked to stop, heard it, and stopped. */
+  drawStopped() {
+    const { run } = this.model;
+    const reason = run.termination_reason && ` “${run.termination_reason}”`;
+    replace(this.stopped, terminationState(run), reason);
   }
 
   /** Show how long the run takes or took, and whether it has gone silent. */

@@ -16,10 +16,11 @@ import { Minimap } from "./minimap.js";
 import { RunModel } from "./model.js";
 import { runKeys } from "./run_keys.js";
 import { RunTools } from "./run_tools.js";
+import { watchTheme } from "./palette.js";
 import { showSpan } from "./span.js";
 import { splitter } from "./splitter.js";
 import { TextView } from "./textview.js";
-import { buildTree, isOpen } from "./tree.js";
+import { buildTree } from "./tree.js";
 import { Waterfall } from "./waterfall.js";
 
 const runViews = { waterfall: Waterfall, flame: Flame, text: TextView };
@@ -68,9 +69,9 @@ class RunPage {
     this.closed = true;
     clearInterval(this.seconds);
     clearTimeout(this.panelTimer);
-    const parts = [this.live, this.frames, this.minimap, this.find, this.panel, this.tools];
-    for (const part of parts) part?.close();
+    for (const part of this.parts ?? []) part.close();
     for (const view of Object.values(this.views ?? {})) view.close();
+    this.panel?.close();
   }
 
   /** Show what the address says; called for each change of it. */
@@ -106,11 +107,13 @@ class RunPage {
     this.minimap = new Minimap(this.model, actions.view);
     this.find = new FindBox(this.model, this.context, actions);
     this.tools = new RunTools(this.model, this.find, actions);
+    this.parts = [this.minimap, this.find, watchTheme(() => this.draw())];
     this.viewport = h("div", { class: "run-view" });
+    this.empty = h("p", { class: "run-empty muted" }, "No step is recorded in this run yet.");
     this.news = h("button", { type: "button", class: "news", hidden: true });
     this.news.addEventListener("click", () => this.showNews());
     this.panelBox = h("aside", { class: "run-panel", aria: { label: "Span" } });
-    const main = h("div", { class: "run-main" }, this.viewport, this.news);
+    const main = h("div", { class: "run-main" }, this.viewport, this.empty, this.news);
     this.body = h("div", { class: "run-body" }, main, splitter(this.panelBox), this.panelBox);
     const { element: header } = this.header;
     const { element: map } = this.minimap;
@@ -175,6 +178,7 @@ class RunPage {
 
   /** Draw all after a change of the tree, of folds or of what is marked. */
   draw() {
+    this.empty.hidden = this.model.tree.spans.length > 0;
     this.header.draw();
     this.minimap.draw();
     this.shown.draw();
@@ -279,10 +283,21 @@ class RunPage {
     if (isExport()) return;
     this.live = followRun(this.id, revision, (rows, run) => this.apply(rows, run));
     this.frames = new Frames(() => this.model.grows(), () => this.frame());
+    this.parts.push(this.live, this.frames);
     this.frames.wake();
-    this.seconds = setInterval(() => {
-      if (!document.hidden && isOpen(this.model.run.status)) this.header.drawTime();
-    }, 1000);
+    this.seconds = setInterval(() => this.header.tick(), 1000);
+    for (const moved of ["wheel", "touchmove"]) {
+      this.viewport.addEventListener(moved, () => this.follow(false), { passive: true });
+    }
+  }
+
+  /** Keep the newest step in view, or stop that: the reader scrolls. */
+  follow(on) {
+    if (on === this.following) return;
+    this.following = on;
+    this.tools.draw(this);
+    this.context.announce(on ? "Following the newest step" : "Not following");
+    if (on) this.shown.show(this.model.tree.spans.length - 1);
   }
 
   frame() {
@@ -308,6 +323,7 @@ class RunPage {
     for (const id of added) this.unseen.add(id);
     if (this.following && added.length > 0) this.showNews();
     if (rows.some(([id]) => id === this.place.span)) this.panel?.refresh();
+    this.empty.hidden = model.tree.spans.length > 0;
     this.header.draw();
     this.find.draw();
     this.tools.draw(this);

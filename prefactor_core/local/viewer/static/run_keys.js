@@ -33,7 +33,7 @@ export function runKeys(page) {
     ",": () => page.zoomTo(panned(model.view, model.domain(), -0.25)),
     ".": () => page.zoomTo(panned(model.view, model.domain(), 0.25)),
     p: () => runKeysPath(page),
-    f: () => runKeysFollow(page),
+    f: () => page.follow(!page.following && isOpen(model.run.status)),
     c: () => runKeysCopy(page),
     t: () => page.header.openTerminate(),
   };
@@ -125,13 +125,6 @@ function runKeysPath(page) {
   page.model.showPath = !page.model.showPath;
   page.model.arrange();
   page.draw();
-}
-
-function runKeysFollow(page) {
-  page.following = !page.following && isOpen(page.model.run.status);
-  page.tools.draw(page);
-  page.context.announce(page.following ? "Following the newest step" : "Not following");
-  if (page.following) page.shown.show(page.model.tree.spans.length - 1);
 }
 
 async function runKeysCopy(page) {

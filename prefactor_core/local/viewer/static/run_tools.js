@@ -41,8 +41,6 @@ export class RunTools {
     );
   }
 
-  close() {}
-
   /** Show what is on: `page` has the place and whether it follows. */
   draw({ place, following }) {
     for (const button of this.views) {

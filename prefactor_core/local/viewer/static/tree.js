@@ -25,7 +25,7 @@ export function buildTree(rows) {
 }
 
 /**
- * Apply changed rows. Change the tree itself if its shape stays, else returns a new one.
+ * Apply changed rows. Change the tree itself if its shape stays, else return a new one.
  *
  * @returns {{tree: object, added: string[]}} the tree, and the ids of the spans that are new
  */
