@@ -80,9 +80,9 @@ export class RunModel {
 
   /** The time up to which active spans are known to have run. */
   now() {
-    if (this.grows()) return this.clock();
-    const heard = msOf(this.run.last_activity_at);
-    return Math.max(this.tree.to, Number.isNaN(heard) ? this.tree.to : heard);
+    // The agent's clock may be ahead of the server's.
+    const known = this.grows() ? this.clock() : msOf(this.run.last_activity_at);
+    return known > this.tree.to ? known : this.tree.to;
   }
 
   /** The times from the run's first start to its end; on a tick ahead while it grows. */

@@ -152,7 +152,7 @@ export function criticalPath(tree, now = tree.to) {
   const parts = new Map();
   const time = new Map();
   const own = (p, from, to) => {
-    if (to <= from) return;
+    if (!(to > from)) return; // NaN: nothing has started
     const segment = { p, from, to };
     segments.push(segment);
     if (!parts.has(p)) parts.set(p, []);
@@ -220,24 +220,26 @@ function treeExtend(tree, { start, end }) {
 }
 
 function treeOf(spans) {
-  const parents = treeParents(spans);
+  const at = new Map(); // the index of each span, then its position
+  for (let i = 0; i < spans.length; i += 1) at.set(spans[i].id, i);
+  const parents = treeParents(spans, at);
   const sorted = treeByStart(spans);
-  let tree = treeWalk(spans, parents, sorted);
+  let tree = treeWalk(spans, parents, sorted, at);
   if (tree.spans.length < spans.length) {
     // Spans in a circle, and those below them, are reached from no top span: make them top spans.
+    const reached = new Set(tree.spans);
     spans.forEach((span, i) => {
-      if (!tree.at.has(span.id)) parents[i] = spans.length;
+      if (!reached.has(span)) parents[i] = spans.length;
     });
-    tree = treeWalk(spans, parents, sorted);
+    tree = treeWalk(spans, parents, sorted, at);
   }
   for (const span of spans) treeExtend(tree, span);
   return tree;
 }
 
 /** The index of each span's parent; `spans.length` stands for the run. */
-function treeParents(spans) {
+function treeParents(spans, index) {
   const count = spans.length;
-  const index = new Map(spans.map((span, i) => [span.id, i]));
   return Int32Array.from(spans, (span, i) => {
     const parent = index.get(span.parent) ?? count;
     return parent === i ? count : parent;
@@ -253,8 +255,9 @@ function treeByStart(spans) {
   });
 }
 
-function treeWalk(spans, parents, sorted) {
-  const count = spans.length;
+/** The first child and the next sibling of each span, by index, and how many children it has. */
+function treeLinks(parents, sorted) {
+  const count = sorted.length;
   const first = new Int32Array(count + 1).fill(-1);
   const next = new Int32Array(count + 1).fill(-1);
   const families = new Int32Array(count + 1);
@@ -264,9 +267,16 @@ function treeWalk(spans, parents, sorted) {
     first[parents[i]] = i;
     families[parents[i]] += 1;
   }
+  return { first, next, families };
+}
+
+/** Place the spans that are below the run, depth first. */
+function treeWalk(spans, parents, sorted, at) {
+  const count = spans.length;
+  const { first, next, families } = treeLinks(parents, sorted);
   const tree = {
     spans: [],
-    at: new Map(),
+    at,
     parent: new Int32Array(count),
     depth: new Int32Array(count),
     last: new Int32Array(count),
@@ -282,7 +292,7 @@ function treeWalk(spans, parents, sorted) {
     const p = tree.spans.length;
     const above = place[parents[i]];
     tree.spans.push(spans[i]);
-    tree.at.set(spans[i].id, p);
+    at.set(spans[i].id, p);
     tree.parent[p] = above;
     tree.depth[p] = above === TREE_RUN ? 0 : tree.depth[above] + 1;
     tree.rank[p] = rank;
