@@ -16,6 +16,7 @@ from prefactor_core.local.requests import (
     BulkItem,
     CreateAgentBody,
     CreateSpanBody,
+    EnvironmentItem,
     FinishInstanceBody,
     FinishSpanBody,
     InstanceItem,
@@ -29,6 +30,11 @@ from prefactor_core.local.requests import (
     UpdateAgentBody,
     convert_body,
 )
+from prefactor_core.local.resources.environments import (
+    CreateEnvironmentBody,
+    Environments,
+    UpdateEnvironmentBody,
+)
 from prefactor_core.local.service import Service
 from prefactor_core.local.tokens import Deployment, check_account
 
@@ -39,7 +45,12 @@ class Bulk:
     """Runs the items of a request as single calls of ``service`` and ``agents``, as ``caller``."""
 
     def __init__(
-        self, service: Service, agents: Agents, faults: Faults, caller: Deployment | None
+        self,
+        service: Service,
+        agents: Agents,
+        environments: Environments,
+        faults: Faults,
+        caller: Deployment | None,
     ) -> None:
         service = service.acting_for(caller)
         self._caller = caller
@@ -76,6 +87,14 @@ class Bulk:
             "agents/create": lambda item: agents.create(convert_body(item, CreateAgentBody)),
             "agents/update": lambda item: agents.update(
                 convert_body(item, AgentItem).agent_id, convert_body(item, UpdateAgentBody)
+            ),
+            "environments/list": lambda item: environments.list(_query(item)),
+            "environments/show": lambda item: environments.get(_environment_id(item)),
+            "environments/create": lambda item: environments.create(
+                convert_body(item, CreateEnvironmentBody)
+            ),
+            "environments/update": lambda item: environments.update(
+                _environment_id(item), convert_body(item, UpdateEnvironmentBody)
             ),
         }
 
@@ -129,6 +148,10 @@ def _heads(items: list[Item]) -> list[BulkItem]:
 
 def _instance_id(item: Item) -> str:
     return convert_body(item, InstanceItem).agent_instance_id
+
+
+def _environment_id(item: Item) -> str:
+    return convert_body(item, EnvironmentItem).environment_id
 
 
 def _new_span(item: Item) -> CreateSpanBody:

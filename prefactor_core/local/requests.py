@@ -24,7 +24,7 @@ _MISSING: Final = re.compile(r"missing required field `([^`]*)`")
 
 
 class RegisterBody(Struct, kw_only=True):
-    """POST agent_instance/register."""
+    """POST agent_instance/register; ``update_current_version``: null is true."""
 
     agent_version: dict[str, Any]
     agent_schema_version: dict[str, Any] | None = None
@@ -33,7 +33,7 @@ class RegisterBody(Struct, kw_only=True):
     environment_id: str | None = None
     external_identifier: str | None = None
     purpose: str | None = None
-    update_current_version: bool = True
+    update_current_version: bool | None = True
     idempotency_key: str | None = None
 
 
@@ -64,6 +64,19 @@ class RecordQualityBody(Struct, kw_only=True):
 
     name: str
     payload: dict[str, Any] | None
+    idempotency_key: str | None = None
+
+
+class InstanceChanges(Struct, kw_only=True):
+    """``details`` of PUT agent_instance/{id}; None takes the quality payload away."""
+
+    quality_payload: dict[str, Any] | UnsetType | None = UNSET
+
+
+class UpdateInstanceBody(Struct, kw_only=True):
+    """PUT agent_instance/{id}."""
+
+    details: InstanceChanges
     idempotency_key: str | None = None
 
 
@@ -137,8 +150,8 @@ class UpdateAgentBody(Struct, kw_only=True):
     idempotency_key: str | None = None
 
 
-class MoveAgentBody(Struct, kw_only=True):
-    """POST agent/{id}/retire and agent/{id}/reinstate."""
+class ActBody(Struct, kw_only=True):
+    """The body of a call that needs no more than its path, such as POST agent/{id}/retire."""
 
     idempotency_key: str | None = None
 
@@ -166,6 +179,12 @@ class AgentItem(Struct, kw_only=True):
     """A bulk item about one agent, likewise."""
 
     agent_id: str
+
+
+class EnvironmentItem(Struct, kw_only=True):
+    """A bulk item about one environment, likewise."""
+
+    environment_id: str
 
 
 class SpanItem(Struct, kw_only=True):
