@@ -16,8 +16,6 @@ from support.local_api import Api, calling
 from prefactor_core.local import open_local_prefactor
 from prefactor_core.local.viewer import Viewer, open_viewer
 
-PAGES = ["/", "/runs/anything", "/agents", "/cli/connect"]
-
 
 @dataclass
 class Site:

@@ -81,6 +81,11 @@ class Viewer:
         )
         self._router.router.redirect_slashes = False
 
+    @property
+    def static_version(self) -> str:
+        """The part of the URL of static files that changes with their content."""
+        return self._static.version
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await self._router(scope, receive, send)

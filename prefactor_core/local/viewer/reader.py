@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 
 import anyio
 
-from prefactor_core.exceptions import PrefactorValueError, in_message
+from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.local.migrations import MIGRATIONS
 from prefactor_core.queue.daemon_thread import DaemonThread
 
@@ -83,15 +83,17 @@ async def open_reader(path: str, name: str) -> AsyncGenerator[Reader]:
         try:
             await reader.read(_check_version)
         except (sqlite3.Error, ValueError) as error:
-            problem = str(error)
-            raise PrefactorValueError(f"cannot read {in_message(path)}: {problem}") from None
+            raise PrefactorValueError(f"cannot read the database {path!r}: {error}") from None
         yield reader
     finally:
         await reader.aclose()
 
 
 def connect(path: str) -> sqlite3.Connection:
-    """A connection to ``path`` that cannot write. Raises :class:`sqlite3.Error`."""
+    """A connection to ``path`` that cannot write. Raises :class:`sqlite3.Error`, and
+    :class:`ValueError` for a path that is no file."""
+    if not Path(path).is_file():
+        raise ValueError("there is no such file")
     connection = sqlite3.connect(
         f"{Path(path).absolute().as_uri()}?mode=ro",
         uri=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from sqlite3 import Connection
 from typing import Final
 
@@ -28,7 +28,7 @@ _SCAN_SECONDS: Final = 0.5
 """Seconds after which a search answers with the runs found so far, and where to go on."""
 
 _AGO: Final = re.compile(r"(\d{1,6})([mhd])")
-_UNITS: Final = {"m": "minutes", "h": "hours", "d": "days"}
+_SECONDS: Final = {"m": 60, "h": 3_600, "d": 86_400}
 
 Conditions = dict[str, tuple[object, ...]]
 """SQL conditions from the code, each with its values from the caller."""
@@ -89,7 +89,10 @@ def _page(
         conditions = {**conditions, "r.id < ?": (before,)}
     where, values = _where(conditions)
     if not text:
-        rows = db.execute(f"{RUNS} {where} ORDER BY r.id DESC LIMIT ?", (*values, limit + 1))
+        # Inside, indexes alone tell which runs these are.
+        ids = f"SELECT r.id FROM agent_instances AS r {where} ORDER BY r.id DESC LIMIT ?"
+        query = f"{RUNS} WHERE r.id IN ({ids}) ORDER BY r.id DESC"
+        rows = db.execute(query, (*values, limit + 1))
         page = list(map(to_run_row, rows))
         return page[:limit], page[limit - 1].id if len(page) > limit else None
     matches = RunText(db, text)
@@ -129,7 +132,7 @@ def _id_of_time(since: str) -> str:
     """The beginning of the ids that are made at ``since``: an ISO 8601 time, or an age: 30m, 24h,
     7d."""
     if ago := _AGO.fullmatch(since):
-        moment = datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        seconds = time.time() - int(ago[1]) * _SECONDS[ago[2]]
     else:
-        moment = datetime.fromisoformat(parse_time("since", since, ""))
-    return identifiers.generate(0, max(0, int(moment.timestamp() * 1000)))[:10]
+        seconds = datetime.fromisoformat(parse_time("since", since, "")).timestamp()
+    return identifiers.generate(0, max(0, int(seconds * 1000)))[:10]
