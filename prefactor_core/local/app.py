@@ -7,6 +7,7 @@ import sqlite3
 import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -103,7 +104,9 @@ class LocalPrefactor:
 
     def _endpoints(self) -> list[Endpoint]:
         service, agents, tokens = self._service, self._agents, self._api_tokens
-        return [
+        # Made on demand: few ask for it.
+        document = cache(lambda: openapi_document(table))
+        table = [
             Endpoint(
                 method="POST",
                 path="bulk",
@@ -126,11 +129,12 @@ class LocalPrefactor:
                 method="GET",
                 path="openapi",
                 summary="Get this document",
-                run=lambda _: openapi_document(self._endpoints()),
+                run=lambda _: document(),
                 answer=dict[str, Any],
                 scope="open",
             ),
         ]
+        return table
 
     def _route(self, endpoint: Endpoint) -> Route:
         async def answer(request: Request) -> Response:
@@ -199,7 +203,18 @@ class LocalPrefactor:
         assert isinstance(error, HTTPException)
         code = "not_found" if error.status_code == 404 else "bad_request"
         message = f"{request.method} {request.url.path}: {error.detail}"
-        return await self._on_api_error(request, ApiError(error.status_code, code, message))
+        answer = await self._on_api_error(request, ApiError(error.status_code, code, message))
+        if error.status_code == 405:
+            # The router knows the methods of one route, and a path has a route for each.
+            answer.headers["Allow"] = ", ".join(
+                sorted(
+                    method
+                    for route in self._router.routes
+                    if isinstance(route, Route) and route.path_regex.match(request.url.path)
+                    for method in route.methods or ()
+                )
+            )
+        return answer
 
     async def _on_disconnect(self, request: Request, error: Exception) -> Response:
         message = "the connection was closed before the body was whole"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -39,6 +39,8 @@ from prefactor_core.local.service import Service
 from prefactor_core.local.tokens import Deployment, check_account
 
 Item = dict[str, Any]
+
+_MOST_ITEMS: Final = 10_000
 
 
 class Bulk:
@@ -131,6 +133,9 @@ class Bulk:
 def _heads(items: list[Item]) -> list[BulkItem]:
     if not items:
         raise invalid("items", "must hold at least one item")
+    if len(items) > _MOST_ITEMS:
+        message = f"the bulk has {len(items)} items, at most {_MOST_ITEMS} are taken"
+        raise ApiError(413, "payload_too_large", message)
     heads = [convert_body(item, BulkItem) for item in items]
     seen: set[str] = set()
     for place, head in enumerate(heads):

@@ -70,10 +70,10 @@ def kind(
     page: object,
     query: tuple[str, ...] = ("account_id",),
 ) -> list[Endpoint]:
-    """The list of a kind of objects, and each of them."""
+    """The list of a kind of objects, whose plural is ``name``, and each of them."""
     return [
-        read(path, f"List: {name} each", page, lambda _, query: objects.list(query), query),
-        read(f"{path}/{{id}}", f"Get {name}", one, lambda id, _: objects.get(id)),
+        read(path, f"List {name}", page, lambda _, query: objects.list(query), query),
+        read(f"{path}/{{id}}", f"Get one of {name}", one, lambda id, _: objects.get(id)),
     ]
 
 

@@ -20,7 +20,7 @@ _PARAMETERS: Final[dict[str, Any]] = {
     "sorting[direction]": {"enum": ["asc", "desc"]},
     "start_time": {"type": "string", "format": "date-time"},
     "end_time": {"type": "string", "format": "date-time"},
-    "include_summaries": {"type": "boolean"},
+    "include_summaries": {"enum": ["true", "false"]},
 }
 
 _ERRORS: Final = {
@@ -48,7 +48,7 @@ def openapi_document(endpoints: Iterable[Endpoint]) -> bytes:
     paths: dict[str, dict[str, object]] = {}
     for each in endpoints:
         operations = paths.setdefault(f"/api/v1/{each.path}", {})
-        operations[each.method.lower()] = _operation(each, schema_of)
+        operations[each.method.lower()] = _operation(each, schema_of, _links(each, endpoints))
     return msgspec.json.encode(
         {
             "openapi": "3.1.0",
@@ -67,7 +67,9 @@ def openapi_document(endpoints: Iterable[Endpoint]) -> bytes:
     )
 
 
-def _operation(endpoint: Endpoint, schema_of: dict[str, dict[str, Any]]) -> dict[str, object]:
+def _operation(
+    endpoint: Endpoint, schema_of: dict[str, dict[str, Any]], links: dict[str, object]
+) -> dict[str, object]:
     parameters = [_parameter(name, "query", name in endpoint.required) for name in endpoint.query]
     if "{id}" in endpoint.path:
         parameters.append(_parameter("id", "path", required=True))
@@ -78,7 +80,7 @@ def _operation(endpoint: Endpoint, schema_of: dict[str, dict[str, Any]]) -> dict
         "summary": endpoint.summary,
         "parameters": parameters,
         "responses": {
-            "200": _content("Success.", schema_of[repr(endpoint.answer)]),
+            "200": _content("Success.", schema_of[repr(endpoint.answer)]) | {"links": links},
             **{code: _content(_ERRORS[code], error) for code in codes},
         },
     }
@@ -86,6 +88,21 @@ def _operation(endpoint: Endpoint, schema_of: dict[str, dict[str, Any]]) -> dict
         schema = schema_of[repr(endpoint.body)]
         operation["requestBody"] = {"content": {"application/json": {"schema": schema}}}
     return operation
+
+
+def _links(maker: Endpoint, endpoints: Iterable[Endpoint]) -> dict[str, object]:
+    """The calls about an object that ``maker`` creates, with its id."""
+    if maker.method != "POST" or "{id}" in maker.path:
+        return {}
+    kind = maker.path.removesuffix("/register")
+    return {
+        _name(each): {
+            "operationId": _name(each),
+            "parameters": {"id": "$response.body#/details/id"},
+        }
+        for each in endpoints
+        if each.path == f"{kind}/{{id}}" or each.path.startswith(f"{kind}/{{id}}/")
+    }
 
 
 def _content(description: str, schema: dict[str, Any]) -> dict[str, object]:

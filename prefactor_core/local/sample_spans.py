@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
 from prefactor_core.local.errors import invalid
 from prefactor_core.local.requests import CreateSpanBody, SpanDetails
@@ -24,7 +24,7 @@ class CreateTestSpansBody(Struct, kw_only=True):
     """POST agent_spans/create_test_spans."""
 
     agent_instance_id: str
-    count: int | None = None
+    count: Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": _MOST})] | None = None
     parent_span_id: str | None = None
 
 

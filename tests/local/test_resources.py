@@ -96,7 +96,6 @@ async def test_environments_in_bulk(api: Api) -> None:
     ]
     outputs = (await api.post("bulk", {"items": items})).json()["outputs"]
     created = outputs["create-1"]["details"]
-    created_id = {"environment_id": created["id"]}
     assert outputs["list-0001"]["summaries"][-1] == created
     items = [
         item(

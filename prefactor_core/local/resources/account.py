@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from prefactor_core.local.errors import invalid
 from prefactor_core.local.pagination import Answer
-from prefactor_core.local.requests import stored_now, stored_time
+from prefactor_core.local.requests import Key, Text, stored_now, stored_time
 from prefactor_core.local.resources.resource import Resource
 from prefactor_core.local.store import Row
 from prefactor_core.operations import identifiers
@@ -17,14 +17,14 @@ from prefactor_core.operations import identifiers
 class AccountChanges(Struct, kw_only=True):
     """``details`` of PUT account/{id}; None leaves the name as it is."""
 
-    name: str | None = None
+    name: Text | None = None
 
 
 class UpdateAccountBody(Struct, kw_only=True):
     """PUT account/{id}."""
 
     details: AccountChanges
-    idempotency_key: str | None = None
+    idempotency_key: Key | None = None
 
 
 class Account(Resource):

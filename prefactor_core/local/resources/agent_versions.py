@@ -12,7 +12,7 @@ from prefactor_core.local.errors import not_found
 from prefactor_core.local.faults import Faults
 from prefactor_core.local.idempotency import IdempotentCalls
 from prefactor_core.local.pagination import Answer, page_of
-from prefactor_core.local.requests import stored_now
+from prefactor_core.local.requests import Key, stored_now
 from prefactor_core.local.store import Row, Store
 from prefactor_core.local.versions import Versions
 
@@ -45,14 +45,14 @@ class CreateVersionBody(Struct, kw_only=True):
     """POST agent_version."""
 
     details: NewVersion
-    idempotency_key: str | None = None
+    idempotency_key: Key | None = None
 
 
 class CreateSchemaVersionBody(Struct, kw_only=True):
     """POST agent_schema_version."""
 
     details: NewSchemaVersion
-    idempotency_key: str | None = None
+    idempotency_key: Key | None = None
 
 
 class AgentVersions:

@@ -7,16 +7,16 @@ import secrets
 import sqlite3
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from prefactor_core.exceptions import in_message
 from prefactor_core.local.errors import ApiError, invalid, invalid_action, not_found
 from prefactor_core.local.faults import Faults
 from prefactor_core.local.pagination import Answer
-from prefactor_core.local.requests import ActBody, parse_time, stored_now, stored_time
+from prefactor_core.local.requests import ActBody, Key, Time, parse_time, stored_now, stored_time
 from prefactor_core.local.resources.deployments import Deployments
 from prefactor_core.local.resources.resource import Resource, check_account_id
 from prefactor_core.local.store import Row, Store
@@ -41,18 +41,18 @@ _NOTE_EVERY: Final = timedelta(minutes=1)
 class NewToken(Struct, kw_only=True):
     """``details`` of POST api_token; without ``expires_at`` it does not expire."""
 
-    token_scope: str
+    token_scope: Annotated[str, Meta(extra_json_schema={"enum": list(_SCOPES)})]
     account_id: str | None = None
     agent_id: str | None = None
     environment_id: str | None = None
-    expires_at: str | None = None
+    expires_at: Time | None = None
 
 
 class CreateTokenBody(Struct, kw_only=True):
     """POST api_token."""
 
     details: NewToken
-    idempotency_key: str | None = None
+    idempotency_key: Key | None = None
 
 
 class ApiTokens(Resource):

@@ -6,7 +6,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from prefactor_core.local.errors import ApiError, invalid, not_found
 from prefactor_core.local.pagination import Answer
-from prefactor_core.local.requests import ActBody, stored_now
+from prefactor_core.local.requests import ActBody, Key, stored_now
 from prefactor_core.local.resources.resource import Resource, given_of
 from prefactor_core.local.store import Row
 
@@ -24,7 +24,7 @@ class CreateDeploymentBody(Struct, kw_only=True):
     """POST agent_deployment."""
 
     details: NewDeployment
-    idempotency_key: str | None = None
+    idempotency_key: Key | None = None
 
 
 class DeploymentChanges(Struct, kw_only=True):
@@ -37,7 +37,7 @@ class UpdateDeploymentBody(Struct, kw_only=True):
     """PUT agent_deployment/{id}."""
 
     details: DeploymentChanges
-    idempotency_key: str | None = None
+    idempotency_key: Key | None = None
 
 
 class Deployments(Resource):

@@ -51,7 +51,7 @@ def _resources(store: Store, tokens: ApiTokens, faults: Faults) -> list[Endpoint
     one_account, environment = Details[answers.Account], Details[answers.Environment]
     deployment, token = Details[answers.AgentDeployment], Details[answers.ApiToken]
     return [
-        *kind(account, "account", "the account", one_account, Summaries[answers.Account]),
+        *kind(account, "account", "accounts", one_account, Summaries[answers.Account]),
         write(
             "PUT",
             "account/{id}",
@@ -63,7 +63,7 @@ def _resources(store: Store, tokens: ApiTokens, faults: Faults) -> list[Endpoint
         *kind(
             environments,
             "environment",
-            "an environment",
+            "environments",
             environment,
             Summaries[answers.Environment],
         ),
@@ -93,7 +93,7 @@ def _resources(store: Store, tokens: ApiTokens, faults: Faults) -> list[Endpoint
         *kind(
             deployments,
             "agent_deployment",
-            "a deployment",
+            "deployments",
             deployment,
             Summaries[answers.AgentDeployment],
             ("agent_id", "environment_id"),
@@ -121,7 +121,7 @@ def _resources(store: Store, tokens: ApiTokens, faults: Faults) -> list[Endpoint
             deployment,
             deployments.delete,
         ),
-        *kind(tokens, "api_token", "an API token", token, Summaries[answers.ApiToken]),
+        *kind(tokens, "api_token", "API tokens", token, Summaries[answers.ApiToken]),
         write(
             "POST",
             "api_token",
@@ -156,7 +156,7 @@ def _versions(store: Store, faults: Faults) -> list[Endpoint]:
         *kind(
             versions,
             "agent_version",
-            "a version of an agent",
+            "versions of an agent",
             version,
             Summaries[answers.AgentVersion],
             query,
@@ -172,7 +172,7 @@ def _versions(store: Store, faults: Faults) -> list[Endpoint]:
         *kind(
             schemas,
             "agent_schema_version",
-            "a version of the schemas of an agent",
+            "versions of the schemas of an agent",
             schema,
             Summaries[answers.AgentSchemaVersion],
             query,

@@ -6,7 +6,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from prefactor_core.local.errors import invalid, invalid_action
 from prefactor_core.local.pagination import Answer
-from prefactor_core.local.requests import ActBody, stored_now
+from prefactor_core.local.requests import ActBody, Key, Text, stored_now
 from prefactor_core.local.resources.resource import (
     Resource,
     check_account_id,
@@ -17,7 +17,7 @@ from prefactor_core.local.resources.resource import (
 class NewEnvironment(Struct, kw_only=True):
     """``details`` of POST environment."""
 
-    name: str
+    name: Text
     id: str | None = None
     account_id: str | None = None
 
@@ -26,20 +26,20 @@ class CreateEnvironmentBody(Struct, kw_only=True):
     """POST environment."""
 
     details: NewEnvironment
-    idempotency_key: str | None = None
+    idempotency_key: Key | None = None
 
 
 class EnvironmentChanges(Struct, kw_only=True):
     """``details`` of PUT environment/{id}."""
 
-    name: str | UnsetType = UNSET
+    name: Text | UnsetType = UNSET
 
 
 class UpdateEnvironmentBody(Struct, kw_only=True):
     """PUT environment/{id}."""
 
     details: EnvironmentChanges
-    idempotency_key: str | None = None
+    idempotency_key: Key | None = None
 
 
 class Environments(Resource):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from prefactor_core.local.errors import invalid
 from prefactor_core.local.resources.resource import check_account_id
@@ -18,7 +18,7 @@ _MOST: Final = 1_000
 class GenerateIdsBody(Struct, kw_only=True):
     """POST pfid/generate."""
 
-    count: int | None = None
+    count: Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": _MOST})] | None = None
     account_id: str | None = None
 
 
