@@ -206,15 +206,15 @@ class LocalPrefactor:
         answer = await self._on_api_error(request, ApiError(error.status_code, code, message))
         if error.status_code == 405:
             # The router knows the methods of one route, and a path has a route for each.
-            answer.headers["Allow"] = ", ".join(
-                sorted(
-                    method
-                    for route in self._router.routes
-                    if isinstance(route, Route) and route.path_regex.match(request.url.path)
-                    for method in route.methods or ()
-                )
-            )
+            answer.headers["Allow"] = ", ".join(self._methods_of(request.url.path))
         return answer
+
+    def _methods_of(self, path: str) -> list[str]:
+        routes = [route for route in self._router.routes if isinstance(route, Route)]
+        # agent/show is no agent of this id.
+        found = [route for route in routes if route.path == path]
+        found = found or [route for route in routes if route.path_regex.match(path)]
+        return sorted({method for route in found for method in route.methods or ()})
 
     async def _on_disconnect(self, request: Request, error: Exception) -> Response:
         message = "the connection was closed before the body was whole"

@@ -86,7 +86,10 @@ def _operation(
     }
     if endpoint.body is not None:
         schema = schema_of[repr(endpoint.body)]
-        operation["requestBody"] = {"content": {"application/json": {"schema": schema}}}
+        operation["requestBody"] = {
+            "required": any(field.required for field in msgspec.structs.fields(endpoint.body)),
+            "content": {"application/json": {"schema": schema}},
+        }
     return operation
 
 

@@ -5,27 +5,29 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from prefactor_core.exceptions import in_message
 from prefactor_core.local.errors import ApiError, invalid
-from prefactor_core.models.lifecycle import OUTCOMES, SpanStatus
+from prefactor_core.local.forms import (
+    PURPOSES,
+    Items,
+    Key,
+    NewId,
+    NewStatus,
+    Outcome,
+    Purpose,
+    Text,
+    Time,
+)
+from prefactor_core.models.lifecycle import OUTCOMES
 from prefactor_core.operations.identifiers import is_pfid, partition_of
 
 T = TypeVar("T", bound=Struct)
 
-_PURPOSES: Final = ("live", "smoke_test", "eval")
-
-# Constraints for the OpenAPI document alone: the checks below have better messages.
-Text = Annotated[str, Meta(extra_json_schema={"minLength": 1, "pattern": r"\S"})]
-Key = Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": 128})]
-Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
-Outcome = Annotated[str, Meta(extra_json_schema={"enum": sorted(OUTCOMES)})]
-Purpose = Annotated[str, Meta(extra_json_schema={"enum": list(_PURPOSES)})]
-NewStatus = Annotated[str, Meta(extra_json_schema={"enum": [str(each) for each in SpanStatus]})]
 
 _MAX_DEPTH: Final = 500
 """The levels of a body; SQLite reads no JSON beyond 1,000."""
@@ -41,7 +43,7 @@ class RegisterBody(Struct, kw_only=True):
     agent_version: dict[str, Any]
     agent_schema_version: dict[str, Any] | None = None
     agent_id: str | None = None
-    id: str | None = None
+    id: NewId | None = None
     environment_id: str | None = None
     external_identifier: str | None = None
     purpose: Purpose | None = None
@@ -99,7 +101,7 @@ class SpanDetails(Struct, kw_only=True):
     schema_name: Text
     status: NewStatus
     payload: dict[str, Any]
-    id: str | None = None
+    id: NewId | None = None
     parent_span_id: str | None = None
     result_payload: dict[str, Any] | None = None
     started_at: Time | None = None
@@ -129,7 +131,7 @@ class NewAgent(Struct, kw_only=True):
     """``details`` of POST agent."""
 
     name: Text
-    id: str | None = None
+    id: NewId | None = None
     description: str | None = None
     external_identifier: str | None = None
     owner_person_id: str | None = None
@@ -171,7 +173,7 @@ class ActBody(Struct, kw_only=True):
 class BulkBody(Struct, kw_only=True):
     """POST bulk; each item is the body of another call, with the type of that call."""
 
-    items: list[dict[str, Any]]
+    items: Items
 
 
 class BulkItem(Struct, kw_only=True):
@@ -314,10 +316,8 @@ def check_purpose(purpose: str | None) -> str:
     """Check the purpose of a run; None gives ``live``."""
     if purpose is None:
         return "live"
-    if purpose not in _PURPOSES:
-        raise invalid(
-            "purpose", f"must be one of {', '.join(_PURPOSES)}, got {in_message(purpose)}"
-        )
+    if purpose not in PURPOSES:
+        raise invalid("purpose", f"must be one of {', '.join(PURPOSES)}, got {in_message(purpose)}")
     return purpose
 
 

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from msgspec import Struct
 
 from prefactor_core.local.errors import invalid
+from prefactor_core.local.forms import Key, Text
 from prefactor_core.local.pagination import Answer
-from prefactor_core.local.requests import Key, Text, stored_now, stored_time
+from prefactor_core.local.requests import stored_now, stored_time
 from prefactor_core.local.resources.resource import Resource
 from prefactor_core.local.store import Row
 from prefactor_core.operations import identifiers

@@ -10,9 +10,10 @@ from msgspec import Struct
 
 from prefactor_core.local.errors import not_found
 from prefactor_core.local.faults import Faults
+from prefactor_core.local.forms import Key
 from prefactor_core.local.idempotency import IdempotentCalls
 from prefactor_core.local.pagination import Answer, page_of
-from prefactor_core.local.requests import Key, stored_now
+from prefactor_core.local.requests import stored_now
 from prefactor_core.local.store import Row, Store
 from prefactor_core.local.versions import Versions
 

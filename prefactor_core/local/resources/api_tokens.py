@@ -15,8 +15,9 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from prefactor_core.exceptions import in_message
 from prefactor_core.local.errors import ApiError, invalid, invalid_action, not_found
 from prefactor_core.local.faults import Faults
+from prefactor_core.local.forms import Key, Time
 from prefactor_core.local.pagination import Answer
-from prefactor_core.local.requests import ActBody, Key, Time, parse_time, stored_now, stored_time
+from prefactor_core.local.requests import ActBody, parse_time, stored_now, stored_time
 from prefactor_core.local.resources.deployments import Deployments
 from prefactor_core.local.resources.resource import Resource, check_account_id
 from prefactor_core.local.store import Row, Store

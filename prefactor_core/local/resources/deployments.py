@@ -5,8 +5,9 @@ from __future__ import annotations
 from msgspec import UNSET, Struct, UnsetType
 
 from prefactor_core.local.errors import ApiError, invalid, not_found
+from prefactor_core.local.forms import Key, NewId
 from prefactor_core.local.pagination import Answer
-from prefactor_core.local.requests import ActBody, Key, stored_now
+from prefactor_core.local.requests import ActBody, stored_now
 from prefactor_core.local.resources.resource import Resource, given_of
 from prefactor_core.local.store import Row
 
@@ -16,7 +17,7 @@ class NewDeployment(Struct, kw_only=True):
 
     agent_id: str
     environment_id: str
-    id: str | None = None
+    id: NewId | None = None
     current_version_id: str | None = None
 
 

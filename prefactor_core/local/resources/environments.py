@@ -5,8 +5,9 @@ from __future__ import annotations
 from msgspec import UNSET, Struct, UnsetType
 
 from prefactor_core.local.errors import invalid, invalid_action
+from prefactor_core.local.forms import Key, NewId, Text
 from prefactor_core.local.pagination import Answer
-from prefactor_core.local.requests import ActBody, Key, Text, stored_now
+from prefactor_core.local.requests import ActBody, stored_now
 from prefactor_core.local.resources.resource import (
     Resource,
     check_account_id,
@@ -18,7 +19,7 @@ class NewEnvironment(Struct, kw_only=True):
     """``details`` of POST environment."""
 
     name: Text
-    id: str | None = None
+    id: NewId | None = None
     account_id: str | None = None
 
 
