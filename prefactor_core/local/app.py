@@ -141,15 +141,21 @@ class LocalPrefactor:
             caller = None if endpoint.scope == "open" else await self._caller(request)
             if endpoint.scope == "account":
                 check_account(caller)
-            has_body = endpoint.body is not None
+            form = endpoint.body
             call = Call(
                 caller=caller,
                 id=str(request.path_params.get("id", "")),
                 query=request.query_params,
-                body=parse_body(await request.body(), endpoint.body) if endpoint.body else None,
+                body=None if form is None else parse_body(await request.body(), form),
             )
-            content = await self._call(lambda: endpoint.run(call))
-            if has_body and self._storage_fails:
+
+            def run() -> bytes:
+                if form is not None:
+                    _import_slow_modules()
+                return endpoint.run(call)
+
+            content = await self._call(run)
+            if form is not None and self._storage_fails:
                 self._storage_fails = False
                 log(logger, logging.INFO, "the local database works again")
             while self._refused_items:
@@ -248,3 +254,10 @@ class LocalPrefactor:
 def _ping(call: Call) -> bytes:
     token_type = "account" if call.caller is None else "agent_deployment"
     return msgspec.json.encode({"status": "success", "details": {"token_type": token_type}})
+
+
+def _import_slow_modules() -> None:
+    """Import the modules that a first write needs. In its transaction that would keep other
+    processes waiting for longer than they do."""
+    import prefactor_core.local.summaries
+    import prefactor_core.schema_registry.json_schema  # noqa: F401

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from types import FrameType
 from typing import Final
 
@@ -69,13 +69,13 @@ async def open_site(
     path: str,
     *,
     host: str = DEFAULT_HOST,
-    port: int = DEFAULT_PORT,
+    port: int | None = DEFAULT_PORT,
     token: str | None = None,
 ) -> AsyncGenerator[Site]:
     """Open the database file ``path``, created if missing, and a port for its API and pages.
 
     ``host``: the name or address to listen on; one that other machines reach needs a ``token``.
-    ``port``: 0 for any free one.
+    ``port``: 0 for any free one; None for the default one, or else any free one.
 
     Raises :class:`PrefactorValueError` for a file, host or port that cannot be opened, and for a
     missing or empty token.
@@ -134,7 +134,11 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-async def _listen(host: str, port: int) -> socket.socket:
+async def _listen(host: str, port: int | None) -> socket.socket:
+    if port is None:
+        with suppress(PrefactorValueError):
+            return await _listen(host, DEFAULT_PORT)
+        port = 0
     try:
         found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:

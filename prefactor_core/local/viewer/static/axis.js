@@ -4,6 +4,8 @@
 import { h, replace } from "./dom.js";
 import { ticksOf } from "./timeline.js";
 
+const axisLetter = 6.5; // px: about the width of a letter
+
 /**
  * Write the labels for the model's window into `axis`, which is as wide as the bars.
  *
@@ -19,7 +21,8 @@ export function drawAxis(axis, model) {
   const pixels = width / (to - from);
   const labels = ticks.map(({ at, label }) => {
     const x = (at - from) * pixels;
-    return h("span", { class: x > width - 44 ? "tick last" : "tick", style: { left: `${x}px` } }, label);
+    const cut = x + 8 + label.length * axisLetter > width;
+    return h("span", { class: cut ? "tick cut" : "tick", style: { left: `${x}px` } }, label);
   });
   replace(axis, labels);
   return { step: step * pixels, first: (Math.ceil(from / step) * step - from) * pixels };

@@ -80,7 +80,9 @@ export class FindBox {
     const at = hits.indexOf(this.model.position());
     const total = `${count(hits.length)}${this.more ? "+" : ""}`;
     const found = at < 0 ? `${total} ${hits.length === 1 ? "hit" : "hits"}` : `${at + 1} of ${total}`;
-    this.status.textContent = this.input.value.trim() === "" ? "" : found;
+    const empty = this.input.value.trim() === "";
+    this.status.textContent = empty ? "" : found;
+    this.status.hidden = this.back.hidden = this.forward.hidden = empty;
     this.back.disabled = this.forward.disabled = hits.length === 0;
   }
 

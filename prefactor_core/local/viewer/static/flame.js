@@ -133,18 +133,21 @@ export class Flame {
     const width = Math.max(1, right - left - (right - left > 4 ? 1 : 0));
     const height = flameLane - 2;
     const off = this.model.path !== null && !this.model.path.time.has(p);
-    context.globalAlpha = off ? 0.3 : span.status === "cancelled" ? 0.55 : 1;
+    const pale = off || span.status === "cancelled";
+    context.globalAlpha = off ? 0.25 : pale ? 0.45 : 1;
     context.fillStyle = colours[kindOf(span.name)];
     context.fillRect(left, y + 1, width, height);
+    context.globalAlpha = off ? 0.6 : 1;
     if (span.status === "failed") {
       context.fillStyle = colours.failed;
       context.fillRect(left, y + height - 2, width, 3);
     }
     const room = Math.floor((width - 8) / letter);
     if (room >= 3) {
-      const mark = span.status === "failed" ? "✕ " : "";
+      const ended = span.status === "failed" || span.status === "cancelled";
+      const mark = ended ? `${STATUS[span.status].glyph} ` : "";
       const text = `${mark}${shortName(span.name)}${span.label ? ` ${span.label}` : ""}`;
-      context.fillStyle = colours.bg;
+      context.fillStyle = pale ? colours.fg : colours.bg;
       const shown = text.length > room ? `${text.slice(0, room - 1)}…` : text;
       context.fillText(shown, Math.max(0, left) + 4, y + flameLane / 2);
     }

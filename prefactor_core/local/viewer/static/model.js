@@ -39,9 +39,9 @@ export class RunModel {
     const only = this.tree.at.get(this.only) ?? null;
     if (only === null) this.only = null;
     this.rows = visibleRows(this.tree, this.folded, { only, now: this.now(), least });
-    this.rowOf = new Map();
+    this.rowIndex = new Int32Array(this.tree.spans.length).fill(-1);
     this.rows.forEach((row, index) => {
-      if (typeof row === "number") this.rowOf.set(row, index);
+      if (typeof row === "number") this.rowIndex[row] = index;
     });
     this.cursorIndex = this.rowNear(this.tree.at.get(this.cursor) ?? 0);
     this.markHits();
@@ -98,6 +98,12 @@ export class RunModel {
     return this.view ?? this.domain();
   }
 
+  /** What rows need to place their bars: the window, and the present time. */
+  sight() {
+    const { from, to } = this.window();
+    return { from, to, now: this.now() };
+  }
+
   /** The position of the selected span, or null. */
   position() {
     return this.tree.at.get(this.selected) ?? null;
@@ -110,17 +116,22 @@ export class RunModel {
     this.cursorIndex = this.rowNear(this.tree.at.get(this.cursor) ?? 0);
   }
 
+  /** The index of the row of the span `id`, or -1 if the span has none. */
+  rowOf(id) {
+    return this.rowIndex[this.tree.at.get(id)] ?? -1;
+  }
+
   /** The index of the row of `p`, or of its nearest ancestor that has one; 0 if none has. */
   rowNear(p) {
     let at = p;
-    while (at > TREE_RUN && !this.rowOf.has(at)) at = this.tree.parent[at];
-    return this.rowOf.get(at) ?? 0;
+    while (at > TREE_RUN && !(this.rowIndex[at] >= 0)) at = this.tree.parent[at];
+    return this.rowIndex[at] ?? 0;
   }
 
   /** Makes the row of the span at `p` visible: unfolds its ancestors, leaves another path. */
   reveal(p) {
     const unfolded = reveal(this.tree, this.folded, p);
-    if (!unfolded && this.rowOf.has(p)) return;
+    if (!unfolded && this.rowIndex[p] >= 0) return;
     if (!unfolded || !this.onPath(p)) this.only = null;
     this.arrange();
   }

@@ -318,11 +318,9 @@ class RunPage {
 
   /** Offers the new spans below the view: "3 new ↓". */
   drawNews() {
-    const { rowOf, tree } = this.model;
     const bottom = this.views.waterfall.bottomIndex();
     for (const id of this.unseen) {
-      const index = rowOf.get(tree.at.get(id));
-      if (index === undefined || index < bottom) this.unseen.delete(id);
+      if (this.model.rowOf(id) < bottom) this.unseen.delete(id);
     }
     this.news.hidden = this.unseen.size === 0 || this.place.view !== "waterfall";
     if (!this.news.hidden) this.news.textContent = `${this.unseen.size} new ↓`;

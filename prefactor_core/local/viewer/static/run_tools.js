@@ -24,8 +24,8 @@ export class RunTools {
     this.folds = h(
       "span",
       { class: "tool-group", role: "group", aria: { label: "Levels" } },
-      this.button("[", "−", "Fold a level ([)"),
-      this.button("]", "+", "Unfold a level (])"),
+      this.button("[", "⊟", "Fold a level ([)"),
+      this.button("]", "⊞", "Unfold a level (])"),
     );
     this.element = h(
       "div",
@@ -71,6 +71,7 @@ export class RunTools {
     }
     const steps = path.time.size - (path.time.has(TREE_RUN) ? 1 : 0);
     const shares = [...times]
+      .filter(([, ms]) => ms >= path.total / 200)
       .sort((a, b) => b[1] - a[1])
       .map(([kind, ms]) => `${kind} ${Math.round((100 * ms) / path.total)} %`);
     return `${steps} of ${tree.spans.length} spans: ${shares.join(", ")}`;

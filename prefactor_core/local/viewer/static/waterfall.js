@@ -8,7 +8,8 @@ import { fillRow, newRow, placeRow } from "./rows.js";
 import { zoomed } from "./timeline.js";
 
 const waterfallHeights = { wide: 26, narrow: 46 }; // px; run.css has the same
-const waterfallMargin = 8; // rows that are drawn above and below the view
+const waterfallHead = 24; // px
+const waterfallMargin = 6; // rows that are drawn above and below the view
 
 export class Waterfall {
   /**
@@ -21,7 +22,8 @@ export class Waterfall {
     this.actions = actions;
     this.narrow = window.matchMedia("(max-width: 699px)");
     this.slots = new Map();
-    this.free = [];
+    this.height = 0; // of the view, and the scroll position: read before rows change, in pixels
+    this.top = 0;
     this.stamp = 0;
     this.drawn = null;
     this.axis = h("div", { class: "axis", role: "columnheader", aria: { label: "Time" } });
@@ -42,7 +44,10 @@ export class Waterfall {
     this.spacer.addEventListener("click", (event) => this.onClick(event));
     this.spacer.addEventListener("dblclick", (event) => this.onDoubleClick(event));
     this.axis.addEventListener("wheel", (event) => this.onWheel(event), { passive: false });
-    this.resized = new ResizeObserver(() => this.draw());
+    this.resized = new ResizeObserver(() => {
+      this.height = this.element.clientHeight;
+      this.draw();
+    });
     this.resized.observe(this.element);
   }
 
@@ -58,6 +63,7 @@ export class Waterfall {
   /** Fills all rows again: folds, the selection, hits or times have changed. */
   draw() {
     this.stamp += 1;
+    this.height ||= this.element.clientHeight;
     const { rows } = this.model;
     this.spacer.style.height = `${rows.length * this.rowHeight}px`;
     this.element.setAttribute("aria-rowcount", String(rows.length + 1));
@@ -70,10 +76,10 @@ export class Waterfall {
     const { from, to } = this.model.window();
     const rescaled = this.drawn === null || this.drawn.from !== from || this.drawn.to !== to;
     if (rescaled) this.drawAxis();
-    const now = this.model.now();
+    const sight = this.model.sight();
     for (const slot of this.slots.values()) {
       const span = this.model.tree.spans[slot.row];
-      if (rescaled || span?.status === "active") placeRow(slot, this.model, now);
+      if (rescaled || span?.status === "active") placeRow(slot, this.model, sight);
     }
   }
 
@@ -85,8 +91,8 @@ export class Waterfall {
       const at = index * this.rowHeight - top;
       return at >= 0 && at < this.viewHeight() - this.rowHeight;
     };
-    const chosen = this.model.rowOf.get(this.model.position());
-    let index = chosen !== undefined && seen(chosen) ? chosen : Math.ceil(top / this.rowHeight);
+    const chosen = this.model.rowOf(this.model.selected);
+    let index = chosen >= 0 && seen(chosen) ? chosen : Math.ceil(top / this.rowHeight);
     while (index < rows.length && typeof rows[index] !== "number") index += 1;
     if (index >= rows.length) return null;
     return { id: tree.spans[rows[index]].id, offset: index * this.rowHeight - top };
@@ -95,8 +101,8 @@ export class Waterfall {
   /** Draws changed rows with the row of `anchor` where it was. */
   drawAround(anchor) {
     this.spacer.style.height = `${this.model.rows.length * this.rowHeight}px`;
-    const index = this.model.rowOf.get(this.model.tree.at.get(anchor?.id));
-    if (index !== undefined) {
+    const index = this.model.rowOf(anchor?.id);
+    if (index >= 0) {
       const top = index * this.rowHeight - anchor.offset;
       if (Math.abs(top - this.element.scrollTop) >= 1) this.element.scrollTop = top;
     }
@@ -105,8 +111,8 @@ export class Waterfall {
 
   /** Scrolls so that the row of position `p` is in view, and gives it the focus if asked. */
   show(p, { focus = false, center = false } = {}) {
-    const index = this.model.rowOf.get(p);
-    if (index === undefined) return;
+    const index = this.model.rowIndex[p] ?? -1;
+    if (index < 0) return;
     const top = index * this.rowHeight;
     const height = this.viewHeight();
     const hidden = top < this.element.scrollTop || top + this.rowHeight > this.element.scrollTop + height;
@@ -119,11 +125,11 @@ export class Waterfall {
 
   /** Index after the last row that is wholly in view. */
   bottomIndex() {
-    return Math.floor((this.element.scrollTop + this.viewHeight()) / this.rowHeight);
+    return Math.floor((this.top + this.viewHeight()) / this.rowHeight);
   }
 
   viewHeight() {
-    return this.element.clientHeight - this.axis.offsetHeight;
+    return this.height - waterfallHead;
   }
 
   onScroll() {
@@ -136,58 +142,66 @@ export class Waterfall {
 
   drawRows() {
     const { rows } = this.model;
-    const top = this.element.scrollTop / this.rowHeight;
+    this.top = this.element.scrollTop;
+    const top = this.top / this.rowHeight;
     const first = Math.max(0, Math.floor(top) - waterfallMargin);
-    const shown = Math.ceil(this.element.clientHeight / this.rowHeight) + 2 * waterfallMargin;
+    const shown = Math.ceil(this.height / this.rowHeight) + 2 * waterfallMargin;
     const end = Math.min(rows.length, first + shown);
     const wanted = new Map();
     const focused = this.focusedIndex();
     if (focused !== null && focused < first) wanted.set(this.keyOf(focused), focused);
     for (let index = first; index < end; index += 1) wanted.set(this.keyOf(index), index);
     if (focused !== null && focused >= end) wanted.set(this.keyOf(focused), focused);
-    this.release(wanted);
+    this.arrangeRows(wanted);
+  }
+
+  /**
+   * Gives each wanted row an element, in the order of rows. Rows that stay keep theirs, where they
+   * are. Elements of rows that went are filled again in place, or moved to where rows are missing.
+   */
+  arrangeRows(wanted) {
+    const free = new Set();
+    for (const [key, slot] of this.slots) {
+      if (wanted.has(key)) continue;
+      this.slots.delete(key);
+      free.add(slot);
+    }
+    const slotAt = new Map([...free].map((slot) => [slot.element, slot]));
     let next = this.spacer.firstChild;
     for (const [key, index] of wanted) {
-      const slot = this.take(key, index);
+      let slot = this.slots.get(key);
+      while (slot !== undefined && slotAt.has(next)) next = next.nextSibling;
+      slot ??= slotAt.get(next) ?? free.values().next().value ?? newRow();
+      if (free.delete(slot)) {
+        slotAt.delete(slot.element);
+        slot.stamp = -1;
+      }
+      this.slots.set(key, slot);
+      this.fill(slot, index);
       if (slot.element === next) next = next.nextSibling;
       else this.spacer.insertBefore(slot.element, next);
     }
+    for (const slot of free) slot.element.remove();
+  }
+
+  fill(slot, index) {
+    if (slot.stamp === this.stamp && slot.index === index) return;
+    slot.stamp = this.stamp;
+    fillRow(slot, this.model, index);
+    slot.element.style.transform = `translateY(${index * this.rowHeight}px)`;
   }
 
   /** The row that has the focus stays in the document, or the focus would be lost. */
   focusedIndex() {
     const row = document.activeElement?.closest?.(".row");
     if (!row || !this.spacer.contains(row)) return null;
-    const p = this.model.tree.at.get(row.id.slice("row-".length));
-    return this.model.rowOf.get(p) ?? null;
+    const index = this.model.rowOf(row.id.slice("row-".length));
+    return index < 0 ? null : index;
   }
 
   keyOf(index) {
     const row = this.model.rows[index];
     return typeof row === "number" ? this.model.tree.spans[row].id : `${row.parent} ${row.from}`;
-  }
-
-  release(wanted) {
-    for (const [key, slot] of this.slots) {
-      if (wanted.has(key)) continue;
-      this.slots.delete(key);
-      slot.element.remove();
-      slot.stamp = -1;
-      this.free.push(slot);
-    }
-  }
-
-  take(key, index) {
-    let slot = this.slots.get(key);
-    if (slot === undefined) {
-      slot = this.free.pop() ?? newRow();
-      this.slots.set(key, slot);
-    }
-    if (slot.stamp === this.stamp && slot.index === index) return slot;
-    slot.stamp = this.stamp;
-    fillRow(slot, this.model, index);
-    slot.element.style.transform = `translateY(${index * this.rowHeight}px)`;
-    return slot;
   }
 
   drawAxis() {
