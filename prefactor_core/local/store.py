@@ -11,7 +11,11 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Final, TypeVar
 
-from prefactor_core.local.migrations import MIGRATION_FUNCTIONS, MIGRATIONS
+from prefactor_core.local.migrations import (
+    ADD_DEFAULT_ENVIRONMENT,
+    MIGRATION_FUNCTIONS,
+    MIGRATIONS,
+)
 from prefactor_core.operations import identifiers
 
 Row = sqlite3.Row
@@ -94,6 +98,7 @@ class Store:
                 return str(account["id"])
             account_id = identifiers.generate(random.randrange(1, identifiers.MAX_PARTITION))
             self.insert("account", {"id": account_id})
+            self._connection.execute(ADD_DEFAULT_ENVIRONMENT)
             return account_id
 
     def _migrations_done(self) -> int:
@@ -176,6 +181,11 @@ class Store:
         oldest = f"SELECT rowid FROM {table} ORDER BY rowid LIMIT {most}"
         query = f"DELETE FROM {table} WHERE rowid IN ({oldest}) AND ({where})"
         self._connection.execute(query, values)
+
+    def delete(self, table: str, where: Mapping[str, object]) -> None:
+        """Delete the rows with these values; names as for :meth:`insert`."""
+        query = f"DELETE FROM {table} WHERE {' AND '.join(f'{name} = ?' for name in where)}"
+        self._connection.execute(query, tuple(where.values()))
 
     def update(
         self,
