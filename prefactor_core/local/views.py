@@ -10,7 +10,7 @@ from msgspec import Raw, Struct
 from prefactor_core.local.errors import invalid
 from prefactor_core.local.pagination import Answer, page_of
 from prefactor_core.local.requests import parse_time
-from prefactor_core.local.spans import COUNTED
+from prefactor_core.local.spans import COUNTED, SpanRow
 from prefactor_core.local.store import Row, Store
 from prefactor_core.local.versions import Versions
 
@@ -74,7 +74,7 @@ class Views:
             **self._quality(row),
         }
 
-    def span(self, row: Row, instance: Row, *, summary: bool = True) -> Answer:
+    def span(self, row: SpanRow, instance: Row, *, summary: bool = True) -> Answer:
         """The details of a span of ``instance``."""
         result = row["result_payload"]
         schema = self._versions.schema(instance["agent_schema_version_id"])
