@@ -32,7 +32,12 @@ class Spans:
 
     def add(self, span: dict[str, Any]) -> SpanRow:
         """Insert a row, and return it with all its columns; its parent, if any, is stored."""
-        span = {**span, "has_llm_child": 0, "revision": self._store.revision()}
+        span = {
+            **span,
+            "at": span["started_at"] or span["inserted_at"],
+            "has_llm_child": 0,
+            "revision": self._store.revision(),
+        }
         span |= _usage(span)._asdict()
         self._store.insert("agent_spans", span)
         added = _totals(span)

@@ -183,6 +183,19 @@ class Store:
                 # SQLite waits for most locks itself, but not for the one of the change to WAL.
                 time.sleep(random.uniform(0, 0.002))
 
+    @contextmanager
+    def snapshot(self) -> Generator[None]:
+        """Read one state of the file in the block, whatever other processes write meanwhile."""
+        with self._turn:
+            if self._connection.in_transaction:
+                yield
+                return
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._connection.execute("ROLLBACK")
+
     def revision(self) -> int:
         """The number of this transaction; every row of a run or span that it writes has it."""
         if self._revision is None:
