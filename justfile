@@ -75,6 +75,11 @@ bench-exits *options: (_install venv "dev")
 bench-journal *options: (_install venv "dev")
     PYTHONPATH=tests {{ python }} -m benchmarks.journal {{ options }}
 
+# Run the published clients against the local Prefactor, and make the calls of the vendor's command
+# line and dashboard (WORDS: only environments with such a word in their names, cli, dashboard).
+compat *words: (_install venv "dev")
+    PYTHONPATH=tests {{ python }} -m compat {{ words }}
+
 # Check style, types and floors.
 [parallel]
 check: _style _mypy _basedpyright
