@@ -4,6 +4,22 @@ from __future__ import annotations
 
 from typing import Final
 
+from prefactor_core.local.usage import is_llm_call, usage_of
+
+
+def tokens_of(payload: str, result: str | None) -> int | None:
+    """The tokens of a span of an LLM call."""
+    return usage_of(payload, result).tokens
+
+
+def cost_of(payload: str, result: str | None) -> float | None:
+    """The cost of a span of an LLM call."""
+    return usage_of(payload, result).cost
+
+
+MIGRATION_FUNCTIONS: Final = (is_llm_call, tokens_of, cost_of)
+"""The functions that the migrations call, by their names."""
+
 # Migrations of the tables, in order. The user_version of a file is the number of those it has had;
 # files of the first versions have 0 and the tables of the first migration.
 MIGRATIONS: Final = (
@@ -101,6 +117,11 @@ ALTER TABLE agent_spans ADD COLUMN cost REAL;
 ALTER TABLE agent_spans ADD COLUMN has_llm_child INTEGER NOT NULL DEFAULT 0;
 UPDATE agent_spans SET agent_id = (
     SELECT agent_id FROM agent_instances WHERE id = agent_instance_id);
+UPDATE agent_spans SET has_llm_child = 1 WHERE id IN (
+    SELECT parent_span_id FROM agent_spans WHERE is_llm_call(schema_name));
+UPDATE agent_spans
+    SET tokens = tokens_of(payload, result_payload), cost = cost_of(payload, result_payload)
+    WHERE is_llm_call(schema_name) AND NOT has_llm_child;
 CREATE INDEX agent_spans_by_agent ON agent_spans (agent_id, id);
 CREATE INDEX agent_spans_by_revision ON agent_spans (agent_instance_id, revision);
 ALTER TABLE agent_instances ADD COLUMN revision INTEGER NOT NULL DEFAULT 1;
@@ -115,6 +136,22 @@ ALTER TABLE agent_instances ADD COLUMN flagged_spans INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE agent_instances ADD COLUMN llm_calls INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE agent_instances ADD COLUMN tokens INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE agent_instances ADD COLUMN cost REAL NOT NULL DEFAULT 0;
+UPDATE agent_instances SET (
+    pending_spans, active_spans, complete_spans, failed_spans, cancelled_spans, flagged_spans,
+    llm_calls, tokens, cost, last_activity_at
+) = (
+    SELECT
+        coalesce(sum(status = 'pending'), 0),
+        coalesce(sum(status = 'active'), 0),
+        coalesce(sum(status = 'complete'), 0),
+        coalesce(sum(status = 'failed'), 0),
+        coalesce(sum(status = 'cancelled'), 0),
+        coalesce(sum(flags != '[]'), 0),
+        coalesce(sum(is_llm_call(schema_name) AND NOT has_llm_child), 0),
+        coalesce(sum(tokens), 0),
+        total(cost),
+        max(agent_instances.updated_at, coalesce(max(agent_spans.updated_at), ''))
+    FROM agent_spans WHERE agent_instance_id = agent_instances.id);
 CREATE INDEX agent_instances_by_revision ON agent_instances (revision);
 CREATE INDEX agent_instances_by_status ON agent_instances (status, id);
 """,

@@ -34,6 +34,7 @@ from prefactor_core.local.requests import (
     parse_time,
     stored_now,
 )
+from prefactor_core.local.spans import Spans
 from prefactor_core.local.store import Row, Store
 from prefactor_core.local.tokens import Deployment
 from prefactor_core.local.versions import Versions
@@ -57,6 +58,7 @@ class Service:
         self._store = store
         self._agents = agents or Agents(store)
         self._faults = faults or Faults()
+        self._spans = Spans(store)
         self._versions = Versions(store)
         self._views = Views(store, self._versions)
         self._calls = IdempotentCalls(store, self._faults)
@@ -140,9 +142,8 @@ class Service:
             else:
                 flags = schema.check.quality(body.name, body.payload)
                 recorded[body.name] = Quality(Raw(_encode(body.payload)), flags)
-            changes = {"quality": _encode(recorded).decode(), "updated_at": stored_now()}
-            self._store.update("agent_instances", instance_id, changes)
-            return _success(self._views.instance(self._instance(instance_id)))
+            changes = {"quality": _encode(recorded).decode()}
+            return self._change_instance(instance_id, changes, stored_now())
 
         return self._calls.run(f"record_quality {instance_id}", body, body.idempotency_key, act)
 
@@ -232,6 +233,8 @@ class Service:
             "status": "pending",
             "inserted_at": now,
             "updated_at": now,
+            "last_activity_at": now,
+            "revision": self._store.revision(),
         }
         self._store.insert("agent_instances", row)
         answer = _success(self._views.instance(self._instance(instance_id)))
@@ -252,7 +255,7 @@ class Service:
             span_id = identifiers.generate(self._partition)
         else:
             span_id = self._given_id(details.id)
-            if self._store.one("SELECT id FROM agent_spans WHERE id = ?", span_id):
+            if self._spans.get(span_id):
                 raise ApiError(409, "already_exists", f"span {span_id!r} exists")
         parent_id = details.parent_span_id
         if parent_id is not None and not self._store.one(
@@ -278,10 +281,10 @@ class Service:
         flags += check.payload(details.schema_name, details.payload)
         if status is SpanStatus.COMPLETE and result is not None:
             flags += check.result(details.schema_name, result)
-        self._store.insert(
-            "agent_spans",
+        self._spans.add(
             {
                 "id": span_id,
+                "agent_id": instance["agent_id"],
                 "agent_instance_id": instance["id"],
                 "parent_span_id": parent_id,
                 "schema_name": details.schema_name,
@@ -301,7 +304,7 @@ class Service:
 
     def _finish_span(self, span_id: str, body: FinishSpanBody) -> Answer:
         now = stored_now()
-        span = self._store.one("SELECT * FROM agent_spans WHERE id = ?", span_id)
+        span = self._spans.get(span_id)
         if span is None:
             raise not_found("span", span_id)
         instance = self._instance(span["agent_instance_id"])
@@ -331,7 +334,7 @@ class Service:
             changes["flags"] = _encode(flags).decode()
         if body.sensitive_encoding is not None:
             changes["sensitive_encoding"] = body.sensitive_encoding
-        self._store.update("agent_spans", span_id, changes)
+        self._spans.change(span, changes)
         return self._span_answer(span_id, instance)
 
     def _given_id(self, id: str) -> str:
@@ -348,7 +351,12 @@ class Service:
         return self._change_instance(instance_id, {**changes, "status": status}, now)
 
     def _change_instance(self, instance_id: str, changes: Mapping[str, object], now: str) -> Answer:
-        changes = {**changes, "updated_at": now}
+        changes = {
+            **changes,
+            "updated_at": now,
+            "last_activity_at": now,
+            "revision": self._store.revision(),
+        }
         self._store.update("agent_instances", instance_id, changes)
         return _success(self._views.instance(self._instance(instance_id)))
 
@@ -359,14 +367,21 @@ class Service:
         return row
 
     def _span_answer(self, span_id: str, instance: Row) -> Answer:
-        span = self._store.one("SELECT * FROM agent_spans WHERE id = ?", span_id)
+        span = self._spans.get(span_id)
         assert span is not None
         return self._controlled(_success(self._views.span(span, instance)), instance)
+
+    def _note_heard(self, instance: Row) -> None:
+        """Store when the agent was first told that ``instance`` is terminated."""
+        if instance["heard_at"] is None:
+            changes = {"heard_at": stored_now(), "revision": self._store.revision()}
+            self._store.update("agent_instances", instance["id"], changes)
 
     def _controlled(self, answer: Answer, instance: Row) -> Answer:
         """Add the control signal to ``answer`` if ``instance`` is terminated."""
         if instance["status"] == InstanceStatus.TERMINATED:
             answer["control"] = {"terminate": True, "reason": instance["termination_reason"]}
+            self._note_heard(instance)
         return answer
 
 

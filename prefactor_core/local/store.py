@@ -11,13 +11,15 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Final, TypeVar
 
-from prefactor_core.local.migrations import MIGRATIONS
+from prefactor_core.local.migrations import MIGRATION_FUNCTIONS, MIGRATIONS
 from prefactor_core.operations import identifiers
 
 Row = sqlite3.Row
 T = TypeVar("T")
 
 MEMORY: Final = ":memory:"
+
+_NOTHING: Final[Mapping[str, float]] = {}
 
 _BUSY_TIMEOUT: Final = 0.2
 """Seconds that a call waits for the lock of another process; then the client tries again."""
@@ -51,6 +53,7 @@ class Store:
         """
         self.path = path
         self._turn = threading.Lock()
+        self._revision: int | None = None
         self._give_up_at = time.monotonic() + opening_timeout
         if path != MEMORY:
             _create_private(path)
@@ -76,6 +79,8 @@ class Store:
 
     def _migrate(self) -> str:
         """Create or migrate the tables, and return the id of the account."""
+        for function in MIGRATION_FUNCTIONS:
+            self._connection.create_function(function.__name__, -1, function, deterministic=True)
         # SQLite changes the journal mode only outside of a transaction.
         self._connection.execute("PRAGMA journal_mode = WAL")
         with self.transaction():
@@ -128,6 +133,7 @@ class Store:
         """Commit the writes of the block, or roll them back if it raises."""
         with self._turn:
             try:
+                self._revision = None
                 self._connection.execute("BEGIN IMMEDIATE")
                 yield
                 self._connection.execute("COMMIT")
@@ -137,6 +143,14 @@ class Store:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+
+    def revision(self) -> int:
+        """The number of this transaction; every row of a run or span that it writes has it."""
+        if self._revision is None:
+            self._connection.execute("UPDATE revision SET value = value + 1")
+            (value,) = self._connection.execute("SELECT value FROM revision").fetchone()
+            self._revision = int(value)
+        return self._revision
 
     def one(self, query: str, *values: object) -> Row | None:
         """The first row, or None."""
@@ -163,11 +177,20 @@ class Store:
         query = f"DELETE FROM {table} WHERE rowid IN ({oldest}) AND ({where})"
         self._connection.execute(query, values)
 
-    def update(self, table: str, id: str, changes: Mapping[str, object]) -> None:
-        """Update a row; names as for :meth:`insert`."""
-        columns = ", ".join(f"{column} = ?" for column in changes)
+    def update(
+        self,
+        table: str,
+        id: str,
+        changes: Mapping[str, object],
+        added: Mapping[str, float] = _NOTHING,
+    ) -> None:
+        """Update a row: ``changes`` are new values, ``added`` are added to the values it has; names
+        as for :meth:`insert`."""
+        columns = [f"{column} = ?" for column in changes]
+        columns += [f"{column} = {column} + ?" for column in added]
         self._connection.execute(
-            f"UPDATE {table} SET {columns} WHERE id = ?", (*changes.values(), id)
+            f"UPDATE {table} SET {', '.join(columns)} WHERE id = ?",
+            (*changes.values(), *added.values(), id),
         )
 
 

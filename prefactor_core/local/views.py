@@ -10,6 +10,7 @@ from msgspec import Raw, Struct
 from prefactor_core.local.errors import invalid
 from prefactor_core.local.pagination import Answer, page_of
 from prefactor_core.local.requests import parse_time
+from prefactor_core.local.spans import COUNTED
 from prefactor_core.local.store import Row, Store
 from prefactor_core.local.versions import Versions
 
@@ -21,7 +22,34 @@ class Quality(Struct):
     flags: list[str]
 
 
-_COUNTED = ("pending", "active", "complete", "failed", "cancelled")
+# The columns that the API shows as they are stored. The others are for the viewer.
+_INSTANCE_COLUMNS = (
+    "id",
+    "agent_id",
+    "agent_version_id",
+    "agent_schema_version_id",
+    "environment_id",
+    "external_identifier",
+    "purpose",
+    "status",
+    "termination_reason",
+    "inserted_at",
+    "updated_at",
+    "started_at",
+    "finished_at",
+)
+_SPAN_COLUMNS = (
+    "id",
+    "agent_id",
+    "agent_instance_id",
+    "parent_span_id",
+    "schema_name",
+    "status",
+    "inserted_at",
+    "updated_at",
+    "started_at",
+    "finished_at",
+)
 
 
 class Views:
@@ -33,24 +61,18 @@ class Views:
 
     def instance(self, row: Row) -> Answer:
         """The details of a run, with the counts of its spans."""
-        counts = dict.fromkeys(_COUNTED, 0)
-        for count in self._store.all(
-            "SELECT status, count(*) AS spans FROM agent_spans "
-            "WHERE agent_instance_id = ? GROUP BY status",
-            row["id"],
-        ):
-            counts[count["status"]] = count["spans"]
+        counts: dict[str, int] = {status: row[f"{status}_spans"] for status in COUNTED}
         finished = counts["complete"] + counts["failed"] + counts["cancelled"]
-        answer: Answer = {
+        return {
             "type": "agent_instance",
             "account_id": self._store.account_id,
             # Each environment has one deployment.
             "agent_deployment_id": row["environment_id"],
-            **dict(row),
+            **{name: row[name] for name in _INSTANCE_COLUMNS},
+            "flags": Raw(row["flags"].encode()),
             "span_counts": {"total": sum(counts.values()), **counts, "finished": finished},
+            **self._quality(row),
         }
-        del answer["quality"], answer["start_given"]
-        return {**answer, "flags": Raw(row["flags"].encode()), **self._quality(row)}
 
     def span(self, row: Row, instance: Row, *, summary: bool = True) -> Answer:
         """The details of a span of ``instance``."""
@@ -60,8 +82,7 @@ class Views:
         answer: Answer = {
             "type": "agent_span",
             "account_id": self._store.account_id,
-            "agent_id": instance["agent_id"],
-            **dict(row),
+            **{name: row[name] for name in _SPAN_COLUMNS},
             "schema_title": shown.title,
             "data_risk": shown.data_risk,
             "payload": Raw(row["payload"].encode()),
@@ -70,7 +91,6 @@ class Views:
             "flags": Raw(row["flags"].encode()),
             "purpose": "activity",
         }
-        del answer["start_given"]
         if summary:
             answer["summary"] = shown.summary(row["payload"], result)
         return answer

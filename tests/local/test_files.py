@@ -18,20 +18,11 @@ import anyio
 import pytest
 from support.harness import AGENT, make_config, stored_run
 from support.local_api import calling, opened, refused
+from support.old_files import downgrade
 
 from prefactor_core import PrefactorValueError, open_prefactor
 from prefactor_core.local import open_local_prefactor
 from prefactor_core.local.store import Store
-
-# The first version of the tables, as a file of an earlier release has them.
-OLD = """
-PRAGMA journal_mode = WAL;
-CREATE TABLE account (id TEXT PRIMARY KEY);
-CREATE TABLE agent_instances (
-    id TEXT PRIMARY KEY, agent_id TEXT NOT NULL, external_identifier TEXT,
-    inserted_at TEXT NOT NULL
-);
-"""
 
 
 @pytest.fixture
@@ -78,10 +69,13 @@ async def test_a_file_that_is_up_to_date_is_opened_without_a_lock(
                 assert (await api.instance(run))["status"] == "pending"
 
 
-@pytest.mark.parametrize("tables", ["", OLD], ids=["new", "old"])
-def test_a_file_that_has_to_be_made_or_upgraded_waits_for_a_lock(path: str, tables: str) -> None:
-    with closing(sqlite3.connect(path)) as before:
-        before.executescript(tables)
+@pytest.mark.parametrize("version", [None, 1, 4], ids=["new", "first", "old"])
+def test_a_file_that_has_to_be_made_or_upgraded_waits_for_a_lock(
+    path: str, version: int | None
+) -> None:
+    if version:
+        make(path)
+        downgrade(path, version)
     with locked(path) as other:
         # Longer than a call waits.
         freed = threading.Timer(0.6, other.execute, ["COMMIT"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.cases import case
 from support.local_api import WRITES, Api, everything, invalid, refused, write
+from support.old_files import downgrade
 
 from prefactor_core.local.faults import Faults
 from prefactor_core.local.idempotency import KEPT_SECONDS, MOST_KEPT, IdempotentCalls
@@ -96,12 +96,7 @@ def test_a_file_of_an_earlier_version_keeps_its_answers(tmp_path: Path) -> None:
     path = str(tmp_path / "prefactor.db")
     with closing(Store(path)) as store:
         first = Calls(store).call_each("first")
-    with closing(sqlite3.connect(path)) as before:
-        before.execute("ALTER TABLE idempotency_keys DROP COLUMN used_at")
-        before.execute("ALTER TABLE agent_spans DROP COLUMN start_given")
-        before.execute("ALTER TABLE agent_instances DROP COLUMN start_given")
-        before.execute("ALTER TABLE agent_instances DROP COLUMN flags")
-        before.execute("PRAGMA user_version = 2")
+    downgrade(path, 2)
     with closing(Store(path)) as store:
         calls = Calls(store)
         calls.call_each("later")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from support.cases import case
 from support.local_api import NOON, REGISTRATION, VERSION, Api, invalid, item, opened
+from support.old_files import downgrade
 
 from prefactor_core import PrefactorValueError
 from prefactor_core.local import open_local_prefactor
@@ -289,26 +290,12 @@ async def test_a_run_has_one_of_the_purposes(api: Api) -> None:
 # --- files of other versions
 
 
-def downgrade(path: Path) -> None:
-    """Bring a file back to the tables of the first version."""
-    with sqlite3.connect(path) as old:
-        old.executescript(
-            "ALTER TABLE idempotency_keys DROP COLUMN used_at;"
-            "ALTER TABLE agent_spans DROP COLUMN flags; DROP TABLE agents;"
-            "ALTER TABLE agent_spans DROP COLUMN start_given;"
-            "ALTER TABLE agent_instances DROP COLUMN start_given;"
-            "ALTER TABLE agent_instances DROP COLUMN flags;"
-            "ALTER TABLE agent_instances DROP COLUMN quality; PRAGMA user_version = 0"
-        )
-    old.close()
-
-
 async def test_a_file_of_an_earlier_version_is_brought_up_to_date(tmp_path: Path) -> None:
     path = tmp_path / "old.db"
     async with opened(str(path)) as api:
         run = await start(api)
         span = await api.created(run)
-    downgrade(path)
+    downgrade(path, 1)
     async with opened(str(path)) as api:
         assert await api.spans(run) == [span]
         # The old file does not say whether the client gave the start.

@@ -1,0 +1,87 @@
+"""Spans: the rows of spans, and the totals of a run's spans, kept in the row of the run.
+
+The viewer lists runs with their totals, so that no list counts spans. Synchronous.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from prefactor_core.local.store import Row, Store
+from prefactor_core.local.usage import Usage, is_llm_call, usage_of
+
+SpanRow = Mapping[str, Any] | Row
+
+COUNTED: Final = ("pending", "active", "complete", "failed", "cancelled")
+
+
+class Spans:
+    """Writes rows of spans in ``store``, each inside the caller's transaction.
+
+    Tokens and cost are those of the leaves among the LLM calls: a span with an LLM call as child
+    reports the sum of its children, which must not count twice.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def get(self, span_id: str) -> Row | None:
+        """The row of a span, or None."""
+        return self._store.one("SELECT * FROM agent_spans WHERE id = ?", span_id)
+
+    def add(self, span: dict[str, Any]) -> None:
+        """Insert a row; its parent, if it has one, is there."""
+        span = {**span, "has_llm_child": 0, "revision": self._store.revision()}
+        span |= _usage(span)._asdict()
+        self._store.insert("agent_spans", span)
+        added = _totals(span)
+        if span["parent_span_id"] is not None and is_llm_call(span["schema_name"]):
+            parent = self.get(span["parent_span_id"])
+            assert parent is not None
+            if not parent["has_llm_child"]:
+                added = _sum(added, self._update(parent, {"has_llm_child": 1}))
+        self._change_run(span["agent_instance_id"], added, span["inserted_at"])
+
+    def change(self, span: Row, changes: Mapping[str, Any]) -> None:
+        """Update the row ``span``; ``changes`` has the time ``updated_at``."""
+        added = self._update(span, changes)
+        self._change_run(span["agent_instance_id"], added, changes["updated_at"])
+
+    def _update(self, span: Row, changes: Mapping[str, Any]) -> dict[str, float]:
+        """Update a row and return what that adds to the totals of the run."""
+        changes = {**changes, "revision": self._store.revision()}
+        changed = {**dict(span), **changes}
+        usage = _usage(changed)._asdict()
+        changed |= usage
+        self._store.update("agent_spans", span["id"], {**changes, **usage})
+        return _sum(_totals(changed), _totals(span), -1)
+
+    def _change_run(self, instance_id: str, added: Mapping[str, float], now: str) -> None:
+        changes = {"last_activity_at": now, "revision": self._store.revision()}
+        self._store.update("agent_instances", instance_id, changes, added)
+
+
+def _usage(span: SpanRow) -> Usage:
+    if span["has_llm_child"] or not is_llm_call(span["schema_name"]):
+        return Usage()
+    return usage_of(span["payload"], span["result_payload"])
+
+
+def _totals(span: SpanRow) -> dict[str, float]:
+    """What one span adds to the totals in the row of its run."""
+    is_leaf = is_llm_call(span["schema_name"]) and not span["has_llm_child"]
+    return {
+        f"{span['status']}_spans": 1,
+        "flagged_spans": int(span["flags"] != "[]"),
+        "llm_calls": int(is_leaf),
+        "tokens": span["tokens"] or 0,
+        "cost": span["cost"] or 0,
+    }
+
+
+def _sum(
+    totals: Mapping[str, float], others: Mapping[str, float], times: int = 1
+) -> dict[str, float]:
+    names = {**totals, **others}
+    return {name: totals.get(name, 0) + times * others.get(name, 0) for name in names}
