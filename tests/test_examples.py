@@ -59,8 +59,8 @@ SHOWN = {
     "payloads.py": r"(?s).*\nnothing of it leaked\n",
     "test_with_pytest.py": r"(?s).*5 passed in .*",
 }
-ELSEWHERE = {"agent_e2e.py", "kill_switch.py"}
-"""Tested as the main job of a user, in ``processes/test_main_job.py``."""
+ELSEWHERE = {"agent_e2e.py", "kill_switch.py", "slow_agent.py"}
+"""Tested as a user runs them, in ``cli/``."""
 
 
 def run(name: str, *arguments: str, cwd: Path, **environment: str) -> str:

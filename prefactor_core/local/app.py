@@ -188,7 +188,12 @@ class LocalPrefactor:
         self, request: Request, body_type: type[Body], call: Callable[[Body], bytes]
     ) -> Response:
         body = parse_body(await request.body(), body_type)
-        answer = await self._answer(lambda: call(body))
+
+        def write() -> bytes:
+            _import_slow_modules()
+            return call(body)
+
+        answer = await self._answer(write)
         if self._storage_fails:
             self._storage_fails = False
             log(logger, logging.INFO, "the local database works again")
@@ -262,6 +267,13 @@ class LocalPrefactor:
 
 def _route(method: str, path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
     return Route(f"/api/v1/{path}", endpoint, methods=[method])
+
+
+def _import_slow_modules() -> None:
+    """Import the modules that a first write needs. In its transaction that would keep other
+    processes waiting for longer than they do."""
+    import prefactor_core.local.summaries
+    import prefactor_core.schema_registry.json_schema  # noqa: F401
 
 
 def _id(request: Request) -> str:

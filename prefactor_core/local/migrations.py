@@ -154,5 +154,7 @@ UPDATE agent_instances SET (
     FROM agent_spans WHERE agent_instance_id = agent_instances.id);
 CREATE INDEX agent_instances_by_revision ON agent_instances (revision);
 CREATE INDEX agent_instances_by_status ON agent_instances (status, id);
+CREATE INDEX agent_instances_by_purpose ON agent_instances (purpose, id);
+CREATE INDEX agent_instances_by_agent_and_status ON agent_instances (agent_id, status, id);
 """,
 )

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from types import FrameType
 from typing import Final
 
@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.local.access import Access, is_any_address, is_loopback
 from prefactor_core.local.opening import open_local_prefactor
+from prefactor_core.local.viewer import open_viewer
 
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8787
@@ -68,13 +69,13 @@ async def open_site(
     path: str,
     *,
     host: str = DEFAULT_HOST,
-    port: int = DEFAULT_PORT,
+    port: int | None = DEFAULT_PORT,
     token: str | None = None,
 ) -> AsyncGenerator[Site]:
     """Open the database file ``path``, created if missing, and a port for its API and pages.
 
     ``host``: the name or address to listen on; one that other machines reach needs a ``token``.
-    ``port``: 0 for any free one.
+    ``port``: 0 for any free one; None for the default one, or else any free one.
 
     Raises :class:`PrefactorValueError` for a file, host or port that cannot be opened, and for a
     missing or empty token.
@@ -91,7 +92,8 @@ async def open_site(
         port = listener.getsockname()[1]
         local = await stack.enter_async_context(open_local_prefactor(path))
         stopping = anyio.Event()
-        app = site(local, _no_page, host=host, port=port, token=token)
+        viewer = await stack.enter_async_context(open_viewer(path, stopping=stopping))
+        app = site(local, viewer, host=host, port=port, token=token)
         yield Site(app, _url(host, port), listener, stopping)
 
 
@@ -132,7 +134,11 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-async def _listen(host: str, port: int) -> socket.socket:
+async def _listen(host: str, port: int | None) -> socket.socket:
+    if port is None:
+        with suppress(PrefactorValueError):
+            return await _listen(host, DEFAULT_PORT)
+        port = 0
     try:
         found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
@@ -160,7 +166,3 @@ def _url(host: str, port: int) -> str:
     if is_any_address(host):
         host = DEFAULT_HOST
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
-
-
-async def _no_page(scope: Scope, receive: Receive, send: Send) -> None:
-    raise NotImplementedError

@@ -1,0 +1,170 @@
+"""Spans: the skeleton of a run, what changed in it, and one span whole. Synchronous."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from sqlite3 import Connection
+from typing import Final, NamedTuple
+
+import msgspec
+from msgspec import Raw
+
+from prefactor_core.exceptions import in_message
+from prefactor_core.local.errors import invalid, not_found
+from prefactor_core.local.versions import SchemaVersion
+from prefactor_core.local.viewer.runs import RunRow, revision, run_row
+from prefactor_core.local.viewer.schema_versions import agent_version, span_schemas
+
+FIELDS: Final = (
+    *("id", "parent", "name", "status", "start", "end"),
+    *("flags", "error", "tokens", "cost", "size", "label"),
+)
+"""The fields of a row of a skeleton, in their order."""
+
+_MOST_ANCESTORS: Final = 10_000
+_ALL: Final = 2**62
+_LABEL_CHARACTERS: Final = 80
+_ERROR_CHARACTERS: Final = 200
+
+# Fields whose text says in a few words what a span did, the best first.
+_LABELS: Final = (
+    *("model", "tool", "query", "agent", "rating", "name", "title", "input", "prompt"),
+    *("question", "task", "message", "text", "url", "inputs.model", "inputs.ai.model.id"),
+)
+
+
+def _text(column: str, path: str) -> str:
+    """SQL for the text at ``path`` of the JSON in ``column``; NULL for any other value: an object
+    there may be a sensitive value."""
+    return (
+        f"CASE json_type({column}, '$.{path}') WHEN 'text' "
+        f"THEN nullif(json_extract({column}, '$.{path}'), '') END"
+    )
+
+
+def _first_text(column: str, *paths: str) -> str:
+    return f"coalesce({', '.join(_text(column, path) for path in paths)}, NULL)"
+
+
+# SQLite builds the JSON of each row: Python neither decodes a field nor encodes it again.
+# json_valid: SQLite refuses JSON that is nested deeper than 1,000 levels.
+_SKELETON: Final = f"""
+SELECT CAST(json_array(
+    id, parent_span_id, schema_name, status, started_at, finished_at, json_array_length(flags),
+    CASE WHEN status = 'failed' AND json_valid(result_payload) THEN substr(
+        coalesce({_first_text("result_payload", "error.type", "error.error_type")} || ': ', '')
+        || coalesce({_first_text("result_payload", "error.message", "error", "message")}, ''),
+        1, {_ERROR_CHARACTERS}) END,
+    tokens, cost, length(CAST(payload AS BLOB)) + coalesce(length(CAST(result_payload AS BLOB)), 0),
+    CASE WHEN json_valid(payload) THEN
+        substr({_first_text("payload", *_LABELS)}, 1, {_LABEL_CHARACTERS}) END
+) AS BLOB), revision FROM agent_spans
+"""
+
+
+class Changes(NamedTuple):
+    """Spans of a run that changed up to a ``revision``; the JSON of ``rows`` as in a skeleton."""
+
+    revision: int
+    rows: list[bytes]
+
+
+def skeleton(db: Connection, run_id: str) -> bytes:
+    """All spans of a run, without their payloads, by id."""
+    run_row(db, run_id)
+    rows = db.execute(f"{_SKELETON} WHERE agent_instance_id = ? ORDER BY id", (run_id,))
+    return _shape(revision(db), (row for row, _ in rows))
+
+
+def changed_spans(db: Connection, run_id: str, after: int, most: int) -> Changes:
+    """About ``most`` spans of a run that changed after the revision ``after``, in the order of the
+    changes; all spans of the last revision among them."""
+    of_run = f"{_SKELETON} WHERE agent_instance_id = ?"
+    query = f"{of_run} AND revision > ? ORDER BY revision, id LIMIT ?"
+    rows = db.execute(query, (run_id, after, most)).fetchall()
+    if len(rows) < most:
+        return Changes(revision(db), [row for row, _ in rows])
+    last = rows[-1]["revision"]
+    rows = [row for row in rows if row["revision"] < last]
+    rows += db.execute(f"{of_run} AND revision = ? ORDER BY id", (run_id, last))
+    return Changes(last, [row for row, _ in rows])
+
+
+def changes(db: Connection, run_id: str, query: Mapping[str, str]) -> bytes:
+    """The spans of a run that changed after the revision ``after``, and the run."""
+    run = run_row(db, run_id)
+    after = revision_of(query.get("after", "0"), "after")
+    return changes_json(run, changed_spans(db, run_id, after, _ALL))
+
+
+def changes_json(run: RunRow, changed: Changes) -> bytes:
+    """The JSON of ``changed``: the shape of a skeleton, with the ``run``."""
+    return _shape(changed.revision, changed.rows, b',"run":' + msgspec.json.encode(run))
+
+
+def _shape(revision: int, rows: Iterable[bytes], more: bytes = b"") -> bytes:
+    fields = msgspec.json.encode(FIELDS)
+    return b'{"revision":%d,"fields":%b,"rows":[%b]%b}' % (
+        revision,
+        fields,
+        b",".join(rows),
+        more,
+    )
+
+
+def revision_of(text: str, name: str) -> int:
+    """The revision that a client names. Raises :class:`ApiError` (422) if it is no number."""
+    if not text.isdecimal() or len(text) > 18:
+        raise invalid(name, f"must be a revision, got {in_message(text)}")
+    return int(text)
+
+
+def run_of_span(db: Connection, span_id: str) -> str:
+    """The id of the run of a span. Raises :class:`ApiError` (404) if it is unknown."""
+    query = "SELECT agent_instance_id FROM agent_spans WHERE id = ?"
+    row = db.execute(query, (span_id,)).fetchone()
+    if row is None:
+        raise not_found("span", span_id)
+    return str(row["agent_instance_id"])
+
+
+def span_details(db: Connection, span_id: str) -> bytes:
+    """A span with its payload and its result, as text that is exactly what is stored."""
+    run_id = run_of_span(db, span_id)
+    span = db.execute("SELECT * FROM agent_spans WHERE id = ?", (span_id,)).fetchone()
+    versions = "SELECT agent_schema_version_id FROM agent_instances WHERE id = ?"
+    (version_id,) = db.execute(versions, (run_id,)).fetchone()
+    content = agent_version(db, version_id)
+    shown = SchemaVersion(content).span_type(span["schema_name"])
+    params_schema, result_schema = span_schemas(content, span["schema_name"])
+    same = (
+        *("id", "agent_instance_id", "parent_span_id", "schema_name", "status", "started_at"),
+        *("finished_at", "inserted_at", "updated_at"),
+    )
+    details = {
+        **{name: span[name] for name in same},
+        "schema_title": shown.title,
+        "sensitive_encoding": bool(span["sensitive_encoding"]),
+        "flags": Raw(span["flags"].encode()),
+        "summary": shown.summary(span["payload"], span["result_payload"]),
+        "data_risk": shown.data_risk,
+        "path": _ancestors(db, span["parent_span_id"]),
+        "payload_text": span["payload"],
+        "result_text": span["result_payload"],
+        "params_schema": params_schema,
+        "result_schema": result_schema,
+    }
+    return msgspec.json.encode({"span": details})
+
+
+def _ancestors(db: Connection, parent_id: str | None) -> list[dict[str, str]]:
+    path: list[dict[str, str]] = []
+    # Bounded: the file may come from anywhere, with parents in a circle.
+    while parent_id is not None and len(path) < _MOST_ANCESTORS:
+        query = "SELECT id, schema_name AS name, parent_span_id FROM agent_spans WHERE id = ?"
+        row = db.execute(query, (parent_id,)).fetchone()
+        if row is None:
+            break
+        path.append({"id": row["id"], "name": row["name"]})
+        parent_id = row["parent_span_id"]
+    return path[::-1]

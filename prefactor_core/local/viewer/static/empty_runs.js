@@ -1,0 +1,36 @@
+/**
+ * The first screen of a file without runs: what to do.
+ */
+import { copyButton, h } from "./dom.js";
+
+/** Return the notice for a file without runs. */
+export function emptyRuns({ database, path, url, read_only: readOnly }) {
+  if (readOnly) {
+    return h("div", { class: "notice" },
+      h("h1", null, `No runs in ${database}`),
+      h("p", null, "The file is open for reading only, so it stays empty here: ",
+        h("code", null, path)));
+  }
+  const python = `open_prefactor(api_url="local:${path}")`;
+  return h(
+    "div",
+    { class: "notice" },
+    h("h1", null, `No runs yet in ${database}`),
+    h("p", null, "Start one. It opens here by itself."),
+    emptyWay("See a sample agent work for 20 seconds:",
+      `python -m prefactor_core demo --slow --db ${emptyQuoted(path)}`),
+    emptyWay("Or write the file from your agent:", python),
+    emptyWay("Or send the spans to this server:", `PREFACTOR_API_URL=${url}`),
+    h("p", { class: "muted" }, "Nothing leaves this machine."),
+  );
+}
+
+function emptyWay(text, command) {
+  return h("div", { class: "way" },
+    h("p", null, text),
+    h("pre", { tabindex: "0" }, h("code", null, command), copyButton(() => command)));
+}
+
+function emptyQuoted(path) {
+  return /^[\w./~-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\\''")}'`;
+}

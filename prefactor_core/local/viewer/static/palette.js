@@ -1,0 +1,37 @@
+/**
+ * The colours of the style sheet, for canvases.
+ */
+import { h } from "./dom.js";
+
+const paletteNames = {
+  llm: "--kind-llm",
+  tool: "--kind-tool",
+  retrieval: "--kind-retrieval",
+  agent: "--kind-agent",
+  chain: "--kind-chain",
+  other: "--kind-other",
+  failed: "--status-failed",
+  cancelled: "--status-cancelled",
+  active: "--status-active",
+  hit: "--warn",
+  accent: "--accent",
+  critical: "--critical",
+  fg: "--fg",
+  bg: "--bg",
+  muted: "--muted",
+  line: "--line",
+};
+
+/** Return the colours as they are at `element` now, in the light or the dark theme. */
+export function palette(element) {
+  // A custom property itself reads as `light-dark(…)`; the colour of an element is resolved.
+  const probe = h("span", { hidden: true });
+  element.append(probe);
+  const colours = {};
+  for (const [name, property] of Object.entries(paletteNames)) {
+    probe.style.color = `var(${property})`;
+    colours[name] = getComputedStyle(probe).color;
+  }
+  probe.remove();
+  return colours;
+}

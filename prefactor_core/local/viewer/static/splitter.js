@@ -1,0 +1,58 @@
+/**
+ * A line between two parts of the page that is dragged, or moved by the arrow keys.
+ */
+import { h } from "./dom.js";
+
+const splitterKey = "prefactor.panel";
+const splitterLeast = 280; // px
+
+/** Return the line on the left of `panel`, whose width it changes and remembers. */
+export function splitter(panel) {
+  const line = h("div", {
+    class: "splitter",
+    role: "separator",
+    tabindex: "0",
+    aria: { orientation: "vertical", label: "Width of the span", valuemin: 20, valuemax: 80 },
+  });
+  const set = (width) => {
+    const whole = panel.parentElement?.clientWidth || window.innerWidth;
+    const limited = Math.min(Math.max(width, splitterLeast), whole * 0.8);
+    panel.style.flexBasis = `${limited}px`;
+    line.setAttribute("aria-valuenow", String(Math.round((100 * limited) / whole)));
+    splitterRemember(limited);
+  };
+  const move = (event) => set(panel.getBoundingClientRect().right - event.clientX);
+  line.addEventListener("pointerdown", (event) => {
+    line.setPointerCapture(event.pointerId);
+    line.addEventListener("pointermove", move);
+  });
+  line.addEventListener("lostpointercapture", () => line.removeEventListener("pointermove", move));
+  line.addEventListener("keydown", (event) => {
+    const by = { ArrowLeft: 24, ArrowRight: -24 }[event.key];
+    if (by === undefined) return;
+    event.preventDefault();
+    event.stopPropagation();
+    set(panel.getBoundingClientRect().width + by);
+  });
+  const known = splitterRemembered();
+  if (known > 0) panel.style.flexBasis = `${known}px`;
+  line.setAttribute("aria-valuenow", "40");
+  return line;
+}
+
+// A page without storage (an exported file, a private window) has the width of the style sheet.
+function splitterRemembered() {
+  try {
+    return Number(localStorage.getItem(splitterKey));
+  } catch {
+    return 0;
+  }
+}
+
+function splitterRemember(width) {
+  try {
+    localStorage.setItem(splitterKey, String(width));
+  } catch {
+    // Nothing depends on it.
+  }
+}

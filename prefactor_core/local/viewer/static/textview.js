@@ -1,0 +1,130 @@
+/**
+ * The run as plain text: every span on a line, so that the browser finds, selects and copies it.
+ */
+import { copyButton, h } from "./dom.js";
+import { STATUS, count, duration } from "./format.js";
+import { get } from "./data.js";
+import { TREE_RUN, endAt, visibleRows } from "./tree.js";
+
+const textviewChunk = 500; // lines in one element: the browser lays out those in view alone
+const textviewAtOnce = 6; // requests for payloads
+
+/**
+ * Return the lines of the run.
+ *
+ * @param {Map<string, {payload_text, result_text}>} payloads what is known, by id of the span
+ */
+export function textLines(model, payloads = new Map()) {
+  const { tree } = model;
+  const { from, to } = model.domain();
+  const now = model.now();
+  const rows = visibleRows(tree, new Set(), { now, least: Math.max(1, (to - from) * 0.02) });
+  const lines = [];
+  for (const row of rows) {
+    if (typeof row === "number") textviewSpan(lines, tree, row, now, payloads);
+    else lines.push(textviewGap(tree, row));
+  }
+  return lines;
+}
+
+export class TextView {
+  constructor(model) {
+    this.model = model;
+    this.payloads = new Map();
+    this.text = h("div", { class: "text-lines", tabindex: "0", role: "region" });
+    this.text.setAttribute("aria-label", "The run as text");
+    this.more = h("button", { type: "button", on: { click: () => this.loadPayloads() } });
+    const copy = copyButton(() => textLines(this.model, this.payloads).join("\n"), "Copy all");
+    const note = h("span", { class: "muted" }, "start · duration · step. Times count from the start.");
+    this.element = h("div", { class: "text-view" }, h("div", { class: "text-head" }, note, this.more, copy), this.text);
+  }
+
+  close() {
+    this.closed = true;
+  }
+
+  /** Writes the text in steps, so that a long run does not stop the page. */
+  draw() {
+    const total = this.model.tree.spans.length;
+    const missing = total - this.payloads.size;
+    this.more.hidden = missing <= 0;
+    this.more.textContent = `Add inputs and results of ${count(missing)} spans`;
+    const lines = textLines(this.model, this.payloads);
+    const draft = {};
+    this.draft = draft;
+    const write = (from) => {
+      if (this.closed || this.draft !== draft) return;
+      for (let at = from; at < Math.min(lines.length, from + 8 * textviewChunk); at += textviewChunk) {
+        this.writeChunk(at / textviewChunk, lines.slice(at, at + textviewChunk));
+      }
+      if (from + 8 * textviewChunk < lines.length) setTimeout(() => write(from + 8 * textviewChunk));
+    };
+    while (this.text.children.length > Math.ceil(lines.length / textviewChunk)) {
+      this.text.lastChild.remove();
+    }
+    write(0);
+  }
+
+  /** Replaces the text of a chunk only if it has changed: a selection elsewhere stays. */
+  writeChunk(index, lines) {
+    const text = `${lines.join("\n")}\n`;
+    let chunk = this.text.children[index];
+    if (chunk === undefined) {
+      chunk = h("pre", { class: "text-chunk" });
+      this.text.append(chunk);
+    }
+    if (chunk.textContent === text) return;
+    chunk.textContent = text;
+    chunk.style.setProperty("contain-intrinsic-size", `auto ${lines.length * 18}px`);
+  }
+
+  tick() {}
+
+  show() {}
+
+  async loadPayloads() {
+    this.more.disabled = true;
+    const ids = this.model.tree.spans.map(({ id }) => id).filter((id) => !this.payloads.has(id));
+    const next = async () => {
+      for (let id = ids.pop(); id !== undefined && !this.closed; id = ids.pop()) {
+        const { span } = await get(`/-/spans/${encodeURIComponent(id)}`);
+        this.payloads.set(id, { payload_text: span.payload_text, result_text: span.result_text });
+        this.more.textContent = `${count(ids.length)} spans to load …`;
+      }
+    };
+    try {
+      await Promise.all(Array.from({ length: textviewAtOnce }, next));
+    } finally {
+      this.more.disabled = false;
+      if (!this.closed) this.draw();
+    }
+  }
+}
+
+function textviewSpan(lines, tree, p, now, payloads) {
+  const span = tree.spans[p];
+  const indent = "  ".repeat(Math.min(60, tree.depth[p]));
+  const { glyph, word } = STATUS[span.status] ?? { glyph: "?", word: span.status };
+  const facts = [
+    span.label,
+    word,
+    span.error,
+    span.flags > 0 && `${span.flags} flags`,
+    span.tokens > 0 && `${count(span.tokens)} tokens`,
+    span.id,
+  ];
+  const start = Number.isNaN(span.start) ? "–" : duration(span.start - tree.from);
+  const length = Number.isNaN(span.start) ? "–" : duration(endAt(tree, p, now) - span.start);
+  const head = `${start.padStart(11)} ${length.padStart(11)}  ${indent}`;
+  lines.push(`${head}${glyph} ${span.name}  ${facts.filter(Boolean).join(" · ")}`);
+  const texts = payloads.get(span.id);
+  if (texts === undefined) return;
+  lines.push(`${" ".repeat(head.length)}  input  ${texts.payload_text}`);
+  if (texts.result_text !== null) lines.push(`${" ".repeat(head.length)}  result ${texts.result_text}`);
+}
+
+function textviewGap(tree, { parent, from, to }) {
+  const depth = parent === TREE_RUN ? 0 : tree.depth[parent] + 1;
+  const start = duration(from - tree.from).padStart(11);
+  return `${start} ${duration(to - from).padStart(11)}  ${"  ".repeat(Math.min(60, depth))}·· idle`;
+}

@@ -1,0 +1,123 @@
+"""The stream of changes, as server-sent events."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+from support.cases import case
+from support.local_api import item, opened, span_of
+from support.viewing import Site, listening, rows_of, viewing
+
+
+async def test_a_run_that_another_process_writes_arrives(site: Site) -> None:
+    async with listening(site, "/-/events") as stream, opened(site.path) as other:
+        run_id = await other.register()
+        event = await stream.event_with(run_id)
+        assert event.name == "runs"
+        assert event.data["total"] == 1
+        assert event.data["runs"] == [(await site.json("/-/runs"))["runs"][0]]
+        assert event.data["revision"] == event.id
+
+
+async def test_the_spans_of_a_named_run_arrive_with_the_run(site: Site) -> None:
+    run_id, other_id = await site.api.start(), await site.api.start()
+    async with listening(site, f"/-/events?run={run_id}") as stream:
+        await site.api.created(other_id)
+        span = await site.api.created(run_id)
+        event = await stream.event_with(span["id"])
+        assert event.name == "spans"
+        assert rows_of(event.data) == await site.skeleton(run_id)
+        assert event.data["run"]["spans"]["active"] == 1
+        assert event.id == event.data["revision"]
+
+
+async def test_an_unknown_run_has_no_stream(site: Site) -> None:
+    answer = await site.get("/-/events", run="unknown")
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+async def test_a_revision_that_is_no_number_is_refused(site: Site) -> None:
+    for query in ({"after": "x"}, {"after": "-1"}, {"after": "9" * 19}):
+        answer = await site.get("/-/events", **query)
+        assert (answer.status_code, answer.json()["code"]) == (422, "validation_errors")
+
+
+async def test_a_stream_resumes_without_a_gap(site: Site) -> None:
+    run_id = await site.api.start()
+    async with listening(site, f"/-/events?run={run_id}") as stream:
+        await stream.event_with((await site.api.created(run_id))["id"])
+        last = str(stream.last_id)
+    missed = sorted([(await site.api.created(run_id))["id"] for _ in range(3)])
+    path = f"/-/events?run={run_id}"
+    # A browser sends the header when it connects again, with the query of the first time.
+    for query, headers in (
+        (f"&after={last}", {}),
+        ("", {"Last-Event-ID": last}),
+        ("&after=0", {"Last-Event-ID": last}),
+    ):
+        with case(query, headers):
+            async with listening(site, path + query, **headers) as stream:
+                runs = await stream.event_with(run_id)
+                spans = await stream.event_with(missed[0])
+                assert runs.data["runs"][0]["spans"]["total"] == 4
+                assert sorted(row["id"] for row in rows_of(spans.data)) == missed
+
+
+async def test_a_client_that_gets_only_the_first_of_two_events_gets_both_again(site: Site) -> None:
+    run_id = await site.api.start()
+    async with listening(site, f"/-/events?run={run_id}") as stream:
+        await site.api.created(run_id)
+        first, second = await stream.event(), await stream.event()
+        assert (first.name, first.id) == ("runs", None)
+        assert (second.name, second.id) == ("spans", second.data["revision"])
+
+
+async def test_a_client_that_is_ahead_of_the_file_gets_its_next_changes(site: Site) -> None:
+    async with listening(site, "/-/events?after=1000000") as stream:
+        await stream.event_with(await site.api.register())
+
+
+async def test_many_changes_come_in_several_events_without_a_gap(site: Site) -> None:
+    run_id = await site.api.start()
+    # More than one event may have; a transaction gives all its spans one revision.
+    ids: set[str] = set()
+    for bulk in range(4):
+        items = [
+            item("agent_spans/create", f"key-{bulk}-{n:04}", details=span_of(run_id))
+            for n in range(400)
+        ]
+        outputs = (await site.api.post("bulk", {"items": items})).json()["outputs"]
+        ids |= {output["details"]["id"] for output in outputs.values()}
+    seen: set[str] = set()
+    async with listening(site, f"/-/events?run={run_id}&after=0") as stream:
+        with anyio.fail_after(20):
+            while seen != ids:
+                event = await stream.event()
+                if event.name == "spans":
+                    seen |= {row["id"] for row in rows_of(event.data)}
+        assert stream.last_id == (await site.json("/-/runs"))["revision"]
+
+
+async def test_a_client_that_leaves_ends_its_stream(site: Site) -> None:
+    async with listening(site, "/-/events") as stream:
+        stream.leave()
+        with anyio.fail_after(20):
+            await stream.ended.wait()
+
+
+async def test_the_stop_of_the_server_ends_all_streams(tmp_path: Path) -> None:
+    stopping = anyio.Event()
+    async with viewing(str(tmp_path / "runs.db"), stopping=stopping) as site:
+        async with listening(site, "/-/events") as one, listening(site, "/-/events") as other:
+            stopping.set()
+            for stream in (one, other):
+                with anyio.fail_after(20):
+                    await stream.ended.wait()
+                while (last := await stream.message())["body"]:
+                    pass
+                assert last["more_body"] is False
+        # A stream that begins later ends at once.
+        async with listening(site, "/-/events") as late:
+            with anyio.fail_after(20):
+                await late.ended.wait()
