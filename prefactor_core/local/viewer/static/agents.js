@@ -56,7 +56,7 @@ class AgentsPage {
     }
     if (this.closed) return;
     const focused = document.activeElement?.getAttribute("href");
-    replace(this.root, content);
+    replace(this.root, h("h1", { class: "offscreen" }, "Agents"), content);
     if (focused) this.root.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();
   }
 

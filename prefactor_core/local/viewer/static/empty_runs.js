@@ -7,7 +7,7 @@ import { copyButton, h } from "./dom.js";
 export function emptyRuns({ database, path, url, read_only: readOnly }) {
   if (readOnly) {
     return h("div", { class: "notice" },
-      h("h1", null, `No runs in ${database}`),
+      h("h2", null, `No runs in ${database}`),
       h("p", null, "The file is open for reading only, so it stays empty here: ",
         h("code", null, path)));
   }
@@ -15,7 +15,7 @@ export function emptyRuns({ database, path, url, read_only: readOnly }) {
   return h(
     "div",
     { class: "notice" },
-    h("h1", null, `No runs yet in ${database}`),
+    h("h2", null, `No runs yet in ${database}`),
     h("p", null, "Start one. It opens here by itself."),
     emptyWay("See a sample agent work for 20 seconds:",
       `python -m prefactor_core demo --slow --db ${emptyQuoted(path)}`),
