@@ -18,7 +18,7 @@ export function emptyRuns({ database, path, url, read_only: readOnly }) {
     h("h2", null, `No runs yet in ${database}`),
     h("p", null, "Start one. It opens here by itself."),
     emptyWay("See a sample agent work for 20 seconds:",
-      `python -m prefactor_core demo --slow --db ${emptyQuoted(path)}`),
+      `python -m prefactor_core demo --slow --no-serve --api-url ${emptyQuoted(`local:${path}`)}`),
     emptyWay("Or write the file from your agent:", python),
     emptyWay("Or send the spans to this server:", `PREFACTOR_API_URL=${url}`),
     h("p", { class: "muted" }, "Nothing leaves this machine."),
@@ -32,5 +32,5 @@ function emptyWay(text, command) {
 }
 
 function emptyQuoted(path) {
-  return /^[\w./~-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\\''")}'`;
+  return /^[\w.:/-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\\''")}'`;
 }
