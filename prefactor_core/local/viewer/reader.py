@@ -51,7 +51,8 @@ class Reader:
         try:
             return query(self._connection)
         finally:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:  # some errors have ended it
+                self._connection.execute("ROLLBACK")
 
     async def aclose(self) -> None:
         """Close the file after the query that runs, and end the thread."""
