@@ -181,7 +181,7 @@ SUMMARIES: list[tuple[Any, Any, str]] = [
     (ToolCall(tool="t", arguments={}), ToolResult(output=[]), "t"),
     (ToolCall(tool="t"), ToolResult(output=[{"title": "T", "n": 1}, {}]), "t → title: T, …, …"),
     (ToolCall(tool="t"), ToolResult(output=list(range(5_000))), "t → 0, 1, 2, … (5000)"),
-    (Retrieval(query="q"), RetrievalResult(documents=[Document(id="d")]), "q → 1 documents"),
+    (Retrieval(query="q"), RetrievalResult(documents=[Document(id="d")]), "q → 1 document"),
     (ToolCall(tool="t"), ToolResult(error=StepError(type="E", message="m")), "t ✕ E: m"),
     (Retrieval(query="q"), RetrievalResult(error=StepError(type="E")), "q ✕ E"),
     (LLMCall(model="m", prompt="p"), LLMResult(error=StepError(type="E")), "m: p ✕ E"),
