@@ -97,6 +97,8 @@ async def _runs(api: ApiClient, options: Namespace) -> None:
         print_json(iter(found))
     else:
         _say(list_of(found, newest.names))
+    if newest.note:
+        sys.stderr.write(f"{newest.note}\n")
 
 
 async def _tree(api: ApiClient, options: Namespace) -> None:
