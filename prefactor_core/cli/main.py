@@ -11,6 +11,7 @@ from prefactor_core.cli.journal import journal
 from prefactor_core.cli.serve import serve
 from prefactor_core.cli.terminal import run, say, write_any_text
 from prefactor_core.cli.tree import api_url_option, print_tree
+from prefactor_core.cli.view import view
 from prefactor_core.client.connection import open_api
 from prefactor_core.config import PrefactorCoreConfig
 from prefactor_core.config._version import __version__
@@ -30,6 +31,7 @@ def main() -> None:
 main.add_command(demo)
 main.add_command(journal)
 main.add_command(serve)
+main.add_command(view)
 
 
 @main.command()
