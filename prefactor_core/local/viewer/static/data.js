@@ -10,6 +10,8 @@
  * by revision, so nothing is lost when it was hidden or offline.
  */
 
+import { msOf } from "./format.js";
+
 /** An answer of the server that is not a success. */
 export class ApiFailure extends Error {
   constructor(status, code, message) {
@@ -33,9 +35,21 @@ export async function get(path, { signal } = {}) {
   return dataRequest(path, { signal });
 }
 
-/** Return what the server says about itself: `/-/about`. */
+/** Return what the server says about itself: `/-/about`. Its time sets the clock of `now`. */
 export async function about() {
-  return get("/-/about");
+  const facts = await get("/-/about");
+  const time = msOf(facts.time);
+  const ahead = time - Date.now();
+  dataClock = isExport() ? () => time : () => Date.now() + ahead;
+  return facts;
+}
+
+/**
+ * Return the server's time in milliseconds since 1970, by which active steps grow; in an exported
+ * file, the time of the export.
+ */
+export function now() {
+  return dataClock();
 }
 
 /** Ask the server to terminate a run: POST /api/v1/agent_instance/{id}/terminate. */
@@ -95,6 +109,7 @@ function dataPost(path, body) {
   return dataRequest(path, { method: "POST", headers, body: JSON.stringify(body) });
 }
 
+let dataClock = Date.now;
 let dataFile = null;
 
 function dataEmbedded(path) {
@@ -143,9 +158,12 @@ class DataStream {
 
   add(subscription) {
     this.subscriptions.add(subscription);
-    const seen = subscription.after;
-    if (seen !== null) this.revision = Math.min(this.revision ?? seen, seen);
     subscription.handlers.onState?.(this.state);
+    const seen = subscription.after;
+    // The stream may have passed on, before this subscription, what its caller has not seen.
+    const behind = seen !== null && (this.revision === null || seen < this.revision);
+    if (behind) this.revision = seen;
+    if (behind && this.source !== null) this.read();
     this.refresh();
   }
 
@@ -157,8 +175,8 @@ class DataStream {
   /** Read or listen while this tab is seen and something is followed; pause otherwise. */
   refresh() {
     if (document.hidden || this.subscriptions.size === 0) return this.pause();
-    if (this.channel === null) return this.source ?? this.read();
     if (this.source !== null) return this.catchUp();
+    if (this.channel === null) return this.read();
     // A leader may have passed on events before this tab listened: it repeats them.
     this.channel.postMessage({ kind: "hello", revision: this.revision });
     this.catchUp();
@@ -264,16 +282,16 @@ class DataStream {
     if (subscription.busy) return;
     subscription.busy = true;
     const run = encodeURIComponent(subscription.run);
+    let changes = null;
     try {
-      const changes = await get(`/-/runs/${run}/changes?after=${subscription.seen ?? 0}`);
-      if (!this.subscriptions.has(subscription)) return;
-      subscription.seen = changes.revision;
-      if (changes.rows.length > 0 || changes.run) subscription.handlers.onSpans(changes);
+      changes = await get(`/-/runs/${run}/changes?after=${subscription.seen ?? 0}`);
     } catch {
       this.changeState("connecting"); // The stream tells when the server is back.
-    } finally {
-      subscription.busy = false;
     }
-    if (subscription.again && this.subscriptions.has(subscription)) this.readSpans(subscription);
+    subscription.busy = false;
+    if (changes === null || !this.subscriptions.has(subscription)) return;
+    subscription.seen = changes.revision;
+    if (subscription.again) this.readSpans(subscription);
+    subscription.handlers.onSpans(changes);
   }
 }

@@ -7,7 +7,7 @@ import { copyButton, h } from "./dom.js";
 export function emptyRuns({ database, path, url, read_only: readOnly }) {
   if (readOnly) {
     return h("div", { class: "notice" },
-      h("h1", null, `No runs in ${database}`),
+      h("h2", null, `No runs in ${database}`),
       h("p", null, "The file is open for reading only, so it stays empty here: ",
         h("code", null, path)));
   }
@@ -15,10 +15,10 @@ export function emptyRuns({ database, path, url, read_only: readOnly }) {
   return h(
     "div",
     { class: "notice" },
-    h("h1", null, `No runs yet in ${database}`),
+    h("h2", null, `No runs yet in ${database}`),
     h("p", null, "Start one. It opens here by itself."),
     emptyWay("See a sample agent work for 20 seconds:",
-      `python -m prefactor_core demo --slow --db ${emptyQuoted(path)}`),
+      `python -m prefactor_core demo --slow --no-serve --api-url ${emptyQuoted(`local:${path}`)}`),
     emptyWay("Or write the file from your agent:", python),
     emptyWay("Or send the spans to this server:", `PREFACTOR_API_URL=${url}`),
     h("p", { class: "muted" }, "Nothing leaves this machine."),
@@ -32,5 +32,5 @@ function emptyWay(text, command) {
 }
 
 function emptyQuoted(path) {
-  return /^[\w./~-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\\''")}'`;
+  return /^[\w.:/-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\\''")}'`;
 }

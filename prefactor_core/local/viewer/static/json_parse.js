@@ -97,7 +97,6 @@ export function prettyJson(value, indent = "") {
   return typeof value === "string" ? JSON.stringify(value) : scalarText(value);
 }
 
-const JSON_SPACE = /[ \t\r\n]*/y;
 const JSON_WORD = /-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|-?Infinity|NaN|true|false|null/y;
 const JSON_WORDS = { true: true, false: false, null: null };
 
@@ -166,12 +165,19 @@ class JsonParser {
   }
 
   word() {
-    const token = this.match(JSON_WORD);
+    JSON_WORD.lastIndex = this.at;
+    const token = JSON_WORD.exec(this.text)?.[0];
+    if (token === undefined) throw new SyntaxError(`nothing known at ${this.at}`);
+    this.at += token.length;
     return token in JSON_WORDS ? JSON_WORDS[token] : new JsonNumber(token);
   }
 
   space() {
-    this.match(JSON_SPACE);
+    let code = this.text.charCodeAt(this.at);
+    while (code === 32 || code === 10 || code === 13 || code === 9) {
+      this.at += 1;
+      code = this.text.charCodeAt(this.at);
+    }
   }
 
   takes(character) {
@@ -183,13 +189,5 @@ class JsonParser {
 
   expect(character) {
     if (!this.takes(character)) throw new SyntaxError(`no ${character} at ${this.at}`);
-  }
-
-  match(pattern) {
-    pattern.lastIndex = this.at;
-    const found = pattern.exec(this.text);
-    if (found === null) throw new SyntaxError(`nothing known at ${this.at}`);
-    this.at = pattern.lastIndex;
-    return found[0];
   }
 }

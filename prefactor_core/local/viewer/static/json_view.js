@@ -113,10 +113,11 @@ function jsonBranch(key, value, build, path, depth) {
   const summary = h("summary", null,
     jsonKey(key), h("span", { class: "muted" }, what, " "),
     h("span", { class: "json-preview" }, jsonPreview(value)),
-    copyButton(() => build.source.slice(value.start, value.end), "Copy this part as stored"),
     jsonFlags(build.flags(path)));
-  return jsonLazy(summary, build.open(depth), () =>
+  const details = jsonLazy(summary, build.open(depth), () =>
     jsonChildren(list, value, build, path, depth + 1));
+  const stored = () => build.source.slice(value.start, value.end);
+  return jsonCopied(details, stored, `Copy ${key ?? "this"} as stored`);
 }
 
 /** A string that holds JSON is shown as the tree it holds, and named as a string. */
@@ -124,9 +125,14 @@ function jsonHeld(key, text, held, depth) {
   const inside = { source: text, flags: () => [], open: (level) => level <= depth + 1 };
   const summary = h("summary", null,
     jsonKey(key), h("span", { class: "muted" }, "JSON in a string "),
-    h("span", { class: "json-preview" }, jsonPreview(held)),
-    copyButton(() => text, "Copy this string"));
-  return jsonLazy(summary, true, () => jsonRoot(held, inside, depth + 1));
+    h("span", { class: "json-preview" }, jsonPreview(held)));
+  const details = jsonLazy(summary, true, () => jsonRoot(held, inside, depth + 1));
+  return jsonCopied(details, () => text, `Copy ${key ?? "this"} as stored`);
+}
+
+/** The button stands beside the part: a summary is itself a button, and holds no other. */
+function jsonCopied(details, read, label) {
+  return h("div", { class: "json-branch" }, details, copyButton(read, label));
 }
 
 function jsonLazy(summary, open, build) {

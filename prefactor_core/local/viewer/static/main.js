@@ -51,11 +51,12 @@ function mainNavigate(url, { replace: replaced = false } = {}) {
   mainShow();
 }
 
-/** Return the address that the page shows, as a URL. */
+/** Return the address that the page shows, as a URL. An exported file shows its run alone. */
 function mainLocation() {
   if (!isExport()) return new URL(window.location.href);
+  const run = mainExportedRun();
   const inside = window.location.hash.slice(1);
-  return new URL(inside.startsWith("/") ? inside : mainExportedRun(), "http://export.invalid");
+  return new URL(inside.startsWith(run) ? inside : run, "http://export.invalid");
 }
 
 function mainExportedRun() {
@@ -139,7 +140,7 @@ function mainHeader() {
 function mainBrand({ database, path, read_only: readOnly }) {
   const name = h("span", { class: "database", title: path }, database);
   const note = isExport() ? "exported" : readOnly ? "read-only" : null;
-  const parts = [h("span", { class: "muted" }, "·"), name];
+  const parts = [h("span", { class: "muted database" }, "·"), name];
   if (note !== null) parts.push(h("span", { class: "badge" }, note));
   document.getElementById("brand").append(...parts);
 }
@@ -148,7 +149,7 @@ function mainCrumbs(crumbs) {
   const last = crumbs.length - 1;
   const items = crumbs.map(({ text, href }, i) =>
     h("li", null,
-      i < last && href
+      i < last && href && !isExport()
         ? h("a", { href }, text)
         : h("span", { "aria-current": i === last ? "page" : null }, text),
     ),

@@ -7,6 +7,7 @@
 import { h } from "./dom.js";
 
 const MARKDOWN_MAX_DEPTH = 12;
+const MARKDOWN_MAX_COLUMNS = 50;
 
 /** The longest text, in characters, that is shown as Markdown. */
 export const MARKDOWN_MAX = 150_000;
@@ -119,6 +120,7 @@ function markdownItem(lines, { width }, depth) {
 
 function markdownIsTable(lines) {
   const below = lines.at(-2) ?? "";
+  if (markdownCells(lines.at(-1)).length > MARKDOWN_MAX_COLUMNS) return false;
   return below.includes("-") && below.includes("|") && /^[\s|:-]+$/.test(below);
 }
 
@@ -161,7 +163,7 @@ const MARKDOWN_INLINE = new RegExp(
     "\\*(?<em>[^\\s*][^*\\n]{0,1000})\\*",
     "(?<![\\w])_(?<em2>[^\\s_][^_\\n]{0,1000})_(?![\\w])",
     "~~(?<strike>[^~\\n]{1,1000})~~",
-    "!?\\[(?<label>[^\\]\\n]{0,500})\\]" +
+    "!?\\[(?<label>[^[\\]\\n]{0,500})\\]" +
       "\\((?<target>[^()\\s]{1,1000}(?:\\([^()\\s]{0,200}\\)[^()\\s]{0,200})?)\\)",
     "(?<bare>https?://[^\\s<>\"'`)\\]]{1,1000})",
   ].join("|"),

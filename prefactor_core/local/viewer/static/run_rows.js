@@ -2,6 +2,7 @@
  * Rows of the list of runs.
  */
 import { h, replace } from "./dom.js";
+import { now } from "./data.js";
 import {
   STATUS, count, dateTime, duration, fullTime, money, msOf, shortId, statusMark, zoneOffset,
 } from "./format.js";
@@ -52,7 +53,7 @@ export function updateRunRow(row, run) {
 export function tickRunRow(row) {
   if (row.run.status !== "active") return;
   RUN_COLUMNS.forEach((column, i) => {
-    const grows = column.show === rowDuration || column.show === rowStatus;
+    const grows = column.show === rowDuration || column.show === rowName;
     if (grows) rowShowCell(row.cells[i], column, row.run);
   });
 }
@@ -62,7 +63,7 @@ function rowMs(run) {
   const end = run.finished_at ?? run.stopped_at;
   if (run.started_at === null) return NaN;
   if (end === null && run.status !== "active") return NaN;
-  return (end === null ? Date.now() : msOf(end)) - msOf(run.started_at);
+  return (end === null ? now() : msOf(end)) - msOf(run.started_at);
 }
 
 /**
@@ -71,7 +72,7 @@ function rowMs(run) {
  */
 function rowSilence(run) {
   if (run.status !== "active" || run.last_activity_at === null) return null;
-  const silent = Date.now() - msOf(run.last_activity_at);
+  const silent = now() - msOf(run.last_activity_at);
   if (silent < RUN_SILENT_MS) return null;
   const minutes = Math.floor(silent / 60_000);
   const text = minutes < 120 ? `${minutes} min` : `${Math.floor(minutes / 60)} h`;
@@ -91,16 +92,15 @@ function rowStatus(run) {
   return [
     mark,
     h("span", { class: "word", "aria-hidden": "true", title: reason }, word),
-    rowSilence(run),
   ];
 }
 
 function rowName(run) {
   const name = run.agent_name ?? shortId(run.agent_id);
-  return [
+  return h("div", { class: "run-name" },
     h("a", { href: `/runs/${run.id}` }, name),
     h("span", { class: "detail", title: run.id }, run.external_identifier ?? shortId(run.id)),
-  ];
+    rowSilence(run));
 }
 
 function rowStarted(run) {

@@ -37,7 +37,8 @@ class RunsPage {
     root.className = "runs-page";
     this.list = h("div", { class: "list" },
       h("div", { class: "fresh-place" }, this.fresh), this.table, this.notice, this.end);
-    replace(root, this.filters.element, this.list);
+    const heading = h("h1", { class: "offscreen" }, "Runs");
+    replace(root, heading, this.filters.element, this.list);
     this.keys = this.makeKeys();
     this.ticker = setInterval(() => this.tick(), 1000);
     this.observer = new IntersectionObserver(([entry]) => {
@@ -88,20 +89,22 @@ class RunsPage {
   keep() {
     const runs = [...this.rows.values()].map(({ run }) => run);
     if (runs.length === 0) return;
+    const read = this.body.contains(document.activeElement) ? document.activeElement : null;
     runsLeft = {
       query: this.query.toString(), runs, next: this.next, facts: this.facts,
-      top: this.list.scrollTop,
+      top: this.list.scrollTop, read: read?.closest("tr").dataset.id,
     };
   }
 
   restore() {
-    const { runs, next, facts, top } = runsLeft;
+    const { runs, next, facts, top, read } = runsLeft;
     replace(this.body);
     this.append(runs);
     this.next = next;
     this.complete = next === null;
     this.showFacts(facts);
     this.list.scrollTop = top;
+    this.rows.get(read)?.element.querySelector("a").focus({ preventScroll: true });
     this.follow(facts.revision);
     this.refreshSoon();
   }
@@ -156,7 +159,10 @@ class RunsPage {
   }
 
   follow(revision) {
-    this.subscription = subscribe({ after: revision }, { onRuns: (news) => this.heard(news) });
+    this.subscription = subscribe({ after: revision }, {
+      onRuns: (news) => this.heard(news),
+      onState: (state) => state === "live" && this.facts !== undefined && this.refreshSoon(),
+    });
   }
 
   heard({ runs, total }) {
@@ -274,7 +280,7 @@ class RunsPage {
     if (this.facts.total === 0) return emptyRuns(this.context.about);
     const clear = () => this.filtered(new URLSearchParams(), { typing: false });
     return h("div", { class: "notice" },
-      h("h1", null, "No run matches these filters"),
+      h("h2", null, "No run matches these filters"),
       h("p", null, `${this.facts.total} runs are in ${this.context.about.database}.`),
       h("button", { on: { click: clear } }, "Clear filters"));
   }

@@ -2,7 +2,7 @@
  * The panel of one span: its path, and the tabs Summary, Input, Result, Flags and Raw.
  */
 import { announce, copyButton, h, replace } from "./dom.js";
-import { get } from "./data.js";
+import { get, isExport, now } from "./data.js";
 import { duration, kindOf, msOf, shortName, statusMark } from "./format.js";
 import { parseFlag, payloadFields } from "./payload.js";
 import { rawTab, summaryTab } from "./span_summary.js";
@@ -111,17 +111,18 @@ class SpanPanel {
       };
       return h("li", null, h("a", { href, on: { click } }, shortName(name)));
     });
+    const link = () => `${window.location.origin}/spans/${span.id}`;
     return h("nav", { class: "span-path", "aria-label": "Path of the span" },
       h("ol", null, steps,
         h("li", null, h("span", { "aria-current": "true" }, shortName(span.schema_name)))),
-      copyButton(() => `${window.location.origin}/spans/${span.id}`, "Copy the link of this span"));
+      isExport() ? null : copyButton(link, "Copy the link of this span"));
   }
 
   tick() {
     if (this.span === undefined || this.length === undefined) return;
     const { started_at: start, finished_at: end, status } = this.span;
     if (start === null || (end === null && status !== "active")) return;
-    this.length.textContent = duration((end === null ? Date.now() : msOf(end)) - msOf(start));
+    this.length.textContent = duration((end === null ? now() : msOf(end)) - msOf(start));
   }
 
   showTabs() {

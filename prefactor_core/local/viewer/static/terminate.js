@@ -2,7 +2,7 @@
  * Terminate a run: ask for a reason first, then show when the agent heard and stopped.
  */
 import { announce, h, replace } from "./dom.js";
-import { postTerminate, subscribe } from "./data.js";
+import { now, postTerminate, subscribe } from "./data.js";
 import { clock, duration, fullTime, msOf, shortId } from "./format.js";
 
 const TERMINATE_HEARD_MS = 30_000;
@@ -46,7 +46,7 @@ export function terminationState(run) {
 }
 
 function terminateUnheard(asked) {
-  const waited = Date.now() - msOf(asked);
+  const waited = now() - msOf(asked);
   return waited < TERMINATE_HEARD_MS
     ? "not yet heard, at most 30 s"
     : `not heard in ${duration(waited)}: the agent may be gone`;
@@ -69,7 +69,7 @@ function terminateForm(run, dialog, follow) {
     confirm.disabled = true;
     try {
       await postTerminate(run.id, reason.value.trim() || null);
-      follow({ status: "terminated", finished_at: new Date().toISOString(), heard_at: null });
+      follow({ status: "terminated", finished_at: new Date(now()).toISOString(), heard_at: null });
     } catch (failure) {
       problem.textContent = failure.message;
       confirm.disabled = false;
