@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -16,6 +17,7 @@ from prefactor_core.local.requests import (
     BulkItem,
     CreateAgentBody,
     CreateSpanBody,
+    EnvironmentItem,
     FinishInstanceBody,
     FinishSpanBody,
     InstanceItem,
@@ -29,19 +31,34 @@ from prefactor_core.local.requests import (
     UpdateAgentBody,
     convert_body,
 )
+from prefactor_core.local.resources.environments import (
+    CreateEnvironmentBody,
+    Environments,
+    UpdateEnvironmentBody,
+)
 from prefactor_core.local.service import Service
 from prefactor_core.local.tokens import Deployment, check_account
 
 Item = dict[str, Any]
+
+_MOST_ITEMS: Final = 10_000
+_MOST_IN_TRANSACTION: Final = 500
+"""Items; other processes wait for a transaction of this one."""
 
 
 class Bulk:
     """Runs the items of a request as single calls of ``service`` and ``agents``, as ``caller``."""
 
     def __init__(
-        self, service: Service, agents: Agents, faults: Faults, caller: Deployment | None
+        self,
+        service: Service,
+        agents: Agents,
+        environments: Environments,
+        faults: Faults,
+        caller: Deployment | None,
     ) -> None:
         service = service.acting_for(caller)
+        self._store = service.store
         self._caller = caller
         self._faults = faults
         # For any token.
@@ -77,26 +94,56 @@ class Bulk:
             "agents/update": lambda item: agents.update(
                 convert_body(item, AgentItem).agent_id, convert_body(item, UpdateAgentBody)
             ),
+            "environments/list": lambda item: environments.list(_query(item)),
+            "environments/show": lambda item: environments.get(_environment_id(item)),
+            "environments/create": lambda item: environments.create(
+                convert_body(item, CreateEnvironmentBody)
+            ),
+            "environments/update": lambda item: environments.update(
+                _environment_id(item), convert_body(item, UpdateEnvironmentBody)
+            ),
         }
 
     def run(self, body: BulkBody, on_error: Callable[[ApiError], object]) -> bytes:
         """POST bulk: run the items in order, up to the first with an error.
 
-        An error of one item is the output of that item, and is passed to ``on_error``. Raises
-        :class:`ApiError`, before any item runs, if the request itself has the wrong form. A failing
-        storage is no item's fault: its error is raised, and the items before it are replayed by
-        their idempotency keys when the request is sent again.
+        An error of one item is the output of that item, which changes nothing, and is passed to
+        ``on_error``. Raises :class:`ApiError`, before any item runs, if the request itself has the
+        wrong form.
+
+        Each 500 items are one transaction. A failing storage is no item's fault: its error is
+        raised, and the items of that transaction change nothing. When the request is sent again,
+        the items of earlier transactions are replayed by their idempotency keys.
         """
-        heads = _heads(body.items)
+        calls = list(zip(_heads(body.items), body.items, strict=True))
         outputs: dict[str, object] = {}
-        for head, item in zip(heads, body.items, strict=True):
+        ended = False
+        while calls and not ended:
+            part, calls = calls[:_MOST_IN_TRANSACTION], calls[_MOST_IN_TRANSACTION:]
+            with self._transaction([head.type for head, _ in part]):
+                ended = not self._run(part, outputs, on_error)
+        return msgspec.json.encode({"status": "success", "outputs": outputs})
+
+    def _transaction(self, types: list[str]) -> AbstractContextManager[None]:
+        # Reading needs no lock.
+        reads = all(type.endswith(("/list", "/show")) for type in types)
+        return nullcontext() if reads else self._store.transaction()
+
+    def _run(
+        self,
+        calls: list[tuple[BulkItem, Item]],
+        outputs: dict[str, object],
+        on_error: Callable[[ApiError], object],
+    ) -> bool:
+        """Run ``calls`` and add their ``outputs``; False if one had an error."""
+        for head, item in calls:
             try:
                 outputs[head.idempotency_key] = msgspec.Raw(self._call(head.type, item))
             except ApiError as error:
                 outputs[head.idempotency_key] = error.body()
                 on_error(error)
-                break
-        return msgspec.json.encode({"status": "success", "outputs": outputs})
+                return False
+        return True
 
     def _call(self, type: str, item: Item) -> bytes:
         types = self._faults.bulk_types
@@ -112,6 +159,9 @@ class Bulk:
 def _heads(items: list[Item]) -> list[BulkItem]:
     if not items:
         raise invalid("items", "must hold at least one item")
+    if len(items) > _MOST_ITEMS:
+        message = f"the bulk has {len(items)} items, at most {_MOST_ITEMS} are taken"
+        raise ApiError(413, "payload_too_large", message)
     heads = [convert_body(item, BulkItem) for item in items]
     seen: set[str] = set()
     for place, head in enumerate(heads):
@@ -129,6 +179,10 @@ def _heads(items: list[Item]) -> list[BulkItem]:
 
 def _instance_id(item: Item) -> str:
     return convert_body(item, InstanceItem).agent_instance_id
+
+
+def _environment_id(item: Item) -> str:
+    return convert_body(item, EnvironmentItem).environment_id
 
 
 def _new_span(item: Item) -> CreateSpanBody:

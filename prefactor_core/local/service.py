@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from copy import copy
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw
 
+from prefactor_core.local.agent_context import agent_context
 from prefactor_core.local.agents import Agents
 from prefactor_core.local.errors import ApiError, invalid, invalid_action, not_found
 from prefactor_core.local.faults import Faults
@@ -28,13 +29,15 @@ from prefactor_core.local.requests import (
     SpanDetails,
     StartBody,
     TerminateBody,
+    UpdateInstanceBody,
     check_id,
     check_outcome,
     check_purpose,
     parse_time,
     stored_now,
 )
-from prefactor_core.local.spans import Spans
+from prefactor_core.local.resources.deployments import Deployments
+from prefactor_core.local.spans import SpanRow, Spans
 from prefactor_core.local.store import Row, Store
 from prefactor_core.local.tokens import Deployment
 from prefactor_core.local.versions import Versions
@@ -55,9 +58,10 @@ class Service:
     def __init__(
         self, store: Store, agents: Agents | None = None, faults: Faults | None = None
     ) -> None:
-        self._store = store
+        self.store = store
         self._agents = agents or Agents(store)
         self._faults = faults or Faults()
+        self._deployments = Deployments(store)
         self._spans = Spans(store)
         self._versions = Versions(store)
         self._views = Views(store, self._versions)
@@ -83,7 +87,7 @@ class Service:
             now = stored_now()
             instance = self._instance(instance_id)
             started_at = parse_time("timestamp", body.timestamp, now)
-            changes = {"started_at": started_at, "start_given": body.timestamp is not None}
+            changes = {"started_at": started_at}
             if instance["status"] != InstanceStatus.TERMINATED or instance["started_at"]:
                 return self._move_instance(instance_id, InstanceStatus.ACTIVE, changes, now)
             # The start was on its way when the run was terminated. An error would make official
@@ -100,12 +104,8 @@ class Service:
             now = stored_now()
             status = InstanceStatus(check_outcome(body.status))
             instance = self._instance(instance_id)
-            finished_at, flags = _ended(
-                "timestamp",
-                instance["started_at"],
-                parse_time("timestamp", body.timestamp, now),
-                one_clock=bool(instance["start_given"]) and body.timestamp is not None,
-            )
+            given = parse_time("timestamp", body.timestamp, now)
+            finished_at, flags = _ended(instance["started_at"], given)
             changes = {
                 "started_at": instance["started_at"] or finished_at,
                 "finished_at": finished_at,
@@ -147,9 +147,27 @@ class Service:
 
         return self._calls.run(f"record_quality {instance_id}", body, body.idempotency_key, act)
 
+    def update_instance(self, instance_id: str, body: UpdateInstanceBody) -> bytes:
+        """PUT agent_instance/{id}: the one quality payload of older clients, replaced whole."""
+
+        def act() -> Answer:
+            self._instance(instance_id)
+            payload = body.details.quality_payload
+            if payload is UNSET:
+                return _success(self._views.instance(self._instance(instance_id)))
+            stored = None if payload is None else _encode(payload).decode()
+            return self._change_instance(instance_id, {"quality_payload": stored}, stored_now())
+
+        return self._calls.run(f"update_instance {instance_id}", body, body.idempotency_key, act)
+
     def get_instance(self, instance_id: str) -> bytes:
         """GET agent_instance/{id}."""
         return _encode(_success(self._views.instance(self._instance(instance_id))))
+
+    def agent_context(self, instance_id: str) -> bytes:
+        """GET agent_instance/{id}/agent_context."""
+        instance = self._instance(instance_id)
+        return agent_context(self._store, self._versions, self._views, instance)
 
     def create_span(self, body: CreateSpanBody) -> bytes:
         """POST agent_spans."""
@@ -186,12 +204,12 @@ class Service:
         """Columns that all runs of the calling deployment share; none for the account."""
         if self._caller is None:
             return {}
-        environment_id = self._caller.environment_id or self._store.account_id
+        environment_id = self._caller.environment_id or self.store.account_id
         return {"agent_id": self._caller.agent_id, "environment_id": environment_id}
 
     def _for_caller(self, body: RegisterBody) -> RegisterBody:
         """Fill in the agent and the environment of the caller."""
-        agent_id, environment_id = body.agent_id, body.environment_id or self._store.account_id
+        agent_id, environment_id = body.agent_id, body.environment_id or self.store.account_id
         if own := self._own():
             for name, value in own.items():
                 given = getattr(body, name)
@@ -210,9 +228,9 @@ class Service:
             instance_id = identifiers.generate(self._partition)
         else:
             instance_id = self._given_id(body.id)
-            if self._store.one("SELECT id FROM agent_instances WHERE id = ?", instance_id):
+            if self.store.one("SELECT id FROM agent_instances WHERE id = ?", instance_id):
                 raise ApiError(409, "already_exists", f"agent instance {instance_id!r} exists")
-        if body.external_identifier is not None and self._store.one(
+        if body.external_identifier is not None and self.store.one(
             "SELECT id FROM agent_instances WHERE agent_id = ? AND external_identifier = ?",
             body.agent_id,
             body.external_identifier,
@@ -228,15 +246,20 @@ class Service:
             "agent_version_id": version["id"],
             "agent_schema_version_id": schema["id"],
             "environment_id": body.environment_id,
+            "agent_deployment_id": self._deployments.use(
+                agent_id,
+                body.environment_id or self._store.account_id,
+                version["id"] if body.update_current_version is not False else None,
+            ),
             "external_identifier": body.external_identifier,
             "purpose": check_purpose(body.purpose),
             "status": "pending",
             "inserted_at": now,
             "updated_at": now,
             "last_activity_at": now,
-            "revision": self._store.revision(),
+            "revision": self.store.revision(),
         }
-        self._store.insert("agent_instances", row)
+        self.store.insert("agent_instances", row)
         answer = _success(self._views.instance(self._instance(instance_id)))
         return {**answer, "agent_version": version, "agent_schema_version": schema}
 
@@ -258,7 +281,7 @@ class Service:
             if self._spans.get(span_id):
                 raise ApiError(409, "already_exists", f"span {span_id!r} exists")
         parent_id = details.parent_span_id
-        if parent_id is not None and not self._store.one(
+        if parent_id is not None and not self.store.one(
             "SELECT id FROM agent_spans WHERE id = ? AND agent_instance_id = ?",
             parent_id,
             instance["id"],
@@ -272,8 +295,7 @@ class Service:
             finished_at = parse_time("finished_at", details.finished_at, now)
             if details.started_at is None:
                 started_at = min(now, finished_at)  # the duration is unknown
-            given = None not in (details.started_at, details.finished_at)
-            finished_at, flags = _ended("finished_at", started_at, finished_at, one_clock=given)
+            finished_at, flags = _ended(started_at, finished_at)
         elif details.result_payload is not None:
             raise invalid("result_payload", f"a span that is {status} has no result yet")
         result = details.result_payload
@@ -281,7 +303,7 @@ class Service:
         flags += check.payload(details.schema_name, details.payload)
         if status is SpanStatus.COMPLETE and result is not None:
             flags += check.result(details.schema_name, result)
-        self._spans.add(
+        span = self._spans.add(
             {
                 "id": span_id,
                 "agent_id": instance["agent_id"],
@@ -296,11 +318,10 @@ class Service:
                 "inserted_at": now,
                 "updated_at": now,
                 "started_at": started_at,
-                "start_given": details.started_at is not None,
                 "finished_at": finished_at,
-            },
+            }
         )
-        return self._span_answer(span_id, instance)
+        return self._span_answer(span, instance)
 
     def _finish_span(self, span_id: str, body: FinishSpanBody) -> Answer:
         now = stored_now()
@@ -311,12 +332,8 @@ class Service:
         status = SpanStatus(check_outcome(body.status))
         if status not in SPAN_TRANSITIONS[SpanStatus(span["status"])]:
             raise invalid_action(f"a span that is {span['status']} cannot become {status}")
-        finished_at, flags = _ended(
-            "timestamp",
-            span["started_at"],
-            parse_time("timestamp", body.timestamp, now),
-            one_clock=bool(span["start_given"]) and body.timestamp is not None,
-        )
+        given = parse_time("timestamp", body.timestamp, now)
+        finished_at, flags = _ended(span["started_at"], given)
         changes: dict[str, object] = {
             "status": status,
             "finished_at": finished_at,
@@ -334,8 +351,7 @@ class Service:
             changes["flags"] = _encode(flags).decode()
         if body.sensitive_encoding is not None:
             changes["sensitive_encoding"] = body.sensitive_encoding
-        self._spans.change(span, changes)
-        return self._span_answer(span_id, instance)
+        return self._span_answer(self._spans.change(span, changes), instance)
 
     def _given_id(self, id: str) -> str:
         if not self._faults.given_ids:
@@ -355,27 +371,25 @@ class Service:
             **changes,
             "updated_at": now,
             "last_activity_at": now,
-            "revision": self._store.revision(),
+            "revision": self.store.revision(),
         }
-        self._store.update("agent_instances", instance_id, changes)
+        self.store.update("agent_instances", instance_id, changes)
         return _success(self._views.instance(self._instance(instance_id)))
 
     def _instance(self, instance_id: str) -> Row:
-        row = self._store.one("SELECT * FROM agent_instances WHERE id = ?", instance_id)
+        row = self.store.one("SELECT * FROM agent_instances WHERE id = ?", instance_id)
         if row is None or any(row[name] != value for name, value in self._own().items()):
             raise not_found("agent instance", instance_id)
         return row
 
-    def _span_answer(self, span_id: str, instance: Row) -> Answer:
-        span = self._spans.get(span_id)
-        assert span is not None
+    def _span_answer(self, span: SpanRow, instance: Row) -> Answer:
         return self._controlled(_success(self._views.span(span, instance)), instance)
 
     def _note_heard(self, instance: Row) -> None:
         """Store when the agent was first told that ``instance`` is terminated."""
         if instance["heard_at"] is None:
-            changes = {"heard_at": stored_now(), "revision": self._store.revision()}
-            self._store.update("agent_instances", instance["id"], changes)
+            changes = {"heard_at": stored_now(), "revision": self.store.revision()}
+            self.store.update("agent_instances", instance["id"], changes)
 
     def _controlled(self, answer: Answer, instance: Row) -> Answer:
         """Add the control signal to ``answer`` if ``instance`` is terminated."""
@@ -385,21 +399,15 @@ class Service:
         return answer
 
 
-def _ended(
-    field: str, started_at: str | None, finished_at: str, *, one_clock: bool
-) -> tuple[str, list[str]]:
+def _ended(started_at: str | None, finished_at: str) -> tuple[str, list[str]]:
     """The end time, not before the start, and the flags for a time that was changed.
 
-    Raises :class:`ApiError` for an end before the start if the client gave both times. If one is
-    this server's, the clocks differ. The API does not forbid that, and official clients end all
-    telemetry at an error.
+    The clocks of clients differ, and are set back. The API does not forbid an end before the start,
+    and official clients end all telemetry at an error.
     """
     if started_at is None or finished_at >= started_at:
         return finished_at, []
-    if one_clock:
-        raise invalid(field, f"{finished_at} is before the start, {started_at}")
-    flag = f"finished_at: {finished_at} is before the start, {started_at}, by another clock"
-    return started_at, [flag]
+    return started_at, [f"finished_at: {finished_at} is before the start, {started_at}"]
 
 
 def _success(details: Answer) -> Answer:

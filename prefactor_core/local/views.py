@@ -9,8 +9,8 @@ from msgspec import Raw, Struct
 
 from prefactor_core.local.errors import invalid
 from prefactor_core.local.pagination import Answer, page_of
-from prefactor_core.local.requests import parse_time
-from prefactor_core.local.spans import COUNTED
+from prefactor_core.local.span_lists import page_of_spans
+from prefactor_core.local.spans import COUNTED, SpanRow
 from prefactor_core.local.store import Row, Store
 from prefactor_core.local.versions import Versions
 
@@ -29,6 +29,7 @@ _INSTANCE_COLUMNS = (
     "agent_version_id",
     "agent_schema_version_id",
     "environment_id",
+    "agent_deployment_id",
     "external_identifier",
     "purpose",
     "status",
@@ -66,15 +67,13 @@ class Views:
         return {
             "type": "agent_instance",
             "account_id": self._store.account_id,
-            # Each environment has one deployment.
-            "agent_deployment_id": row["environment_id"],
             **{name: row[name] for name in _INSTANCE_COLUMNS},
             "flags": Raw(row["flags"].encode()),
             "span_counts": {"total": sum(counts.values()), **counts, "finished": finished},
             **self._quality(row),
         }
 
-    def span(self, row: Row, instance: Row, *, summary: bool = True) -> Answer:
+    def span(self, row: SpanRow, instance: Row, *, summary: bool = True) -> Answer:
         """The details of a span of ``instance``."""
         result = row["result_payload"]
         schema = self._versions.schema(instance["agent_schema_version_id"])
@@ -105,18 +104,6 @@ class Views:
 
     def spans(self, query: Mapping[str, str]) -> Answer:
         """A page of the spans of a run, or of all runs of an agent."""
-        where: dict[str, str] = {}
-        if "agent_instance_id" in query:
-            where["agent_instance_id = ?"] = query["agent_instance_id"]
-        elif "agent_id" in query:
-            runs = "SELECT id FROM agent_instances WHERE agent_id = ?"
-            where[f"agent_instance_id IN ({runs})"] = query["agent_id"]
-        else:
-            raise invalid("agent_instance_id", "is required, or agent_id", "required")
-        for name, operator in (("start_time", ">="), ("end_time", "<=")):
-            if name in query:
-                time = parse_time(name, query[name], "")
-                where[f"coalesce(started_at, inserted_at) {operator} ?"] = time
         summary = query.get("include_summaries", "").lower() == "true"
         instances: dict[str, Row | None] = {}
 
@@ -128,7 +115,7 @@ class Views:
             assert instance is not None
             return self.span(span, instance, summary=summary)
 
-        return page_of(self._store, "agent_spans", where, query, details)
+        return page_of_spans(self._store, query, details)
 
     def _quality(self, row: Row) -> Answer:
         recorded = msgspec.json.decode(row["quality"], type=dict[str, Quality])
@@ -143,4 +130,18 @@ class Views:
             "quality_payloads": {name: quality.payload for name, quality in recorded.items()},
             "quality_summaries": summaries,
             "quality_flags": {name: quality.flags for name, quality in recorded.items()},
+            **self._one_quality(row, recorded, summaries),
         }
+
+    def _one_quality(
+        self, row: Row, recorded: Mapping[str, Quality], summaries: Mapping[str, str]
+    ) -> Answer:
+        """The quality as older readers know it: the one payload that PUT agent_instance/{id}
+        stored, or else all named ones together."""
+        if row["quality_payload"] is not None:
+            payload = Raw(row["quality_payload"].encode())
+            shown = self._versions.schema(row["agent_schema_version_id"]).unnamed_quality
+            return {"quality_payload": payload, "quality_summary": shown.summary(payload)}
+        payloads = {name: quality.payload for name, quality in recorded.items()}
+        summary = "; ".join(f"{name}: {text}" for name, text in summaries.items())
+        return {"quality_payload": payloads or None, "quality_summary": summary or None}

@@ -20,7 +20,7 @@ export function emptyRuns({ database, path, url, read_only: readOnly }) {
     emptyWay("See a sample agent work for 20 seconds:",
       `python -m prefactor_core demo --slow --no-serve --api-url ${emptyQuoted(`local:${path}`)}`),
     emptyWay("Or write the file from your agent:", python),
-    emptyWay("Or send the spans to this server:", `PREFACTOR_API_URL=${url}`),
+    emptyWay("Or send the spans to this server:", `PREFACTOR_API_URL=${url}\nPREFACTOR_API_TOKEN=local`),
     h("p", { class: "muted" }, "Nothing leaves this machine."),
   );
 }
@@ -31,6 +31,6 @@ function emptyWay(text, command) {
     h("pre", { tabindex: "0" }, h("code", null, command), copyButton(() => command)));
 }
 
-function emptyQuoted(path) {
-  return /^[\w.:/-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\\''")}'`;
+function emptyQuoted(word) {
+  return /^[\w.:/-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
 }
