@@ -11,14 +11,15 @@ export function emptyRuns({ database, path, url, read_only: readOnly }) {
       h("p", null, "The file is open for reading only, so it stays empty here: ",
         h("code", null, path)));
   }
+  const file = emptyQuoted(`local:${path}`);
+  const demo = `python -m prefactor_core demo --slow --no-serve --api-url ${file}`;
   const python = `open_prefactor(api_url="local:${path}")`;
   return h(
     "div",
     { class: "notice" },
     h("h2", null, `No runs yet in ${database}`),
     h("p", null, "Start one. It opens here by itself."),
-    emptyWay("See a sample agent work for 20 seconds:",
-      `python -m prefactor_core demo --slow --no-serve --api-url ${emptyQuoted(`local:${path}`)}`),
+    emptyWay("See a sample agent work for 20 seconds:", demo),
     emptyWay("Or write the file from your agent:", python),
     emptyWay("Or send the spans to this server:", `PREFACTOR_API_URL=${url}\nPREFACTOR_API_TOKEN=local`),
     h("p", { class: "muted" }, "Nothing leaves this machine."),
