@@ -122,7 +122,7 @@ class LocalPrefactor:
                 RegisterBody,
                 lambda service, _, body: service.register(body),
             ),
-            read("agent_instance/{id}", lambda id, _: service.get_instance(id)),
+            _route("GET", "agent_instance/{id}", self._get_instance),
             record("agent_instance/{id}/start", StartBody, Service.start),
             record("agent_instance/{id}/finish", FinishInstanceBody, Service.finish_instance),
             record("agent_instance/{id}/terminate", TerminateBody, Service.terminate),
@@ -173,6 +173,14 @@ class LocalPrefactor:
         caller = self._caller(request)
         token_type = "account" if caller is None else "agent_deployment"
         return JSONResponse({"status": "success", "details": {"token_type": token_type}})
+
+    async def _get_instance(self, request: Request) -> Response:
+        check_account(self._caller(request))
+        # An agent asks whether it was terminated; a browser only shows the run.
+        by_agent = "X-Prefactor-SDK" in request.headers
+        return await self._answer(
+            lambda: self._service.get_instance(_id(request), by_agent=by_agent)
+        )
 
     async def _bulk(self, request: Request) -> Response:
         if not self._faults.bulk:
