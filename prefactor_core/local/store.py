@@ -119,6 +119,10 @@ class Store:
         finally:
             self._is_opening = False
 
+    def ignore_references(self) -> None:
+        """Let rows be deleted that others refer to. SQLite has no index to find those others."""
+        self._connection.execute("PRAGMA foreign_keys = OFF")
+
     def close(self) -> None:
         """Close the file."""
         with self._turn:
@@ -228,6 +232,11 @@ class Store:
         oldest = f"SELECT rowid FROM {table} ORDER BY rowid LIMIT {most}"
         query = f"DELETE FROM {table} WHERE rowid IN ({oldest}) AND ({where})"
         self._connection.execute(query, values)
+
+    def delete(self, table: str, where: Mapping[str, object]) -> None:
+        """Delete the rows with these values; names as for :meth:`insert`."""
+        query = f"DELETE FROM {table} WHERE {' AND '.join(f'{name} = ?' for name in where)}"
+        self._connection.execute(query, tuple(where.values()))
 
     def update(
         self,
