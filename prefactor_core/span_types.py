@@ -55,6 +55,7 @@ sent before its end, because of ``start()`` or a child, they are in the result a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from msgspec import Struct, field
 
@@ -196,6 +197,78 @@ class Feedback(Struct, kw_only=True, omit_defaults=True):
         self.inputs = {"rating": self.rating}
 
 
+# What follows is Liquid that the service's Solid and the local Prefactor's python-liquid both take.
+# Both render an object or a list as nothing, and neither is sure to have a filter for JSON.
+_MOST_SHOWN: Final = 3
+"""The items of a list, or the fields of an object, that a summary shows."""
+
+_LONGEST: Final = 500
+"""The characters of a text that a summary shows."""
+
+
+def _any(field: str) -> str:
+    """Assign to ``text`` what a field has: a plain value; or the first items of a list, the first
+    fields of an object, and how many there are. ``…`` stands for what is nested deeper."""
+    one = (
+        "{% assign value = item %}"
+        "{% if item[0] %}{{item[0]}}: {% assign value = item[1] %}{% endif %}"
+        "{% capture plain %}{{value}}{% endcapture %}"
+        '{% if plain == "" %}{% for pair in value limit: 1 %}{% if pair[0] and pair[1] %}'
+        "{% capture plain %}{{pair[0]}}: {{pair[1]}}, …{% endcapture %}{% endif %}{% endfor %}"
+        '{% endif %}{{plain | default: "…"}}'
+    )
+    items = (
+        f"{{% for item in {field} limit: {_MOST_SHOWN} %}}"
+        f"{{% unless forloop.first %}}, {{% endunless %}}{one}{{% endfor %}}"
+        f"{{% if count > {_MOST_SHOWN} %}}, … ({{{{count}}}}){{% endif %}}"
+    )
+    return (
+        f"{{% assign count = {field} | size %}}"
+        # A list has an item 0, a text has none.
+        f"{{% if count > {_LONGEST} and {field}[0] == nil %}}"
+        f"{{% assign text = {field} | truncate: {_LONGEST} %}}"
+        f"{{% else %}}{{% capture text %}}{{{{{field}}}}}{{% endcapture %}}{{% endif %}}"
+        f'{{% if text == "" and count > 0 %}}{{% capture text %}}{items}{{% endcapture %}}'
+        "{% endif %}"
+    )
+
+
+def _result(field: str) -> str:
+    """Show a field of the result, unless it is empty."""
+    return _any(field) + '{% if text != "" %} → {{text}}{% endif %}'
+
+
+_FAILED: Final = (
+    "{% if error %} ✕ {{error}}{{error.type}}{% if error.message %}: "
+    f"{{{{error.message | truncate: {_LONGEST}}}}}{{% endif %}}{{% endif %}}"
+)
+"""The error of a failed step; an agent's own may be a text."""
+
+_ASKED: Final = (
+    f"{{% assign asked = prompt | default: '' | truncate: {_LONGEST} %}}"
+    "{% assign count = messages | size %}"
+    '{% if asked == "" and count > 0 %}'
+    "{% if count < 500 %}{% for message in messages %}"
+    '{% if message.role == "user" %}{% assign last = message %}{% endif %}{% endfor %}{% endif %}'
+    "{% if last.content[0] %}"
+    "{% capture asked %}{% for part in last.content limit: 20 %}"
+    f"{{{{part.text | truncate: {_LONGEST}}}}}{{% endfor %}}{{% endcapture %}}"
+    "{% elsif last.content != empty %}"
+    f"{{% assign asked = last.content | truncate: {_LONGEST} %}}{{% endif %}}"
+    '{% if asked == "" %}{% capture asked %}{{count}} message'
+    "{% unless count == 1 %}s{% endunless %}{% endcapture %}{% endif %}{% endif %}"
+    '{% if asked != "" %}: {{asked}}{% endif %}'
+)
+"""The prompt, or the last message of the user, or how many messages there are. (The local
+Prefactor bounds the rounds of a loop.)"""
+
+_CALLED: Final = (
+    "{% for call in tool_calls %}{% if forloop.first %} → calls {% else %}, {% endif %}"
+    "{{call.name}}{{call.function.name}}{% endfor %}"
+)
+"""The names of the tools that a model calls, in either of the usual forms."""
+
+
 def standard_types() -> SchemaRegistry:
     """Return a new registry with all these span types; add your own to it."""
     registry = SchemaRegistry()
@@ -205,7 +278,11 @@ def standard_types() -> SchemaRegistry:
         result=AgentRunResult,
         title="Run",
         template=(
-            "{% if agent %}{{agent}}: {% endif %}{{input}}{% if output %} → {{output}}{% endif %}"
+            "{% if agent %}{{agent}}: {% endif %}"
+            + _any("input")
+            + "{{text}}"
+            + _result("output")
+            + _FAILED
         ),
     )
     registry.register_type(
@@ -213,21 +290,35 @@ def standard_types() -> SchemaRegistry:
         params=LLMCall,
         result=LLMResult,
         title="LLM call",
-        template="{{model}}: {{prompt}}{% if response %} → {{response}}{% endif %}",
+        template=(
+            "{{model}}"
+            + _ASKED
+            + f"{{% if response %}} → {{{{response | truncate: {_LONGEST}}}}}{{% endif %}}"
+            + _CALLED
+            + _FAILED
+        ),
     )
     registry.register_type(
         "agent:tool_call",
         params=ToolCall,
         result=ToolResult,
         title="Tool call",
-        template="{{tool}}{% if output %} → {{output}}{% endif %}",
+        template=(
+            "{{tool}}"
+            + _any("arguments")
+            + '{% if text != "" %}({{text}}){% endif %}'
+            + _result("output")
+            + _FAILED
+        ),
     )
     registry.register_type(
         "agent:retrieval",
         params=Retrieval,
         result=RetrievalResult,
         title="Retrieval",
-        template="{{query}}{% if documents %} → {{documents | size}} documents{% endif %}",
+        template=(
+            "{{query}}{% if documents %} → {{documents | size}} documents{% endif %}" + _FAILED
+        ),
     )
     registry.register_type(
         "agent:feedback",

@@ -37,9 +37,11 @@ class Details(Struct, Generic[T]):
 
 
 class Pagination(Struct):
-    """The position of a page in its list; ``next_page_offset`` is None on the last page."""
+    """The position of a page in its list; ``next_page_offset`` is None on the last page.
+    ``item_count``: the items of the whole list."""
 
     next_page_offset: int | None = None
+    item_count: int | None = None
 
 
 class Summaries(Struct, Generic[T]):
@@ -49,12 +51,30 @@ class Summaries(Struct, Generic[T]):
     pagination: Pagination | None = None
 
 
+class AgentAnswer(Struct):
+    """A stored agent. ``instance_counts``: its runs by status."""
+
+    id: str
+    name: str = ""
+    external_identifier: str | None = None
+    status: str | None = None
+    instance_counts: dict[str, int] | None = None
+
+
 class AgentInstanceAnswer(Struct):
-    """A stored agent instance. Times are ISO 8601 texts. ``flags``: remarks on odd values."""
+    """A stored agent instance. Times are ISO 8601 texts. ``flags``: remarks on odd values.
+    ``span_counts``: its spans by status, and their ``total``."""
 
     id: str
     status: str
     agent_id: str | None = None
+    agent_version_id: str | None = None
+    environment_id: str | None = None
+    external_identifier: str | None = None
+    purpose: str | None = None
+    span_counts: dict[str, int] | None = None
+    inserted_at: str | None = None
+    updated_at: str | None = None
     started_at: str | None = None
     finished_at: str | None = None
     termination_reason: str | None = None
@@ -75,11 +95,16 @@ class AgentSpanAnswer(Struct):
     status: str
     agent_instance_id: str
     schema_name: str
+    schema_title: str | None = None
     parent_span_id: str | None = None
     payload: Raw = field(default_factory=lambda: Raw(b"null"))
     result_payload: Raw = field(default_factory=lambda: Raw(b"null"))
+    inserted_at: str | None = None
+    updated_at: str | None = None
     started_at: str | None = None
     finished_at: str | None = None
+    sensitive_encoding: bool | None = None
+    data_risk: Raw = field(default_factory=lambda: Raw(b"null"))
     flags: list[str] = field(default_factory=list[str])
     summary: str | None = None
 

@@ -22,6 +22,7 @@ import msgspec
 
 from prefactor_core.api import requests
 from prefactor_core.api.answers import (
+    AgentAnswer,
     AgentInstanceAnswer,
     AgentSpanAnswer,
     Control,
@@ -84,10 +85,11 @@ class ApiClient:
     Every method makes one attempt and raises a
     :class:`~prefactor_core.exceptions.PrefactorApiError` if that fails. ``asgi_app``: an
     application inside this process that takes the calls; no socket is opened then.
+    ``sdk_header``: the packages that record, for the header ``X-Prefactor-SDK``; None for a reader.
     """
 
     def __init__(
-        self, config: HttpClientConfig, sdk_header: str, asgi_app: AsgiApp | None = None
+        self, config: HttpClientConfig, sdk_header: str | None, asgi_app: AsgiApp | None = None
     ) -> None:
         self._config = config
         self._sdk_header = sdk_header
@@ -103,8 +105,9 @@ class ApiClient:
             "Content-Type": "application/json",
             "Accept": "application/json",
             "Accept-Encoding": "gzip",
-            "X-Prefactor-SDK": self._sdk_header,
         }
+        if self._sdk_header is not None:
+            self._headers["X-Prefactor-SDK"] = self._sdk_header
         if config.api_token:
             # A SecretStr, so that no traceback with locals shows the token.
             self._headers["Authorization"] = SecretStr(f"Bearer {config.api_token}")
@@ -141,6 +144,11 @@ class ApiClient:
     ) -> None:
         self._closed = True  # a late call must not open a connection
         await self._connections.aclose()
+
+    @property
+    def api_url(self) -> str:
+        """The address of the API, as it was configured."""
+        return self._config.api_url
 
     async def ping(self) -> None:
         """GET ping: check that the API is reachable and takes the token."""
@@ -216,10 +224,26 @@ class ApiClient:
     async def newest_agent_instance(self, agent_id: str) -> AgentInstanceAnswer | None:
         """The newest run of an agent, or None."""
         query = {"agent_id": agent_id, **_page(0, 1, "desc")}
-        page = await self._call(
-            "GET", "agent_instance", Summaries[AgentInstanceAnswer], query=query
-        )
+        page = await self._read_page("agent_instance", query, Summaries[AgentInstanceAnswer])
         return page.summaries[0] if page.summaries else None
+
+    async def agent_instance_page(
+        self, agent_id: str, offset: int, size: int
+    ) -> Summaries[AgentInstanceAnswer]:
+        """The stored runs of an agent from ``offset`` on, oldest first; ``size``: 1 to 100."""
+        query = {"agent_id": agent_id, **_page(offset, size, "asc")}
+        return await self._read_page("agent_instance", query, Summaries[AgentInstanceAnswer])
+
+    async def agent_span_page(
+        self, agent_id: str, offset: int, size: int
+    ) -> Summaries[AgentSpanAnswer]:
+        """The stored spans of an agent from ``offset`` on, with their summaries, likewise."""
+        query = {"agent_id": agent_id, "include_summaries": "true", **_page(offset, size, "asc")}
+        return await self._read_page("agent_spans", query, Summaries[AgentSpanAnswer])
+
+    def list_agents(self) -> AsyncIterator[AgentAnswer]:
+        """The agents of the account, page by page."""
+        return self._list("agent", {}, Summaries[AgentAnswer])
 
     def list_agent_spans(self, instance_id: str) -> AsyncIterator[AgentSpanAnswer]:
         """The stored spans of a run with their summaries, oldest first, page by page."""
@@ -236,12 +260,15 @@ class ApiClient:
         offset: int | None = 0
         while offset is not None:
             asked = {**query, **_page(offset, _PAGE_SIZE, direction)}
-            page = await self._call(
-                "GET", path, page_type, query=asked, most_bytes=_MOST_PAGE_BYTES
-            )
+            page = await self._read_page(path, asked, page_type)
             for summary in page.summaries:
                 yield summary
             offset = page.pagination.next_page_offset if page.pagination else None
+
+    async def _read_page(
+        self, path: str, query: Mapping[str, str], page_type: type[Summaries[T]]
+    ) -> Summaries[T]:
+        return await self._call("GET", path, page_type, query=query, most_bytes=_MOST_PAGE_BYTES)
 
     async def _call(
         self,

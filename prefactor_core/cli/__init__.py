@@ -1,9 +1,17 @@
 """The command line: ``python -m prefactor_core``.
 
 The arguments of a command come in; lines for a terminal, a pipe or a program go out, and every
-error of the user's input is one line. Read ``main`` first: the group of all commands, and those
-about runs.
+error of the user's input is one line. Read ``main`` first: the group of all commands.
 
+    runs, tree, span, export, terminate    the commands about stored runs
+    demo, serve        an agent to look at, and a server with pages
+    bare               the command line of the package without its extras
+    finding            the run, agent or span that a user names
+    reading            what is stored, and what changes
+    run_lines          runs as lines of text; span_lines: a span; texts: parts of lines
+    lines              how lines are printed
+    export_formats     the files of an export
+    options            options that commands share
     journal            the commands about journals
     journal_folder     which journals a command is about, and which it may touch
     journal_contents   what a journal holds, for tables and JSON

@@ -11,8 +11,9 @@ from typing import Final, cast
 import anyio
 import click
 
+from prefactor_core.cli.options import api_url_option
 from prefactor_core.cli.terminal import is_terminal, run, say
-from prefactor_core.cli.tree import api_url_option, print_tree
+from prefactor_core.cli.tree import print_tree
 from prefactor_core.client.connection import open_api
 from prefactor_core.config import PrefactorCoreConfig
 from prefactor_core.config.http import LOCAL_PREFIX

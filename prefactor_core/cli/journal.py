@@ -16,6 +16,7 @@ from prefactor_core.cli.journal_folder import GONE, IN_USE, is_in_use, journals,
 from prefactor_core.cli.journal_replay import Delivery, Outcome
 from prefactor_core.cli.journal_tables import print_contents, print_journals
 from prefactor_core.cli.terminal import errors_in_one_line, print_json, progress, run, say
+from prefactor_core.cli.texts import one_line
 from prefactor_core.client.connection import open_api
 from prefactor_core.config import PrefactorCoreConfig
 from prefactor_core.config.http import LOCAL_PREFIX
@@ -33,7 +34,6 @@ from prefactor_core.journal.reader import (
     asides,
     read_header,
 )
-from prefactor_core.local.run_tree import one_line
 
 
 @click.group()

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 from msgspec import UNSET, Raw, Struct
 
+from prefactor_core.cli.texts import visible
 from prefactor_core.journal.directory import DAMAGED
 from prefactor_core.journal.files import file_name
 from prefactor_core.journal.format import Aside, JournalVersionError, Opened, OpenSpan
@@ -19,7 +20,6 @@ from prefactor_core.journal.reader import (
     asides,
     read_header,
 )
-from prefactor_core.local.run_tree import visible
 from prefactor_core.models.clock import to_datetime
 from prefactor_core.models.lifecycle import SpanStatus
 from prefactor_core.operations import CreateSpan, Operation

@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from prefactor_core.cli.journal_contents import Contents
 from prefactor_core.cli.table import Column, Row, print_heading, print_table
 from prefactor_core.cli.terminal import is_terminal
-from prefactor_core.local.run_tree import one_line, payload_text
+from prefactor_core.cli.texts import one_line, payload_text
 from prefactor_core.models.lifecycle import SpanStatus
 
 _JOURNALS: Final = (

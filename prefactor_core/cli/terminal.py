@@ -1,4 +1,7 @@
-"""How a command runs, speaks and fails."""
+"""How a command runs, speaks and fails.
+
+It speaks without the extras of the package, too: click and rich are imported where they are used.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,7 @@ from contextlib import contextmanager
 from typing import Final, TextIO, TypeVar, TypeVarTuple, cast
 
 import anyio
-import click
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from prefactor_core.exceptions import PrefactorCoreError
 
@@ -23,7 +23,7 @@ Answer = TypeVar("Answer")
 Arguments = TypeVarTuple("Arguments")
 
 # Replacements for terminals whose encoding lacks these characters.
-_PLAIN: Final = {"→": "->", "…": "...", "⚠": "!", "├": "|", "└": "`", "│": "|", "─": "-"}
+_PLAIN: Final = {"→": "->", "…": "...", "⚠": "!", "✕": "x", "├": "|", "└": "`", "│": "|", "─": "-"}
 
 
 def write_any_text() -> None:
@@ -49,18 +49,20 @@ def encodable(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """Write a line to the standard output."""
-    # Without file=, click writes UTF-8 to a terminal whose encoding is ASCII.
-    click.echo(text, file=sys.stdout)
+    """Write a line to the standard output, at once: a reader may follow it."""
+    if sys.stdout is not None:  # closed when the process started
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
 
 
 def print_json(value: object) -> None:
     """Write JSON to the standard output; iterators in it become lists, an item on each line."""
-    if sys.stdout is not None:  # closed when the process started
+    if sys.stdout is not None:
         is_unicode = sys.stdout.encoding.lower().startswith("utf")
         for part in _json(value):
             sys.stdout.write(part if is_unicode or part.isascii() else _escaped(part))
         sys.stdout.write("\n")
+        sys.stdout.flush()
 
 
 def _json(value: object) -> Iterator[str]:
@@ -97,6 +99,10 @@ def progress(title: str) -> Generator[Callable[[int, int], None]]:
     The value is called with the amount that is done, and the whole. Nothing of it stays on the
     terminal.
     """
+    # Here: the bare package has no rich.
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
     with Progress(
@@ -111,12 +117,17 @@ def run(
     *arguments: *Arguments,
     backend: str = "asyncio",
 ) -> Answer:
-    """Run ``command`` on an event loop; an error of this library ends the process in one line."""
+    """Run ``command`` on an event loop; an error of this library ends the process in one line,
+    Ctrl-C without a word, by the exit code 130."""
     try:
         with errors_in_one_line():
             return anyio.run(command, *arguments, backend=backend)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     except LookupError:
-        raise click.ClickException(f"{backend} is not installed: pip install {backend}") from None
+        from click import ClickException
+
+        raise ClickException(f"{backend} is not installed: pip install {backend}") from None
 
 
 @contextmanager
@@ -125,4 +136,6 @@ def errors_in_one_line() -> Generator[None]:
     try:
         yield
     except PrefactorCoreError as error:
-        raise click.ClickException(str(error)) from None
+        from click import ClickException  # here: the bare package has no click
+
+        raise ClickException(str(error)) from None

@@ -18,17 +18,19 @@ async def open_api(
     asgi_app: AsgiApp | None = None,
     sdk_header_entry: str | None = None,
     opening_timeout: float = 10.0,
+    is_agent: bool = True,
 ) -> AsyncGenerator[ApiClient]:
     """Open the API that ``config`` names: the service at ``config.api_url``, or the local Prefactor
     on a file (``local:PATH``). ``asgi_app`` answers in place of either. No request is sent.
 
     ``sdk_header_entry``: the package that records by this one; every request names it.
     ``opening_timeout``: seconds to wait for a local file that another process has locked.
+    ``is_agent``: False for a reader, whose requests name no package.
 
     Raises :class:`PrefactorValueError` if a local file cannot be opened, or if the environment
     names a proxy or certificates that cannot be used.
     """
-    sdk_header = SDK if sdk_header_entry is None else f"{sdk_header_entry} {SDK}"
+    sdk_header = " ".join(filter(None, (sdk_header_entry, SDK))) if is_agent else None
     async with AsyncExitStack() as stack:
         if asgi_app is None and config.is_local:
             local = await _local_app(config.api_url, opening_timeout)

@@ -5,7 +5,7 @@ and spans go into the file. Read ``app`` first: it routes a request to ``service
 ``agents`` or ``bulk``. Those check it (``requests``, ``tokens``), change the tables (``store``)
 in one transaction (``idempotency``), and show what is stored (``views``, ``pagination``,
 ``summaries``). ``errors`` are the error responses, ``faults`` those made on purpose; ``opening``
-opens the file, and ``run_tree`` draws a run for the terminal.
+opens the file.
 """
 
 from importlib.util import find_spec

@@ -12,8 +12,8 @@ from prefactor_core.local.faults import Faults
 from prefactor_core.local.idempotency import IdempotentCalls
 from prefactor_core.local.pagination import Answer, page_of
 from prefactor_core.local.requests import (
+    ActBody,
     CreateAgentBody,
-    MoveAgentBody,
     UpdateAgentBody,
     check_id,
     stored_now,
@@ -90,13 +90,31 @@ class Agents:
 
         return self._calls.run(f"update_agent {agent_id}", body, body.idempotency_key, act)
 
-    def retire(self, agent_id: str, body: MoveAgentBody) -> bytes:
+    def retire(self, agent_id: str, body: ActBody) -> bytes:
         """POST agent/{id}/retire."""
         return self._move(agent_id, "retire", body)
 
-    def reinstate(self, agent_id: str, body: MoveAgentBody) -> bytes:
+    def reinstate(self, agent_id: str, body: ActBody) -> bytes:
         """POST agent/{id}/reinstate."""
         return self._move(agent_id, "reinstate", body)
+
+    def delete(self, agent_id: str, body: ActBody) -> bytes:
+        """DELETE agent/{id}, with its versions, deployments and tokens.
+
+        Raises :class:`ApiError` (409) for an agent that has runs: what was recorded is not deleted
+        with it. Retire such an agent.
+        """
+
+        def act() -> Answer:
+            answer = self._answer(agent_id)
+            if self._store.one("SELECT id FROM agent_instances WHERE agent_id = ?", agent_id):
+                raise invalid_action(f"agent {agent_id!r} has runs: retire it, or keep it")
+            for table in ("api_tokens", "agent_deployments", "agent_versions"):
+                self._store.delete(table, {"agent_id": agent_id})
+            self._store.delete("agents", {"id": agent_id})
+            return answer
+
+        return self._calls.run(f"delete_agent {agent_id}", body, body.idempotency_key, act)
 
     def get(self, agent_id: str) -> bytes:
         """GET agent/{id}."""
@@ -120,7 +138,7 @@ class Agents:
         page = page_of(self._store, "agents", where, query, self._details, ("id", "name"))
         return msgspec.json.encode(page)
 
-    def _move(self, agent_id: str, action: str, body: MoveAgentBody) -> bytes:
+    def _move(self, agent_id: str, action: str, body: ActBody) -> bytes:
         def act() -> Answer:
             retired = action == "retire"
             if bool(self._existing(agent_id)["retired"]) == retired:
@@ -179,7 +197,7 @@ class Agents:
                 "update": True,
                 "retire": not retired,
                 "reinstate": retired,
-                "delete": False,
+                "delete": not total,
             },
             "instance_counts": {
                 "total": total,

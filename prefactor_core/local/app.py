@@ -6,10 +6,12 @@ import logging
 import sqlite3
 import traceback
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Collection, Mapping
+from functools import cache
+from typing import Any, TypeVar
 
-from msgspec import Struct
+import msgspec
+from msgspec import UNSET
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -19,24 +21,17 @@ from starlette.types import Receive, Scope, Send
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.exceptions.log import log
+from prefactor_core.local import answers
 from prefactor_core.local.agents import Agents
 from prefactor_core.local.bulk import Bulk
+from prefactor_core.local.endpoint import Call, Endpoint
+from prefactor_core.local.endpoints import endpoints
 from prefactor_core.local.errors import ApiError
 from prefactor_core.local.faults import FaultMiddleware, Faults, ReadOnly
-from prefactor_core.local.requests import (
-    BulkBody,
-    CreateAgentBody,
-    CreateSpanBody,
-    FinishInstanceBody,
-    FinishSpanBody,
-    MoveAgentBody,
-    RecordQualityBody,
-    RegisterBody,
-    StartBody,
-    TerminateBody,
-    UpdateAgentBody,
-    parse_body,
-)
+from prefactor_core.local.openapi import openapi_document
+from prefactor_core.local.requests import BulkBody, parse_body
+from prefactor_core.local.resources.api_tokens import TOKEN_PREFIX, ApiTokens
+from prefactor_core.local.resources.environments import Environments
 from prefactor_core.local.service import Service
 from prefactor_core.local.store import MEMORY, Store, is_busy
 from prefactor_core.local.tokens import Deployment, Tokens, check_account
@@ -44,7 +39,7 @@ from prefactor_core.queue.daemon_thread import DaemonThread
 
 logger = logging.getLogger("prefactor_core.local")
 
-Body = TypeVar("Body", bound=Struct)
+T = TypeVar("T")
 
 
 class LocalPrefactor:
@@ -71,10 +66,14 @@ class LocalPrefactor:
                 f"agents must be a collection of ids, got {in_message(agents)}"
             )
         self.refusals: Counter[str] = Counter()
+        self._store = store
         self._tokens = Tokens(api_token, deployment_tokens)
         self._faults = faults or Faults()
         self._agents = Agents(store, agents, self._faults)
         self._service = Service(store, self._agents, self._faults)
+        self._environments = Environments(store, self._faults)
+        self._api_tokens = ApiTokens(store, self._faults)
+        self._refused_items: list[str] = []
         # Calls on a file run in a thread, one at a time. Memory never waits, and without a thread
         # tests on virtual time can use it.
         in_memory = store.path == MEMORY
@@ -82,7 +81,7 @@ class LocalPrefactor:
         self._storage_fails = False
         self._logged_failures: set[tuple[object, ...]] = set()
         self._router = Starlette(
-            routes=self._routes(),
+            routes=[self._route(endpoint) for endpoint in self._endpoints()],
             exception_handlers={
                 ApiError: self._on_api_error,
                 HTTPException: self._on_unknown_call,
@@ -103,114 +102,86 @@ class LocalPrefactor:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
 
-    def _routes(self) -> list[Route]:
-        agents, service = self._agents, self._service
-        read, manage, record = self._read, self._manage, self._record
-        return [
-            _route("GET", "ping", self._ping),
-            _route("POST", "bulk", self._bulk),
-            read("agent", lambda _, query: agents.list(query)),
-            manage("POST", "agent", CreateAgentBody, lambda _, body: agents.create(body)),
-            read("agent/show", lambda _, query: agents.show(query)),
-            read("agent/{id}", lambda id, _: agents.get(id)),
-            manage("PUT", "agent/{id}", UpdateAgentBody, agents.update),
-            manage("POST", "agent/{id}/retire", MoveAgentBody, agents.retire),
-            manage("POST", "agent/{id}/reinstate", MoveAgentBody, agents.reinstate),
-            read("agent_instance", lambda _, query: service.list_instances(query)),
-            record(
-                "agent_instance/register",
-                RegisterBody,
-                lambda service, _, body: service.register(body),
+    def _endpoints(self) -> list[Endpoint]:
+        service, agents, tokens = self._service, self._agents, self._api_tokens
+        # Made on demand: few ask for it.
+        document = cache(lambda: openapi_document(table))
+        table = [
+            Endpoint(
+                method="POST",
+                path="bulk",
+                summary="Make several calls in one request",
+                run=self._bulk,
+                answer=answers.Outputs,
+                body=BulkBody,
+                scope="any",
             ),
-            _route("GET", "agent_instance/{id}", self._get_instance),
-            record("agent_instance/{id}/start", StartBody, Service.start),
-            record("agent_instance/{id}/finish", FinishInstanceBody, Service.finish_instance),
-            record("agent_instance/{id}/terminate", TerminateBody, Service.terminate),
-            record("agent_instance/{id}/record_quality", RecordQualityBody, Service.record_quality),
-            read("agent_spans", lambda _, query: service.list_spans(query)),
-            record(
-                "agent_spans", CreateSpanBody, lambda service, _, body: service.create_span(body)
+            *endpoints(self._store, service, agents, tokens, self._faults),
+            Endpoint(
+                method="GET",
+                path="ping",
+                summary="Check the token",
+                run=_ping,
+                answer=answers.Details[answers.TokenType],
+                scope="any",
             ),
-            record("agent_spans/{id}/finish", FinishSpanBody, Service.finish_span),
+            Endpoint(
+                method="GET",
+                path="openapi",
+                summary="Get this document",
+                run=lambda _: document(),
+                answer=dict[str, Any],
+                scope="open",
+            ),
         ]
+        return table
 
-    def _read(self, path: str, call: Callable[[str, Mapping[str, str]], bytes]) -> Route:
-        """A route that reads, for the account. ``call`` takes the id in the path, or "", and the
-        query."""
-
-        async def endpoint(request: Request) -> Response:
-            check_account(self._caller(request))
-            return await self._answer(lambda: call(_id(request), request.query_params))
-
-        return _route("GET", path, endpoint)
-
-    def _manage(
-        self, method: str, path: str, body_type: type[Body], call: Callable[[str, Body], bytes]
-    ) -> Route:
-        """A route that writes, for the account. ``call`` takes the id in the path, or ""."""
-
-        async def endpoint(request: Request) -> Response:
-            check_account(self._caller(request))
-            return await self._write(request, body_type, lambda body: call(_id(request), body))
-
-        return _route(method, path, endpoint)
-
-    def _record(
-        self, path: str, body_type: type[Body], call: Callable[[Service, str, Body], bytes]
-    ) -> Route:
-        """A route that writes, for any token. ``call`` takes the service as the caller may use it,
-        and the id in the path, or ""."""
-
-        async def endpoint(request: Request) -> Response:
-            service = self._service.acting_for(self._caller(request))
-            return await self._write(
-                request, body_type, lambda body: call(service, _id(request), body)
+    def _route(self, endpoint: Endpoint) -> Route:
+        async def answer(request: Request) -> Response:
+            caller = None if endpoint.scope == "open" else await self._caller(request)
+            if endpoint.scope == "account":
+                check_account(caller)
+            form = endpoint.body
+            call = Call(
+                caller=caller,
+                by_sdk="X-Prefactor-SDK" in request.headers,
+                id=str(request.path_params.get("id", "")),
+                query=request.query_params,
+                body=None if form is None else parse_body(await request.body(), form),
             )
 
-        return _route("POST", path, endpoint)
+            def run() -> bytes:
+                if form is not None:
+                    _import_slow_modules()
+                return endpoint.run(call)
 
-    async def _ping(self, request: Request) -> Response:
-        caller = self._caller(request)
-        token_type = "account" if caller is None else "agent_deployment"
-        return JSONResponse({"status": "success", "details": {"token_type": token_type}})
+            content = await self._call(run)
+            if form is not None and self._storage_fails:
+                self._storage_fails = False
+                log(logger, logging.INFO, "the local database works again")
+            while self._refused_items:
+                self.refusals[self._refused_items.pop()] += 1
+            return Response(content, media_type="application/json")
 
-    async def _get_instance(self, request: Request) -> Response:
-        check_account(self._caller(request))
-        # An agent asks whether it was terminated; a browser only shows the run.
-        by_agent = "X-Prefactor-SDK" in request.headers
-        return await self._answer(
-            lambda: self._service.get_instance(_id(request), by_agent=by_agent)
-        )
+        return Route(f"/api/v1/{endpoint.path}", answer, methods=[endpoint.method])
 
-    async def _bulk(self, request: Request) -> Response:
+    def _bulk(self, call: Call) -> bytes:
         if not self._faults.bulk:
-            raise HTTPException(404)
-        # Items may run in a thread; the counter belongs to this one.
-        errors: list[ApiError] = []
-        items = Bulk(self._service, self._agents, self._faults, self._caller(request))
-        answer = await self._write(request, BulkBody, lambda body: items.run(body, errors.append))
-        self.refusals.update(error.code for error in errors)
-        return answer
+            raise ApiError(404, "not_found", "POST /api/v1/bulk: Not Found")
+        items = Bulk(self._service, self._agents, self._environments, self._faults, call.caller)
+        # This may run in a thread; the counter belongs to another one.
+        return items.run(call.body, lambda error: self._refused_items.append(error.code))
 
-    async def _write(
-        self, request: Request, body_type: type[Body], call: Callable[[Body], bytes]
-    ) -> Response:
-        body = parse_body(await request.body(), body_type)
+    async def _caller(self, request: Request) -> Deployment | None:
+        authorization = request.headers.get("Authorization", "")
+        scheme, _, token = authorization.partition(" ")
+        if scheme == "Bearer" and token.startswith(TOKEN_PREFIX):
+            caller = await self._call(lambda: self._api_tokens.caller(token))
+            if caller is not UNSET:
+                return caller
+        return self._tokens.caller(authorization)
 
-        def write() -> bytes:
-            _import_slow_modules()
-            return call(body)
-
-        answer = await self._answer(write)
-        if self._storage_fails:
-            self._storage_fails = False
-            log(logger, logging.INFO, "the local database works again")
-        return answer
-
-    async def _answer(self, call: Callable[[], bytes]) -> Response:
-        return Response(await self._call(call), media_type="application/json")
-
-    async def _call(self, call: Callable[[], bytes]) -> bytes:
+    async def _call(self, call: Callable[[], T]) -> T:
         if self._thread is None:
             return call()
         waiting = [call]
@@ -220,9 +191,6 @@ class LocalPrefactor:
             # A call whose caller left before it began is neither made nor kept: with a disk that
             # hangs, such calls would pile up.
             waiting.clear()
-
-    def _caller(self, request: Request) -> Deployment | None:
-        return self._tokens.caller(request.headers.get("Authorization", ""))
 
     async def _answered(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -242,7 +210,18 @@ class LocalPrefactor:
         assert isinstance(error, HTTPException)
         code = "not_found" if error.status_code == 404 else "bad_request"
         message = f"{request.method} {request.url.path}: {error.detail}"
-        return await self._on_api_error(request, ApiError(error.status_code, code, message))
+        answer = await self._on_api_error(request, ApiError(error.status_code, code, message))
+        if error.status_code == 405:
+            # The router knows the methods of one route, and a path has a route for each.
+            answer.headers["Allow"] = ", ".join(self._methods_of(request.url.path))
+        return answer
+
+    def _methods_of(self, path: str) -> list[str]:
+        routes = [route for route in self._router.routes if isinstance(route, Route)]
+        # agent/show is no agent of this id.
+        found = [route for route in routes if route.path == path]
+        found = found or [route for route in routes if route.path_regex.match(path)]
+        return sorted({method for route in found for method in route.methods or ()})
 
     async def _on_disconnect(self, request: Request, error: Exception) -> Response:
         message = "the connection was closed before the body was whole"
@@ -273,8 +252,9 @@ class LocalPrefactor:
         return await self._on_api_error(request, ApiError(503, "storage_unavailable", str(error)))
 
 
-def _route(method: str, path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
-    return Route(f"/api/v1/{path}", endpoint, methods=[method])
+def _ping(call: Call) -> bytes:
+    token_type = "account" if call.caller is None else "agent_deployment"
+    return msgspec.json.encode({"status": "success", "details": {"token_type": token_type}})
 
 
 def _import_slow_modules() -> None:
@@ -282,7 +262,3 @@ def _import_slow_modules() -> None:
     processes waiting for longer than they do."""
     import prefactor_core.local.summaries
     import prefactor_core.schema_registry.json_schema  # noqa: F401
-
-
-def _id(request: Request) -> str:
-    return str(request.path_params.get("id", ""))

@@ -17,6 +17,7 @@ from prefactor_core.local.requests import (
     BulkItem,
     CreateAgentBody,
     CreateSpanBody,
+    EnvironmentItem,
     FinishInstanceBody,
     FinishSpanBody,
     InstanceItem,
@@ -30,11 +31,17 @@ from prefactor_core.local.requests import (
     UpdateAgentBody,
     convert_body,
 )
+from prefactor_core.local.resources.environments import (
+    CreateEnvironmentBody,
+    Environments,
+    UpdateEnvironmentBody,
+)
 from prefactor_core.local.service import Service
 from prefactor_core.local.tokens import Deployment, check_account
 
 Item = dict[str, Any]
 
+_MOST_ITEMS: Final = 10_000
 _MOST_IN_TRANSACTION: Final = 500
 """Items; other processes wait for a transaction of this one."""
 
@@ -43,7 +50,12 @@ class Bulk:
     """Runs the items of a request as single calls of ``service`` and ``agents``, as ``caller``."""
 
     def __init__(
-        self, service: Service, agents: Agents, faults: Faults, caller: Deployment | None
+        self,
+        service: Service,
+        agents: Agents,
+        environments: Environments,
+        faults: Faults,
+        caller: Deployment | None,
     ) -> None:
         service = service.acting_for(caller)
         self._store = service.store
@@ -81,6 +93,14 @@ class Bulk:
             "agents/create": lambda item: agents.create(convert_body(item, CreateAgentBody)),
             "agents/update": lambda item: agents.update(
                 convert_body(item, AgentItem).agent_id, convert_body(item, UpdateAgentBody)
+            ),
+            "environments/list": lambda item: environments.list(_query(item)),
+            "environments/show": lambda item: environments.get(_environment_id(item)),
+            "environments/create": lambda item: environments.create(
+                convert_body(item, CreateEnvironmentBody)
+            ),
+            "environments/update": lambda item: environments.update(
+                _environment_id(item), convert_body(item, UpdateEnvironmentBody)
             ),
         }
 
@@ -139,6 +159,9 @@ class Bulk:
 def _heads(items: list[Item]) -> list[BulkItem]:
     if not items:
         raise invalid("items", "must hold at least one item")
+    if len(items) > _MOST_ITEMS:
+        message = f"the bulk has {len(items)} items, at most {_MOST_ITEMS} are taken"
+        raise ApiError(413, "payload_too_large", message)
     heads = [convert_body(item, BulkItem) for item in items]
     seen: set[str] = set()
     for place, head in enumerate(heads):
@@ -156,6 +179,10 @@ def _heads(items: list[Item]) -> list[BulkItem]:
 
 def _instance_id(item: Item) -> str:
     return convert_body(item, InstanceItem).agent_instance_id
+
+
+def _environment_id(item: Item) -> str:
+    return convert_body(item, EnvironmentItem).environment_id
 
 
 def _new_span(item: Item) -> CreateSpanBody:

@@ -20,6 +20,12 @@ def cost_of(payload: str, result: str | None) -> float | None:
 MIGRATION_FUNCTIONS: Final = (is_llm_call, tokens_of, cost_of)
 """The functions that the migrations call, by their names."""
 
+ADD_DEFAULT_ENVIRONMENT: Final = """
+INSERT OR IGNORE INTO environments
+    SELECT id, 'default', strftime('%Y-%m-%dT%H:%M:%f000Z'), strftime('%Y-%m-%dT%H:%M:%f000Z')
+    FROM account
+"""
+
 # Migrations of the tables, in order. The user_version of a file is the number of those it has had;
 # files of the first versions have 0 and the tables of the first migration.
 MIGRATIONS: Final = (
@@ -164,5 +170,54 @@ CREATE INDEX agent_instances_by_revision ON agent_instances (revision);
 CREATE INDEX agent_instances_by_status ON agent_instances (status, id);
 CREATE INDEX agent_instances_by_purpose ON agent_instances (purpose, id);
 CREATE INDEX agent_instances_by_agent_and_status ON agent_instances (agent_id, status, id);
+""",
+    # Environments, deployments, and tokens. Runs that are there already get their environments and
+    # deployments. An id takes its time and partition from a run; hexadecimal digits are characters
+    # of an id, too.
+    f"""
+ALTER TABLE account ADD COLUMN name TEXT NOT NULL DEFAULT 'Local';
+ALTER TABLE account ADD COLUMN updated_at TEXT;
+CREATE TABLE environments (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    inserted_at TEXT NOT NULL,
+    updated_at TEXT NOT NULL
+);
+{ADD_DEFAULT_ENVIRONMENT};
+INSERT OR IGNORE INTO environments
+    SELECT environment_id, environment_id, min(inserted_at), min(inserted_at)
+    FROM agent_instances GROUP BY environment_id;
+CREATE TABLE agent_deployments (
+    id TEXT PRIMARY KEY,
+    agent_id TEXT NOT NULL,
+    environment_id TEXT NOT NULL,
+    current_version_id TEXT,
+    inserted_at TEXT NOT NULL,
+    updated_at TEXT NOT NULL,
+    UNIQUE (agent_id, environment_id)
+);
+INSERT INTO agent_deployments
+    SELECT substr(max(id), 1, 16) || lower(hex(randomblob(8))), agent_id, environment_id,
+        agent_version_id, inserted_at, inserted_at
+    FROM agent_instances GROUP BY agent_id, environment_id;
+ALTER TABLE agent_instances ADD COLUMN agent_deployment_id TEXT NOT NULL DEFAULT '';
+UPDATE agent_instances SET agent_deployment_id = (
+    SELECT id FROM agent_deployments AS deployment
+    WHERE deployment.agent_id = agent_instances.agent_id
+        AND deployment.environment_id = agent_instances.environment_id);
+ALTER TABLE agent_instances ADD COLUMN quality_payload TEXT;
+CREATE TABLE api_tokens (
+    id TEXT PRIMARY KEY,
+    token_hash TEXT NOT NULL UNIQUE,
+    token_scope TEXT NOT NULL,
+    agent_id TEXT,
+    environment_id TEXT,
+    agent_deployment_id TEXT,
+    status TEXT NOT NULL,
+    expires_at TEXT,
+    last_used_at TEXT,
+    inserted_at TEXT NOT NULL,
+    updated_at TEXT NOT NULL
+);
 """,
 )

@@ -12,51 +12,65 @@ from msgspec import UNSET, Struct, UnsetType
 
 from prefactor_core.exceptions import in_message
 from prefactor_core.local.errors import ApiError, invalid
+from prefactor_core.local.forms import (
+    PURPOSES,
+    Items,
+    Key,
+    NewId,
+    NewStatus,
+    Outcome,
+    Purpose,
+    Text,
+    Time,
+)
 from prefactor_core.models.lifecycle import OUTCOMES
 from prefactor_core.operations.identifiers import is_pfid, partition_of
 
 T = TypeVar("T", bound=Struct)
 
-_PURPOSES: Final = ("live", "smoke_test", "eval")
+
+_MAX_DEPTH: Final = 500
+"""The levels of a body; SQLite reads no JSON beyond 1,000."""
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 _PATH: Final = re.compile(r" - at `\$\.?(?:details\.)?([^`]*)`$")
 _MISSING: Final = re.compile(r"missing required field `([^`]*)`")
 
 
 class RegisterBody(Struct, kw_only=True):
-    """POST agent_instance/register."""
+    """POST agent_instance/register; ``update_current_version``: null is true."""
 
     agent_version: dict[str, Any]
     agent_schema_version: dict[str, Any] | None = None
     agent_id: str | None = None
-    id: str | None = None
+    id: NewId | None = None
     environment_id: str | None = None
     external_identifier: str | None = None
-    purpose: str | None = None
-    update_current_version: bool = True
-    idempotency_key: str | None = None
+    purpose: Purpose | None = None
+    update_current_version: bool | None = True
+    idempotency_key: Key | None = None
 
 
 class StartBody(Struct, kw_only=True):
     """POST agent_instance/{id}/start."""
 
-    timestamp: str | None = None
-    idempotency_key: str | None = None
+    timestamp: Time | None = None
+    idempotency_key: Key | None = None
 
 
 class FinishInstanceBody(Struct, kw_only=True):
     """POST agent_instance/{id}/finish."""
 
-    status: str | None = None
-    timestamp: str | None = None
-    idempotency_key: str | None = None
+    status: Outcome | None = None
+    timestamp: Time | None = None
+    idempotency_key: Key | None = None
 
 
 class TerminateBody(Struct, kw_only=True):
     """POST agent_instance/{id}/terminate."""
 
-    reason: str
-    idempotency_key: str | None = None
+    reason: Text
+    idempotency_key: Key | None = None
 
 
 class RecordQualityBody(Struct, kw_only=True):
@@ -64,47 +78,60 @@ class RecordQualityBody(Struct, kw_only=True):
 
     name: str
     payload: dict[str, Any] | None
-    idempotency_key: str | None = None
+    idempotency_key: Key | None = None
+
+
+class InstanceChanges(Struct, kw_only=True):
+    """``details`` of PUT agent_instance/{id}; None takes the quality payload away."""
+
+    quality_payload: dict[str, Any] | UnsetType | None = UNSET
+
+
+class UpdateInstanceBody(Struct, kw_only=True):
+    """PUT agent_instance/{id}."""
+
+    details: InstanceChanges
+    idempotency_key: Key | None = None
 
 
 class SpanDetails(Struct, kw_only=True):
     """``details`` of POST agent_spans."""
 
     agent_instance_id: str
-    schema_name: str
-    status: str
+    schema_name: Text
+    status: NewStatus
     payload: dict[str, Any]
-    id: str | None = None
+    id: NewId | None = None
     parent_span_id: str | None = None
     result_payload: dict[str, Any] | None = None
-    started_at: str | None = None
-    finished_at: str | None = None
+    started_at: Time | None = None
+    finished_at: Time | None = None
     sensitive_encoding: bool | None = None
-    idempotency_key: str | None = None
+    idempotency_key: Key | None = None
 
 
 class CreateSpanBody(Struct, kw_only=True):
     """POST agent_spans; clients send the key beside ``details`` or inside."""
 
     details: SpanDetails
-    idempotency_key: str | None = None
+    idempotency_key: Key | None = None
 
 
 class FinishSpanBody(Struct, kw_only=True):
     """POST agent_spans/{id}/finish."""
 
-    status: str | None = None
-    timestamp: str | None = None
+    status: Outcome | None = None
+    timestamp: Time | None = None
     result_payload: dict[str, Any] | None = None
     sensitive_encoding: bool | None = None
-    idempotency_key: str | None = None
+    idempotency_key: Key | None = None
 
 
 class NewAgent(Struct, kw_only=True):
     """``details`` of POST agent."""
 
-    name: str
-    id: str | None = None
+    name: Text
+    id: NewId | None = None
     description: str | None = None
     external_identifier: str | None = None
     owner_person_id: str | None = None
@@ -116,7 +143,7 @@ class CreateAgentBody(Struct, kw_only=True):
     """POST agent."""
 
     details: NewAgent
-    idempotency_key: str | None = None
+    idempotency_key: Key | None = None
 
 
 class AgentChanges(Struct, kw_only=True):
@@ -134,26 +161,26 @@ class UpdateAgentBody(Struct, kw_only=True):
     """PUT agent/{id}."""
 
     details: AgentChanges
-    idempotency_key: str | None = None
+    idempotency_key: Key | None = None
 
 
-class MoveAgentBody(Struct, kw_only=True):
-    """POST agent/{id}/retire and agent/{id}/reinstate."""
+class ActBody(Struct, kw_only=True):
+    """The body of a call that needs no more than its path, such as POST agent/{id}/retire."""
 
-    idempotency_key: str | None = None
+    idempotency_key: Key | None = None
 
 
 class BulkBody(Struct, kw_only=True):
     """POST bulk; each item is the body of another call, with the type of that call."""
 
-    items: list[dict[str, Any]]
+    items: Items
 
 
 class BulkItem(Struct, kw_only=True):
     """The fields that every bulk item has; the key is also the name of its output."""
 
     type: str = msgspec.field(name="_type")
-    idempotency_key: str
+    idempotency_key: Key
 
 
 class InstanceItem(Struct, kw_only=True):
@@ -166,6 +193,12 @@ class AgentItem(Struct, kw_only=True):
     """A bulk item about one agent, likewise."""
 
     agent_id: str
+
+
+class EnvironmentItem(Struct, kw_only=True):
+    """A bulk item about one environment, likewise."""
+
+    environment_id: str
 
 
 class SpanItem(Struct, kw_only=True):
@@ -191,11 +224,16 @@ class _Named(Struct):
 def parse_body(content: bytes, body_type: type[T]) -> T:
     """Decode and check a body. Raises :class:`ApiError` (400, or 422 with the field)."""
     try:
-        return msgspec.json.decode(content or b"{}", type=body_type)
+        body = msgspec.json.decode(content or b"{}", type=body_type)
     except msgspec.ValidationError as error:
         raise _wrong_form(error) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ApiError(400, "bad_request", f"the body is not JSON: {error}") from None
+    except RecursionError:
+        raise _too_deep() from None
+    if _is_too_deep(content):
+        raise _too_deep()
+    return body
 
 
 def convert_body(value: Mapping[str, Any], body_type: type[T]) -> T:
@@ -205,7 +243,25 @@ def convert_body(value: Mapping[str, Any], body_type: type[T]) -> T:
     except msgspec.ValidationError as error:
         raise _wrong_form(error) from None
     except RecursionError:
-        raise ApiError(400, "bad_request", "the item is nested too deep") from None
+        raise _too_deep() from None
+
+
+def _is_too_deep(content: bytes) -> bool:
+    """Whether ``content``, which is valid JSON, has too many levels."""
+    if content.count(b"{") + content.count(b"[") <= _MAX_DEPTH:
+        return False
+    without_escapes = content.replace(rb"\\", b"").replace(rb"\"", b"")
+    outside_strings = b"".join(without_escapes.split(b'"')[::2])
+    depth = 0
+    for bracket in outside_strings.translate(None, _NO_BRACKETS):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > _MAX_DEPTH:
+            return True
+    return False
+
+
+def _too_deep() -> ApiError:
+    return ApiError(400, "bad_request", f"the body is nested deeper than {_MAX_DEPTH} levels")
 
 
 def _wrong_form(error: msgspec.ValidationError) -> ApiError:
@@ -260,10 +316,8 @@ def check_purpose(purpose: str | None) -> str:
     """Check the purpose of a run; None gives ``live``."""
     if purpose is None:
         return "live"
-    if purpose not in _PURPOSES:
-        raise invalid(
-            "purpose", f"must be one of {', '.join(_PURPOSES)}, got {in_message(purpose)}"
-        )
+    if purpose not in PURPOSES:
+        raise invalid("purpose", f"must be one of {', '.join(PURPOSES)}, got {in_message(purpose)}")
     return purpose
 
 

@@ -11,7 +11,11 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Final, TypeVar
 
-from prefactor_core.local.migrations import MIGRATION_FUNCTIONS, MIGRATIONS
+from prefactor_core.local.migrations import (
+    ADD_DEFAULT_ENVIRONMENT,
+    MIGRATION_FUNCTIONS,
+    MIGRATIONS,
+)
 from prefactor_core.operations import identifiers
 
 Row = sqlite3.Row
@@ -102,6 +106,7 @@ class Store:
                 return str(account["id"])
             account_id = identifiers.generate(random.randrange(1, identifiers.MAX_PARTITION))
             self.insert("account", {"id": account_id})
+            self._connection.execute(ADD_DEFAULT_ENVIRONMENT)
             return account_id
 
     def _migrations_done(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 from msgspec import Raw
@@ -62,6 +62,11 @@ class Versions:
         changed = sorted(name for name in fields if stored.get(name) != version.get(name))
         return _by_name(_same(row, stored, changed))
 
+    def shown(self, row: Row) -> Version:
+        """The version in ``row``, in the form that register answers."""
+        version = _as_answered(row, _content(row))
+        return version if row["kind"] == "agent_version" else _by_name(version)
+
     def stored(self, id: str) -> Version:
         """A version as it was registered."""
         row = self._store.one("SELECT * FROM agent_versions WHERE id = ?", id)
@@ -114,6 +119,10 @@ class SchemaVersion:
         self.check = SchemaCheck(content)
         self._span_types = _shown(content.get("span_type_schemas"))
         self._qualities = _shown(content.get("quality_schemas"))
+        unnamed: object = content.get("quality_schema")
+        fields = cast("dict[str, Any]", unnamed) if isinstance(unnamed, dict) else {}
+        self.unnamed_quality = Shown({**fields, "name": "quality"})
+        """How the one quality payload of older clients is shown."""
 
     def span_type(self, name: str) -> Shown:
         """How spans of this name are shown; the name may be unregistered."""
@@ -171,7 +180,11 @@ def _same(row: Row, stored: Version, changed: list[str]) -> Version:
             f"{row['external_identifier']!r} already exists with different details "
             f"({', '.join(changed)}): give the changed one another external_identifier",
         )
-    return {"type": row["kind"], **stored, "id": row["id"], "agent_id": row["agent_id"]}
+    return _as_answered(row, stored)
+
+
+def _as_answered(row: Row, content: Version) -> Version:
+    return {"type": row["kind"], **content, "id": row["id"], "agent_id": row["agent_id"]}
 
 
 def _by_name(version: Version) -> Version:

@@ -29,6 +29,7 @@ _INSTANCE_COLUMNS = (
     "agent_version_id",
     "agent_schema_version_id",
     "environment_id",
+    "agent_deployment_id",
     "external_identifier",
     "purpose",
     "status",
@@ -66,8 +67,6 @@ class Views:
         return {
             "type": "agent_instance",
             "account_id": self._store.account_id,
-            # Each environment has one deployment.
-            "agent_deployment_id": row["environment_id"],
             **{name: row[name] for name in _INSTANCE_COLUMNS},
             "flags": Raw(row["flags"].encode()),
             "span_counts": {"total": sum(counts.values()), **counts, "finished": finished},
@@ -131,4 +130,18 @@ class Views:
             "quality_payloads": {name: quality.payload for name, quality in recorded.items()},
             "quality_summaries": summaries,
             "quality_flags": {name: quality.flags for name, quality in recorded.items()},
+            **self._one_quality(row, recorded, summaries),
         }
+
+    def _one_quality(
+        self, row: Row, recorded: Mapping[str, Quality], summaries: Mapping[str, str]
+    ) -> Answer:
+        """The quality as older readers know it: the one payload that PUT agent_instance/{id}
+        stored, or else all named ones together."""
+        if row["quality_payload"] is not None:
+            payload = Raw(row["quality_payload"].encode())
+            shown = self._versions.schema(row["agent_schema_version_id"]).unnamed_quality
+            return {"quality_payload": payload, "quality_summary": shown.summary(payload)}
+        payloads = {name: quality.payload for name, quality in recorded.items()}
+        summary = "; ".join(f"{name}: {text}" for name, text in summaries.items())
+        return {"quality_payload": payloads or None, "quality_summary": summary or None}

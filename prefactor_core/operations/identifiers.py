@@ -16,6 +16,7 @@ from prefactor_core.exceptions import PrefactorValueError
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PFID = re.compile(r"[0-7][0-9abcdefghjkmnpqrstvwxyz]{31}")
+_BEGINNING = re.compile(r"[0-7][0-9abcdefghjkmnpqrstvwxyz]{3,31}")
 _PARTITION = slice(10, 16)
 _MAX_KEY_LENGTH = 64
 
@@ -100,6 +101,11 @@ def without_partition(pfid: str) -> str:
 def is_pfid(text: object) -> TypeGuard[str]:
     """Whether ``text`` has the form of a PFID."""
     return isinstance(text, str) and _PFID.fullmatch(text) is not None
+
+
+def is_beginning(text: str) -> bool:
+    """Whether a PFID can begin with ``text``, which has 4 characters at least."""
+    return _BEGINNING.fullmatch(text) is not None
 
 
 def partition_of(pfid: str) -> int:

@@ -70,7 +70,7 @@ def test_the_demo_prints_the_tree_that_was_stored(tmp_path: Path, backend: str) 
     for line in (
         "recorded at local:prefactor.db",
         "agent:run  complete  ",
-        '"arguments":{"value":"twenty-two"}} → {"error":{"type":"ValueError"',
+        '  ValueError: could not convert string to float: \'twenty-two\'  {"tool":"convert_units",',
         "agent:retrieval  cancelled  a second opinion\n",
         "height of Olympus Mons → 2 documents\n",
         "small-1: Write the answer → Olympus Mons, by 13 km\n",
@@ -165,8 +165,8 @@ def test_a_run_that_cannot_be_terminated_is_one_clear_line(tmp_path: Path) -> No
         ([ended], "409 invalid_action: an agent instance that is terminated cannot become"),
         ([unknown], f"404 not_found: agent instance '{unknown}' not found"),
         ([active, "--reason", ""], "(reason: is required)"),
-        ([f"{active}/finish?"], f"'{active}/finish?' is not the id of an agent instance"),
-        (["research"], "'research' is not the id of an agent instance"),
+        ([f"{active}/finish?"], f"agent '{active}/finish?' has no run at local:prefactor.db"),
+        (["research"], "agent 'research' has no run at local:prefactor.db"),
     ]
     for arguments, said in cases:
         code, shown, errors = run_here("terminate", *arguments, cwd=tmp_path)

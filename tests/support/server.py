@@ -26,9 +26,10 @@ def serve_local_prefactor(
     agents: tuple[str, ...],
     faults: Faults | None = None,
     requests: list[str] | None = None,
+    headers: list[str] | None = None,
 ) -> Generator[str]:
     """Serves the database ``path`` until the block is left; gives the URL. ``requests`` gets what
-    is asked for: path and query."""
+    is asked for: path and query; ``headers`` the names of the headers, in lower case."""
     # A connection that is dropped on purpose is an error to uvicorn: it would log it.
     options = uvicorn.Config(_not_yet, lifespan="off", log_level="critical", ws="none")
     server = uvicorn.Server(options)
@@ -37,7 +38,7 @@ def serve_local_prefactor(
         async with open_local_prefactor(
             str(path), api_token=api_token, agents=agents, faults=faults
         ) as app:
-            options.app = app if requests is None else _noting(app, requests)
+            options.app = _noting(app, requests, headers)
             await server.serve(sockets=[listener])
 
     # Made as TCP and no other way, or asyncio leaves Nagle's algorithm on.
@@ -54,9 +55,14 @@ def serve_local_prefactor(
             thread.join(10)
 
 
-def _noting(app: LocalPrefactor, requests: list[str]) -> ASGI3Application:
+def _noting(
+    app: LocalPrefactor, requests: list[str] | None, headers: list[str] | None
+) -> ASGI3Application:
     async def noting(scope: Any, receive: Any, send: Any) -> None:
-        requests.append(f"{scope['path']}?{scope['query_string'].decode()}")
+        if requests is not None:
+            requests.append(f"{scope['path']}?{scope['query_string'].decode()}")
+        if headers is not None:
+            headers.extend(name.decode() for name, _ in scope["headers"])
         await app(scope, receive, send)
 
     return noting

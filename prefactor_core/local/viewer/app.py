@@ -26,6 +26,7 @@ from prefactor_core.local.errors import ApiError
 from prefactor_core.local.requests import stored_now
 from prefactor_core.local.viewer.agents import list_agents
 from prefactor_core.local.viewer.events import EventStream, Position
+from prefactor_core.local.viewer.export import export
 from prefactor_core.local.viewer.reader import Reader, open_reader
 from prefactor_core.local.viewer.run_list import list_runs
 from prefactor_core.local.viewer.runs import run_details
@@ -112,6 +113,7 @@ class Viewer:
             _json(f"{run}/changes", quick, changes),
             _json(f"{run}/search", slow, search),
             _json(f"{run}/usage", slow, lambda db, id, _query: usage(db, id)),
+            Route(f"{run}/export", self._export),
             _json("/-/spans/{id}", quick, lambda db, id, _query: span_details(db, id)),
         ]
 
@@ -152,6 +154,18 @@ class Viewer:
             )
 
         return await _read(request, self._quick, about)
+
+    async def _export(self, request: Request) -> Response:
+        # A large run takes seconds: nothing else may wait for it.
+        async with open_reader(str(self._path), "prefactor viewer, export") as reader:
+            name, media_type, content = await reader.read(
+                lambda db: export(db, self._path.name, _id(request), request.query_params)
+            )
+        headers = {
+            "Content-Disposition": f'attachment; filename="{name}"',
+            "Cache-Control": "no-store",
+        }
+        return Response(content, headers=headers, media_type=media_type)
 
     async def _events(self, request: Request) -> EventStream:
         query = request.query_params

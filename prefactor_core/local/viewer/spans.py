@@ -11,9 +11,8 @@ from msgspec import Raw
 
 from prefactor_core.exceptions import in_message
 from prefactor_core.local.errors import invalid, not_found
-from prefactor_core.local.versions import SchemaVersion
 from prefactor_core.local.viewer.runs import RunRow, revision, run_row
-from prefactor_core.local.viewer.schema_versions import agent_version, span_schemas
+from prefactor_core.local.viewer.schema_versions import schema_version
 
 FIELDS: Final = (
     *("id", "parent", "name", "status", "start", "end"),
@@ -21,7 +20,9 @@ FIELDS: Final = (
 )
 """The fields of a row of a skeleton, in their order."""
 
-_MOST_ANCESTORS: Final = 10_000
+_MOST_ANCESTORS: Final = 100
+"""The most ancestors of a span, the nearest ones: all those of a deep run would fill its export."""
+
 _ALL: Final = 2**62
 _LABEL_CHARACTERS: Final = 80
 _ERROR_CHARACTERS: Final = 200
@@ -59,6 +60,17 @@ SELECT CAST(json_array(
     CASE WHEN json_valid(payload) THEN
         substr({_first_text("payload", *_LABELS)}, 1, {_LABEL_CHARACTERS}) END
 ) AS BLOB), revision FROM agent_spans
+"""
+
+# The bound also ends a circle, which a file from elsewhere may have.
+_ANCESTORS: Final = """
+WITH RECURSIVE above (id, name, parent_id, distance) AS (
+    SELECT id, schema_name, parent_span_id, 1 FROM agent_spans WHERE id = ?1
+    UNION ALL
+    SELECT s.id, s.schema_name, s.parent_span_id, distance + 1
+    FROM above JOIN agent_spans AS s ON s.id = above.parent_id WHERE distance < ?2
+)
+SELECT id, name FROM above ORDER BY distance DESC
 """
 
 
@@ -134,9 +146,9 @@ def span_details(db: Connection, span_id: str) -> bytes:
     span = db.execute("SELECT * FROM agent_spans WHERE id = ?", (span_id,)).fetchone()
     versions = "SELECT agent_schema_version_id FROM agent_instances WHERE id = ?"
     (version_id,) = db.execute(versions, (run_id,)).fetchone()
-    content = agent_version(db, version_id)
-    shown = SchemaVersion(content).span_type(span["schema_name"])
-    params_schema, result_schema = span_schemas(content, span["schema_name"])
+    version = schema_version(db, version_id)
+    shown = version.span_type(span["schema_name"])
+    params_schema, result_schema = version.json_schemas(span["schema_name"])
     same = (
         *("id", "agent_instance_id", "parent_span_id", "schema_name", "status", "started_at"),
         *("finished_at", "inserted_at", "updated_at"),
@@ -158,13 +170,4 @@ def span_details(db: Connection, span_id: str) -> bytes:
 
 
 def _ancestors(db: Connection, parent_id: str | None) -> list[dict[str, str]]:
-    path: list[dict[str, str]] = []
-    # Bounded: the file may come from anywhere, with parents in a circle.
-    while parent_id is not None and len(path) < _MOST_ANCESTORS:
-        query = "SELECT id, schema_name AS name, parent_span_id FROM agent_spans WHERE id = ?"
-        row = db.execute(query, (parent_id,)).fetchone()
-        if row is None:
-            break
-        path.append({"id": row["id"], "name": row["name"]})
-        parent_id = row["parent_span_id"]
-    return path[::-1]
+    return [dict(row) for row in db.execute(_ANCESTORS, (parent_id, _MOST_ANCESTORS))]

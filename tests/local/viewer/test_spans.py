@@ -223,14 +223,18 @@ async def test_a_payload_that_is_nested_very_deep_has_a_row_without_a_label(site
     assert (await site.span(span["id"]))["payload_text"] == deep
 
 
-async def test_parents_in_a_circle_have_a_path_that_ends(site: Site) -> None:
+async def test_a_path_has_the_nearest_hundred_ancestors(site: Site) -> None:
     run_id = await site.api.start()
-    one, other = [await site.api.created(run_id) for _ in range(2)]
+    ids: list[str] = []
+    for _ in range(103):
+        parent_id = ids[-1] if ids else None
+        ids.append((await site.api.created(run_id, parent_span_id=parent_id))["id"])
+    assert [each["id"] for each in (await site.span(ids[-1]))["path"]] == ids[2:-1]
+    # A file from elsewhere may have parents in a circle.
     with closing(sqlite3.connect(site.path)) as db, db:
-        for child, parent in ((one, other), (other, one)):
-            query = "UPDATE agent_spans SET parent_span_id = ? WHERE id = ?"
-            db.execute(query, (parent["id"], child["id"]))
-    assert len((await site.span(one["id"]))["path"]) > 2
+        query = "UPDATE agent_spans SET parent_span_id = ? WHERE id = ?"
+        db.execute(query, (ids[1], ids[0]))
+    assert len((await site.span(ids[1]))["path"]) == 100
 
 
 async def test_hits_come_in_the_order_of_their_starts(site: Site) -> None:

@@ -28,7 +28,10 @@ class AgentsPage {
     root.className = "agents-page";
     context.setCrumbs([{ text: "Runs", href: "/" }, { text: "Agents" }]);
     context.setTitle("Agents");
-    this.subscription = subscribe({}, { onRuns: () => this.loadSoon() });
+    this.subscription = subscribe({}, {
+      onRuns: () => this.loadSoon(),
+      onState: (state) => state === "live" && this.loadSoon(),
+    });
   }
 
   update() {}
@@ -83,10 +86,11 @@ function agentsRow({ id, name, description, external_identifier: external, runs,
   const retired = status && status !== "active" ? h("span", { class: "badge" }, status) : null;
   return h("tr", null,
     h("td", { class: "run" },
-      h("a", { href }, name ?? shortId(id)),
-      h("span", { class: "detail", title: id }, external ?? shortId(id)), retired),
+      h("div", { class: "run-name" },
+        h("a", { href }, name ?? shortId(id)),
+        h("span", { class: "detail", title: id }, external ?? shortId(id)), retired)),
     h("td", { class: "purpose" }, description ?? ""),
-    h("td", { class: "number" }, count(runs.total)),
+    h("td", { class: "number total" }, count(runs.total)),
     h("td", { class: "number" }, agentsPart(runs.active, `${href}&status=active`, "active")),
     h("td", { class: "number" }, agentsPart(runs.failed, `${href}&status=failed`, "failed")),
     h("td", { class: "newest" }, agentsNewest(newest)));

@@ -158,9 +158,12 @@ class DataStream {
 
   add(subscription) {
     this.subscriptions.add(subscription);
-    const seen = subscription.after;
-    if (seen !== null) this.revision = Math.min(this.revision ?? seen, seen);
     subscription.handlers.onState?.(this.state);
+    const seen = subscription.after;
+    // The stream may have passed on, before this subscription, what its caller has not seen.
+    const behind = seen !== null && (this.revision === null || seen < this.revision);
+    if (behind) this.revision = seen;
+    if (behind && this.source !== null) this.read();
     this.refresh();
   }
 
@@ -172,8 +175,8 @@ class DataStream {
   /** Read or listen while this tab is seen and something is followed; pause otherwise. */
   refresh() {
     if (document.hidden || this.subscriptions.size === 0) return this.pause();
-    if (this.channel === null) return this.source ?? this.read();
     if (this.source !== null) return this.catchUp();
+    if (this.channel === null) return this.read();
     // A leader may have passed on events before this tab listened: it repeats them.
     this.channel.postMessage({ kind: "hello", revision: this.revision });
     this.catchUp();

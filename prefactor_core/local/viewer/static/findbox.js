@@ -42,6 +42,7 @@ export class FindBox {
     });
     this.element.addEventListener("keydown", (event) => {
       if (event.key !== "Escape") return;
+      event.preventDefault(); // the browser would empty the field
       event.stopPropagation();
       this.list.hidden = true;
       document.activeElement.blur();
@@ -60,13 +61,13 @@ export class FindBox {
     if (this.model.hits.size > 0) this.showList();
   }
 
-  /** Searches for `text` from a link. */
+  /** Search for `text` from a link. */
   start(text) {
     this.input.value = text;
     if (text !== "") this.search();
   }
 
-  /** Goes to the next hit, or with -1 to the one before. */
+  /** Go to the next hit, or with -1 to the one before. */
   step(by) {
     const hits = this.positions();
     const p = nextOf(hits, this.model.position(), by);
@@ -74,12 +75,13 @@ export class FindBox {
     this.draw();
   }
 
-  /** Shows which hit is selected, of how many. */
+  /** Show which hit is selected, of how many. */
   draw() {
     const hits = this.positions();
     const at = hits.indexOf(this.model.position());
     const total = `${count(hits.length)}${this.more ? "+" : ""}`;
-    const found = at < 0 ? `${total} ${hits.length === 1 ? "hit" : "hits"}` : `${at + 1} of ${total}`;
+    const word = hits.length === 1 ? "hit" : "hits";
+    const found = at < 0 ? `${total} ${word}` : `${at + 1} of ${total}`;
     const empty = this.input.value.trim() === "";
     this.status.textContent = empty ? "" : found;
     this.status.hidden = this.back.hidden = this.forward.hidden = empty;
@@ -106,7 +108,7 @@ export class FindBox {
     this.step(event.shiftKey ? -1 : 1);
   }
 
-  /** Shows hits in what the page holds at once, and those in payloads when the server answers. */
+  /** Show hits in what the page holds at once, and those in payloads when the server answers. */
   async search() {
     const text = this.input.value;
     this.request?.abort();
@@ -148,6 +150,7 @@ export class FindBox {
   listItem(tree, p) {
     const { id, name, label, status, start } = tree.spans[p];
     const time = Number.isNaN(start) ? "" : duration(start - tree.from);
+    const note = h("span", { class: "muted" }, label);
     const on = { click: () => this.actions.go(id) };
     return h(
       "li",
@@ -156,7 +159,7 @@ export class FindBox {
         "button",
         { type: "button", class: "plain find-hit", on },
         statusMark(status),
-        h("span", { class: "ellipsis" }, shortName(name), " ", h("span", { class: "muted" }, label)),
+        h("span", { class: "ellipsis" }, shortName(name), " ", note),
         h("span", { class: "muted number" }, time),
       ),
     );

@@ -13,7 +13,7 @@ const flameLane = 20; // px
 const flameProbes = 200; // lanes that are tried; after that spans are drawn over each other
 
 /**
- * Return the spans by lane, each in the order of its starts; a span is on a lane below its parent's.
+ * Return the spans by lane, in the order of their starts. A span is on a lane below its parent's.
  *
  * @returns {{lane: Int32Array, lanes: Array<number[]>}} lane by position, positions by lane
  */
@@ -60,7 +60,7 @@ export class Flame {
       this.scroller,
       this.caption,
     );
-    this.scroller.addEventListener("scroll", () => this.draw(), { passive: true });
+    this.scroller.addEventListener("scroll", () => this.tick(), { passive: true });
     this.canvas.addEventListener("pointermove", (event) => this.onMove(event));
     this.canvas.addEventListener("pointerleave", () => this.say(this.model.position()));
     this.canvas.addEventListener("click", (event) => this.onClick(event));
@@ -74,8 +74,14 @@ export class Flame {
     this.resized.disconnect();
   }
 
-  /** Draws the lanes in view. */
+  /** Draw the lanes in view. */
   draw() {
+    this.colours = palette(this.element);
+    this.tick();
+  }
+
+  /** Draw the lanes in view as they are now, in the colours of the last `draw`. */
+  tick() {
     const { clientWidth: width, clientHeight: height } = this.scroller;
     if (width === 0) return;
     if (this.version !== this.model.version) {
@@ -97,7 +103,7 @@ export class Flame {
     const pen = {
       context,
       width,
-      colours: palette(this.element),
+      colours: this.colours,
       from: view.from,
       scale: width / (view.to - view.from),
       letter: context.measureText("0").width,
@@ -109,10 +115,6 @@ export class Flame {
     const last = Math.min(this.layout.lanes.length, Math.ceil((top + height) / flameLane));
     for (let k = first; k < last; k += 1) this.drawLane(pen, k, k * flameLane - top);
     this.say(pen.chosen);
-  }
-
-  tick() {
-    this.draw();
   }
 
   drawLane(pen, k, y) {
@@ -164,7 +166,8 @@ export class Flame {
     const { from, to } = this.model.window();
     const perPixel = (to - from) / this.scroller.clientWidth;
     const time = from + event.offsetX * perPixel;
-    const lane = this.layout?.lanes[Math.floor((event.offsetY + this.scroller.scrollTop) / flameLane)];
+    const y = event.offsetY + this.scroller.scrollTop;
+    const lane = this.layout?.lanes[Math.floor(y / flameLane)];
     const now = this.model.now();
     const slack = 2 * perPixel;
     const found = lane?.findLast((p) => {
@@ -173,7 +176,7 @@ export class Flame {
     return found ?? null;
   }
 
-  /** Scrolls to the lane of the span at `p`. */
+  /** Scroll to the lane of the span at `p`. */
   show(p) {
     this.draw();
     const y = (this.layout?.lane[p] ?? 0) * flameLane;
@@ -184,8 +187,8 @@ export class Flame {
   }
 
   say(p) {
-    const span = this.model.tree.spans[p];
-    this.caption.textContent = span === undefined ? "Point at a bar, or use the arrow keys." : this.text(p);
+    const known = this.model.tree.spans[p] !== undefined;
+    this.caption.textContent = known ? this.text(p) : "Point at a bar, or use the arrow keys.";
   }
 
   text(p) {

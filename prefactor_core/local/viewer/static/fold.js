@@ -1,5 +1,6 @@
 /**
- * Fold and unfold the rows of a tree. `folded` holds the ids of the spans whose children are hidden.
+ * Fold and unfold the rows of a tree. `folded` holds the ids of the spans whose children are
+ * hidden.
  */
 import { ancestorsOf } from "./tree.js";
 
@@ -28,9 +29,7 @@ export function foldLevel(tree, folded, rows) {
 
 /** Unfold the topmost level that has a folded row. */
 export function unfoldLevel(tree, folded, rows) {
-  const closed = rows.filter(
-    (row) => typeof row === "number" && folded.has(tree.spans[row].id),
-  );
+  const closed = rows.filter((row) => folded.has(tree.spans[row]?.id));
   const top = closed.reduce((least, p) => Math.min(least, tree.depth[p]), Infinity);
   for (const p of closed) if (tree.depth[p] === top) folded.delete(tree.spans[p].id);
 }

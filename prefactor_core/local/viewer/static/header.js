@@ -76,56 +76,69 @@ export class RunHeader {
     );
   }
 
-  /** Shows the run as it is now. */
+  /** Show the run as it is now. */
   draw() {
     const { run } = this.model;
     const { spans } = run;
-    replace(
-      this.title,
-      statusMark(run.status),
-      " ",
-      run.agent_name ?? "run",
-      h("span", { class: "run-id mono", title: run.id }, run.external_identifier ?? shortId(run.id)),
-    );
+    const id = run.external_identifier ?? shortId(run.id);
+    const name = h("span", { class: "run-id mono", title: run.id }, id);
+    replace(this.title, statusMark(run.status), " ", run.agent_name ?? "run", name);
     this.drawTime();
     const facts = [
       `${count(spans.total)} ${spans.total === 1 ? "span" : "spans"}`,
-      run.flagged > 0 && h("span", { class: "flagged", title: "spans with flags" }, `⚠${count(run.flagged)}`),
       run.llm_calls > 0 && `${count(run.llm_calls)} LLM`,
+      run.flagged > 0 &&
+        h("span", { class: "flagged", title: "spans with flags" }, `⚠${count(run.flagged)}`),
     ];
     replace(this.facts, facts.filter(Boolean).map((fact) => h("span", { class: "fact" }, fact)));
     this.errors.hidden = spans.failed === 0;
-    replace(this.errors, `✕${count(spans.failed)}`, h("span", { class: "offscreen" }, " failed spans"));
+    const failed = h("span", { class: "offscreen" }, " failed spans");
+    replace(this.errors, `✕${count(spans.failed)}`, failed);
     this.tokens.element.hidden = !(run.tokens > 0 || run.cost > 0);
     const cost = run.cost > 0 ? ` · ${money(run.cost)}` : "";
     replace(this.tokens.summary, `${count(run.tokens)} tok${cost} ▾`);
     const quality = run.quality ?? [];
     this.quality.element.hidden = quality.length === 0;
     replace(this.quality.summary, `quality ${quality.length} ▾`);
-    this.terminate.hidden = !isOpen(run.status) || isExport() || Boolean(this.context.about?.read_only);
-    const told = run.status === "terminated" ? terminationState(run) : null;
-    replace(this.stopped, told, run.termination_reason && ` “${run.termination_reason}”`);
+    this.terminate.hidden = !isOpen(run.status) || isExport() || this.context.about.read_only;
+    this.drawStopped();
   }
 
-  /** Shows how long the run takes or took, and whether it has gone silent. */
+  /** Show the time that has passed; called each second. */
+  tick() {
+    const { run } = this.model;
+    if (document.hidden) return;
+    if (isOpen(run.status)) this.drawTime();
+    else if (run.status === "terminated" && !run.stopped_at) this.drawStopped();
+  }
+
+  /** Show when a terminated run was asked to stop, heard it, and stopped. */
+  drawStopped() {
+    const { run } = this.model;
+    const reason = run.termination_reason && ` “${run.termination_reason}”`;
+    replace(this.stopped, terminationState(run), reason);
+  }
+
+  /** Show how long the run takes or took, and whether it has gone silent. */
   drawTime() {
     const { run, tree } = this.model;
     const open = isOpen(run.status);
     const start = msOf(run.started_at ?? run.inserted_at);
     const silence = this.model.silence();
     const silent = silence > SILENT_AFTER;
-    const end = run.finished_at ? msOf(run.finished_at) : open && !silent ? this.model.clock() : tree.to;
+    const reached = open && !silent ? this.model.clock() : tree.to;
+    const end = run.finished_at ? msOf(run.finished_at) : reached;
     const word = STATUS[run.status]?.word ?? run.status;
     this.time.textContent = `${word} ${duration(Math.max(0, end - start))}`;
     this.time.title = `started ${fullTime(run.started_at ?? run.inserted_at)}`;
     const live = open && !silent && !isExport() && h("span", { class: "badge live" }, "live");
     const title = `The last write was at ${clock(run.last_activity_at)}`;
-    const quiet = silent && h("span", { class: "badge silent", title }, `silent for ${duration(silence)}`);
-    const shown = live ? "live" : quiet ? quiet.textContent : "";
-    if (shown !== this.badges.textContent) replace(this.badges, live, quiet);
+    const words = `silent for ${duration(silence)}`;
+    const badge = silent ? h("span", { class: "badge silent", title }, words) : live;
+    if ((badge.textContent ?? "") !== this.badges.textContent) replace(this.badges, badge);
   }
 
-  /** Opens the dialog that terminates the run, if that is offered. */
+  /** Open the dialog that terminates the run, if that is offered. */
   openTerminate() {
     if (!this.terminate.hidden) openTerminateDialog(this.model.run);
   }

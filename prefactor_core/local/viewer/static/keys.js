@@ -20,6 +20,8 @@ const KEYS = [
     [["o"], "only this path"],
     [["n", "N"], "next hit, previous hit"],
     [["+", "-", "0"], "zoom in, out, whole run"],
+    [[",", "."], "earlier, later"],
+    [["p"], "critical path"],
     [["f"], "follow the newest step"],
     [["t"], "terminate: opens a dialog, never at once"],
   ]],

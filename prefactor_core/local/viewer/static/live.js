@@ -52,7 +52,7 @@ export function followRun(id, revision, apply) {
 }
 
 /**
- * Calls `draw` for each frame while `active()` is true and the page is seen; once a second where
+ * Call `draw` for each frame while `active()` is true and the page is seen; once a second where
  * the reader wants less motion.
  */
 export class Frames {
@@ -65,7 +65,7 @@ export class Frames {
     document.addEventListener("visibilitychange", this.onSeen);
   }
 
-  /** Starts to draw if there is something to draw. */
+  /** Start to draw if there is something to draw. */
   wake() {
     if (this.frame !== null || this.closed || document.hidden || !this.active()) return;
     this.frame = requestAnimationFrame(() => this.step());

@@ -140,7 +140,7 @@ function mainHeader() {
 function mainBrand({ database, path, read_only: readOnly }) {
   const name = h("span", { class: "database", title: path }, database);
   const note = isExport() ? "exported" : readOnly ? "read-only" : null;
-  const parts = [h("span", { class: "muted" }, "·"), name];
+  const parts = [h("span", { class: "muted database" }, "·"), name];
   if (note !== null) parts.push(h("span", { class: "badge" }, note));
   document.getElementById("brand").append(...parts);
 }

@@ -47,7 +47,7 @@ export class Minimap {
     this.resized.disconnect();
   }
 
-  /** Draws the picture again. */
+  /** Draw the picture again. */
   draw() {
     const { clientWidth: width, clientHeight: height } = this.element;
     if (width === 0) return;
@@ -61,7 +61,7 @@ export class Minimap {
     this.place();
   }
 
-  /** Moves the frame to the window that is shown; draws again if the scale has changed. */
+  /** Move the frame to the window that is shown; draws again if the scale has changed. */
   place() {
     const domain = this.model.domain();
     if (this.drawn?.to !== domain.to || this.drawn?.from !== domain.from) return this.draw();
@@ -110,7 +110,7 @@ export class Minimap {
     this.paintMarks(context, scale, ratio, this.model.hits, colours.hit, height);
   }
 
-  /** Marks failed spans and hits at the upper edge. */
+  /** Mark failed spans and hits at the upper edge. */
   paintMarks(context, scale, ratio, positions, colour, height) {
     const places = new Set();
     for (const p of positions) {
@@ -177,7 +177,7 @@ export class Minimap {
   }
 }
 
-/** Calls `each(kind, left, right)` for each run of one kind; kind 0 is empty. */
+/** Call `each(kind, left, right)` for each run of one kind; kind 0 is empty. */
 function minimapRuns(pixels, each) {
   let left = 0;
   for (let x = 1; x <= pixels.length; x += 1) {

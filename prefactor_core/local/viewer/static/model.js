@@ -31,11 +31,12 @@ export class RunModel {
     this.arrange();
   }
 
-  /** Works out again all that depends on the tree, on folds and on hits. */
+  /** Work out again all that depends on the tree, on folds and on hits. */
   arrange() {
     this.version += 1;
     const { from, to } = this.domain();
-    const least = Math.max(isOpen(this.run.status) ? modelLeastLiveGap : 1, (to - from) * modelLeastGap);
+    const shortest = isOpen(this.run.status) ? modelLeastLiveGap : 1;
+    const least = Math.max(shortest, (to - from) * modelLeastGap);
     const only = this.tree.at.get(this.only) ?? null;
     if (only === null) this.only = null;
     this.rows = visibleRows(this.tree, this.folded, { only, now: this.now(), least });
@@ -51,12 +52,12 @@ export class RunModel {
     this.waits = new Map();
   }
 
-  /** Finds the positions of the hits. */
+  /** Find the positions of the hits. */
   markHits() {
     this.hits = new Set(positionsOf(this.tree, this.hitIds));
   }
 
-  /** Takes changed rows. Returns the ids of new spans. */
+  /** Take changed rows. Return the ids of new spans. */
   apply(rows) {
     const { tree, added } = applyChanges(this.tree, rows);
     this.tree = tree;
@@ -79,9 +80,9 @@ export class RunModel {
 
   /** The time up to which active spans are known to have run. */
   now() {
-    if (this.grows()) return this.clock();
-    const heard = msOf(this.run.last_activity_at);
-    return Math.max(this.tree.to, Number.isNaN(heard) ? this.tree.to : heard);
+    // The agent's clock may be ahead of the server's.
+    const known = this.grows() ? this.clock() : msOf(this.run.last_activity_at);
+    return known > this.tree.to ? known : this.tree.to;
   }
 
   /** The times from the run's first start to its end; on a tick ahead while it grows. */
@@ -109,7 +110,7 @@ export class RunModel {
     return this.tree.at.get(this.selected) ?? null;
   }
 
-  /** Marks the span `id`, or with null none. */
+  /** Mark the span `id`, or with null none. */
   select(id) {
     this.selected = id;
     this.cursor = id ?? this.cursor;
@@ -128,7 +129,7 @@ export class RunModel {
     return this.rowIndex[at] ?? 0;
   }
 
-  /** Makes the row of the span at `p` visible: unfolds its ancestors, leaves another path. */
+  /** Make the row of the span at `p` visible: unfolds its ancestors, leaves another path. */
   reveal(p) {
     const unfolded = reveal(this.tree, this.folded, p);
     if (!unfolded && this.rowIndex[p] >= 0) return;

@@ -22,6 +22,20 @@ const paletteNames = {
   line: "--line",
 };
 
+/** Call `draw` when the colours have changed: another theme. */
+export function watchTheme(draw) {
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const observer = new MutationObserver(draw);
+  observer.observe(document.documentElement, { attributeFilter: ["data-theme"] });
+  dark.addEventListener("change", draw);
+  return {
+    close() {
+      observer.disconnect();
+      dark.removeEventListener("change", draw);
+    },
+  };
+}
+
 /** Return the colours as they are at `element` now, in the light or the dark theme. */
 export function palette(element) {
   // A custom property itself reads as `light-dark(…)`; the colour of an element is resolved.

@@ -52,7 +52,8 @@ export function placeRow(slot, model, sight) {
   rowsSet(slot, "time", "class", `cell-time${right < 0 ? " earlier" : left > 100 ? " later" : ""}`);
   rowsSet(slot, "bar", "hidden", seen ? null : "");
   rowsSet(slot, "label", "hidden", gap || (!seen && !Number.isNaN(left)) ? "" : null);
-  rowsPlaceEnd(slot, gap || !seen ? "" : rowsEndGlyph(span.status), span.status, Math.min(101, right));
+  const glyph = gap || !seen ? "" : rowsEndGlyph(span.status);
+  rowsPlaceEnd(slot, glyph, span.status, Math.min(101, right));
   rowsPlaceCritical(slot, seen && !gap ? model.path?.parts.get(slot.row) : undefined, sight, scale);
   if (!gap) rowsText(slot.label, rowsLabel(span, end));
   if (!seen) return;
@@ -72,9 +73,13 @@ function rowsFillSpan(slot, model, p) {
   const open = parent && !folded.has(span.id);
   const chosen = span.id === model.selected;
   const { glyph, word } = STATUS[span.status] ?? { glyph: "?", word: span.status };
-  const off = path !== null && !path.time.has(p);
-  const marks = `${chosen ? " chosen" : ""}${model.hits.has(p) ? " hit" : ""}${off ? " off-path" : ""}`;
-  rowsSet(slot, "element", "class", `row kind-${rowsKind(span.name)}${marks}`);
+  const marks = [
+    `row kind-${rowsKind(span.name)}`,
+    chosen && "chosen",
+    model.hits.has(p) && "hit",
+    path !== null && !path.time.has(p) && "off-path",
+  ];
+  rowsSet(slot, "element", "class", marks.filter(Boolean).join(" "));
   rowsSet(slot, "element", "id", `row-${span.id}`);
   rowsSet(slot, "element", "aria-level", tree.depth[p] + 1);
   rowsSet(slot, "element", "aria-posinset", tree.rank[p]);
@@ -119,7 +124,7 @@ function rowsFillGap(slot, model, gap) {
   rowsStyle(slot, "bar", "backgroundImage", "");
 }
 
-/** Sets an attribute if it has changed: most are the same when a row is filled again. */
+/** Set an attribute if it has changed: most are the same when a row is filled again. */
 function rowsSet(slot, part, name, value) {
   const key = `${part} ${name}`;
   if (slot.known.get(key) === value) return;
@@ -135,7 +140,7 @@ function rowsStyle(slot, part, property, value) {
   slot[part].style[property] = value;
 }
 
-/** Sets the text of a text node, or of an element that holds one: that costs no new layout tree. */
+/** Set the text of a text node, or of an element that holds one: that costs no new layout tree. */
 function rowsText(node, text) {
   const holder = node.firstChild ?? node;
   if (holder.data !== text) holder.data = text;
@@ -184,10 +189,11 @@ function rowsEndGlyph(status) {
 function rowsBarTitle(model, p, span) {
   const end = endAt(model.tree, p, model.now());
   const whole = end - span.start;
-  const waits = model.waitsOf(p);
-  if (waits.length === 0 || Number.isNaN(whole)) return duration(whole);
-  const waited = waits.reduce((sum, wait) => sum + Math.max(0, Math.min(wait.to, end) - wait.from), 0);
-  return `${duration(whole)}: ${duration(waited)} waiting for a child, ${duration(whole - waited)} own`;
+  if (Number.isNaN(whole)) return null;
+  let waited = 0;
+  for (const { from, to } of model.waitsOf(p)) waited += Math.max(0, Math.min(to, end) - from);
+  const own = duration(whole - waited);
+  return `${duration(whole)}: ${duration(waited)} waiting for a child, ${own} own`;
 }
 
 /** The label stands after the bar; if there is no room, before it; else on it. */

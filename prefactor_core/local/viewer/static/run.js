@@ -5,10 +5,10 @@
  * the history; on a phone, where the span is a page of its own, it adds one.
  */
 import { h, replace } from "./dom.js";
-import { about, get, isExport } from "./data.js";
+import { get, isExport, now } from "./data.js";
 import { FindBox } from "./findbox.js";
 import { Flame } from "./flame.js";
-import { msOf, shortId } from "./format.js";
+import { shortId } from "./format.js";
 import { RunHeader } from "./header.js";
 import { Frames, followRun } from "./live.js";
 import { legend } from "./legend.js";
@@ -16,10 +16,11 @@ import { Minimap } from "./minimap.js";
 import { RunModel } from "./model.js";
 import { runKeys } from "./run_keys.js";
 import { RunTools } from "./run_tools.js";
+import { watchTheme } from "./palette.js";
 import { showSpan } from "./span.js";
 import { splitter } from "./splitter.js";
 import { TextView } from "./textview.js";
-import { buildTree, isOpen } from "./tree.js";
+import { buildTree } from "./tree.js";
 import { Waterfall } from "./waterfall.js";
 
 const runViews = { waterfall: Waterfall, flame: Flame, text: TextView };
@@ -53,12 +54,8 @@ class RunPage {
   async load() {
     const path = `/-/runs/${encodeURIComponent(this.id)}`;
     try {
-      const [{ run }, skeleton, facts] = await Promise.all([
-        get(path),
-        get(`${path}/skeleton`),
-        about(),
-      ]);
-      if (!this.closed) this.mount(run, skeleton, facts);
+      const [{ run }, skeleton] = await Promise.all([get(path), get(`${path}/skeleton`)]);
+      if (!this.closed) this.mount(run, skeleton);
     } catch (failure) {
       if (!this.closed) this.refuse(failure);
     }
@@ -68,12 +65,12 @@ class RunPage {
     this.closed = true;
     clearInterval(this.seconds);
     clearTimeout(this.panelTimer);
-    const parts = [this.live, this.frames, this.minimap, this.find, this.panel, this.tools];
-    for (const part of parts) part?.close();
+    for (const part of this.parts ?? []) part.close();
     for (const view of Object.values(this.views ?? {})) view.close();
+    this.panel?.close();
   }
 
-  /** Shows what the address says; called for each change of it. */
+  /** Show what the address says; called for each change of it. */
   update(location) {
     const place = runPlace(location);
     const before = this.place;
@@ -84,7 +81,7 @@ class RunPage {
     if (place.span !== before.span || place.tab !== before.tab) this.showSelection();
   }
 
-  /** Changes the address; `update` then shows it. */
+  /** Change the address; `update` then shows it. */
   go(changes, { push = false } = {}) {
     const { span, tab, view, q } = { ...this.place, ...changes };
     const query = new URLSearchParams();
@@ -96,21 +93,21 @@ class RunPage {
     this.context.navigate(query.size > 0 ? `${path}?${query}` : path, { replace: !push });
   }
 
-  mount(run, skeleton, facts) {
-    const skew = msOf(facts.time) - Date.now();
-    const clock = isExport() ? () => msOf(facts.time) : () => Date.now() + skew;
-    this.model = new RunModel(run, buildTree(skeleton.rows), clock);
+  mount(run, skeleton) {
+    this.model = new RunModel(run, buildTree(skeleton.rows), now);
     const actions = this.actions();
     this.views = { waterfall: new Waterfall(this.model, actions) };
     this.header = new RunHeader(this.model, this.context, actions);
     this.minimap = new Minimap(this.model, actions.view);
     this.find = new FindBox(this.model, this.context, actions);
     this.tools = new RunTools(this.model, this.find, actions);
+    this.parts = [this.minimap, this.find, watchTheme(() => this.draw())];
     this.viewport = h("div", { class: "run-view" });
+    this.empty = h("p", { class: "run-empty muted" }, "No step is recorded in this run yet.");
     this.news = h("button", { type: "button", class: "news", hidden: true });
     this.news.addEventListener("click", () => this.showNews());
     this.panelBox = h("aside", { class: "run-panel", aria: { label: "Span" } });
-    const main = h("div", { class: "run-main" }, this.viewport, this.news);
+    const main = h("div", { class: "run-main" }, this.viewport, this.empty, this.news);
     this.body = h("div", { class: "run-body" }, main, splitter(this.panelBox), this.panelBox);
     const { element: header } = this.header;
     const { element: map } = this.minimap;
@@ -127,7 +124,8 @@ class RunPage {
   refuse(failure) {
     const missing = failure.status === 404;
     const title = missing ? "No such run" : failure.message;
-    const why = missing && h("p", null, h("code", null, this.id), ` is not in ${this.context.about.database}.`);
+    const { database } = this.context.about;
+    const why = missing && h("p", null, h("code", null, this.id), ` is not in ${database}.`);
     const back = h("p", null, h("a", { href: "/" }, "All runs"));
     replace(this.root, h("div", { class: "notice" }, h("h1", null, title), why, back));
   }
@@ -172,8 +170,9 @@ class RunPage {
     this.drawNews();
   }
 
-  /** Draws all after a change of the tree, of folds or of what is marked. */
+  /** Draw all after a change of the tree, of folds or of what is marked. */
   draw() {
+    this.empty.hidden = this.model.tree.spans.length > 0;
     this.header.draw();
     this.minimap.draw();
     this.shown.draw();
@@ -187,11 +186,13 @@ class RunPage {
     this.go({ span: id }, { push: this.narrow.matches && this.place.span === null && id !== null });
   }
 
-  /** Marks and shows the span of the address. */
+  /** Mark and shows the span of the address. */
   showSelection({ center = this.center } = {}) {
     const { model } = this;
     const { span } = this.place;
-    const inRow = this.viewport.contains(document.activeElement) || document.activeElement === document.body;
+    const focused = document.activeElement;
+    const nowhere = focused === document.body || focused === this.root;
+    const inRow = nowhere || this.viewport.contains(focused);
     model.select(span);
     const p = model.position();
     if (p !== null) model.reveal(p);
@@ -212,9 +213,17 @@ class RunPage {
     this.panel = null;
     replace(this.panelBox);
     if (span === null) return;
-    const back = h("button", { type: "button", class: "panel-back", on: { click: () => this.back() } });
-    replace(back, this.narrow.matches ? "‹ Run" : "✕");
-    back.setAttribute("aria-label", this.narrow.matches ? "Back to the run" : "Close the span");
+    const narrow = this.narrow.matches;
+    const back = h(
+      "button",
+      {
+        type: "button",
+        class: "panel-back",
+        aria: { label: narrow ? "Back to the run" : "Close the span" },
+        on: { click: () => this.back() },
+      },
+      narrow ? "‹ Run" : "✕",
+    );
     const content = h("div", { class: "panel-content" });
     replace(this.panelBox, back, content);
     this.panel = showSpan(content, span, {
@@ -225,7 +234,7 @@ class RunPage {
     });
   }
 
-  /** Leaves the span; on a phone that is the page before. */
+  /** Leave the span; on a phone that is the page before. */
   back() {
     this.select(null);
     if (!this.narrow.matches) this.focusRow();
@@ -242,7 +251,7 @@ class RunPage {
     this.refold();
   }
 
-  /** Draws the rows after a change of folds. */
+  /** Draw the rows after a change of folds. */
   refold() {
     const anchor = this.views.waterfall.anchor();
     this.model.arrange();
@@ -268,10 +277,21 @@ class RunPage {
     if (isExport()) return;
     this.live = followRun(this.id, revision, (rows, run) => this.apply(rows, run));
     this.frames = new Frames(() => this.model.grows(), () => this.frame());
+    this.parts.push(this.live, this.frames);
     this.frames.wake();
-    this.seconds = setInterval(() => {
-      if (!document.hidden && isOpen(this.model.run.status)) this.header.drawTime();
-    }, 1000);
+    this.seconds = setInterval(() => this.header.tick(), 1000);
+    for (const moved of ["wheel", "touchmove"]) {
+      this.viewport.addEventListener(moved, () => this.follow(false), { passive: true });
+    }
+  }
+
+  /** Keep the newest step in view, or stop that: the reader scrolls. */
+  follow(on) {
+    if (on === this.following) return;
+    this.following = on;
+    this.tools.draw(this);
+    this.context.announce(on ? "Following the newest step" : "Not following");
+    if (on) this.shown.show(this.model.tree.spans.length - 1);
   }
 
   frame() {
@@ -289,7 +309,7 @@ class RunPage {
   apply(rows, run) {
     const { model } = this;
     const status = model.run.status;
-    if (run !== null && run.revision >= (model.run.revision ?? 0)) model.run = { ...model.run, ...run };
+    if ((run?.revision ?? -1) >= (model.run.revision ?? 0)) model.run = { ...model.run, ...run };
     const anchor = this.views.waterfall.anchor();
     const added = rows.length > 0 ? model.apply(rows) : [];
     if (rows.length > 0 && this.place.view === "waterfall") this.views.waterfall.drawAround(anchor);
@@ -297,6 +317,7 @@ class RunPage {
     for (const id of added) this.unseen.add(id);
     if (this.following && added.length > 0) this.showNews();
     if (rows.some(([id]) => id === this.place.span)) this.panel?.refresh();
+    this.empty.hidden = model.tree.spans.length > 0;
     this.header.draw();
     this.find.draw();
     this.tools.draw(this);
@@ -306,7 +327,7 @@ class RunPage {
     if (model.run.status !== status) this.ended();
   }
 
-  /** Reads again what the changes do not tell: the quality of a run that has ended. */
+  /** Read again what the changes do not tell: the quality of a run that has ended. */
   async ended() {
     this.nameRun();
     const { run } = await get(`/-/runs/${encodeURIComponent(this.id)}`);
@@ -316,7 +337,7 @@ class RunPage {
     this.draw();
   }
 
-  /** Offers the new spans below the view: "3 new ↓". */
+  /** Offer the new spans below the view: "3 new ↓". */
   drawNews() {
     const bottom = this.views.waterfall.bottomIndex();
     for (const id of this.unseen) {

@@ -33,7 +33,7 @@ export function runKeys(page) {
     ",": () => page.zoomTo(panned(model.view, model.domain(), -0.25)),
     ".": () => page.zoomTo(panned(model.view, model.domain(), 0.25)),
     p: () => runKeysPath(page),
-    f: () => runKeysFollow(page),
+    f: () => page.follow(!page.following && isOpen(model.run.status)),
     c: () => runKeysCopy(page),
     t: () => page.header.openTerminate(),
   };
@@ -44,7 +44,7 @@ function runKeysMove(page, by) {
   runKeysSelectRow(page, model.cursor === null ? 0 : model.cursorIndex + by, by);
 }
 
-/** Selects the span at the row `index`, or the next one in the direction `by` if it is a gap. */
+/** Select the span at the row `index`, or the next one in the direction `by` if it is a gap. */
 function runKeysSelectRow(page, index, by) {
   const { rows, tree } = page.model;
   let at = Math.min(Math.max(index, 0), rows.length - 1);
@@ -52,7 +52,7 @@ function runKeysSelectRow(page, index, by) {
   if (rows[at] !== undefined) page.select(tree.spans[rows[at]].id);
 }
 
-/** Folds the row; if it is folded or has no children, goes to its parent. */
+/** Fold the row; if it is folded or has no children, go to its parent. */
 function runKeysLeave(page) {
   const { tree, folded, rows, cursorIndex } = page.model;
   const p = rows[cursorIndex];
@@ -62,7 +62,7 @@ function runKeysLeave(page) {
   else if (tree.parent[p] !== TREE_RUN) page.select(tree.spans[tree.parent[p]].id);
 }
 
-/** Unfolds the row; if it is open, goes to its first child. */
+/** Unfold the row; if it is open, go to its first child. */
 function runKeysEnter(page) {
   const { tree, folded, rows, cursorIndex } = page.model;
   const p = rows[cursorIndex];
@@ -78,7 +78,8 @@ function runKeysOpen(page) {
 
 /** From the span's panel to its row, then to no selection, then to the list of runs. */
 function runKeysBack(page) {
-  if (page.panelBox.contains(document.activeElement) && !page.narrow.matches) return page.focusRow();
+  const inPanel = page.panelBox.contains(document.activeElement);
+  if (inPanel && !page.narrow.matches) return page.focusRow();
   if (page.place.span !== null) return page.back();
   if (page.model.only !== null) return runKeysOnly(page);
   page.context.navigate("/");
@@ -98,7 +99,7 @@ function runKeysFold(page, change) {
   page.refold();
 }
 
-/** Shows only the ancestors and the subtree of the selected span, or all again. */
+/** Show only the ancestors and the subtree of the selected span, or all again. */
 function runKeysOnly(page) {
   const { model } = page;
   const p = model.rows[model.cursorIndex];
@@ -124,13 +125,6 @@ function runKeysPath(page) {
   page.model.showPath = !page.model.showPath;
   page.model.arrange();
   page.draw();
-}
-
-function runKeysFollow(page) {
-  page.following = !page.following && isOpen(page.model.run.status);
-  page.tools.draw(page);
-  page.context.announce(page.following ? "Following the newest step" : "Not following");
-  if (page.following) page.shown.show(page.model.tree.spans.length - 1);
 }
 
 async function runKeysCopy(page) {

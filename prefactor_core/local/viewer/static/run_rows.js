@@ -53,7 +53,7 @@ export function updateRunRow(row, run) {
 export function tickRunRow(row) {
   if (row.run.status !== "active") return;
   RUN_COLUMNS.forEach((column, i) => {
-    const grows = column.show === rowDuration || column.show === rowStatus;
+    const grows = column.show === rowDuration || column.show === rowName;
     if (grows) rowShowCell(row.cells[i], column, row.run);
   });
 }
@@ -92,16 +92,15 @@ function rowStatus(run) {
   return [
     mark,
     h("span", { class: "word", "aria-hidden": "true", title: reason }, word),
-    rowSilence(run),
   ];
 }
 
 function rowName(run) {
   const name = run.agent_name ?? shortId(run.agent_id);
-  return [
+  return h("div", { class: "run-name" },
     h("a", { href: `/runs/${run.id}` }, name),
     h("span", { class: "detail", title: run.id }, run.external_identifier ?? shortId(run.id)),
-  ];
+    rowSilence(run));
 }
 
 function rowStarted(run) {

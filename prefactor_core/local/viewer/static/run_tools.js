@@ -6,7 +6,6 @@ import { kindOf } from "./format.js";
 import { TREE_RUN, isOpen } from "./tree.js";
 
 const toolsViews = { waterfall: "Waterfall", flame: "Flame", text: "Text" };
-const toolsKinds = { llm: "LLM", tool: "tool", retrieval: "retrieval", agent: "agent", chain: "chain" };
 
 export class RunTools {
   constructor(model, find, actions) {
@@ -42,9 +41,7 @@ export class RunTools {
     );
   }
 
-  close() {}
-
-  /** Shows what is on: `page` has the place and whether it follows. */
+  /** Show what is on: `page` has the place and whether it follows. */
   draw({ place, following }) {
     for (const button of this.views) {
       button.setAttribute("aria-pressed", String(button.dataset.view === place.view));
@@ -66,7 +63,7 @@ export class RunTools {
     const { tree, path } = this.model;
     const times = new Map();
     for (const [p, ms] of path.time) {
-      const kind = p === TREE_RUN ? "no step" : (toolsKinds[kindOf(tree.spans[p].name)] ?? "other");
+      const kind = p === TREE_RUN ? "no step" : kindOf(tree.spans[p].name).replace("llm", "LLM");
       times.set(kind, (times.get(kind) ?? 0) + ms);
     }
     const steps = path.time.size - (path.time.has(TREE_RUN) ? 1 : 0);

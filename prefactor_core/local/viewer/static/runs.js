@@ -89,20 +89,22 @@ class RunsPage {
   keep() {
     const runs = [...this.rows.values()].map(({ run }) => run);
     if (runs.length === 0) return;
+    const read = this.body.contains(document.activeElement) ? document.activeElement : null;
     runsLeft = {
       query: this.query.toString(), runs, next: this.next, facts: this.facts,
-      top: this.list.scrollTop,
+      top: this.list.scrollTop, read: read?.closest("tr").dataset.id,
     };
   }
 
   restore() {
-    const { runs, next, facts, top } = runsLeft;
+    const { runs, next, facts, top, read } = runsLeft;
     replace(this.body);
     this.append(runs);
     this.next = next;
     this.complete = next === null;
     this.showFacts(facts);
     this.list.scrollTop = top;
+    this.rows.get(read)?.element.querySelector("a").focus({ preventScroll: true });
     this.follow(facts.revision);
     this.refreshSoon();
   }

@@ -7,6 +7,7 @@ import { get } from "./data.js";
 import { TREE_RUN, endAt, visibleRows } from "./tree.js";
 
 const textviewChunk = 500; // lines in one element: the browser lays out those in view alone
+const textviewStep = 8 * textviewChunk; // lines that are written without a pause
 const textviewAtOnce = 6; // requests for payloads
 
 /**
@@ -35,15 +36,16 @@ export class TextView {
     this.text.setAttribute("aria-label", "The run as text");
     this.more = h("button", { type: "button", on: { click: () => this.loadPayloads() } });
     const copy = copyButton(() => textLines(this.model, this.payloads).join("\n"), "Copy all");
-    const note = h("span", { class: "muted" }, "start · duration · step. Times count from the start.");
-    this.element = h("div", { class: "text-view" }, h("div", { class: "text-head" }, note, this.more, copy), this.text);
+    const note = h("span", { class: "muted" }, "start of the step, its duration, the step");
+    const head = h("div", { class: "text-head" }, note, this.more, copy);
+    this.element = h("div", { class: "text-view" }, head, this.text);
   }
 
   close() {
     this.closed = true;
   }
 
-  /** Writes the text in steps, so that a long run does not stop the page. */
+  /** Write the text in steps, so that a long run does not stop the page. */
   draw() {
     const total = this.model.tree.spans.length;
     const missing = total - this.payloads.size;
@@ -54,10 +56,11 @@ export class TextView {
     this.draft = draft;
     const write = (from) => {
       if (this.closed || this.draft !== draft) return;
-      for (let at = from; at < Math.min(lines.length, from + 8 * textviewChunk); at += textviewChunk) {
+      const to = Math.min(lines.length, from + textviewStep);
+      for (let at = from; at < to; at += textviewChunk) {
         this.writeChunk(at / textviewChunk, lines.slice(at, at + textviewChunk));
       }
-      if (from + 8 * textviewChunk < lines.length) setTimeout(() => write(from + 8 * textviewChunk));
+      if (to < lines.length) setTimeout(() => write(to));
     };
     while (this.text.children.length > Math.ceil(lines.length / textviewChunk)) {
       this.text.lastChild.remove();
@@ -65,7 +68,7 @@ export class TextView {
     write(0);
   }
 
-  /** Replaces the text of a chunk only if it has changed: a selection elsewhere stays. */
+  /** Replace the text of a chunk only if it has changed: a selection elsewhere stays. */
   writeChunk(index, lines) {
     const text = `${lines.join("\n")}\n`;
     let chunk = this.text.children[index];
@@ -118,13 +121,13 @@ function textviewSpan(lines, tree, p, now, payloads) {
   const head = `${start.padStart(11)} ${length.padStart(11)}  ${indent}`;
   lines.push(`${head}${glyph} ${span.name}  ${facts.filter(Boolean).join(" · ")}`);
   const texts = payloads.get(span.id);
-  if (texts === undefined) return;
-  lines.push(`${" ".repeat(head.length)}  input  ${texts.payload_text}`);
-  if (texts.result_text !== null) lines.push(`${" ".repeat(head.length)}  result ${texts.result_text}`);
+  const margin = " ".repeat(head.length);
+  if (texts) lines.push(`${margin}  input  ${texts.payload_text}`);
+  if (texts?.result_text) lines.push(`${margin}  result ${texts.result_text}`);
 }
 
 function textviewGap(tree, { parent, from, to }) {
   const depth = parent === TREE_RUN ? 0 : tree.depth[parent] + 1;
-  const start = duration(from - tree.from).padStart(11);
-  return `${start} ${duration(to - from).padStart(11)}  ${"  ".repeat(Math.min(60, depth))}·· idle`;
+  const times = [from - tree.from, to - from].map((ms) => duration(ms).padStart(11));
+  return `${times.join(" ")}  ${"  ".repeat(Math.min(60, depth))}·· idle`;
 }

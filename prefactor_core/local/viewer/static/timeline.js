@@ -75,8 +75,10 @@ export function insideOf({ from, to }, domain) {
 
 /** Return a window between two times in either order; null when it is too short to be meant. */
 export function windowOf(a, b, domain) {
-  const [from, to] = [Math.max(domain.from, Math.min(a, b)), Math.min(domain.to, Math.max(a, b))];
-  return to - from < Math.max(timelineShortest, (domain.to - domain.from) / 500) ? null : { from, to };
+  const from = Math.max(domain.from, Math.min(a, b));
+  const to = Math.min(domain.to, Math.max(a, b));
+  const shortest = Math.max(timelineShortest, (domain.to - domain.from) / 500);
+  return to - from < shortest ? null : { from, to };
 }
 
 function timelineStep(least) {

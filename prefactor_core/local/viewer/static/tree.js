@@ -10,14 +10,14 @@ import { msOf } from "./format.js";
 export const TREE_RUN = -1;
 
 /**
- * Builds the tree from rows of the skeleton.
+ * Build the tree from rows of the skeleton.
  *
  * A span whose parent is not among the rows, or that is its own ancestor, is a top span: none is
  * left out. Siblings are in the order of their starts; those that have not started come last.
  *
  * @param {Array<Array>} rows in the order of the skeleton's fields
- * @returns {object} `spans` and, by position, `parent`, `depth`, `last` (the first position after
- *   the subtree), `rank` and `siblings` (for aria-posinset and aria-setsize); `at`: id → position;
+ * @returns {object} `spans` and, by position: `parent`, `depth`, `last` (the first position after
+ *   the subtree), `rank` and `siblings` (for aria-posinset and aria-setsize); `at`: position by id;
  *   `from` and `to`: the first start and the last known time, in milliseconds since 1970
  */
 export function buildTree(rows) {
@@ -25,7 +25,7 @@ export function buildTree(rows) {
 }
 
 /**
- * Applies changed rows. Changes the tree itself if its shape stays, else returns a new one.
+ * Apply changed rows. Change the tree itself if its shape stays, else return a new one.
  *
  * @returns {{tree: object, added: string[]}} the tree, and the ids of the spans that are new
  */
@@ -112,7 +112,7 @@ export function visibleRows(tree, folded, { only = null, now = tree.to, least = 
 }
 
 /**
- * Divides the time of the span at `p` (or of the run: TREE_RUN) by the work of its children.
+ * Divide the time of the span at `p` (or of the run: TREE_RUN) by the work of its children.
  *
  * @returns {{idle: Array<{parent, before, from, to}>, waiting: Array<{from, to}>}} `idle`: no child
  *   was active; `before`: the position where such a gap's row stands. `waiting`: one was.
@@ -152,7 +152,7 @@ export function criticalPath(tree, now = tree.to) {
   const parts = new Map();
   const time = new Map();
   const own = (p, from, to) => {
-    if (to <= from) return;
+    if (!(to > from)) return; // NaN: nothing has started
     const segment = { p, from, to };
     segments.push(segment);
     if (!parts.has(p)) parts.set(p, []);
@@ -180,7 +180,7 @@ export function criticalPath(tree, now = tree.to) {
   return { segments, parts, time, total: Math.max(0, end - tree.from) };
 }
 
-/** Returns a function that makes a span of a row. It parses each minute once: a run has few. */
+/** Return a function that makes a span of a row. It parses each minute once: a run has few. */
 function treeReader() {
   let minute = null;
   let base = NaN;
@@ -220,24 +220,26 @@ function treeExtend(tree, { start, end }) {
 }
 
 function treeOf(spans) {
-  const parents = treeParents(spans);
+  const at = new Map(); // the index of each span, then its position
+  for (let i = 0; i < spans.length; i += 1) at.set(spans[i].id, i);
+  const parents = treeParents(spans, at);
   const sorted = treeByStart(spans);
-  let tree = treeWalk(spans, parents, sorted);
+  let tree = treeWalk(spans, parents, sorted, at);
   if (tree.spans.length < spans.length) {
     // Spans in a circle, and those below them, are reached from no top span: make them top spans.
+    const reached = new Set(tree.spans);
     spans.forEach((span, i) => {
-      if (!tree.at.has(span.id)) parents[i] = spans.length;
+      if (!reached.has(span)) parents[i] = spans.length;
     });
-    tree = treeWalk(spans, parents, sorted);
+    tree = treeWalk(spans, parents, sorted, at);
   }
   for (const span of spans) treeExtend(tree, span);
   return tree;
 }
 
 /** The index of each span's parent; `spans.length` stands for the run. */
-function treeParents(spans) {
+function treeParents(spans, index) {
   const count = spans.length;
-  const index = new Map(spans.map((span, i) => [span.id, i]));
   return Int32Array.from(spans, (span, i) => {
     const parent = index.get(span.parent) ?? count;
     return parent === i ? count : parent;
@@ -253,8 +255,9 @@ function treeByStart(spans) {
   });
 }
 
-function treeWalk(spans, parents, sorted) {
-  const count = spans.length;
+/** The first child and the next sibling of each span, by index, and how many children it has. */
+function treeLinks(parents, sorted) {
+  const count = sorted.length;
   const first = new Int32Array(count + 1).fill(-1);
   const next = new Int32Array(count + 1).fill(-1);
   const families = new Int32Array(count + 1);
@@ -264,9 +267,16 @@ function treeWalk(spans, parents, sorted) {
     first[parents[i]] = i;
     families[parents[i]] += 1;
   }
+  return { first, next, families };
+}
+
+/** Place the spans that are below the run, depth first. */
+function treeWalk(spans, parents, sorted, at) {
+  const count = spans.length;
+  const { first, next, families } = treeLinks(parents, sorted);
   const tree = {
     spans: [],
-    at: new Map(),
+    at,
     parent: new Int32Array(count),
     depth: new Int32Array(count),
     last: new Int32Array(count),
@@ -282,7 +292,7 @@ function treeWalk(spans, parents, sorted) {
     const p = tree.spans.length;
     const above = place[parents[i]];
     tree.spans.push(spans[i]);
-    tree.at.set(spans[i].id, p);
+    at.set(spans[i].id, p);
     tree.parent[p] = above;
     tree.depth[p] = above === TREE_RUN ? 0 : tree.depth[above] + 1;
     tree.rank[p] = rank;

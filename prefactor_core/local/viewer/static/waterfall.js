@@ -60,7 +60,7 @@ export class Waterfall {
     return this.narrow.matches ? waterfallHeights.narrow : waterfallHeights.wide;
   }
 
-  /** Fills all rows again: folds, the selection, hits or times have changed. */
+  /** Fill all rows again: folds, the selection, hits or times have changed. */
   draw() {
     this.stamp += 1;
     this.height ||= this.element.clientHeight;
@@ -71,7 +71,7 @@ export class Waterfall {
     this.drawRows();
   }
 
-  /** Moves the bars that have grown; all of them when the scale has changed. */
+  /** Move the bars that have grown; all of them when the scale has changed. */
   tick() {
     const { from, to } = this.model.window();
     const rescaled = this.drawn === null || this.drawn.from !== from || this.drawn.to !== to;
@@ -98,7 +98,7 @@ export class Waterfall {
     return { id: tree.spans[rows[index]].id, offset: index * this.rowHeight - top };
   }
 
-  /** Draws changed rows with the row of `anchor` where it was. */
+  /** Draw changed rows with the row of `anchor` where it was. */
   drawAround(anchor) {
     this.spacer.style.height = `${this.model.rows.length * this.rowHeight}px`;
     const index = this.model.rowOf(anchor?.id);
@@ -109,16 +109,18 @@ export class Waterfall {
     this.draw();
   }
 
-  /** Scrolls so that the row of position `p` is in view, and gives it the focus if asked. */
+  /** Scroll so that the row of position `p` is in view, and gives it the focus if asked. */
   show(p, { focus = false, center = false } = {}) {
     const index = this.model.rowIndex[p] ?? -1;
     if (index < 0) return;
     const top = index * this.rowHeight;
     const height = this.viewHeight();
-    const hidden = top < this.element.scrollTop || top + this.rowHeight > this.element.scrollTop + height;
-    if (hidden && center) this.element.scrollTop = top - height / 2;
-    else if (top < this.element.scrollTop) this.element.scrollTop = top;
-    else if (hidden) this.element.scrollTop = top + this.rowHeight - height;
+    const { scrollTop } = this.element;
+    const above = top < scrollTop;
+    const below = top + this.rowHeight > scrollTop + height;
+    if (center && (above || below)) this.element.scrollTop = top - height / 2;
+    else if (above) this.element.scrollTop = top;
+    else if (below) this.element.scrollTop = top + this.rowHeight - height;
     this.drawRows();
     if (focus) this.slots.get(this.model.tree.spans[p].id)?.element.focus({ preventScroll: true });
   }
@@ -156,7 +158,7 @@ export class Waterfall {
   }
 
   /**
-   * Gives each wanted row an element, in the order of rows. Rows that stay keep theirs, where they
+   * Give each wanted row an element, in the order of rows. Rows that stay keep theirs, where they
    * are. Elements of rows that went are filled again in place, or moved to where rows are missing.
    */
   arrangeRows(wanted) {

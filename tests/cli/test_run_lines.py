@@ -1,18 +1,16 @@
-"""The stored spans of a run as the tree that the terminal shows."""
+"""Stored runs as the lines that the terminal shows: the tree of one, a list of many."""
 
 from __future__ import annotations
 
 import sys
-from io import StringIO
 from typing import Any
 
 import msgspec
-from rich.console import Console
-from rich.tree import Tree
 from support.cases import case
 
 from prefactor_core.api.answers import AgentInstanceAnswer, AgentSpanAnswer
-from prefactor_core.local.run_tree import run_tree, tree_lines
+from prefactor_core.cli.lines import fitted
+from prefactor_core.cli.run_lines import tree_lines
 
 NOON = "2026-01-01T12:00:00.000000Z"
 
@@ -31,9 +29,7 @@ def span(id: str, parent: str | None = None, **fields: Any) -> AgentSpanAnswer:
 
 def lines(instance: AgentInstanceAnswer, *spans: AgentSpanAnswer) -> list[str]:
     """The lines on a terminal of 120 columns."""
-    terminal = StringIO()
-    Console(file=terminal, width=120, color_system=None).print(run_tree(instance, spans))
-    return [line.rstrip() for line in terminal.getvalue().splitlines()]
+    return [fitted(line, 120).plain for line in tree_lines(instance, spans)]
 
 
 def test_a_run_is_shown_as_a_tree_of_its_spans() -> None:
@@ -146,12 +142,14 @@ def test_nothing_that_is_shown_reaches_the_terminal_as_a_command() -> None:
         "payload": payload,
         "result_payload": payload,
     }
-    terminal = StringIO()
-    console = Console(file=terminal, width=500, color_system=None)
-    console.print(run_tree(instance, [span("s", **fields, flags=[text])]))
-    shown = terminal.getvalue().split("\n")
-    assert len(shown) == 6
-    assert all(line.isprintable() for line in shown)
+    for status in (text, "failed"):
+        fields["status"] = status
+        shown = [
+            fitted(line, 500).plain
+            for line in tree_lines(instance, [span("s", **fields, flags=[text])])
+        ]
+        assert len(shown) == 5
+        assert all(line.isprintable() for line in shown)
 
 
 def test_a_long_payload_is_cut_at_the_end_of_the_line() -> None:
@@ -185,7 +183,7 @@ def test_what_fits_on_no_line_costs_nothing() -> None:
 def test_the_lines_of_a_tree_are_whole_however_deep_it_is() -> None:
     spans = [span(f"s{n}", f"s{n - 1}" if n else None) for n in range(100)]
     spans += [span("t1", "s0", payload={"a": "x" * 5_000}), span("t2")]
-    shown = [line.plain for line, _ in tree_lines(run_tree(run(), spans, most=None))]
+    shown = [line.plain for line in tree_lines(run(), spans, most=None)]
     assert shown[:3] == [
         "agent instance i1  active",
         "├── s0  active",
@@ -193,7 +191,7 @@ def test_the_lines_of_a_tree_are_whole_however_deep_it_is() -> None:
     ]
     assert shown[100] == f"│   │   {'    ' * 97}└── s99  active"
     assert shown[101:] == [f'│   └── t1  active  {{"a":"{"x" * 5_000}"}}', "└── t2  active"]
-    cut = [line.plain[count:] for line, count in tree_lines(run_tree(run(), spans))]
+    cut = [line.plain.removeprefix(line.branches) for line in tree_lines(run(), spans)]
     assert [line.split()[0] for line in cut[1:]] == [*(f"s{n}" for n in range(100)), "t1", "t2"]
 
 
@@ -203,9 +201,27 @@ def test_a_summary_is_shown_in_place_of_payload_and_result() -> None:
     assert lines(run(), span("llm", payload={"a": 1}, summary=" "))[1].endswith('{"a":1}')
 
 
-def test_a_failed_span_shows_its_error_and_no_summary() -> None:
-    llm = span("llm", status="failed", result_payload={"error": 1}, summary="asked a model")
-    assert lines(run(), llm)[1] == '└── llm  failed → {"error":1}'
+FAILURES = [
+    (
+        {"error": {"type": "ValueError", "message": "a\n\x1bb", "stacktrace": "…"}},
+        "  ValueError: a �b",
+    ),
+    ({"error": {"type": "ValueError"}, "found": 2}, "  ValueError"),
+    ({"error": "no answer"}, "  no answer"),
+    ({"error": {"code": 7}}, ' → {"error":{"code":7}}'),
+    ({"error": 1}, ' → {"error":1}'),
+    ({"found": 2}, ' → {"found":2}'),
+    ([1], " → [1]"),
+    (None, ""),
+]
+
+
+def test_a_failed_span_shows_its_error_before_its_payload_and_no_summary() -> None:
+    for result, shown in FAILURES:
+        with case(result, shown):
+            failed = {"status": "failed", "result_payload": result, "summary": "asked a model"}
+            line = lines(run(), span("llm", payload={"a": 1}, **failed))[1]
+            assert line == f'└── llm  failed{shown}  {{"a":1}}'
 
 
 def test_what_does_not_fit_is_shown_below_its_span_and_above_its_children() -> None:
@@ -258,11 +274,11 @@ def test_a_span_whose_parent_is_not_there_is_shown_all_the_same() -> None:
 def test_a_run_may_be_nested_deeper_than_python_is() -> None:
     depth = 1_500
     spans = [span(f"s{n}", f"s{n - 1}" if n else None) for n in range(depth)]
-    tree: Tree = run_tree(run(), spans)
-    for n in range(depth):
-        (tree,) = tree.children
-        assert str(tree.label) == f"s{n}  active"
-    assert tree.children == []
+    shown = list(tree_lines(run(), spans))
+    assert len(shown) == 1 + depth
+    for n, line in enumerate(shown[1:]):
+        assert len(line.branches) == 4 * (n + 1)
+        assert line.plain.endswith(f"── s{n}  active")
 
 
 def test_what_is_sensitive_is_shown_as_its_labels() -> None:

@@ -1,0 +1,104 @@
+"""The command line where only the bare package is installed: it reads from a service."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import anyio
+import pytest
+from support.commands import run, run_here
+from support.local_api import opened
+from support.server import serve_local_prefactor
+
+EXTRAS = ("click", "jsonschema", "liquid", "rich", "starlette", "uvicorn")
+
+
+def bare(folder: Path, *command: str, **environment: str) -> CompletedProcess[str]:
+    """A command in a process that cannot import what the extras install."""
+    code = (
+        "import runpy, sys\n"
+        f"for name in {EXTRAS}: sys.modules[name] = None\n"
+        f"sys.argv = ['-m', *{command!r}]\n"
+        "runpy.run_module('prefactor_core', run_name='__main__')"
+    )
+    return run("-c", code, cwd=folder, **environment)
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Generator[dict[str, str]]:
+    """A service with one run of agent a1, which has a failed span: how to reach it."""
+
+    async def make() -> None:
+        async with opened(str(tmp_path / "served.db")) as api:
+            error = {"error": {"type": "Lost", "message": "gone"}}
+            await api.created(
+                await api.start(), status="failed", payload={"ü": 1}, result_payload=error
+            )
+
+    anyio.run(make)
+    with serve_local_prefactor(tmp_path / "served.db", api_token="right", agents=()) as url:
+        yield {"PREFACTOR_API_URL": url, "PREFACTOR_API_TOKEN": "right"}
+
+
+@pytest.mark.parametrize("command", [(), ("demo",), ("--help",), ("journal", "ls")])
+def test_it_says_what_to_install(tmp_path: Path, command: tuple[str, ...]) -> None:
+    result = bare(tmp_path, *command)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "pip install '.[local]'" in result.stderr
+    assert "runs [--agent AGENT]" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_it_shows_what_the_whole_command_line_shows(
+    tmp_path: Path, service: dict[str, str]
+) -> None:
+    _, document, _ = run_here("tree", "a1", "--json", cwd=tmp_path, **service)
+    span_id = json.loads(document)["agent_spans"][0]["id"]
+    for command in (
+        ("runs",),
+        ("runs", "--status", "active", "--limit", "1", "--agent", "a1", "--json"),
+        ("tree", "a1"),
+        ("tree", "a1", "--json"),
+        ("span", span_id),
+        ("span", span_id[:9], "--run", "a1", "--json"),
+        ("export", "a1"),
+    ):
+        result = bare(tmp_path, *command, **service)
+        assert result.stderr == ""
+        assert (result.returncode, result.stdout) == (0, _shown(tmp_path, command, service))
+        assert result.stdout
+
+
+def _shown(folder: Path, command: tuple[str, ...], service: dict[str, str]) -> str:
+    code, shown, _ = run_here(*command, cwd=folder, **service)
+    assert code == 0
+    return shown
+
+
+def test_it_writes_an_export(tmp_path: Path, service: dict[str, str]) -> None:
+    result = bare(tmp_path, "export", "a1", "-o", "run.json", **service)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert len(json.loads((tmp_path / "run.json").read_bytes())["agent_spans"]) == 1
+
+
+def test_what_is_wrong_is_one_clear_line(tmp_path: Path, service: dict[str, str]) -> None:
+    wrong = {**service, "PREFACTOR_API_TOKEN": "wr0ng"}
+    for command, environment, said in (
+        (("tree", "nobody"), service, "Error: agent 'nobody' has no run at http://"),
+        (("runs",), wrong, "401 bad_authtoken"),
+        (("runs", "--api-url", "local:served.db"), service, "needs the extra 'local'"),
+    ):
+        result = bare(tmp_path, *command, **environment)
+        assert (result.returncode, result.stdout) == (1, "")
+        (line,) = result.stderr.splitlines()
+        assert said in line
+        assert "wr0ng" not in line
+
+
+def test_without_an_address_it_asks_for_one(tmp_path: Path) -> None:
+    result = bare(tmp_path, "runs")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.endswith("error: set PREFACTOR_API_URL, or give --api-url\n")
