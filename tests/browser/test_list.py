@@ -19,7 +19,7 @@ def test_an_empty_file_says_how_to_begin_and_the_first_run_opens_by_itself(
         tab = open_tab(site=url)
         expect(tab.page.get_by_role("heading", name="No runs yet in fresh.db")).to_be_visible()
         for command in ("demo --slow", f"local:{tmp_path}/fresh.db", f"PREFACTOR_API_URL={url}"):
-            expect(tab.page.get_by_text(command)).to_be_visible()
+            expect(tab.page.get_by_text(command).first).to_be_visible()
         with closing(Recorder(url)) as recorder:
             run = recorder.start()
         tab.page.wait_for_url(f"**/runs/{run}")
@@ -111,6 +111,7 @@ def test_the_keyboard_walks_through_the_list(open_tab: OpenTab, recorder: Record
     tab.press("g")
     expect(tab.run_row(runs[2]).get_by_role("link").first).to_be_focused()
     tab.press("Enter")
-    tab.page.wait_for_url(f"**/runs/{runs[2]}")
+    expect(tab.page.locator("header.run-head")).to_contain_text("walked")
+    assert tab.path() == f"/runs/{runs[2]}"
     tab.press("Escape")
     expect(tab.run_row(runs[2])).to_be_visible()
