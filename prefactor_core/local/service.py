@@ -167,7 +167,7 @@ class Service:
     def agent_context(self, instance_id: str) -> bytes:
         """GET agent_instance/{id}/agent_context."""
         instance = self._instance(instance_id)
-        return agent_context(self._store, self._versions, self._views, instance)
+        return agent_context(self.store, self._versions, self._views, instance)
 
     def create_span(self, body: CreateSpanBody) -> bytes:
         """POST agent_spans."""
@@ -248,7 +248,7 @@ class Service:
             "environment_id": body.environment_id,
             "agent_deployment_id": self._deployments.use(
                 agent_id,
-                body.environment_id or self._store.account_id,
+                body.environment_id or self.store.account_id,
                 version["id"] if body.update_current_version is not False else None,
             ),
             "external_identifier": body.external_identifier,
