@@ -12,8 +12,8 @@ from typing import Any
 
 from browser.recording import NOON, Recorder
 from browser.sample import record_sample
-from browser.serving import serving
 from playwright.sync_api import Browser, expect, sync_playwright
+from support.serving import serving_file
 
 WIDE: dict[str, Any] = {"viewport": {"width": 1080, "height": 600}}
 LIST: dict[str, Any] = {"viewport": {"width": 1080, "height": 360}}
@@ -22,7 +22,7 @@ PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 640}, "is_mobile":
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as place, serving(Path(place) / "runs.db") as url:
+    with tempfile.TemporaryDirectory() as place, serving_file(Path(place) / "runs.db") as url:
         with closing(Recorder(url)) as recorder:
             run, span = record_sample(recorder)
         with sync_playwright() as playwright:

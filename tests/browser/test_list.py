@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from browser.conftest import OpenTab
 from browser.recording import LiveAgent, Recorder
-from browser.serving import serving
 from playwright.sync_api import expect
+from support.serving import serving_file
 
 
 def test_an_empty_file_says_how_to_begin_and_the_first_run_opens_by_itself(
     open_tab: OpenTab, tmp_path: Path
 ) -> None:
-    with serving(tmp_path / "fresh.db") as url:
+    with serving_file(tmp_path / "fresh.db") as url:
         tab = open_tab(site=url)
         expect(tab.page.get_by_role("heading", name="No runs yet in fresh.db")).to_be_visible()
         for command in ("demo --slow", f"local:{tmp_path}/fresh.db", f"PREFACTOR_API_URL={url}"):
