@@ -144,6 +144,7 @@ class LocalPrefactor:
             form = endpoint.body
             call = Call(
                 caller=caller,
+                by_sdk="X-Prefactor-SDK" in request.headers,
                 id=str(request.path_params.get("id", "")),
                 query=request.query_params,
                 body=None if form is None else parse_body(await request.body(), form),

@@ -26,9 +26,10 @@ _SORTED: Final = (
 
 class Call(Struct, frozen=True, kw_only=True):
     """One request: who makes it (None: the account), the id in its path or "", its query, and its
-    body."""
+    body. ``by_sdk``: it names a package that records, as agents do and browsers do not."""
 
     caller: Deployment | None
+    by_sdk: bool
     id: str
     query: Mapping[str, str]
     body: Any

@@ -8,7 +8,9 @@ client's fault, such as a clock that differs from this server's, is accepted and
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Mapping
+from contextlib import suppress
 from copy import copy
 
 import msgspec
@@ -160,9 +162,14 @@ class Service:
 
         return self._calls.run(f"update_instance {instance_id}", body, body.idempotency_key, act)
 
-    def get_instance(self, instance_id: str) -> bytes:
-        """GET agent_instance/{id}."""
-        return _encode(_success(self._views.instance(self._instance(instance_id))))
+    def get_instance(self, instance_id: str, *, by_agent: bool = False) -> bytes:
+        """GET agent_instance/{id}. ``by_agent``: the agent itself looks whether to go on."""
+        instance = self._instance(instance_id)
+        if by_agent and _is_unheard(instance):
+            # The answer does not depend on a write that has to wait, or fails.
+            with suppress(sqlite3.Error), self.store.transaction(waits=False):
+                self._note_heard(instance)
+        return _encode(_success(self._views.instance(instance)))
 
     def agent_context(self, instance_id: str) -> bytes:
         """GET agent_instance/{id}/agent_context."""
@@ -386,16 +393,16 @@ class Service:
         return self._controlled(_success(self._views.span(span, instance)), instance)
 
     def _note_heard(self, instance: Row) -> None:
-        """Store when the agent was first told that ``instance`` is terminated."""
-        if instance["heard_at"] is None:
-            changes = {"heard_at": stored_now(), "revision": self.store.revision()}
-            self.store.update("agent_instances", instance["id"], changes)
+        """Store when the agent first heard that ``instance`` is terminated."""
+        changes = {"heard_at": stored_now(), "revision": self.store.revision()}
+        self.store.update("agent_instances", instance["id"], changes)
 
     def _controlled(self, answer: Answer, instance: Row) -> Answer:
         """Add the control signal to ``answer`` if ``instance`` is terminated."""
         if instance["status"] == InstanceStatus.TERMINATED:
             answer["control"] = {"terminate": True, "reason": instance["termination_reason"]}
-            self._note_heard(instance)
+            if _is_unheard(instance):
+                self._note_heard(instance)
         return answer
 
 
@@ -408,6 +415,10 @@ def _ended(started_at: str | None, finished_at: str) -> tuple[str, list[str]]:
     if started_at is None or finished_at >= started_at:
         return finished_at, []
     return started_at, [f"finished_at: {finished_at} is before the start, {started_at}"]
+
+
+def _is_unheard(instance: Row) -> bool:
+    return instance["status"] == InstanceStatus.TERMINATED and instance["heard_at"] is None
 
 
 def _success(details: Answer) -> Answer:

@@ -6,7 +6,7 @@ import { now, postTerminate, subscribe } from "./data.js";
 import { clock, duration, fullTime, msOf, shortId } from "./format.js";
 
 const TERMINATE_HEARD_MS = 30_000;
-const TERMINATE_REASON = "stopped in the viewer"; // the API wants one
+const TERMINATE_REASON = "terminated in the viewer";
 
 /** Open the dialog that terminates `run` (a row of `/-/runs`) if the reader confirms it. */
 export function openTerminateDialog(run) {
