@@ -15,7 +15,7 @@ from browser.sample import record_sample
 from playwright.sync_api import Browser, expect, sync_playwright
 from support.serving import serving_file
 
-WIDE: dict[str, Any] = {"viewport": {"width": 1080, "height": 600}}
+WIDE: dict[str, Any] = {"viewport": {"width": 1080, "height": 620}}
 LIST: dict[str, Any] = {"viewport": {"width": 1080, "height": 360}}
 PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 640}, "is_mobile": True}
 
