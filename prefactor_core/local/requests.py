@@ -29,7 +29,7 @@ from prefactor_core.operations.identifiers import is_pfid, partition_of
 T = TypeVar("T", bound=Struct)
 
 
-_MAX_DEPTH: Final = 500
+_MAX_DEPTH: Final = 800
 """The levels of a body; SQLite reads no JSON beyond 1,000."""
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
