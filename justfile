@@ -47,6 +47,23 @@ test-lowest *options: (_install venv "dev")
     {{ python }} -m pip install -q --disable-pip-version-check --no-compile --upgrade --target .venv-lowest $({{ python }} tests/support/lowest_versions.py) 'pytest<9.2'
     PYTHONPATH="$PWD/.venv-lowest" {{ python }} -m pytest {{ parallel }} -k 'not trio' --hypothesis-profile=few {{ on_dependencies }} {{ options }}
 
+# Drive the pages in a real browser; installs Debian's Chromium where root and apt-get are.
+test-browser *options: _chromium _browser
+    .venv-browser/bin/python -m pytest tests/browser {{ options }}
+
+# Make the pictures of the README.
+shots: _chromium _browser
+    PYTHONPATH=tests .venv-browser/bin/python -m browser.shots examples/pictures
+
+_browser: (_install ".venv-browser" "local" "pytest" "trio" "hypothesis" "playwright" "axe-playwright-python")
+
+_chromium:
+    @command -v chromium > /dev/null || command -v google-chrome > /dev/null || { \
+        [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null \
+            || { echo 'error: Chromium is needed: install it, as by "sudo apt-get install chromium"' >&2; exit 1; }; \
+        apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install \
+            --no-install-recommends chromium fonts-dejavu-core > /dev/null; }
+
 # Build the wheel, install it where nothing else is, and run its demo there.
 test-wheel:
     rm -rf .venv-wheel dist
@@ -74,6 +91,11 @@ bench-exits *options: (_install venv "dev")
 # Measure what a journal costs, and how fast it is replayed (--quick: in about a minute).
 bench-journal *options: (_install venv "dev")
     PYTHONPATH=tests {{ python }} -m benchmarks.journal {{ options }}
+
+# Run the published clients against the local Prefactor, and make the calls of the vendor's command
+# line and dashboard (WORDS: only environments with such a word in their names, cli, dashboard).
+compat *words: (_install venv "dev")
+    PYTHONPATH=tests {{ python }} -m compat {{ words }}
 
 # Check style, types and floors.
 [parallel]

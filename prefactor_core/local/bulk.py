@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, cast
 
 import msgspec
@@ -41,6 +42,8 @@ from prefactor_core.local.tokens import Deployment, check_account
 Item = dict[str, Any]
 
 _MOST_ITEMS: Final = 10_000
+_MOST_IN_TRANSACTION: Final = 500
+"""Items; other processes wait for a transaction of this one."""
 
 
 class Bulk:
@@ -55,6 +58,7 @@ class Bulk:
         caller: Deployment | None,
     ) -> None:
         service = service.acting_for(caller)
+        self._store = service.store
         self._caller = caller
         self._faults = faults
         # For any token.
@@ -103,21 +107,43 @@ class Bulk:
     def run(self, body: BulkBody, on_error: Callable[[ApiError], object]) -> bytes:
         """POST bulk: run the items in order, up to the first with an error.
 
-        An error of one item is the output of that item, and is passed to ``on_error``. Raises
-        :class:`ApiError`, before any item runs, if the request itself has the wrong form. A failing
-        storage is no item's fault: its error is raised, and the items before it are replayed by
-        their idempotency keys when the request is sent again.
+        An error of one item is the output of that item, which changes nothing, and is passed to
+        ``on_error``. Raises :class:`ApiError`, before any item runs, if the request itself has the
+        wrong form.
+
+        Each 500 items are one transaction. A failing storage is no item's fault: its error is
+        raised, and the items of that transaction change nothing. When the request is sent again,
+        the items of earlier transactions are replayed by their idempotency keys.
         """
-        heads = _heads(body.items)
+        calls = list(zip(_heads(body.items), body.items, strict=True))
         outputs: dict[str, object] = {}
-        for head, item in zip(heads, body.items, strict=True):
+        ended = False
+        while calls and not ended:
+            part, calls = calls[:_MOST_IN_TRANSACTION], calls[_MOST_IN_TRANSACTION:]
+            with self._transaction([head.type for head, _ in part]):
+                ended = not self._run(part, outputs, on_error)
+        return msgspec.json.encode({"status": "success", "outputs": outputs})
+
+    def _transaction(self, types: list[str]) -> AbstractContextManager[None]:
+        # Reading needs no lock.
+        reads = all(type.endswith(("/list", "/show")) for type in types)
+        return nullcontext() if reads else self._store.transaction()
+
+    def _run(
+        self,
+        calls: list[tuple[BulkItem, Item]],
+        outputs: dict[str, object],
+        on_error: Callable[[ApiError], object],
+    ) -> bool:
+        """Run ``calls`` and add their ``outputs``; False if one had an error."""
+        for head, item in calls:
             try:
                 outputs[head.idempotency_key] = msgspec.Raw(self._call(head.type, item))
             except ApiError as error:
                 outputs[head.idempotency_key] = error.body()
                 on_error(error)
-                break
-        return msgspec.json.encode({"status": "success", "outputs": outputs})
+                return False
+        return True
 
     def _call(self, type: str, item: Item) -> bytes:
         types = self._faults.bulk_types

@@ -112,23 +112,28 @@ ALTER TABLE agent_instances ADD COLUMN flags TEXT NOT NULL DEFAULT '[]';
 ALTER TABLE agent_spans ADD COLUMN start_given INTEGER NOT NULL DEFAULT 0;
 """,
     # What the viewer lists. A revision is the number of the transaction that last changed a row.
-    # Rows that are there already have the first one.
+    # Rows that are there already have the first one. The time ``at`` of a span is when it started,
+    # or else when it was stored; lists of spans are read from the indexes that have it.
     """
 CREATE TABLE revision (value INTEGER NOT NULL);
 INSERT INTO revision VALUES (1);
 ALTER TABLE agent_spans ADD COLUMN agent_id TEXT NOT NULL DEFAULT '';
+ALTER TABLE agent_spans ADD COLUMN at TEXT NOT NULL DEFAULT '';
 ALTER TABLE agent_spans ADD COLUMN revision INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE agent_spans ADD COLUMN tokens INTEGER;
 ALTER TABLE agent_spans ADD COLUMN cost REAL;
 ALTER TABLE agent_spans ADD COLUMN has_llm_child INTEGER NOT NULL DEFAULT 0;
-UPDATE agent_spans SET agent_id = (
+UPDATE agent_spans SET at = coalesce(started_at, inserted_at), agent_id = (
     SELECT agent_id FROM agent_instances WHERE id = agent_instance_id);
 UPDATE agent_spans SET has_llm_child = 1 WHERE id IN (
     SELECT parent_span_id FROM agent_spans WHERE is_llm_call(schema_name));
 UPDATE agent_spans
     SET tokens = tokens_of(payload, result_payload), cost = cost_of(payload, result_payload)
     WHERE is_llm_call(schema_name) AND NOT has_llm_child;
-CREATE INDEX agent_spans_by_agent ON agent_spans (agent_id, id);
+DROP INDEX agent_spans_by_instance;
+CREATE INDEX agent_spans_by_instance ON agent_spans (agent_instance_id, id, at);
+CREATE INDEX agent_spans_by_agent ON agent_spans (agent_id, id, at);
+CREATE INDEX agent_spans_by_time ON agent_spans (agent_id, at, id);
 CREATE INDEX agent_spans_by_revision ON agent_spans (agent_instance_id, revision);
 ALTER TABLE agent_instances ADD COLUMN revision INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE agent_instances ADD COLUMN heard_at TEXT;
@@ -158,6 +163,8 @@ UPDATE agent_instances SET (
         total(cost),
         max(agent_instances.updated_at, coalesce(max(agent_spans.updated_at), ''))
     FROM agent_spans WHERE agent_instance_id = agent_instances.id);
+CREATE INDEX agent_instances_by_version ON agent_instances (agent_id, agent_version_id, id);
+CREATE INDEX agent_instances_by_agent_status ON agent_instances (agent_id, status);
 CREATE INDEX agent_instances_by_revision ON agent_instances (revision);
 CREATE INDEX agent_instances_by_status ON agent_instances (status, id);
 CREATE INDEX agent_instances_by_purpose ON agent_instances (purpose, id);

@@ -13,7 +13,7 @@ import anyio
 from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.local.app import LocalPrefactor
 from prefactor_core.local.faults import Faults
-from prefactor_core.local.store import MEMORY, Store
+from prefactor_core.local.store import LOCK_TIMEOUT, MEMORY, Store
 from prefactor_core.local.tokens import Deployment
 from prefactor_core.queue.daemon_thread import DaemonThread
 
@@ -30,6 +30,7 @@ async def open_local_prefactor(
     agents: Collection[str] | None = None,
     faults: Faults | None = None,
     opening_timeout: float = 10.0,
+    lock_timeout: float = LOCK_TIMEOUT,
 ) -> AsyncGenerator[LocalPrefactor]:
     """Open the API on the database file ``path``, created if missing, as an ASGI application.
 
@@ -43,8 +44,10 @@ async def open_local_prefactor(
     ``opening_timeout``: seconds to wait while other processes lock a file that must be created or
     migrated; otherwise opening needs no lock.
 
-    The file is created for its owner alone. Other processes may have the same file open. A call
-    that finds it locked for 0.2 s is answered 503.
+    ``lock_timeout``: seconds that a call waits while another process locks the file; then it is
+    answered 503.
+
+    The file is created for its owner alone. Other processes may have the same file open.
 
     Raises :class:`PrefactorValueError` for a ``path`` that is no database or cannot be opened in
     time, and for an invalid token or agent.
@@ -59,7 +62,7 @@ async def open_local_prefactor(
     stores: list[Store] = []
 
     def make() -> LocalPrefactor:
-        store = Store(path, opening_timeout)
+        store = Store(path, opening_timeout, lock_timeout)
         stores.append(store)
         return LocalPrefactor(
             store,

@@ -19,11 +19,18 @@ def page_of(
     query: Mapping[str, str],
     details: Callable[[Row], Answer],
     sorted_by: Collection[str] = ("id",),
+    *,
+    total: int | None = None,
+    index: str | None = None,
 ) -> Answer:
     """The page of ``table`` that ``query`` asks for, each row as ``details`` shows it.
 
     ``where`` maps conditions to values. The conditions are SQL from the code, with one ``?`` each;
     the values come from the caller. ``sorted_by``: the columns that ``query`` may sort by.
+    ``total``: the number of rows, if it is known without counting them. ``index``: the one to find
+    the rows by, if SQLite would choose another.
+
+    Call it in a snapshot if ``total`` is given.
     """
     offset = _whole(query, "pagination[offset]", 0, 0, 2**31)
     size = _whole(query, "pagination[page_size]", 50, 1, 100)
@@ -36,15 +43,23 @@ def page_of(
         raise invalid("sorting", f"only by {' or '.join(sorted_by)}, asc or desc")
     if "sorting" in query:
         direction = "desc" if query["sorting"].startswith("-") else "asc"
-    rows_of = f"FROM {table} WHERE {' AND '.join(where) or '1'}"
-    counted = store.one(f"SELECT count(*) AS n {rows_of}", *where.values())
-    total = counted["n"] if counted else 0
-    rows = store.all(
-        f"SELECT * {rows_of} ORDER BY {field} {direction}, id LIMIT ? OFFSET ?",
-        *where.values(),
-        size,
-        offset,
-    )
+    by = f" INDEXED BY {index}" if index else ""
+    rows_of = f"FROM {table}{by} WHERE {' AND '.join(where) or '1'}"
+    with store.snapshot():
+        if total is None:
+            total = int(store.all(f"SELECT count(*) AS n {rows_of}", *where.values())[0]["n"])
+        # Walk to the page from the nearer end.
+        count = max(0, min(size, total - offset))
+        skipped, from_end = offset, offset > total / 2
+        if from_end:
+            skipped = total - offset - count
+        order = _order(field, (direction == "desc") != from_end, ids_descend=from_end)
+        # Walk over an index; SQLite would read each row on the way.
+        ids = f"SELECT id {rows_of} ORDER BY {order} LIMIT ? OFFSET ?"
+        query_rows = f"SELECT * FROM {table} WHERE id IN ({ids}) ORDER BY {order}"
+        rows = store.all(query_rows, *where.values(), count, max(0, skipped)) if count else []
+    if from_end:
+        rows.reverse()
     return {
         "status": "success",
         "summaries": [details(row) for row in rows],
@@ -61,6 +76,11 @@ def page_of(
         },
         "sorting": {"field": field, "direction": direction, "nulls": "last"},
     }
+
+
+def _order(field: str, descends: bool, *, ids_descend: bool) -> str:
+    first = f"{field} {'DESC' if descends else 'ASC'}"
+    return first if field == "id" else f"{first}, id {'DESC' if ids_descend else 'ASC'}"
 
 
 def _whole(query: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:

@@ -37,7 +37,7 @@ from prefactor_core.local.requests import (
     stored_now,
 )
 from prefactor_core.local.resources.deployments import Deployments
-from prefactor_core.local.spans import Spans
+from prefactor_core.local.spans import SpanRow, Spans
 from prefactor_core.local.store import Row, Store
 from prefactor_core.local.tokens import Deployment
 from prefactor_core.local.versions import Versions
@@ -58,7 +58,7 @@ class Service:
     def __init__(
         self, store: Store, agents: Agents | None = None, faults: Faults | None = None
     ) -> None:
-        self._store = store
+        self.store = store
         self._agents = agents or Agents(store)
         self._faults = faults or Faults()
         self._deployments = Deployments(store)
@@ -167,7 +167,7 @@ class Service:
     def agent_context(self, instance_id: str) -> bytes:
         """GET agent_instance/{id}/agent_context."""
         instance = self._instance(instance_id)
-        return agent_context(self._store, self._versions, self._views, instance)
+        return agent_context(self.store, self._versions, self._views, instance)
 
     def create_span(self, body: CreateSpanBody) -> bytes:
         """POST agent_spans."""
@@ -204,12 +204,12 @@ class Service:
         """Columns that all runs of the calling deployment share; none for the account."""
         if self._caller is None:
             return {}
-        environment_id = self._caller.environment_id or self._store.account_id
+        environment_id = self._caller.environment_id or self.store.account_id
         return {"agent_id": self._caller.agent_id, "environment_id": environment_id}
 
     def _for_caller(self, body: RegisterBody) -> RegisterBody:
         """Fill in the agent and the environment of the caller."""
-        agent_id, environment_id = body.agent_id, body.environment_id or self._store.account_id
+        agent_id, environment_id = body.agent_id, body.environment_id or self.store.account_id
         if own := self._own():
             for name, value in own.items():
                 given = getattr(body, name)
@@ -228,9 +228,9 @@ class Service:
             instance_id = identifiers.generate(self._partition)
         else:
             instance_id = self._given_id(body.id)
-            if self._store.one("SELECT id FROM agent_instances WHERE id = ?", instance_id):
+            if self.store.one("SELECT id FROM agent_instances WHERE id = ?", instance_id):
                 raise ApiError(409, "already_exists", f"agent instance {instance_id!r} exists")
-        if body.external_identifier is not None and self._store.one(
+        if body.external_identifier is not None and self.store.one(
             "SELECT id FROM agent_instances WHERE agent_id = ? AND external_identifier = ?",
             body.agent_id,
             body.external_identifier,
@@ -248,7 +248,7 @@ class Service:
             "environment_id": body.environment_id,
             "agent_deployment_id": self._deployments.use(
                 agent_id,
-                body.environment_id or self._store.account_id,
+                body.environment_id or self.store.account_id,
                 version["id"] if body.update_current_version is not False else None,
             ),
             "external_identifier": body.external_identifier,
@@ -257,9 +257,9 @@ class Service:
             "inserted_at": now,
             "updated_at": now,
             "last_activity_at": now,
-            "revision": self._store.revision(),
+            "revision": self.store.revision(),
         }
-        self._store.insert("agent_instances", row)
+        self.store.insert("agent_instances", row)
         answer = _success(self._views.instance(self._instance(instance_id)))
         return {**answer, "agent_version": version, "agent_schema_version": schema}
 
@@ -281,7 +281,7 @@ class Service:
             if self._spans.get(span_id):
                 raise ApiError(409, "already_exists", f"span {span_id!r} exists")
         parent_id = details.parent_span_id
-        if parent_id is not None and not self._store.one(
+        if parent_id is not None and not self.store.one(
             "SELECT id FROM agent_spans WHERE id = ? AND agent_instance_id = ?",
             parent_id,
             instance["id"],
@@ -303,7 +303,7 @@ class Service:
         flags += check.payload(details.schema_name, details.payload)
         if status is SpanStatus.COMPLETE and result is not None:
             flags += check.result(details.schema_name, result)
-        self._spans.add(
+        span = self._spans.add(
             {
                 "id": span_id,
                 "agent_id": instance["agent_id"],
@@ -319,9 +319,9 @@ class Service:
                 "updated_at": now,
                 "started_at": started_at,
                 "finished_at": finished_at,
-            },
+            }
         )
-        return self._span_answer(span_id, instance)
+        return self._span_answer(span, instance)
 
     def _finish_span(self, span_id: str, body: FinishSpanBody) -> Answer:
         now = stored_now()
@@ -351,8 +351,7 @@ class Service:
             changes["flags"] = _encode(flags).decode()
         if body.sensitive_encoding is not None:
             changes["sensitive_encoding"] = body.sensitive_encoding
-        self._spans.change(span, changes)
-        return self._span_answer(span_id, instance)
+        return self._span_answer(self._spans.change(span, changes), instance)
 
     def _given_id(self, id: str) -> str:
         if not self._faults.given_ids:
@@ -372,27 +371,25 @@ class Service:
             **changes,
             "updated_at": now,
             "last_activity_at": now,
-            "revision": self._store.revision(),
+            "revision": self.store.revision(),
         }
-        self._store.update("agent_instances", instance_id, changes)
+        self.store.update("agent_instances", instance_id, changes)
         return _success(self._views.instance(self._instance(instance_id)))
 
     def _instance(self, instance_id: str) -> Row:
-        row = self._store.one("SELECT * FROM agent_instances WHERE id = ?", instance_id)
+        row = self.store.one("SELECT * FROM agent_instances WHERE id = ?", instance_id)
         if row is None or any(row[name] != value for name, value in self._own().items()):
             raise not_found("agent instance", instance_id)
         return row
 
-    def _span_answer(self, span_id: str, instance: Row) -> Answer:
-        span = self._spans.get(span_id)
-        assert span is not None
+    def _span_answer(self, span: SpanRow, instance: Row) -> Answer:
         return self._controlled(_success(self._views.span(span, instance)), instance)
 
     def _note_heard(self, instance: Row) -> None:
         """Store when the agent was first told that ``instance`` is terminated."""
         if instance["heard_at"] is None:
-            changes = {"heard_at": stored_now(), "revision": self._store.revision()}
-            self._store.update("agent_instances", instance["id"], changes)
+            changes = {"heard_at": stored_now(), "revision": self.store.revision()}
+            self.store.update("agent_instances", instance["id"], changes)
 
     def _controlled(self, answer: Answer, instance: Row) -> Answer:
         """Add the control signal to ``answer`` if ``instance`` is terminated."""

@@ -30,9 +30,14 @@ class Spans:
         """The row of a span, or None."""
         return self._store.one("SELECT * FROM agent_spans WHERE id = ?", span_id)
 
-    def add(self, span: dict[str, Any]) -> None:
-        """Insert a row; its parent, if it has one, is there."""
-        span = {**span, "has_llm_child": 0, "revision": self._store.revision()}
+    def add(self, span: dict[str, Any]) -> SpanRow:
+        """Insert a row, and return it with all its columns; its parent, if any, is stored."""
+        span = {
+            **span,
+            "at": span["started_at"] or span["inserted_at"],
+            "has_llm_child": 0,
+            "revision": self._store.revision(),
+        }
         span |= _usage(span)._asdict()
         self._store.insert("agent_spans", span)
         added = _totals(span)
@@ -40,22 +45,25 @@ class Spans:
             parent = self.get(span["parent_span_id"])
             assert parent is not None
             if not parent["has_llm_child"]:
-                added = _sum(added, self._update(parent, {"has_llm_child": 1}))
+                changed = self._update(parent, {"has_llm_child": 1})
+                added = _sum(added, _sum(_totals(changed), _totals(parent), -1))
         self._change_run(span["agent_instance_id"], added, span["inserted_at"])
+        return span
 
-    def change(self, span: Row, changes: Mapping[str, Any]) -> None:
-        """Update the row ``span``; ``changes`` has the time ``updated_at``."""
-        added = self._update(span, changes)
+    def change(self, span: Row, changes: Mapping[str, Any]) -> SpanRow:
+        """Update the row ``span``, and return it; ``changes`` has the time ``updated_at``."""
+        changed = self._update(span, changes)
+        added = _sum(_totals(changed), _totals(span), -1)
         self._change_run(span["agent_instance_id"], added, changes["updated_at"])
+        return changed
 
-    def _update(self, span: Row, changes: Mapping[str, Any]) -> dict[str, float]:
-        """Update a row and return what that adds to the totals of the run."""
+    def _update(self, span: Row, changes: Mapping[str, Any]) -> SpanRow:
         changes = {**changes, "revision": self._store.revision()}
         changed = {**dict(span), **changes}
         usage = _usage(changed)._asdict()
         changed |= usage
         self._store.update("agent_spans", span["id"], {**changes, **usage})
-        return _sum(_totals(changed), _totals(span), -1)
+        return changed
 
     def _change_run(self, instance_id: str, added: Mapping[str, float], now: str) -> None:
         changes = {"last_activity_at": now, "revision": self._store.revision()}

@@ -25,10 +25,12 @@ MEMORY: Final = ":memory:"
 
 _NOTHING: Final[Mapping[str, float]] = {}
 
-_BUSY_TIMEOUT: Final = 0.2
+LOCK_TIMEOUT: Final = 5.0
 """Seconds that a call waits for the lock of another process; then the client tries again."""
 
-_LONGEST_WAIT: Final = 1e6  # seconds: SQLite counts milliseconds in 32 bits
+_ATTEMPT: Final = 10
+"""Milliseconds in which SQLite itself tries to get a lock. It waits longer and longer between two
+attempts, up to 0.1 s: beside other processes that write all the time it would hardly get one."""
 
 # SQLite's codes for a lock that another process holds.
 _BUSY_CODES: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
@@ -48,23 +50,29 @@ class Store:
     of a later version raises :class:`ValueError`.
     """
 
-    def __init__(self, path: str, opening_timeout: float = 10.0) -> None:
+    def __init__(
+        self, path: str, opening_timeout: float = 10.0, lock_timeout: float = LOCK_TIMEOUT
+    ) -> None:
         """Open the file, create or migrate its tables.
 
+        ``lock_timeout``: seconds that a call waits for the lock of another process.
         ``opening_timeout``: seconds to wait for other processes that write to a file whose tables
         must be created or migrated. Raises :class:`sqlite3.Error` after that, and for a file that
         is no database; :class:`OSError` if the file cannot be created.
         """
         self.path = path
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()
         self._revision: int | None = None
-        self._give_up_at = time.monotonic() + opening_timeout
+        self._lock_timeout = lock_timeout
+        self._opened_by = time.monotonic() + opening_timeout
+        self._is_opening = False
         if path != MEMORY:
             _create_private(path)
         # isolation_level=None: only transaction() opens transactions.
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
             self._connection.row_factory = sqlite3.Row
+            self._connection.execute(f"PRAGMA busy_timeout = {_ATTEMPT}")
             # A file that is up to date is opened without a lock.
             self.account_id = self.until_free(self._find_account) or self.until_free(self._migrate)
             self._connection.execute("PRAGMA synchronous = NORMAL")
@@ -75,7 +83,7 @@ class Store:
 
     def _find_account(self) -> str | None:
         """The id of the account, or None for a file that needs :meth:`_migrate`."""
-        (mode,) = self._connection.execute("PRAGMA journal_mode").fetchone()
+        (mode,) = self._execute("PRAGMA journal_mode").fetchone()
         if self._migrations_done() < len(MIGRATIONS) or mode not in ("wal", "memory"):
             return None
         account = self.one("SELECT id FROM account")
@@ -86,7 +94,7 @@ class Store:
         for function in MIGRATION_FUNCTIONS:
             self._connection.create_function(function.__name__, -1, function, deterministic=True)
         # SQLite changes the journal mode only outside of a transaction.
-        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._execute("PRAGMA journal_mode = WAL")
         with self.transaction():
             # Count again: another process may have been faster.
             for migration in MIGRATIONS[self._migrations_done() :]:
@@ -102,31 +110,19 @@ class Store:
             return account_id
 
     def _migrations_done(self) -> int:
-        (done,) = self._connection.execute("PRAGMA user_version").fetchone()
+        (done,) = self._execute("PRAGMA user_version").fetchone()
         if done > len(MIGRATIONS):
             raise ValueError("it was made by a later version of this package")
         return int(done)
 
     def until_free(self, call: Callable[[], T]) -> T:
-        """Call ``call``, again while another process holds a lock, until ``opening_timeout``
-        has passed since the opening began."""
+        """Call ``call``, which may wait for locks until ``opening_timeout`` has passed since the
+        opening began."""
+        self._is_opening = True
         try:
-            while True:
-                left = self._give_up_at - time.monotonic()
-                self._wait_for_locks(left)
-                try:
-                    return call()
-                except sqlite3.OperationalError as error:
-                    if left <= 0 or not is_busy(error):
-                        raise
-                # SQLite waits for most locks itself, but not for the one of the change to WAL.
-                time.sleep(random.uniform(0.001, 0.02))
+            return call()
         finally:
-            self._wait_for_locks(_BUSY_TIMEOUT)
-
-    def _wait_for_locks(self, seconds: float) -> None:
-        milliseconds = max(0, round(min(seconds, _LONGEST_WAIT) * 1000))
-        self._connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
+            self._is_opening = False
 
     def close(self) -> None:
         """Close the file."""
@@ -134,20 +130,76 @@ class Store:
             self._connection.close()
 
     @contextmanager
-    def transaction(self) -> Generator[None]:
-        """Commit the writes of the block, or roll them back if it raises."""
+    def transaction(self, *, waits: bool = True) -> Generator[None]:
+        """Commit the writes of the block, or roll them back if it raises.
+
+        Inside of another transaction, the block is a part of it that can be rolled back alone.
+        ``waits``: for the lock of another process, up to ``lock_timeout``.
+        """
         with self._turn:
-            try:
-                self._revision = None
-                self._connection.execute("BEGIN IMMEDIATE")
+            inside = self._connection.in_transaction
+            with self._part() if inside else self._whole(waits):
                 yield
-                self._connection.execute("COMMIT")
-            except BaseException:
-                # A failed COMMIT may leave the transaction open; on a full disk SQLite has
-                # already rolled it back.
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
+
+    @contextmanager
+    def _whole(self, waits: bool) -> Generator[None]:
+        self._execute("BEGIN IMMEDIATE", waits=waits)
+        self._revision = None
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException:
+            # A failed COMMIT may leave the transaction open; on a full disk SQLite has already
+            # rolled it back.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _part(self) -> Generator[None]:
+        revision = self._revision
+        self._connection.execute("SAVEPOINT part")
+        try:
+            yield
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK TO part")
+                self._connection.execute("RELEASE part")
+                self._revision = revision
+            raise
+        self._connection.execute("RELEASE part")
+
+    def _execute(
+        self, query: str, values: tuple[object, ...] = (), *, waits: bool = True
+    ) -> sqlite3.Cursor:
+        """Execute ``query``, again while another process holds a lock."""
+        give_up_at: float | None = None
+        while True:
+            try:
+                return self._connection.execute(query, values)
+            except sqlite3.OperationalError as error:
+                if not waits or not is_busy(error):
+                    raise
+                now = time.monotonic()
+                if give_up_at is None:
+                    give_up_at = self._opened_by if self._is_opening else now + self._lock_timeout
+                if now >= give_up_at:
+                    raise
+                # SQLite waits for most locks itself, but not for the one of the change to WAL.
+                time.sleep(random.uniform(0, 0.002))
+
+    @contextmanager
+    def snapshot(self) -> Generator[None]:
+        """Read one state of the file in the block, whatever other processes write meanwhile."""
+        with self._turn:
+            if self._connection.in_transaction:
+                yield
+                return
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._connection.execute("ROLLBACK")
 
     def revision(self) -> int:
         """The number of this transaction; every row of a run or span that it writes has it."""
@@ -159,12 +211,12 @@ class Store:
 
     def one(self, query: str, *values: object) -> Row | None:
         """The first row, or None."""
-        row: Row | None = self._connection.execute(query, values).fetchone()
+        row: Row | None = self._execute(query, values).fetchone()
         return row
 
     def all(self, query: str, *values: object) -> list[Row]:
         """All rows."""
-        return self._connection.execute(query, values).fetchall()
+        return self._execute(query, values).fetchall()
 
     def insert(self, table: str, row: Mapping[str, object]) -> int:
         """Insert a row and return its rowid. ``table`` and the keys must come from the code, never

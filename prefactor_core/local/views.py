@@ -9,8 +9,8 @@ from msgspec import Raw, Struct
 
 from prefactor_core.local.errors import invalid
 from prefactor_core.local.pagination import Answer, page_of
-from prefactor_core.local.requests import parse_time
-from prefactor_core.local.spans import COUNTED
+from prefactor_core.local.span_lists import page_of_spans
+from prefactor_core.local.spans import COUNTED, SpanRow
 from prefactor_core.local.store import Row, Store
 from prefactor_core.local.versions import Versions
 
@@ -73,7 +73,7 @@ class Views:
             **self._quality(row),
         }
 
-    def span(self, row: Row, instance: Row, *, summary: bool = True) -> Answer:
+    def span(self, row: SpanRow, instance: Row, *, summary: bool = True) -> Answer:
         """The details of a span of ``instance``."""
         result = row["result_payload"]
         schema = self._versions.schema(instance["agent_schema_version_id"])
@@ -104,18 +104,6 @@ class Views:
 
     def spans(self, query: Mapping[str, str]) -> Answer:
         """A page of the spans of a run, or of all runs of an agent."""
-        where: dict[str, str] = {}
-        if "agent_instance_id" in query:
-            where["agent_instance_id = ?"] = query["agent_instance_id"]
-        elif "agent_id" in query:
-            runs = "SELECT id FROM agent_instances WHERE agent_id = ?"
-            where[f"agent_instance_id IN ({runs})"] = query["agent_id"]
-        else:
-            raise invalid("agent_instance_id", "is required, or agent_id", "required")
-        for name, operator in (("start_time", ">="), ("end_time", "<=")):
-            if name in query:
-                time = parse_time(name, query[name], "")
-                where[f"coalesce(started_at, inserted_at) {operator} ?"] = time
         summary = query.get("include_summaries", "").lower() == "true"
         instances: dict[str, Row | None] = {}
 
@@ -127,7 +115,7 @@ class Views:
             assert instance is not None
             return self.span(span, instance, summary=summary)
 
-        return page_of(self._store, "agent_spans", where, query, details)
+        return page_of_spans(self._store, query, details)
 
     def _quality(self, row: Row) -> Answer:
         recorded = msgspec.json.decode(row["quality"], type=dict[str, Quality])

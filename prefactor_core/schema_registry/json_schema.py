@@ -27,6 +27,7 @@ from prefactor_core.schema_registry.patterns import (
     UnknownPatternError,
     compile_pattern,
 )
+from prefactor_core.schema_registry.quick_check import quick_check
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
@@ -96,6 +97,11 @@ class JsonSchema:
         # An empty registry: the default one fetches documents that it does not know.
         registry: Registry[Any] = Registry()
         self._validator: Any = validator(schema, registry=registry)
+        self._quick_check = quick_check(schema)
+
+    def surely_fits(self, value: object) -> bool:
+        """Whether ``value``, decoded JSON, fits, as far as a quick check can tell."""
+        return self._quick_check is not None and self._quick_check(value)
 
     def problems(self, value: object) -> Iterator[ValidationError]:
         """Yield the problems of ``value``, decoded JSON. One such iteration at a time in a thread.

@@ -129,6 +129,8 @@ class SchemaCheck:
             if compiled is None or isinstance(compiled, str):
                 return [] if compiled is None else [compiled]
             check_size(value)
+            if compiled.surely_fits(value):
+                return []
             errors = compiled.problems(_unwrapped(value))
             problems = [_described(part, error) for error in islice(errors, _MOST_PROBLEMS)]
             return [] if problems and _is_marked(value) else problems

@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from support.environments import Environment, last_line
+
 from benchmarks.drivers.job import Job, Report
 from benchmarks.environments import (
     OFFICIAL_0_1_0,
     OFFICIAL_0_5_3,
     OPENTELEMETRY,
     OURS,
-    Environment,
-    last_line,
 )
 from benchmarks.serving import ServerProcess
 

@@ -10,6 +10,8 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 
+from support.environments import last_line
+
 from benchmarks.cells import (
     AWAITED,
     DRIVERS,
@@ -22,7 +24,6 @@ from benchmarks.cells import (
     System,
 )
 from benchmarks.drivers.job import Cost, Job
-from benchmarks.environments import last_line
 from benchmarks.serving import ServerProcess
 
 COST_SYSTEMS = (WITH, AWAITED, TYPED, NESTED, OTEL_FLAT, OTEL_JSON)

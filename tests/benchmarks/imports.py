@@ -8,14 +8,14 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from support.environments import Environment, last_line
+
 from benchmarks.cells import Failure
 from benchmarks.environments import (
     OFFICIAL_0_1_0,
     OFFICIAL_0_5_3,
     OPENTELEMETRY,
     OURS,
-    Environment,
-    last_line,
 )
 
 # The interpreter is not torn down: that is no import.

@@ -182,7 +182,7 @@ async def test_a_lock_is_an_outage_and_one_line_in_the_log_for_all_of_it(
 ) -> None:
     caplog.set_level(logging.INFO, logger="prefactor_core.local")
     with anyio.fail_after(60):
-        async with opened(path) as api:
+        async with opened(path, lock_timeout=0.05) as api:
             run = await api.start()
             with locked(path):
                 for _ in range(3):

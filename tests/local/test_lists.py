@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 from support.cases import case
 from support.local_api import REGISTRATION, SCHEMA, VERSION, Api, invalid, refused
@@ -142,3 +144,41 @@ async def test_a_list_of_an_agent_without_runs_is_empty(api: Api) -> None:
     assert page["summaries"] == []
     assert page["pagination"]["item_count"] == 0
     assert page["pagination"]["next_page_offset"] is None
+
+
+# --- pages, compared with all rows
+
+
+def at(second: int) -> str:
+    return f"2026-01-01T12:00:{second:02}.000000Z"
+
+
+@pytest.mark.parametrize("number", [0, 1, 3, 17])
+async def test_the_pages_of_spans_are_parts_of_one_order_whatever_they_are_found_by(
+    api: Api, number: int
+) -> None:
+    runs = [await api.start() for _ in range(2)]
+    for second in range(number):
+        # The ids are in another order than the times.
+        await api.created(runs[second % 2], started_at=at(second * 7 % 10))
+    spans = [span for run in runs for span in await api.spans(run)]
+    owners = [("agent_id", "a1"), ("agent_instance_id", runs[0])]
+    windows = list(product([None, 0, 3, 7], [None, 9, 6, 2]))
+    for (owner, owner_id), (begin, end), direction in product(owners, windows, ["asc", "desc"]):
+        query = {owner: owner_id, "sorting[direction]": direction, "pagination[page_size]": "4"}
+        query |= {"start_time": at(begin)} if begin is not None else {}
+        query |= {"end_time": at(end)} if end is not None else {}
+        expected = sorted(
+            span["id"]
+            for span in spans
+            if span[owner] == owner_id
+            and query.get("start_time", "") <= span["started_at"] <= query.get("end_time", "9")
+        )
+        if direction == "desc":
+            expected.reverse()
+        for offset in range(0, number + 2, 5):
+            with case(query, offset):
+                query["pagination[offset]"] = str(offset)
+                page = (await api.get("agent_spans", **query)).json()
+                assert [span["id"] for span in page["summaries"]] == expected[offset : offset + 4]
+                assert page["pagination"]["item_count"] == len(expected)

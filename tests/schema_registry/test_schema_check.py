@@ -278,9 +278,14 @@ HOSTILE: dict[str, tuple[Any, Any, list[str] | str]] = {
         SLOW,
     ),
     "enumeration": (
-        {"properties": {"a": {"items": {"enum": [f"{n:9}" for n in range(9_000)]}}}},
+        {"properties": {"a": {"items": {"enum": [0, *(f"{n:9}" for n in range(9_000))]}}}},
         {"a": [f"{8_999:9}"] * 9_000},
         SLOW,
+    ),
+    "plain alternatives": (
+        {"properties": {"a": {"items": {"anyOf": [{"type": "null"}] * 89 + [{"type": "number"}]}}}},
+        {"a": [0] * 9_000},
+        [],
     ),
     "long name of a schema": ({"$id": "a" * 20_000}, {}, "a text of 20,000 characters"),
     "deep schema": (nested(DEEP, {}, lambda inner: {"not": inner}), {}, "the schema is nested"),

@@ -79,7 +79,10 @@ class Event:
 
 
 class Stream:
-    """A client of ``/-/events`` that calls the ASGI application, as a server does."""
+    """A client of ``/-/events`` that calls the ASGI application, as a server does.
+
+    ``is_stuck``: it reads nothing more. ``is_lost``: a write to it fails.
+    """
 
     def __init__(self, app: ASGIApp, path: str, headers: dict[str, str]) -> None:
         address, _, query = path.partition("?")
@@ -100,6 +103,9 @@ class Stream:
         self._text = ""
         self.ended = anyio.Event()
         self.last_id: int | None = None
+        self.is_stuck = False
+        self.is_lost = False
+        self.stuck = anyio.Event()
 
     def __enter__(self) -> Stream:
         return self
@@ -109,8 +115,16 @@ class Stream:
         self._received.close()
 
     async def run(self) -> None:
-        await self._app(self._scope, self._receive, self._sent.send)
+        await self._app(self._scope, self._receive, self._send)
         self.ended.set()
+
+    async def _send(self, message: Any) -> None:
+        if self.is_lost:
+            raise OSError("the connection is closed")
+        if self.is_stuck:
+            self.stuck.set()
+            await anyio.sleep_forever()
+        await self._sent.send(message)
 
     async def _receive(self) -> dict[str, object]:
         await self._left.wait()

@@ -38,16 +38,11 @@ class Reader:
         """Call ``query`` in the thread, inside one transaction: all its statements see the same
         state of the file. Raises :class:`sqlite3.Error` if the file cannot be read."""
         waiting = [query]
-
-        def call() -> T | None:
-            # A reader that was cancelled in the queue reads nothing.
-            return self._query(waiting.pop()) if waiting else None
-
         try:
-            answer = await self._thread.call(call)
+            return await self._thread.call(lambda: self._query(waiting.pop()))
         finally:
+            # A query whose caller left before it began is not made: pop() fails, unseen.
             waiting.clear()
-        return answer  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
 
     def _query(self, query: Callable[[sqlite3.Connection], T]) -> T:
         if self._connection is None:
@@ -56,7 +51,8 @@ class Reader:
         try:
             return query(self._connection)
         finally:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:  # some errors have ended it
+                self._connection.execute("ROLLBACK")
 
     async def aclose(self) -> None:
         """Close the file after the query that runs, and end the thread."""

@@ -15,7 +15,7 @@ from prefactor_core.exceptions import in_message
 from prefactor_core.local.errors import invalid
 from prefactor_core.local.requests import parse_time
 from prefactor_core.local.viewer.runs import RUNS, RunRow, revision, to_run_row
-from prefactor_core.local.viewer.search import RunText
+from prefactor_core.local.viewer.search import RUN_HAS_TEXT, text_values
 from prefactor_core.models.lifecycle import InstanceStatus
 from prefactor_core.operations import identifiers
 
@@ -88,21 +88,38 @@ def _page(
     if before is not None:
         conditions = {**conditions, "r.id < ?": (before,)}
     where, values = _where(conditions)
-    if not text:
-        # Inside, indexes alone tell which runs these are.
-        ids = f"SELECT r.id FROM agent_instances AS r {where} ORDER BY r.id DESC LIMIT ?"
-        query = f"{RUNS} WHERE r.id IN ({ids}) ORDER BY r.id DESC"
-        rows = db.execute(query, (*values, limit + 1))
-        page = list(map(to_run_row, rows))
-        return page[:limit], page[limit - 1].id if len(page) > limit else None
-    matches = RunText(db, text)
-    found: list[RunRow] = []
+    if text:
+        ids, next_id = _search(db, where, values, limit, text)
+    else:
+        ids, next_id = _newest(db, where, values, limit)
+    query = f"{RUNS} WHERE r.id IN ({_marks(ids)}) ORDER BY r.id DESC"
+    return list(map(to_run_row, db.execute(query, ids))), next_id
+
+
+def _newest(
+    db: Connection, where: str, values: list[object], limit: int
+) -> tuple[list[str], str | None]:
+    """The ids of a page, and where the next one begins. Indexes alone tell which these are."""
+    query = f"SELECT r.id FROM agent_instances AS r {where} ORDER BY r.id DESC LIMIT ?"
+    ids = [id for (id,) in db.execute(query, (*values, limit + 1))]
+    return ids[:limit], ids[limit - 1] if len(ids) > limit else None
+
+
+def _search(
+    db: Connection, where: str, values: list[object], limit: int, text: str
+) -> tuple[list[str], str | None]:
+    """Likewise, of the runs that have ``text``."""
+    query = (
+        f"SELECT r.id, {RUN_HAS_TEXT} FROM agent_instances AS r "
+        f"LEFT JOIN agents AS a ON a.id = r.agent_id {where} ORDER BY r.id DESC"
+    )
+    found: list[str] = []
     until = time.monotonic() + _SCAN_SECONDS
-    for row in db.execute(f"{RUNS} {where} ORDER BY r.id DESC", values):
-        if matches(row):
-            found.append(to_run_row(row))
+    for id, has_text in db.execute(query, (*text_values(text), *values)):
+        if has_text:
+            found.append(id)
         if len(found) == limit or time.monotonic() > until:
-            return found, row["id"]
+            return found, id
     return found, None
 
 

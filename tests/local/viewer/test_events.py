@@ -121,3 +121,26 @@ async def test_the_stop_of_the_server_ends_all_streams(tmp_path: Path) -> None:
         async with listening(site, "/-/events") as late:
             with anyio.fail_after(20):
                 await late.ended.wait()
+
+
+async def test_a_client_that_reads_nothing_ends_with_the_server(tmp_path: Path) -> None:
+    stopping = anyio.Event()
+    async with viewing(str(tmp_path / "runs.db"), stopping=stopping) as site:
+        async with listening(site, "/-/events") as stream:
+            await stream.block()
+            stream.is_stuck = True
+            await site.api.start()
+            with anyio.fail_after(20):
+                await stream.stuck.wait()
+            stopping.set()
+            with anyio.fail_after(20):
+                await stream.ended.wait()
+
+
+async def test_a_client_that_the_server_lost_ends_its_stream(site: Site) -> None:
+    async with listening(site, "/-/events") as stream:
+        await stream.block()
+        stream.is_lost = True
+        await site.api.start()
+        with anyio.fail_after(20):
+            await stream.ended.wait()

@@ -48,7 +48,8 @@ def html(paths: Mapping[str, Raw]) -> bytes:
             "trusted-types 'none'",
         )
     )
-    data = msgspec.json.encode({"paths": paths}).replace(b"<", b"\\u003c").decode()
+    encoded = msgspec.json.encode({"paths": paths}).replace(b"<", b"\\u003c")
+    data = encoded.decode(errors="replace")  # a label may end within a pair of surrogates
     head = (
         f'    <meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         f"    <style>{styles}</style>\n"

@@ -11,16 +11,17 @@ export function emptyRuns({ database, path, url, read_only: readOnly }) {
       h("p", null, "The file is open for reading only, so it stays empty here: ",
         h("code", null, path)));
   }
+  const file = emptyQuoted(`local:${path}`);
+  const demo = `python -m prefactor_core demo --slow --no-serve --api-url ${file}`;
   const python = `open_prefactor(api_url="local:${path}")`;
   return h(
     "div",
     { class: "notice" },
     h("h2", null, `No runs yet in ${database}`),
     h("p", null, "Start one. It opens here by itself."),
-    emptyWay("See a sample agent work for 20 seconds:",
-      `python -m prefactor_core demo --slow --no-serve --api-url ${emptyQuoted(`local:${path}`)}`),
+    emptyWay("See a sample agent work for 20 seconds:", demo),
     emptyWay("Or write the file from your agent:", python),
-    emptyWay("Or send the spans to this server:", `PREFACTOR_API_URL=${url}`),
+    emptyWay("Or send the spans to this server:", `PREFACTOR_API_URL=${url}\nPREFACTOR_API_TOKEN=local`),
     h("p", { class: "muted" }, "Nothing leaves this machine."),
   );
 }
@@ -31,6 +32,6 @@ function emptyWay(text, command) {
     h("pre", { tabindex: "0" }, h("code", null, command), copyButton(() => command)));
 }
 
-function emptyQuoted(path) {
-  return /^[\w.:/-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\\''")}'`;
+function emptyQuoted(word) {
+  return /^[\w.:/-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
 }

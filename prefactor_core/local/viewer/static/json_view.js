@@ -7,7 +7,7 @@ import {
   JsonList, JsonNumber, JsonObject, isSensitive, parseHeldJson, scalarText, sensitiveLabels,
 } from "./json_parse.js";
 
-const JSON_SHOWN_ITEMS = 200;
+const JSON_SHOWN_ITEMS = 100;
 const JSON_SHOWN_TEXT = 10_000;
 const JSON_PREVIEW = 80;
 
@@ -35,6 +35,20 @@ export function longText(text, tag = "pre", className = "text") {
   rest.addEventListener("click", () => (element.textContent = text));
   element.append(`${text.slice(0, JSON_SHOWN_TEXT)}…\n`, rest);
   return element;
+}
+
+/**
+ * Return the elements that `build(item)` makes of the first items, and a button that says how many
+ * are left and shows as many again.
+ */
+export function firstItems(items, build, from = 0) {
+  const upTo = from + JSON_SHOWN_ITEMS;
+  const elements = items.slice(from, upTo).map(build);
+  if (items.length <= upTo) return elements;
+  const left = count(items.length - upTo);
+  const more = h("button", { type: "button", class: "more" }, `show more: ${left} are left`);
+  more.addEventListener("click", () => more.replaceWith(...firstItems(items, build, upTo)));
+  return [...elements, more];
 }
 
 /** Return a button with the labels of a sensitive value; a click shows and hides the value. */
@@ -150,18 +164,11 @@ function jsonLazy(summary, open, build) {
   return details;
 }
 
-function jsonChildren(list, value, build, path, depth, from = 0) {
-  const upTo = from + JSON_SHOWN_ITEMS;
-  const parts = list.slice(from, upTo).map(([key, item]) => {
+function jsonChildren(list, value, build, path, depth) {
+  return firstItems(list, ([key, item]) => {
     const step = value instanceof JsonList ? `[${key}]` : `.${key}`;
     return jsonPart(key, item, build, path + step, depth);
   });
-  if (list.length <= upTo) return parts;
-  const more = h("button", { type: "button", class: "more" },
-    `show more: ${count(list.length - upTo)} are left`);
-  more.addEventListener("click", () =>
-    more.replaceWith(...jsonChildren(list, value, build, path, depth, upTo)));
-  return [...parts, more];
 }
 
 function jsonFlags(flags) {

@@ -3,7 +3,7 @@
  */
 import { h } from "./dom.js";
 import { JsonList, JsonObject, isSensitive, parseHeldJson } from "./json_parse.js";
-import { jsonTree, longText, sensitiveValue } from "./json_view.js";
+import { firstItems, jsonTree, longText, sensitiveValue } from "./json_view.js";
 import { MARKDOWN_MAX, markdown } from "./markdown.js";
 
 /** Return whether `value` is a list of messages: objects with a role. */
@@ -27,13 +27,14 @@ export function isToolCalls(value) {
  */
 export function conversation(list, source, asMarkdown) {
   const show = { source, asMarkdown };
-  return h("ol", { class: "messages" }, list.items.map((message) => messageItem(message, show)));
+  return h("ol", { class: "messages" },
+    firstItems(list.items, (message) => messageItem(message, show)));
 }
 
 /** Return a list of calls of tools: the name of the tool, and its arguments as a tree. */
 export function toolCalls(list, source) {
   return h("ul", { class: "calls" },
-    list.items.map((item) => h("li", null, messageCallView(item, { source }))));
+    firstItems(list.items, (item) => h("li", null, messageCallView(item, { source }))));
 }
 
 /** Return a text in the chosen mode. Markdown is shown up to a size; longer texts stay text. */

@@ -6,11 +6,10 @@ import { copyButton, h, replace } from "./dom.js";
 import {
   JsonList, JsonNumber, JsonObject, isSensitive, parseHeldJson, parseJson, prettyJson, scalarText,
 } from "./json_parse.js";
-import { jsonTree, longText, sensitiveValue } from "./json_view.js";
+import { firstItems, jsonTree, longText, sensitiveValue } from "./json_view.js";
 import { conversation, isConversation, isToolCalls, prose, toolCalls } from "./messages.js";
 
 const PAYLOAD_SHORT = 70;
-const PAYLOAD_SHOWN_FIELDS = 300;
 
 /**
  * Return the fields of a stored JSON text.
@@ -31,10 +30,10 @@ export function payloadFields(text, { part, name, flags = [], without = [] }) {
   const entries = value.entries.filter(([key]) => !without.includes(key));
   const whole = payloadFlags(flags.filter((flag) => flag.part === part && flag.field === null));
   const missing = payloadMissing(value, part, flags);
-  const list = h("div", { class: "fields" }, whole, missing);
-  payloadAppend(list, entries, { text, part, name, flags });
-  if (value.entries.length === 0) list.append(h("p", { class: "muted" }, "Empty: {}"));
-  return list;
+  const about = { text, part, name, flags };
+  return h("div", { class: "fields" }, whole, missing,
+    firstItems(entries, ([key, field]) => payloadField(key, field, about)),
+    value.entries.length === 0 ? h("p", { class: "muted" }, "Empty: {}") : null);
 }
 
 /**
@@ -46,20 +45,6 @@ export function parseFlag(text) {
   if (found === null) return { text, part: null, field: null, path: "", message: text };
   const [, part, path, message] = found;
   return { text, part, field: /^\.([^.[]+)/.exec(path)?.[1] ?? null, path, message };
-}
-
-function payloadAppend(list, entries, about) {
-  for (const [key, value] of entries.slice(0, PAYLOAD_SHOWN_FIELDS)) {
-    list.append(payloadField(key, value, about));
-  }
-  const rest = entries.slice(PAYLOAD_SHOWN_FIELDS);
-  if (rest.length === 0) return;
-  const more = h("button", { type: "button", class: "more" }, `show ${rest.length} more fields`);
-  more.addEventListener("click", () => {
-    more.remove();
-    payloadAppend(list, rest, about);
-  });
-  list.append(more);
 }
 
 function payloadFlags(flags, isWhole = true) {

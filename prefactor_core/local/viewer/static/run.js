@@ -5,10 +5,10 @@
  * the history; on a phone, where the span is a page of its own, it adds one.
  */
 import { h, replace } from "./dom.js";
-import { about, get, isExport } from "./data.js";
+import { get, isExport, now } from "./data.js";
 import { FindBox } from "./findbox.js";
 import { Flame } from "./flame.js";
-import { msOf, shortId } from "./format.js";
+import { shortId } from "./format.js";
 import { RunHeader } from "./header.js";
 import { Frames, followRun } from "./live.js";
 import { legend } from "./legend.js";
@@ -54,12 +54,8 @@ class RunPage {
   async load() {
     const path = `/-/runs/${encodeURIComponent(this.id)}`;
     try {
-      const [{ run }, skeleton, facts] = await Promise.all([
-        get(path),
-        get(`${path}/skeleton`),
-        about(),
-      ]);
-      if (!this.closed) this.mount(run, skeleton, facts);
+      const [{ run }, skeleton] = await Promise.all([get(path), get(`${path}/skeleton`)]);
+      if (!this.closed) this.mount(run, skeleton);
     } catch (failure) {
       if (!this.closed) this.refuse(failure);
     }
@@ -97,10 +93,8 @@ class RunPage {
     this.context.navigate(query.size > 0 ? `${path}?${query}` : path, { replace: !push });
   }
 
-  mount(run, skeleton, facts) {
-    const skew = msOf(facts.time) - Date.now();
-    const clock = isExport() ? () => msOf(facts.time) : () => Date.now() + skew;
-    this.model = new RunModel(run, buildTree(skeleton.rows), clock);
+  mount(run, skeleton) {
+    this.model = new RunModel(run, buildTree(skeleton.rows), now);
     const actions = this.actions();
     this.views = { waterfall: new Waterfall(this.model, actions) };
     this.header = new RunHeader(this.model, this.context, actions);

@@ -67,10 +67,14 @@ class SpanPanel {
     this.flags = (span.flags ?? []).map(parseFlag);
     this.showHead();
     this.showTabs();
-    const shown = JSON.stringify([this.tab, span]);
+    const { payload_text: payload, result_text: result, flags } = span;
+    const seen = { input: [payload, flags], result: [result, span.status, flags], flags: [flags] };
+    const shown = JSON.stringify([this.tab, seen[this.tab] ?? span]);
     if (shown === this.shown) return;
     this.shown = shown;
+    const { scrollTop } = this.body;
     this.showBody();
+    this.body.scrollTop = scrollTop;
   }
 
   showFailure(failure) {

@@ -28,17 +28,6 @@ export function themeButton() {
   return button;
 }
 
-/** Call `listener` when the colours change, by the button or by the system. */
-export function onThemeChange(listener) {
-  document.addEventListener("themechange", listener);
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  dark.addEventListener("change", listener);
-  return () => {
-    document.removeEventListener("themechange", listener);
-    dark.removeEventListener("change", listener);
-  };
-}
-
 function themeStored() {
   try {
     const theme = localStorage.getItem("prefactor-theme");
@@ -56,5 +45,4 @@ function themeSet(theme) {
   } catch {
     // The theme holds until the page is closed.
   }
-  document.dispatchEvent(new Event("themechange"));
 }

@@ -1,0 +1,6 @@
+"""What ``just compat`` runs: published clients, unchanged, against ``prefactor_core serve``.
+
+Each client has an environment of its own and a script in ``clients/``; ``published`` says which
+versions, and what must be stored afterwards. ``cli`` and ``dashboard`` make the calls of the
+vendor's command line and dashboard, one by one. Read ``__main__`` first.
+"""

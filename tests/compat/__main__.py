@@ -1,0 +1,68 @@
+"""Install the published clients, run each against the server, and print a line for each.
+
+With arguments: only the clients whose environments have such a word in their names, ``cli`` and
+``dashboard`` included. Ends with 1 if any fails.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+from support.environments import last_line
+from support.server import serve_local_prefactor
+
+from compat.calls import Line
+from compat.cli import command_lines
+from compat.dashboard import dashboard_lines
+from compat.published import CLIENTS, Client
+
+
+def main(words: list[str]) -> int:
+    lines = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serve_local_prefactor(Path(folder) / "runs.db", api_token=None, agents=None) as url,
+    ):
+        for line in _lines(url, words):
+            print(line, flush=True)
+            lines.append(line)
+    failed = sum(bool(line.problem) for line in lines)
+    print(f"{len(lines) - failed} passed, {failed} failed")
+    return int(failed > 0)
+
+
+def _lines(url: str, words: list[str]) -> Iterator[Line]:
+    def wanted(name: str) -> bool:
+        return not words or any(word in name for word in words)
+
+    for client in CLIENTS:
+        if wanted(client.environment.folder.name):
+            yield _line(client, url)
+    if wanted("cli"):
+        yield from command_lines(url)
+    if wanted("dashboard"):
+        yield from dashboard_lines(url, "compat-core")
+
+
+def _line(client: Client, url: str) -> Line:
+    name = client.environment.folder.name
+    try:
+        client.environment.make()
+        name = client.environment.versions()
+        problems = client.problems(url)
+    except subprocess.CalledProcessError as error:
+        problems = [last_line(error.stderr)]
+    except (OSError, RuntimeError, ValueError, LookupError, httpx.HTTPError) as error:
+        problems = [repr(error)]
+    if client.note:
+        name += f" ({client.note})"
+    return Line(name, "; ".join(problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
