@@ -30,11 +30,11 @@ from prefactor_core.local.errors import ApiError
 from prefactor_core.local.faults import FaultMiddleware, Faults, ReadOnly
 from prefactor_core.local.openapi import openapi_document
 from prefactor_core.local.requests import BulkBody, parse_body
-from prefactor_core.local.resources.api_tokens import TOKEN_PREFIX, ApiTokens
+from prefactor_core.local.resources.api_tokens import ApiTokens
 from prefactor_core.local.resources.environments import Environments
 from prefactor_core.local.service import Service
 from prefactor_core.local.store import MEMORY, Store, is_busy
-from prefactor_core.local.tokens import Deployment, Tokens, check_account
+from prefactor_core.local.tokens import TOKEN_PREFIX, Deployment, Tokens, check_account
 from prefactor_core.queue.daemon_thread import DaemonThread
 
 logger = logging.getLogger("prefactor_core.local")
@@ -146,6 +146,7 @@ class LocalPrefactor:
                 caller=caller,
                 id=str(request.path_params.get("id", "")),
                 query=request.query_params,
+                is_recorder="X-Prefactor-SDK" in request.headers,
                 body=None if form is None else parse_body(await request.body(), form),
             )
 

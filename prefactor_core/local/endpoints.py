@@ -125,7 +125,13 @@ def _runs(service: Service) -> list[Endpoint]:
             ("agent_id", "agent_version_id"),
             required=("agent_id",),
         ),
-        read("agent_instance/{id}", "Get a run", one_run, lambda id, _: service.get_instance(id)),
+        Endpoint(
+            method="GET",
+            path="agent_instance/{id}",
+            summary="Get a run",
+            run=lambda call: service.get_instance(call.id, is_recorder=call.is_recorder),
+            answer=one_run,
+        ),
         write(
             "PUT",
             "agent_instance/{id}",

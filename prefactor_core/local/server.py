@@ -90,7 +90,7 @@ async def open_site(
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(await _listen(host, port))
         port = listener.getsockname()[1]
-        local = await stack.enter_async_context(open_local_prefactor(path))
+        local = await stack.enter_async_context(open_local_prefactor(path, api_token=token))
         stopping = anyio.Event()
         viewer = await stack.enter_async_context(open_viewer(path, stopping=stopping))
         app = site(local, viewer, host=host, port=port, token=token)
