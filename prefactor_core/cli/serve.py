@@ -51,7 +51,7 @@ async def _serve(db: str, host: str, port: int, token: str | None, opens: bool) 
     async with server.open_site(db, host=host, port=port, token=token) as site:
         say(f"Prefactor on {db}: {site.url}  (Ctrl-C ends it)")
         if token is not None:
-            say("To sign a browser in, add to the link: #token=YOUR_TOKEN")
+            say("The page asks for the token, or takes it from the end of its link: #token=…")
         if opens:
             click.launch(site.url)
         await server.serve(site)

@@ -164,11 +164,10 @@ UPDATE agent_instances SET (
         max(agent_instances.updated_at, coalesce(max(agent_spans.updated_at), ''))
     FROM agent_spans WHERE agent_instance_id = agent_instances.id);
 CREATE INDEX agent_instances_by_version ON agent_instances (agent_id, agent_version_id, id);
-CREATE INDEX agent_instances_by_agent_status ON agent_instances (agent_id, status);
 CREATE INDEX agent_instances_by_revision ON agent_instances (revision);
 CREATE INDEX agent_instances_by_status ON agent_instances (status, id);
 CREATE INDEX agent_instances_by_purpose ON agent_instances (purpose, id);
-CREATE INDEX agent_instances_by_agent_and_status ON agent_instances (agent_id, status, id);
+CREATE INDEX agent_instances_by_agent_status ON agent_instances (agent_id, status, id);
 """,
     # Environments, deployments, and tokens. Runs that are there already get their environments and
     # deployments. An id takes its time and partition from a run; hexadecimal digits are characters

@@ -15,10 +15,12 @@ from typing import Final
 import anyio
 import uvicorn
 from msgspec import Struct
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.local.access import Access, is_any_address, is_loopback
+from prefactor_core.local.errors import ApiError
 from prefactor_core.local.opening import open_local_prefactor
 from prefactor_core.local.viewer import open_viewer
 
@@ -71,11 +73,14 @@ async def open_site(
     host: str = DEFAULT_HOST,
     port: int | None = DEFAULT_PORT,
     token: str | None = None,
+    read_only: bool = False,
 ) -> AsyncGenerator[Site]:
-    """Open the database file ``path``, created if missing, and a port for its API and pages.
+    """Open the database file ``path`` and a port for its API and pages.
 
     ``host``: the name or address to listen on; one that other machines reach needs a ``token``.
     ``port``: 0 for any free one; None for the default one, or else any free one.
+    ``read_only``: serve the pages alone, and change nothing in the file. Otherwise it is created if
+    missing, and brought up to date if it was made by an earlier version of this package.
 
     Raises :class:`PrefactorValueError` for a file, host or port that cannot be opened, and for a
     missing or empty token.
@@ -90,9 +95,13 @@ async def open_site(
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(await _listen(host, port))
         port = listener.getsockname()[1]
-        local = await stack.enter_async_context(open_local_prefactor(path, api_token=token))
+        local: ASGIApp = _no_api
+        if not read_only:
+            local = await stack.enter_async_context(open_local_prefactor(path, api_token=token))
         stopping = anyio.Event()
-        viewer = await stack.enter_async_context(open_viewer(path, stopping=stopping))
+        viewer = await stack.enter_async_context(
+            open_viewer(path, read_only=read_only, stopping=stopping)
+        )
         app = site(local, viewer, host=host, port=port, token=token)
         yield Site(app, _url(host, port), listener, stopping)
 
@@ -160,6 +169,12 @@ async def _listen(host: str, port: int | None) -> socket.socket:
             problem = error.strerror or str(error)
         raise PrefactorValueError(f"cannot listen on port {port} of {host}: {problem}") from None
     return listener
+
+
+async def _no_api(scope: Scope, receive: Receive, send: Send) -> None:
+    message = "this server shows a file and changes nothing: it has no API"
+    error = ApiError(405, "read_only", message)
+    await JSONResponse(error.body(), error.status, {"Allow": ""})(scope, receive, send)
 
 
 def _url(host: str, port: int) -> str:

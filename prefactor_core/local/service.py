@@ -66,8 +66,7 @@ class Service:
         self.store = store
         self._agents = agents or Agents(store)
         self._faults = faults or Faults()
-        self._deployments = Deployments(store)
-        self._spans = Spans(store)
+        self._deployments, self._spans = Deployments(store), Spans(store)
         self._versions = Versions(store)
         self._views = Views(store, self._versions)
         self._calls = IdempotentCalls(store, self._faults)
