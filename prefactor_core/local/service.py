@@ -3,7 +3,7 @@
 Each call is one transaction. It returns the JSON of its answer, or raises
 :class:`~prefactor_core.local.errors.ApiError` and changes nothing. Where the API is not specified,
 the rule here is strict: a careless client shall fail here first. A deviation that is not the
-client's fault, such as a clock that differs from this server's, is accepted and flagged.
+client's fault, such as a clock that differs or is set back, is accepted and flagged.
 """
 
 from __future__ import annotations
