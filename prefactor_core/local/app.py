@@ -8,6 +8,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
+from importlib import import_module
 from typing import Any, TypeVar
 
 import msgspec
@@ -260,5 +261,5 @@ def _ping(call: Call) -> bytes:
 def _import_slow_modules() -> None:
     """Import the modules that a first write needs. In its transaction that would keep other
     processes waiting for longer than they do."""
-    import prefactor_core.local.summaries
-    import prefactor_core.schema_registry.json_schema  # noqa: F401
+    import_module("prefactor_core.local.summaries")
+    import_module("prefactor_core.schema_registry.json_schema")
