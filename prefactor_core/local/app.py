@@ -145,9 +145,9 @@ class LocalPrefactor:
             form = endpoint.body
             call = Call(
                 caller=caller,
+                by_sdk="X-Prefactor-SDK" in request.headers,
                 id=str(request.path_params.get("id", "")),
                 query=request.query_params,
-                is_recorder="X-Prefactor-SDK" in request.headers,
                 body=None if form is None else parse_body(await request.body(), form),
             )
 

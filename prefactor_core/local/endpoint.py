@@ -25,14 +25,14 @@ _SORTED: Final = (
 
 
 class Call(Struct, frozen=True, kw_only=True):
-    """One request: who makes it (None: the account), the id in its path or "", its query, its
-    body, and whether an SDK makes it, which records a run."""
+    """One request: who makes it (None: the account), the id in its path or "", its query, and its
+    body. ``by_sdk``: it names a package that records, as agents do and browsers do not."""
 
     caller: Deployment | None
+    by_sdk: bool
     id: str
     query: Mapping[str, str]
     body: Any
-    is_recorder: bool
 
 
 class Endpoint(Struct, frozen=True, kw_only=True):

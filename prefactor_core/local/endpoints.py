@@ -129,7 +129,7 @@ def _runs(service: Service) -> list[Endpoint]:
             method="GET",
             path="agent_instance/{id}",
             summary="Get a run",
-            run=lambda call: service.get_instance(call.id, is_recorder=call.is_recorder),
+            run=lambda call: service.get_instance(call.id, by_agent=call.by_sdk),
             answer=one_run,
         ),
         write(

@@ -164,6 +164,8 @@ UPDATE agent_instances SET (
         max(agent_instances.updated_at, coalesce(max(agent_spans.updated_at), ''))
     FROM agent_spans WHERE agent_instance_id = agent_instances.id);
 CREATE INDEX agent_instances_by_version ON agent_instances (agent_id, agent_version_id, id);
+CREATE INDEX agent_instances_by_schema ON agent_instances (agent_schema_version_id);
+CREATE INDEX agent_instances_by_update ON agent_instances (updated_at);
 CREATE INDEX agent_instances_by_revision ON agent_instances (revision);
 CREATE INDEX agent_instances_by_status ON agent_instances (status, id);
 CREATE INDEX agent_instances_by_purpose ON agent_instances (purpose, id);

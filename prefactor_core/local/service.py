@@ -158,14 +158,13 @@ class Service:
 
         return self._calls.run(f"update_instance {instance_id}", body, body.idempotency_key, act)
 
-    def get_instance(self, instance_id: str, *, is_recorder: bool = False) -> bytes:
-        """GET agent_instance/{id}. ``is_recorder``: the run itself asks, and so hears that it is
-        terminated."""
+    def get_instance(self, instance_id: str, *, by_agent: bool = False) -> bytes:
+        """GET agent_instance/{id}. ``by_agent``: the agent itself looks whether to go on."""
         instance = self._instance(instance_id)
-        if is_recorder and _is_unheard(instance):
-            # A file that cannot be written, or is locked, can be read.
-            with suppress(sqlite3.OperationalError), self.store.transaction():
-                self._note_heard(self._instance(instance_id))
+        if by_agent and _is_unheard(instance):
+            # The answer does not depend on a write that has to wait, or fails.
+            with suppress(sqlite3.Error), self.store.transaction(waits=False):
+                self._note_heard(instance)
         return _encode(_success(self._views.instance(instance)))
 
     def agent_context(self, instance_id: str) -> bytes:
@@ -375,16 +374,16 @@ class Service:
         return self._controlled(_success(self._views.span(span, instance)), instance)
 
     def _note_heard(self, instance: Row) -> None:
-        """Store when the agent was first told that ``instance`` is terminated."""
-        if _is_unheard(instance):
-            changes = {"heard_at": stored_now(), "revision": self.store.revision()}
-            self.store.update("agent_instances", instance["id"], changes)
+        """Store when the agent first heard that ``instance`` is terminated."""
+        changes = {"heard_at": stored_now(), "revision": self.store.revision()}
+        self.store.update("agent_instances", instance["id"], changes)
 
     def _controlled(self, answer: Answer, instance: Row) -> Answer:
         """Add the control signal to ``answer`` if ``instance`` is terminated."""
         if instance["status"] == InstanceStatus.TERMINATED:
             answer["control"] = {"terminate": True, "reason": instance["termination_reason"]}
-            self._note_heard(instance)
+            if _is_unheard(instance):
+                self._note_heard(instance)
         return answer
 
 

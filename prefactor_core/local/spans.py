@@ -57,6 +57,19 @@ class Spans:
         self._change_run(span["agent_instance_id"], added, changes["updated_at"])
         return changed
 
+    def remove(self, instance_id: str, most: int) -> int:
+        """Delete the oldest spans of a run, ``most`` at most; the number of those deleted."""
+        oldest = "SELECT * FROM agent_spans WHERE agent_instance_id = ? ORDER BY id LIMIT ?"
+        spans = self._store.all(oldest, instance_id, most)
+        removed: dict[str, float] = {}
+        for span in spans:
+            removed = _sum(removed, _totals(span), -1)
+            self._store.delete("agent_spans", {"id": span["id"]})
+        if spans:
+            changes = {"revision": self._store.revision()}
+            self._store.update("agent_instances", instance_id, changes, removed)
+        return len(spans)
+
     def _update(self, span: Row, changes: Mapping[str, Any]) -> SpanRow:
         changes = {**changes, "revision": self._store.revision()}
         changed = {**dict(span), **changes}

@@ -124,6 +124,10 @@ class Store:
         finally:
             self._is_opening = False
 
+    def ignore_references(self) -> None:
+        """Let rows be deleted that others refer to. SQLite has no index to find those others."""
+        self._connection.execute("PRAGMA foreign_keys = OFF")
+
     def close(self) -> None:
         """Close the file."""
         with self._turn:
