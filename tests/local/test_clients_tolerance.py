@@ -6,10 +6,7 @@ from typing import Any
 
 import pytest
 from support.cases import case
-from support.local_api import NOON, ONE, REGISTRATION, Api, calling, invalid, refused, span_of
-
-from prefactor_core.local import LocalPrefactor
-from prefactor_core.local.store import Store
+from support.local_api import NOON, ONE, REGISTRATION, Api, invalid, refused, span_of
 
 
 async def test_null_is_the_same_as_left_out_in_every_call(api: Api) -> None:
@@ -177,24 +174,3 @@ async def test_a_quality_payload_needs_no_schema(api: Api, schema: dict[str, Any
     run = await api.register(agent_schema_version=schema)
     details = await put_quality(api, run, {"score": 1})
     assert (details["quality_payload"], details["quality_summary"]) == ({"score": 1}, None)
-
-
-async def test_a_run_that_asks_for_itself_hears_that_it_is_terminated(store: Store) -> None:
-    def heard_at(run: str) -> str | None:
-        (row,) = store.all("SELECT heard_at FROM agent_instances WHERE id = ?", run)
-        return None if row["heard_at"] is None else str(row["heard_at"])
-
-    app = LocalPrefactor(store)
-    sdk = {"X-Prefactor-SDK": "prefactor-core@1.0.0"}
-    async with calling(app) as reader, calling(app, **sdk) as recorder:
-        run = await reader.start()
-        await recorder.instance(run)
-        await reader.terminate(run, "over budget")
-        await reader.instance(run)
-        assert heard_at(run) is None
-        answer = await recorder.instance(run)
-        assert answer["termination_reason"] == "over budget"
-        first = heard_at(run)
-        assert first is not None
-        await recorder.instance(run)
-        assert heard_at(run) == first

@@ -200,7 +200,7 @@ async def test_the_runs_of_an_older_file_come_to_have_deployments(tmp_path: Path
             ("a2", None),
         ):
             await api.register(agent_id=agent_id, environment_id=environment_id)
-    downgrade(path, 5)
+    downgrade(path, 4)
     async with opened(str(path)) as api:
         deployments = {each["id"]: each for each in await listed(api, "agent_deployment")}
         runs = [
