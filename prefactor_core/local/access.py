@@ -105,21 +105,28 @@ class Access:
 
     async def _checked(self, request: Request, receive: Receive) -> bytes | Response:
         """The body of a request that the app may answer, or the answer to a login."""
-        try:
-            self._check_host(request)
-            self._check_token(request)
-            self._check_origin(request)
-        except ApiError:
-            # Not every client looks for an answer while it sends.
-            await self._read(receive, 0)
-            raise
-        body, size = await self._read(receive, self._max_body_bytes)
+        refusal = self._refusal(request)
+        # Read the whole body also of a refused request, without keeping it: not every client looks
+        # for an answer while it sends.
+        most = self._max_body_bytes if refusal is None else 0
+        body, size = await self._read(receive, most)
+        if refusal is not None:
+            raise refusal
         if size > self._max_body_bytes:
             message = f"the body has {size} bytes, at most {self._max_body_bytes} are taken"
             raise ApiError(413, "payload_too_large", message)
         if request.scope["path"] == _LOGIN and request.method == "POST":
             return self._log_in(body)
         return body
+
+    def _refusal(self, request: Request) -> ApiError | None:
+        try:
+            self._check_host(request)
+            self._check_token(request)
+            self._check_origin(request)
+        except ApiError as error:
+            return error
+        return None
 
     def _check_host(self, request: Request) -> None:
         hosts = request.headers.getlist("host")
