@@ -102,7 +102,7 @@ async def open_site(
         bound: int = listener.getsockname()[1]
         local: ASGIApp = _no_api
         if not read_only:
-            local = await stack.enter_async_context(open_local_prefactor(path))
+            local = await stack.enter_async_context(open_local_prefactor(path, api_token=token))
         stopping = anyio.Event()
         viewer = await stack.enter_async_context(
             open_viewer(path, read_only=read_only, stopping=stopping)
