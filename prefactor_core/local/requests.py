@@ -301,6 +301,17 @@ def stored_now() -> str:
     return stored_time(datetime.now(UTC))
 
 
+def checked_end(started_at: str | None, finished_at: str) -> tuple[str, list[str]]:
+    """The end time, not before the start, and the flags for a time that was changed.
+
+    The clocks of clients differ, and are set back. The API does not forbid an end before the start,
+    and official clients end all telemetry at an error.
+    """
+    if started_at is None or finished_at >= started_at:
+        return finished_at, []
+    return started_at, [f"finished_at: {finished_at} is before the start, {started_at}"]
+
+
 def check_outcome(status: str | None) -> str:
     """Check the final status of a run or a span; None gives ``complete``."""
     if status is None:

@@ -8,9 +8,7 @@ client's fault, such as a clock that differs from this server's, is accepted and
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Mapping
-from contextlib import suppress
 from copy import copy
 
 import msgspec
@@ -18,6 +16,7 @@ from msgspec import UNSET, Raw
 
 from prefactor_core.local.agent_context import agent_context
 from prefactor_core.local.agents import Agents
+from prefactor_core.local.control import Control
 from prefactor_core.local.errors import ApiError, invalid, invalid_action, not_found
 from prefactor_core.local.faults import Faults
 from prefactor_core.local.idempotency import IdempotentCalls
@@ -35,6 +34,7 @@ from prefactor_core.local.requests import (
     check_id,
     check_outcome,
     check_purpose,
+    checked_end,
     parse_time,
     stored_now,
 )
@@ -65,6 +65,7 @@ class Service:
         self._faults = faults or Faults()
         self._deployments = Deployments(store)
         self._spans = Spans(store)
+        self._control = Control(store)
         self._versions = Versions(store)
         self._views = Views(store, self._versions)
         self._calls = IdempotentCalls(store, self._faults)
@@ -95,7 +96,7 @@ class Service:
             # The start was on its way when the run was terminated. An error would make official
             # clients end all telemetry; the answer tells the client why to stop.
             changes["started_at"] = min(started_at, instance["finished_at"])
-            return self._controlled(self._change_instance(instance_id, changes, now), instance)
+            return self._control.signal(self._change_instance(instance_id, changes, now), instance)
 
         return self._calls.run(f"start {instance_id}", body, body.idempotency_key, act)
 
@@ -107,7 +108,7 @@ class Service:
             status = InstanceStatus(check_outcome(body.status))
             instance = self._instance(instance_id)
             given = parse_time("timestamp", body.timestamp, now)
-            finished_at, flags = _ended(instance["started_at"], given)
+            finished_at, flags = checked_end(instance["started_at"], given)
             changes = {
                 "started_at": instance["started_at"] or finished_at,
                 "finished_at": finished_at,
@@ -165,10 +166,8 @@ class Service:
     def get_instance(self, instance_id: str, *, by_agent: bool = False) -> bytes:
         """GET agent_instance/{id}. ``by_agent``: the agent itself looks whether to go on."""
         instance = self._instance(instance_id)
-        if by_agent and _is_unheard(instance):
-            # The answer does not depend on a write that has to wait, or fails.
-            with suppress(sqlite3.Error), self.store.transaction(waits=False):
-                self._note_heard(instance)
+        if by_agent:
+            self._control.polled(instance)
         return _encode(_success(self._views.instance(instance)))
 
     def agent_context(self, instance_id: str) -> bytes:
@@ -302,7 +301,7 @@ class Service:
             finished_at = parse_time("finished_at", details.finished_at, now)
             if details.started_at is None:
                 started_at = min(now, finished_at)  # the duration is unknown
-            finished_at, flags = _ended(started_at, finished_at)
+            finished_at, flags = checked_end(started_at, finished_at)
         elif details.result_payload is not None:
             raise invalid("result_payload", f"a span that is {status} has no result yet")
         result = details.result_payload
@@ -340,7 +339,7 @@ class Service:
         if status not in SPAN_TRANSITIONS[SpanStatus(span["status"])]:
             raise invalid_action(f"a span that is {span['status']} cannot become {status}")
         given = parse_time("timestamp", body.timestamp, now)
-        finished_at, flags = _ended(span["started_at"], given)
+        finished_at, flags = checked_end(span["started_at"], given)
         changes: dict[str, object] = {
             "status": status,
             "finished_at": finished_at,
@@ -390,35 +389,7 @@ class Service:
         return row
 
     def _span_answer(self, span: SpanRow, instance: Row) -> Answer:
-        return self._controlled(_success(self._views.span(span, instance)), instance)
-
-    def _note_heard(self, instance: Row) -> None:
-        """Store when the agent first heard that ``instance`` is terminated."""
-        changes = {"heard_at": stored_now(), "revision": self.store.revision()}
-        self.store.update("agent_instances", instance["id"], changes)
-
-    def _controlled(self, answer: Answer, instance: Row) -> Answer:
-        """Add the control signal to ``answer`` if ``instance`` is terminated."""
-        if instance["status"] == InstanceStatus.TERMINATED:
-            answer["control"] = {"terminate": True, "reason": instance["termination_reason"]}
-            if _is_unheard(instance):
-                self._note_heard(instance)
-        return answer
-
-
-def _ended(started_at: str | None, finished_at: str) -> tuple[str, list[str]]:
-    """The end time, not before the start, and the flags for a time that was changed.
-
-    The clocks of clients differ, and are set back. The API does not forbid an end before the start,
-    and official clients end all telemetry at an error.
-    """
-    if started_at is None or finished_at >= started_at:
-        return finished_at, []
-    return started_at, [f"finished_at: {finished_at} is before the start, {started_at}"]
-
-
-def _is_unheard(instance: Row) -> bool:
-    return instance["status"] == InstanceStatus.TERMINATED and instance["heard_at"] is None
+        return self._control.signal(_success(self._views.span(span, instance)), instance)
 
 
 def _success(details: Answer) -> Answer:
