@@ -29,7 +29,7 @@ fuzzed := "tests/properties/test_schedules.py tests/properties/test_journal_mach
 default:
     @'{{ just_executable() }}' --list
 
-# Run the example agent and show the tree that was stored.
+# Run the example agent, show the tree that was stored, and serve its page (--slow: watch a run).
 demo *options: (_install venv "local" "trio")
     @{{ python }} -m prefactor_core demo {{ options }}
 
@@ -91,6 +91,10 @@ bench-exits *options: (_install venv "dev")
 # Measure what a journal costs, and how fast it is replayed (--quick: in about a minute).
 bench-journal *options: (_install venv "dev")
     PYTHONPATH=tests {{ python }} -m benchmarks.journal {{ options }}
+
+# Measure agents that record beside a local server, and whether it loses anything (five minutes).
+bench-server *options: (_install venv "dev")
+    PYTHONPATH=tests {{ python }} -m benchmarks.local_server {{ options }}
 
 # Run the published clients against the local Prefactor, and make the calls of the vendor's command
 # line and dashboard (WORDS: only environments with such a word in their names, cli, dashboard).

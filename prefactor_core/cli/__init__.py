@@ -4,7 +4,7 @@ The arguments of a command come in; lines for a terminal, a pipe or a program go
 error of the user's input is one line. Read ``main`` first: the group of all commands.
 
     runs, tree, span, export, terminate    the commands about stored runs
-    demo, serve        an agent to look at, and a server with pages
+    demo, serve, view  an agent to look at, a server with pages, and pages alone
     bare               the command line of the package without its extras
     finding            the run, agent or span that a user names
     reading            what is stored, and what changes

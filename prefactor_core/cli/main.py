@@ -13,6 +13,7 @@ from prefactor_core.cli.span import span
 from prefactor_core.cli.terminal import write_any_text
 from prefactor_core.cli.terminate import terminate
 from prefactor_core.cli.tree import tree
+from prefactor_core.cli.view import view
 from prefactor_core.config._version import __version__
 
 
@@ -23,6 +24,6 @@ def main() -> None:
     write_any_text()
 
 
-for _command in (demo, export, journal, runs, serve, span, terminate, tree):
+for _command in (demo, export, journal, runs, serve, span, terminate, tree, view):
     main.add_command(_command)
 main.add_command(tree, "show")  # its name in earlier versions

@@ -35,23 +35,34 @@ from prefactor_core.cli.terminal import run, say
     help="A secret that API and pages ask for. Other users of this machine see what is on a "
     "command line: prefer the variable.",
 )
+@click.option(
+    "--keep",
+    "keep_days",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="DAYS",
+    help="Delete runs that ended so many days ago; by default all are kept.",
+)
 @click.option("--open", "opens", is_flag=True, help="Open the page in a browser.")
-def serve(db: str, host: str, port: int, token: str | None, *, opens: bool) -> None:
+def serve(
+    db: str, host: str, port: int, token: str | None, keep_days: float | None, *, opens: bool
+) -> None:
     """Serve the API on a database file, and the pages that show what agents do.
 
     Agents record through the server with PREFACTOR_API_URL=http://127.0.0.1:8787, or beside it
     into the same file with PREFACTOR_API_URL=local:prefactor.db. Ctrl-C ends the server.
     """
-    run(_serve, db, host, port, token, opens)
+    run(_serve, db, host, port, token, keep_days, opens)
 
 
-async def _serve(db: str, host: str, port: int, token: str | None, opens: bool) -> None:
+async def _serve(
+    db: str, host: str, port: int, token: str | None, keep_days: float | None, opens: bool
+) -> None:
     from prefactor_core.local import server  # its imports are slow: no other command pays for them
 
-    async with server.open_site(db, host=host, port=port, token=token) as site:
+    async with server.open_site(db, host=host, port=port, token=token, keep_days=keep_days) as site:
         say(f"Prefactor on {db}: {site.url}  (Ctrl-C ends it)")
         if token is not None:
-            say("To sign a browser in, add to the link: #token=YOUR_TOKEN")
+            say("The page asks for the token, or takes it from the end of its link: #token=…")
         if opens:
             click.launch(site.url)
         await server.serve(site)

@@ -5,7 +5,8 @@ and spans go into the file. Read ``app`` first: it routes a request to ``service
 ``agents`` or ``bulk``. Those check it (``requests``, ``tokens``), change the tables (``store``)
 in one transaction (``idempotency``), and show what is stored (``views``, ``pagination``,
 ``summaries``). ``errors`` are the error responses, ``faults`` those made on purpose; ``opening``
-opens the file.
+opens the file. ``server`` serves all this and the pages of ``viewer`` at a port, behind ``access``,
+which checks who asks.
 """
 
 from importlib.util import find_spec

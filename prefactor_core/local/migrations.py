@@ -169,7 +169,7 @@ CREATE INDEX agent_instances_by_update ON agent_instances (updated_at);
 CREATE INDEX agent_instances_by_revision ON agent_instances (revision);
 CREATE INDEX agent_instances_by_status ON agent_instances (status, id);
 CREATE INDEX agent_instances_by_purpose ON agent_instances (purpose, id);
-CREATE INDEX agent_instances_by_agent_and_status ON agent_instances (agent_id, status, id);
+CREATE INDEX agent_instances_by_agent_status ON agent_instances (agent_id, status, id);
 """,
     # Environments, deployments, and tokens. Runs that are there already get their environments and
     # deployments. An id takes its time and partition from a run; hexadecimal digits are characters

@@ -7,18 +7,22 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import uvicorn
 from msgspec import Struct
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
+from prefactor_core.local import retention
 from prefactor_core.local.access import Access, is_any_address, is_loopback
+from prefactor_core.local.errors import ApiError
 from prefactor_core.local.opening import open_local_prefactor
 from prefactor_core.local.viewer import open_viewer
 
@@ -37,13 +41,14 @@ class Site(Struct, frozen=True):
     """An open site: an ASGI application, and the socket where it can be served.
 
     ``url``: the address of its first page, with a slash at the end. ``stopping``: every stream of
-    events ends when it is set.
+    events ends when it is set. ``keep``: deletes old runs until it is cancelled.
     """
 
     app: ASGIApp
     url: str
     listener: socket.socket
     stopping: anyio.Event
+    keep: Callable[[], Coroutine[Any, Any, None]] | None
 
 
 def site(
@@ -71,11 +76,16 @@ async def open_site(
     host: str = DEFAULT_HOST,
     port: int | None = DEFAULT_PORT,
     token: str | None = None,
+    keep_days: float | None = None,
+    read_only: bool = False,
 ) -> AsyncGenerator[Site]:
-    """Open the database file ``path``, created if missing, and a port for its API and pages.
+    """Open the database file ``path`` and a port for its API and pages.
 
     ``host``: the name or address to listen on; one that other machines reach needs a ``token``.
     ``port``: 0 for any free one; None for the default one, or else any free one.
+    ``keep_days``: delete runs that ended so many days ago; None to keep them all.
+    ``read_only``: serve the pages alone, and change nothing in the file. Otherwise it is created if
+    missing, and brought up to date if it was made by an earlier version of this package.
 
     Raises :class:`PrefactorValueError` for a file, host or port that cannot be opened, and for a
     missing or empty token.
@@ -90,11 +100,16 @@ async def open_site(
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(await _listen(host, port))
         port = listener.getsockname()[1]
-        local = await stack.enter_async_context(open_local_prefactor(path))
+        local: ASGIApp = _no_api
+        if not read_only:
+            local = await stack.enter_async_context(open_local_prefactor(path))
         stopping = anyio.Event()
-        viewer = await stack.enter_async_context(open_viewer(path, stopping=stopping))
+        viewer = await stack.enter_async_context(
+            open_viewer(path, read_only=read_only, stopping=stopping)
+        )
         app = site(local, viewer, host=host, port=port, token=token)
-        yield Site(app, _url(host, port), listener, stopping)
+        keep = None if keep_days is None else partial(retention.keep, path, keep_days)
+        yield Site(app, _url(host, port), listener, stopping, keep)
 
 
 async def serve(site: Site) -> None:
@@ -114,7 +129,11 @@ async def serve(site: Site) -> None:
     )
     # Its annotation says int.
     config.timeout_graceful_shutdown = _GRACE  # type: ignore[assignment]
-    await _Server(config, site.stopping).serve(sockets=[site.listener])
+    async with anyio.create_task_group() as tasks:
+        if site.keep is not None:
+            tasks.start_soon(site.keep)
+        await _Server(config, site.stopping).serve(sockets=[site.listener])
+        tasks.cancel_scope.cancel()
 
 
 class _Server(uvicorn.Server):
@@ -160,6 +179,12 @@ async def _listen(host: str, port: int | None) -> socket.socket:
             problem = error.strerror or str(error)
         raise PrefactorValueError(f"cannot listen on port {port} of {host}: {problem}") from None
     return listener
+
+
+async def _no_api(scope: Scope, receive: Receive, send: Send) -> None:
+    message = "this server shows a file and changes nothing: it has no API"
+    error = ApiError(405, "read_only", message)
+    await JSONResponse(error.body(), error.status, {"Allow": ""})(scope, receive, send)
 
 
 def _url(host: str, port: int) -> str:

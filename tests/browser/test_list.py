@@ -18,7 +18,8 @@ def test_an_empty_file_says_how_to_begin_and_the_first_run_opens_by_itself(
     with serving(tmp_path / "fresh.db") as url:
         tab = open_tab(site=url)
         expect(tab.page.get_by_role("heading", name="No runs yet in fresh.db")).to_be_visible()
-        for command in ("demo --slow", f"local:{tmp_path}/fresh.db", f"PREFACTOR_API_URL={url}"):
+        agent = f'open_prefactor(api_url="local:{tmp_path}/fresh.db")'
+        for command in ("demo --slow", agent, f"PREFACTOR_API_URL={url}"):
             expect(tab.page.get_by_text(command)).to_be_visible()
         with closing(Recorder(url)) as recorder:
             run = recorder.start()

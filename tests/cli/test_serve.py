@@ -5,10 +5,11 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+import anyio
 import httpx
 import pytest
 from support.commands import REPOSITORY, run, run_here, run_in_terminal
-from support.local_api import REGISTRATION
+from support.local_api import REGISTRATION, opened
 from support.serving import serving
 
 SLOW_AGENT = REPOSITORY / "examples" / "slow_agent.py"
@@ -40,6 +41,27 @@ def test_another_process_records_into_the_file_that_is_served(tmp_path: Path) ->
         )
         assert (code, errors) == (0, "")
         assert "agent:run  complete" in shown
+
+
+def test_runs_that_ended_days_ago_are_deleted_where_that_is_asked_for(tmp_path: Path) -> None:
+    async def record() -> tuple[str, str]:
+        async with opened(str(tmp_path / "prefactor.db")) as api:
+            ended, active = await api.start(), await api.start()
+            await api.done(f"agent_instance/{ended}/finish", {})
+            return ended, active
+
+    ended, active = anyio.run(record)
+    with serving(*SERVE, "--keep", "0.00000001", cwd=tmp_path) as server:
+        with httpx.Client(base_url=f"{server.url()}api/v1/agent_instance/", timeout=30) as http:
+            while http.get(ended).status_code == 200:
+                pass
+            assert http.get(ended).status_code == 404
+            assert http.get(active).status_code == 200
+        assert server.stop() == 0
+        assert server.rest() == []
+    code, _, errors = run_here("serve", "--keep", "0", cwd=tmp_path)
+    assert code == 2
+    assert "--keep" in errors
 
 
 def test_a_port_in_use_and_a_missing_host_are_one_clear_line(tmp_path: Path) -> None:

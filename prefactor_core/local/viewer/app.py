@@ -106,7 +106,6 @@ class Viewer:
             Route("/-/about", self._about),
             Route("/-/events", self._events),
             _json("/-/agents", quick, lambda db, _id, _query: list_agents(db)),
-            # A text is looked for in all payloads.
             Route("/-/runs", self._runs),
             _json(run, quick, lambda db, id, _query: run_details(db, id)),
             _json(f"{run}/skeleton", slow, lambda db, id, _query: skeleton(db, id)),
@@ -135,6 +134,7 @@ class Viewer:
         return RedirectResponse(f"/runs/{run_id}?span={span_id}", 302)
 
     async def _runs(self, request: Request) -> Response:
+        # A text is looked for in all payloads.
         reader = self._slow if request.query_params.get("q") else self._quick
         return await _read(request, reader, lambda db, _id, query: list_runs(db, query))
 
@@ -191,9 +191,9 @@ async def open_viewer(
 ) -> AsyncGenerator[Viewer]:
     """Open the pages over the database file ``path``, as an ASGI application.
 
-    ``read_only``: what the pages say of the file: that nothing in it can be changed. The viewer
-    itself only reads in any case.
-    ``stopping``: set by the server before it stops; it ends all streams of events.
+    ``read_only``: the pages say that nothing in the file can be changed. The viewer itself never
+    writes to it.
+    ``stopping``: the server sets it before it stops; it ends all streams of events.
 
     Raises :class:`PrefactorValueError` for a file that cannot be read; see :func:`open_reader`.
     """

@@ -24,7 +24,7 @@ from prefactor_core.local.viewer.usage import usage
 _NULL = Raw(b"null")
 
 
-def documents(db: Connection, database: str, run_id: str) -> dict[str, Raw]:
+def documents(db: Connection, database: str, run_id: str) -> dict[str, bytes]:
     """The documents by their paths, of a run in the database ``db``.
 
     ``database``: the name that the page shows. Raises :class:`ApiError` (404) for an unknown run.
@@ -49,7 +49,7 @@ def documents(db: Connection, database: str, run_id: str) -> dict[str, Raw]:
     query = "SELECT id FROM agent_spans WHERE agent_instance_id = ? ORDER BY id"
     for (span_id,) in db.execute(query, (run_id,)).fetchall():
         paths[f"/-/spans/{span_id}"] = span_details(db, span_id)
-    return {path: Raw(content) for path, content in paths.items()}
+    return paths
 
 
 class _Instance(Struct):
@@ -88,7 +88,7 @@ class _Span(Struct):
     data_risk: Raw = _NULL
 
 
-def documents_of(instance: Raw, spans: Iterable[Raw], database: str) -> dict[str, Raw]:
+def documents_of(instance: Raw, spans: Iterable[Raw], database: str) -> dict[str, bytes]:
     """The documents of a run that is stored elsewhere, from what the API there answers: the
     instance, and its spans with their summaries.
 
@@ -106,11 +106,11 @@ def documents_of(instance: Raw, spans: Iterable[Raw], database: str) -> dict[str
     shown: dict[str, Any] = msgspec.json.decode(paths[f"/-/runs/{run.id}"])
     for quality in shown["run"]["quality"]:
         quality["summary"] = run.quality_summaries.get(quality["name"])
-    paths[f"/-/runs/{run.id}"] = Raw(msgspec.json.encode(shown))
+    paths[f"/-/runs/{run.id}"] = msgspec.json.encode(shown)
     for span in known:
         details: dict[str, Any] = msgspec.json.decode(paths[f"/-/spans/{span.id}"])
         details["span"]["summary"] = span.summary
-        paths[f"/-/spans/{span.id}"] = Raw(msgspec.json.encode(details))
+        paths[f"/-/spans/{span.id}"] = msgspec.json.encode(details)
     return paths
 
 

@@ -11,9 +11,10 @@ from msgspec import Raw, Struct
 from prefactor_core.local.errors import not_found
 from prefactor_core.local.spans import COUNTED
 from prefactor_core.local.viewer.schema_versions import agent_version, schema_version
+from prefactor_core.local.views import Quality
 
-# A terminated run stopped when the last of its spans ended. The last hundred changed spans hold
-# that span, and an index has them at hand.
+# A terminated run stopped when the last of its spans ended: one of those that were changed last,
+# which an index has at hand.
 RUNS = """
 SELECT r.id, r.agent_id, coalesce(a.name, r.agent_id) AS agent_name, r.external_identifier,
     r.purpose, r.status, r.started_at, r.finished_at, r.inserted_at, r.last_activity_at,
@@ -117,13 +118,6 @@ def run_details(db: Connection, run_id: str) -> bytes:
         ],
     }
     return msgspec.json.encode({"run": details})
-
-
-class Quality(Struct):
-    """A quality payload of a run, as stored."""
-
-    payload: Raw
-    flags: list[str]
 
 
 def to_run_row(row: Row) -> RunRow:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from sqlite3 import Connection
+from sqlite3 import Connection, Row
 from typing import Final, NamedTuple
 
 import msgspec
@@ -133,19 +133,14 @@ def revision_of(text: str, name: str) -> int:
 
 def run_of_span(db: Connection, span_id: str) -> str:
     """The id of the run of a span. Raises :class:`ApiError` (404) if it is unknown."""
-    query = "SELECT agent_instance_id FROM agent_spans WHERE id = ?"
-    row = db.execute(query, (span_id,)).fetchone()
-    if row is None:
-        raise not_found("span", span_id)
-    return str(row["agent_instance_id"])
+    return str(_span(db, span_id)["agent_instance_id"])
 
 
 def span_details(db: Connection, span_id: str) -> bytes:
     """A span with its payload and its result, as text that is exactly what is stored."""
-    run_id = run_of_span(db, span_id)
-    span = db.execute("SELECT * FROM agent_spans WHERE id = ?", (span_id,)).fetchone()
-    versions = "SELECT agent_schema_version_id FROM agent_instances WHERE id = ?"
-    (version_id,) = db.execute(versions, (run_id,)).fetchone()
+    span = _span(db, span_id)
+    query = "SELECT agent_schema_version_id FROM agent_instances WHERE id = ?"
+    (version_id,) = db.execute(query, (span["agent_instance_id"],)).fetchone()
     version = schema_version(db, version_id)
     shown = version.span_type(span["schema_name"])
     params_schema, result_schema = version.json_schemas(span["schema_name"])
@@ -167,6 +162,13 @@ def span_details(db: Connection, span_id: str) -> bytes:
         "result_schema": result_schema,
     }
     return msgspec.json.encode({"span": details})
+
+
+def _span(db: Connection, span_id: str) -> Row:
+    row: Row | None = db.execute("SELECT * FROM agent_spans WHERE id = ?", (span_id,)).fetchone()
+    if row is None:
+        raise not_found("span", span_id)
+    return row
 
 
 def _ancestors(db: Connection, parent_id: str | None) -> list[dict[str, str]]:

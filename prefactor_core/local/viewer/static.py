@@ -15,6 +15,7 @@ from prefactor_core.local.errors import not_found
 FOLDER: Final = Path(__file__).parent / "static"
 
 _FOR_EVER: Final = "public, max-age=31536000, immutable"
+
 _INDEX: Final = "index.html"
 _TYPES: Final = {
     ".css": "text/css",
@@ -48,10 +49,7 @@ class StaticFiles:
         name, version = request.path_params["name"], request.path_params["version"]
         if version != self.version or name not in self._files:
             raise not_found("file", name)
-        headers = {
-            "Cache-Control": "public, max-age=31536000, immutable",
-            "Vary": "Accept-Encoding",
-        }
+        headers = {"Cache-Control": _FOR_EVER, "Vary": "Accept-Encoding"}
         plain, compressed = self._files[name]
         media_type = _TYPES[Path(name).suffix]
         if not accepts_gzip(request):

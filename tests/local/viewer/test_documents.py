@@ -16,7 +16,7 @@ def raw(value: object) -> Raw:
     return Raw(msgspec.json.encode(value))
 
 
-def decoded(documents: dict[str, Raw]) -> dict[str, Any]:
+def decoded(documents: dict[str, bytes]) -> dict[str, Any]:
     return {path: msgspec.json.decode(content) for path, content in documents.items()}
 
 

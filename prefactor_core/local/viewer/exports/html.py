@@ -15,11 +15,11 @@ from hashlib import sha256
 from typing import Final
 
 import msgspec
-from msgspec import Raw
 
 from prefactor_core.local.viewer.static import FOLDER
 
 _ENTRY: Final = "boot.js"
+_DATA: Final = "{{data}}"
 
 IMPORT: Final = re.compile(r'^import \{([^}]*)\} from "\./([\w.-]+)";$\n?', re.MULTILINE)
 """The only form of an import: its names and its module."""
@@ -30,7 +30,7 @@ _ICON: Final = re.compile(r'"\{\{static\}\}/([\w.-]+\.svg)"')
 _SCRIPT: Final = re.compile(r' *<script type="module" src="[^"]*"></script>\n')
 
 
-def html(paths: Mapping[str, Raw]) -> bytes:
+def html(paths: Mapping[str, bytes]) -> bytes:
     """The file; ``paths`` has the JSON answers of the viewer's endpoints that it shows, by path."""
     page = _read("index.html")
     styles = "".join(map(_read, _STYLESHEET.findall(page)))
@@ -48,19 +48,25 @@ def html(paths: Mapping[str, Raw]) -> bytes:
             "trusted-types 'none'",
         )
     )
-    data = msgspec.json.encode({"paths": paths}).replace(b"<", b"\\u003c").decode()
     head = (
         f'    <meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         f"    <style>{styles}</style>\n"
     )
     body = (
-        f'    <script type="application/json" id="data">{data}</script>\n'
+        f'    <script type="application/json" id="data">{_DATA}</script>\n'
         f'    <script type="module">{script}</script>\n'
     )
     page = _SCRIPT.sub("", _STYLESHEET.sub("", page))
     page = _ICON.sub(lambda icon: f'"{_data_url(icon[1])}"', page)
     page = _insert(page, "<meta charset", head, after=True)
-    return _insert(page, "</body>", body).encode()
+    before, _, after = _insert(page, "</body>", body).partition(_DATA)
+    # Piece by piece: in a thread, one step over all data would hold up all other threads.
+    answers = (
+        (msgspec.json.encode(path) + b":" + content).replace(b"<", b"\\u003c")
+        for path, content in paths.items()
+    )
+    data = b",".join(answers)
+    return b'%b{"paths":{%b}}%b' % (before.encode(), data, after.encode())
 
 
 def bundle() -> str:

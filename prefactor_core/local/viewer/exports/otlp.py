@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import Final, TypeAlias, cast
 
 import msgspec
+from msgspec import Raw
 
 from prefactor_core.api.answers import AgentInstanceAnswer, AgentSpanAnswer
 from prefactor_core.config._version import __version__
@@ -42,8 +43,8 @@ def otlp(instance: AgentInstanceAnswer, spans: Iterable[AgentSpanAnswer]) -> byt
     # The times of the API sort as text.
     first, last = min(times, default=_NEVER), max(times, default=_NEVER)
     trace_id = _hash(instance.id, 16)
-    root = _run_span(instance, first, last)
-    children = [_span(span, instance, last) for span in spans]
+    encoded = [_encoded(trace_id, _run_span(instance, first, last))]
+    encoded += (_encoded(trace_id, _span(span, instance, last)) for span in spans)
     resource = {"service.name": instance.agent_id or "prefactor"}
     request = {
         "resourceSpans": [
@@ -52,13 +53,18 @@ def otlp(instance: AgentInstanceAnswer, spans: Iterable[AgentSpanAnswer]) -> byt
                 "scopeSpans": [
                     {
                         "scope": {"name": "prefactor_core", "version": __version__},
-                        "spans": [{"traceId": trace_id, **each} for each in (root, *children)],
+                        "spans": encoded,
                     }
                 ],
             }
         ]
     }
     return msgspec.json.encode(request)
+
+
+def _encoded(trace_id: str, span: Json) -> Raw:
+    # One by one: in a thread, encoding all of them at once would hold up all other threads.
+    return Raw(msgspec.json.encode({"traceId": trace_id, **span}))
 
 
 def _run_span(instance: AgentInstanceAnswer, first: str, last: str) -> Json:

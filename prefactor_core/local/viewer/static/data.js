@@ -97,8 +97,9 @@ async function dataRequest(path, options) {
 
 function dataFailure(status, text) {
   try {
-    const { code, message } = JSON.parse(text);
-    return new ApiFailure(status, code, message ?? code);
+    const { code, message, errors = {} } = JSON.parse(text);
+    const fields = Object.entries(errors).map(([name, error]) => `${name} ${error.message}`);
+    return new ApiFailure(status, code, [message ?? code, ...fields].join(": "));
   } catch {
     return new ApiFailure(status, "unknown", `The server answered ${status}.`);
   }

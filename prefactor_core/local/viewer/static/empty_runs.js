@@ -14,6 +14,7 @@ export function emptyRuns({ database, path, url, read_only: readOnly }) {
   const file = emptyQuoted(`local:${path}`);
   const demo = `python -m prefactor_core demo --slow --no-serve --api-url ${file}`;
   const python = `open_prefactor(api_url="local:${path}")`;
+  const server = `PREFACTOR_API_URL=${url}\nPREFACTOR_API_TOKEN=local`;
   return h(
     "div",
     { class: "notice" },
@@ -21,7 +22,7 @@ export function emptyRuns({ database, path, url, read_only: readOnly }) {
     h("p", null, "Start one. It opens here by itself."),
     emptyWay("See a sample agent work for 20 seconds:", demo),
     emptyWay("Or write the file from your agent:", python),
-    emptyWay("Or send the spans to this server:", `PREFACTOR_API_URL=${url}\nPREFACTOR_API_TOKEN=local`),
+    emptyWay("Or send the spans to this server:", server),
     h("p", { class: "muted" }, "Nothing leaves this machine."),
   );
 }

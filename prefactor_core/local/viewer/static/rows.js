@@ -74,7 +74,7 @@ function rowsFillSpan(slot, model, p) {
   const chosen = span.id === model.selected;
   const { glyph, word } = STATUS[span.status] ?? { glyph: "?", word: span.status };
   const marks = [
-    `row kind-${rowsKind(span.name)}`,
+    "row",
     chosen && "chosen",
     model.hits.has(p) && "hit",
     path !== null && !path.time.has(p) && "off-path",
@@ -100,7 +100,7 @@ function rowsFillSpan(slot, model, p) {
   rowsText(slot.note, span.label ? `\u2002${span.label}` : "");
   rowsText(slot.error, span.error ? `\u2002${span.error}` : "");
   rowsFillFacts(slot, model, p, span, parent && !open);
-  rowsSet(slot, "bar", "class", `bar bar-${span.status}`);
+  rowsSet(slot, "bar", "class", `bar bar-${span.status} kind-${rowsKind(span.name)}`);
   rowsSet(slot, "bar", "title", parent ? rowsBarTitle(model, p, span) : null);
 }
 

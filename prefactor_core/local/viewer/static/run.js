@@ -55,7 +55,10 @@ class RunPage {
     const path = `/-/runs/${encodeURIComponent(this.id)}`;
     try {
       const [{ run }, skeleton] = await Promise.all([get(path), get(`${path}/skeleton`)]);
-      if (!this.closed) this.mount(run, skeleton);
+      await runPause(); // a long run is parsed, built and drawn in a task each
+      const tree = buildTree(skeleton.rows);
+      await runPause();
+      if (!this.closed) this.mount(run, tree, skeleton.revision);
     } catch (failure) {
       if (!this.closed) this.refuse(failure);
     }
@@ -93,8 +96,8 @@ class RunPage {
     this.context.navigate(query.size > 0 ? `${path}?${query}` : path, { replace: !push });
   }
 
-  mount(run, skeleton) {
-    this.model = new RunModel(run, buildTree(skeleton.rows), now);
+  mount(run, tree, revision) {
+    this.model = new RunModel(run, tree, now);
     const actions = this.actions();
     this.views = { waterfall: new Waterfall(this.model, actions) };
     this.header = new RunHeader(this.model, this.context, actions);
@@ -118,7 +121,7 @@ class RunPage {
     this.draw();
     if (this.place.q) this.find.start(this.place.q);
     this.showSelection({ center: true });
-    this.startLive(skeleton.revision);
+    this.startLive(revision);
   }
 
   refuse(failure) {
@@ -279,10 +282,18 @@ class RunPage {
     this.frames = new Frames(() => this.model.grows(), () => this.frame());
     this.parts.push(this.live, this.frames);
     this.frames.wake();
-    this.seconds = setInterval(() => this.header.tick(), 1000);
+    this.seconds = setInterval(() => this.second(), 1000);
     for (const moved of ["wheel", "touchmove"]) {
       this.viewport.addEventListener(moved, () => this.follow(false), { passive: true });
     }
+  }
+
+  /** Show the passing time; when bars stop because the run is silent, draw where they stop. */
+  second() {
+    this.header.tick();
+    const grows = this.model.grows();
+    if (this.grew && !grows) this.draw();
+    this.grew = grows;
   }
 
   /** Keep the newest step in view, or stop that: the reader scrolls. */
@@ -353,6 +364,10 @@ class RunPage {
     if (last >= 0) this.shown.show(last);
     this.drawNews();
   }
+}
+
+function runPause() {
+  return new Promise((resolve) => setTimeout(resolve));
 }
 
 function runPlace(location) {

@@ -87,11 +87,10 @@ function rowShowCell(cell, { name, show }, run) {
 
 function rowStatus(run) {
   const { word } = STATUS[run.status] ?? { word: run.status };
-  const mark = statusMark(run.status);
-  const reason = run.termination_reason;
+  const title = run.termination_reason;
   return [
-    mark,
-    h("span", { class: "word", "aria-hidden": "true", title: reason }, word),
+    statusMark(run.status),
+    h("span", { class: "word", "aria-hidden": "true", title }, word),
   ];
 }
 

@@ -81,7 +81,8 @@ class RunsPage {
     this.rows = new Map();
     this.waiting = new Map();
     this.next = null;
-    this.complete = false;
+    clearTimeout(this.refreshing);
+    this.refreshing = null;
     this.showFresh();
   }
 
@@ -101,7 +102,6 @@ class RunsPage {
     replace(this.body);
     this.append(runs);
     this.next = next;
-    this.complete = next === null;
     this.showFacts(facts);
     this.list.scrollTop = top;
     this.rows.get(read)?.element.querySelector("a").focus({ preventScroll: true });
@@ -117,7 +117,6 @@ class RunsPage {
     replace(this.body);
     this.append(answer.runs);
     this.next = answer.next;
-    this.complete = answer.next === null;
     this.showFacts(answer);
     this.follow(answer.revision);
     if (this.query.size > 0) {
@@ -126,7 +125,7 @@ class RunsPage {
   }
 
   async loadMore() {
-    if (this.next === null || this.complete || this.more) return;
+    if (this.next === null || this.more) return;
     this.more = true;
     this.end.textContent = "Loading older runs…";
     const answer = await this.read(this.next);
@@ -134,7 +133,6 @@ class RunsPage {
     if (answer === null) return;
     this.append(answer.runs);
     this.next = answer.next;
-    this.complete = answer.next === null;
     this.showEnd();
     // The observer tells only changes, and the end may still be in sight.
     this.observer.unobserve(this.end);
@@ -204,7 +202,7 @@ class RunsPage {
 
   isNew(run) {
     const oldest = [...this.rows.keys()].at(-1);
-    return oldest === undefined || run.id > oldest || this.complete;
+    return oldest === undefined || run.id > oldest || this.next === null;
   }
 
   append(runs) {

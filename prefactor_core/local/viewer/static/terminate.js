@@ -6,6 +6,7 @@ import { now, postTerminate, subscribe } from "./data.js";
 import { clock, duration, fullTime, msOf, shortId } from "./format.js";
 
 const TERMINATE_HEARD_MS = 30_000;
+const TERMINATE_REASON = "terminated in the viewer";
 
 /** Open the dialog that terminates `run` (a row of `/-/runs`) if the reader confirms it. */
 export function openTerminateDialog(run) {
@@ -68,7 +69,7 @@ function terminateForm(run, dialog, follow) {
     event.preventDefault();
     confirm.disabled = true;
     try {
-      await postTerminate(run.id, reason.value.trim() || null);
+      await postTerminate(run.id, reason.value.trim() || TERMINATE_REASON);
       follow({ status: "terminated", finished_at: new Date(now()).toISOString(), heard_at: null });
     } catch (failure) {
       problem.textContent = failure.message;

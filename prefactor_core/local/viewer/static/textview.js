@@ -6,26 +6,30 @@ import { STATUS, count, duration } from "./format.js";
 import { get } from "./data.js";
 import { TREE_RUN, endAt, visibleRows } from "./tree.js";
 
-const textviewChunk = 500; // lines in one element: the browser lays out those in view alone
-const textviewStep = 8 * textviewChunk; // lines that are written without a pause
+const textviewChunk = 500; // rows in one element: the browser lays out those in view alone
+const textviewStep = 8 * textviewChunk; // rows that are written without a pause
 const textviewAtOnce = 6; // requests for payloads
 
-/**
- * Return the lines of the run.
- *
- * @param {Map<string, {payload_text, result_text}>} payloads what is known, by id of the span
- */
-export function textLines(model, payloads = new Map()) {
-  const { tree } = model;
+/** Return the rows of the whole run, whatever is folded: see `visibleRows`. */
+export function textRows(model) {
   const { from, to } = model.domain();
+  const least = Math.max(1, (to - from) * 0.02);
+  return visibleRows(model.tree, new Set(), { now: model.now(), least });
+}
+
+/**
+ * Return the text of rows: a line for each, and two more for a span whose payloads are known.
+ *
+ * @param {Map<string, {payload_text, result_text}>} payloads by id of the span
+ */
+export function textOf(model, rows, payloads) {
   const now = model.now();
-  const rows = visibleRows(tree, new Set(), { now, least: Math.max(1, (to - from) * 0.02) });
   const lines = [];
   for (const row of rows) {
-    if (typeof row === "number") textviewSpan(lines, tree, row, now, payloads);
-    else lines.push(textviewGap(tree, row));
+    if (typeof row === "number") textviewSpan(lines, model.tree, row, now, payloads);
+    else lines.push(textviewGap(model.tree, row));
   }
-  return lines;
+  return `${lines.join("\n")}\n`;
 }
 
 export class TextView {
@@ -35,7 +39,8 @@ export class TextView {
     this.text = h("div", { class: "text-lines", tabindex: "0", role: "region" });
     this.text.setAttribute("aria-label", "The run as text");
     this.more = h("button", { type: "button", on: { click: () => this.loadPayloads() } });
-    const copy = copyButton(() => textLines(this.model, this.payloads).join("\n"), "Copy all");
+    const all = () => textOf(this.model, textRows(this.model), this.payloads);
+    const copy = copyButton(all, "Copy all");
     const note = h("span", { class: "muted" }, "start of the step, its duration, the step");
     const head = h("div", { class: "text-head" }, note, this.more, copy);
     this.element = h("div", { class: "text-view" }, head, this.text);
@@ -51,26 +56,26 @@ export class TextView {
     const missing = total - this.payloads.size;
     this.more.hidden = missing <= 0;
     this.more.textContent = `Add inputs and results of ${count(missing)} spans`;
-    const lines = textLines(this.model, this.payloads);
+    const rows = textRows(this.model);
     const draft = {};
     this.draft = draft;
     const write = (from) => {
       if (this.closed || this.draft !== draft) return;
-      const to = Math.min(lines.length, from + textviewStep);
+      const to = Math.min(rows.length, from + textviewStep);
       for (let at = from; at < to; at += textviewChunk) {
-        this.writeChunk(at / textviewChunk, lines.slice(at, at + textviewChunk));
+        this.writeChunk(at / textviewChunk, rows.slice(at, at + textviewChunk));
       }
-      if (to < lines.length) setTimeout(() => write(to));
+      if (to < rows.length) setTimeout(() => write(to));
     };
-    while (this.text.children.length > Math.ceil(lines.length / textviewChunk)) {
+    while (this.text.children.length > Math.ceil(rows.length / textviewChunk)) {
       this.text.lastChild.remove();
     }
     write(0);
   }
 
   /** Replace the text of a chunk only if it has changed: a selection elsewhere stays. */
-  writeChunk(index, lines) {
-    const text = `${lines.join("\n")}\n`;
+  writeChunk(index, rows) {
+    const text = textOf(this.model, rows, this.payloads);
     let chunk = this.text.children[index];
     if (chunk === undefined) {
       chunk = h("pre", { class: "text-chunk" });
@@ -78,7 +83,7 @@ export class TextView {
     }
     if (chunk.textContent === text) return;
     chunk.textContent = text;
-    chunk.style.setProperty("contain-intrinsic-size", `auto ${lines.length * 18}px`);
+    chunk.style.setProperty("contain-intrinsic-size", `auto ${rows.length * 18}px`);
   }
 
   tick() {}

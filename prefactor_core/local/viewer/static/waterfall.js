@@ -137,17 +137,20 @@ export class Waterfall {
   onScroll() {
     this.scrolling ??= requestAnimationFrame(() => {
       this.scrolling = undefined;
-      this.drawRows();
+      const jumped = Math.abs(this.element.scrollTop - this.top) > this.height;
+      // After a jump all rows are filled: those in view now, the ones around them in a later frame.
+      this.drawRows(jumped ? 1 : waterfallMargin);
       this.actions.scrolled();
+      if (jumped) this.onScroll();
     });
   }
 
-  drawRows() {
+  drawRows(margin = waterfallMargin) {
     const { rows } = this.model;
     this.top = this.element.scrollTop;
     const top = this.top / this.rowHeight;
-    const first = Math.max(0, Math.floor(top) - waterfallMargin);
-    const shown = Math.ceil(this.height / this.rowHeight) + 2 * waterfallMargin;
+    const first = Math.max(0, Math.floor(top) - margin);
+    const shown = Math.ceil(this.height / this.rowHeight) + 2 * margin;
     const end = Math.min(rows.length, first + shown);
     const wanted = new Map();
     const focused = this.focusedIndex();
