@@ -49,13 +49,13 @@ test-lowest *options: (_install venv "dev")
 
 # Drive the pages in a real browser; installs Debian's Chromium where root and apt-get are.
 test-browser *options: _chromium _browser
-    .venv-browser/bin/python -m pytest tests/browser {{ options }}
+    .venv-browser/bin/python -m pytest -n 2 --dist loadfile tests/browser {{ options }}
 
 # Make the pictures of the README.
 shots: _chromium _browser
     PYTHONPATH=tests .venv-browser/bin/python -m browser.shots examples/pictures
 
-_browser: (_install ".venv-browser" "local" "pytest" "trio" "hypothesis" "playwright" "axe-playwright-python")
+_browser: (_install ".venv-browser" "local" "pytest-xdist" "trio" "hypothesis" "playwright" "axe-playwright-python")
 
 _chromium:
     @command -v chromium > /dev/null || command -v google-chrome > /dev/null || { \

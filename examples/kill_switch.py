@@ -4,7 +4,7 @@
 
 The agent calls one tool after the other, and records into the database file prefactor.db. After a
 moment ``python -m prefactor_core terminate`` stops its run from another process. The program shows
-what happened, as ``python -m prefactor_core show`` does, and ends with exit code 1.
+what happened, as ``python -m prefactor_core tree`` does, and ends with exit code 1.
 
 Somebody at Prefactor can stop a run in the same way. The client learns of it from the next answer
 about the run, or by asking every ``termination_poll_interval`` seconds (30 by default;
@@ -113,7 +113,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     sys.stdout.flush()
-    subprocess.run(prefactor("show", options.agent_id, "--api-url", options.api_url), check=True)
+    subprocess.run(prefactor("tree", options.agent_id, "--api-url", options.api_url), check=True)
     sys.exit(why)
 
 

@@ -13,7 +13,7 @@ any mapping.
 The program records in memory, and nothing is kept. To keep the run and look at it::
 
     PREFACTOR_API_URL=local:runs.db python examples/quick_start.py
-    python -m prefactor_core show quick-start --api-url local:runs.db
+    python -m prefactor_core tree quick-start --api-url local:runs.db
 
 ``show`` cuts the lines to the width of a terminal, writes whole lines into a pipe, and escapes
 characters that the terminal does not have.

@@ -317,7 +317,8 @@ def standard_types() -> SchemaRegistry:
         result=RetrievalResult,
         title="Retrieval",
         template=(
-            "{{query}}{% if documents %} → {{documents | size}} documents{% endif %}" + _FAILED
+            "{{query}}{% if documents %} → {{documents | size}} document"
+            "{% unless documents.size == 1 %}s{% endunless %}{% endif %}" + _FAILED
         ),
     )
     registry.register_type(

@@ -14,7 +14,7 @@ from typing import Final, NoReturn
 import anyio
 
 from prefactor_core.api.client import ApiClient
-from prefactor_core.cli.export_formats import FORMATS, write
+from prefactor_core.cli.export_formats import to_json, write
 from prefactor_core.cli.finding import find_run, find_span
 from prefactor_core.cli.reading import NewestRuns, open_stored, spans_of
 from prefactor_core.cli.run_lines import Line, list_of, tree_lines
@@ -97,6 +97,8 @@ async def _runs(api: ApiClient, options: Namespace) -> None:
         print_json(iter(found))
     else:
         _say(list_of(found, newest.names))
+    if newest.note:
+        sys.stderr.write(f"{newest.note}\n")
 
 
 async def _tree(api: ApiClient, options: Namespace) -> None:
@@ -118,7 +120,8 @@ async def _span(api: ApiClient, options: Namespace) -> None:
 
 async def _export(api: ApiClient, options: Namespace) -> None:
     instance = await find_run(api, options.word)
-    write(FORMATS[options.format](instance, await spans_of(api, instance)), options.output)
+    spans = await spans_of(api, instance)
+    write(to_json(instance, spans, api.api_url), options.output)
 
 
 def _say(lines: Iterable[Line]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from urllib.parse import urlsplit
+
 import click
 
 from prefactor_core.cli.export_formats import FORMATS, write
@@ -9,6 +12,7 @@ from prefactor_core.cli.finding import find_run
 from prefactor_core.cli.options import api_url_option
 from prefactor_core.cli.reading import open_stored, spans_of
 from prefactor_core.cli.terminal import is_terminal, progress, run
+from prefactor_core.config.http import LOCAL_PREFIX
 
 
 @click.command()
@@ -47,4 +51,10 @@ async def _export(word: str, format_: str, output: str | None, api_url: str) -> 
         with progress("reading the run") as on_progress:
             instance = await find_run(api, word, on_progress)
             spans = await spans_of(api, instance, on_progress)
-    write(FORMATS[format_](instance, spans), output)
+    write(FORMATS[format_](instance, spans, _origin(api_url)), output)
+
+
+def _origin(api_url: str) -> str:
+    """The name of the file or of the server where the run is stored."""
+    path = api_url.removeprefix(LOCAL_PREFIX)
+    return Path(path).name if path != api_url else urlsplit(api_url).hostname or api_url

@@ -11,19 +11,44 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 import msgspec
+from msgspec import Raw
 
 from prefactor_core.api.answers import AgentInstanceAnswer, AgentSpanAnswer
 from prefactor_core.exceptions import PrefactorValueError
 
-Format: TypeAlias = Callable[[AgentInstanceAnswer, Sequence[AgentSpanAnswer]], bytes]
+Spans: TypeAlias = Sequence[AgentSpanAnswer]
 
 
-def _json(instance: AgentInstanceAnswer, spans: Sequence[AgentSpanAnswer]) -> bytes:
+def to_json(instance: AgentInstanceAnswer, spans: Spans, _origin: str) -> bytes:
+    """``{"agent_instance": …, "agent_spans": […]}``, with the fields of the API."""
     return msgspec.json.encode({"agent_instance": instance, "agent_spans": spans}) + b"\n"
 
 
-FORMATS: Final[dict[str, Format]] = {"json": _json}
-"""The formats by name."""
+def to_otlp(instance: AgentInstanceAnswer, spans: Spans, _origin: str) -> bytes:
+    """A trace, in the JSON of OpenTelemetry."""
+    from prefactor_core.local.viewer.exports.otlp import otlp
+
+    return otlp(instance, spans) + b"\n"
+
+
+def to_html(instance: AgentInstanceAnswer, spans: Spans, origin: str) -> bytes:
+    """The page of the run, with its data."""
+    from prefactor_core.local.viewer.documents import documents_of
+    from prefactor_core.local.viewer.exports.html import html
+
+    return html(documents_of(_raw(instance), map(_raw, spans), origin))
+
+
+def _raw(answer: AgentInstanceAnswer | AgentSpanAnswer) -> Raw:
+    return Raw(msgspec.json.encode(answer))
+
+
+FORMATS: Final[dict[str, Callable[[AgentInstanceAnswer, Spans, str], bytes]]] = {
+    "json": to_json,
+    "otlp": to_otlp,
+    "html": to_html,
+}
+"""The formats by name. The last argument is where the run is stored, for a reader to see."""
 
 
 def write(content: bytes, path: str | None) -> None:

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from heapq import nlargest
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import anyio
 
 from prefactor_core.api.answers import AgentAnswer, AgentInstanceAnswer, AgentSpanAnswer
 from prefactor_core.api.client import ApiClient
 from prefactor_core.cli.finding import Progress, find_agent, silently
+from prefactor_core.cli.texts import one_line
 from prefactor_core.client.connection import open_api
 from prefactor_core.config import PrefactorCoreConfig
 from prefactor_core.config.http import LOCAL_PREFIX
-from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.exceptions import (
+    PrefactorRateLimitError,
+    PrefactorServerError,
+    PrefactorUnreachableError,
+    PrefactorValueError,
+)
+
+T = TypeVar("T")
 
 INTERVAL: Final = 1.0
 """Seconds between two questions for changes."""
 
 MOST_LOOKED_AT: Final = 1_000
 """The runs of each agent, from the newest on, that a list looks through."""
+
+_MOST_FAILURES: Final = 9
 
 _ENDED: Final = ("complete", "failed", "cancelled", "terminated")
 
@@ -59,6 +70,17 @@ async def spans_of(
     return spans
 
 
+async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask once a second while the API is away or busy, 10 times at most: what is followed goes on
+    meanwhile."""
+    for _ in range(_MOST_FAILURES):
+        try:
+            return await ask()
+        except (PrefactorUnreachableError, PrefactorServerError, PrefactorRateLimitError):
+            await anyio.sleep(INTERVAL)
+    return await ask()
+
+
 def is_ended(instance: AgentInstanceAnswer) -> bool:
     """Whether the run has ended. Spans of a terminated run may be open for a while, or for ever."""
     return instance.status in _ENDED
@@ -81,6 +103,15 @@ class NewestRuns:
         self._limit = limit
         self._read: dict[str, tuple[Mapping[str, int] | None, list[AgentInstanceAnswer]]] = {}
         self.names: dict[str, str] = {}
+        self._cut: set[str] = set()
+
+    @property
+    def note(self) -> str | None:
+        """What a reader must know of runs that were not looked through; None: nothing."""
+        if not self._cut:
+            return None
+        names = ", ".join(sorted(one_line(self.names.get(id, id)) for id in self._cut))
+        return f"only the newest {MOST_LOOKED_AT:,} runs were looked through of: {names}"
 
     async def read(self, progress: Progress = silently) -> Sequence[AgentInstanceAnswer]:
         """The runs as they are now. The API cannot list by status: of each agent, the newest 1,000
@@ -111,7 +142,10 @@ class NewestRuns:
                 looked_at += 1
                 if not self._statuses or run.status in self._statuses:
                     found.append(run)
-                if len(found) == self._limit or looked_at == MOST_LOOKED_AT:
+                if len(found) == self._limit:
+                    break
+                if looked_at == MOST_LOOKED_AT:
+                    self._cut.add(agent_id)
                     break
         return found
 
@@ -133,8 +167,8 @@ async def changes_of(
         state = instance.status, instance.span_counts, instance.updated_at
         if state != seen or instance.span_counts is None:
             seen = state
-            yield instance, await spans_of(api, instance)
+            yield instance, await patiently(partial(spans_of, api, instance))
         if is_ended(instance):
             return
         await anyio.sleep(INTERVAL)
-        instance = await api.get_agent_instance(instance.id)
+        instance = await patiently(partial(api.get_agent_instance, instance.id))

@@ -10,7 +10,7 @@ from rich.live import Live
 from prefactor_core.api.answers import AgentInstanceAnswer
 from prefactor_core.cli.lines import fitted, print_lines, terminal_width
 from prefactor_core.cli.options import api_url_option, follow_option, json_option
-from prefactor_core.cli.reading import INTERVAL, NewestRuns, open_stored
+from prefactor_core.cli.reading import INTERVAL, NewestRuns, open_stored, patiently
 from prefactor_core.cli.run_lines import list_lines, list_of
 from prefactor_core.cli.terminal import is_terminal, print_json, progress, run, say
 from prefactor_core.models.lifecycle import InstanceStatus
@@ -77,13 +77,15 @@ async def _runs(
             print_lines(list_of(found, newest.names, terminal_width()))
         else:
             say(f"there is no such run at {api_url}")
+        if newest.note:
+            click.echo(newest.note, err=True)
 
 
 async def _redraw(newest: NewestRuns) -> None:
     console = Console()
     with Live(console=console, auto_refresh=False, redirect_stdout=False) as live:
         while True:
-            found = await newest.read()
+            found = await patiently(newest.read)
             width, rows = console.width, max(console.height - 1, 1)
             lines = list(list_of(found, newest.names, width))[:rows]
             live.update(Group(*(fitted(line, width) for line in lines)), refresh=True)
@@ -93,7 +95,7 @@ async def _redraw(newest: NewestRuns) -> None:
 async def _print(newest: NewestRuns, as_json: bool) -> None:
     printed: dict[str, str] = {}
     while True:
-        for each in reversed(await newest.read()):
+        for each in reversed(await patiently(newest.read)):
             if printed.get(each.id) != each.status:
                 printed[each.id] = each.status
                 _print_one(each, newest, as_json)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from browser.recording import Recorder
-from browser.serving import serving
 from browser.tab import Tab
 from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
+from support.serving import serving_file
 
 expect.set_options(timeout=10_000)
 
@@ -27,7 +27,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(database: Path) -> Generator[str]:
     """The address of a server that all tests share. Its file holds a run: the page would open the
     first one by itself."""
-    with serving(database) as url:
+    with serving_file(database) as url:
         with closing(Recorder(url)) as recorder:
             recorder.finish(recorder.start("first"))
         yield url

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from browser.conftest import OpenTab
 from browser.recording import LiveAgent, Recorder
-from browser.serving import serving
 from playwright.sync_api import expect
+from support.serving import serving_file
 
 
 def test_an_empty_file_says_how_to_begin_and_the_first_run_opens_by_itself(
     open_tab: OpenTab, tmp_path: Path
 ) -> None:
-    with serving(tmp_path / "fresh.db") as url:
+    with serving_file(tmp_path / "fresh.db") as url:
         tab = open_tab(site=url)
         expect(tab.page.get_by_role("heading", name="No runs yet in fresh.db")).to_be_visible()
         agent = f'open_prefactor(api_url="local:{tmp_path}/fresh.db")'
@@ -112,6 +112,7 @@ def test_the_keyboard_walks_through_the_list(open_tab: OpenTab, recorder: Record
     tab.press("g")
     expect(tab.run_row(runs[2]).get_by_role("link").first).to_be_focused()
     tab.press("Enter")
-    tab.page.wait_for_url(f"**/runs/{runs[2]}")
+    expect(tab.page.locator("header.run-head")).to_contain_text("walked")
+    assert tab.path() == f"/runs/{runs[2]}"
     tab.press("Escape")
     expect(tab.run_row(runs[2])).to_be_visible()

@@ -2,51 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Awaitable
 
 import anyio
 import pytest
-from support.harness import make_config
-from support.local_api import Api, calling
+from support.stored import storing
 
-from prefactor_core.api.client import ApiClient
 from prefactor_core.cli.finding import find_agent, find_run, find_span
-from prefactor_core.client.connection import open_api
 from prefactor_core.exceptions import PrefactorNotFoundError, PrefactorValueError
-from prefactor_core.local import open_local_prefactor
 from prefactor_core.operations.identifiers import generate_related
-
-
-@dataclass
-class Stored:
-    """An API with its contents: ``write`` records, ``read`` is what the commands use."""
-
-    write: Api
-    read: ApiClient
-    asked: list[str]
-
-    async def run(self, agent_id: str = "a1", **changes: Any) -> str:
-        return await self.write.register(agent_id=agent_id, **changes)
-
-    async def agent(self, name: str, external_identifier: str | None = None) -> str:
-        details = {"name": name, "external_identifier": external_identifier}
-        return str((await self.write.done("agent", {"details": details}))["id"])
-
-
-@asynccontextmanager
-async def storing() -> AsyncGenerator[Stored]:
-    asked: list[str] = []
-    async with open_local_prefactor(":memory:") as app, calling(app) as write:
-
-        async def noting(scope: Any, receive: Any, send: Any) -> None:
-            asked.append(scope["path"].removeprefix("/api/v1/"))
-            await app(scope, receive, send)
-
-        async with open_api(make_config().http_config, noting) as read:
-            yield Stored(write, read, asked)
 
 
 async def said(finding: Awaitable[object]) -> str:

@@ -208,6 +208,40 @@ def test_an_export_is_a_file_for_its_owner_alone(tmp_path: Path) -> None:
     assert json.loads(written.read_bytes()) == json.loads(shown)
 
 
+def test_a_run_is_exported_as_a_trace(tmp_path: Path) -> None:
+    record(tmp_path)
+    code, shown, errors = run_here("export", "a2", "--format", "otlp", cwd=tmp_path)
+    assert (code, errors) == (0, "")
+    (resource,) = json.loads(shown)["resourceSpans"]
+    assert len(resource["scopeSpans"][0]["spans"]) == 1
+
+
+def test_a_run_of_a_file_or_a_service_is_exported_as_a_page(tmp_path: Path) -> None:
+    first, *_ = record(tmp_path)
+    path = tmp_path / "prefactor.db"
+    for name in ("file", "service"):
+        with serve_local_prefactor(path, api_token="right", agents=()) as url:
+            environment = {"PREFACTOR_API_URL": url, "PREFACTOR_API_TOKEN": "right"}
+            command = ("export", first, "--format", "html", "-o", f"{name}.html")
+            code, shown, errors = run_here(
+                *command, cwd=tmp_path, **(environment if name == "service" else {})
+            )
+        assert (code, shown, errors) == (0, "", "")
+        page = (tmp_path / f"{name}.html").read_text("utf-8")
+        embedded = page.partition('<script type="application/json" id="data">')[2]
+        paths = json.loads(embedded.partition("</script>")[0])["paths"]
+        assert paths[f"/-/runs/{first}"]["run"]["spans"]["failed"] == 1
+        database = {"file": "prefactor.db", "service": "127.0.0.1"}[name]
+        assert paths["/-/about"]["database"] == database
+
+
+def test_a_page_does_not_go_to_a_terminal(tmp_path: Path) -> None:
+    record(tmp_path)
+    code, shown, errors = run_in_terminal("export", "a1", "--format", "html", cwd=tmp_path)
+    assert (code, shown) == (2, "")
+    assert errors.endswith("Error: a page is for a browser: give a file, -o FILE\n")
+
+
 def test_an_export_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
     first, *_ = record(tmp_path)
     code, shown, errors = run_here("export", first, "-o", "no/such.json", cwd=tmp_path)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 from support.environments import last_line
-from support.server import serve_local_prefactor
+from support.serving import serving_file
 
 from compat.calls import Line
 from compat.cli import command_lines
@@ -24,10 +24,7 @@ from compat.published import CLIENTS, Client
 
 def main(words: list[str]) -> int:
     lines = []
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        serve_local_prefactor(Path(folder) / "runs.db", api_token=None, agents=None) as url,
-    ):
+    with tempfile.TemporaryDirectory() as folder, serving_file(Path(folder) / "runs.db") as url:
         for line in _lines(url, words):
             print(line, flush=True)
             lines.append(line)

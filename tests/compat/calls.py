@@ -41,6 +41,11 @@ class Calls:
         answer: Answer = response.json()
         return answer
 
+    def post(self, path: str, body: Mapping[str, Any]) -> Answer:
+        """What is answered to a POST; raises ``httpx.HTTPStatusError``."""
+        answer: Answer = self._http.post(path, json=body).raise_for_status().json()
+        return answer
+
     def call(
         self,
         name: str,

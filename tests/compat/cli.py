@@ -26,8 +26,7 @@ def command_lines(url: str) -> list[Line]:
     _instances_and_spans(calls, agent)
     _tokens(calls, account, agent, environment)
     _others(calls, account)
-    calls.call("environments delete", "DELETE", f"environment/{environment}")
-    calls.call("agents delete", "DELETE", f"agent/{agent}")
+    _deletions(calls, account)
     return calls.lines
 
 
@@ -206,6 +205,14 @@ def _tokens(calls: Calls, account: str, agent: str, environment: str) -> None:
         reads = _has(status=status)
         calls.call(f"{who} {verb}", "POST", f"{path}/{verb}", body={}, reads=reads)
     calls.call(f"{who} delete", "DELETE", path)
+
+
+def _deletions(calls: Calls, account: str) -> None:
+    # Those above have deployments and runs, and stay.
+    environment = _id(calls.post("environment", _details(name="scratch", account_id=account)))
+    calls.call("environments delete", "DELETE", f"environment/{environment}")
+    agent = _id(calls.post("agent", _details(name="Scratch")))
+    calls.call("agents delete", "DELETE", f"agent/{agent}")
 
 
 def _others(calls: Calls, account: str) -> None:

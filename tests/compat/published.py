@@ -20,12 +20,12 @@ SCRIPTS = Path(__file__).parent / "clients"
 class Run:
     """A run as it must be stored.
 
-    ``tree``: a line for each span, indented below its parent: span type and status.
+    ``tree``: a line for each span, indented below its parent: span type and status; None for any.
     ``holds``: texts that must be somewhere in the payloads and results.
     """
 
     status: str
-    tree: str
+    tree: str | None
     holds: tuple[str, ...] = ()
     quality: Mapping[str, str] = field(default_factory=dict)
     reason: str | None = None
@@ -55,20 +55,20 @@ class Client:
         ]
         calls = Calls(url)
         for name, expected in self.runs.items():
-            found = _stored(calls, report.get(name), expected.holds)
+            found = _stored(calls, report.get(name), expected)
             if found != expected:
                 problems.append(f"{name}: {found}\n instead of {expected}")
         return problems
 
 
-def _stored(calls: Calls, run: str, holds: tuple[str, ...]) -> Run:
+def _stored(calls: Calls, run: str, expected: Run) -> Run:
     details = calls.get(f"agent_instance/{run}")["details"]
     spans = calls.get("agent_spans", agent_instance_id=run)["summaries"]
     text = json.dumps([[span["payload"], span["result_payload"]] for span in spans])
     return Run(
         status=details["status"],
-        tree="\n".join(_lines(spans, None, "")),
-        holds=tuple(words for words in holds if words in text),
+        tree=expected.tree and "\n".join(_lines(spans, None, "")),
+        holds=tuple(words for words in expected.holds if words in text),
         quality=details["quality_summaries"],
         reason=details["termination_reason"],
     )
@@ -158,13 +158,8 @@ CLIENTS = (
                 ),
                 ("How high is K2?", "8611 m"),
             ),
-            "terminated": Run(
-                "terminated",
-                _tree(
-                    "langchain:agent active", "langchain:llm complete", "langchain:tool complete"
-                ),
-                reason="enough",
-            ),
+            # The signal comes in the background: the agent may call the model once more.
+            "terminated": Run("terminated", None, ("How high is K2?",), reason="enough"),
         },
         {"error": "PrefactorTerminatedError: Agent instance terminated by p2: enough"},
         note="its middleware leaves the span of an agent that raises active",

@@ -149,6 +149,65 @@ async def test_a_step_that_raises_is_recorded_with_an_error_as_its_schema_says(
         jsonschema.validate(span.result, schemas[span.schema_name])
 
 
+USER = {"role": "user", "content": "Which is higher?"}
+PARTS = {"role": "user", "content": [{"type": "text", "text": "Which "}, {"text": "is it?"}]}
+SUMMARIES: list[tuple[Any, Any, str]] = [
+    (AgentRun(input="Hi", agent="a"), AgentRunResult(output="Ho"), "a: Hi → Ho"),
+    (
+        AgentRun(input={"question": "q", "n": 3}),
+        AgentRunResult(output=[1, 2]),
+        "question: q, n: 3 → 1, 2",
+    ),
+    (AgentRun(input=["a", "b", "c", "d"]), AgentRunResult(output={}), "a, b, c, … (4)"),
+    (LLMCall(model="m", prompt="Hi"), LLMResult(response="Ho"), "m: Hi → Ho"),
+    (LLMCall(model="m", prompt="p" * 9_000), LLMResult(), f"m: {'p' * 497}..."),
+    (LLMCall(model="m"), LLMResult(response="Ho"), "m → Ho"),
+    (
+        LLMCall(model="m", messages=[{"role": "system", "content": "s"}, USER, {"role": "tool"}]),
+        LLMResult(tool_calls=[{"name": "search"}, {"function": {"name": "add"}}]),
+        "m: Which is higher? → calls search, add",
+    ),
+    (LLMCall(model="m", messages=[USER, PARTS]), LLMResult(), "m: Which is it?"),
+    (LLMCall(model="m", messages=[{"role": "tool"}]), LLMResult(), "m: 1 message"),
+    (LLMCall(model="m", messages=[USER] * 900), LLMResult(), "m: 900 messages"),
+    (ToolCall(tool="t"), ToolResult(output=0), "t → 0"),
+    (ToolCall(tool="t"), ToolResult(output=False), "t → false"),
+    (ToolCall(tool="t"), ToolResult(output="x" * 90_000), f"t → {'x' * 497}..."),
+    (
+        ToolCall(tool="t", arguments={"q": "x", "of": {"a": 1}}),
+        ToolResult(),
+        "t(q: x, of: a: 1, …)",
+    ),
+    (ToolCall(tool="t", arguments={}), ToolResult(output=[]), "t"),
+    (ToolCall(tool="t"), ToolResult(output=[{"title": "T", "n": 1}, {}]), "t → title: T, …, …"),
+    (ToolCall(tool="t"), ToolResult(output=list(range(5_000))), "t → 0, 1, 2, … (5000)"),
+    (Retrieval(query="q"), RetrievalResult(documents=[Document(id="d")]), "q → 1 document"),
+    (ToolCall(tool="t"), ToolResult(error=StepError(type="E", message="m")), "t ✕ E: m"),
+    (Retrieval(query="q"), RetrievalResult(error=StepError(type="E")), "q ✕ E"),
+    (LLMCall(model="m", prompt="p"), LLMResult(error=StepError(type="E")), "m: p ✕ E"),
+    (AgentRun(input="i"), AgentRunResult(error=StepError(type="E")), "i ✕ E"),
+    (Feedback(rating="up", comment="Nice"), None, "up: Nice"),
+]
+
+
+async def test_summaries_say_something(prefactor: Recording) -> None:
+    spans = await record(prefactor, *((params, result) for params, result, _ in SUMMARIES))
+    assert [span.summary for span in spans] == [summary for _, _, summary in SUMMARIES]
+
+
+async def test_a_summary_of_a_step_that_raised_says_its_error(prefactor: Recording) -> None:
+    async with (
+        prefactor.open(schema_registry=standard_types()) as client,
+        client.agent_instance(**AGENT) as instance,
+    ):
+        with pytest.raises(KeyError), instance.span(ToolCall(tool="t", arguments={"q": 1})):
+            raise KeyError("k")
+        with instance.span(ToolCall(tool="t")) as span:
+            span.fail_nowait({"error": "no answer"})
+    summaries = [span.summary for span in prefactor.run.spans]
+    assert summaries == ["t(q: 1) ✕ KeyError: 'k'", "t ✕ no answer"]
+
+
 async def test_texts_may_be_marked_as_sensitive(prefactor: Recording) -> None:
     call = LLMCall(model="small-1", prompt=sensitive("Ada", "personal_identifiers"))
     (span,) = await record(prefactor, (call, LLMResult(response=sensitive("1815", "minors_data"))))

@@ -88,3 +88,13 @@ def serving(*command: str | Path, cwd: Path, **environment: str) -> Generator[Se
         process.kill()
         process.wait(WAIT)
         reader.join(WAIT)
+
+
+@contextmanager
+def serving_file(path: Path) -> Generator[str]:
+    """Serve the database file ``path`` on a free port until the block is left; gives the URL,
+    without a slash at the end."""
+    command = ["-m", "prefactor_core", "serve", "--db", str(path), "--port", "0"]
+    with serving(*command, cwd=path.parent) as server:
+        yield server.url().rstrip("/")
+        assert server.stop() == 0

@@ -58,12 +58,16 @@ export function helpDialog() {
   dialog.showModal();
 }
 
-/** A letter in a field is text, and a link or button takes its own Enter and space. */
+/**
+ * A letter in a field is text, arrows scroll the panel that has the focus, and a link or button
+ * takes its own Enter and space.
+ */
 function keysIgnored(event) {
   if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return true;
   if (event.isComposing || document.querySelector("dialog[open]") !== null) return true;
   const { target } = event;
   if (target.closest("input, textarea, select, [contenteditable]") !== null) return true;
+  if (event.key.startsWith("Arrow") && target.closest("[role=tabpanel]") !== null) return true;
   const pressed = event.key === "Enter" || event.key === " ";
   return pressed && target.closest("a, button, summary") !== null;
 }
