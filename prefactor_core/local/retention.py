@@ -46,9 +46,9 @@ ORDER BY updated_at LIMIT 1
 async def keep(path: str, days: float) -> None:
     """Delete from the file ``path`` the runs that ended, and had no write, for ``days`` days.
 
-    With them go their spans, the versions that no other run has, and old idempotency keys. A run
-    that did not end is kept. By the clock of the server, as a client's may be wrong. The file does
-    not shrink: SQLite writes new rows to the freed pages.
+    With them go their spans, the versions that no other run and no deployment has, and old
+    idempotency keys. A run that did not end is kept. By the clock of the server, as a client's may
+    be wrong. The file does not shrink: SQLite writes new rows to the freed pages.
 
     A file that is locked, or fails, is logged once and tried again.
     """
@@ -111,5 +111,9 @@ class Retention:
         self._store.delete("agent_instances", {"id": run["id"]})
         for column in ("agent_version_id", "agent_schema_version_id"):
             others = f"SELECT id FROM agent_instances WHERE agent_id = ? AND {column} = ? LIMIT 1"
-            if not self._store.one(others, run["agent_id"], run[column]):
+            current = "SELECT id FROM agent_deployments WHERE current_version_id = ?"
+            if not (
+                self._store.one(others, run["agent_id"], run[column])
+                or self._store.one(current, run[column])
+            ):
                 self._store.delete("agent_versions", {"id": run[column]})

@@ -8,9 +8,7 @@ client's fault, such as a clock that differs or is set back, is accepted and fla
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Mapping
-from contextlib import suppress
 from copy import copy
 
 import msgspec
@@ -18,6 +16,7 @@ from msgspec import UNSET
 
 from prefactor_core.local.agent_context import agent_context
 from prefactor_core.local.agents import Agents
+from prefactor_core.local.control import Control
 from prefactor_core.local.errors import ApiError, invalid, invalid_action, not_found
 from prefactor_core.local.faults import Faults
 from prefactor_core.local.idempotency import IdempotentCalls
@@ -66,7 +65,9 @@ class Service:
         self.store = store
         self._agents = agents or Agents(store)
         self._faults = faults or Faults()
-        self._deployments, self._spans = Deployments(store), Spans(store)
+        self._deployments = Deployments(store)
+        self._spans = Spans(store)
+        self._control = Control(store)
         self._versions = Versions(store)
         self._views = Views(store, self._versions)
         self._calls = IdempotentCalls(store, self._faults)
@@ -97,7 +98,7 @@ class Service:
             # The start was on its way when the run was terminated. An error would make official
             # clients end all telemetry; the answer tells the client why to stop.
             changes["started_at"] = min(started_at, instance["finished_at"])
-            return self._controlled(self._change_instance(instance_id, changes, now), instance)
+            return self._control.signal(self._change_instance(instance_id, changes, now), instance)
 
         return self._calls.run(f"start {instance_id}", body, body.idempotency_key, act)
 
@@ -161,10 +162,8 @@ class Service:
     def get_instance(self, instance_id: str, *, by_agent: bool = False) -> bytes:
         """GET agent_instance/{id}. ``by_agent``: the agent itself looks whether to go on."""
         instance = self._instance(instance_id)
-        if by_agent and _is_unheard(instance):
-            # The answer does not depend on a write that has to wait, or fails.
-            with suppress(sqlite3.Error), self.store.transaction(waits=False):
-                self._note_heard(instance)
+        if by_agent:
+            self._control.polled(instance)
         return _encode(_success(self._views.instance(instance)))
 
     def agent_context(self, instance_id: str) -> bytes:
@@ -371,24 +370,7 @@ class Service:
         return row
 
     def _span_answer(self, span: SpanRow, instance: Row) -> Answer:
-        return self._controlled(_success(self._views.span(span, instance)), instance)
-
-    def _note_heard(self, instance: Row) -> None:
-        """Store when the agent first heard that ``instance`` is terminated."""
-        changes = {"heard_at": stored_now(), "revision": self.store.revision()}
-        self.store.update("agent_instances", instance["id"], changes)
-
-    def _controlled(self, answer: Answer, instance: Row) -> Answer:
-        """Add the control signal to ``answer`` if ``instance`` is terminated."""
-        if instance["status"] == InstanceStatus.TERMINATED:
-            answer["control"] = {"terminate": True, "reason": instance["termination_reason"]}
-            if _is_unheard(instance):
-                self._note_heard(instance)
-        return answer
-
-
-def _is_unheard(instance: Row) -> bool:
-    return instance["status"] == InstanceStatus.TERMINATED and instance["heard_at"] is None
+        return self._control.signal(_success(self._views.span(span, instance)), instance)
 
 
 def _success(details: Answer) -> Answer:

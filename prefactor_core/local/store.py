@@ -25,8 +25,9 @@ MEMORY: Final = ":memory:"
 
 _NOTHING: Final[Mapping[str, float]] = {}
 
-LOCK_TIMEOUT: Final = 5.0
-"""Seconds that a call waits for the lock of another process; then the client tries again."""
+LOCK_TIMEOUT: Final = 20.0
+"""Seconds that a call waits for the locks of other processes; then the client tries again. Long
+enough for many writers on a machine that has much else to do, and less than a client waits."""
 
 _ATTEMPT: Final = 10
 """Milliseconds in which SQLite itself tries to get a lock. It waits longer and longer between two

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sized
 from functools import cache, wraps
 from typing import Any, Final, TextIO, cast
 
-from liquid import Environment, RenderContext
+from liquid import Environment, RenderContext, Token
 from liquid.builtin.output import Output, OutputNode
 from liquid.builtin.tags.echo_tag import EchoTag
 from liquid.exceptions import LiquidError
+from liquid.stringify import to_liquid_string
 from liquid.template import BoundTemplate
+from liquid.undefined import UNDEFINED
 
 from prefactor_core.schema_registry.sensitive import hidden
 
@@ -18,6 +21,9 @@ _MOST_ROUNDS: Final = 1_000
 _MOST_BYTES: Final = 10_000
 _MOST_CHARACTERS: Final = 2_000_000
 """The longest text that a filter may make."""
+
+_MOST_STEPS: Final = 100_000
+"""Looking up a variable or calling a filter is a step, or more for a long text or list."""
 
 # The bounds of a template. Looking for the ends of unclosed tags takes quadratic time.
 _LONGEST_TEMPLATE: Final = 10_000
@@ -45,6 +51,7 @@ class Template:
         """
         if self._template is None:
             return None
+        _steps.left = _MOST_STEPS
         try:
             fields = {name: hidden(each[name]) for each in payloads for name in each}
             return self._template.render(fields)
@@ -59,7 +66,7 @@ class _Node(OutputNode):
         value = self.expression.evaluate(context)
         if isinstance(value, dict | list | tuple | range):
             return 0
-        return super().render_to_output(context, buffer)
+        return buffer.write(to_liquid_string(value, context.autoescape))
 
 
 class _Output(Output):
@@ -70,7 +77,40 @@ class _Echo(EchoTag):
     node_class = _Node  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 
 
+class _Steps(threading.local):
+    """The steps that are left for the template that this thread renders."""
+
+    left = 0
+
+    def spend(self, value: object) -> None:
+        """Count a look at ``value``."""
+        self.left -= 1
+        if isinstance(value, str):
+            self.left -= len(value) // 200
+        elif isinstance(value, list):
+            self.left -= len(cast("list[object]", value)) // 10
+        if self.left < 0:
+            raise LiquidError("the template takes too many steps", token=None)
+
+
+_steps = _Steps()
+
+
+class _Context(RenderContext):
+    def get(
+        self, path: list[object], *, token: Token | None, default: object = UNDEFINED
+    ) -> object:
+        value = super().get(path, token=token, default=default)
+        _steps.spend(value)
+        return value
+
+
+class _BoundTemplate(BoundTemplate):
+    context_class = _Context
+
+
 class _Environment(Environment):
+    template_class = _BoundTemplate
     # Bounds, so that no template can hang the server.
     loop_iteration_limit = _MOST_ROUNDS
     local_namespace_limit = 10 * _MOST_BYTES
@@ -96,6 +136,7 @@ def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     # The library bounds loops and output, but not the work of a filter.
     @wraps(function)
     def checked(value: object, *args: object, **options: object) -> Any:
+        _steps.spend(value)
         size = len(cast("Sized", value)) if isinstance(value, str | list | range) else 0
         texts = [len(text) for text in args if isinstance(text, str)]
         if (
