@@ -51,6 +51,10 @@ test-lowest *options: (_install venv "dev")
 test-browser *options: _chromium _browser
     .venv-browser/bin/python -m pytest -n 2 --dist loadfile tests/browser {{ options }}
 
+# Let Schemathesis make some thousand requests by the OpenAPI document of a served file.
+test-openapi *options: (_install ".venv-openapi" "local" "schemathesis")
+    PYTHONPATH=tests .venv-openapi/bin/python -m openapi {{ options }}
+
 # Make the pictures of the README.
 shots: _chromium _browser
     PYTHONPATH=tests .venv-browser/bin/python -m browser.shots examples/pictures

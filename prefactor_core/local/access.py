@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prefactor_core.local.errors import ApiError
 from prefactor_core.local.requests import parse_body
+from prefactor_core.local.tokens import TOKEN_PREFIX
 
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 BODY_TIMEOUT: Final = 30.0
@@ -104,21 +105,28 @@ class Access:
 
     async def _checked(self, request: Request, receive: Receive) -> bytes | Response:
         """The body of a request that the app may answer, or the answer to a login."""
-        try:
-            self._check_host(request)
-            self._check_token(request)
-            self._check_origin(request)
-        except ApiError:
-            # Not every client looks for an answer while it sends.
-            await self._read(receive, 0)
-            raise
-        body, size = await self._read(receive, self._max_body_bytes)
+        refusal = self._refusal(request)
+        # Read the whole body also of a refused request, without keeping it: not every client looks
+        # for an answer while it sends.
+        most = self._max_body_bytes if refusal is None else 0
+        body, size = await self._read(receive, most)
+        if refusal is not None:
+            raise refusal
         if size > self._max_body_bytes:
             message = f"the body has {size} bytes, at most {self._max_body_bytes} are taken"
             raise ApiError(413, "payload_too_large", message)
         if request.scope["path"] == _LOGIN and request.method == "POST":
             return self._log_in(body)
         return body
+
+    def _refusal(self, request: Request) -> ApiError | None:
+        try:
+            self._check_host(request)
+            self._check_token(request)
+            self._check_origin(request)
+        except ApiError as error:
+            return error
+        return None
 
     def _check_host(self, request: Request) -> None:
         hosts = request.headers.getlist("host")
@@ -141,12 +149,21 @@ class Access:
     def _check_token(self, request: Request) -> None:
         if self._token is None or _PAGE.fullmatch(request.scope["path"]):
             return
+        is_api = request.scope["path"].startswith(_API)
         given = request.headers.get("authorization", "").encode()
         cookie = request.cookies.get(COOKIE, "").encode()
         # Both, always: the time that it takes must reveal nothing.
         by_header = hmac.compare_digest(given, b"Bearer " + self._token)
         by_cookie = hmac.compare_digest(cookie, _cookie_of(self._token).encode())
-        if not (by_header or by_cookie):
+        if by_cookie and not by_header:
+            # The API asks for the token, too.
+            headers = [each for each in request.scope["headers"] if each[0] != b"authorization"]
+            own = b"authorization", b"Bearer " + self._token
+            request.scope["headers"] = [*headers, own]
+        elif not by_header and not (
+            # The API knows the tokens that it made.
+            is_api and given.startswith(f"Bearer {TOKEN_PREFIX}".encode())
+        ):
             message = "send the server's token as 'Authorization: Bearer …', or open /#token=…"
             raise ApiError(401, "bad_authtoken", message)
 

@@ -8,6 +8,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
+from importlib import import_module
 from typing import Any, TypeVar
 
 import msgspec
@@ -30,11 +31,11 @@ from prefactor_core.local.errors import ApiError
 from prefactor_core.local.faults import FaultMiddleware, Faults, ReadOnly
 from prefactor_core.local.openapi import openapi_document
 from prefactor_core.local.requests import BulkBody, parse_body
-from prefactor_core.local.resources.api_tokens import TOKEN_PREFIX, ApiTokens
+from prefactor_core.local.resources.api_tokens import ApiTokens
 from prefactor_core.local.resources.environments import Environments
 from prefactor_core.local.service import Service
 from prefactor_core.local.store import MEMORY, Store, is_busy
-from prefactor_core.local.tokens import Deployment, Tokens, check_account
+from prefactor_core.local.tokens import TOKEN_PREFIX, Deployment, Tokens, check_account
 from prefactor_core.queue.daemon_thread import DaemonThread
 
 logger = logging.getLogger("prefactor_core.local")
@@ -260,5 +261,5 @@ def _ping(call: Call) -> bytes:
 def _import_slow_modules() -> None:
     """Import the modules that a first write needs. In its transaction that would keep other
     processes waiting for longer than they do."""
-    import prefactor_core.local.summaries
-    import prefactor_core.schema_registry.json_schema  # noqa: F401
+    import_module("prefactor_core.local.summaries")
+    import_module("prefactor_core.schema_registry.json_schema")

@@ -39,9 +39,9 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     """One method of one path below /api/v1/.
 
     ``scope``: ``account`` for a call that the token of a deployment may not make, ``open`` for one
-    that needs no token. ``body`` is the
-    form of the request, None for a call without one; ``answer`` that of a success. ``query``: the
-    parameters that are looked at, those in ``required`` must be there.
+    that needs no token. ``body`` is the form of the request, None for a call without one;
+    ``answer`` that of a success. ``query``: the parameters that are looked at; those in
+    ``required`` must be there.
     """
 
     method: Method
@@ -82,19 +82,20 @@ def read(
     path: str,
     summary: str,
     answer: object,
-    read: Callable[[str, Mapping[str, str]], bytes],
+    run: Callable[[str, Mapping[str, str]], bytes],
     query: tuple[str, ...] = (),
     *,
     required: tuple[str, ...] = (),
 ) -> Endpoint:
-    """A call that reads, with the token of the account."""
+    """A call that reads, with the token of the account. ``run`` takes the id in the path, or "",
+    and the query."""
     if get_origin(answer) is Summaries:
         query = (*query, *_SORTED)
     return Endpoint(
         method="GET",
         path=path,
         summary=summary,
-        run=lambda call: read(call.id, call.query),
+        run=lambda call: run(call.id, call.query),
         answer=answer,
         query=query,
         required=required,
@@ -107,19 +108,18 @@ def write(
     summary: str,
     answer: object,
     body: type[Body],
-    write: Callable[[str, Body], bytes],
+    run: Callable[[str, Body], bytes],
 ) -> Endpoint:
-    """A call that writes, with the token of the account."""
-    return endpoint(
-        method, path, summary, answer, lambda call: write(call.id, call.body), body=body
-    )
+    """A call that writes, with the token of the account. ``run`` takes the id, likewise, and the
+    body."""
+    return endpoint(method, path, summary, answer, lambda call: run(call.id, call.body), body=body)
 
 
 def act(
-    method: Method, path: str, summary: str, answer: object, act: Callable[[str, ActBody], bytes]
+    method: Method, path: str, summary: str, answer: object, run: Callable[[str, ActBody], bytes]
 ) -> Endpoint:
     """A call that writes and needs no more than its path."""
-    return write(method, path, summary, answer, ActBody, act)
+    return write(method, path, summary, answer, ActBody, run)
 
 
 def endpoint(
@@ -132,6 +132,7 @@ def endpoint(
     body: type[Struct],
     scope: Scope = "account",
 ) -> Endpoint:
+    """Any call with a body."""
     return Endpoint(
         method=method,
         path=path,

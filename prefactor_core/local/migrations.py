@@ -105,7 +105,7 @@ ALTER TABLE agent_spans ADD COLUMN flags TEXT NOT NULL DEFAULT '[]';
     """
 ALTER TABLE idempotency_keys ADD COLUMN used_at INTEGER NOT NULL DEFAULT :now;
 """,
-    # Whether the client gave the start time; unknown, so 0, for older rows.
+    # start_given, whether the client gave the start time, was used by earlier versions.
     """
 ALTER TABLE agent_instances ADD COLUMN start_given INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE agent_instances ADD COLUMN flags TEXT NOT NULL DEFAULT '[]';

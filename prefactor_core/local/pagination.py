@@ -35,11 +35,14 @@ def page_of(
     offset = _whole(query, "pagination[offset]", 0, 0, 2**31)
     size = _whole(query, "pagination[page_size]", 50, 1, 100)
     field, direction = query.get("sorting[field]", "id"), query.get("sorting[direction]", "asc")
+    fields = [field]
     if "sorting" in query:
         field = query["sorting"].removeprefix("-")
-        direction = "desc" if query["sorting"].startswith("-") else "asc"
-    if field not in sorted_by or direction not in ("asc", "desc"):
+        fields.append(field)
+    if not set(fields) <= set(sorted_by) or direction not in ("asc", "desc"):
         raise invalid("sorting", f"only by {' or '.join(sorted_by)}, asc or desc")
+    if "sorting" in query:
+        direction = "desc" if query["sorting"].startswith("-") else "asc"
     by = f" INDEXED BY {index}" if index else ""
     rows_of = f"FROM {table}{by} WHERE {' AND '.join(where) or '1'}"
     with store.snapshot():

@@ -29,7 +29,7 @@ from prefactor_core.operations.identifiers import is_pfid, partition_of
 T = TypeVar("T", bound=Struct)
 
 
-_MAX_DEPTH: Final = 500
+_MAX_DEPTH: Final = 800
 """The levels of a body; SQLite reads no JSON beyond 1,000."""
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
@@ -275,6 +275,22 @@ def _wrong_form(error: msgspec.ValidationError) -> ApiError:
     return invalid(path[1], text[: path.start()])
 
 
+def registration_of(body: RegisterBody, own: Mapping[str, str], account_id: str) -> RegisterBody:
+    """Fill in the agent and the environment of the caller, ``own``, empty for the account.
+
+    Raises :class:`ApiError` (422) if the body has others, or no agent.
+    """
+    for name, value in own.items():
+        given = getattr(body, name)
+        if given is not None and given != value:
+            raise invalid(name, f"the token is of another one than {given!r}")
+    agent_id = own.get("agent_id", body.agent_id)
+    if not agent_id:
+        raise invalid("agent_id", "is required", "required")
+    environment_id = own.get("environment_id", body.environment_id) or account_id
+    return msgspec.structs.replace(body, agent_id=agent_id, environment_id=environment_id)
+
+
 def parse_time(field: str, text: str | None, default: str) -> str:
     """An ISO 8601 time as stored: UTC with microseconds, so that texts sort by time.
 
@@ -291,17 +307,7 @@ def parse_time(field: str, text: str | None, default: str) -> str:
         raise invalid(field, f"{text!r} is not an ISO 8601 time") from None
 
 
-def stored_time(time: datetime) -> str:
-    """Format an aware time as stored."""
-    return time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def stored_now() -> str:
-    """The current time, as stored."""
-    return stored_time(datetime.now(UTC))
-
-
-def checked_end(started_at: str | None, finished_at: str) -> tuple[str, list[str]]:
+def ended_at(started_at: str | None, finished_at: str) -> tuple[str, list[str]]:
     """The end time, not before the start, and the flags for a time that was changed.
 
     The clocks of clients differ, and are set back. The API does not forbid an end before the start,
@@ -310,6 +316,16 @@ def checked_end(started_at: str | None, finished_at: str) -> tuple[str, list[str
     if started_at is None or finished_at >= started_at:
         return finished_at, []
     return started_at, [f"finished_at: {finished_at} is before the start, {started_at}"]
+
+
+def stored_time(time: datetime) -> str:
+    """Format an aware time as stored."""
+    return time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def stored_now() -> str:
+    """The current time, as stored."""
+    return stored_time(datetime.now(UTC))
 
 
 def check_outcome(status: str | None) -> str:

@@ -99,17 +99,17 @@ async def open_site(
         )
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(await _listen(host, port))
-        port = listener.getsockname()[1]
+        bound: int = listener.getsockname()[1]
         local: ASGIApp = _no_api
         if not read_only:
-            local = await stack.enter_async_context(open_local_prefactor(path))
+            local = await stack.enter_async_context(open_local_prefactor(path, api_token=token))
         stopping = anyio.Event()
         viewer = await stack.enter_async_context(
             open_viewer(path, read_only=read_only, stopping=stopping)
         )
-        app = site(local, viewer, host=host, port=port, token=token)
+        app = site(local, viewer, host=host, port=bound, token=token)
         keep = None if keep_days is None else partial(retention.keep, path, keep_days)
-        yield Site(app, _url(host, port), listener, stopping, keep)
+        yield Site(app, _url(host, bound), listener, stopping, keep)
 
 
 async def serve(site: Site) -> None:

@@ -3,7 +3,7 @@
 Each call is one transaction. It returns the JSON of its answer, or raises
 :class:`~prefactor_core.local.errors.ApiError` and changes nothing. Where the API is not specified,
 the rule here is strict: a careless client shall fail here first. A deviation that is not the
-client's fault, such as a clock that differs from this server's, is accepted and flagged.
+client's fault, such as a clock that differs or is set back, is accepted and flagged.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from copy import copy
 
 import msgspec
-from msgspec import UNSET, Raw
+from msgspec import UNSET
 
 from prefactor_core.local.agent_context import agent_context
 from prefactor_core.local.agents import Agents
@@ -21,6 +21,7 @@ from prefactor_core.local.errors import ApiError, invalid, invalid_action, not_f
 from prefactor_core.local.faults import Faults
 from prefactor_core.local.idempotency import IdempotentCalls
 from prefactor_core.local.pagination import Answer
+from prefactor_core.local.quality import with_quality
 from prefactor_core.local.requests import (
     CreateSpanBody,
     FinishInstanceBody,
@@ -34,8 +35,9 @@ from prefactor_core.local.requests import (
     check_id,
     check_outcome,
     check_purpose,
-    checked_end,
+    ended_at,
     parse_time,
+    registration_of,
     stored_now,
 )
 from prefactor_core.local.resources.deployments import Deployments
@@ -43,7 +45,7 @@ from prefactor_core.local.spans import SpanRow, Spans
 from prefactor_core.local.store import Row, Store
 from prefactor_core.local.tokens import Deployment
 from prefactor_core.local.versions import Versions
-from prefactor_core.local.views import Quality, Views
+from prefactor_core.local.views import Views
 from prefactor_core.models.lifecycle import (
     INSTANCE_TRANSITIONS,
     SPAN_TRANSITIONS,
@@ -63,8 +65,7 @@ class Service:
         self.store = store
         self._agents = agents or Agents(store)
         self._faults = faults or Faults()
-        self._deployments = Deployments(store)
-        self._spans = Spans(store)
+        self._deployments, self._spans = Deployments(store), Spans(store)
         self._control = Control(store)
         self._versions = Versions(store)
         self._views = Views(store, self._versions)
@@ -80,7 +81,7 @@ class Service:
 
     def register(self, body: RegisterBody) -> bytes:
         """POST agent_instance/register."""
-        body = self._for_caller(body)
+        body = registration_of(body, self._own(), self.store.account_id)
         return self._calls.run("register", body, body.idempotency_key, lambda: self._register(body))
 
     def start(self, instance_id: str, body: StartBody) -> bytes:
@@ -108,7 +109,7 @@ class Service:
             status = InstanceStatus(check_outcome(body.status))
             instance = self._instance(instance_id)
             given = parse_time("timestamp", body.timestamp, now)
-            finished_at, flags = checked_end(instance["started_at"], given)
+            finished_at, flags = ended_at(instance["started_at"], given)
             changes = {
                 "started_at": instance["started_at"] or finished_at,
                 "finished_at": finished_at,
@@ -138,15 +139,8 @@ class Service:
         def act() -> Answer:
             instance = self._instance(instance_id)
             schema = self._versions.schema(instance["agent_schema_version_id"])
-            schema.quality(body.name)
-            recorded = msgspec.json.decode(instance["quality"], type=dict[str, Quality])
-            if body.payload is None:
-                recorded.pop(body.name, None)
-            else:
-                flags = schema.check.quality(body.name, body.payload)
-                recorded[body.name] = Quality(Raw(_encode(body.payload)), flags)
-            changes = {"quality": _encode(recorded).decode()}
-            return self._change_instance(instance_id, changes, stored_now())
+            quality = with_quality(instance["quality"], schema, body.name, body.payload)
+            return self._change_instance(instance_id, {"quality": quality}, stored_now())
 
         return self._calls.run(f"record_quality {instance_id}", body, body.idempotency_key, act)
 
@@ -155,11 +149,12 @@ class Service:
 
         def act() -> Answer:
             self._instance(instance_id)
+            changes: dict[str, object] = {}
             payload = body.details.quality_payload
-            if payload is UNSET:
-                return _success(self._views.instance(self._instance(instance_id)))
-            stored = None if payload is None else _encode(payload).decode()
-            return self._change_instance(instance_id, {"quality_payload": stored}, stored_now())
+            if payload is not UNSET:
+                stored = None if payload is None else _encode(payload).decode()
+                changes["quality_payload"] = stored
+            return self._change_instance(instance_id, changes, stored_now())
 
         return self._calls.run(f"update_instance {instance_id}", body, body.idempotency_key, act)
 
@@ -213,23 +208,12 @@ class Service:
         environment_id = self._caller.environment_id or self.store.account_id
         return {"agent_id": self._caller.agent_id, "environment_id": environment_id}
 
-    def _for_caller(self, body: RegisterBody) -> RegisterBody:
-        """Fill in the agent and the environment of the caller."""
-        agent_id, environment_id = body.agent_id, body.environment_id or self.store.account_id
-        if own := self._own():
-            for name, value in own.items():
-                given = getattr(body, name)
-                if given is not None and given != value:
-                    raise invalid(name, f"the token is of another one than {given!r}")
-            agent_id, environment_id = own.values()
-        if not agent_id:
-            raise invalid("agent_id", "is required", "required")
-        return msgspec.structs.replace(body, agent_id=agent_id, environment_id=environment_id)
-
     def _register(self, body: RegisterBody) -> Answer:
         now = stored_now()
-        assert body.agent_id is not None
-        self._agents.use(body.agent_id)
+        agent_id, environment_id = body.agent_id, body.environment_id
+        assert agent_id is not None
+        assert environment_id is not None
+        self._agents.use(agent_id)
         if body.id is None:
             instance_id = identifiers.generate(self._partition)
         else:
@@ -238,25 +222,21 @@ class Service:
                 raise ApiError(409, "already_exists", f"agent instance {instance_id!r} exists")
         if body.external_identifier is not None and self.store.one(
             "SELECT id FROM agent_instances WHERE agent_id = ? AND external_identifier = ?",
-            body.agent_id,
+            agent_id,
             body.external_identifier,
         ):
             message = f"{body.external_identifier!r} is another run of this agent already"
             raise invalid("external_identifier", message)
-        agent_id = body.agent_id
         version = self._versions.register_agent(agent_id, body.agent_version, now)
         schema = self._versions.register_schema(agent_id, body.agent_schema_version or {}, now)
+        current_id = None if body.update_current_version is False else version["id"]
         row: dict[str, object] = {
             "id": instance_id,
-            "agent_id": body.agent_id,
+            "agent_id": agent_id,
             "agent_version_id": version["id"],
             "agent_schema_version_id": schema["id"],
-            "environment_id": body.environment_id,
-            "agent_deployment_id": self._deployments.use(
-                agent_id,
-                body.environment_id or self.store.account_id,
-                version["id"] if body.update_current_version is not False else None,
-            ),
+            "environment_id": environment_id,
+            "agent_deployment_id": self._deployments.use(agent_id, environment_id, current_id),
             "external_identifier": body.external_identifier,
             "purpose": check_purpose(body.purpose),
             "status": "pending",
@@ -301,7 +281,7 @@ class Service:
             finished_at = parse_time("finished_at", details.finished_at, now)
             if details.started_at is None:
                 started_at = min(now, finished_at)  # the duration is unknown
-            finished_at, flags = checked_end(started_at, finished_at)
+            finished_at, flags = ended_at(started_at, finished_at)
         elif details.result_payload is not None:
             raise invalid("result_payload", f"a span that is {status} has no result yet")
         result = details.result_payload
@@ -339,7 +319,7 @@ class Service:
         if status not in SPAN_TRANSITIONS[SpanStatus(span["status"])]:
             raise invalid_action(f"a span that is {span['status']} cannot become {status}")
         given = parse_time("timestamp", body.timestamp, now)
-        finished_at, flags = checked_end(span["started_at"], given)
+        finished_at, flags = ended_at(span["started_at"], given)
         changes: dict[str, object] = {
             "status": status,
             "finished_at": finished_at,

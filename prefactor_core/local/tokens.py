@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
+from typing import Final
 
 from msgspec import Struct
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.local.errors import ApiError
+
+TOKEN_PREFIX: Final = "pflocal_"
+"""How each token that a server makes begins."""
 
 
 class Deployment(Struct, frozen=True, kw_only=True):

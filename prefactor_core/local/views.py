@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from prefactor_core.local.errors import invalid
 from prefactor_core.local.pagination import Answer, page_of
+from prefactor_core.local.quality import quality_of
 from prefactor_core.local.span_lists import page_of_spans
 from prefactor_core.local.spans import COUNTED, SpanRow
 from prefactor_core.local.store import Row, Store
 from prefactor_core.local.versions import Versions
-
-
-class Quality(Struct):
-    """A quality payload of a run, as stored."""
-
-    payload: Raw
-    flags: list[str]
-
 
 # The columns that the API shows as they are stored. The others are for the viewer.
 _INSTANCE_COLUMNS = (
@@ -70,7 +62,7 @@ class Views:
             **{name: row[name] for name in _INSTANCE_COLUMNS},
             "flags": Raw(row["flags"].encode()),
             "span_counts": {"total": sum(counts.values()), **counts, "finished": finished},
-            **self._quality(row),
+            **quality_of(row, lambda: self._versions.schema(row["agent_schema_version_id"])),
         }
 
     def span(self, row: SpanRow, instance: Row, *, summary: bool = True) -> Answer:
@@ -116,32 +108,3 @@ class Views:
             return self.span(span, instance, summary=summary)
 
         return page_of_spans(self._store, query, details)
-
-    def _quality(self, row: Row) -> Answer:
-        recorded = msgspec.json.decode(row["quality"], type=dict[str, Quality])
-        summaries: dict[str, str] = {}
-        if recorded:
-            schema = self._versions.schema(row["agent_schema_version_id"])
-            for name, quality in recorded.items():
-                summary = schema.quality(name).summary(quality.payload)
-                if summary is not None:  # official clients reject null here
-                    summaries[name] = summary
-        return {
-            "quality_payloads": {name: quality.payload for name, quality in recorded.items()},
-            "quality_summaries": summaries,
-            "quality_flags": {name: quality.flags for name, quality in recorded.items()},
-            **self._one_quality(row, recorded, summaries),
-        }
-
-    def _one_quality(
-        self, row: Row, recorded: Mapping[str, Quality], summaries: Mapping[str, str]
-    ) -> Answer:
-        """The quality as older readers know it: the one payload that PUT agent_instance/{id}
-        stored, or else all named ones together."""
-        if row["quality_payload"] is not None:
-            payload = Raw(row["quality_payload"].encode())
-            shown = self._versions.schema(row["agent_schema_version_id"]).unnamed_quality
-            return {"quality_payload": payload, "quality_summary": shown.summary(payload)}
-        payloads = {name: quality.payload for name, quality in recorded.items()}
-        summary = "; ".join(f"{name}: {text}" for name, text in summaries.items())
-        return {"quality_payload": payloads or None, "quality_summary": summary or None}

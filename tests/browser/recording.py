@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -193,13 +193,3 @@ def fill(path: Path, run: str, rows: Iterable[Mapping[str, Any]]) -> list[str]:
             (run,),
         )
     return ids
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Wait in a thread that runs no event loop."""
-    waited = threading.Event()
-    for _ in range(int(seconds / 0.05)):
-        if condition():
-            return
-        waited.wait(0.05)
-    raise AssertionError("it did not come true in time")

@@ -11,9 +11,10 @@ from typing import Any
 
 import anyio
 import pytest
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from support.cases import case
 
+from prefactor_core.local import open_local_prefactor
 from prefactor_core.local.access import Access, is_loopback
 
 PORT = 8787
@@ -99,7 +100,7 @@ async def ask(
     return Answer(start["status"], names, b"".join(part.get("body", b"") for part in rest))
 
 
-def access_to(app: App, *, host: str = "127.0.0.1", port: int = PORT, **options: Any) -> Access:
+def access_to(app: ASGIApp, *, host: str = "127.0.0.1", port: int = PORT, **options: Any) -> Access:
     return Access(app, host=host, port=port, **options)
 
 
@@ -338,6 +339,25 @@ async def test_a_browser_signs_in_and_sends_a_cookie_that_no_script_reads() -> N
             answer = await ask(access, path=path, headers=[("Host", HOST), ("Cookie", wrong)])
             assert answer.status == 401
     assert len(app.bodies) == len(SECRET)
+
+
+async def test_the_api_itself_checks_the_tokens_that_it_made() -> None:
+    async with open_local_prefactor(":memory:", api_token=TOKEN) as local:
+        access = access_to(local, token=TOKEN)
+        cookie = (await logged_in(access)).headers["set-cookie"].partition(";")[0]
+        body = [b'{"details": {"token_scope": "account"}}']
+        headers = [("Host", HOST), ("Cookie", cookie)]
+        answer = await ask(access, "POST", "/api/v1/api_token", headers, body)
+        made = json.loads(answer.body)["token"]
+        for token, path, status in (
+            (made, "/api/v1/agent", 200),
+            (f"{made}x", "/api/v1/agent", 401),
+            ("pflocal_", "/api/v1/agent", 401),
+            (made, "/-/runs", 401),
+        ):
+            with case(token, path):
+                headers = [("Host", HOST), ("Authorization", f"Bearer {token}")]
+                assert (await ask(access, path=path, headers=headers)).status == status
 
 
 async def test_a_wrong_login_sets_no_cookie() -> None:

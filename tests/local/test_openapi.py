@@ -239,7 +239,7 @@ async def test_a_method_that_is_not_there_names_those_that_are(api: Api, method:
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
-async def test_a_body_may_have_500_levels(api: Api, opening: bytes) -> None:
+async def test_a_body_may_have_800_levels(api: Api, opening: bytes) -> None:
     run = await api.start()
     closing = b"]" if opening == b"[" else b"}"
 
@@ -247,18 +247,18 @@ async def test_a_body_may_have_500_levels(api: Api, opening: bytes) -> None:
         value = opening * depth + b"1" + closing * depth
         # Brackets in a text are no levels.
         text = rb'"]}\\\"[[{{", "\\"'
-        payload = b'{"texts": [' + text + b', "' + b"[" * 600 + b'"], "value": ' + value + b"}"
+        payload = b'{"texts": [' + text + b', "' + b"[" * 900 + b'"], "value": ' + value + b"}"
         details = b'{"agent_instance_id": "%s", "schema_name": "x", "status": "active", '
         return await api.post(
             "agent_spans",
             b'{"details": ' + details % run.encode() + b'"payload": ' + payload + b"}}",
         )
 
-    assert (await send(497)).status_code == 200
-    for depth in (498, 10_000):
+    assert (await send(797)).status_code == 200
+    for depth in (798, 10_000):
         answer = await send(depth)
         refused(answer, 400, "bad_request")
-        assert answer.json()["message"] == "the body is nested deeper than 500 levels"
+        assert answer.json()["message"] == "the body is nested deeper than 800 levels"
 
 
 async def test_a_bulk_may_have_10000_items(api: Api) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support.cases import case
-from support.local_api import REGISTRATION, SCHEMA, VERSION, Api, invalid, item, refused
+from support.local_api import REGISTRATION, SCHEMA, VERSION, Api, invalid, item, opened, refused
+from support.old_files import downgrade
 
 from prefactor_core.operations.identifiers import generate, generate_related, is_pfid, partition_of
 
@@ -186,6 +188,40 @@ async def test_a_deleted_deployment_comes_again_with_the_next_run(api: Api) -> N
     assert await api.instance(run["id"]) == run
     again = await api.instance(await api.register())
     assert again["agent_deployment_id"] != run["agent_deployment_id"]
+
+
+async def test_the_runs_of_an_older_file_come_to_have_deployments(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    async with opened(str(path)) as api:
+        for agent_id, environment_id in (
+            ("a1", None),
+            ("a1", None),
+            ("a1", "staging"),
+            ("a2", None),
+        ):
+            await api.register(agent_id=agent_id, environment_id=environment_id)
+    downgrade(path, 4)
+    async with opened(str(path)) as api:
+        deployments = {each["id"]: each for each in await listed(api, "agent_deployment")}
+        runs = [
+            run
+            for agent_id in ("a1", "a2")
+            for run in await listed(api, "agent_instance", agent_id=agent_id)
+        ]
+        assert (len(deployments), len(runs)) == (3, 4)
+        assert all(is_pfid(id) for id in deployments)
+        account_id = runs[0]["account_id"]
+        assert {partition_of(id) for id in deployments} == {partition_of(account_id)}
+        for run in runs:
+            deployment = deployments[run["agent_deployment_id"]]
+            for name in ("agent_id", "environment_id"):
+                assert deployment[name] == run[name]
+            assert deployment["current_version_id"] == run["agent_version_id"]
+        environments = {each["id"]: each["name"] for each in await listed(api, "environment")}
+        assert environments == {account_id: "default", "staging": "staging"}
+        assert (await listed(api, "account"))[0]["name"] == "Local"
+        again = await api.instance(await api.register())
+        assert again["agent_deployment_id"] in deployments
 
 
 # --- deleting agents

@@ -21,10 +21,7 @@ from prefactor_core.local.requests import ActBody, parse_time, stored_now, store
 from prefactor_core.local.resources.deployments import Deployments
 from prefactor_core.local.resources.resource import Resource, check_account_id
 from prefactor_core.local.store import Row, Store
-from prefactor_core.local.tokens import Deployment
-
-TOKEN_PREFIX: Final = "pflocal_"
-"""How each token of this server begins: no other is looked for in the file."""
+from prefactor_core.local.tokens import TOKEN_PREFIX, Deployment
 
 _SCOPES: Final = ("account", "agent_deployment")
 

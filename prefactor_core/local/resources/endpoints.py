@@ -203,5 +203,5 @@ def _nothing(store: Store) -> list[Endpoint]:
         )
         for name in EMPTY_KINDS
     ]
-    alerts = read("alerts/count", "Count the alerts", answers.Count, lambda *_: count_alerts())
+    alerts = read("alerts/count", "Count the alerts", answers.Count, lambda _id, _: count_alerts())
     return [alerts, *lists, *map(get, EMPTY_KINDS)]

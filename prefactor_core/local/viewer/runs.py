@@ -9,9 +9,9 @@ import msgspec
 from msgspec import Raw, Struct
 
 from prefactor_core.local.errors import not_found
+from prefactor_core.local.quality import Quality
 from prefactor_core.local.spans import COUNTED
 from prefactor_core.local.viewer.schema_versions import agent_version, schema_version
-from prefactor_core.local.views import Quality
 
 # A terminated run stopped when the last of its spans ended: one of those that were changed last,
 # which an index has at hand.

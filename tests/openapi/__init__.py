@@ -1,0 +1,1 @@
+"""Random requests by the OpenAPI document of a served local Prefactor."""
