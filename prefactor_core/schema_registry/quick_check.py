@@ -97,9 +97,12 @@ def _enum_check(values: list[str | None]) -> QuickCheck:
 
 
 def _items_check(check: QuickCheck) -> QuickCheck:
-    return lambda value: (
-        _is_untagged(value) and (not isinstance(value, list) or all(map(check, value)))
-    )
+    def check_items(value: Any) -> bool:
+        if not isinstance(value, list):
+            return _is_untagged(value)
+        return all(map(check, cast("list[Any]", value)))
+
+    return check_items
 
 
 def _object_check(
