@@ -100,7 +100,7 @@ def _items_check(check: QuickCheck) -> QuickCheck:
     def check_items(value: Any) -> bool:
         if not isinstance(value, list):
             return _is_untagged(value)
-        return all(map(check, cast("list[Any]", value)))
+        return all(map(check, cast("list[object]", value)))
 
     return check_items
 
