@@ -370,7 +370,9 @@ class Service:
         return row
 
     def _span_answer(self, span: SpanRow, instance: Row) -> Answer:
-        return self._control.signal(_success(self._views.span(span, instance)), instance)
+        # The summary takes longer than all the rest; the API has it in lists only, on request.
+        details = self._views.span(span, instance, summary=False)
+        return self._control.signal(_success(details), instance)
 
 
 def _success(details: Answer) -> Answer:
