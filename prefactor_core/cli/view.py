@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
-
 import click
 
+from prefactor_core.cli.finding import find_run
 from prefactor_core.cli.terminal import run, say
-from prefactor_core.operations.identifiers import is_pfid
+from prefactor_core.client.connection import open_api
+from prefactor_core.config.http import LOCAL_PREFIX, HttpClientConfig
+from prefactor_core.local import open_local_prefactor
 
 
 @click.command()
@@ -17,8 +18,8 @@ from prefactor_core.operations.identifiers import is_pfid
 def view(file: str, words: str, *, opens: bool) -> None:
     """Show the runs in the database file FILE in a browser, and change nothing in it.
 
-    RUN is the id of a run, or any text that the list of runs is searched for: the beginning of an
-    id, the name of an agent, a part of a payload. Ctrl-C ends the command.
+    RUN is the id of a run or its beginning, or the id or name of an agent: its newest run. Without
+    it the list of all runs opens. Ctrl-C ends the command.
     """
     run(_view, file, words, opens)
 
@@ -26,9 +27,18 @@ def view(file: str, words: str, *, opens: bool) -> None:
 async def _view(file: str, words: str, opens: bool) -> None:
     from prefactor_core.local import server  # its imports are slow: no other command pays for them
 
-    page = f"runs/{words}" if is_pfid(words) else f"?q={quote(words, safe='')}" if words else ""
+    page = f"runs/{await _run_id(file, words)}" if words else ""
     async with server.open_site(file, port=None, read_only=True) as site:
         say(f"{file}: {site.url}{page}  (Ctrl-C ends this)")
         if opens:
             click.launch(f"{site.url}{page}")
         await server.serve(site)
+
+
+async def _run_id(file: str, words: str) -> str:
+    config = HttpClientConfig(f"{LOCAL_PREFIX}{file}")
+    async with (
+        open_local_prefactor(file, read_only=True) as app,
+        open_api(config, app) as api,
+    ):
+        return (await find_run(api, words)).id

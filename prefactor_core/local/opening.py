@@ -31,6 +31,7 @@ async def open_local_prefactor(
     faults: Faults | None = None,
     opening_timeout: float = 10.0,
     lock_timeout: float = LOCK_TIMEOUT,
+    read_only: bool = False,
 ) -> AsyncGenerator[LocalPrefactor]:
     """Open the API on the database file ``path``, created if missing, as an ASGI application.
 
@@ -43,9 +44,9 @@ async def open_local_prefactor(
     ``faults``: errors to make on purpose.
     ``opening_timeout``: seconds to wait while other processes lock a file that must be created or
     migrated; otherwise opening needs no lock.
-
     ``lock_timeout``: seconds that a call waits while another process locks the file; then it is
     answered 503.
+    ``read_only``: change nothing in the file, which must be there; what writes is answered 503.
 
     The file is created for its owner alone. Other processes may have the same file open.
 
@@ -62,7 +63,7 @@ async def open_local_prefactor(
     stores: list[Store] = []
 
     def make() -> LocalPrefactor:
-        store = Store(path, opening_timeout, lock_timeout)
+        store = Store(path, opening_timeout, lock_timeout, read_only=read_only)
         stores.append(store)
         return LocalPrefactor(
             store,

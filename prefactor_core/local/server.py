@@ -84,8 +84,9 @@ async def open_site(
     ``host``: the name or address to listen on; one that other machines reach needs a ``token``.
     ``port``: 0 for any free one; None for the default one, or else any free one.
     ``keep_days``: delete runs that ended so many days ago; None to keep them all.
-    ``read_only``: serve the pages alone, and change nothing in the file. Otherwise it is created if
-    missing, and brought up to date if it was made by an earlier version of this package.
+    ``read_only``: change nothing in the file; calls of the API that write are answered 405.
+    Otherwise the file is created if missing, and brought up to date if it was made by an earlier
+    version of this package.
 
     Raises :class:`PrefactorValueError` for a file, host or port that cannot be opened, and for a
     missing or empty token.
@@ -100,9 +101,11 @@ async def open_site(
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(await _listen(host, port))
         bound: int = listener.getsockname()[1]
-        local: ASGIApp = _no_api
-        if not read_only:
-            local = await stack.enter_async_context(open_local_prefactor(path, api_token=token))
+        local: ASGIApp = await stack.enter_async_context(
+            open_local_prefactor(path, api_token=token, read_only=read_only)
+        )
+        if read_only:
+            local = _reading(local)
         stopping = anyio.Event()
         viewer = await stack.enter_async_context(
             open_viewer(path, read_only=read_only, stopping=stopping)
@@ -181,10 +184,18 @@ async def _listen(host: str, port: int | None) -> socket.socket:
     return listener
 
 
-async def _no_api(scope: Scope, receive: Receive, send: Send) -> None:
-    message = "this server shows a file and changes nothing: it has no API"
-    error = ApiError(405, "read_only", message)
-    await JSONResponse(error.body(), error.status, {"Allow": ""})(scope, receive, send)
+def _reading(api: ASGIApp) -> ASGIApp:
+    async def read(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD"):
+            message = "this server shows a file and changes nothing in it"
+            error = ApiError(405, "read_only", message)
+            await JSONResponse(error.body(), error.status, {"Allow": "GET, HEAD"})(
+                scope, receive, send
+            )
+        else:
+            await api(scope, receive, send)
+
+    return read
 
 
 def _url(host: str, port: int) -> str:

@@ -16,6 +16,7 @@ from prefactor_core.local.migrations import (
     MIGRATION_FUNCTIONS,
     MIGRATIONS,
 )
+from prefactor_core.local.read_only import check_version, connect
 from prefactor_core.operations import identifiers
 
 Row = sqlite3.Row
@@ -52,7 +53,12 @@ class Store:
     """
 
     def __init__(
-        self, path: str, opening_timeout: float = 10.0, lock_timeout: float = LOCK_TIMEOUT
+        self,
+        path: str,
+        opening_timeout: float = 10.0,
+        lock_timeout: float = LOCK_TIMEOUT,
+        *,
+        read_only: bool = False,
     ) -> None:
         """Open the file, create or migrate its tables.
 
@@ -60,6 +66,8 @@ class Store:
         ``opening_timeout``: seconds to wait for other processes that write to a file whose tables
         must be created or migrated. Raises :class:`sqlite3.Error` after that, and for a file that
         is no database; :class:`OSError` if the file cannot be created.
+        ``read_only``: every write raises :class:`sqlite3.Error`; a file that is missing, or has
+        tables of an earlier version, raises :class:`ValueError`.
         """
         self.path = path
         self._turn = threading.RLock()
@@ -67,11 +75,16 @@ class Store:
         self._lock_timeout = lock_timeout
         self._opened_by = time.monotonic() + opening_timeout
         self._is_opening = False
-        if path != MEMORY:
-            _create_private(path)
-        # isolation_level=None: only transaction() opens transactions.
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        if read_only:
+            self._connection = connect(path)
+        else:
+            if path != MEMORY:
+                _create_private(path)
+            # isolation_level=None: only transaction() opens transactions.
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
+            if read_only:
+                check_version(self._connection)
             self._connection.row_factory = sqlite3.Row
             self._connection.execute(f"PRAGMA busy_timeout = {_ATTEMPT}")
             # A file that is up to date is opened without a lock.

@@ -42,16 +42,22 @@ def test_a_run_is_shown_and_the_file_is_not_changed(tmp_path: Path, run_id: str)
             path = f"/api/v1/agent_instance/{run_id}/terminate"
             refused = http.post(path, json={"reason": "r"})
             assert (refused.status_code, refused.json()["code"]) == (405, "read_only")
+            stored = http.get(f"/api/v1/agent_instance/{run_id}").json()["details"]
+            assert stored["status"] == "active"
         assert server.stop() == 0
         assert server.rest() == []
     assert (tmp_path / "runs.db").read_bytes() == before
 
 
-def test_any_other_text_is_searched_for_in_the_list_of_runs(tmp_path: Path, run_id: str) -> None:
-    pages = {"": "", run_id[:9]: f"?q={run_id[:9]}", "a & b/ü": "?q=a%20%26%20b%2F%C3%BC"}
-    for words, page in pages.items():
+def test_a_run_is_named_by_the_beginning_of_its_id_or_by_its_agent(
+    tmp_path: Path, run_id: str
+) -> None:
+    for words, page in {"": "", run_id[:14]: f"runs/{run_id}", "a1": f"runs/{run_id}"}.items():
         with serving(*VIEW, "runs.db", words, cwd=tmp_path) as server:
             assert server.url().split("/", 3)[3] == page
+    code, shown, errors = run_here("view", "runs.db", "nobody", cwd=tmp_path)
+    assert (code, shown) == (1, "")
+    assert errors.startswith("Error: agent 'nobody' has no run at local:runs.db")
 
 
 def test_a_file_that_cannot_be_shown_is_one_clear_line(tmp_path: Path, run_id: str) -> None:
@@ -66,6 +72,6 @@ def test_a_file_that_cannot_be_shown_is_one_clear_line(tmp_path: Path, run_id: s
         code, shown, errors = run_here("view", name, generate(1), cwd=tmp_path)
         assert (code, shown) == (1, "")
         (line,) = errors.splitlines()
-        assert line.startswith(f"Error: cannot read the database '{name}': ")
+        assert line.startswith(f"Error: cannot open the database '{name}': ")
         assert said in line
     assert {path.name for path in tmp_path.glob("missing*")} == set()

@@ -13,10 +13,10 @@ import msgspec
 from msgspec import Raw, Struct, field
 
 from prefactor_core.config._version import __version__
+from prefactor_core.local.read_only import connect
 from prefactor_core.local.requests import stored_now
 from prefactor_core.local.spans import Spans
 from prefactor_core.local.store import Store
-from prefactor_core.local.viewer.reader import connect
 from prefactor_core.local.viewer.runs import run_details
 from prefactor_core.local.viewer.spans import skeleton, span_details
 from prefactor_core.local.viewer.usage import usage

@@ -5,19 +5,15 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Final, TypeVar
 
 import anyio
 
 from prefactor_core.exceptions import PrefactorValueError
-from prefactor_core.local.migrations import MIGRATIONS
+from prefactor_core.local.read_only import check_version, connect
 from prefactor_core.queue.daemon_thread import DaemonThread
 
 T = TypeVar("T")
-
-_BUSY_TIMEOUT: Final = 1.0
-"""Seconds to wait for the locks that other processes hold while they open or close the file."""
 
 _CLOSE_TIMEOUT: Final = 1.0
 """Seconds to wait for a query that runs; after that the thread closes the file alone."""
@@ -77,36 +73,9 @@ async def open_reader(path: str, name: str) -> AsyncGenerator[Reader]:
     reader = Reader(path, name)
     try:
         try:
-            await reader.read(_check_version)
+            await reader.read(check_version)
         except (sqlite3.Error, ValueError) as error:
             raise PrefactorValueError(f"cannot read the database {path!r}: {error}") from None
         yield reader
     finally:
         await reader.aclose()
-
-
-def connect(path: str) -> sqlite3.Connection:
-    """A connection to ``path`` that cannot write. Raises :class:`sqlite3.Error`, and
-    :class:`ValueError` for a path that is no file."""
-    if not Path(path).is_file():
-        raise ValueError("there is no such file")
-    connection = sqlite3.connect(
-        f"{Path(path).absolute().as_uri()}?mode=ro",
-        uri=True,
-        timeout=_BUSY_TIMEOUT,
-        isolation_level=None,
-        check_same_thread=False,
-    )
-    connection.row_factory = sqlite3.Row
-    return connection
-
-
-def _check_version(db: sqlite3.Connection) -> None:
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version > len(MIGRATIONS):
-        raise ValueError("it was made by a later version of this package")
-    if version < len(MIGRATIONS):
-        raise ValueError(
-            "its tables are of an earlier version of this package, or of another program; "
-            "`python -m prefactor_core serve --db FILE` brings a file of this package up to date"
-        )
