@@ -735,10 +735,12 @@ def test_what_the_api_refuses_stays_with_its_reason(journals: Path) -> None:
     left = Journal(journals, api_url=api_url)
     registration, begin, span = run_of("research")
     assert isinstance(span, CreateSpan)
-    early = msgspec.structs.replace(
-        create(generate(0), run=span.instance_id, status=SpanStatus.COMPLETE), finished_at=NOON - 1
+    nameless = msgspec.structs.replace(
+        create(generate(0), run=span.instance_id, status=SpanStatus.COMPLETE),
+        schema_name="",
+        finished_at=NOON,
     )
-    left.append(registration, begin, span, early)
+    left.append(registration, begin, span, nameless)
     left.die()
     code, shown, _ = journal("replay", "journals", cwd=journals.parent)
     assert code == 1
@@ -747,7 +749,7 @@ def test_what_the_api_refuses_stays_with_its_reason(journals: Path) -> None:
         f"'journal show {journals}' has the reasons\n"
     )
     _, shown, _ = journal("show", "journals", cwd=journals.parent)
-    assert re.search(r"CREATE_SPAN agent:llm  complete  .* 422 .*finished_at", shown)
+    assert re.search(r"CREATE_SPAN  ?complete  .* 422 .*schema_name", shown)
     assert "process 42 on build-7 since " in shown
     # The API is asked once more, and says the same.
     code, shown, _ = journal("replay", "journals", "--refused", cwd=journals.parent)

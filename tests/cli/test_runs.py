@@ -185,13 +185,13 @@ def test_a_span_is_shown_whole_its_error_first(tmp_path: Path) -> None:
 def test_a_terminal_cuts_nothing_of_a_span(tmp_path: Path) -> None:
     async def make() -> str:
         async with writing(tmp_path) as api:
-            created = await api.created(await api.start(), payload={"text": "y" * 300})
+            created = await api.created(await api.start(), payload={"text": "Y" * 300})
             return str(created["id"])
 
     id = anyio.run(make)
     code, shown, errors = run_in_terminal("span", id, cwd=tmp_path, columns=40)
     assert (code, errors) == (0, "")
-    assert shown.count("y") == 300
+    assert shown.count("Y") == 300
 
 
 # --- exports

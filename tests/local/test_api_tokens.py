@@ -190,7 +190,7 @@ async def test_what_cannot_be_a_token_is_refused() -> None:
 
 async def test_a_token_is_taken_from_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     path = tmp_path / "prefactor.db"
-    async with open_local_prefactor(str(path), api_token="right") as app:
+    async with open_local_prefactor(str(path), api_token="right", lock_timeout=0.1) as app:
         async with asking(app, "right") as api:
             token, _ = await made(api, **OF_ACCOUNT)
         with closing(sqlite3.connect(path, isolation_level=None)) as other:

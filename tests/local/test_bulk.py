@@ -481,7 +481,7 @@ async def test_what_was_stored_in_bulk_is_in_the_file(tmp_path: Path) -> None:
 
 async def test_a_storage_that_fails_fails_the_request_and_no_item(tmp_path: Path) -> None:
     path = str(tmp_path / "prefactor.db")
-    async with opened(path) as api:
+    async with opened(path, lock_timeout=0.1) as api:
         run = await api.start()
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
