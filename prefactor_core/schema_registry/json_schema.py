@@ -63,17 +63,23 @@ class _Budget(threading.local):
 
     steps = 0
     until = 0.0
+    is_late = False
 
     def begin(self) -> None:
         self.steps = MOST_STEPS
         self.until = time.thread_time() + _SECONDS
+        self.is_late = False
 
     def spend(self, steps: int) -> None:
         self.steps -= steps
         if self.steps < 0:
             raise SlowSchemaError(f"it takes more than {MOST_STEPS:,} steps")
         if time.thread_time() > self.until:
-            raise SlowSchemaError(f"it takes more than {_SECONDS} s")
+            if self.is_late:
+                raise SlowSchemaError(f"it takes more than {_SECONDS} s")
+            # Once is no proof: a garbage collection may have taken the time.
+            self.is_late = True
+            self.until = time.thread_time() + _SECONDS
 
 
 _budget = _Budget()

@@ -219,7 +219,7 @@ def test_a_reader_finds_what_was_written_in_any_order_of_calls() -> None:
     logging.getLogger("prefactor_core.journal").disabled = True  # it is full so often
     try:
         run_state_machine_as_test(
-            WriterMachine, settings=settings(max_examples=examples(20), stateful_step_count=40)
+            WriterMachine, settings=settings(max_examples=examples(50), stateful_step_count=40)
         )
     finally:
         logging.getLogger("prefactor_core.journal").disabled = False

@@ -89,7 +89,6 @@ async def test_a_list_comes_in_pages_that_say_where_they_stand(api: Api) -> None
             spans.sort(key=lambda span: str(span["id"]))
             query = {
                 "agent_instance_id": instance_id,
-                "include_summaries": "true",
                 "pagination[offset]": str(expected["page_offset"]),
                 "pagination[page_size]": str(expected["page_size"]),
             }

@@ -50,7 +50,7 @@ async def summary(api: Api, template: str, payload: object, **changes: object) -
     identifier = {"external_identifier": f"template {template} {time.monotonic_ns()}"}
     run = await start(api, span_type_schemas=types, **identifier)
     await api.created(run, payload=payload, **changes)
-    (span,) = await api.spans(run)
+    (span,) = await api.spans(run, summaries=True)
     return span["summary"]
 
 
@@ -167,7 +167,7 @@ async def test_a_payload_nested_too_deep_for_a_summary_is_stored_without(api: Ap
 async def test_lists_have_summaries_where_they_are_asked_for(api: Api) -> None:
     run = await start(api)
     await api.created(run, payload={"prompt": "Hi"})
-    (asked,) = await api.spans(run)
+    (asked,) = await api.spans(run, summaries=True)
     (plain,) = (await api.get("agent_spans", agent_instance_id=run)).json()["summaries"]
     assert asked == {**plain, "summary": "Hi → "}
     assert (plain["schema_title"], plain["data_risk"]) == (
@@ -177,7 +177,7 @@ async def test_lists_have_summaries_where_they_are_asked_for(api: Api) -> None:
     answered = await api.created(run, schema_name="other")
     assert (answered["schema_title"], answered["data_risk"]) == ("other", None)
     assert "summary" not in answered
-    assert (await api.spans(run))[1]["summary"] is None
+    assert (await api.spans(run, summaries=True))[1]["summary"] is None
 
 
 async def test_the_spans_of_an_agent_are_listed_by_time(api: Api) -> None:

@@ -494,7 +494,7 @@ def _pick(choices: list[T], pick: int) -> T | None:
 def test_with_a_journal_or_without_all_is_stored_once_whatever_fails_and_dies(backend: str) -> None:
     machine = type("JournalMachineOn", (JournalMachine,), {"backend": backend})
     run_state_machine_as_test(
-        machine, settings=settings(max_examples=examples(25), stateful_step_count=30)
+        machine, settings=settings(max_examples=examples(60), stateful_step_count=30)
     )
 
 

@@ -6,7 +6,7 @@ from hypothesis import settings
 
 
 def examples(number: int) -> int:
-    """``number`` by default; as much less or more as the profile has less or more than 100."""
+    """``number`` with a profile of 100 examples; in proportion with another one."""
     default = settings.default
     assert default is not None
     return max(1, number * default.max_examples // 100)

@@ -93,8 +93,8 @@ class Api:
     async def instance(self, instance_id: str) -> Any:
         return (await self.get(f"agent_instance/{instance_id}")).json()["details"]
 
-    async def spans(self, instance_id: str) -> list[Any]:
-        query = {"agent_instance_id": instance_id, "include_summaries": "true"}
+    async def spans(self, instance_id: str, *, summaries: bool = False) -> list[Any]:
+        query = {"agent_instance_id": instance_id, "include_summaries": str(summaries).lower()}
         answer = await self.get("agent_spans", **query)
         return list(answer.json()["summaries"])
 
