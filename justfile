@@ -21,7 +21,7 @@ on_a_loop := "tests/agent tests/api tests/client tests/export tests/processes/te
 # What calls anyio (client, queue), httpx (api) and msgspec (the stored answers, the capture of
 # values, schemas from types) itself, and the properties that go through all of them; the schedules
 # of agents are many, and say the same.
-on_dependencies := "tests/api tests/client tests/local/test_bulk.py tests/local/test_schemas.py tests/local/test_states.py tests/payloads/test_capture.py tests/payloads/test_kinds.py tests/properties/test_delivery_machine.py tests/properties/test_journal_machine.py tests/properties/test_lifecycle_machine.py tests/properties/test_outcomes.py tests/properties/test_payload_space.py tests/queue tests/schema_registry/test_type_schema.py tests/schema_registry/test_typed_spans.py"
+on_dependencies := "tests/api tests/client tests/local/test_bulk.py tests/local/test_schemas.py tests/local/test_states.py tests/payloads/test_capture.py tests/payloads/test_kinds.py tests/properties/test_delivery_machine.py tests/properties/test_outcomes.py tests/queue tests/schema_registry/test_type_schema.py tests/schema_registry/test_typed_spans.py"
 # What goes on for as many examples as it is given.
 fuzzed := "tests/properties/test_schedules.py tests/properties/test_journal_machine.py tests/processes/test_crashes.py"
 

@@ -97,7 +97,7 @@ def test_a_run_as_json_has_the_fields_of_the_api(tmp_path: Path) -> None:
 
     async def stored() -> tuple[Any, Any]:
         async with writing(tmp_path) as api:
-            return await api.instance(first), await api.spans(first)
+            return await api.instance(first), await api.spans(first, summaries=True)
 
     instance, spans = anyio.run(stored)
     _, shown, _ = run_here("tree", first, "--json", cwd=tmp_path)

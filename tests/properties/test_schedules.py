@@ -117,7 +117,7 @@ STOPPED = (
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @settings(
-    max_examples=examples(250),
+    max_examples=examples(100),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(program=PROGRAMS)
@@ -148,8 +148,8 @@ def test_a_program_is_stored_as_it_happened_wherever_it_is_cancelled(
     assert whole.perform() == []
     assert whole.turns > 40
     wrong = {}
-    # At every third turn; with the profile "fuzz" at every one.
-    for turn in range(0, whole.turns + 1, max(1, 120 // examples(100))):
+    # At every sixth turn; with the profile "fuzz" at every one.
+    for turn in range(0, whole.turns + 1, max(1, 240 // examples(100))):
         cancelled = replace(program, interrupt=Interrupt("turns", turn, native))
         wrong[turn] = Play(cancelled, backend).perform()
     assert not any(wrong.values()), wrong

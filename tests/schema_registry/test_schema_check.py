@@ -436,7 +436,7 @@ def combined(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 schemas = st.recursive(leaves, combined, max_leaves=6)
 
 
-@settings(max_examples=examples(500))
+@settings(max_examples=examples(250))
 @given(
     schemas,
     values,

@@ -45,7 +45,7 @@ async def test_the_answers_of_the_api_have_the_documents_of_the_viewer(site: Sit
             result_payload={**usage, "error": {"type": "E", "message": "no"}},
         )
     await site.api.terminate(run_id, "enough")
-    instance, spans = await site.api.instance(run_id), await site.api.spans(run_id)
+    instance, spans = await site.api.instance(run_id), await site.api.spans(run_id, summaries=True)
     # Whatever the order of the answer, parents are stored before their children.
     shown = decoded(documents_of(raw(instance), map(raw, reversed(spans)), "https://api"))
     about = shown.pop("/-/about")
