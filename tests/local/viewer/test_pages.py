@@ -7,10 +7,10 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-import httpx
 import pytest
 from support.cases import case
 from support.local_api import opened
+from support.transport import http_to
 from support.viewing import Site, viewing
 
 from prefactor_core import PrefactorValueError, __version__
@@ -130,7 +130,7 @@ async def test_a_file_is_shown_without_a_server_that_writes(tmp_path: Path) -> N
         run_id = await api.start()
     async with (
         open_viewer(path, read_only=True) as viewer,
-        httpx.AsyncClient(transport=httpx.ASGITransport(viewer), base_url="http://x") as http,
+        http_to(viewer, "http://x") as http,
     ):
         assert (await http.get(f"/-/runs/{run_id}")).status_code == 200
         with closing(sqlite3.connect(path)) as db:
@@ -164,7 +164,7 @@ async def test_a_file_that_is_damaged_later_is_an_error_of_the_api(tmp_path: Pat
         await api.start()
     async with (
         open_viewer(str(path)) as viewer,
-        httpx.AsyncClient(transport=httpx.ASGITransport(viewer), base_url="http://x") as http,
+        http_to(viewer, "http://x") as http,
     ):
         with closing(sqlite3.connect(path)) as db:
             db.execute("DROP TABLE agents")
