@@ -36,9 +36,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    from support import transport
+    if server := config.getoption("--served-by"):
+        from support import transport
 
-    transport.served_by = config.getoption("--served-by")
+        transport.served_by = server
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

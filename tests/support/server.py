@@ -17,7 +17,7 @@ from prefactor_core.local import Faults, open_local_prefactor
 from prefactor_core.queue.event_loop import run_soon_here
 
 
-async def on_hypercorn(app: ASGIApp, listener: socket.socket, stopping: anyio.Event) -> None:
+async def on_hypercorn(app: Any, listener: socket.socket, stopping: anyio.Event) -> None:
     """Serve until ``stopping`` is set, on trio."""
     import hypercorn.trio
 
@@ -26,17 +26,21 @@ async def on_hypercorn(app: ASGIApp, listener: socket.socket, stopping: anyio.Ev
     # A connection that is dropped on purpose is an error to a server: it would log it.
     config.errorlog = None
     config.graceful_timeout = 1
-    served: Any = app
-    await hypercorn.trio.serve(served, config, shutdown_trigger=stopping.wait)
+    await hypercorn.trio.serve(app, config, shutdown_trigger=stopping.wait)
 
 
-async def on_uvicorn(app: ASGIApp, listener: socket.socket, stopping: anyio.Event) -> None:
+async def on_uvicorn(app: Any, listener: socket.socket, stopping: anyio.Event) -> None:
     """Serve until ``stopping`` is set, on asyncio."""
     import uvicorn
 
-    served: Any = app
     config = uvicorn.Config(
-        served, lifespan="off", ws="none", log_config=None, log_level="critical", access_log=False
+        app,
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
     async with anyio.create_task_group() as tasks:
@@ -46,16 +50,6 @@ async def on_uvicorn(app: ASGIApp, listener: socket.socket, stopping: anyio.Even
 
 
 SERVERS = {"hypercorn": ("trio", on_hypercorn), "uvicorn": ("asyncio", on_uvicorn)}
-
-
-def listen() -> socket.socket:
-    """A socket at a free port. It takes connections from here on: nobody has to wait for the
-    server."""
-    # Made as TCP and no other way, or asyncio leaves Nagle's algorithm on.
-    listener = socket.socket(proto=socket.IPPROTO_TCP)
-    listener.bind(("127.0.0.1", 0))
-    listener.listen()
-    return listener
 
 
 @contextmanager
@@ -72,7 +66,12 @@ def serving_app(
         async with opening as app:
             await serve(app, listener, stopping)
 
-    with listen() as listener, ThreadPoolExecutor(1) as thread:
+    # Made as TCP and no other way, or asyncio leaves Nagle's algorithm on.
+    listener = socket.socket(proto=socket.IPPROTO_TCP)
+    with listener, ThreadPoolExecutor(1) as thread:
+        listener.bind(("127.0.0.1", 0))
+        # The kernel takes connections from here on: nobody has to wait for the server.
+        listener.listen()
         port: int = listener.getsockname()[1]
         ended = thread.submit(anyio.run, run, backend=backend)
         try:
