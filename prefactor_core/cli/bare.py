@@ -35,8 +35,9 @@ Without it, four commands show what a service has stored, as plain text or JSON:
     span SPAN_ID [--run RUN] [--json]
     export RUN_OR_AGENT [-o FILE]
 
-They ask the API at PREFACTOR_API_URL, or --api-url, with PREFACTOR_API_TOKEN. RUN_OR_AGENT is a
-run's id or its beginning, or an agent's id or name: its newest run.
+They ask the API at PREFACTOR_API_URL, or --api-url, with PREFACTOR_API_TOKEN; http://127.0.0.1
+needs no token. RUN_OR_AGENT is a run's id or its beginning, or an agent's id or name: its newest
+run.
 """
 
 

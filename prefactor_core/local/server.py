@@ -20,8 +20,9 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
+from prefactor_core.exceptions.checks import is_loopback
 from prefactor_core.local import retention
-from prefactor_core.local.access import Access, is_any_address, is_loopback
+from prefactor_core.local.access import Access, is_any_address
 from prefactor_core.local.errors import ApiError
 from prefactor_core.local.opening import open_local_prefactor
 from prefactor_core.local.viewer import open_viewer

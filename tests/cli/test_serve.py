@@ -36,9 +36,19 @@ def test_another_process_records_into_the_file_that_is_served(tmp_path: Path) ->
         url = server.url()
         code, _, errors = run_here("demo", "--api-url", "local:runs.db", cwd=tmp_path)
         assert (code, errors) == (0, "")
-        code, shown, errors = run_here(
-            "show", "research", cwd=tmp_path, PREFACTOR_API_URL=url, PREFACTOR_API_TOKEN="any"
-        )
+        code, shown, errors = run_here("show", "research", "--api-url", url, cwd=tmp_path)
+        assert (code, errors) == (0, "")
+        assert "agent:run  complete" in shown
+
+
+def test_an_agent_and_the_commands_need_no_token_for_a_server_on_this_machine(
+    tmp_path: Path,
+) -> None:
+    with serving(*SERVE, "--db", "runs.db", cwd=tmp_path) as server:
+        address = ("--api-url", server.url())
+        code, _, errors = run_here("demo", *address, cwd=tmp_path)
+        assert (code, errors) == (0, "")
+        code, shown, errors = run_here("tree", "research", *address, cwd=tmp_path)
         assert (code, errors) == (0, "")
         assert "agent:run  complete" in shown
 
