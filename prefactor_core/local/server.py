@@ -109,7 +109,7 @@ async def open_site(
             local = _reading(local)
         stopping = anyio.Event()
         viewer = await stack.enter_async_context(
-            open_viewer(path, read_only=read_only, stopping=stopping)
+            open_viewer(path, read_only=read_only, needs_token=token is not None, stopping=stopping)
         )
         app = site(local, viewer, host=host, port=bound, token=token)
         keep = None if keep_days is None else partial(retention.keep, path, keep_days)
