@@ -33,6 +33,7 @@ from prefactor_core.local.viewer.runs import run_details
 from prefactor_core.local.viewer.search import search
 from prefactor_core.local.viewer.spans import (
     changes,
+    payloads,
     revision_of,
     run_of_span,
     skeleton,
@@ -115,6 +116,7 @@ class Viewer:
             _json(f"{run}/search", slow, search),
             _json(f"{run}/usage", slow, lambda db, id, _query: usage(db, id)),
             Route(f"{run}/export", self._export),
+            _json("/-/spans", slow, lambda db, _id, query: payloads(db, query)),
             _json("/-/spans/{id}", quick, lambda db, id, _query: span_details(db, id)),
         ]
 
