@@ -66,6 +66,8 @@ def test_it_shows_what_the_whole_command_line_shows(
         ("span", span_id),
         ("span", span_id[:9], "--run", "a1", "--json"),
         ("export", "a1"),
+        ("export", "a1", "--json"),
+        ("export", "a1", "--json", "--format", "json"),
     ):
         result = bare(tmp_path, *command, **service)
         assert result.stderr == ""
