@@ -1,4 +1,4 @@
-"""Spans: the rows of spans, and the totals of a run's spans, kept in the row of the run.
+"""Spans: the rows of spans, and what each adds to the totals in the row of its run.
 
 The viewer lists runs with their totals, so that no list counts spans. Synchronous.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from prefactor_core.local.runs import Runs
 from prefactor_core.local.store import Row, Store
 from prefactor_core.local.usage import Usage, is_llm_call, usage_of
 
@@ -23,8 +24,9 @@ class Spans:
     reports the sum of its children, which must not count twice.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, runs: Runs | None = None) -> None:
         self._store = store
+        self._runs = runs or Runs(store)
 
     def get(self, span_id: str) -> Row | None:
         """The row of a span, or None."""
@@ -47,14 +49,14 @@ class Spans:
             if not parent["has_llm_child"]:
                 changed = self._update(parent, {"has_llm_child": 1})
                 added = _sum(added, _sum(_totals(changed), _totals(parent), -1))
-        self._change_run(span["agent_instance_id"], added, span["inserted_at"])
+        self._runs.add(span["agent_instance_id"], added, span["inserted_at"])
         return span
 
     def change(self, span: Row, changes: Mapping[str, Any]) -> SpanRow:
         """Update the row ``span``, and return it; ``changes`` has the time ``updated_at``."""
         changed = self._update(span, changes)
         added = _sum(_totals(changed), _totals(span), -1)
-        self._change_run(span["agent_instance_id"], added, changes["updated_at"])
+        self._runs.add(span["agent_instance_id"], added, changes["updated_at"])
         return changed
 
     def remove(self, instance_id: str, most: int) -> int:
@@ -77,10 +79,6 @@ class Spans:
         changed |= usage
         self._store.update("agent_spans", span["id"], {**changes, **usage})
         return changed
-
-    def _change_run(self, instance_id: str, added: Mapping[str, float], now: str) -> None:
-        changes = {"last_activity_at": now, "revision": self._store.revision()}
-        self._store.update("agent_instances", instance_id, changes, added)
 
 
 def _usage(span: SpanRow) -> Usage:
