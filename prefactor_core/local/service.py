@@ -8,10 +8,8 @@ client's fault, such as a clock that differs or is set back, is accepted and fla
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Mapping
 from copy import copy
-from typing import Any
 
 import msgspec
 from msgspec import UNSET, Struct
@@ -308,7 +306,7 @@ class Service:
         flags += check.payload(details.schema_name, details.payload)
         if status is SpanStatus.COMPLETE and result is not None:
             flags += check.result(details.schema_name, result)
-        span = self._add_span(
+        span = self._spans.add(
             {
                 "id": span_id,
                 "agent_id": instance["agent_id"],
@@ -327,15 +325,6 @@ class Service:
             }
         )
         return self._span_answer(span, instance)
-
-    def _add_span(self, span: dict[str, Any]) -> SpanRow:
-        try:
-            return self._spans.add(span)
-        except sqlite3.IntegrityError as error:
-            # Nothing was written. To ask first would take longer.
-            if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY:
-                raise
-            raise ApiError(409, "already_exists", f"span {span['id']!r} exists") from None
 
     def _finish_span(self, span_id: str, body: FinishSpanBody) -> Answer:
         now = stored_now()

@@ -5,9 +5,11 @@ The viewer lists runs with their totals, so that no list counts spans. Synchrono
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Mapping
 from typing import Any, Final
 
+from prefactor_core.local.errors import ApiError
 from prefactor_core.local.runs import Runs
 from prefactor_core.local.store import Row, Store
 from prefactor_core.local.usage import Usage, is_llm_call, usage_of
@@ -33,7 +35,10 @@ class Spans:
         return self._store.one("SELECT * FROM agent_spans WHERE id = ?", span_id)
 
     def add(self, span: dict[str, Any]) -> SpanRow:
-        """Insert a row, and return it with all its columns; its parent, if any, is stored."""
+        """Insert a row, and return it with all its columns; its parent, if any, is stored.
+
+        Raises :class:`ApiError` (409), and writes nothing, if a span has this id.
+        """
         span = {
             **span,
             "at": span["started_at"] or span["inserted_at"],
@@ -41,7 +46,13 @@ class Spans:
             "revision": self._store.revision(),
         }
         span |= _usage(span)._asdict()
-        self._store.insert("agent_spans", span)
+        try:
+            self._store.insert("agent_spans", span)
+        except sqlite3.IntegrityError as error:
+            # To ask first would take longer.
+            if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY:
+                raise
+            raise ApiError(409, "already_exists", f"span {span['id']!r} exists") from None
         added = _totals(span)
         if span["parent_span_id"] is not None and is_llm_call(span["schema_name"]):
             parent = self.get(span["parent_span_id"])
