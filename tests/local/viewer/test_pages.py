@@ -178,9 +178,6 @@ async def test_the_pages_are_told_whether_agents_need_a_token(tmp_path: Path) ->
     for token in (None, "a secret"):
         async with open_site(str(tmp_path / "runs.db"), port=0, token=token) as site:
             headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-            transport = httpx.ASGITransport(site.app)
-            async with httpx.AsyncClient(
-                transport=transport, base_url=site.url, headers=headers
-            ) as http:
+            async with http_to(site.app, site.url, **headers) as http:
                 about = (await http.get("-/about")).json()
                 assert about["needs_token"] is (token is not None)
