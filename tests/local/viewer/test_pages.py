@@ -7,13 +7,14 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-import httpx
 import pytest
 from support.cases import case
 from support.local_api import opened
+from support.transport import http_to
 from support.viewing import Site, viewing
 
 from prefactor_core import PrefactorValueError, __version__
+from prefactor_core.local.server import open_site
 from prefactor_core.local.viewer import open_viewer
 from prefactor_core.local.viewer.static import FOLDER
 
@@ -105,6 +106,7 @@ async def test_the_viewer_says_which_file_it_shows(tmp_path: Path) -> None:
                 "url": "http://127.0.0.1:8787",
                 "version": __version__,
                 "read_only": read_only,
+                "needs_token": False,
                 "time": about["time"],
                 "account_id": account_id,
             }
@@ -130,7 +132,7 @@ async def test_a_file_is_shown_without_a_server_that_writes(tmp_path: Path) -> N
         run_id = await api.start()
     async with (
         open_viewer(path, read_only=True) as viewer,
-        httpx.AsyncClient(transport=httpx.ASGITransport(viewer), base_url="http://x") as http,
+        http_to(viewer, "http://x") as http,
     ):
         assert (await http.get(f"/-/runs/{run_id}")).status_code == 200
         with closing(sqlite3.connect(path)) as db:
@@ -164,9 +166,18 @@ async def test_a_file_that_is_damaged_later_is_an_error_of_the_api(tmp_path: Pat
         await api.start()
     async with (
         open_viewer(str(path)) as viewer,
-        httpx.AsyncClient(transport=httpx.ASGITransport(viewer), base_url="http://x") as http,
+        http_to(viewer, "http://x") as http,
     ):
         with closing(sqlite3.connect(path)) as db:
             db.execute("DROP TABLE agents")
         answer = await http.get("/-/runs")
         assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
+
+
+async def test_the_pages_are_told_whether_agents_need_a_token(tmp_path: Path) -> None:
+    for token in (None, "a secret"):
+        async with open_site(str(tmp_path / "runs.db"), port=0, token=token) as site:
+            headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+            async with http_to(site.app, site.url, **headers) as http:
+                about = (await http.get("-/about")).json()
+                assert about["needs_token"] is (token is not None)
