@@ -34,7 +34,7 @@ def page(chromium: Browser, url: str) -> Generator[Page]:
         """async () => {
             const boot = document.querySelector("script[src$='/boot.js']").src;
             for (const name of ["format", "json_parse", "markdown", "payload"]) {
-                Object.assign(window, await import(new URL(`${name}.js`, boot)));
+                Object.assign(window, await import(new URL(`values/${name}.js`, boot)));
             }
         }"""
     )

@@ -30,7 +30,7 @@ def page(chromium: Browser, url: str) -> Generator[Page]:
     page.evaluate(
         """async () => {
             const boot = document.querySelector("script[src$='/boot.js']").src;
-            window.tree = await import(new URL("tree.js", boot));
+            window.tree = await import(new URL("tree/tree.js", boot));
             window.seconds = (ms) => Math.round((ms - Date.parse("2026-01-01T12:00:00Z")) / 1000);
         }"""
     )

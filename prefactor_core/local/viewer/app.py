@@ -102,7 +102,7 @@ class Viewer:
             *(Route(path, self._page) for path in _PAGES),
             Route("/spans/{id}", self._redirect_to_span),
             Route("/favicon.ico", self._no_icon),
-            Route("/-/static/{version}/{name}", self._file),
+            Route("/-/static/{version}/{name:path}", self._file),
             Route("/-/about", self._about),
             Route("/-/events", self._events),
             _json("/-/agents", quick, lambda db, _id, _query: list_agents(db)),

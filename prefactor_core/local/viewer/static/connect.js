@@ -1,7 +1,7 @@
 /**
  * The page `/cli/connect`, which the vendor's command line opens for a login: which token works.
  */
-import { copyButton, h, replace } from "./dom.js";
+import { copyButton, h, replace } from "./elements/dom.js";
 
 const CONNECT_TOKEN = "local";
 

@@ -1,14 +1,14 @@
 /**
  * The frame of the page: header, router, history, login.
  */
-import { announce, h, replace } from "./dom.js";
-import { about, isExport, postLogin, subscribe } from "./data.js";
+import { announce, h, replace } from "./elements/dom.js";
+import { about, isExport, postLogin, subscribe } from "./server/requests.js";
 import { helpDialog, installKeys } from "./keys.js";
 import { applyTheme, themeButton } from "./theme.js";
-import { openAgents } from "./agents.js";
+import { openAgents } from "./lists/agents.js";
 import { openConnect } from "./connect.js";
-import { openRun } from "./run.js";
-import { openRuns } from "./runs.js";
+import { openRun } from "./run/page.js";
+import { openRuns } from "./lists/runs.js";
 
 const ROUTES = [
   [/^\/$/, openRuns],

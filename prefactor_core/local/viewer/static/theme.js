@@ -1,7 +1,7 @@
 /**
  * The colours: those of the system, light, or dark.
  */
-import { h } from "./dom.js";
+import { h } from "./elements/dom.js";
 
 const THEMES = { system: "◐", light: "☀", dark: "☾" };
 
