@@ -2,7 +2,8 @@
  * The page `/agents`: every agent, with its runs counted and the newest of them.
  */
 import { h, replace } from "../elements/dom.js";
-import { get, subscribe } from "../server/requests.js";
+import { subscribe } from "../server/events.js";
+import { get } from "../server/requests.js";
 import { emptyRuns } from "./empty.js";
 import { count, dateTime, fullTime, shortId, statusMark } from "../values/format.js";
 

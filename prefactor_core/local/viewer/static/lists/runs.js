@@ -5,7 +5,8 @@
  * wait behind the button "3 new ↑".
  */
 import { copyText, h, replace } from "../elements/dom.js";
-import { get, subscribe } from "../server/requests.js";
+import { subscribe } from "../server/events.js";
+import { get } from "../server/requests.js";
 import { emptyRuns } from "./empty.js";
 import { RunFilters, readRunFilters, runListUrl } from "./filters.js";
 import { runHead, runRow, tickRunRow, updateRunRow } from "./rows.js";

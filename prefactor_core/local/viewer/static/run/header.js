@@ -2,7 +2,8 @@
  * The head of the run page: state, times, counts, and what can be done with the run.
  */
 import { h, replace } from "../elements/dom.js";
-import { get, isExport } from "../server/requests.js";
+import { isExport } from "../server/exported.js";
+import { get } from "../server/requests.js";
 import {
   STATUS,
   count,

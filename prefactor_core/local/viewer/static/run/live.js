@@ -1,7 +1,7 @@
 /**
  * A run while it goes on: changes from the server, and the time that passes.
  */
-import { subscribe } from "../server/requests.js";
+import { subscribe } from "../server/events.js";
 
 const liveRest = 4; // changes are applied at most a fifth of the time
 

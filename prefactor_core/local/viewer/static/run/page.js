@@ -5,7 +5,8 @@
  * the history; on a phone, where the span is a page of its own, it adds one.
  */
 import { h, replace } from "../elements/dom.js";
-import { get, isExport, now } from "../server/requests.js";
+import { isExport } from "../server/exported.js";
+import { get, now } from "../server/requests.js";
 import { FindBox } from "./findbox.js";
 import { Flame } from "../views/flame.js";
 import { shortId } from "../values/format.js";

@@ -2,7 +2,8 @@
  * The panel of one span: its path, and the tabs Summary, Input, Result, Flags and Raw.
  */
 import { announce, copyButton, h, replace } from "../elements/dom.js";
-import { get, isExport, now } from "../server/requests.js";
+import { isExport } from "../server/exported.js";
+import { get, now } from "../server/requests.js";
 import { duration, kindOf, msOf, shortName, statusMark } from "../values/format.js";
 import { parseFlag, payloadFields } from "../values/payload.js";
 import { rawTab, summaryTab } from "./summary.js";
