@@ -5,12 +5,12 @@ import { announce, h, replace } from "./elements/dom.js";
 import { subscribe } from "./server/events.js";
 import { exportedRun, isExport } from "./server/exported.js";
 import { about, postLogin } from "./server/requests.js";
+import { openRun } from "./run/page.js";
+import { openAgents } from "./lists/agents.js";
+import { openRuns } from "./lists/runs.js";
+import { openConnect } from "./connect.js";
 import { helpDialog, installKeys } from "./keys.js";
 import { applyTheme, themeButton } from "./theme.js";
-import { openAgents } from "./lists/agents.js";
-import { openConnect } from "./connect.js";
-import { openRun } from "./run/page.js";
-import { openRuns } from "./lists/runs.js";
 
 const ROUTES = [
   [/^\/$/, openRuns],

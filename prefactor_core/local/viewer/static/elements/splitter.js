@@ -2,6 +2,7 @@
  * A line between two parts of the page that is dragged, or moved by the arrow keys.
  */
 import { h } from "./dom.js";
+import { remember, remembered } from "./storage.js";
 
 const splitterKey = "prefactor.panel";
 const splitterLeast = 280; // px
@@ -19,7 +20,7 @@ export function splitter(panel) {
     const limited = Math.min(Math.max(width, splitterLeast), whole * 0.8);
     panel.style.flexBasis = `${limited}px`;
     line.setAttribute("aria-valuenow", String(Math.round((100 * limited) / whole)));
-    splitterRemember(limited);
+    remember(splitterKey, String(limited));
   };
   const move = (event) => set(panel.getBoundingClientRect().right - event.clientX);
   line.addEventListener("pointerdown", (event) => {
@@ -34,25 +35,8 @@ export function splitter(panel) {
     event.stopPropagation();
     set(panel.getBoundingClientRect().width + by);
   });
-  const known = splitterRemembered();
+  const known = Number(remembered(splitterKey));
   if (known > 0) panel.style.flexBasis = `${known}px`;
   line.setAttribute("aria-valuenow", "40");
   return line;
-}
-
-// A page without storage (an exported file, a private window) has the width of the style sheet.
-function splitterRemembered() {
-  try {
-    return Number(localStorage.getItem(splitterKey));
-  } catch {
-    return 0;
-  }
-}
-
-function splitterRemember(width) {
-  try {
-    localStorage.setItem(splitterKey, String(width));
-  } catch {
-    // Nothing depends on it.
-  }
 }

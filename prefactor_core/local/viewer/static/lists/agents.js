@@ -2,10 +2,11 @@
  * The page `/agents`: every agent, with its runs counted and the newest of them.
  */
 import { h, replace } from "../elements/dom.js";
+import { count, dateTime, fullTime, shortId } from "../values/format.js";
+import { statusMark } from "../values/status.js";
 import { subscribe } from "../server/events.js";
 import { get } from "../server/requests.js";
 import { emptyRuns } from "./empty.js";
-import { count, dateTime, fullTime, shortId, statusMark } from "../values/format.js";
 
 const AGENTS_REFRESH_MS = 1000;
 

@@ -2,7 +2,8 @@
  * Filters of the list of runs: all of them are in the address.
  */
 import { h, replace } from "../elements/dom.js";
-import { STATUS, count } from "../values/format.js";
+import { count } from "../values/format.js";
+import { STATUSES, glyphOf } from "../values/status.js";
 
 const RUN_FILTERS = ["q", "status", "agent", "purpose", "since"];
 const RUN_TIMES = {
@@ -102,7 +103,7 @@ export class RunFilters {
 
   showStatuses(statuses) {
     const chosen = (this.filters.get("status") ?? "").split(",").filter(Boolean);
-    const names = Object.keys(STATUS).filter(
+    const names = Object.keys(STATUSES).filter(
       (status) => statuses[status] > 0 || chosen.includes(status),
     );
     const shown = JSON.stringify([names, chosen]);
@@ -118,15 +119,14 @@ export class RunFilters {
   }
 
   statusButton(status, chosen) {
-    const { glyph, word } = STATUS[status];
     const pressed = chosen.includes(status);
     const rest = pressed ? chosen.filter((name) => name !== status) : [...chosen, status];
     const click = () => this.set("status", rest.join(","));
     return h(
       "button",
       { type: "button", aria: { pressed }, data: { status }, on: { click } },
-      h("span", { class: `status-${status}`, "aria-hidden": "true" }, glyph),
-      word,
+      h("span", { class: `status-${status}`, "aria-hidden": "true" }, glyphOf(status)),
+      status,
       h("span", { class: "muted number" }),
     );
   }

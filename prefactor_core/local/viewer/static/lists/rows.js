@@ -2,12 +2,11 @@
  * Rows of the list of runs.
  */
 import { h, replace } from "../elements/dom.js";
-import { now } from "../server/requests.js";
 import {
-  STATUS, count, dateTime, duration, fullTime, money, msOf, shortId, statusMark, zoneOffset,
+  count, dateTime, duration, fullTime, money, msOf, shortId, zoneOffset,
 } from "../values/format.js";
-
-const RUN_SILENT_MS = 5 * 60_000;
+import { SILENT_AFTER, statusMark } from "../values/status.js";
+import { now } from "../server/requests.js";
 
 /** The columns: heading, class, and the content of a cell from a row of `/-/runs`. */
 const RUN_COLUMNS = [
@@ -73,7 +72,7 @@ function rowMs(run) {
 function rowSilence(run) {
   if (run.status !== "active" || run.last_activity_at === null) return null;
   const silent = now() - msOf(run.last_activity_at);
-  if (silent < RUN_SILENT_MS) return null;
+  if (silent < SILENT_AFTER) return null;
   const minutes = Math.floor(silent / 60_000);
   const text = minutes < 120 ? `${minutes} min` : `${Math.floor(minutes / 60)} h`;
   const title = `The last news of this run came ${fullTime(run.last_activity_at)}`;
@@ -86,11 +85,10 @@ function rowShowCell(cell, { name, show }, run) {
 }
 
 function rowStatus(run) {
-  const { word } = STATUS[run.status] ?? { word: run.status };
   const title = run.termination_reason;
   return [
     statusMark(run.status),
-    h("span", { class: "word", "aria-hidden": "true", title }, word),
+    h("span", { class: "word", "aria-hidden": "true", title }, run.status),
   ];
 }
 

@@ -2,9 +2,10 @@
  * The search box of the run page: counts hits, lists them, and goes from one to the next.
  */
 import { h, replace } from "../elements/dom.js";
+import { count, duration, shortName } from "../values/format.js";
+import { statusMark } from "../values/status.js";
 import { get } from "../server/requests.js";
 import { localHits, nextOf } from "../tree/find.js";
-import { count, duration, shortName, statusMark } from "../values/format.js";
 
 const findboxDelay = 150; // ms after the last key
 const findboxListed = 200;

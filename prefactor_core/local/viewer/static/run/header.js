@@ -2,23 +2,13 @@
  * The head of the run page: state, times, counts, and what can be done with the run.
  */
 import { h, replace } from "../elements/dom.js";
+import { menu } from "../elements/menu.js";
+import { clock, count, duration, fullTime, money, msOf, shortId } from "../values/format.js";
+import { parseJson, prettyJson } from "../values/json_parse.js";
+import { SILENT_AFTER, isOpen, statusMark } from "../values/status.js";
 import { isExport } from "../server/exported.js";
 import { get } from "../server/requests.js";
-import {
-  STATUS,
-  count,
-  duration,
-  fullTime,
-  money,
-  clock,
-  msOf,
-  shortId,
-  statusMark,
-} from "../values/format.js";
-import { menu } from "../elements/menu.js";
-import { SILENT_AFTER } from "../tree/model.js";
 import { openTerminateDialog, terminationState } from "./terminate.js";
-import { isOpen } from "../tree/tree.js";
 
 const headerFormats = [
   ["html", "One HTML file to send to a colleague"],
@@ -129,8 +119,7 @@ export class RunHeader {
     const silent = silence > SILENT_AFTER;
     const reached = open && !silent ? this.model.clock() : tree.to;
     const end = run.finished_at ? msOf(run.finished_at) : reached;
-    const word = STATUS[run.status]?.word ?? run.status;
-    this.time.textContent = `${word} ${duration(Math.max(0, end - start))}`;
+    this.time.textContent = `${run.status} ${duration(Math.max(0, end - start))}`;
     this.time.title = `started ${fullTime(run.started_at ?? run.inserted_at)}`;
     const live = open && !silent && !isExport() && h("span", { class: "badge live" }, "live");
     const title = `The last write was at ${clock(run.last_activity_at)}`;
@@ -211,9 +200,6 @@ function headerTotal(models) {
 }
 
 function headerPretty(text) {
-  try {
-    return JSON.stringify(JSON.parse(text), null, 2);
-  } catch {
-    return text;
-  }
+  const value = parseJson(text);
+  return value === undefined ? text : prettyJson(value);
 }

@@ -2,10 +2,11 @@
  * The keys of the run page.
  */
 import { copyText } from "../elements/dom.js";
+import { isOpen } from "../values/status.js";
 import { nextOf } from "../tree/find.js";
 import { foldLevel, unfoldLevel } from "../tree/fold.js";
 import { panned, zoomed } from "../tree/timeline.js";
-import { TREE_RUN, endAt, isOpen } from "../tree/tree.js";
+import { TREE_RUN, endAt } from "../tree/tree.js";
 
 /** Return the handlers by key, for keys.js. `page` is the RunPage. */
 export function runKeys(page) {

@@ -5,24 +5,24 @@
  * the history; on a phone, where the span is a page of its own, it adds one.
  */
 import { h, replace } from "../elements/dom.js";
+import { splitter } from "../elements/splitter.js";
+import { shortId } from "../values/format.js";
 import { isExport } from "../server/exported.js";
 import { get, now } from "../server/requests.js";
-import { FindBox } from "./findbox.js";
-import { Flame } from "../views/flame.js";
-import { shortId } from "../values/format.js";
-import { RunHeader } from "./header.js";
-import { Frames, followRun } from "./live.js";
-import { legend } from "./legend.js";
-import { Minimap } from "../views/minimap.js";
 import { RunModel } from "../tree/model.js";
-import { runKeys } from "./keys.js";
-import { RunTools } from "./tools.js";
-import { watchTheme } from "../views/palette.js";
-import { showSpan } from "../span/panel.js";
-import { splitter } from "../elements/splitter.js";
-import { TextView } from "../views/text.js";
 import { buildTree } from "../tree/tree.js";
+import { showSpan } from "../span/panel.js";
+import { Flame } from "../views/flame.js";
+import { Minimap } from "../views/minimap.js";
+import { watchTheme } from "../views/palette.js";
+import { TextView } from "../views/text.js";
 import { Waterfall } from "../views/waterfall.js";
+import { FindBox } from "./findbox.js";
+import { RunHeader } from "./header.js";
+import { runKeys } from "./keys.js";
+import { legend } from "./legend.js";
+import { Frames, followRun } from "./live.js";
+import { RunTools } from "./tools.js";
 
 const runViews = { waterfall: Waterfall, flame: Flame, text: TextView };
 const runPanelDelay = 90; // ms: a row that is passed by with a held key is not loaded

@@ -2,9 +2,9 @@
  * Terminate a run: ask for a reason first, then show when the agent heard and stopped.
  */
 import { announce, h, replace } from "../elements/dom.js";
+import { clock, duration, fullTime, msOf, shortId } from "../values/format.js";
 import { subscribe } from "../server/events.js";
 import { now, postTerminate } from "../server/requests.js";
-import { clock, duration, fullTime, msOf, shortId } from "../values/format.js";
 
 const TERMINATE_HEARD_MS = 30_000;
 const TERMINATE_REASON = "terminated in the viewer";

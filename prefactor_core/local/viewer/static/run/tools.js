@@ -3,7 +3,8 @@
  */
 import { h, replace } from "../elements/dom.js";
 import { kindOf } from "../values/format.js";
-import { TREE_RUN, isOpen } from "../tree/tree.js";
+import { isOpen } from "../values/status.js";
+import { TREE_RUN } from "../tree/tree.js";
 
 const toolsViews = { waterfall: "Waterfall", flame: "Flame", text: "Text" };
 

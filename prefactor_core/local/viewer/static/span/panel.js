@@ -2,10 +2,11 @@
  * The panel of one span: its path, and the tabs Summary, Input, Result, Flags and Raw.
  */
 import { announce, copyButton, h, replace } from "../elements/dom.js";
+import { duration, kindOf, msOf, shortName } from "../values/format.js";
+import { parseFlag, payloadFields } from "../values/payload.js";
+import { statusMark } from "../values/status.js";
 import { isExport } from "../server/exported.js";
 import { get, now } from "../server/requests.js";
-import { duration, kindOf, msOf, shortName, statusMark } from "../values/format.js";
-import { parseFlag, payloadFields } from "../values/payload.js";
 import { rawTab, summaryTab } from "./summary.js";
 
 const SPAN_TABS = ["summary", "input", "result", "flags", "raw"];

@@ -3,13 +3,11 @@
  * draw from it.
  */
 import { msOf } from "../values/format.js";
+import { SILENT_AFTER, isOpen } from "../values/status.js";
 import { failedSpans, positionsOf } from "./find.js";
 import { reveal } from "./fold.js";
 import { roundedUp } from "./timeline.js";
-import { TREE_RUN, applyChanges, criticalPath, gaps, isOpen, visibleRows } from "./tree.js";
-
-/** After this long without a write, an active run counts as silent, in milliseconds. */
-export const SILENT_AFTER = 5 * 60_000;
+import { TREE_RUN, applyChanges, criticalPath, gaps, visibleRows } from "./tree.js";
 
 const modelLeastGap = 0.02; // of the run's length
 const modelLeastLiveGap = 250; // ms; while a run grows, rows must not go because the scale changed

@@ -21,23 +21,9 @@ export function ticksOf(from, to, width) {
   const step = timelineStep((to - from) / Math.max(1, Math.floor(width / 90)));
   const ticks = [];
   for (let k = Math.ceil(from / step - 1e-9); k * step <= to; k += 1) {
-    ticks.push({ at: k * step, label: tickLabel(k * step, step) });
+    ticks.push({ at: k * step, label: timelineLabel(k * step, step) });
   }
   return { step, ticks };
-}
-
-/** Return the time of a tick since the start of the run: "250 ms", "1.5 s", "2:30", "1:02:00". */
-export function tickLabel(ms, step) {
-  if (ms < 0) return `−${tickLabel(-ms, step)}`;
-  if (step < 1) return ms < 1 ? `${Math.round(ms * 1000)} µs` : `${timelineDigits(ms, step)} ms`;
-  if (step < 1000 && ms < 1000) return `${Math.round(ms)} ms`;
-  if (ms < 60_000) return `${timelineDigits(ms / 1000, step / 1000)} s`;
-  const seconds = ms / 1000;
-  const [hours, minutes] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60];
-  const rest = timelineDigits(seconds % 60, step / 1000);
-  const padded = rest.padStart(rest.includes(".") ? 3 + rest.split(".")[1].length : 2, "0");
-  if (hours === 0) return `${minutes}:${padded}`;
-  return `${hours}:${String(minutes).padStart(2, "0")}:${padded}`;
 }
 
 /** Return a length of time at least `ms` that ends on a tick, for the axis of a growing run. */
@@ -79,6 +65,20 @@ export function windowOf(a, b, domain) {
   const to = Math.min(domain.to, Math.max(a, b));
   const shortest = Math.max(timelineShortest, (domain.to - domain.from) / 500);
   return to - from < shortest ? null : { from, to };
+}
+
+/** The time of a tick since the start of the run: "250 ms", "1.5 s", "2:30", "1:02:00". */
+function timelineLabel(ms, step) {
+  if (ms < 0) return `−${timelineLabel(-ms, step)}`;
+  if (step < 1) return ms < 1 ? `${Math.round(ms * 1000)} µs` : `${timelineDigits(ms, step)} ms`;
+  if (step < 1000 && ms < 1000) return `${Math.round(ms)} ms`;
+  if (ms < 60_000) return `${timelineDigits(ms / 1000, step / 1000)} s`;
+  const seconds = ms / 1000;
+  const [hours, minutes] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60];
+  const rest = timelineDigits(seconds % 60, step / 1000);
+  const padded = rest.padStart(rest.includes(".") ? 3 + rest.split(".")[1].length : 2, "0");
+  if (hours === 0) return `${minutes}:${padded}`;
+  return `${hours}:${String(minutes).padStart(2, "0")}:${padded}`;
 }
 
 function timelineStep(least) {

@@ -48,24 +48,11 @@ export function applyChanges(tree, rows) {
   return { tree: treeOf(tree.spans.concat(added)), added: added.map((span) => span.id) };
 }
 
-/** True if a span or a run with this status has not ended. */
-export function isOpen(status) {
-  return status === "active" || status === "pending";
-}
-
 /** The end of the span at `p`: `now` while it is active, its start if it never began or ended. */
 export function endAt(tree, p, now) {
   const { start, end, status } = tree.spans[p];
   if (!Number.isNaN(end)) return end;
   return status === "active" ? Math.max(start, now) : start;
-}
-
-/** The positions of the direct children of `p`, in the order of their starts. */
-export function childrenOf(tree, p) {
-  const children = [];
-  const [first, end] = treeBelow(tree, p);
-  for (let child = first; child < end; child = tree.last[child]) children.push(child);
-  return children;
 }
 
 /** The positions of the ancestors of `p`, the nearest first. */
@@ -163,7 +150,7 @@ export function criticalPath(tree, now = tree.to) {
   const stack = [{ p: TREE_RUN, from: tree.from, to: end }];
   while (stack.length > 0) {
     const { p, from, to } = stack.pop();
-    const children = childrenOf(tree, p)
+    const children = treeChildren(tree, p)
       .map((child) => ({ child, stop: Math.min(to, endAt(tree, child, now)) }))
       .sort((a, b) => b.stop - a.stop);
     let reached = to;
@@ -200,6 +187,14 @@ function treeReader() {
 
 function treeBelow(tree, p) {
   return p === TREE_RUN ? [0, tree.spans.length] : [p + 1, tree.last[p]];
+}
+
+/** The positions of the direct children of `p`, in the order of their starts. */
+function treeChildren(tree, p) {
+  const children = [];
+  const [first, end] = treeBelow(tree, p);
+  for (let child = first; child < end; child = tree.last[child]) children.push(child);
+  return children;
 }
 
 function treePlaceGaps(tree, p, now, least, waiting) {

@@ -1,28 +1,6 @@
 /**
- * Show values: states, times, counts, names.
+ * Texts for values: times, counts, amounts, names. No DOM.
  */
-import { h } from "../elements/dom.js";
-
-/** Every status of a run or a span: a glyph, a word, and the class `status-…` for its colour. */
-export const STATUS = {
-  pending: { glyph: "○", word: "pending" },
-  active: { glyph: "◐", word: "active" },
-  complete: { glyph: "✓", word: "complete" },
-  failed: { glyph: "✕", word: "failed" },
-  cancelled: { glyph: "⊘", word: "cancelled" },
-  terminated: { glyph: "■", word: "terminated" },
-};
-
-/** Return the glyph of `status` in its colour, with its word for a screen reader. */
-export function statusMark(status) {
-  const { glyph, word } = STATUS[status] ?? { glyph: "?", word: status };
-  return h(
-    "span",
-    { class: `status status-${status}`, title: word },
-    h("span", { "aria-hidden": "true" }, glyph),
-    h("span", { class: "offscreen" }, word),
-  );
-}
 
 /** Return the milliseconds since 1970 of an ISO time, with its microseconds as the fraction. */
 export function msOf(iso) {

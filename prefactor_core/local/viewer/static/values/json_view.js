@@ -69,6 +69,16 @@ export function sensitiveValue(value) {
   return button;
 }
 
+/** Return a string, number, boolean or null in its colour. */
+export function jsonScalar(value) {
+  if (typeof value === "string") {
+    const lines = value.includes("\n") || value.length > 100;
+    return longText(value, lines ? "pre" : "span", lines ? "json-string lines" : "json-string");
+  }
+  const kind = value instanceof JsonNumber ? "json-number" : "json-word";
+  return h("span", { class: kind }, scalarText(value));
+}
+
 /** Return the beginning of a value on one line. */
 function jsonPreview(value) {
   const parts = [];
@@ -107,15 +117,6 @@ function jsonKey(key) {
   if (key === null) return null;
   const index = typeof key === "number";
   return [h("span", { class: index ? "json-index" : "json-key" }, String(key)), ": "];
-}
-
-function jsonScalar(value) {
-  if (typeof value === "string") {
-    const lines = value.includes("\n") || value.length > 100;
-    return longText(value, lines ? "pre" : "span", lines ? "json-string lines" : "json-string");
-  }
-  const kind = value instanceof JsonNumber ? "json-number" : "json-word";
-  return h("span", { class: kind }, scalarText(value));
 }
 
 function jsonBranch(key, value, build, path, depth) {

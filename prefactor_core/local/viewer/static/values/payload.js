@@ -3,10 +3,11 @@
  * remembered for this field of this type of span.
  */
 import { copyButton, h, replace } from "../elements/dom.js";
+import { remember, remembered } from "../elements/storage.js";
 import {
-  JsonList, JsonNumber, JsonObject, isSensitive, parseHeldJson, parseJson, prettyJson, scalarText,
+  JsonList, JsonObject, isSensitive, parseHeldJson, parseJson, prettyJson, scalarText,
 } from "./json_parse.js";
-import { firstItems, jsonTree, longText, sensitiveValue } from "./json_view.js";
+import { firstItems, jsonScalar, jsonTree, longText, sensitiveValue } from "./json_view.js";
 import { conversation, isConversation, isToolCalls, prose, toolCalls } from "./messages.js";
 
 const PAYLOAD_SHORT = 70;
@@ -87,8 +88,7 @@ function payloadShort(value) {
   }
   if (value instanceof JsonList) return value.items.length === 0 ? "[]" : null;
   if (value instanceof JsonObject) return value.entries.length === 0 ? "{}" : null;
-  const kind = value instanceof JsonNumber ? "json-number" : "json-word";
-  return h("span", { class: kind }, scalarText(value));
+  return jsonScalar(value);
 }
 
 function payloadLong(key, value, about, label, notes) {
@@ -97,14 +97,17 @@ function payloadLong(key, value, about, label, notes) {
   const store = `prefactor-field:${about.name}:${about.part}.${key}`;
   const body = h("div", { class: "field-body" });
   const buttons = names.map((mode) =>
-    h("button", { type: "button", on: { click: () => choose(mode, true) } }, mode));
-  const choose = (mode, remember) => {
+    h("button", { type: "button", on: { click: () => choose(mode) } }, mode));
+  const show = (mode) => {
     buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(names[i] === mode)));
     replace(body, modes[mode]({ ...about, key }));
-    if (remember) payloadRemember(store, mode);
   };
-  const remembered = payloadRemembered(store);
-  choose(names.includes(remembered) ? remembered : payloadFirstMode(value, names), false);
+  const choose = (mode) => {
+    show(mode);
+    remember(store, mode);
+  };
+  const last = remembered(store);
+  show(names.includes(last) ? last : payloadFirstMode(value, names));
   return [
     h("div", { class: "field-head" }, label,
       h("span", { class: "modes", role: "group", "aria-label": `Show ${key} as` }, buttons),
@@ -155,20 +158,4 @@ function payloadStored(value, text) {
     return text.slice(value.start, value.end);
   }
   return scalarText(value);
-}
-
-function payloadRemember(key, mode) {
-  try {
-    localStorage.setItem(key, mode);
-  } catch {
-    // Storage is forbidden or full: the choice holds until another span is shown.
-  }
-}
-
-function payloadRemembered(key) {
-  try {
-    return localStorage.getItem(key);
-  } catch {
-    return null;
-  }
 }

@@ -2,40 +2,16 @@
  * The flame strip: children under their parents, side by side in time. Spans that overlap at one
  * level stand on lanes below each other.
  */
-import { drawAxis } from "./axis.js";
 import { announce, h } from "../elements/dom.js";
-import { STATUS, duration, kindOf, shortName } from "../values/format.js";
-import { palette } from "./palette.js";
+import { duration, kindOf, shortName } from "../values/format.js";
+import { glyphOf } from "../values/status.js";
 import { zoomed } from "../tree/timeline.js";
 import { TREE_RUN, endAt } from "../tree/tree.js";
+import { drawAxis } from "./axis.js";
+import { palette } from "./palette.js";
 
 const flameLane = 20; // px
 const flameProbes = 200; // lanes that are tried; after that spans are drawn over each other
-
-/**
- * Return the spans by lane, in the order of their starts. A span is on a lane below its parent's.
- *
- * @returns {{lane: Int32Array, lanes: Array<number[]>}} lane by position, positions by lane
- */
-export function flameLanes(tree, now) {
-  const lane = new Int32Array(tree.spans.length);
-  const lanes = [];
-  const ends = [];
-  tree.spans.forEach(({ start }, p) => {
-    let chosen = tree.parent[p] === TREE_RUN ? 0 : lane[tree.parent[p]] + 1;
-    const limit = chosen + flameProbes;
-    while (ends[chosen] > start && chosen < limit) chosen += 1;
-    lane[p] = chosen;
-    if (Number.isNaN(start)) return;
-    (lanes[chosen] ??= []).push(p);
-    ends[chosen] = Math.max(ends[chosen] ?? -Infinity, endAt(tree, p, now));
-  });
-  for (let k = 0; k < lanes.length; k += 1) lanes[k] ??= [];
-  for (const positions of lanes) {
-    positions.sort((a, b) => tree.spans[a].start - tree.spans[b].start);
-  }
-  return { lane, lanes };
-}
 
 export class Flame {
   /** @param {{select: Function, view: Function}} actions as of the waterfall */
@@ -147,7 +123,7 @@ export class Flame {
     const room = Math.floor((width - 8) / letter);
     if (room >= 3) {
       const ended = span.status === "failed" || span.status === "cancelled";
-      const mark = ended ? `${STATUS[span.status].glyph} ` : "";
+      const mark = ended ? `${glyphOf(span.status)} ` : "";
       const text = `${mark}${shortName(span.name)}${span.label ? ` ${span.label}` : ""}`;
       context.fillStyle = pale ? colours.fg : colours.bg;
       const shown = text.length > room ? `${text.slice(0, room - 1)}…` : text;
@@ -194,7 +170,7 @@ export class Flame {
   text(p) {
     const { name, label, status, start, error } = this.model.tree.spans[p];
     const time = duration(endAt(this.model.tree, p, this.model.now()) - start);
-    const parts = [name, label, STATUS[status]?.word ?? status, time, error];
+    const parts = [name, label, status, time, error];
     return parts.filter(Boolean).join(" · ");
   }
 
@@ -236,4 +212,29 @@ export class Flame {
     if (key === "ArrowDown") return tree.last[p] > p + 1 ? p + 1 : null;
     return lane[lane.indexOf(p) + (key === "ArrowLeft" ? -1 : 1)];
   }
+}
+
+/**
+ * Return the spans by lane, in the order of their starts. A span is on a lane below its parent's.
+ *
+ * @returns {{lane: Int32Array, lanes: Array<number[]>}} lane by position, positions by lane
+ */
+function flameLanes(tree, now) {
+  const lane = new Int32Array(tree.spans.length);
+  const lanes = [];
+  const ends = [];
+  tree.spans.forEach(({ start }, p) => {
+    let chosen = tree.parent[p] === TREE_RUN ? 0 : lane[tree.parent[p]] + 1;
+    const limit = chosen + flameProbes;
+    while (ends[chosen] > start && chosen < limit) chosen += 1;
+    lane[p] = chosen;
+    if (Number.isNaN(start)) return;
+    (lanes[chosen] ??= []).push(p);
+    ends[chosen] = Math.max(ends[chosen] ?? -Infinity, endAt(tree, p, now));
+  });
+  for (let k = 0; k < lanes.length; k += 1) lanes[k] ??= [];
+  for (const positions of lanes) {
+    positions.sort((a, b) => tree.spans[a].start - tree.spans[b].start);
+  }
+  return { lane, lanes };
 }

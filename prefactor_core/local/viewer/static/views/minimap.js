@@ -3,10 +3,10 @@
  * picture to choose a window, drag the window or its sides to move it.
  */
 import { h } from "../elements/dom.js";
-import { palette } from "./palette.js";
 import { kindOf } from "../values/format.js";
 import { insideOf, panned, windowOf, zoomed } from "../tree/timeline.js";
 import { endAt } from "../tree/tree.js";
+import { palette } from "./palette.js";
 
 const minimapLanes = 14; // levels of the tree that get a line of their own
 const minimapKinds = ["", "llm", "tool", "retrieval", "agent", "chain", "other"];

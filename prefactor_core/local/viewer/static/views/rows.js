@@ -3,7 +3,8 @@
  * scrolled into view.
  */
 import { h, replace } from "../elements/dom.js";
-import { STATUS, count, duration, kindOf, shortName } from "../values/format.js";
+import { count, duration, kindOf, shortName } from "../values/format.js";
+import { glyphOf } from "../values/status.js";
 import { TREE_RUN, endAt } from "../tree/tree.js";
 
 const rowsIndent = 14; // px a level
@@ -72,7 +73,6 @@ function rowsFillSpan(slot, model, p) {
   const parent = tree.last[p] > p + 1;
   const open = parent && !folded.has(span.id);
   const chosen = span.id === model.selected;
-  const { glyph, word } = STATUS[span.status] ?? { glyph: "?", word: span.status };
   const marks = [
     "row",
     chosen && "chosen",
@@ -89,9 +89,9 @@ function rowsFillSpan(slot, model, p) {
   rowsSet(slot, "element", "tabindex", slot.index === model.cursorIndex ? 0 : -1);
   rowsIndentBy(slot, tree.depth[p]);
   rowsText(slot.twist, parent ? (open ? "▾" : "▸") : "");
-  rowsText(slot.mark, glyph);
+  rowsText(slot.mark, glyphOf(span.status));
   rowsSet(slot, "mark", "hidden", null);
-  rowsSet(slot, "mark", "aria-label", word);
+  rowsSet(slot, "mark", "aria-label", span.status);
   rowsSet(slot, "mark", "class", `row-mark status-${span.status}`);
   const id = encodeURIComponent(span.id);
   rowsSet(slot, "link", "href", `/runs/${encodeURIComponent(model.run.id)}?span=${id}`);
@@ -178,12 +178,12 @@ function rowsPercent(part, whole) {
 }
 
 function rowsLabel(span, end) {
-  if (Number.isNaN(span.start)) return STATUS[span.status]?.word ?? span.status;
+  if (Number.isNaN(span.start)) return span.status;
   return span.status === "pending" ? "pending" : duration(end - span.start);
 }
 
 function rowsEndGlyph(status) {
-  return status === "failed" || status === "cancelled" ? STATUS[status].glyph : "";
+  return status === "failed" || status === "cancelled" ? glyphOf(status) : "";
 }
 
 function rowsBarTitle(model, p, span) {

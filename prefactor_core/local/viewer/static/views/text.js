@@ -2,7 +2,8 @@
  * The run as plain text: every span on a line, so that the browser finds, selects and copies it.
  */
 import { copyButton, h } from "../elements/dom.js";
-import { STATUS, count, duration } from "../values/format.js";
+import { count, duration } from "../values/format.js";
+import { glyphOf } from "../values/status.js";
 import { get } from "../server/requests.js";
 import { TREE_RUN, endAt, visibleRows } from "../tree/tree.js";
 
@@ -112,10 +113,9 @@ export class TextView {
 function textviewSpan(lines, tree, p, now, payloads) {
   const span = tree.spans[p];
   const indent = "  ".repeat(Math.min(60, tree.depth[p]));
-  const { glyph, word } = STATUS[span.status] ?? { glyph: "?", word: span.status };
   const facts = [
     span.label,
-    word,
+    span.status,
     span.error,
     span.flags > 0 && `${span.flags} flags`,
     span.tokens > 0 && `${count(span.tokens)} tokens`,
@@ -124,7 +124,7 @@ function textviewSpan(lines, tree, p, now, payloads) {
   const start = Number.isNaN(span.start) ? "–" : duration(span.start - tree.from);
   const length = Number.isNaN(span.start) ? "–" : duration(endAt(tree, p, now) - span.start);
   const head = `${start.padStart(11)} ${length.padStart(11)}  ${indent}`;
-  lines.push(`${head}${glyph} ${span.name}  ${facts.filter(Boolean).join(" · ")}`);
+  lines.push(`${head}${glyphOf(span.status)} ${span.name}  ${facts.filter(Boolean).join(" · ")}`);
   const texts = payloads.get(span.id);
   const margin = " ".repeat(head.length);
   if (texts) lines.push(`${margin}  input  ${texts.payload_text}`);

@@ -2,10 +2,10 @@
  * The waterfall: a tree grid of which only the rows in view are in the document. Rows have one
  * height and stand on a spacer as high as all of them.
  */
-import { drawAxis } from "./axis.js";
 import { h } from "../elements/dom.js";
-import { fillRow, newRow, placeRow } from "./rows.js";
 import { zoomed } from "../tree/timeline.js";
+import { drawAxis } from "./axis.js";
+import { fillRow, newRow, placeRow } from "./rows.js";
 
 const waterfallHeights = { wide: 26, narrow: 46 }; // px; run.css has the same
 const waterfallHead = 24; // px
