@@ -12,7 +12,7 @@ import { h, replace } from "./dom.js";
  */
 export function menu(label, fill) {
   const summary = h("summary", { aria: { label } });
-  const panel = h("div", { class: "menu-panel" });
+  const panel = h("div", { class: "menu-panel overlay" });
   const element = h("details", { class: "menu" }, summary, panel);
   const close = (event) => {
     if (!element.contains(event.target)) element.open = false;

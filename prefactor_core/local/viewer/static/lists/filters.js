@@ -43,7 +43,7 @@ export class RunFilters {
       spellcheck: "false",
       on: { input: () => this.typed(), keydown: (event) => this.keyed(event) },
     });
-    this.statuses = h("div", { class: "statuses", role: "group", "aria-label": "Status" });
+    this.statuses = h("div", { class: "statuses segments", role: "group", "aria-label": "Status" });
     this.agent = this.select("agent", "Agent");
     this.purpose = this.select("purpose", "Purpose");
     this.since = this.select("since", "Time");

@@ -29,7 +29,7 @@ export class FindBox {
     this.status = h("span", { class: "find-count number" });
     this.back = this.button("↑", "Previous hit (N)", -1);
     this.forward = this.button("↓", "Next hit (n)", 1);
-    this.list = h("ol", { class: "find-list", hidden: true, aria: { label: "Hits" } });
+    this.list = h("ol", { class: "find-list overlay", hidden: true, aria: { label: "Hits" } });
     this.element = h(
       "div",
       { class: "find", role: "search" },

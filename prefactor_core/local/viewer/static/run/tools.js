@@ -23,7 +23,7 @@ export class RunTools {
     this.share = h("span", { class: "path-share muted" });
     this.folds = h(
       "span",
-      { class: "tool-group", role: "group", aria: { label: "Levels" } },
+      { class: "segments", role: "group", aria: { label: "Levels" } },
       this.button("[", "⊟", "Fold a level ([)"),
       this.button("]", "⊞", "Unfold a level (])"),
     );
@@ -38,7 +38,7 @@ export class RunTools {
       this.zoom,
       this.follow,
       h("span", { class: "tool-space" }),
-      h("span", { class: "tool-group views", role: "group", aria: { label: "View" } }, this.views),
+      h("span", { class: "segments views", role: "group", aria: { label: "View" } }, this.views),
     );
   }
 

@@ -7,7 +7,7 @@ import { zoomed } from "../tree/timeline.js";
 import { drawAxis } from "./axis.js";
 import { fillRow, newRow, placeRow } from "./rows.js";
 
-const waterfallHeights = { wide: 26, narrow: 46 }; // px; run.css has the same
+const waterfallHeights = { wide: 26, narrow: 46 }; // px; views.css has the same
 const waterfallHead = 24; // px
 const waterfallMargin = 6; // rows that are drawn above and below the view
 
