@@ -72,7 +72,11 @@ def error_from_answer(
 
     kind = _kind(status, passing, answer)
     if kind is PrefactorAuthError:
-        message += "; is the API token right, and meant for this?"
+        message += (
+            "; is the API token right, and meant for this?"
+            if token
+            else "; no API token was given: pass api_token=, or set PREFACTOR_API_TOKEN"
+        )
     elif kind is PrefactorContractError:
         message += ", not in the form of the Prefactor API; is api_url right?"
     wait = _wait(answer, retry_after)

@@ -33,10 +33,11 @@ Without it, four commands show what a service has stored, as plain text or JSON:
     runs [--agent AGENT] [--status STATUS] [--limit N] [--json]
     tree RUN_OR_AGENT [--json]
     span SPAN_ID [--run RUN] [--json]
-    export RUN_OR_AGENT [-o FILE]
+    export RUN_OR_AGENT [--json] [-o FILE]
 
-They ask the API at PREFACTOR_API_URL, or --api-url, with PREFACTOR_API_TOKEN. RUN_OR_AGENT is a
-run's id or its beginning, or an agent's id or name: its newest run.
+They ask the API at PREFACTOR_API_URL, or --api-url, with PREFACTOR_API_TOKEN; http://127.0.0.1
+needs no token. RUN_OR_AGENT is a run's id or its beginning, or an agent's id or name: its newest
+run.
 """
 
 
@@ -77,8 +78,7 @@ def _options(words: list[str]) -> Namespace:
     if name == "export":
         parser.add_argument("--format", choices=["json"], default="json")
         parser.add_argument("-o", "--output")
-    else:
-        parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true")
     options = parser.parse_args(words[1:])
     if not options.api_url:
         parser.error("set PREFACTOR_API_URL, or give --api-url")

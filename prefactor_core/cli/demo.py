@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import runpy
 import shlex
 from collections.abc import Awaitable, Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, cast
 
 import anyio
 import click
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from prefactor_core.cli.options import api_url_option
 from prefactor_core.cli.terminal import is_terminal, run, say
@@ -53,6 +56,8 @@ RunAgent = Callable[..., Awaitable[str]]
 )
 def demo(api_url: str, agent_id: str, backend: str, *, slow: bool, serves: bool | None) -> None:
     """Run an example agent and show what it recorded: as a tree, and as a page in a browser."""
+    if find_spec(backend) is None:
+        raise click.ClickException(f"{backend} is not installed: pip install {backend}")
     path = api_url.removeprefix(LOCAL_PREFIX)
     is_file = path != api_url
     if serves is None:
@@ -60,9 +65,7 @@ def demo(api_url: str, agent_id: str, backend: str, *, slow: bool, serves: bool 
     if serves and not is_file:
         raise click.UsageError("--serve shows a database file: it needs --api-url local:PATH")
     if slow and serves:
-        if backend != "asyncio":
-            raise click.UsageError("--slow serves beside the agent, on asyncio; or add --no-serve")
-        run(_watch, path, agent_id)
+        run(_watch, path, agent_id, backend)
         return
     run_agent = _example("slow_agent.py" if slow else "agent_e2e.py")
     instance_id = run(_record, run_agent, api_url, agent_id, backend=backend)
@@ -93,8 +96,8 @@ async def _serve_run(path: str, instance_id: str) -> None:
         await server.serve(site)
 
 
-async def _watch(path: str, agent_id: str) -> None:
-    """Run the slow agent beside the server that shows it."""
+async def _watch(path: str, agent_id: str, backend: str) -> None:
+    """Run the slow agent, in a thread on ``backend``, beside the server that shows it."""
     from prefactor_core.local import server
 
     run_agent = _example("slow_agent.py")
@@ -112,10 +115,17 @@ async def _watch(path: str, agent_id: str) -> None:
         else:
             say("The run is complete.")
 
-    async with server.open_site(path, port=None) as site, anyio.create_task_group() as tasks:
-        tasks.start_soon(run_slowly, site.url)
-        await server.serve(site)
-        tasks.cancel_scope.cancel()
+    async def run_in(thread: BlockingPortal, url: str) -> None:
+        # An error of the agent ends the server, the end of the server cancels the agent.
+        await asyncio.wrap_future(thread.start_task_soon(run_slowly, url))
+
+    async with server.open_site(path, port=None) as site:
+        # The server has the main thread, and uvicorn needs asyncio.
+        with start_blocking_portal(backend) as thread:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(run_in, thread, site.url)
+                await server.serve(site)
+                tasks.cancel_scope.cancel()
 
 
 def _example(name: str) -> RunAgent:

@@ -21,10 +21,10 @@ from prefactor_core.config.http import LOCAL_PREFIX
     "--format",
     "format_",
     type=click.Choice([*FORMATS]),
-    default="json",
-    show_default=True,
-    help="json: as the API shows it; otlp: a trace in the JSON of OpenTelemetry; html: a page.",
+    help="json, the default: as the API shows it; otlp: a trace in the JSON of OpenTelemetry; "
+    "html: a page.",
 )
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @click.option(
     "-o",
     "--output",
@@ -32,7 +32,9 @@ from prefactor_core.config.http import LOCAL_PREFIX
     help="The file to write, readable for its owner alone; by default the standard output.",
 )
 @api_url_option
-def export(word: str, format_: str, output: str | None, api_url: str) -> None:
+def export(
+    word: str, format_: str | None, output: str | None, api_url: str, *, as_json: bool
+) -> None:
     """Write a run and its spans, whole, to a file.
 
     RUN_OR_AGENT is a run's id or its beginning, or an agent's id or name: its newest run.
@@ -41,6 +43,9 @@ def export(word: str, format_: str, output: str | None, api_url: str) -> None:
     OpenTelemetry collector; html is one file that shows the run in a browser, without a server.
     Payloads are as they are stored, sensitive values included.
     """
+    if as_json and format_ not in (None, "json"):
+        raise click.UsageError(f"--json and --format {format_} are two formats: give one")
+    format_ = format_ or "json"
     if output is None and format_ == "html" and is_terminal():
         raise click.UsageError("a page is for a browser: give a file, -o FILE")
     run(_export, word, format_, output, api_url)

@@ -124,10 +124,6 @@ def run(
             return anyio.run(command, *arguments, backend=backend)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except LookupError:
-        from click import ClickException
-
-        raise ClickException(f"{backend} is not installed: pip install {backend}") from None
 
 
 @contextmanager

@@ -276,7 +276,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
         """Return the configuration of ``PREFACTOR_API_URL`` and ``PREFACTOR_API_TOKEN``.
 
         An argument overrides its variable. A ``local:`` URL ignores the token of the environment.
-        Raises :class:`PrefactorValueError` if there is no URL, or no token for a server.
+        Raises :class:`PrefactorValueError` if there is no URL, or no token for another machine.
         """
         # A SecretStr, so that no traceback with locals shows it.
         api_token = SecretStr(api_token) if isinstance(api_token, str) else api_token

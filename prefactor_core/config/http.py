@@ -10,7 +10,8 @@ from msgspec.structs import fields
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.exceptions.checks import (
-    has_host,
+    host_of,
+    is_loopback,
     to_count,
     to_number,
     to_positive,
@@ -52,13 +53,15 @@ class HttpClientConfig(Struct):
     """The address of the API and how to call it. All times are in seconds.
 
     ``api_url``: ``https://…`` or ``http://…``; or ``local:PATH``, the same API on an SQLite
-    file inside this process, which needs no token.
+    file inside this process.
     ``request_timeout``: for one attempt, from connecting to the whole answer.
     ``connect_timeout``: for connecting alone.
     ``max_retries``: the further attempts that an agent waits for while its run is being
     registered, within ``registration_timeout``; then the agent goes on, and so do the attempts.
-    ``api_token``: the secret that identifies callers to the API. It is kept as a
-    :class:`SecretStr`, which no ``repr`` shows and no payload holds.
+    ``api_token``: the secret that identifies callers to the API. ``local:PATH`` needs none, nor
+    does ``http://`` to this machine (127.0.0.1, ::1, localhost): requests then have no
+    ``Authorization``. It is kept as a :class:`SecretStr`, which no ``repr`` shows and no payload
+    holds.
     ``retry_multiplier``, ``max_retry_delay``: growth and cap of the waits between attempts.
     ``initial_retry_delay``: accepted for compatibility, without effect: :class:`QueueConfig` sets
     the first wait.
@@ -103,14 +106,17 @@ class HttpClientConfig(Struct):
             raise PrefactorValueError(
                 f"api_url must begin with https://, http:// or local:, got {shown}"
             )
-        elif not has_host(self.api_url):
+        elif (host := host_of(self.api_url)) is None:
             raise PrefactorValueError(
                 f"api_url must have a host, and a port up to 65535 if any, got {self.api_url!r}"
             )
-        elif not self.api_token:
+        elif not self.api_token and not (
+            is_loopback(host) and self.api_url.lower().startswith("http://")
+        ):
             raise PrefactorValueError(
                 f"api_token is required for {self.api_url!r}: pass api_token=, or set "
-                "PREFACTOR_API_TOKEN in the environment; only local:PATH needs none"
+                "PREFACTOR_API_TOKEN in the environment; only local:PATH and http://127.0.0.1 "
+                "need none"
             )
         # The value is a secret: the message does not show it.
         if not self.api_token.isascii() or not self.api_token.isprintable():

@@ -23,15 +23,25 @@ if TYPE_CHECKING:
 _SDK_ENTRY = r"[!-~]+@[!-?A-~]+( [!-~]+@[!-?A-~]+)*"
 
 
-def has_host(url: str) -> bool:
-    """Whether ``url`` has a host, and a valid port if any."""
+def host_of(url: str) -> str | None:
+    """The host of ``url``, without brackets; None if it has none, or an invalid port."""
     from urllib.parse import urlsplit  # here: it takes milliseconds to import
 
     try:
         parts = urlsplit(url)
-        return parts.hostname is not None and (parts.port is None or parts.port > 0)
+        return None if parts.port == 0 else parts.hostname
     except ValueError:  # the port is no number, or too large
-        return False
+        return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches ``host``, a name or an address without brackets."""
+    from ipaddress import ip_address  # here: it takes milliseconds to import
+
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def to_text(name: str, value: object) -> str:

@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from prefactor_core.exceptions.checks import is_loopback
 from prefactor_core.local.errors import ApiError
 from prefactor_core.local.requests import parse_body
 from prefactor_core.local.tokens import TOKEN_PREFIX
@@ -218,12 +219,6 @@ class _Login(Struct):
 
 class _DisconnectedError(Exception):
     """The client left before its body was whole."""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches ``host``, a name or an address without brackets."""
-    address = _address(host)
-    return host.lower() == "localhost" if address is None else address.is_loopback
 
 
 def is_any_address(host: str) -> bool:

@@ -109,6 +109,7 @@ class Retention:
         if self._spans.remove(run["id"], _MOST_ROWS) == _MOST_ROWS:
             return
         self._store.delete("agent_instances", {"id": run["id"]})
+        self._store.revision()  # a new one: pages look for changes by it
         for column in ("agent_version_id", "agent_schema_version_id"):
             others = f"SELECT id FROM agent_instances WHERE agent_id = ? AND {column} = ? LIMIT 1"
             current = "SELECT id FROM agent_deployments WHERE current_version_id = ?"

@@ -20,8 +20,9 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
+from prefactor_core.exceptions.checks import is_loopback
 from prefactor_core.local import retention
-from prefactor_core.local.access import Access, is_any_address, is_loopback
+from prefactor_core.local.access import Access, is_any_address
 from prefactor_core.local.errors import ApiError
 from prefactor_core.local.opening import open_local_prefactor
 from prefactor_core.local.viewer import open_viewer
@@ -108,7 +109,7 @@ async def open_site(
             local = _reading(local)
         stopping = anyio.Event()
         viewer = await stack.enter_async_context(
-            open_viewer(path, read_only=read_only, stopping=stopping)
+            open_viewer(path, read_only=read_only, needs_token=token is not None, stopping=stopping)
         )
         app = site(local, viewer, host=host, port=bound, token=token)
         keep = None if keep_days is None else partial(retention.keep, path, keep_days)

@@ -70,6 +70,7 @@ class Store:
         tables of an earlier version, raises :class:`ValueError`.
         """
         self.path = path
+        self._read_only = read_only
         self._turn = threading.RLock()
         self._revision: int | None = None
         self._lock_timeout = lock_timeout
@@ -98,7 +99,8 @@ class Store:
     def _find_account(self) -> str | None:
         """The id of the account, or None for a file that needs :meth:`_migrate`."""
         (mode,) = self._execute("PRAGMA journal_mode").fetchone()
-        if self._migrations_done() < len(MIGRATIONS) or mode not in ("wal", "memory"):
+        is_ready = self._read_only or mode in ("wal", "memory")
+        if self._migrations_done() < len(MIGRATIONS) or not is_ready:
             return None
         account = self.one("SELECT id FROM account")
         return None if account is None else str(account["id"])

@@ -99,7 +99,10 @@ def test_an_error_status_in_another_form_is_a_gateways_and_no_refusal() -> None:
 
 
 def test_an_auth_error_says_what_to_look_at() -> None:
-    assert "is the API token right" in str(error_from_answer(CALL, 401, error_body(), None))
+    with_token = error_from_answer(CALL, 401, error_body(), None, token="wr0ng")
+    assert "is the API token right" in str(with_token)
+    without = error_from_answer(CALL, 401, error_body(), None)
+    assert "no API token was given" in str(without)
 
 
 def test_each_wrong_field_is_named_with_its_message() -> None:

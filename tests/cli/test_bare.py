@@ -12,6 +12,7 @@ import pytest
 from support.commands import run, run_here
 from support.local_api import opened
 from support.server import serve_local_prefactor
+from support.serving import serving_file
 
 EXTRAS = ("click", "jsonschema", "liquid", "rich", "starlette", "uvicorn")
 
@@ -65,6 +66,8 @@ def test_it_shows_what_the_whole_command_line_shows(
         ("span", span_id),
         ("span", span_id[:9], "--run", "a1", "--json"),
         ("export", "a1"),
+        ("export", "a1", "--json"),
+        ("export", "a1", "--json", "--format", "json"),
     ):
         result = bare(tmp_path, *command, **service)
         assert result.stderr == ""
@@ -96,6 +99,15 @@ def test_what_is_wrong_is_one_clear_line(tmp_path: Path, service: dict[str, str]
         (line,) = result.stderr.splitlines()
         assert said in line
         assert "wr0ng" not in line
+
+
+def test_a_server_on_this_machine_needs_no_token(tmp_path: Path) -> None:
+    with serving_file(tmp_path / "runs.db") as url:
+        code, _, errors = run_here("demo", "--api-url", url, cwd=tmp_path)
+        assert (code, errors) == (0, "")
+        result = bare(tmp_path, "tree", "research", "--api-url", url)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert "agent:run  complete" in result.stdout
 
 
 def test_without_an_address_it_asks_for_one(tmp_path: Path) -> None:

@@ -650,8 +650,9 @@ def test_replay_goes_to_the_api_that_the_journal_names(tmp_path: Path) -> None:
                 (line,) = errors.splitlines()
                 assert line.startswith("Error: ")
                 assert "wr0ng" not in line
-                assert ("401" if token else "PREFACTOR_API_TOKEN") in line
-                assert line.endswith("; nothing was sent, 1 journal stays") == bool(token)
+                assert "401 bad_authtoken" in line
+                assert ("PREFACTOR_API_TOKEN" in line) == (not token)
+                assert line.endswith("; nothing was sent, 1 journal stays")
             else:
                 assert shown.startswith(f"{left.name}: 5 operations delivered to {url}\n")
 

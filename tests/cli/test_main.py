@@ -324,7 +324,7 @@ def test_the_environments_api_is_used_over_http(tmp_path: Path, api_url: str, ba
     ("wrong", "said"),
     [
         ({"PREFACTOR_API_TOKEN": "wr0ng"}, "401 bad_authtoken"),
-        ({"PREFACTOR_API_TOKEN": ""}, "api_token is required"),
+        ({"PREFACTOR_API_TOKEN": ""}, "no API token was given"),
         ({"PREFACTOR_AGENT_ID": "stranger"}, "agent 'stranger' not found"),
         ({"PREFACTOR_API_URL": "prefactor.db"}, "must begin with https://, http:// or local:"),
         ({"PREFACTOR_API_URL": "local:no/such/folder/x.db"}, "there is no folder 'no/such/folder'"),

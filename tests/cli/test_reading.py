@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import anyio
 import pytest
+from support.deleting import delete_run
 from support.local_api import item
 from support.stored import Stored, storing
 
 from prefactor_core.cli.reading import NewestRuns, changes_of
 from prefactor_core.exceptions import PrefactorServerError
-from prefactor_core.local import Faults
+from prefactor_core.local import Faults, LocalPrefactor
+from prefactor_core.local.store import Store
 from prefactor_core.operations.identifiers import generate_related
 
 pytestmark = pytest.mark.virtual_time
@@ -33,6 +37,18 @@ async def test_only_agents_with_changes_are_asked_again() -> None:
         assert stored.asked[asked:] == ["agent", "agent_instance"]
         new = await stored.run("a1", id=generate_related(done, 1 << 47))
         assert (await newest.read())[0].id == new
+
+
+async def test_a_run_that_was_deleted_leaves_the_list() -> None:
+    with closing(Store(":memory:")) as store:
+        async with storing(app=LocalPrefactor(store)) as stored:
+            old, new = await stored.run(), await stored.run()
+            for id in (old, new):
+                await finish(stored, id)
+            newest = NewestRuns(stored.read, None, [], 20)
+            assert {run.id for run in await newest.read()} == {old, new}
+            delete_run(store, old)
+            assert [run.id for run in await newest.read()] == [new]
 
 
 async def test_a_list_says_which_runs_it_did_not_look_through() -> None:

@@ -208,6 +208,18 @@ def test_an_export_is_a_file_for_its_owner_alone(tmp_path: Path) -> None:
     assert json.loads(written.read_bytes()) == json.loads(shown)
 
 
+def test_an_export_is_json_for_programs_too(tmp_path: Path) -> None:
+    first, *_ = record(tmp_path)
+    exported = run_here("export", first, cwd=tmp_path)
+    assert exported[0] == 0
+    for words in (("--json",), ("--json", "--format", "json")):
+        assert run_here("export", first, *words, cwd=tmp_path) == exported
+    for name in ("otlp", "html"):
+        code, shown, errors = run_here("export", first, "--json", "--format", name, cwd=tmp_path)
+        assert (code, shown) == (2, "")
+        assert f"--json and --format {name} are two formats: give one" in errors
+
+
 def test_a_run_is_exported_as_a_trace(tmp_path: Path) -> None:
     record(tmp_path)
     code, shown, errors = run_here("export", "a2", "--format", "otlp", cwd=tmp_path)

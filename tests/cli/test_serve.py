@@ -36,9 +36,19 @@ def test_another_process_records_into_the_file_that_is_served(tmp_path: Path) ->
         url = server.url()
         code, _, errors = run_here("demo", "--api-url", "local:runs.db", cwd=tmp_path)
         assert (code, errors) == (0, "")
-        code, shown, errors = run_here(
-            "show", "research", cwd=tmp_path, PREFACTOR_API_URL=url, PREFACTOR_API_TOKEN="any"
-        )
+        code, shown, errors = run_here("show", "research", "--api-url", url, cwd=tmp_path)
+        assert (code, errors) == (0, "")
+        assert "agent:run  complete" in shown
+
+
+def test_an_agent_and_the_commands_need_no_token_for_a_server_on_this_machine(
+    tmp_path: Path,
+) -> None:
+    with serving(*SERVE, "--db", "runs.db", cwd=tmp_path) as server:
+        address = ("--api-url", server.url())
+        code, _, errors = run_here("demo", *address, cwd=tmp_path)
+        assert (code, errors) == (0, "")
+        code, shown, errors = run_here("tree", "research", *address, cwd=tmp_path)
         assert (code, errors) == (0, "")
         assert "agent:run  complete" in shown
 
@@ -132,8 +142,11 @@ def test_the_demo_serves_its_run_on_a_terminal_only(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
-def test_the_slow_demo_is_stopped_by_the_page_and_goes_on_serving(tmp_path: Path) -> None:
-    with serving(*SLOW, cwd=tmp_path) as server:
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_slow_demo_is_stopped_by_the_page_and_goes_on_serving(
+    tmp_path: Path, backend: str
+) -> None:
+    with serving(*SLOW, "--backend", backend, cwd=tmp_path) as server:
         base, _, run_id = server.url().rpartition("/runs/")
         run = f"{base}/api/v1/agent_instance/{run_id}"
         with httpx.Client(timeout=30, headers={"Origin": base}) as http:
@@ -150,8 +163,11 @@ def test_the_slow_demo_is_stopped_by_the_page_and_goes_on_serving(tmp_path: Path
         assert server.rest() == []
 
 
-def test_the_slow_demo_that_is_interrupted_ends_its_run_as_cancelled(tmp_path: Path) -> None:
-    with serving(*SLOW, cwd=tmp_path) as server:
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_slow_demo_that_is_interrupted_ends_its_run_as_cancelled(
+    tmp_path: Path, backend: str
+) -> None:
+    with serving(*SLOW, "--backend", backend, cwd=tmp_path) as server:
         run_id = server.url().rpartition("/")[2]
         assert server.stop() == 0
         assert server.rest() == []
@@ -180,10 +196,19 @@ def test_the_slow_agent_records_a_run_with_all_that_a_page_shows(
 
 
 def test_what_the_demo_cannot_serve_is_one_clear_line(tmp_path: Path) -> None:
-    for options, said in (
-        (["--serve", "--api-url", "https://api.example"], "it needs --api-url local:PATH"),
-        (["--slow", "--serve", "--backend", "trio"], "or add --no-serve"),
-    ):
-        code, shown, errors = run_here("demo", *options, cwd=tmp_path)
-        assert (code, shown) == (2, "")
-        assert said in errors.splitlines()[-1]
+    address = ("--api-url", "https://api.example")
+    code, shown, errors = run_here("demo", "--serve", *address, cwd=tmp_path)
+    assert (code, shown) == (2, "")
+    assert "it needs --api-url local:PATH" in errors.splitlines()[-1]
+
+
+def test_an_event_loop_that_is_not_installed_is_named_with_the_way_to_it(tmp_path: Path) -> None:
+    code = (
+        "import runpy, sys\n"
+        "sys.modules['trio'] = None\n"
+        "sys.argv = ['-m', 'demo', '--backend', 'trio']\n"
+        "runpy.run_module('prefactor_core', run_name='__main__')"
+    )
+    result = run("-c", code, cwd=tmp_path)
+    said = "Error: trio is not installed: pip install trio\n"
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", said)

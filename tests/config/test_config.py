@@ -41,7 +41,7 @@ NO_NUMBER: list[tuple[str, Any]] = [
 
 _TOKEN_REQUIRED = (
     f"api_token is required for {URL!r}: pass api_token=, or set PREFACTOR_API_TOKEN in the "
-    "environment; only local:PATH needs none"
+    "environment; only local:PATH and http://127.0.0.1 need none"
 )
 
 # Field, value, message.
@@ -365,6 +365,29 @@ def test_the_core_config_takes_keywords_only_and_a_registry_later() -> None:
 def test_a_local_url_needs_no_token(url: str) -> None:
     assert HttpClientConfig(api_url=url).is_local
     assert not http().is_local
+
+
+HERE = [
+    *("http://127.0.0.1:8787", "http://127.9.9.9", "http://localhost:8787/", "HTTP://LocalHost"),
+    "http://[::1]:8787",
+]
+ELSEWHERE = [
+    *("https://127.0.0.1:8787", "https://localhost", "http://192.168.1.5:8787", "http://0.0.0.0"),
+    *("http://localhost.example", "http://127.0.0.1.example", "http://prefactor.example"),
+]
+
+
+@for_each("url", HERE)
+def test_a_server_on_this_machine_needs_no_token(url: str) -> None:
+    assert HttpClientConfig(api_url=url).api_token == ""
+    assert HttpClientConfig(api_url=url, api_token=TOKEN).api_token == TOKEN
+
+
+@for_each("url", ELSEWHERE)
+def test_every_other_server_needs_a_token(url: str) -> None:
+    with pytest.raises(PrefactorValueError, match="api_token is required for"):
+        HttpClientConfig(api_url=url)
+    assert HttpClientConfig(api_url=url, api_token=TOKEN).api_token == TOKEN
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from support.cases import case
 
+from prefactor_core.exceptions.checks import is_loopback
 from prefactor_core.local import open_local_prefactor
-from prefactor_core.local.access import Access, is_loopback
+from prefactor_core.local.access import Access
 
 PORT = 8787
 HOST = f"127.0.0.1:{PORT}"

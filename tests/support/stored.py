@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from support.local_api import Api, calling
 
 from prefactor_core.api.client import ApiClient
 from prefactor_core.client.connection import open_api
-from prefactor_core.local import Faults, open_local_prefactor
+from prefactor_core.local import Faults, LocalPrefactor, open_local_prefactor
 
 
 @dataclass
@@ -35,9 +35,15 @@ class Stored:
 
 
 @asynccontextmanager
-async def storing(faults: Faults | None = None) -> AsyncGenerator[Stored]:
+async def storing(
+    faults: Faults | None = None, app: LocalPrefactor | None = None
+) -> AsyncGenerator[Stored]:
     asked: list[str] = []
-    async with open_local_prefactor(":memory:", faults=faults) as app, calling(app) as write:
+    async with AsyncExitStack() as stack:
+        if app is None:
+            opening = open_local_prefactor(":memory:", faults=faults)
+            app = await stack.enter_async_context(opening)
+        write = await stack.enter_async_context(calling(app))
 
         async def noting(scope: Any, receive: Any, send: Any) -> None:
             asked.append(scope["path"].removeprefix("/api/v1/"))

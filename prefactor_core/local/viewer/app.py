@@ -33,6 +33,7 @@ from prefactor_core.local.viewer.runs import run_details
 from prefactor_core.local.viewer.search import search
 from prefactor_core.local.viewer.spans import (
     changes,
+    payloads,
     revision_of,
     run_of_span,
     skeleton,
@@ -62,6 +63,7 @@ class Viewer:
         slow: Reader,
         *,
         read_only: bool,
+        needs_token: bool,
         stopping: anyio.Event | None,
     ) -> None:
         self._path = Path(path).absolute()
@@ -69,6 +71,7 @@ class Viewer:
         # What may take long has a thread of its own: the other one must not wait for it.
         self._slow = slow
         self._read_only = read_only
+        self._needs_token = needs_token
         self._stopping = stopping or anyio.Event()
         self._static = StaticFiles()
         self._router = Starlette(
@@ -113,6 +116,7 @@ class Viewer:
             _json(f"{run}/search", slow, search),
             _json(f"{run}/usage", slow, lambda db, id, _query: usage(db, id)),
             Route(f"{run}/export", self._export),
+            _json("/-/spans", slow, lambda db, _id, query: payloads(db, query)),
             _json("/-/spans/{id}", quick, lambda db, id, _query: span_details(db, id)),
         ]
 
@@ -148,6 +152,7 @@ class Viewer:
                     "url": str(request.base_url).rstrip("/"),
                     "version": __version__,
                     "read_only": self._read_only,
+                    "needs_token": self._needs_token,
                     "time": stored_now(),
                     "account_id": account_id,
                 }
@@ -187,12 +192,17 @@ class Viewer:
 
 @asynccontextmanager
 async def open_viewer(
-    path: str, *, read_only: bool = False, stopping: anyio.Event | None = None
+    path: str,
+    *,
+    read_only: bool = False,
+    needs_token: bool = False,
+    stopping: anyio.Event | None = None,
 ) -> AsyncGenerator[Viewer]:
     """Open the pages over the database file ``path``, as an ASGI application.
 
     ``read_only``: the pages say that nothing in the file can be changed. The viewer itself never
     writes to it.
+    ``needs_token``: the pages say that agents need the token of the server.
     ``stopping``: the server sets it before it stops; it ends all streams of events.
 
     Raises :class:`PrefactorValueError` for a file that cannot be read; see :func:`open_reader`.
@@ -201,7 +211,9 @@ async def open_viewer(
         open_reader(path, "prefactor viewer") as quick,
         open_reader(path, "prefactor viewer, slow") as slow,
     ):
-        yield Viewer(path, quick, slow, read_only=read_only, stopping=stopping)
+        yield Viewer(
+            path, quick, slow, read_only=read_only, needs_token=needs_token, stopping=stopping
+        )
 
 
 def _json(path: str, reader: Reader, query: Query) -> Route:

@@ -36,6 +36,7 @@ def documents(db: Connection, database: str, run_id: str) -> dict[str, bytes]:
         "url": None,
         "version": __version__,
         "read_only": True,
+        "needs_token": False,
         "time": stored_now(),
         "account_id": None,
     }

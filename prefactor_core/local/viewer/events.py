@@ -17,7 +17,13 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from prefactor_core.local.viewer.reader import Reader
-from prefactor_core.local.viewer.runs import changed_runs, count_runs, revision, run_row
+from prefactor_core.local.viewer.runs import (
+    RunCount,
+    changed_runs,
+    count_runs,
+    revision,
+    run_row,
+)
 from prefactor_core.local.viewer.spans import changed_spans, changes_json
 
 _INTERVAL: Final = 0.1
@@ -45,6 +51,7 @@ class Position:
     def __init__(self, run_ids: Iterable[str], after: int | None) -> None:
         self._after = after
         self._runs_after = 0
+        self._count = RunCount(0, 0)
         self._spans_after = dict.fromkeys(run_ids, 0)
 
     @property
@@ -60,6 +67,7 @@ class Position:
         # A client that is further knows another file, which was at this address before.
         start = newest if self._after is None else min(self._after, newest)
         self._runs_after = start
+        self._count = count_runs(db)
         self._spans_after = dict.fromkeys(self._spans_after, start)
 
     def advance(self, db: Connection) -> list[Event]:
@@ -70,8 +78,16 @@ class Position:
         events: list[Event] = []
         runs = changed_runs(db, self._runs_after, _MOST_ROWS)
         self._runs_after = newest if len(runs) < _MOST_ROWS else runs[-1].revision
-        if runs:
-            content = {"runs": runs, "total": count_runs(db), "revision": self._runs_after}
+        before, self._count = self._count, count_runs(db)
+        deleted = before.has_lost(self._count)
+        if runs or deleted:
+            content = {
+                "runs": runs,
+                "total": self._count.total,
+                # Their ids are not known any more: the client looks which of its runs are there.
+                "deleted": deleted,
+                "revision": self._runs_after,
+            }
             events.append(("runs", msgspec.json.encode(content)))
         for run_id, after in self._spans_after.items():
             changed = changed_spans(db, run_id, after, _MOST_ROWS)

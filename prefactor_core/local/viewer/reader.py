@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 import anyio
 
 from prefactor_core.exceptions import PrefactorValueError
-from prefactor_core.local.read_only import check_version, connect
+from prefactor_core.local.read_only import check_version, connect, is_overtaken
 from prefactor_core.queue.daemon_thread import DaemonThread
 
 T = TypeVar("T")
@@ -41,6 +41,9 @@ class Reader:
             waiting.clear()
 
     def _query(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        if self._connection is not None and is_overtaken(self._connection, self._path):
+            self._close()
+            self._connection = None
         if self._connection is None:
             self._connection = connect(self._path)
         self._connection.execute("BEGIN")

@@ -13,6 +13,7 @@ import msgspec
 
 from prefactor_core.exceptions import in_message
 from prefactor_core.local.errors import invalid
+from prefactor_core.local.forms import PURPOSES
 from prefactor_core.local.requests import parse_time
 from prefactor_core.local.viewer.runs import RUNS, RunRow, revision, to_run_row
 from prefactor_core.local.viewer.search import RUN_HAS_TEXT, text_values
@@ -60,6 +61,7 @@ def list_runs(db: Connection, query: Mapping[str, str]) -> bytes:
             "revision": revision(db),
             "agents": [dict(agent) for agent in agents],
             "statuses": statuses,
+            "purposes": [purpose for purpose in PURPOSES if _has_run(db, purpose)],
         }
     )
 
@@ -121,6 +123,11 @@ def _search(
         if len(found) == limit or time.monotonic() > until:
             return found, id
     return found, None
+
+
+def _has_run(db: Connection, purpose: str) -> bool:
+    query = "SELECT 1 FROM agent_instances WHERE purpose = ? LIMIT 1"
+    return db.execute(query, (purpose,)).fetchone() is not None
 
 
 def _count(db: Connection, conditions: Conditions) -> int:

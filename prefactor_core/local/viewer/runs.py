@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sqlite3 import Connection, Row
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Raw, Struct
@@ -90,10 +90,23 @@ def changed_runs(db: Connection, after: int, most: int) -> list[RunRow]:
     return rows
 
 
-def count_runs(db: Connection) -> int:
-    """The number of all runs in the file."""
-    (total,) = db.execute("SELECT count(*) FROM agent_instances").fetchone()
-    return int(total)
+class RunCount(NamedTuple):
+    """The number of all runs in the file, and the rowid of the newest one, which SQLite counts
+    up."""
+
+    total: int
+    newest: int
+
+    def has_lost(self, later: RunCount) -> bool:
+        """Whether runs were deleted between this count and a ``later`` one."""
+        added = later.newest - self.newest
+        return added < 0 or later.total < self.total + added
+
+
+def count_runs(db: Connection) -> RunCount:
+    """Count the runs in the file."""
+    query = "SELECT count(*), coalesce(max(rowid), 0) FROM agent_instances"
+    return RunCount(*db.execute(query).fetchone())
 
 
 def run_details(db: Connection, run_id: str) -> bytes:

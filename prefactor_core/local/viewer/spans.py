@@ -23,6 +23,12 @@ FIELDS: Final = (
 _MOST_ANCESTORS: Final = 100
 """The most ancestors of a span, the nearest ones: all those of a deep run would fill its export."""
 
+_MOST_PAYLOADS: Final = 100
+"""The most spans whose payloads one request may ask for."""
+
+_PAYLOADS_BYTES: Final = 2_000_000
+"""About the most bytes of an answer with payloads; one span always fits."""
+
 _ALL: Final = 2**62
 _LABEL_CHARACTERS: Final = 80
 _ERROR_CHARACTERS: Final = 200
@@ -162,6 +168,33 @@ def span_details(db: Connection, span_id: str) -> bytes:
         "result_schema": result_schema,
     }
     return msgspec.json.encode({"span": details})
+
+
+def payloads(db: Connection, query: Mapping[str, str]) -> bytes:
+    """The payloads and results of the spans ``ids``, by id, with the same texts as
+    :func:`span_details`.
+
+    ``left`` has the ids that did not fit into the answer, for the next request; ids that are
+    unknown are in neither list.
+    """
+    ids = sorted({id for id in query.get("ids", "").split(",") if id})
+    if not 1 <= len(ids) <= _MOST_PAYLOADS:
+        raise invalid("ids", f"must be 1 to {_MOST_PAYLOADS} ids of spans, divided by commas")
+    rows = db.execute(
+        "SELECT id, payload AS payload_text, result_payload AS result_text FROM agent_spans "
+        f"WHERE id IN ({', '.join('?' * len(ids))}) ORDER BY id",
+        ids,
+    )
+    spans: list[bytes] = []
+    left: list[str] = []
+    size = 0
+    for row in rows:
+        spans.append(msgspec.json.encode(dict(row)))
+        size += len(spans[-1])
+        if size >= _PAYLOADS_BYTES:
+            left = [id for id in ids if id > row["id"]]
+            break
+    return b'{"spans":[%b],"left":%b}' % (b",".join(spans), msgspec.json.encode(left))
 
 
 def _span(db: Connection, span_id: str) -> Row:

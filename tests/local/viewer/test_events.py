@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import anyio
+import msgspec
 from support.cases import case
+from support.deleting import delete_run
 from support.local_api import item, opened, span_of
 from support.viewing import Site, listening, rows_of, viewing
+
+from prefactor_core.local.read_only import connect
+from prefactor_core.local.store import Store
+from prefactor_core.local.viewer.events import Position
 
 
 async def test_a_run_that_another_process_writes_arrives(site: Site) -> None:
@@ -71,6 +78,42 @@ async def test_a_client_that_gets_only_the_first_of_two_events_gets_both_again(s
         first, second = await stream.event(), await stream.event()
         assert (first.name, first.id) == ("runs", None)
         assert (second.name, second.id) == ("spans", second.data["revision"])
+
+
+async def test_a_run_that_is_deleted_is_reported(site: Site) -> None:
+    old, new = await site.api.start(), await site.api.start()
+    await site.api.created(old)
+    for run_id in (old, new):
+        await site.api.done(f"agent_instance/{run_id}/finish", {})
+    with closing(Store(site.path)) as store:
+        async with listening(site, "/-/events") as stream:
+            made = await site.api.start()
+            event = await stream.event_with(made)
+            assert (event.data["total"], event.data["deleted"]) == (3, False)
+            for run_id, left in ((old, 2), (new, 1)):
+                delete_run(store, run_id)
+                while not (event := await stream.event()).data["deleted"]:
+                    pass  # its spans go first
+                assert run_id not in [run["id"] for run in event.data["runs"]]
+                assert (event.data["total"], event.data["revision"]) == (left, event.id)
+    assert await site.runs() == [made]
+
+
+async def test_a_run_that_is_deleted_while_another_begins_is_reported(site: Site) -> None:
+    old = await site.api.start()
+    await site.api.done(f"agent_instance/{old}/finish", {})
+    for _ in range(2):
+        await site.api.start()
+    with closing(Store(site.path)) as store, closing(connect(site.path)) as db:
+        position = Position([], None)
+        position.begin(db)
+        made = await site.api.start()
+        delete_run(store, old)
+        ((name, content),) = position.advance(db)
+        event = msgspec.json.decode(content)
+        assert (name, event["total"], event["deleted"]) == ("runs", 3, True)
+        assert [run["id"] for run in event["runs"]] == [made]
+        assert position.advance(db) == []
 
 
 async def test_a_client_that_is_ahead_of_the_file_gets_its_next_changes(site: Site) -> None:

@@ -14,6 +14,7 @@ from support.local_api import opened
 from support.viewing import Site, viewing
 
 from prefactor_core import PrefactorValueError, __version__
+from prefactor_core.local.server import open_site
 from prefactor_core.local.viewer import open_viewer
 from prefactor_core.local.viewer.static import FOLDER
 
@@ -111,6 +112,7 @@ async def test_the_viewer_says_which_file_it_shows(tmp_path: Path) -> None:
                 "url": "http://127.0.0.1:8787",
                 "version": __version__,
                 "read_only": read_only,
+                "needs_token": False,
                 "time": about["time"],
                 "account_id": account_id,
             }
@@ -176,3 +178,15 @@ async def test_a_file_that_is_damaged_later_is_an_error_of_the_api(tmp_path: Pat
             db.execute("DROP TABLE agents")
         answer = await http.get("/-/runs")
         assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
+
+
+async def test_the_pages_are_told_whether_agents_need_a_token(tmp_path: Path) -> None:
+    for token in (None, "a secret"):
+        async with open_site(str(tmp_path / "runs.db"), port=0, token=token) as site:
+            headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+            transport = httpx.ASGITransport(site.app)
+            async with httpx.AsyncClient(
+                transport=transport, base_url=site.url, headers=headers
+            ) as http:
+                about = (await http.get("-/about")).json()
+                assert about["needs_token"] is (token is not None)

@@ -55,6 +55,15 @@ async def test_a_row_has_the_run_with_its_totals(site: Site) -> None:
     assert (page["total"], page["matched"], page["next"]) == (1, 1, None)
     assert page["agents"] == [{"id": "a1", "name": "a1"}]
     assert page["statuses"]["active"] == 1
+    assert page["purposes"] == ["live"]
+
+
+async def test_the_purposes_of_all_runs_are_listed_whichever_runs_are_shown(site: Site) -> None:
+    for purpose in ("eval", "eval", "live"):
+        await site.api.register(purpose=purpose)
+    for query in ({}, {"limit": 1}, {"purpose": "smoke_test"}):
+        with case(query):
+            assert (await site.json("/-/runs", **query))["purposes"] == ["live", "eval"]
 
 
 async def test_an_empty_file_has_an_empty_list(site: Site) -> None:

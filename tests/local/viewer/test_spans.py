@@ -246,3 +246,41 @@ async def test_hits_come_in_the_order_of_their_starts(site: Site) -> None:
     assert hits == {"spans": [early["id"], late["id"]], "more": False}
     answer = await site.get(f"/-/runs/{run_id}/search", q="")
     assert answer.json()["errors"]["q"]["code"] == "required"
+
+
+async def test_the_payloads_of_many_spans_come_at_once_as_they_are_stored(site: Site) -> None:
+    run_id = await site.api.start()
+    ids = [
+        (await site.api.created(run_id, status="complete", payload=payload, result_payload=result))[
+            "id"
+        ]
+        for payload, result in (({"n": 2**60, "text": "ü\0</script>"}, {"ok": True}), ({}, None))
+    ]
+    answer = await site.json("/-/spans", ids=",".join([*reversed(ids), "unknown", ids[0]]))
+    assert answer["left"] == []
+    assert [span["id"] for span in answer["spans"]] == sorted(ids)
+    for span in answer["spans"]:
+        details = await site.span(span["id"])
+        assert span == {name: details[name] for name in ("id", "payload_text", "result_text")}
+
+
+async def test_payloads_that_are_large_come_in_several_answers(site: Site) -> None:
+    run_id = await site.api.start()
+    large = {"text": "ü" * 600_000}
+    made = [(await site.api.created(run_id, payload=large))["id"] for _ in range(5)]
+    wanted, answers, got = ["unknown", *made], 0, set[str]()
+    while wanted:
+        answer = await site.json("/-/spans", ids=",".join(wanted))
+        texts = [span["payload_text"] for span in answer["spans"]]
+        assert sum(map(len, texts)) < 2_000_000
+        got |= {span["id"] for span in answer["spans"]}
+        wanted = answer["left"]
+        answers += 1
+    assert (got, answers) == (set(made), 3)
+
+
+async def test_payloads_of_no_span_or_too_many_are_refused(site: Site) -> None:
+    for ids in ("", ",,", ",".join(str(number) for number in range(101))):
+        answer = await site.get("/-/spans", ids=ids)
+        assert (answer.status_code, answer.json()["code"]) == (422, "validation_errors")
+    assert (await site.json("/-/spans", ids=",".join(str(n) for n in range(100))))["spans"] == []
