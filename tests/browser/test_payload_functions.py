@@ -88,6 +88,7 @@ def test_a_flag_leads_to_its_field(
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
+        ("duration(0)", "0 s"),
         ("duration(0.056)", "56 µs"),
         ("duration(20.34)", "20.3 ms"),
         ("duration(999.7)", "1.00 s"),

@@ -128,6 +128,11 @@ def test_the_run_is_shown_as_text_and_as_flame(open_tab: OpenTab, ids: Mapping[s
     expect(text).to_contain_text(re.compile(r"3\.00 s +·· idle"))
     for span in ("agent:run", "unknown unit", ids["answer"]):
         expect(text).to_contain_text(span)
+    expect(text).not_to_contain_text("yeti")
+    more = tab.page.get_by_role("button", name="Add inputs and results")
+    more.click()
+    expect(text).to_contain_text("yeti")
+    expect(more).to_be_hidden()
     tab.page.get_by_role("button", name="Flame").click()
     expect(tab.page.locator(".run-view canvas")).to_be_visible()
     assert tab.path() == f"/runs/{ids['run']}?view=flame"

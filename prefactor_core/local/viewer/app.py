@@ -173,11 +173,8 @@ class Viewer:
         return Response(content, headers=headers, media_type=media_type)
 
     async def _events(self, request: Request) -> EventStream:
-        query = request.query_params
-        after = request.headers.get("Last-Event-ID") or query.get("after")
-        position = Position(
-            query.getlist("run"), None if after is None else revision_of(after, "after")
-        )
+        after = request.headers.get("Last-Event-ID") or request.query_params.get("after")
+        position = Position(None if after is None else revision_of(after, "after"))
         return EventStream(self._quick, position, self._stopping)
 
     async def _on_unknown(self, request: Request, error: Exception) -> Response:

@@ -2,7 +2,7 @@
  * Filters of the list of runs: all of them are in the address.
  */
 import { h, replace } from "../elements/dom.js";
-import { count } from "../values/format.js";
+import { count, counted } from "../values/format.js";
 import { STATUSES, glyphOf } from "../values/status.js";
 
 const RUN_FILTERS = ["q", "status", "agent", "purpose", "since"];
@@ -64,7 +64,7 @@ export class RunFilters {
     this.showOptions(this.since, "since", RUN_TIMES[""], Object.entries(RUN_TIMES).slice(1));
     this.purpose.hidden = purposes.length === 0 && !filters.has("purpose");
     this.clear.hidden = filters.size === 0;
-    const all = `${count(total)} ${total === 1 ? "run" : "runs"}`;
+    const all = counted(total, "run");
     this.total.textContent =
       filters.size > 0 && matched !== null ? `${count(matched)} of ${all}` : all;
   }

@@ -5,6 +5,7 @@
  * wait behind the button "3 new ↑".
  */
 import { copyText, h, replace } from "../elements/dom.js";
+import { counted } from "../values/format.js";
 import { subscribe } from "../server/events.js";
 import { get } from "../server/requests.js";
 import { emptyRuns } from "./empty.js";
@@ -107,6 +108,7 @@ class RunsPage {
     this.list.scrollTop = top;
     this.rows.get(read)?.element.querySelector("a").focus({ preventScroll: true });
     this.follow(facts.revision);
+    this.mayHaveDeleted = true; // while another page was shown
     this.refreshSoon();
   }
 
@@ -121,7 +123,7 @@ class RunsPage {
     this.showFacts(answer);
     this.follow(answer.revision);
     if (this.query.size > 0) {
-      this.context.announce(`${answer.matched ?? answer.runs.length} runs match`);
+      this.context.announce(`${counted(answer.matched ?? answer.runs.length, "run")} found`);
     }
   }
 
@@ -159,12 +161,13 @@ class RunsPage {
 
   follow(revision) {
     this.subscription = subscribe({ after: revision }, {
-      onRuns: (news) => this.heard(news),
+      onRuns: (changes) => this.apply(changes),
       onState: (state) => state === "live" && this.facts !== undefined && this.refreshSoon(),
     });
   }
 
-  heard({ runs, total }) {
+  apply({ runs, total, deleted }) {
+    this.mayHaveDeleted ||= deleted;
     const wasEmpty = this.facts?.total === 0;
     if (wasEmpty && runs.length > 0) {
       this.facts.total = total ?? runs.length;
@@ -192,9 +195,29 @@ class RunsPage {
         if (row !== undefined) this.showNewer(row, run);
         else if (this.isNew(run)) this.waiting.set(run.id, run);
       }
+      if (this.mayHaveDeleted) await this.removeDeleted(answer);
       this.showFacts(answer);
       this.offerWaiting();
     }, RUNS_REFRESH_MS);
+  }
+
+  /** Remove the runs that the server has deleted; `answer` is the first page of those it has. */
+  async removeDeleted({ runs, next }) {
+    const known = [...this.rows.keys()];
+    const kept = new Set(runs.map(({ id }) => id));
+    for (let before = next; before !== null && before > known.at(-1);) {
+      const older = await this.read(before);
+      if (older === null) return;
+      for (const { id } of older.runs) kept.add(id);
+      before = older.next;
+    }
+    this.mayHaveDeleted = false;
+    for (const id of known) {
+      if (kept.has(id)) continue;
+      this.rows.get(id).element.remove();
+      this.rows.delete(id);
+    }
+    for (const id of this.waiting.keys()) if (!kept.has(id)) this.waiting.delete(id);
   }
 
   showNewer(row, run) {
@@ -255,16 +278,9 @@ class RunsPage {
   }
 
   showFacts(answer) {
-    this.facts = { ...answer, runs: undefined, purposes: this.purposes(answer.runs) };
+    this.facts = { ...answer, runs: undefined };
     this.filters.show(this.query, this.facts);
     this.showEnd();
-  }
-
-  /** The purposes seen in this list so far: the server counts none. */
-  purposes(runs = []) {
-    const seen = new Set(this.facts?.purposes ?? []);
-    for (const { purpose } of runs) if (purpose) seen.add(purpose);
-    return [...seen].sort();
   }
 
   showEnd() {
@@ -280,7 +296,7 @@ class RunsPage {
     const clear = () => this.filtered(new URLSearchParams(), { typing: false });
     return h("div", { class: "notice" },
       h("h2", null, "No run matches these filters"),
-      h("p", null, `${this.facts.total} runs are in ${this.context.about.database}.`),
+      h("p", null, `${this.context.about.database} holds ${counted(this.facts.total, "run")}.`),
       h("button", { on: { click: clear } }, "Clear filters"));
   }
 

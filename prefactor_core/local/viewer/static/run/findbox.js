@@ -2,7 +2,7 @@
  * The search box of the run page: counts hits, lists them, and goes from one to the next.
  */
 import { h, replace } from "../elements/dom.js";
-import { count, duration, shortName } from "../values/format.js";
+import { count, counted, duration, shortName } from "../values/format.js";
 import { statusMark } from "../values/status.js";
 import { get } from "../server/requests.js";
 import { localHits, nextOf } from "../tree/find.js";
@@ -123,7 +123,7 @@ export class FindBox {
       const { ids, more } = await findboxSearch(this.model.run.id, text, signal);
       if (signal.aborted) return;
       this.take([...new Set([...this.model.hitIds, ...ids])], more);
-      this.context.announce(`${this.model.hits.size} hits`);
+      this.context.announce(counted(this.model.hits.size, "hit"));
     } catch (failure) {
       if (!signal.aborted) this.status.textContent = failure.message;
     }

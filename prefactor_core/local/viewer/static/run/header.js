@@ -3,7 +3,9 @@
  */
 import { h, replace } from "../elements/dom.js";
 import { menu } from "../elements/menu.js";
-import { clock, count, duration, fullTime, money, msOf, shortId } from "../values/format.js";
+import {
+  clock, count, counted, duration, fullTime, money, msOf, shortId,
+} from "../values/format.js";
 import { parseJson, prettyJson } from "../values/json_parse.js";
 import { SILENT_AFTER, isOpen, statusMark } from "../values/status.js";
 import { isExport } from "../server/exported.js";
@@ -76,7 +78,7 @@ export class RunHeader {
     replace(this.title, statusMark(run.status), " ", run.agent_name ?? "run", name);
     this.drawTime();
     const facts = [
-      `${count(spans.total)} ${spans.total === 1 ? "span" : "spans"}`,
+      counted(spans.total, "span"),
       run.llm_calls > 0 && `${count(run.llm_calls)} LLM`,
       run.flagged > 0 &&
         h("span", { class: "flagged", title: "spans with flags" }, `⚠${count(run.flagged)}`),
@@ -124,7 +126,9 @@ export class RunHeader {
     const live = open && !silent && !isExport() && h("span", { class: "badge live" }, "live");
     const title = `The last write was at ${clock(run.last_activity_at)}`;
     const words = `silent for ${duration(silence)}`;
-    const badge = silent ? h("span", { class: "badge silent", title }, words) : live;
+    const badge = this.model.deleted
+      ? h("span", { class: "badge silent", title: "The server has deleted this run" }, "deleted")
+      : silent ? h("span", { class: "badge silent", title }, words) : live;
     if ((badge.textContent ?? "") !== this.badges.textContent) replace(this.badges, badge);
   }
 

@@ -10,9 +10,10 @@ const liveRest = 4; // changes are applied at most a fifth of the time
  *
  * @param {number} revision of the skeleton that the page shows
  * @param {(rows: Array<Array>, run: object|null) => void} apply
+ * @param {() => void} onDeleted called when runs were deleted, which may be this one
  * @returns {{close: () => void}}
  */
-export function followRun(id, revision, apply) {
+export function followRun(id, revision, apply, onDeleted) {
   const rows = new Map();
   let run = null;
   let timer = null;
@@ -35,9 +36,10 @@ export function followRun(id, revision, apply) {
   const subscription = subscribe(
     { run: id, after: revision },
     {
-      onRuns: ({ runs }) => {
+      onRuns: ({ runs, deleted }) => {
         const row = runs.find((candidate) => candidate.id === id);
         if (row) take([], row);
+        if (deleted) onDeleted();
       },
       onSpans: (changes) => take(changes.rows, changes.run ?? null),
     },

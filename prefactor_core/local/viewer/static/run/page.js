@@ -279,7 +279,8 @@ class RunPage {
 
   startLive(revision) {
     if (isExport()) return;
-    this.live = followRun(this.id, revision, (rows, run) => this.apply(rows, run));
+    const apply = (rows, run) => this.apply(rows, run);
+    this.live = followRun(this.id, revision, apply, () => this.checkDeleted());
     this.frames = new Frames(() => this.model.grows(), () => this.frame());
     this.parts.push(this.live, this.frames);
     this.frames.wake();
@@ -347,6 +348,14 @@ class RunPage {
     this.model.run = run;
     this.model.arrange();
     this.draw();
+  }
+
+  /** Note in the header that the server has deleted this run; what was read of it stays. */
+  async checkDeleted() {
+    const failure = await get(`/-/runs/${encodeURIComponent(this.id)}`).catch((error) => error);
+    if (this.closed || failure.status !== 404) return;
+    this.model.deleted = true;
+    this.header.drawTime();
   }
 
   /** Offer the new spans below the view: "3 new ↓". */

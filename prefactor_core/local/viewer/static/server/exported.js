@@ -18,15 +18,26 @@ export function exportedRun() {
 
 /** Return the answer to `path`, or undefined if the file does not hold it. */
 export function exportedAnswer(path) {
-  const search = /^\/-\/runs\/([^/]+)\/search\?(.*)$/.exec(path);
-  if (search === null) return exportedPaths()[path];
-  return exportedSearch(search[1], new URLSearchParams(search[2]).get("q") ?? "");
+  const { pathname, searchParams } = new URL(path, "http://export.invalid");
+  const search = /^\/-\/runs\/([^/]+)\/search$/.exec(pathname);
+  if (search !== null) return exportedSearch(search[1], searchParams.get("q"));
+  if (pathname === "/-/spans") return exportedPayloads(searchParams.get("ids").split(","));
+  return exportedPaths()[path];
 }
 
 /** The answers by path. Many megabytes of JSON, so they are parsed once. */
 function exportedPaths() {
   exportedAnswers ??= JSON.parse(document.getElementById("data").textContent).paths;
   return exportedAnswers;
+}
+
+/** The payloads and results of spans. */
+function exportedPayloads(ids) {
+  const answers = ids.map((id) => exportedPaths()[`/-/spans/${id}`]).filter(Boolean);
+  const spans = answers.map(({ span: { id, payload_text, result_text } }) => {
+    return { id, payload_text, result_text };
+  });
+  return { spans, left: [] };
 }
 
 /** Search names, labels, errors, payloads and results of the spans. */

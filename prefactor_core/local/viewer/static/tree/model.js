@@ -25,6 +25,7 @@ export class RunModel {
     this.view = null; // the window of time that is shown; null: all
     this.showPath = false;
     this.hitIds = [];
+    this.deleted = false; // by the server, while the page shows it
     this.version = 0; // counts changes of the tree
     this.arrange();
   }

@@ -14,6 +14,7 @@ export function msOf(iso) {
 export function duration(ms) {
   if (!Number.isFinite(ms)) return "–";
   if (ms < 0) return `−${duration(-ms)}`;
+  if (ms === 0) return "0 s";
   if (ms < 0.9995) return `${Math.round(ms * 1000)} µs`;
   if (ms < 999.5) return `${formatDigits(ms)} ms`;
   if (ms < 59_950) return `${formatDigits(ms / 1000)} s`;
@@ -57,6 +58,11 @@ export function zoneOffset(date) {
 /** Return a whole number with separators: "1,204"; "–" for null. */
 export function count(n) {
   return n === null || n === undefined ? "–" : formatCounts.format(n);
+}
+
+/** Return a whole number with its noun: "1 span", "1,204 spans". */
+export function counted(n, noun) {
+  return `${count(n)} ${noun}${n === 1 ? "" : "s"}`;
 }
 
 /** Return US dollars with two digits that matter, at least cents: "$0.0042"; "–" for null. */

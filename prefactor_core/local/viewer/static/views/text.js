@@ -2,36 +2,15 @@
  * The run as plain text: every span on a line, so that the browser finds, selects and copies it.
  */
 import { copyButton, h } from "../elements/dom.js";
-import { count, duration } from "../values/format.js";
+import { counted, duration } from "../values/format.js";
 import { glyphOf } from "../values/status.js";
 import { get } from "../server/requests.js";
 import { TREE_RUN, endAt, visibleRows } from "../tree/tree.js";
 
 const textviewChunk = 500; // rows in one element: the browser lays out those in view alone
 const textviewStep = 8 * textviewChunk; // rows that are written without a pause
-const textviewAtOnce = 6; // requests for payloads
-
-/** Return the rows of the whole run, whatever is folded: see `visibleRows`. */
-export function textRows(model) {
-  const { from, to } = model.domain();
-  const least = Math.max(1, (to - from) * 0.02);
-  return visibleRows(model.tree, new Set(), { now: model.now(), least });
-}
-
-/**
- * Return the text of rows: a line for each, and two more for a span whose payloads are known.
- *
- * @param {Map<string, {payload_text, result_text}>} payloads by id of the span
- */
-export function textOf(model, rows, payloads) {
-  const now = model.now();
-  const lines = [];
-  for (const row of rows) {
-    if (typeof row === "number") textviewSpan(lines, model.tree, row, now, payloads);
-    else lines.push(textviewGap(model.tree, row));
-  }
-  return `${lines.join("\n")}\n`;
-}
+const textviewBatch = 100; // spans whose payloads one request may ask for
+const textviewNote = "start of the step, its duration, the step";
 
 export class TextView {
   constructor(model) {
@@ -40,10 +19,10 @@ export class TextView {
     this.text = h("div", { class: "text-lines", tabindex: "0", role: "region" });
     this.text.setAttribute("aria-label", "The run as text");
     this.more = h("button", { type: "button", on: { click: () => this.loadPayloads() } });
-    const all = () => textOf(this.model, textRows(this.model), this.payloads);
+    const all = () => textviewText(this.model, textviewRows(this.model), this.payloads);
     const copy = copyButton(all, "Copy all");
-    const note = h("span", { class: "muted" }, "start of the step, its duration, the step");
-    const head = h("div", { class: "text-head" }, note, this.more, copy);
+    this.note = h("span", { class: "muted", role: "status" }, textviewNote);
+    const head = h("div", { class: "text-head" }, this.note, this.more, copy);
     this.element = h("div", { class: "text-view" }, head, this.text);
   }
 
@@ -53,11 +32,10 @@ export class TextView {
 
   /** Write the text in steps, so that a long run does not stop the page. */
   draw() {
-    const total = this.model.tree.spans.length;
-    const missing = total - this.payloads.size;
-    this.more.hidden = missing <= 0;
-    this.more.textContent = `Add inputs and results of ${count(missing)} spans`;
-    const rows = textRows(this.model);
+    const missing = this.missing().length;
+    this.more.hidden = missing === 0;
+    this.more.textContent = `Add inputs and results of ${counted(missing, "span")}`;
+    const rows = textviewRows(this.model);
     const draft = {};
     this.draft = draft;
     const write = (from) => {
@@ -76,7 +54,7 @@ export class TextView {
 
   /** Replace the text of a chunk only if it has changed: a selection elsewhere stays. */
   writeChunk(index, rows) {
-    const text = textOf(this.model, rows, this.payloads);
+    const text = textviewText(this.model, rows, this.payloads);
     let chunk = this.text.children[index];
     if (chunk === undefined) {
       chunk = h("pre", { class: "text-chunk" });
@@ -91,23 +69,59 @@ export class TextView {
 
   show() {}
 
+  /** The ids of the spans whose payloads were not read in the status that they have now. */
+  missing() {
+    const missing = this.model.tree.spans.filter(
+      ({ id, status }) => this.payloads.get(id)?.status !== status,
+    );
+    return missing.map(({ id }) => id);
+  }
+
+  /** Read the missing payloads in batches; the server may leave some of a batch for the next. */
   async loadPayloads() {
     this.more.disabled = true;
-    const ids = this.model.tree.spans.map(({ id }) => id).filter((id) => !this.payloads.has(id));
-    const next = async () => {
-      for (let id = ids.pop(); id !== undefined && !this.closed; id = ids.pop()) {
-        const { span } = await get(`/-/spans/${encodeURIComponent(id)}`);
-        this.payloads.set(id, { payload_text: span.payload_text, result_text: span.result_text });
-        this.more.textContent = `${count(ids.length)} spans to load …`;
-      }
-    };
+    const left = this.missing();
+    const { spans, at } = this.model.tree;
+    const statuses = new Map(left.map((id) => [id, spans[at.get(id)].status]));
     try {
-      await Promise.all(Array.from({ length: textviewAtOnce }, next));
-    } finally {
-      this.more.disabled = false;
-      if (!this.closed) this.draw();
+      while (left.length > 0 && !this.closed) {
+        const ids = left.splice(0, textviewBatch).map(encodeURIComponent).join(",");
+        const answer = await get(`/-/spans?ids=${ids}`);
+        for (const { id, ...texts } of answer.spans) {
+          this.payloads.set(id, { status: statuses.get(id), ...texts });
+        }
+        left.unshift(...answer.left);
+        this.more.textContent = `${counted(left.length, "span")} to load …`;
+      }
+      this.note.textContent = textviewNote;
+    } catch (failure) {
+      this.note.textContent = failure.message;
     }
+    this.more.disabled = false;
+    if (!this.closed) this.draw();
   }
+}
+
+/** The rows of the whole run, whatever is folded: see `visibleRows`. */
+function textviewRows(model) {
+  const { from, to } = model.domain();
+  const least = Math.max(1, (to - from) * 0.02);
+  return visibleRows(model.tree, new Set(), { now: model.now(), least });
+}
+
+/**
+ * The text of rows: a line for each, and two more for a span whose payloads are known.
+ *
+ * @param {Map<string, {payload_text, result_text}>} payloads by id of the span
+ */
+function textviewText(model, rows, payloads) {
+  const now = model.now();
+  const lines = [];
+  for (const row of rows) {
+    if (typeof row === "number") textviewSpan(lines, model.tree, row, now, payloads);
+    else lines.push(textviewGap(model.tree, row));
+  }
+  return `${lines.join("\n")}\n`;
 }
 
 function textviewSpan(lines, tree, p, now, payloads) {
@@ -117,8 +131,8 @@ function textviewSpan(lines, tree, p, now, payloads) {
     span.label,
     span.status,
     span.error,
-    span.flags > 0 && `${span.flags} flags`,
-    span.tokens > 0 && `${count(span.tokens)} tokens`,
+    span.flags > 0 && counted(span.flags, "flag"),
+    span.tokens > 0 && counted(span.tokens, "token"),
     span.id,
   ];
   const start = Number.isNaN(span.start) ? "–" : duration(span.start - tree.from);
