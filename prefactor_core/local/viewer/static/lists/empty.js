@@ -4,7 +4,8 @@
 import { copyButton, h } from "../elements/dom.js";
 
 /** Return the notice for a file without runs. */
-export function emptyRuns({ database, path, url, read_only: readOnly }) {
+export function emptyRuns(about) {
+  const { database, path, url, read_only: readOnly, needs_token: needsToken } = about;
   if (readOnly) {
     return h("div", { class: "notice" },
       h("h2", null, `No runs in ${database}`),
@@ -14,7 +15,8 @@ export function emptyRuns({ database, path, url, read_only: readOnly }) {
   const file = emptyQuoted(`local:${path}`);
   const demo = `python -m prefactor_core demo --slow --no-serve --api-url ${file}`;
   const python = `open_prefactor(api_url="local:${path}")`;
-  const server = `PREFACTOR_API_URL=${url}\nPREFACTOR_API_TOKEN=local`;
+  const token = needsToken ? "<the token of the server>" : "local";
+  const server = `PREFACTOR_API_URL=${url}\nPREFACTOR_API_TOKEN=${token}`;
   return h(
     "div",
     { class: "notice" },
