@@ -73,10 +73,11 @@ class AgentsPage {
 }
 
 function agentsTable(agents) {
-  const titles = ["Agent", "Description", "Runs", "Active", "Failed", "Newest run"];
-  const heads = titles.map((title, i) =>
-    h("th", { scope: "col", class: i >= 2 && i <= 4 ? "number" : null }, title),
-  );
+  const titles = [
+    ["Agent"], ["Description", "description"], ["Runs", "number"], ["Active", "number"],
+    ["Failed", "number"], ["Newest run"],
+  ];
+  const heads = titles.map(([title, name]) => h("th", { scope: "col", class: name }, title));
   return h("table", { class: "runs agents" },
     h("caption", { class: "offscreen" }, "Agents"),
     h("thead", null, h("tr", null, heads)),
@@ -91,8 +92,8 @@ function agentsRow({ id, name, description, external_identifier: external, runs,
       h("div", { class: "run-name" },
         h("a", { href }, name ?? shortId(id)),
         h("span", { class: "detail", title: id }, external ?? shortId(id)), retired)),
-    h("td", { class: "purpose" }, description ?? ""),
-    h("td", { class: "number total" }, count(runs.total)),
+    h("td", { class: "description" }, description ?? ""),
+    h("td", { class: runs.total === 1 ? "number total one" : "number total" }, count(runs.total)),
     h("td", { class: "number" }, agentsPart(runs.active, `${href}&status=active`, "active")),
     h("td", { class: "number" }, agentsPart(runs.failed, `${href}&status=failed`, "failed")),
     h("td", { class: "newest" }, agentsNewest(newest)));

@@ -50,14 +50,19 @@ export class RunFilters {
     this.total = h("span", { class: "muted number nowrap" });
     this.clear = h("button", { class: "plain", on: { click: () => this.changed(new Map()) } },
       "Clear filters");
+    // What the server knows decides how wide they are: until then they are not shown.
+    for (const control of [this.statuses, this.agent, this.purpose, this.since, this.clear]) {
+      control.hidden = true;
+    }
     this.element = h("form", { class: "filters", role: "search", "aria-label": "Runs" },
       this.search, this.statuses, this.agent, this.purpose, this.since, this.clear, this.total);
     this.element.addEventListener("submit", (event) => event.preventDefault());
   }
 
-  /** Show `filters`, and what the server counted and knows. */
-  show(filters, { total = 0, matched = null, agents = [], statuses = {}, purposes = [] } = {}) {
-    this.filters = filters;
+  /** Show what the server counted and knows: see `/-/runs`. */
+  show({ total, matched, agents, statuses, purposes }) {
+    const { filters } = this;
+    this.statuses.hidden = this.agent.hidden = this.since.hidden = false;
     this.showStatuses(statuses);
     this.showOptions(this.agent, "agent", "All agents", agents.map(({ id, name }) => [id, name]));
     this.showOptions(this.purpose, "purpose", "All purposes", purposes.map((name) => [name, name]));
@@ -69,8 +74,9 @@ export class RunFilters {
       filters.size > 0 && matched !== null ? `${count(matched)} of ${all}` : all;
   }
 
-  /** Show the text of another address; a text that is being typed stays as it is. */
-  showSearch(filters) {
+  /** Take the filters of another address; a text that is being typed stays as it is. */
+  take(filters) {
+    this.filters = filters;
     const query = filters.get("q") ?? "";
     if (this.search.value.trim() !== query) this.search.value = query;
   }

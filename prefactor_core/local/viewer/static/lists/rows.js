@@ -125,6 +125,6 @@ function rowSpans(run) {
     failed > 0 && h("span", { class: "status-failed", title: `${failed} failed` }, `✕${failed}`),
     run.flagged > 0 && h("span", { class: "flagged", title: `${run.flagged} flagged` },
       `⚠${run.flagged}`),
-    h("span", { class: "total" }, count(total)),
+    h("span", { class: total === 1 ? "total one" : "total" }, count(total)),
   ];
 }

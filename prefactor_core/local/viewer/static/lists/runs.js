@@ -57,8 +57,8 @@ class RunsPage {
     if (this.query?.toString() === query.toString()) return;
     this.query = query;
     this.restart();
-    this.filters.showSearch(query);
-    this.filters.show(query, this.facts);
+    this.filters.take(query);
+    if (this.facts !== undefined) this.filters.show(this.facts);
     if (runsLeft?.query === query.toString()) this.restore();
     else this.load();
   }
@@ -279,7 +279,7 @@ class RunsPage {
 
   showFacts(answer) {
     this.facts = { ...answer, runs: undefined };
-    this.filters.show(this.query, this.facts);
+    this.filters.show(this.facts);
     this.showEnd();
   }
 

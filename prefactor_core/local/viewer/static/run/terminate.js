@@ -43,8 +43,8 @@ export function terminationState(run) {
   if (run.stopped_at) steps.push(terminateStep("stopped", run.stopped_at, asked));
   else if (run.heard_at) steps.push("stopping…");
   else steps.push(terminateUnheard(asked));
-  return h("span", { class: "termination" },
-    steps.flatMap((step, i) => (i === 0 ? [step] : [h("span", { class: "muted" }, " → "), step])));
+  const arrow = () => h("span", { class: "muted" }, " → ");
+  return h("span", null, steps.flatMap((step, i) => (i === 0 ? [step] : [arrow(), step])));
 }
 
 function terminateUnheard(asked) {

@@ -89,14 +89,16 @@ class SpanPanel {
   showHead() {
     const { span } = this;
     this.length = h("span", { class: "span-length number" });
-    const key = JSON.stringify([span.schema_name, span.status, span.path]);
+    const { schema_name: name, schema_title: title } = span;
+    const heading = title && title !== name ? title : shortName(name);
+    const key = JSON.stringify([name, span.status, span.path]);
     if (key !== this.headShown) {
       this.headShown = key;
       replace(this.head,
         h("div", { class: "span-title" },
-          h("span", { class: `kind kind-${kindOf(span.schema_name)}` }),
-          h("h2", { title: span.schema_name }, span.schema_title || shortName(span.schema_name)),
-          h("span", { class: "muted mono" }, span.schema_name),
+          h("span", { class: `kind kind-${kindOf(name)}` }),
+          h("h2", { title: name }, heading),
+          h("span", { class: "muted mono" }, name),
           statusMark(span.status), this.length),
         this.pathView());
     } else {

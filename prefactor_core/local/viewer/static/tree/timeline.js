@@ -7,6 +7,7 @@ const timelineUnits = [1, 2, 5];
 const timelineClock = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800].concat(
   [1, 2, 3, 6, 12, 24, 48, 120, 240].map((hours) => hours * 3600),
 );
+const timelineDay = 86_400_000;
 const timelineShortest = 0.005; // A window is never shorter than 5 µs: times hold microseconds.
 
 /**
@@ -67,12 +68,13 @@ export function windowOf(a, b, domain) {
   return to - from < shortest ? null : { from, to };
 }
 
-/** The time of a tick since the start of the run: "250 ms", "1.5 s", "2:30", "1:02:00". */
+/** The time of a tick since the start of the run: "250 ms", "1.5 s", "2:30", "1:02:00", "3 d". */
 function timelineLabel(ms, step) {
   if (ms < 0) return `−${timelineLabel(-ms, step)}`;
   if (step < 1) return ms < 1 ? `${Math.round(ms * 1000)} µs` : `${timelineDigits(ms, step)} ms`;
   if (step < 1000 && ms < 1000) return `${Math.round(ms)} ms`;
   if (ms < 60_000) return `${timelineDigits(ms / 1000, step / 1000)} s`;
+  if (step >= timelineDay) return `${Math.round(ms / timelineDay)} d`;
   const seconds = ms / 1000;
   const [hours, minutes] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60];
   const rest = timelineDigits(seconds % 60, step / 1000);
@@ -86,8 +88,7 @@ function timelineStep(least) {
   if (least > 500) {
     const seconds = timelineClock.find((candidate) => candidate * 1000 >= least);
     if (seconds !== undefined) return seconds * 1000;
-    const day = 86_400_000;
-    return day * timelineDecimal(least / day);
+    return timelineDay * timelineDecimal(least / timelineDay);
   }
   return timelineDecimal(least);
 }

@@ -107,7 +107,7 @@ function messagePart(part, show) {
 }
 
 function messageNamed(name, content) {
-  return h("div", { class: "message-part" }, h("div", { class: "muted" }, name), content);
+  return h("div", null, h("div", { class: "muted" }, name), content);
 }
 
 /** Return `{name, input}` of a call of a tool, in the forms that model APIs have, else null. */

@@ -21,8 +21,8 @@ export function drawAxis(axis, model) {
   const pixels = width / (to - from);
   const labels = ticks.map(({ at, label }) => {
     const x = (at - from) * pixels;
-    const cut = x + 8 + label.length * axisLetter > width;
-    return h("span", { class: cut ? "tick cut" : "tick", style: { left: `${x}px` } }, label);
+    const fits = x + 8 + label.length * axisLetter <= width;
+    return h("span", { class: "tick", style: { left: `${x}px` } }, fits && label);
   });
   replace(axis, labels);
   return { step: step * pixels, first: (Math.ceil(from / step) * step - from) * pixels };

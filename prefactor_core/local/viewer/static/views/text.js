@@ -3,6 +3,7 @@
  */
 import { copyButton, h } from "../elements/dom.js";
 import { counted, duration } from "../values/format.js";
+import { parseJson, prettyJson } from "../values/json_parse.js";
 import { glyphOf } from "../values/status.js";
 import { get } from "../server/requests.js";
 import { TREE_RUN, endAt, visibleRows } from "../tree/tree.js";
@@ -141,8 +142,14 @@ function textviewSpan(lines, tree, p, now, payloads) {
   lines.push(`${head}${glyphOf(span.status)} ${span.name}  ${facts.filter(Boolean).join(" · ")}`);
   const texts = payloads.get(span.id);
   const margin = " ".repeat(head.length);
-  if (texts) lines.push(`${margin}  input  ${texts.payload_text}`);
-  if (texts?.result_text) lines.push(`${margin}  result ${texts.result_text}`);
+  if (texts) lines.push(`${margin}  input  ${textviewStored(texts.payload_text)}`);
+  if (texts?.result_text) lines.push(`${margin}  result ${textviewStored(texts.result_text)}`);
+}
+
+/** A stored text; on one line with labels for sensitive values, if it holds any. */
+function textviewStored(text) {
+  const value = text.includes('"$sensitive"') ? parseJson(text) : undefined;
+  return value === undefined ? text : prettyJson(value).replaceAll(/\n */g, " ");
 }
 
 function textviewGap(tree, { parent, from, to }) {
