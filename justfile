@@ -40,6 +40,11 @@ test *options: (_install venv "dev")
 test-uvloop *options: (_install venv "dev")
     {{ python }} -m pytest {{ parallel }} --uvloop {{ on_a_loop }} {{ options }}
 
+# Run the tests of the local Prefactor again, through servers: hypercorn on trio, then uvicorn.
+test-server *options: (_install venv "dev")
+    {{ python }} -m pytest {{ parallel }} --served-by hypercorn tests/local {{ options }}
+    {{ python }} -m pytest {{ parallel }} --served-by uvicorn tests/local {{ options }}
+
 # Run the tests that touch a run-time dependency, on asyncio, on exactly the lowest versions.
 test-lowest *options: (_install venv "dev")
     @# In front of the newest ones. anyio's oldest plugin does not load in pytest 9.2 and later.

@@ -28,6 +28,18 @@ settings.load_profile("prefactor")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--uvloop", action="store_true", help="run async tests on uvloop")
+    parser.addoption(
+        "--served-by",
+        choices=["hypercorn", "uvicorn"],
+        help="let the requests of tests/local to its apps go through a server",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if server := config.getoption("--served-by"):
+        from support import transport
+
+        transport.served_by = server
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -38,17 +50,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With ``--uvloop``, run only what runs on it: virtual time has a loop of its own."""
-    if not config.getoption("--uvloop"):
+    """With an option, run only what it concerns: virtual time has a loop of its own."""
+    if config.getoption("--uvloop"):
+        selected = [item for item in items if _runs_on_a_loop(item)]
+    elif config.getoption("--served-by"):
+        selected = [item for item in items if item.get_closest_marker("in_process") is None]
+    else:
         return
-    on_uvloop = [
-        item
-        for item in items
-        if "anyio_backend" in getattr(item, "fixturenames", ())
-        and item.get_closest_marker("virtual_time") is None
-    ]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(on_uvloop)])
-    items[:] = on_uvloop
+    selected = [item for item in selected if item.get_closest_marker("virtual_time") is None]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(selected)])
+    items[:] = selected
+
+
+def _runs_on_a_loop(item: pytest.Item) -> bool:
+    return "anyio_backend" in getattr(item, "fixturenames", ())
 
 
 @pytest.fixture

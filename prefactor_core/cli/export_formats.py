@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 import msgspec
-from msgspec import Raw
 
 from prefactor_core.api.answers import AgentInstanceAnswer, AgentSpanAnswer
 from prefactor_core.exceptions import PrefactorValueError
@@ -36,11 +35,7 @@ def to_html(instance: AgentInstanceAnswer, spans: Spans, origin: str) -> bytes:
     from prefactor_core.local.viewer.documents import documents_of
     from prefactor_core.local.viewer.exports.html import html
 
-    return html(documents_of(_raw(instance), map(_raw, spans), origin))
-
-
-def _raw(answer: AgentInstanceAnswer | AgentSpanAnswer) -> Raw:
-    return Raw(msgspec.json.encode(answer))
+    return html(documents_of(instance, spans, origin))
 
 
 FORMATS: Final[dict[str, Callable[[AgentInstanceAnswer, Spans, str], bytes]]] = {

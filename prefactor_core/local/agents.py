@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import msgspec
 from msgspec import UNSET
 
-from prefactor_core.local.errors import ApiError, invalid, invalid_action, not_found
+from prefactor_core.local.errors import ApiError, check_filled, invalid, invalid_action, not_found
 from prefactor_core.local.faults import Faults
 from prefactor_core.local.idempotency import IdempotentCalls
 from prefactor_core.local.pagination import Answer, page_of
@@ -58,7 +58,7 @@ class Agents:
 
         def act() -> Answer:
             details, now = body.details, stored_now()
-            _check_name(details.name)
+            check_filled("name", details.name)
             if details.id is None:
                 id = identifiers.generate_related(self._store.account_id)
             else:
@@ -81,7 +81,7 @@ class Agents:
             stored = self._existing(agent_id)
             given = msgspec.structs.asdict(body.details)
             changes = {name: value for name, value in given.items() if value is not UNSET}
-            _check_name(changes.get("name", stored["name"]))
+            check_filled("name", changes.get("name", stored["name"]))
             external_id = stored["external_identifier"]
             if changes.pop("external_identifier", external_id) != external_id:
                 raise invalid("external_identifier", f"is fixed: it is {external_id!r}")
@@ -205,8 +205,3 @@ class Agents:
                 "finished": total - counts["pending"] - counts["active"],
             },
         }
-
-
-def _check_name(name: str) -> None:
-    if not name.strip():
-        raise invalid("name", "is required", "required")

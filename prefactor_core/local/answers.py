@@ -103,8 +103,8 @@ class AvailableActions(Struct, kw_only=True):
     delete: bool
 
 
-class InstanceCounts(Struct, kw_only=True):
-    """The runs of an agent by their status."""
+class SpanCounts(Struct, kw_only=True):
+    """The spans of a run by their status."""
 
     total: int
     pending: int
@@ -112,8 +112,13 @@ class InstanceCounts(Struct, kw_only=True):
     complete: int
     failed: int
     cancelled: int
-    terminated: int
     finished: int
+
+
+class InstanceCounts(SpanCounts, kw_only=True):
+    """The runs of an agent by their status."""
+
+    terminated: int
 
 
 class Agent(Stored, kw_only=True):
@@ -201,18 +206,6 @@ class CreatedApiToken(Struct, kw_only=True):
     status: Success
     details: ApiToken
     token: str | None
-
-
-class SpanCounts(Struct, kw_only=True):
-    """The spans of a run by their status."""
-
-    total: int
-    pending: int
-    active: int
-    complete: int
-    failed: int
-    cancelled: int
-    finished: int
 
 
 class AgentInstance(Stored, kw_only=True):

@@ -36,6 +36,7 @@ from prefactor_core.local.resources.environments import (
     Environments,
     UpdateEnvironmentBody,
 )
+from prefactor_core.local.runs import Runs
 from prefactor_core.local.service import Service
 from prefactor_core.local.tokens import Deployment, check_account
 
@@ -57,12 +58,12 @@ class Bulk:
         faults: Faults,
         caller: Deployment | None,
     ) -> None:
-        service = service.acting_for(caller)
         self._store = service.store
         self._caller = caller
-        self._faults = faults
+        self._runs = Runs(self._store, gathers=True)
+        service = service.acting_for(caller).gathering(self._runs)
         # For any token.
-        self._records: dict[str, Callable[[Item], bytes]] = {
+        records: dict[str, Callable[[Item], bytes]] = {
             "agent_instances/register": lambda item: service.register(
                 convert_body(item, RegisterBody)
             ),
@@ -84,7 +85,7 @@ class Bulk:
             ),
         }
         # For the token of the account.
-        self._management: dict[str, Callable[[Item], bytes]] = {
+        management: dict[str, Callable[[Item], bytes]] = {
             "agent_instances/show": lambda item: service.get_instance(_instance_id(item)),
             "agent_instances/list": lambda item: service.list_instances(_query(item)),
             "agent_spans/list": lambda item: service.list_spans(_query(item)),
@@ -103,6 +104,10 @@ class Bulk:
                 _environment_id(item), convert_body(item, UpdateEnvironmentBody)
             ),
         }
+        types = faults.bulk_types
+        calls = {**records, **management}
+        self._calls = {type: calls[type] for type in calls if types is None or type in types}
+        self._management = management.keys()
 
     def run(self, body: BulkBody, on_error: Callable[[ApiError], object]) -> bytes:
         """POST bulk: run the items in order, up to the first with an error.
@@ -122,6 +127,7 @@ class Bulk:
             part, calls = calls[:_MOST_IN_TRANSACTION], calls[_MOST_IN_TRANSACTION:]
             with self._transaction([head.type for head, _ in part]):
                 ended = not self._run(part, outputs, on_error)
+                self._runs.write()
         return msgspec.json.encode({"status": "success", "outputs": outputs})
 
     def _transaction(self, types: list[str]) -> AbstractContextManager[None]:
@@ -146,14 +152,14 @@ class Bulk:
         return True
 
     def _call(self, type: str, item: Item) -> bytes:
-        types = self._faults.bulk_types
-        calls = {**self._records, **self._management}
-        known = [known for known in calls if types is None or known in types]
-        if type not in known:
-            raise invalid("_type", f"{type!r} is unknown; known are {', '.join(known)}")
+        call = self._calls.get(type)
+        if call is None:
+            raise invalid("_type", f"{type!r} is unknown; known are {', '.join(self._calls)}")
         if type in self._management:
             check_account(self._caller)
-        return calls[type](item)
+            # It may show the totals of runs.
+            self._runs.write()
+        return call(item)
 
 
 def _heads(items: list[Item]) -> list[BulkItem]:

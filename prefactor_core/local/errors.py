@@ -43,6 +43,12 @@ def invalid(field: str, message: str, code: str = "invalid_value") -> ApiError:
     return ApiError(422, "validation_errors", "validation failed", {field: (code, message)})
 
 
+def check_filled(field: str, text: str) -> None:
+    """Raise :class:`ApiError` (422) for a text that is empty or blank."""
+    if not text.strip():
+        raise invalid(field, "is required", "required")
+
+
 def not_found(what: str, id: str) -> ApiError:
     """The error for an id that is unknown."""
     return ApiError(404, "not_found", f"{what} {id!r} not found")

@@ -35,39 +35,45 @@ class IdempotentCalls:
         self._faults = faults
 
     def run(
-        self, call: str, body: Struct, key: str | None, act: Callable[[], Mapping[str, object]]
+        self,
+        call: str,
+        body: Struct,
+        key: str | None,
+        act: Callable[[], Mapping[str, object]],
+        *,
+        checks_first: bool = False,
     ) -> bytes:
         """Call ``act`` and return its answer as JSON; a known key returns the first answer again.
 
-        ``call`` distinguishes calls that have the same body. Raises :class:`ApiError` (409) for a
-        key that was used for another request.
+        ``call`` distinguishes calls that have the same body. ``checks_first``: ``act`` raises
+        :class:`ApiError` only before it writes, so that nothing has to be taken back inside of a
+        greater transaction. Raises :class:`ApiError` (409) for a key that was used for another
+        request.
         """
         check_key(key)
         try:
-            return self._run(call, body, key, act)
+            request = hashlib.sha256(call.encode() + msgspec.json.encode(body)).hexdigest()
+            with self._store.transaction(part=not checks_first):
+                return self._run(request, key, act)
         except RecursionError:
             # The body could just be decoded; writing or showing it takes a little more depth.
             raise ApiError(400, "bad_request", "the body is nested too deep") from None
 
-    def _run(
-        self, call: str, body: Struct, key: str | None, act: Callable[[], Mapping[str, object]]
-    ) -> bytes:
-        request = hashlib.sha256(call.encode() + msgspec.json.encode(body)).hexdigest()
-        with self._store.transaction():
-            if key is not None:
-                known = self._store.one("SELECT * FROM idempotency_keys WHERE key = ?", key)
-                if known is not None:
-                    if known["request"] != request:
-                        raise ApiError(
-                            409, "idempotency_key_reused", f"{key!r} was used for another request"
-                        )
-                    return bytes(known["answer"], "utf-8")
-            if self._faults.read_only:
-                raise ReadOnly
-            answer = msgspec.json.encode(act())
-            if key is not None:
-                self._remember(key, request, answer)
-            return answer
+    def _run(self, request: str, key: str | None, act: Callable[[], Mapping[str, object]]) -> bytes:
+        if key is not None:
+            known = self._store.one("SELECT * FROM idempotency_keys WHERE key = ?", key)
+            if known is not None:
+                if known["request"] != request:
+                    raise ApiError(
+                        409, "idempotency_key_reused", f"{key!r} was used for another request"
+                    )
+                return bytes(known["answer"], "utf-8")
+        if self._faults.read_only:
+            raise ReadOnly
+        answer = msgspec.json.encode(act())
+        if key is not None:
+            self._remember(key, request, answer)
+        return answer
 
     def _remember(self, key: str, request: str, answer: bytes) -> None:
         now = int(time.time())

@@ -32,6 +32,9 @@ T = TypeVar("T", bound=Struct)
 _MAX_DEPTH: Final = 800
 """The levels of a body; SQLite reads no JSON beyond 1,000."""
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_SQUARE: Final = bytes.maketrans(b"{}", b"[]")
+
+_STORED: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z\Z", re.ASCII)
 
 _PATH: Final = re.compile(r" - at `\$\.?(?:details\.)?([^`]*)`$")
 _MISSING: Final = re.compile(r"missing required field `([^`]*)`")
@@ -252,10 +255,15 @@ def _is_too_deep(content: bytes) -> bool:
         return False
     without_escapes = content.replace(rb"\\", b"").replace(rb"\"", b"")
     outside_strings = b"".join(without_escapes.split(b'"')[::2])
+    brackets = outside_strings.translate(_SQUARE, _NO_BRACKETS)
+    # Each turn takes away the innermost level of all that is left, which soon is nothing.
+    turns = 16
+    for _ in range(turns):
+        brackets = brackets.replace(b"[]", b"")
     depth = 0
-    for bracket in outside_strings.translate(None, _NO_BRACKETS):
-        depth += 1 if bracket in b"[{" else -1
-        if depth > _MAX_DEPTH:
+    for bracket in brackets:
+        depth += 1 if bracket in b"[" else -1
+        if depth > _MAX_DEPTH - turns:
             return True
     return False
 
@@ -302,7 +310,7 @@ def parse_time(field: str, text: str | None, default: str) -> str:
         time = datetime.fromisoformat(text)
         if time.tzinfo is None:
             raise invalid(field, f"{text!r} has no offset from UTC")
-        return stored_time(time)
+        return text if _STORED.match(text) else stored_time(time)
     except (ValueError, OverflowError):
         raise invalid(field, f"{text!r} is not an ISO 8601 time") from None
 

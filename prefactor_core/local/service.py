@@ -8,11 +8,11 @@ client's fault, such as a clock that differs or is set back, is accepted and fla
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 
 from prefactor_core.local.agent_context import agent_context
 from prefactor_core.local.agents import Agents
@@ -41,6 +41,7 @@ from prefactor_core.local.requests import (
     stored_now,
 )
 from prefactor_core.local.resources.deployments import Deployments
+from prefactor_core.local.runs import Runs
 from prefactor_core.local.spans import SpanRow, Spans
 from prefactor_core.local.store import Row, Store
 from prefactor_core.local.tokens import Deployment
@@ -66,7 +67,8 @@ class Service:
         self._agents = agents or Agents(store)
         self._faults = faults or Faults()
         self._deployments = Deployments(store)
-        self._spans = Spans(store)
+        self._runs = Runs(store)
+        self._spans = Spans(store, self._runs)
         self._control = Control(store)
         self._versions = Versions(store)
         self._views = Views(store, self._versions)
@@ -80,10 +82,17 @@ class Service:
         service._caller = caller
         return service
 
+    def gathering(self, runs: Runs) -> Service:
+        """The same calls for many spans in one transaction, which ends by ``runs.write()``."""
+        service = copy(self)
+        service._runs = runs
+        service._spans = Spans(self.store, runs)
+        return service
+
     def register(self, body: RegisterBody) -> bytes:
         """POST agent_instance/register."""
         body = registration_of(body, self._own(), self.store.account_id)
-        return self._calls.run("register", body, body.idempotency_key, lambda: self._register(body))
+        return self._run("register", body, body.idempotency_key, lambda: self._register(body))
 
     def start(self, instance_id: str, body: StartBody) -> bytes:
         """POST agent_instance/{id}/start."""
@@ -100,7 +109,7 @@ class Service:
             changes["started_at"] = min(started_at, instance["finished_at"])
             return self._control.signal(self._change_instance(instance_id, changes, now), instance)
 
-        return self._calls.run(f"start {instance_id}", body, body.idempotency_key, act)
+        return self._run(f"start {instance_id}", body, body.idempotency_key, act)
 
     def finish_instance(self, instance_id: str, body: FinishInstanceBody) -> bytes:
         """POST agent_instance/{id}/finish."""
@@ -118,7 +127,7 @@ class Service:
             }
             return self._move_instance(instance_id, status, changes, now)
 
-        return self._calls.run(f"finish {instance_id}", body, body.idempotency_key, act)
+        return self._run(f"finish {instance_id}", body, body.idempotency_key, act)
 
     def terminate(self, instance_id: str, body: TerminateBody) -> bytes:
         """POST agent_instance/{id}/terminate. The spans of the run stay as they are."""
@@ -132,7 +141,7 @@ class Service:
             changes = {"termination_reason": body.reason, "finished_at": finished_at}
             return self._move_instance(instance_id, InstanceStatus.TERMINATED, changes, now)
 
-        return self._calls.run(f"terminate {instance_id}", body, body.idempotency_key, act)
+        return self._run(f"terminate {instance_id}", body, body.idempotency_key, act)
 
     def record_quality(self, instance_id: str, body: RecordQualityBody) -> bytes:
         """POST agent_instance/{id}/record_quality, in any state of the run."""
@@ -143,7 +152,7 @@ class Service:
             quality = with_quality(instance["quality"], schema, body.name, body.payload)
             return self._change_instance(instance_id, {"quality": quality}, stored_now())
 
-        return self._calls.run(f"record_quality {instance_id}", body, body.idempotency_key, act)
+        return self._run(f"record_quality {instance_id}", body, body.idempotency_key, act)
 
     def update_instance(self, instance_id: str, body: UpdateInstanceBody) -> bytes:
         """PUT agent_instance/{id}: the one quality payload of older clients, replaced whole."""
@@ -157,7 +166,7 @@ class Service:
                 changes["quality_payload"] = stored
             return self._change_instance(instance_id, changes, stored_now())
 
-        return self._calls.run(f"update_instance {instance_id}", body, body.idempotency_key, act)
+        return self._run(f"update_instance {instance_id}", body, body.idempotency_key, act)
 
     def get_instance(self, instance_id: str, *, by_agent: bool = False) -> bytes:
         """GET agent_instance/{id}. ``by_agent``: the agent itself looks whether to go on."""
@@ -181,7 +190,9 @@ class Service:
         # The request is the same with the key in either place.
         details = msgspec.structs.replace(body.details, idempotency_key=key)
         body = CreateSpanBody(details=details, idempotency_key=key)
-        return self._calls.run("create_span", body, key, lambda: self._create_span(details))
+        return self._calls.run(
+            "create_span", body, key, lambda: self._create_span(details), checks_first=True
+        )
 
     def finish_span(self, span_id: str, body: FinishSpanBody) -> bytes:
         """POST agent_spans/{id}/finish."""
@@ -190,6 +201,7 @@ class Service:
             body,
             body.idempotency_key,
             lambda: self._finish_span(span_id, body),
+            checks_first=True,
         )
 
     def list_instances(self, query: Mapping[str, str]) -> bytes:
@@ -201,6 +213,12 @@ class Service:
         if "agent_instance_id" in query:
             self._instance(query["agent_instance_id"])
         return _encode(self._views.spans(query))
+
+    def _run(self, call: str, body: Struct, key: str | None, act: Callable[[], Answer]) -> bytes:
+        """Make a call that is not about one span, once by its ``key``."""
+        # Not inside: what is rolled back with an error of this call must be this call alone.
+        self._runs.write()
+        return self._calls.run(call, body, key, act)
 
     def _own(self) -> dict[str, str]:
         """Columns that all runs of the calling deployment share; none for the account."""
@@ -252,7 +270,7 @@ class Service:
 
     def _create_span(self, details: SpanDetails) -> Answer:
         now = stored_now()
-        instance = self._instance(details.agent_instance_id)
+        instance = self._instance(details.agent_instance_id, totals=False)
         if instance["status"] in ("complete", "failed", "cancelled"):
             raise invalid_action(f"agent instance is {instance['status']}: it takes no more spans")
         if not details.schema_name:
@@ -265,8 +283,6 @@ class Service:
             span_id = identifiers.generate(self._partition)
         else:
             span_id = self._given_id(details.id)
-            if self._spans.get(span_id):
-                raise ApiError(409, "already_exists", f"span {span_id!r} exists")
         parent_id = details.parent_span_id
         if parent_id is not None and not self.store.one(
             "SELECT id FROM agent_spans WHERE id = ? AND agent_instance_id = ?",
@@ -315,7 +331,7 @@ class Service:
         span = self._spans.get(span_id)
         if span is None:
             raise not_found("span", span_id)
-        instance = self._instance(span["agent_instance_id"])
+        instance = self._instance(span["agent_instance_id"], totals=False)
         status = SpanStatus(check_outcome(body.status))
         if status not in SPAN_TRANSITIONS[SpanStatus(span["status"])]:
             raise invalid_action(f"a span that is {span['status']} cannot become {status}")
@@ -354,17 +370,11 @@ class Service:
         return self._change_instance(instance_id, {**changes, "status": status}, now)
 
     def _change_instance(self, instance_id: str, changes: Mapping[str, object], now: str) -> Answer:
-        changes = {
-            **changes,
-            "updated_at": now,
-            "last_activity_at": now,
-            "revision": self.store.revision(),
-        }
-        self.store.update("agent_instances", instance_id, changes)
+        self._runs.change(instance_id, changes, now)
         return _success(self._views.instance(self._instance(instance_id)))
 
-    def _instance(self, instance_id: str) -> Row:
-        row = self.store.one("SELECT * FROM agent_instances WHERE id = ?", instance_id)
+    def _instance(self, instance_id: str, *, totals: bool = True) -> Row:
+        row = self._runs.get(instance_id, totals=totals)
         if row is None or any(row[name] != value for name, value in self._own().items()):
             raise not_found("agent instance", instance_id)
         return row

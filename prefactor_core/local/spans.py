@@ -1,13 +1,16 @@
-"""Spans: the rows of spans, and the totals of a run's spans, kept in the row of the run.
+"""Spans: the rows of spans, and what each adds to the totals in the row of its run.
 
 The viewer lists runs with their totals, so that no list counts spans. Synchronous.
 """
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Mapping
 from typing import Any, Final
 
+from prefactor_core.local.errors import ApiError
+from prefactor_core.local.runs import Runs
 from prefactor_core.local.store import Row, Store
 from prefactor_core.local.usage import Usage, is_llm_call, usage_of
 
@@ -23,15 +26,19 @@ class Spans:
     reports the sum of its children, which must not count twice.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, runs: Runs | None = None) -> None:
         self._store = store
+        self._runs = runs or Runs(store)
 
     def get(self, span_id: str) -> Row | None:
         """The row of a span, or None."""
         return self._store.one("SELECT * FROM agent_spans WHERE id = ?", span_id)
 
     def add(self, span: dict[str, Any]) -> SpanRow:
-        """Insert a row, and return it with all its columns; its parent, if any, is stored."""
+        """Insert a row, and return it with all its columns; its parent, if any, is stored.
+
+        Raises :class:`ApiError` (409), and writes nothing, if a span has this id.
+        """
         span = {
             **span,
             "at": span["started_at"] or span["inserted_at"],
@@ -39,7 +46,13 @@ class Spans:
             "revision": self._store.revision(),
         }
         span |= _usage(span)._asdict()
-        self._store.insert("agent_spans", span)
+        try:
+            self._store.insert("agent_spans", span)
+        except sqlite3.IntegrityError as error:
+            # To ask first would take longer.
+            if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY:
+                raise
+            raise ApiError(409, "already_exists", f"span {span['id']!r} exists") from None
         added = _totals(span)
         if span["parent_span_id"] is not None and is_llm_call(span["schema_name"]):
             parent = self.get(span["parent_span_id"])
@@ -47,14 +60,14 @@ class Spans:
             if not parent["has_llm_child"]:
                 changed = self._update(parent, {"has_llm_child": 1})
                 added = _sum(added, _sum(_totals(changed), _totals(parent), -1))
-        self._change_run(span["agent_instance_id"], added, span["inserted_at"])
+        self._runs.add(span["agent_instance_id"], added, span["inserted_at"])
         return span
 
     def change(self, span: Row, changes: Mapping[str, Any]) -> SpanRow:
         """Update the row ``span``, and return it; ``changes`` has the time ``updated_at``."""
         changed = self._update(span, changes)
         added = _sum(_totals(changed), _totals(span), -1)
-        self._change_run(span["agent_instance_id"], added, changes["updated_at"])
+        self._runs.add(span["agent_instance_id"], added, changes["updated_at"])
         return changed
 
     def remove(self, instance_id: str, most: int) -> int:
@@ -77,10 +90,6 @@ class Spans:
         changed |= usage
         self._store.update("agent_spans", span["id"], {**changes, **usage})
         return changed
-
-    def _change_run(self, instance_id: str, added: Mapping[str, float], now: str) -> None:
-        changes = {"last_activity_at": now, "revision": self._store.revision()}
-        self._store.update("agent_instances", instance_id, changes, added)
 
 
 def _usage(span: SpanRow) -> Usage:

@@ -9,12 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache, lru_cache
 from typing import Final, TypeVar
 
 from prefactor_core.local.migrations import (
     ADD_DEFAULT_ENVIRONMENT,
-    MIGRATION_FUNCTIONS,
     MIGRATIONS,
+    empty_database,
+    migrate,
 )
 from prefactor_core.local.read_only import check_version, connect
 from prefactor_core.operations import identifiers
@@ -107,16 +109,13 @@ class Store:
 
     def _migrate(self) -> str:
         """Create or migrate the tables, and return the id of the account."""
-        for function in MIGRATION_FUNCTIONS:
-            self._connection.create_function(function.__name__, -1, function, deterministic=True)
+        if self.path == MEMORY:
+            empty_database().backup(self._connection)
         # SQLite changes the journal mode only outside of a transaction.
         self._execute("PRAGMA journal_mode = WAL")
         with self.transaction():
-            # Count again: another process may have been faster.
-            for migration in MIGRATIONS[self._migrations_done() :]:
-                for statement in migration.replace(":now", str(int(time.time()))).split(";"):
-                    self._connection.execute(statement)
-            self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+            # It counts again: another process may have been faster.
+            migrate(self._connection)
             account = self.one("SELECT id FROM account")
             if account is not None:
                 return str(account["id"])
@@ -150,15 +149,20 @@ class Store:
             self._connection.close()
 
     @contextmanager
-    def transaction(self, *, waits: bool = True) -> Generator[None]:
+    def transaction(self, *, waits: bool = True, part: bool = True) -> Generator[None]:
         """Commit the writes of the block, or roll them back if it raises.
 
-        Inside of another transaction, the block is a part of it that can be rolled back alone.
+        ``part``: inside of another transaction, the block can be rolled back alone.
         ``waits``: for the lock of another process, up to ``lock_timeout``.
         """
         with self._turn:
-            inside = self._connection.in_transaction
-            with self._part() if inside else self._whole(waits):
+            if not self._connection.in_transaction:
+                with self._whole(waits):
+                    yield
+            elif part:
+                with self._part():
+                    yield
+            else:
                 yield
 
     @contextmanager
@@ -241,11 +245,8 @@ class Store:
     def insert(self, table: str, row: Mapping[str, object]) -> int:
         """Insert a row and return its rowid. ``table`` and the keys must come from the code, never
         from a caller."""
-        columns, marks = ", ".join(row), ", ".join("?" * len(row))
-        cursor = self._connection.execute(
-            f"INSERT INTO {table} ({columns}) VALUES ({marks})", tuple(row.values())
-        )
-        return cursor.lastrowid or 0
+        query = _insert(table, tuple(row))
+        return self._connection.execute(query, tuple(row.values())).lastrowid or 0
 
     def delete_oldest(self, table: str, most: int, where: str, *values: object) -> None:
         """Delete the rows that match ``where`` among the ``most`` oldest; names as for
@@ -268,12 +269,20 @@ class Store:
     ) -> None:
         """Update a row: ``changes`` are new values, ``added`` are added to the values it has; names
         as for :meth:`insert`."""
-        columns = [f"{column} = ?" for column in changes]
-        columns += [f"{column} = {column} + ?" for column in added]
-        self._connection.execute(
-            f"UPDATE {table} SET {', '.join(columns)} WHERE id = ?",
-            (*changes.values(), *added.values(), id),
-        )
+        query = _update(table, tuple(changes), tuple(added))
+        self._connection.execute(query, (*changes.values(), *added.values(), id))
+
+
+@cache
+def _insert(table: str, columns: tuple[str, ...]) -> str:
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
+
+
+@lru_cache(1_000)
+def _update(table: str, changed: tuple[str, ...], added: tuple[str, ...]) -> str:
+    columns = [f"{column} = ?" for column in changed]
+    columns += [f"{column} = {column} + ?" for column in added]
+    return f"UPDATE {table} SET {', '.join(columns)} WHERE id = ?"
 
 
 _creating = threading.Lock()

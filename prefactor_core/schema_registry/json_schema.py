@@ -134,6 +134,9 @@ def _values(whole: object, name: str, error: type[NotCheckedError]) -> list[Any]
             raise error(f"{name} has more than {_MOST_VALUES:,} parts")
         below: list[Any] = []
         for value in level:
+            # Most are these, and to look for an abstract class takes long.
+            if isinstance(value, str | int | float | None):
+                continue
             if isinstance(value, Mapping):
                 below += value.values()
             elif isinstance(value, list | tuple):

@@ -82,13 +82,27 @@ class _Compiler:
 
 
 def _type_check(names: str | list[str]) -> QuickCheck:
-    if isinstance(names, str):
-        return _TYPES[names]
+    names = [names] if isinstance(names, str) else names
     return _any_check([_TYPES[name] for name in names])
 
 
 def _any_check(checks: list[QuickCheck]) -> QuickCheck:
-    return lambda value: any(check(value) for check in checks)
+    # Most are of types alone, "a string or null", and take one look together.
+    types = frozenset[type]().union(*(each.types for each in checks if isinstance(each, _OfType)))
+    others = [each for each in checks if not isinstance(each, _OfType)]
+    if not others:
+        return _OfType(types)
+    return lambda value: type(value) in types or any(check(value) for check in others)
+
+
+class _OfType:
+    """Whether a value, decoded JSON, is of one of the types."""
+
+    def __init__(self, types: frozenset[type]) -> None:
+        self.types = types
+
+    def __call__(self, value: Any) -> bool:
+        return type(value) in self.types
 
 
 def _enum_check(values: list[str | None]) -> QuickCheck:
@@ -108,15 +122,15 @@ def _items_check(check: QuickCheck) -> QuickCheck:
 def _object_check(
     properties: dict[str, QuickCheck], required: list[str], other: QuickCheck
 ) -> QuickCheck:
+    needed = frozenset(required)
+
     def check(value: Any) -> bool:
         if not isinstance(value, dict):
             return True
         fields = cast("dict[str, object]", value)
-        return (
-            _TAG not in fields
-            and all(name in fields for name in required)
-            and all(properties.get(name, other)(field) for name, field in fields.items())
-        )
+        if _TAG in fields or not needed <= fields.keys():
+            return False
+        return all(properties.get(name, other)(field) for name, field in fields.items())
 
     return check
 
@@ -125,16 +139,16 @@ def _is_untagged(value: Any) -> bool:
     return not isinstance(value, dict) or _TAG not in value
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_integer(value: Any) -> bool:
+    return type(value) is int or (type(value) is float and value.is_integer())
 
 
 _TYPES: Final[dict[str, QuickCheck]] = {
-    "string": lambda value: isinstance(value, str),
-    "number": _is_number,
-    "integer": lambda value: _is_number(value) and (isinstance(value, int) or value.is_integer()),
-    "boolean": lambda value: isinstance(value, bool),
-    "null": lambda value: value is None,
-    "array": lambda value: isinstance(value, list),
+    "string": _OfType(frozenset({str})),
+    "number": _OfType(frozenset({int, float})),
+    "integer": _is_integer,
+    "boolean": _OfType(frozenset({bool})),
+    "null": _OfType(frozenset({type(None)})),
+    "array": _OfType(frozenset({list})),
     "object": lambda value: isinstance(value, dict) and _TAG not in value,
 }

@@ -22,7 +22,8 @@ OF_ACCOUNT = {"token_scope": "account"}
 
 @asynccontextmanager
 async def asking(app: LocalPrefactor, token: str) -> AsyncGenerator[Api]:
-    async with calling(app, Authorization=f"Bearer {token}") as api:
+    # No header arrives with a space at its end.
+    async with calling(app, Authorization=f"Bearer {token}".rstrip()) as api:
         yield api
 
 

@@ -239,6 +239,7 @@ async def test_a_client_keeps_what_it_records_while_its_file_is_locked(
     assert len(warnings) <= 1, caplog.text
 
 
+@pytest.mark.in_process(reason="a server goes on with the call of a client that left")
 async def test_a_call_whose_caller_is_gone_before_it_began_is_not_made(path: str) -> None:
     with anyio.fail_after(60):
         async with open_local_prefactor(path) as app, calling(app) as api:

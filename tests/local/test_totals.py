@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from prefactor_core.local.requests import (
     StartBody,
     TerminateBody,
 )
+from prefactor_core.local.runs import Runs
 from prefactor_core.local.service import Service
 from prefactor_core.local.store import Store
 from prefactor_core.local.usage import Usage, is_llm_call, usage_of
@@ -182,6 +183,32 @@ def test_the_totals_of_a_run_are_those_of_its_spans_after_every_call(steps: list
                 assert number(store) == number_before
             check_totals(store)
             check_revisions(store, before, number_before)
+
+
+@given(STEPS)
+@settings(max_examples=examples(60))
+def test_calls_that_share_a_transaction_leave_the_totals_of_their_spans(steps: list[Step]) -> None:
+    with closing(Store(":memory:")) as store:
+        service = Service(store)
+        runs, spans = [registered(service), registered(service)], list[str]()
+        before = [rows(store, table) for table in ("agent_instances", "agent_spans")]
+        number_before = number(store)
+        with store.transaction():
+            gathered = Runs(store, gathers=True)
+            service = service.gathering(gathered)
+            for step in steps:
+                with suppress(ApiError):
+                    step(service, runs, spans)
+            gathered.write()
+            answer = msgspec.json.decode(service.get_instance(runs[0]))["details"]
+            statuses = Counter(
+                span["status"]
+                for span in rows(store, "agent_spans").values()
+                if span["agent_instance_id"] == runs[0]
+            )
+            assert {name: answer["span_counts"][name] for name in statuses} == statuses
+        check_totals(store)
+        check_revisions(store, before, number_before)
 
 
 @given(STEPS)

@@ -8,18 +8,15 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import anyio
 import httpx
-import hypercorn
-import hypercorn.trio
 import pytest
 from support.local_api import Api, create, refused
+from support.server import on_hypercorn
 from support.serving import serving
 
-from prefactor_core.local import open_local_prefactor
-from prefactor_core.local.server import site
+from prefactor_core.local.server import open_site
 
 SERVE = ("-m", "prefactor_core", "serve", "--port", "0")
 
@@ -73,26 +70,12 @@ def test_a_second_interruption_while_the_server_ends_is_no_failure(tmp_path: Pat
 
 
 @asynccontextmanager
-async def on_hypercorn(path: Path) -> AsyncGenerator[str]:
-    """A site served by hypercorn on trio, at a port of the loopback interface; its URL."""
-    import trio
-
-    async def no_pages(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 404, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
-
-    listener = socket.create_server(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
-    config = hypercorn.Config()
-    config.bind = [f"fd://{listener.detach()}"]
-    config.errorlog = None
-    config.graceful_timeout = 1
-    async with open_local_prefactor(str(path)) as local:
-        app: Any = site(local, no_pages, host="127.0.0.1", port=port)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(hypercorn.trio.serve, app, config)
-            yield f"http://127.0.0.1:{port}"
-            nursery.cancel_scope.cancel()
+async def served_on_trio(path: Path) -> AsyncGenerator[str]:
+    """A site served by hypercorn; its URL."""
+    async with open_site(str(path), port=0) as site, anyio.create_task_group() as tasks:
+        tasks.start_soon(on_hypercorn, site.app, site.listener, site.stopping)
+        yield site.url
+        site.stopping.set()
 
 
 def test_the_api_is_served_by_hypercorn_on_trio(tmp_path: Path) -> None:
@@ -101,8 +84,8 @@ def test_the_api_is_served_by_hypercorn_on_trio(tmp_path: Path) -> None:
 
 async def call_on_hypercorn(path: Path) -> None:
     with anyio.fail_after(60):
-        async with on_hypercorn(path) as url, httpx.AsyncClient() as http:
-            http.base_url = f"{url}/api/v1/"
+        async with served_on_trio(path) as url, httpx.AsyncClient() as http:
+            http.base_url = f"{url}api/v1/"
             api = Api(http)
             assert (await api.get("ping")).json()["details"] == {"token_type": "account"}
             instance_id = await api.start()
@@ -122,7 +105,23 @@ async def call_on_hypercorn(path: Path) -> None:
             refused(await http.post("bulk", json={}, headers=foreign), 403, "forbidden_origin")
             large = [b" " * 1_000_000] * 34
             refused(await http.post("bulk", content=stream(large)), 413, "payload_too_large")
-            assert (await http.get(f"{url}/")).headers["referrer-policy"] == "no-referrer"
+            assert (await http.get(url)).headers["referrer-policy"] == "no-referrer"
+
+
+def test_the_end_of_hypercorn_ends_a_stream_of_events_and_does_not_cut_it_off(
+    tmp_path: Path,
+) -> None:
+    anyio.run(listen_to_hypercorn, tmp_path / "runs.db", backend="trio")
+
+
+async def listen_to_hypercorn(path: Path) -> None:
+    with anyio.fail_after(60):
+        async with httpx.AsyncClient() as http:
+            async with served_on_trio(path) as url:
+                request = http.build_request("GET", f"{url}-/events")
+                lines = (await http.send(request, stream=True)).aiter_lines()
+                assert await anext(lines) == "retry: 1000"
+            assert [line async for line in lines][-1] == ""
 
 
 async def stream(parts: list[bytes]) -> AsyncGenerator[bytes]:

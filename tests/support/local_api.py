@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import msgspec
+from support.transport import http_to
 
 from prefactor_core.local import LocalPrefactor, open_local_prefactor
 
@@ -101,9 +102,7 @@ class Api:
 
 @asynccontextmanager
 async def calling(app: LocalPrefactor, **headers: str) -> AsyncGenerator[Api]:
-    async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app), base_url="http://local/api/v1/", headers=headers
-    ) as http:
+    async with http_to(app, "http://local/api/v1/", **headers) as http:
         yield Api(http)
 
 

@@ -1,21 +1,84 @@
-"""The local Prefactor on a port of the loopback interface, in a thread of its own."""
+"""Servers on ports of the loopback interface, each with a loop in a thread of its own."""
 
 from __future__ import annotations
 
 import socket
-import threading
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
-import uvicorn
+from starlette.types import ASGIApp
 
-from prefactor_core.local import Faults, LocalPrefactor, open_local_prefactor
+from prefactor_core.local import Faults, open_local_prefactor
+from prefactor_core.queue.event_loop import run_soon_here
 
-if TYPE_CHECKING:
-    from uvicorn._types import ASGI3Application
+
+async def on_hypercorn(app: Any, listener: socket.socket, stopping: anyio.Event) -> None:
+    """Serve until ``stopping`` is set, on trio."""
+    import hypercorn.trio
+
+    config = hypercorn.Config()
+    config.bind = [f"fd://{listener.detach()}"]
+    # A connection that is dropped on purpose is an error to a server: it would log it.
+    config.errorlog = None
+    config.graceful_timeout = 1
+    await hypercorn.trio.serve(app, config, shutdown_trigger=stopping.wait)
+
+
+async def on_uvicorn(app: Any, listener: socket.socket, stopping: anyio.Event) -> None:
+    """Serve until ``stopping`` is set, on asyncio."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(server.serve, [listener])
+        await stopping.wait()
+        server.should_exit = True
+
+
+SERVERS = {"hypercorn": ("trio", on_hypercorn), "uvicorn": ("asyncio", on_uvicorn)}
+
+
+@contextmanager
+def serving_app(
+    opening: AbstractAsyncContextManager[ASGIApp], server: str = "uvicorn"
+) -> Generator[int]:
+    """Open an app on the loop of a ``server``, and serve it until the block is left; its port."""
+    backend, serve = SERVERS[server]
+    stop: Future[Callable[[], None]] = Future()
+
+    async def run() -> None:
+        stopping = anyio.Event()
+        stop.set_result(partial(run_soon_here(), stopping.set))
+        async with opening as app:
+            await serve(app, listener, stopping)
+
+    # Made as TCP and no other way, or asyncio leaves Nagle's algorithm on.
+    listener = socket.socket(proto=socket.IPPROTO_TCP)
+    with listener, ThreadPoolExecutor(1) as thread:
+        listener.bind(("127.0.0.1", 0))
+        # The kernel takes connections from here on: nobody has to wait for the server.
+        listener.listen()
+        port: int = listener.getsockname()[1]
+        ended = thread.submit(anyio.run, run, backend=backend)
+        try:
+            yield port
+        finally:
+            stop.result(10)()
+            ended.result(10)
 
 
 @contextmanager
@@ -30,34 +93,19 @@ def serve_local_prefactor(
 ) -> Generator[str]:
     """Serves the database ``path`` until the block is left; gives the URL. ``requests`` gets what
     is asked for: path and query; ``headers`` the names of the headers, in lower case."""
-    # A connection that is dropped on purpose is an error to uvicorn: it would log it.
-    options = uvicorn.Config(_not_yet, lifespan="off", log_level="critical", ws="none")
-    server = uvicorn.Server(options)
 
-    async def serve() -> None:
+    @asynccontextmanager
+    async def opening() -> AsyncGenerator[ASGIApp]:
         async with open_local_prefactor(
             str(path), api_token=api_token, agents=agents, faults=faults
         ) as app:
-            options.app = _noting(app, requests, headers)
-            await server.serve(sockets=[listener])
+            yield _noting(app, requests, headers)
 
-    # Made as TCP and no other way, or asyncio leaves Nagle's algorithm on.
-    with socket.socket(proto=socket.IPPROTO_TCP) as listener:
-        listener.bind(("127.0.0.1", 0))
-        # The kernel takes connections from here on: nobody has to wait for the server.
-        listener.listen()
-        thread = threading.Thread(target=anyio.run, args=(serve,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(10)
+    with serving_app(opening()) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
-def _noting(
-    app: LocalPrefactor, requests: list[str] | None, headers: list[str] | None
-) -> ASGI3Application:
+def _noting(app: ASGIApp, requests: list[str] | None, headers: list[str] | None) -> ASGIApp:
     async def noting(scope: Any, receive: Any, send: Any) -> None:
         if requests is not None:
             requests.append(f"{scope['path']}?{scope['query_string'].decode()}")
@@ -66,7 +114,3 @@ def _noting(
         await app(scope, receive, send)
 
     return noting
-
-
-async def _not_yet(scope: object, receive: object, send: object) -> None:
-    raise NotImplementedError

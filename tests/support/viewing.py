@@ -12,6 +12,7 @@ import httpx
 import msgspec
 from starlette.types import ASGIApp
 from support.local_api import Api, calling
+from support.transport import http_to
 
 from prefactor_core.local import open_local_prefactor
 from prefactor_core.local.viewer import Viewer, open_viewer
@@ -62,9 +63,7 @@ async def viewing(path: str, **options: Any) -> AsyncGenerator[Site]:
         open_local_prefactor(path) as local,
         calling(local) as api,
         open_viewer(path, **options) as viewer,
-        httpx.AsyncClient(
-            transport=httpx.ASGITransport(viewer), base_url="http://127.0.0.1:8787"
-        ) as http,
+        http_to(viewer, "http://127.0.0.1:8787") as http,
     ):
         yield Site(path, api, viewer, http)
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from msgspec import Struct
 
-from prefactor_core.local.errors import invalid
+from prefactor_core.local.errors import check_filled
 from prefactor_core.local.forms import Key, Text
 from prefactor_core.local.pagination import Answer
 from prefactor_core.local.requests import stored_now, stored_time
@@ -39,8 +39,7 @@ class Account(Resource):
 
         def act() -> Answer:
             name = self._row(id)["name"] if body.details.name is None else body.details.name
-            if not name.strip():
-                raise invalid("name", "is required", "required")
+            check_filled("name", name)
             self._store.update("account", id, {"name": name, "updated_at": stored_now()})
             return self._answer(id)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import UNSET, Struct, UnsetType
 
-from prefactor_core.local.errors import invalid, invalid_action
+from prefactor_core.local.errors import check_filled, invalid_action
 from prefactor_core.local.forms import Key, NewId, Text
 from prefactor_core.local.pagination import Answer
 from prefactor_core.local.requests import ActBody, stored_now
@@ -60,7 +60,7 @@ class Environments(Resource):
         def act() -> Answer:
             details, now = body.details, stored_now()
             check_account_id(self._store, details.account_id)
-            _check_name(details.name)
+            check_filled("name", details.name)
             id = self._new_id(details.id)
             times = {"inserted_at": now, "updated_at": now}
             self._store.insert("environments", {"id": id, "name": details.name, **times})
@@ -73,7 +73,7 @@ class Environments(Resource):
 
         def act() -> Answer:
             changes = {"name": self._row(id)["name"], **given_of(body.details)}
-            _check_name(str(changes["name"]))
+            check_filled("name", str(changes["name"]))
             self._store.update("environments", id, {**changes, "updated_at": stored_now()})
             return self._answer(id)
 
@@ -94,8 +94,3 @@ class Environments(Resource):
             return self._delete(id)
 
         return self._calls.run(f"delete_environment {id}", body, body.idempotency_key, act)
-
-
-def _check_name(name: str) -> None:
-    if not name.strip():
-        raise invalid("name", "is required", "required")

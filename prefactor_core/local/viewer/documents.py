@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from sqlite3 import Connection
@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct, field
 
+from prefactor_core.api.answers import AgentInstanceAnswer, AgentSpanAnswer
 from prefactor_core.config._version import __version__
 from prefactor_core.local.read_only import connect
 from prefactor_core.local.requests import stored_now
@@ -20,8 +20,6 @@ from prefactor_core.local.store import Store
 from prefactor_core.local.viewer.runs import run_details
 from prefactor_core.local.viewer.spans import skeleton, span_details
 from prefactor_core.local.viewer.usage import usage
-
-_NULL = Raw(b"null")
 
 
 def documents(db: Connection, database: str, run_id: str) -> dict[str, bytes]:
@@ -53,54 +51,15 @@ def documents(db: Connection, database: str, run_id: str) -> dict[str, bytes]:
     return paths
 
 
-class _Instance(Struct):
-    id: str
-    status: str
-    agent_id: str | None = None
-    agent_version_id: str | None = None
-    environment_id: str | None = None
-    external_identifier: str | None = None
-    purpose: str | None = None
-    termination_reason: str | None = None
-    inserted_at: str | None = None
-    started_at: str | None = None
-    finished_at: str | None = None
-    flags: list[str] = field(default_factory=list[str])
-    quality_payloads: dict[str, Raw] = field(default_factory=dict[str, Raw])
-    quality_flags: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
-    quality_summaries: dict[str, str | None] = field(default_factory=dict[str, str | None])
-
-
-class _Span(Struct):
-    id: str
-    status: str
-    schema_name: str
-    schema_title: str | None = None
-    parent_span_id: str | None = None
-    payload: Raw = _NULL
-    result_payload: Raw = _NULL
-    sensitive_encoding: bool | None = None
-    inserted_at: str | None = None
-    updated_at: str | None = None
-    started_at: str | None = None
-    finished_at: str | None = None
-    flags: list[str] = field(default_factory=list[str])
-    summary: str | None = None
-    data_risk: Raw = _NULL
-
-
-def documents_of(instance: Raw, spans: Iterable[Raw], database: str) -> dict[str, bytes]:
+def documents_of(
+    run: AgentInstanceAnswer, spans: Sequence[AgentSpanAnswer], database: str
+) -> dict[str, bytes]:
     """The documents of a run that is stored elsewhere, from what the API there answers: the
-    instance, and its spans with their summaries.
-
-    Raises :class:`msgspec.ValidationError` for other JSON.
-    """
-    run = msgspec.json.decode(instance, type=_Instance)
-    known = [msgspec.json.decode(span, type=_Span) for span in spans]
+    instance, and its spans with their summaries."""
     with TemporaryDirectory() as folder:
         path = str(Path(folder, "run.db"))
         with closing(Store(path)) as store, store.transaction():
-            _store(store, run, known)
+            _store(store, run, spans)
         with closing(connect(path)) as db:
             paths = documents(db, database, run.id)
     # The templates stay with the API: it sends what they make of a payload.
@@ -108,14 +67,14 @@ def documents_of(instance: Raw, spans: Iterable[Raw], database: str) -> dict[str
     for quality in shown["run"]["quality"]:
         quality["summary"] = run.quality_summaries.get(quality["name"])
     paths[f"/-/runs/{run.id}"] = msgspec.json.encode(shown)
-    for span in known:
+    for span in spans:
         details: dict[str, Any] = msgspec.json.decode(paths[f"/-/spans/{span.id}"])
         details["span"]["summary"] = span.summary
         paths[f"/-/spans/{span.id}"] = msgspec.json.encode(details)
     return paths
 
 
-def _store(store: Store, run: _Instance, spans: list[_Span]) -> None:
+def _store(store: Store, run: AgentInstanceAnswer, spans: Sequence[AgentSpanAnswer]) -> None:
     began = run.inserted_at or run.started_at or stored_now()
     agent_id, version_id = run.agent_id or "", run.agent_version_id or ""
     times = {"inserted_at": began, "updated_at": began}
@@ -157,14 +116,15 @@ def _store(store: Store, run: _Instance, spans: list[_Span]) -> None:
     }
     store.insert("agent_instances", row)
     rows = Spans(store)
-    for span in _parents_first(spans):
+    for span, parent_id in _parents_first(spans):
         inserted = span.inserted_at or began
         result = bytes(span.result_payload).decode()
-        same = ("id", "parent_span_id", "schema_name", "status", "sensitive_encoding")
+        columns = ("id", "schema_name", "status", "sensitive_encoding", "started_at", "finished_at")
         rows.add(
             {
-                **{name: getattr(span, name) for name in (*same, "started_at", "finished_at")},
+                **{name: getattr(span, name) for name in columns},
                 "agent_instance_id": run.id,
+                "parent_span_id": parent_id,
                 "agent_id": agent_id,
                 "payload": bytes(span.payload).decode(),
                 "result_payload": None if result == "null" else result,
@@ -175,20 +135,22 @@ def _store(store: Store, run: _Instance, spans: list[_Span]) -> None:
         )
 
 
-def _parents_first(spans: list[_Span]) -> Iterator[_Span]:
-    """All spans, each after its parent; a parent that is not there is none."""
-    waiting = {span.id: span for span in spans}
-    for span in spans:
-        if span.parent_span_id not in waiting:
-            span.parent_span_id = None
+def _parents_first(
+    spans: Sequence[AgentSpanAnswer],
+) -> Iterator[tuple[AgentSpanAnswer, str | None]]:
+    """All spans, each after its parent and with the id of that; a parent that is not there is
+    none."""
+    known = {span.id: span for span in spans}
+    waiting = dict(known)
     # A stack, not recursion: a run may be nested deeper than Python's recursion limit.
     for span in spans:
-        path: list[_Span] = []
-        above: _Span | None = span
+        path: list[AgentSpanAnswer] = []
+        above: AgentSpanAnswer | None = span
         while above is not None and waiting.pop(above.id, None) is not None:
             path.append(above)
-            above = None if above.parent_span_id is None else waiting.get(above.parent_span_id)
-        yield from reversed(path)
+            above = known.get(above.parent_span_id or "")
+        for each in reversed(path):
+            yield each, each.parent_span_id if each.parent_span_id in known else None
 
 
 def _text(value: object) -> str:

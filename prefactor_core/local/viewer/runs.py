@@ -30,19 +30,9 @@ FROM agent_instances AS r LEFT JOIN agents AS a ON a.id = r.agent_id
 """The query for :class:`RunRow`, without a condition."""
 
 
-class SpanCounts(Struct, kw_only=True):
-    """The spans of a run, by status."""
-
-    total: int
-    pending: int
-    active: int
-    complete: int
-    failed: int
-    cancelled: int
-
-
 class RunRow(Struct, kw_only=True):
-    """A run as the list shows it. ``stopped_at``: when a terminated run ended its last span."""
+    """A run as the list shows it. ``stopped_at``: when a terminated run ended its last span;
+    ``spans``: their number by status, and ``total``."""
 
     id: str
     agent_id: str
@@ -57,7 +47,7 @@ class RunRow(Struct, kw_only=True):
     termination_reason: str | None
     heard_at: str | None
     stopped_at: str | None
-    spans: SpanCounts
+    spans: dict[str, int]
     flagged: int
     llm_calls: int
     tokens: int
@@ -137,4 +127,4 @@ def to_run_row(row: Row) -> RunRow:
     """The row of a run, from a row of :data:`RUNS`."""
     values: dict[str, Any] = dict(row)
     counts = {status: values.pop(f"{status}_spans") for status in COUNTED}
-    return RunRow(spans=SpanCounts(total=sum(counts.values()), **counts), **values)
+    return RunRow(spans={"total": sum(counts.values()), **counts}, **values)

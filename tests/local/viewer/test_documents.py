@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
-from msgspec import Raw
 from support.local_api import SCHEMA
 from support.viewing import Site
 
+from prefactor_core.api.answers import AgentInstanceAnswer, AgentSpanAnswer
 from prefactor_core.local.viewer.documents import documents_of
 
 
-def raw(value: object) -> Raw:
-    return Raw(msgspec.json.encode(value))
+def documents_from(instance: object, spans: Iterable[dict[str, Any]]) -> dict[str, bytes]:
+    """The documents from what the API answers."""
+    return documents_of(
+        msgspec.json.decode(msgspec.json.encode(instance), type=AgentInstanceAnswer),
+        [msgspec.json.decode(msgspec.json.encode(span), type=AgentSpanAnswer) for span in spans],
+        "https://api",
+    )
 
 
 def decoded(documents: dict[str, bytes]) -> dict[str, Any]:
@@ -47,7 +53,7 @@ async def test_the_answers_of_the_api_have_the_documents_of_the_viewer(site: Sit
     await site.api.terminate(run_id, "enough")
     instance, spans = await site.api.instance(run_id), await site.api.spans(run_id, summaries=True)
     # Whatever the order of the answer, parents are stored before their children.
-    shown = decoded(documents_of(raw(instance), map(raw, reversed(spans)), "https://api"))
+    shown = decoded(documents_from(instance, reversed(spans)))
     about = shown.pop("/-/about")
     assert (about["database"], about["read_only"]) == ("https://api", True)
     expected = {path: await site.json(path) for path in shown}
@@ -67,11 +73,12 @@ async def test_the_answers_of_the_api_have_the_documents_of_the_viewer(site: Sit
 
 async def test_a_service_that_answers_less_has_a_page_too(site: Site) -> None:
     instance = {"id": "r1", "status": "active"}
+    span = {"agent_instance_id": "r1", "status": "active"}
     spans = [
-        {"id": "s2", "status": "active", "schema_name": "b", "parent_span_id": "s1"},
-        {"id": "s1", "status": "active", "schema_name": "a", "parent_span_id": "elsewhere"},
+        {**span, "id": "s2", "schema_name": "b", "parent_span_id": "s1"},
+        {**span, "id": "s1", "schema_name": "a", "parent_span_id": "elsewhere"},
     ]
-    shown = decoded(documents_of(raw(instance), map(raw, spans), "https://api"))
+    shown = decoded(documents_from(instance, spans))
     assert shown["/-/runs/r1"]["run"]["spans"]["active"] == 2
     rows = shown["/-/runs/r1/skeleton"]["rows"]
     assert [row[:2] for row in rows] == [["s1", None], ["s2", "s1"]]
@@ -79,8 +86,14 @@ async def test_a_service_that_answers_less_has_a_page_too(site: Site) -> None:
 
 async def test_a_deep_run_has_a_page_too(site: Site) -> None:
     spans = [
-        {"id": f"s{n:04}", "status": "active", "schema_name": "a", "parent_span_id": f"s{n + 1:04}"}
+        {
+            "id": f"s{n:04}",
+            "agent_instance_id": "r1",
+            "status": "active",
+            "schema_name": "a",
+            "parent_span_id": f"s{n + 1:04}",
+        }
         for n in range(1_200)
     ]
-    shown = documents_of(raw({"id": "r1", "status": "active"}), map(raw, spans), "https://api")
+    shown = documents_from({"id": "r1", "status": "active"}, spans)
     assert len(shown) == 4 + len(spans)

@@ -7,10 +7,10 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-import httpx
 import pytest
 from support.cases import case
 from support.local_api import opened
+from support.transport import http_to
 from support.viewing import Site, viewing
 
 from prefactor_core import PrefactorValueError, __version__
@@ -138,7 +138,7 @@ async def test_a_file_is_shown_without_a_server_that_writes(tmp_path: Path) -> N
         run_id = await api.start()
     async with (
         open_viewer(path, read_only=True) as viewer,
-        httpx.AsyncClient(transport=httpx.ASGITransport(viewer), base_url="http://x") as http,
+        http_to(viewer, "http://x") as http,
     ):
         assert (await http.get(f"/-/runs/{run_id}")).status_code == 200
         with closing(sqlite3.connect(path)) as db:
@@ -172,7 +172,7 @@ async def test_a_file_that_is_damaged_later_is_an_error_of_the_api(tmp_path: Pat
         await api.start()
     async with (
         open_viewer(str(path)) as viewer,
-        httpx.AsyncClient(transport=httpx.ASGITransport(viewer), base_url="http://x") as http,
+        http_to(viewer, "http://x") as http,
     ):
         with closing(sqlite3.connect(path)) as db:
             db.execute("DROP TABLE agents")
@@ -184,9 +184,6 @@ async def test_the_pages_are_told_whether_agents_need_a_token(tmp_path: Path) ->
     for token in (None, "a secret"):
         async with open_site(str(tmp_path / "runs.db"), port=0, token=token) as site:
             headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-            transport = httpx.ASGITransport(site.app)
-            async with httpx.AsyncClient(
-                transport=transport, base_url=site.url, headers=headers
-            ) as http:
+            async with http_to(site.app, site.url, **headers) as http:
                 about = (await http.get("-/about")).json()
                 assert about["needs_token"] is (token is not None)
