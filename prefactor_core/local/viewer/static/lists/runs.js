@@ -108,7 +108,6 @@ class RunsPage {
     this.list.scrollTop = top;
     this.rows.get(read)?.element.querySelector("a").focus({ preventScroll: true });
     this.follow(facts.revision);
-    this.mayHaveDeleted = true; // while another page was shown
     this.refreshSoon();
   }
 
@@ -162,7 +161,11 @@ class RunsPage {
   follow(revision) {
     this.subscription = subscribe({ after: revision }, {
       onRuns: (changes) => this.apply(changes),
-      onState: (state) => state === "live" && this.facts !== undefined && this.refreshSoon(),
+      onState: (state) => {
+        if (state !== "live" || this.facts === undefined) return;
+        this.mayHaveDeleted = true; // while the stream was not read
+        this.refreshSoon();
+      },
     });
   }
 

@@ -10,7 +10,7 @@ const liveRest = 4; // changes are applied at most a fifth of the time
  *
  * @param {number} revision of the skeleton that the page shows
  * @param {(rows: Array<Array>, run: object|null) => void} apply
- * @param {() => void} onDeleted called when runs were deleted, which may be this one
+ * @param {() => void} onDeleted called when the server no longer has the run
  * @returns {{close: () => void}}
  */
 export function followRun(id, revision, apply, onDeleted) {
@@ -36,12 +36,12 @@ export function followRun(id, revision, apply, onDeleted) {
   const subscription = subscribe(
     { run: id, after: revision },
     {
-      onRuns: ({ runs, deleted }) => {
+      onRuns: ({ runs }) => {
         const row = runs.find((candidate) => candidate.id === id);
         if (row) take([], row);
-        if (deleted) onDeleted();
       },
       onSpans: (changes) => take(changes.rows, changes.run ?? null),
+      onDeleted,
     },
   );
   return {

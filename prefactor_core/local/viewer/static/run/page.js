@@ -280,7 +280,7 @@ class RunPage {
   startLive(revision) {
     if (isExport()) return;
     const apply = (rows, run) => this.apply(rows, run);
-    this.live = followRun(this.id, revision, apply, () => this.checkDeleted());
+    this.live = followRun(this.id, revision, apply, () => this.noteDeleted());
     this.frames = new Frames(() => this.model.grows(), () => this.frame());
     this.parts.push(this.live, this.frames);
     this.frames.wake();
@@ -351,9 +351,7 @@ class RunPage {
   }
 
   /** Note in the header that the server has deleted this run; what was read of it stays. */
-  async checkDeleted() {
-    const failure = await get(`/-/runs/${encodeURIComponent(this.id)}`).catch((error) => error);
-    if (this.closed || failure.status !== 404) return;
+  noteDeleted() {
     this.model.deleted = true;
     this.header.drawTime();
   }

@@ -15,13 +15,15 @@ import { get } from "./requests.js";
 /**
  * Follow the changes of all runs, and of the spans of the run `run`.
  *
- * `onRuns({runs, total, revision})` gets the rows of changed runs. `onSpans({revision, fields,
- * rows, run})` gets the changed spans of `run` since the revision `after` (that of the skeleton
- * which the caller shows). `onState(state)` gets "live", "connecting" or "paused". Rows may come
- * twice; a newer revision replaces an older one.
+ * `onRuns({runs, total, deleted, revision})` gets the rows of changed runs; `deleted` says that
+ * runs were deleted. `onSpans({revision, fields, rows, run})` gets the changed spans of `run` since
+ * the revision `after` (that of the skeleton which the caller shows); `onDeleted()` is called when
+ * the server no longer has that run. `onState(state)` gets "live", "connecting" or "paused". Rows
+ * may come twice; a newer revision replaces an older one.
  *
  * @param {{run?: string, after?: number}} topic
- * @param {{onRuns?: Function, onSpans?: Function, onState?: Function}} handlers
+ * @param {{onRuns?: Function, onSpans?: Function, onDeleted?: Function, onState?: Function}}
+ *   handlers
  * @returns {{close: () => void}}
  */
 export function subscribe({ run = null, after = null }, handlers) {
@@ -158,7 +160,7 @@ class EventsStream {
     for (const subscription of this.subscriptions) {
       subscription.handlers.onRuns?.(data);
       const row = data.runs.find((candidate) => candidate.id === subscription.run);
-      if (row !== undefined) this.readSpans(subscription);
+      if (row !== undefined || data.deleted) this.readSpans(subscription);
     }
   }
 
@@ -182,8 +184,9 @@ class EventsStream {
     let changes = null;
     try {
       changes = await get(`/-/runs/${run}/changes?after=${subscription.seen ?? 0}`);
-    } catch {
-      this.changeState("connecting"); // The stream tells when the server is back.
+    } catch (failure) {
+      if (failure.status === 404) subscription.handlers.onDeleted?.();
+      else this.changeState("connecting"); // The stream tells when the server is back.
     }
     subscription.busy = false;
     if (changes === null || !this.subscriptions.has(subscription)) return;
