@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -47,6 +49,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         uvloop = metafunc.config.getoption("--uvloop")
         backends = ["uvloop"] if uvloop else ["asyncio", "trio"]
         metafunc.parametrize("anyio_backend", backends, indirect=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep the modules and the items of the tests, which stay to the end, out of every garbage
+    collection: there are 400,000 objects, and many tests collect, or look at all objects."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
-import msgspec
 import pytest
 from support.harness import (
     AGENT,
@@ -84,7 +83,7 @@ async def test_cancelled_registrations_at_any_turn_leave_the_client_as_it_was(
 ) -> None:
     busy = Busy(api.app)
     async with open_prefactor(make_config(drain_timeout=60), asgi_app=busy) as client:
-        for turns in range(1_300):
+        for turns in range(600):
             async with anyio.create_task_group() as group:
                 group.start_soon(record_run, client)
                 for _ in range(turns % 60):
@@ -140,12 +139,12 @@ async def test_runs_that_begin_together_share_requests(api: FaultyApi) -> None:
     busy = Busy(api.app)
     async with open_prefactor(make_config(), asgi_app=busy) as client:
         async with anyio.create_task_group() as group:
-            for _ in range(500):
+            for _ in range(250):
                 group.start_soon(record_run, client)
     assert client.statistics().lost == 0
-    assert len(await stored_runs(api)) == 500
+    assert len(await stored_runs(api)) == 250
     assert busy.most <= 3
-    assert busy.requests < 60
+    assert busy.requests < 30
 
 
 async def test_runs_that_begin_together_are_prepared_one_in_a_turn_of_the_loop(
@@ -312,7 +311,7 @@ async def test_what_is_answered_to_everything_is_about_the_api(
             await anyio.sleep(60)
             before = len(api.calls)
             for _ in range(5):
-                await record_spans(instance, 100)
+                await record_spans(instance, 20)
                 await client.flush()
             # Nothing of what was thought of the API is left.
             assert len(api.calls) - before <= 6
@@ -320,7 +319,7 @@ async def test_what_is_answered_to_everything_is_about_the_api(
     # 409 to the end of what has not ended would say that it has.
     assert statistics.lost == 0
     assert statistics.assumed == ()
-    assert len((await stored_run(api)).spans) == 605
+    assert len((await stored_run(api)).spans) == 205
 
 
 async def test_what_bulk_once_stopped_at_is_not_refused_by_an_api_that_refuses_everything(
@@ -412,12 +411,12 @@ async def test_after_an_outage_requests_are_as_large_as_before(api: FaultyApi) -
             await client.flush()
             api.faults["*"] = 503
             for _ in range(60):
-                await record_spans(instance, 100)
+                await record_spans(instance, 40)
                 await anyio.sleep(1)
             api.faults.clear()
             before = len(api.calls)
             await client.flush()
-            assert len(api.calls) - before <= 6_000 / 500 + 3
+            assert len(api.calls) - before <= 2_400 / 500 + 3
     assert client.statistics().lost == 0
 
 
@@ -444,12 +443,12 @@ async def test_bulk_that_is_never_there_is_asked_for_less_and_less_often(api: Fa
     async with open_prefactor(make_config(drain_timeout=120), asgi_app=api) as client:
         async with client.agent_instance(**AGENT) as instance:
             api.faults["bulk"] = 404
-            for _ in range(24 * 60):
+            for _ in range(24 * 30):
                 await record_spans(instance, 2)
-                await anyio.sleep(60)
+                await anyio.sleep(120)
             asked = [call.time for call in api.calls if call.name == "bulk"]
-            # 5 s, 10 s, 20 s... an hour: a day has some forty.
-            assert 20 < len(asked) < 45
+            # 5 s, 10 s, 20 s... an hour: a day has some thirty.
+            assert 25 < len(asked) < 40
     assert client.statistics().lost == 0
 
 
@@ -460,7 +459,7 @@ async def test_a_request_that_was_too_large_once_makes_none_small_for_ever(api: 
             await record_spans(instance, 100)
             await client.flush()
             assert client.statistics().assumed == ("smaller requests",)
-            for _ in range(20):
+            for _ in range(5):
                 await anyio.sleep(60)
                 before = len(api.calls)
                 await record_spans(instance, 400)
@@ -539,15 +538,14 @@ async def test_what_the_api_called_ended_spans_is_forgotten() -> None:
         async with open_prefactor(make_config(drain_timeout=120), asgi_app=app) as client:
             async with client.agent_instance(**AGENT) as instance:
                 run = client.instance_manager.identity(instance.id)
-                for _ in range(12):
-                    await record_spans(instance, 1_000)
+                for _ in range(10):
+                    await record_spans(instance, 1_010)
                     await client.flush()
-                kept = msgspec.json.encode(list(vars_of(run)))
-                assert len(kept) < 10_500 * 80
+                assert len(keys_of(run)) == 10_000
         assert client.statistics().lost == 0
 
 
-def vars_of(run: object) -> list[object]:
+def keys_of(run: object) -> list[object]:
     """The keys of all mappings of an object."""
     slots = [getattr(run, name) for name in type(run).__slots__]  # type: ignore[attr-defined]
     return [key for slot in slots if isinstance(slot, dict) for key in slot]

@@ -555,7 +555,8 @@ def test_of_forgotten_runs_with_another_id_a_bounded_number_keeps_that_and_nothi
         run.span_lost(create(lost, None, recorded), "refused")
         run.span_made(made, api_id)
         identities.keep(run)
-        assert {recorded, known, lost, made, api_id} <= texts_kept_by(identities)
+        assert identities.of(recorded) is run
+        assert {recorded, known, lost, made, api_id} <= texts_kept_by(run)
         texts |= {recorded, known, lost, made, api_id}
         identities.forget(recorded)
         last += recorded, known

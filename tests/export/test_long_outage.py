@@ -1,4 +1,4 @@
-"""An outage of three days: a journal keeps everything, and delivers it in order, each once."""
+"""An outage of a day: a journal keeps everything, and delivers it in order, each once."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from prefactor_core import open_prefactor
 
 pytestmark = pytest.mark.virtual_time
 
-HOURS = 72
-SPANS = 10_000
+HOURS = 24
+SPANS = 2_880
 LONGEST_WAIT = 600.0
 """Seconds between two attempts. Each has its price: this time is not waited for."""
 
@@ -27,7 +27,7 @@ def created(api: FaultyApi) -> list[int]:
     ]
 
 
-async def test_all_spans_of_three_days_without_the_api_arrive_in_order_each_once(
+async def test_all_spans_of_a_day_without_the_api_arrive_in_order_each_once(
     tmp_path: Path,
 ) -> None:
     with anyio.fail_after((HOURS + 10) * 3600):

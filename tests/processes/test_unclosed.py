@@ -14,6 +14,7 @@ import pytest
 
 PROGRAM = """
 import asyncio, atexit, gc, os, sys, threading
+sys.modules["click"] = None  # for httpx's command line, which takes a third of the start
 import anyio
 from support.harness import AGENT, FaultyApi, make_config
 from prefactor_core import *

@@ -24,8 +24,9 @@ from prefactor_core.journal.reader import JournalReader
 from prefactor_core.journal.segments import Segments
 from prefactor_core.journal.writer import JournalWriter
 
-_WATCHED: dict[CodeType, str] = {
-    function.__code__: function.__qualname__
+# By name: the hash of code is computed anew each time, which takes longer than the call.
+_WATCHED: dict[str, CodeType] = {
+    function.__qualname__: function.__code__
     for function in (
         JournalDirectory.open,
         JournalDirectory.create,
@@ -77,6 +78,8 @@ class Points:
 
     def watch(self, *own: CodeType) -> None:
         """Begin, in all threads that are started from now on. ``own``: code that is no point."""
+        if self._kill is None:
+            return
         self._own = {*own, Points._die.__code__}
         threading.setprofile(self._profile)
         sys.setprofile(self._profile)
@@ -98,10 +101,10 @@ class Points:
 
     def _profile(self, frame: FrameType, event: str, argument: Any) -> None:
         if event in ("call", "return"):
-            name = _WATCHED.get(frame.f_code)
-            if name is not None:
-                self.reach(f"{name} {event}")
-        elif frame.f_code not in self._own and argument.__name__ in _NAMES:
+            code = frame.f_code
+            if _WATCHED.get(code.co_qualname) is code:
+                self.reach(f"{code.co_qualname} {event}")
+        elif argument.__name__ in _NAMES and frame.f_code not in self._own:
             name = _SYSTEM.get(argument)
             if name is not None:
                 self.reach(f"{name} {'before' if event == 'c_call' else 'after'}")

@@ -117,7 +117,7 @@ def _live(order: _Order) -> None:
 
 def _wait(child: int) -> int:
     """The exit code of a child. One that takes too long is killed, and has the code 1."""
-    until, pause = time.monotonic() + _MOST_SECONDS, 0.0005
+    until, pause = time.monotonic() + _MOST_SECONDS, 0.002
     while time.monotonic() < until:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:

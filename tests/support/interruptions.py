@@ -47,11 +47,14 @@ def in_the_middle(at: int, action: Callable[[], object]) -> Generator[None]:
             action()
             sys.settrace(on_call)
 
-    def in_frame(frame: FrameType, event: str, argument: object) -> Any:
-        if event == "opcode" and frame.f_lasti in _after_calls(frame.f_code):
-            if frame not in has_called:
-                arrive()
-            has_called.discard(frame)
+    def tracer_of(places: frozenset[int]) -> Any:
+        def in_frame(frame: FrameType, event: str, argument: object) -> Any:
+            if event == "opcode" and frame.f_lasti in places:
+                if frame not in has_called:
+                    arrive()
+                has_called.discard(frame)
+            return in_frame
+
         return in_frame
 
     def on_call(frame: FrameType, event: str, argument: object) -> Any:
@@ -62,7 +65,8 @@ def in_the_middle(at: int, action: Callable[[], object]) -> Generator[None]:
         if frame.f_code.co_qualname not in ("SpanContext.__exit__", "SpanContext.__aexit__"):
             arrive()
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        return in_frame
+        # Looked up once for a call: the hash of code is computed anew each time.
+        return tracer_of(_after_calls(frame.f_code))
 
     before = sys.gettrace()
     # A finaliser that is interrupted raises nothing to anybody, and closes nothing.

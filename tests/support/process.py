@@ -19,6 +19,7 @@ from prefactor_core.local import open_local_prefactor
 
 PROGRAM = """
 import json, math, os, signal, sys
+sys.modules["click"] = None  # for httpx's command line, which takes a third of the start
 import anyio
 from prefactor_core import SchemaRegistry, open_prefactor
 
