@@ -133,7 +133,7 @@ _LANGCHAIN = {
     "tool_that_fails_under_a_handler": "agent!(node!(tool!) node(llm))",
     "graph_that_an_operator_stops": None,
     "stopped graph": None,
-    "graph beside a stopped one": "agent(401xnode)",
+    "graph beside a stopped one": None,
     "never_closed": "agent agent~ 2xllm tool",
 }
 _STOPPED = (

@@ -76,7 +76,7 @@ class Environment:
 
     def output_and_errors(self, script: Path, *arguments: str) -> tuple[str, str]:
         """As :meth:`run_script`; also what it has written to stderr."""
-        done = self._run([str(script), *arguments], 300, None)
+        done = self._run([str(script), *arguments], 600, None)
         return done.stdout, done.stderr
 
     def _run(

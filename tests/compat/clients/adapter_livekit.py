@@ -371,7 +371,7 @@ def main(names: list[str]) -> None:
     for name, function in SCENARIOS.items():
         if not names or name in names:
             try:
-                report[name] = asyncio.run(asyncio.wait_for(function(), 60))
+                report[name] = asyncio.run(asyncio.wait_for(function(), 120))
             except BaseException as error:
                 error.add_note(f"in {name}")
                 raise
