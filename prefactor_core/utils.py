@@ -1,0 +1,7 @@
+"""Import path of prefactor-core 0.5.3, the one reason for this name; the code is in
+:mod:`prefactor_core.operations.identifiers`.
+"""
+
+from prefactor_core.operations.identifiers import generate_idempotency_key, validate_idempotency_key
+
+__all__ = ["generate_idempotency_key", "validate_idempotency_key"]
