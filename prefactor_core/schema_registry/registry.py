@@ -15,6 +15,7 @@ from prefactor_core.schema_registry.entries import (
     copy_schema,
     entry_of,
 )
+from prefactor_core.schema_registry.older_keywords import accepts_keyword
 from prefactor_core.schema_registry.span_type import SpanType
 from prefactor_core.schema_registry.type_schema import check_from_result, result_type_of, schema_of
 
@@ -42,31 +43,35 @@ class SchemaRegistry:
         # The names of span types by the class of their parameters.
         self.names_by_class: dict[type, str] = {}
 
-    def register(self, name: str, schema: Schema) -> None:
+    @accepts_keyword(name="schema_name")
+    def register(self, schema_name: str, schema: Schema) -> None:
         """Add the payload schema of a span type.
 
         Raises :class:`PrefactorValueError` if the name was registered this way before.
         """
-        check_name(name)
-        if name in self._span_schemas:
-            raise PrefactorValueError(f"Schema '{name}' is already registered")
-        self.register_unsafe(name, schema)
+        check_name(schema_name)
+        if schema_name in self._span_schemas:
+            raise PrefactorValueError(f"Schema '{schema_name}' is already registered")
+        self.register_unsafe(schema_name, schema)
 
-    def register_unsafe(self, name: str, schema: Schema) -> None:
+    @accepts_keyword(name="schema_name")
+    def register_unsafe(self, schema_name: str, schema: Schema) -> None:
         """Add the payload schema of a span type, in place of one of the same name."""
-        self._span_schemas[name] = checked_schema(name, "schema", schema)
-        self._names[name] = None
+        self._span_schemas[schema_name] = checked_schema(schema_name, "schema", schema)
+        self._names[schema_name] = None
         self.revision += 1
 
-    def register_result(self, name: str, schema: Schema) -> None:
+    @accepts_keyword(name="schema_name", schema="result_schema")
+    def register_result(self, schema_name: str, result_schema: Schema) -> None:
         """Add the result schema of a span type.
 
         Raises :class:`PrefactorValueError` if the name was registered this way before.
         """
-        check_name(name)
-        if name in self._span_result_schemas:
-            raise PrefactorValueError(f"Result schema '{name}' is already registered")
-        self._span_result_schemas[name] = checked_schema(name, "schema", schema)
+        check_name(schema_name)
+        if schema_name in self._span_result_schemas:
+            raise PrefactorValueError(f"Result schema '{schema_name}' is already registered")
+        schema = checked_schema(schema_name, "result_schema", result_schema)
+        self._span_result_schemas[schema_name] = schema
         self.revision += 1
 
     @overload
@@ -78,7 +83,6 @@ class SchemaRegistry:
         title: str | None = None,
         description: str | None = None,
         template: str | None = None,
-        *,
         data_risk: DataRisk | Mapping[str, object] | None = None,
     ) -> None: ...
 
@@ -116,10 +120,10 @@ class SchemaRegistry:
         title: str | None = None,
         description: str | None = None,
         template: str | None = None,
+        data_risk: DataRisk | Mapping[str, object] | None = None,
         *,
         params: type | None = None,
         result: type | None = None,
-        data_risk: DataRisk | Mapping[str, object] | None = None,
     ) -> SpanType[Any, Any] | None:
         """Add a whole span type: its parameters, its result, and how it is shown.
 
@@ -272,21 +276,23 @@ class SchemaRegistry:
                 f"another one from it for {name!r}"
             )
 
-    def get(self, name: str) -> dict[str, Any] | None:
+    @accepts_keyword(name="schema_name")
+    def get(self, schema_name: str) -> dict[str, Any] | None:
         """Return a copy of the payload schema of a span type; None if there is no such type."""
-        if name in self._span_schemas:
-            return copy_schema(self._span_schemas[name])
-        if name in self._span_type_schemas:
-            return copy_schema(self._span_type_schemas[name]["params_schema"])
+        if schema_name in self._span_schemas:
+            return copy_schema(self._span_schemas[schema_name])
+        if schema_name in self._span_type_schemas:
+            return copy_schema(self._span_type_schemas[schema_name]["params_schema"])
         return None
 
     def list_schemas(self) -> list[str]:
         """Return the names of all span types, in order of registration, each once."""
         return list(self._names)
 
-    def has_schema(self, name: str) -> bool:
+    @accepts_keyword(name="schema_name")
+    def has_schema(self, schema_name: str) -> bool:
         """Whether there is a span type of this name."""
-        return name in self._names
+        return schema_name in self._names
 
     def to_agent_schema_version(self, external_id: str) -> dict[str, Any]:
         """Return a copy of all that was registered, as ``POST /agent_instance/register`` takes it.
