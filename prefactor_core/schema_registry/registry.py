@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
 from typing import Any, TypeVar, cast, get_origin, overload
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
@@ -15,13 +16,30 @@ from prefactor_core.schema_registry.entries import (
     copy_schema,
     entry_of,
 )
-from prefactor_core.schema_registry.older_keywords import accepts_keyword
 from prefactor_core.schema_registry.span_type import SpanType
 from prefactor_core.schema_registry.type_schema import check_from_result, result_type_of, schema_of
 
 Params = TypeVar("Params")
 Result = TypeVar("Result")
 Class = TypeVar("Class", bound=type)
+Method = TypeVar("Method", bound=Callable[..., object])
+
+
+def _also_by(**others: str) -> Callable[[Method], Method]:
+    """Accept other keywords, too: ``@_also_by(name="schema_name")`` for ``get(name=...)``.
+
+    A call with both raises :class:`TypeError`, as for any argument that is given twice.
+    """
+
+    def decorate(method: Method) -> Method:
+        @wraps(method)
+        def call(*args: Any, **named: Any) -> object:
+            renamed = {own: named.pop(other) for other, own in others.items() if other in named}
+            return method(*args, **renamed, **named)
+
+        return cast("Method", call)
+
+    return decorate
 
 
 class SchemaRegistry:
@@ -43,7 +61,7 @@ class SchemaRegistry:
         # The names of span types by the class of their parameters.
         self.names_by_class: dict[type, str] = {}
 
-    @accepts_keyword(name="schema_name")
+    @_also_by(name="schema_name")
     def register(self, schema_name: str, schema: Schema) -> None:
         """Add the payload schema of a span type.
 
@@ -54,14 +72,14 @@ class SchemaRegistry:
             raise PrefactorValueError(f"Schema '{schema_name}' is already registered")
         self.register_unsafe(schema_name, schema)
 
-    @accepts_keyword(name="schema_name")
+    @_also_by(name="schema_name")
     def register_unsafe(self, schema_name: str, schema: Schema) -> None:
         """Add the payload schema of a span type, in place of one of the same name."""
         self._span_schemas[schema_name] = checked_schema(schema_name, "schema", schema)
         self._names[schema_name] = None
         self.revision += 1
 
-    @accepts_keyword(name="schema_name", schema="result_schema")
+    @_also_by(name="schema_name", schema="result_schema")
     def register_result(self, schema_name: str, result_schema: Schema) -> None:
         """Add the result schema of a span type.
 
@@ -276,7 +294,7 @@ class SchemaRegistry:
                 f"another one from it for {name!r}"
             )
 
-    @accepts_keyword(name="schema_name")
+    @_also_by(name="schema_name")
     def get(self, schema_name: str) -> dict[str, Any] | None:
         """Return a copy of the payload schema of a span type; None if there is no such type."""
         if schema_name in self._span_schemas:
@@ -289,7 +307,7 @@ class SchemaRegistry:
         """Return the names of all span types, in order of registration, each once."""
         return list(self._names)
 
-    @accepts_keyword(name="schema_name")
+    @_also_by(name="schema_name")
     def has_schema(self, schema_name: str) -> bool:
         """Whether there is a span type of this name."""
         return schema_name in self._names
