@@ -32,8 +32,9 @@ What is different, on purpose:
 * **Times need a time zone.** A naive ``datetime`` raises ``PrefactorValueError``, a ``ValueError``.
 * **The schema version is named by its content**, not by the time: the same span types are the same
   version in every run. ``external_schema_version_id=`` names it as before.
-* **A terminated run is cancelled**, and its block raises ``PrefactorTerminatedError``;
-  ``instance.terminated`` has the reason, for every run of a client.
+* **A terminated run stops.** Its next ``span()`` raises ``PrefactorTerminatedError``, and
+  ``instance.terminated`` has the reason, for every run of a client. The block of
+  ``client.agent_instance()`` is cancelled as well.
 * **Small ones.** ``finish_span()`` for a span that is not open raises ``SpanNotFoundError``, not
   ``KeyError``. ``client.instance_manager`` raises before the client is open, and is never None.
   Configurations are structs, not models of pydantic: ``config.replace(...)`` in place of
