@@ -17,18 +17,18 @@ What is different, on purpose:
   ``PrefactorAuthError``, ``PrefactorNotFoundError`` and ``PrefactorValidationError`` with the same
   attributes, ``PrefactorContractError`` for ``PrefactorResponseContractError``. Nothing takes the
   place of ``PrefactorRetryExhaustedError``: attempts go on while the client is open.
-* **Only ``create_agent_instance()`` waits for the API**, for at most ``registration_timeout``
-  seconds, and raises if the API refuses. Every other method records, and the API is asked in the
-  background: take the ``except`` for its errors away from ``span.start()``, ``complete()`` and
-  ``finish()``.
+* **Of the calls that record, only ``create_agent_instance()`` waits for the API**, for at most
+  ``registration_timeout`` seconds, and raises if the API refuses. The others are delivered in the
+  background: take the ``except`` for errors of the API away from ``span.start()``, ``complete()``
+  and ``finish()``.
 * **One refused operation stops nothing.** It is counted (``client.statistics()``) and logged, and
-  the others are delivered. 0.5.3 stopped all telemetry, raised ``PrefactorTelemetryFailureError``
-  at the next call, and again at ``close()``. With ``raise_on_loss=True`` the scope raises it once,
-  at its end.
+  the others are delivered. 0.5.3 stopped all telemetry, and raised
+  ``PrefactorTelemetryFailureError`` at the next calls, or else at ``close()``. With
+  ``raise_on_loss=True`` it is raised once, at the end of the client.
 * **A span ends as its block does.** It was ``complete`` also when the block raised; now it is
   ``failed``, with the error as its result, or ``cancelled``. A span that you end yourself keeps the
   end that you gave.
-* **``span.id`` is final from the beginning.** Before ``start()`` it was another one.
+* **``span.id`` does not change with ``start()``.**
 * **Times need a time zone.** A naive ``datetime`` raises ``PrefactorValueError``, a ``ValueError``.
 * **The schema version is named by its content**, not by the time: the same span types are the same
   version in every run. ``external_schema_version_id=`` names it as before.
