@@ -12,7 +12,7 @@ import prefactor_core
 
 PACKAGE = Path(prefactor_core.__file__).parent
 # Import paths of earlier versions, without code of their own.
-OLDER_PATHS = {"managers", "runtime.py", "span_context.py", "utils.py"}
+OLDER_PATHS = {"managers", "monitoring", "runtime.py", "span_context.py", "utils.py"}
 ROOMS = sorted({path.parent.name for path in PACKAGE.glob("*/__init__.py")} - OLDER_PATHS)
 
 

@@ -21,7 +21,8 @@ NAMES: Final = {
         "PrefactorCoreClient PrefactorCoreConfig PrefactorCoreError PrefactorTelemetryFailureError "
         "PrefactorTerminatedError Queue QueueClosedError QueueConfig SchemaRegistry Span "
         "SpanContext SpanContextStack SpanNotFoundError TaskExecutor __version__ "
-        "build_runtime_environment generate_idempotency_key validate_idempotency_key"
+        "build_runtime_environment generate_idempotency_key validate_idempotency_key "
+        "warn_missing_adaptor_config"
     ),
     "client": "PrefactorCoreClient",
     "config": "HttpClientConfig PrefactorCoreConfig QueueConfig",
@@ -35,6 +36,8 @@ NAMES: Final = {
     "managers.agent_instance": "AgentInstanceHandle AgentInstanceManager",
     "managers.span": "SpanManager",
     "models": "AgentInstance Span",
+    "monitoring": "TerminationMonitor",
+    "monitoring.termination_monitor": "TerminationMonitor",
     "operations": "Operation OperationType",
     "queue": "InMemoryQueue Queue QueueClosedError TaskExecutor",
     "queue.base": "Queue QueueClosedError",
@@ -43,7 +46,7 @@ NAMES: Final = {
     "runtime": "build_runtime_environment",
     "schema_registry": "SchemaRegistry",
     "span_context": "SpanContext",
-    "utils": "generate_idempotency_key validate_idempotency_key",
+    "utils": "generate_idempotency_key validate_idempotency_key warn_missing_adaptor_config",
 }
 """The public names of each module of 0.5.3."""
 
@@ -76,6 +79,10 @@ SIGNATURES: Final = {
         is_empty()
     """,
     "exceptions.OperationError": "(message, operation_type=None)",
+    "exceptions.PrefactorTelemetryFailureError": (
+        "(message, *, cause, operation_type=None, dropped_operations=0)"
+    ),
+    "exceptions.PrefactorTerminatedError": "(reason=None)",
     "managers.agent_instance.AgentInstanceHandle": """
         (instance_id, client)
         property id()
@@ -122,6 +129,16 @@ SIGNATURES: Final = {
         id, instance_id, schema_name, parent_span_id=None, status='pending', payload=...,
         created_at=..., started_at=None, finished_at=None
     )""",
+    "monitoring.termination_monitor.TerminationMonitor": """
+        (fetch_instance, poll_interval=30.0)
+        property termination_reason()
+        get_termination_event()
+        detect_termination(reason)
+        sync(instance_id)
+        reset()
+        subscribe(callback)
+        destroy()
+    """,
     "operations.Operation": "(type, payload, timestamp, idempotency_key=None, metadata=...)",
     "queue.base.Queue": """
         async put(item)
@@ -168,6 +185,7 @@ SIGNATURES: Final = {
     "utils": """
         generate_idempotency_key()
         validate_idempotency_key(key)
+        warn_missing_adaptor_config(instance_id, adaptor_name, create_client_call)
     """,
 }
 """The functions of each module of 0.5.3, and the methods of each class, its constructor first:
@@ -191,6 +209,9 @@ DIFFERENCES: Final = {
         "nor quality payloads are kept"
     ),
     "models.Span": "what the client knows of a span: read, not made; fields by name only",
+    "monitoring.termination_monitor.TerminationMonitor": (
+        "a view: the client detects the termination of every run by itself"
+    ),
     "operations.Operation": "one class for each kind, made by the client, with typed fields",
     "queue.executor.TaskExecutor": (
         "a scope, 'async with TaskExecutor(...):', which cannot leave tasks behind as start() "

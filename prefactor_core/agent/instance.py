@@ -13,6 +13,7 @@ import anyio.lowlevel
 from prefactor_core.agent.disabled_span import DisabledSpan
 from prefactor_core.agent.span import SpanContext, new_span, start_by_id, start_by_id_nowait
 from prefactor_core.agent.traced import F, traced_by
+from prefactor_core.compat.adapters import RunAliases
 from prefactor_core.context_stack import SpanContextStack
 from prefactor_core.exceptions import (
     PrefactorTerminatedError,
@@ -144,7 +145,7 @@ def forget_ended_runs() -> None:
     context_runs.set(open_runs())
 
 
-class AgentInstanceHandle(Uncopyable):
+class AgentInstanceHandle(RunAliases, Uncopyable):
     """One run of an agent, registered by ``client``.
 
     :meth:`start` and :meth:`finish` begin and end it; in between, :meth:`span` makes its steps. In
@@ -159,6 +160,7 @@ class AgentInstanceHandle(Uncopyable):
     _kind = "a run of an agent in this process"
 
     def __init__(self, instance_id: str, client: Client) -> None:
+        self._owner = client
         self._instances = client.instance_manager
         self._spans = client.span_manager
         self._quality = client.quality_manager
@@ -173,6 +175,11 @@ class AgentInstanceHandle(Uncopyable):
     def id(self) -> str:
         """The id of the run, a PFID; provisional until the API has registered the run."""
         return self._identity.id
+
+    @property
+    def client(self) -> Client:
+        """The client that registered the run."""
+        return self._owner
 
     @property
     def ended(self) -> bool:

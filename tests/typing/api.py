@@ -75,6 +75,10 @@ async def scopes(queue: Queue[Operation], registry: SchemaRegistry) -> None:
     async with open_prefactor(schema_registry=registry, queue=queue) as client:
         assert_type(client, PrefactorCoreClient)
         assert_type(client.statistics(), Statistics)
+        assert_type(client.is_open, bool)
+        client.set_sdk_header_entry("prefactor-langchain@0.3.0")
+        assert_type(client.sdk_header_entry, str | None)
+        assert_type(client.termination.reason, str | None)
         async with client.agent_instance("agent", {"name": "Agent"}) as instance:
             assert_type(instance, AgentInstanceHandle)
             assert_type(instance.id, str)
