@@ -219,14 +219,14 @@ class AgentInstanceHandle(RunAliases, Uncopyable):
         if self._termination.reason is not None:
             raise PrefactorTerminatedError(self._termination.reason, self.id)
 
-    async def start(self, *, timestamp: datetime | None = None) -> None:
+    async def start(self, timestamp: datetime | None = None) -> None:
         """Start the run, now or at ``timestamp``, and make it the current one of this context. A
         second call does nothing."""
         self.start_nowait(timestamp=timestamp)
         if self.recorder.event_loop.is_turn_due():
             await anyio.lowlevel.checkpoint()
 
-    def start_nowait(self, *, timestamp: datetime | None = None) -> None:
+    def start_nowait(self, timestamp: datetime | None = None) -> None:
         """As :meth:`start`, in synchronous code."""
         at = None if timestamp is None else to_time("timestamp", timestamp)
         if self._instance.status is InstanceStatus.PENDING:
@@ -235,9 +235,7 @@ class AgentInstanceHandle(RunAliases, Uncopyable):
         if self not in context_runs.get():
             context_runs.set((*open_runs(), self))
 
-    async def finish(
-        self, status: Outcome = "complete", *, timestamp: datetime | None = None
-    ) -> None:
+    async def finish(self, status: Outcome = "complete", timestamp: datetime | None = None) -> None:
         """End the run, now or at ``timestamp``, as ``complete``, ``failed`` or ``cancelled``.
 
         Its open spans end first, at the same time, as ``cancelled``. A second call does nothing.
@@ -254,7 +252,7 @@ class AgentInstanceHandle(RunAliases, Uncopyable):
             await anyio.lowlevel.checkpoint()
 
     def finish_nowait(
-        self, status: Outcome = "complete", *, timestamp: datetime | None = None
+        self, status: Outcome = "complete", timestamp: datetime | None = None
     ) -> None:
         """As :meth:`finish`, in synchronous code."""
         if not self.ended:
@@ -311,7 +309,6 @@ class AgentInstanceHandle(RunAliases, Uncopyable):
         schema_name: str | TypedStep,
         parent_span_id: str | None = None,
         payload: Mapping[str, object] | Fields | None = None,
-        *,
         started_at: datetime | None = None,
     ) -> str:
         """Start a span, and return its id for :meth:`finish_span`."""
@@ -324,7 +321,6 @@ class AgentInstanceHandle(RunAliases, Uncopyable):
         schema_name: str | TypedStep,
         parent_span_id: str | None = None,
         payload: Mapping[str, object] | Fields | None = None,
-        *,
         started_at: datetime | None = None,
     ) -> str:
         """As :meth:`create_span`, in synchronous code."""
@@ -336,7 +332,6 @@ class AgentInstanceHandle(RunAliases, Uncopyable):
         self,
         span_id: str,
         result_payload: Mapping[str, object] | None = None,
-        *,
         timestamp: datetime | None = None,
     ) -> None:
         """End a span of :meth:`create_span` as ``complete``."""
@@ -348,7 +343,6 @@ class AgentInstanceHandle(RunAliases, Uncopyable):
         self,
         span_id: str,
         result_payload: Mapping[str, object] | None = None,
-        *,
         timestamp: datetime | None = None,
     ) -> None:
         """As :meth:`finish_span`, in synchronous code."""

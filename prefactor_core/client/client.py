@@ -113,8 +113,8 @@ class PrefactorCoreClient(ClientAliases, RecordingClient):
         self,
         config: PrefactorCoreConfig,
         queue: Queue[Operation] | None = None,
-        *,
         sdk_header_entry: str | None = None,
+        *,
         asgi_app: api_client.AsgiApp | None = None,
     ) -> None:
         if not isinstance(config, PrefactorCoreConfig):
