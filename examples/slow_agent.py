@@ -190,7 +190,7 @@ async def run_agent(
     ) as client:
         async with client.agent_instance(
             agent_id=agent_id,
-            agent_version={"name": "Trip planner", "external_identifier": "v1.0.0"},
+            agent_version={"name": "Trip planner", "external_identifier": "trip-planner-1"},
             on_refused="raise",
         ) as instance:
             started(instance.id)
