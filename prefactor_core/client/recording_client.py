@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast, overload
@@ -27,9 +27,13 @@ from prefactor_core.schema_registry.typed_span import TypedStep
 
 if TYPE_CHECKING:
     from prefactor_core import managers
+    from prefactor_core.agent import propagation
+    from prefactor_core.operations import trace_headers
     from prefactor_core.recording import quality
 else:
     managers = LazyModule("prefactor_core.managers")
+    propagation = LazyModule("prefactor_core.agent.propagation")
+    trace_headers = LazyModule("prefactor_core.operations.trace_headers")
     quality = LazyModule("prefactor_core.recording.quality")
 
 
@@ -42,6 +46,7 @@ class RunOptions(TypedDict, total=False):
     environment_id: str | None
     purpose: Purpose | None
     external_identifier: str | None
+    parent: trace_headers.Headers | None
 
 
 def _check_run_options(options: Mapping[str, object]) -> None:
@@ -144,6 +149,12 @@ class RecordingClient(Uncopyable, ABC):
         ``external_identifier``: your own name of the run, unique for each agent. The API refuses a
         second run of the same agent with the same one: do not use the id of a chat that goes on,
         or of a job that may be delivered again.
+        ``parent``: the headers of the request or message that caused the run, a mapping or pairs.
+        The sender has written its step there by :meth:`inject`, or as a ``traceparent``. The API
+        knows no parent in another run, so the spans of this run that have no parent name the
+        step in their payloads, as ``prefactor_caused_by``. The OpenTelemetry export of this run
+        belongs to the trace of that step. Malformed headers are ignored and logged. A sender can
+        name any step: take no headers from strangers.
         ``on_refused``: if the API refuses, ``"raise"`` its error, or ``"log"`` it and let the run
         go on unrecorded.
 
@@ -208,6 +219,20 @@ class RecordingClient(Uncopyable, ABC):
                 **options,
             ),
         )
+
+    def inject(self, headers: MutableMapping[str, str]) -> None:
+        """Write the current step into the headers of a request or message to another process.
+
+        The receiver gives them to :meth:`agent_instance` as ``parent``. The step is the innermost
+        open span of the current run, or the run itself; without a current run, the innermost open
+        span. Outside of a run nothing is written.
+
+        ``traceparent`` gets the ids by which the OpenTelemetry export knows the step. If a span of
+        OpenTelemetry is current, OpenTelemetry writes its own context there instead. ``baggage``
+        gets the ids of run and span in Prefactor, beside what others have written; a run that the
+        API has not registered yet has only a ``traceparent``.
+        """
+        propagation.inject(headers, self)
 
     def _schema_version(
         self, agent_id: str | None, given: Schema | None, external_id: str | None

@@ -102,6 +102,10 @@ async def scopes(queue: Queue[Operation], registry: SchemaRegistry) -> None:
             purpose="smoke_test",
             external_identifier="…",
         )
+        client.agent_instance(agent_version={}, parent={"traceparent": "…"})
+        client.agent_instance(agent_version={}, parent=[(b"traceparent", b"x")])
+        client.agent_instance(agent_version={}, parent=1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        client.inject({})
         client.agent_instance(agent_version={}, purpose="eval")
         client.agent_instance(agent_version={}, purpose="test")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         assert_type(handle, AgentInstanceHandle)
@@ -156,7 +160,8 @@ def synchronous(registry: SchemaRegistry) -> None:
         assert_type(current_span(), SpanContext[Mapping[str, object] | Fields] | None)
         client.finish_span("…", {"n": 1}, timestamp=datetime.now(UTC))
         client.record_quality(instance.id, "accuracy", {"score": 1})
-        client.create_agent_instance(agent_version={}, purpose="live")
+        client.inject({})
+        client.create_agent_instance(agent_version={}, purpose="live", parent={b"baggage": b"x"})
         client.create_agent_instance(agent_version={}, purpose="test")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
         client.create_agent_instance(1)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
         client.agent_instance("agent", {}, id="…")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
