@@ -61,7 +61,7 @@ class Recorder(Uncopyable):
         identities: Identities,
         capture: Capture,
         begin_run: BeginRun,
-        registry: SchemaRegistry | None = None,
+        registry: SchemaRegistry,
         *,
         records: bool = True,
     ) -> None:
