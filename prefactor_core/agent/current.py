@@ -143,7 +143,7 @@ def span(
         except ClientNotInitializedError:
             pass  # another thread has just closed the client
         except ClientScopeError:
-            log_fork(_name_of(schema_name))
+            log_fork(f"span({_name_of(schema_name)!r})")
     else:
         _log_outside(_name_of(schema_name))
     return SpanOutsideOfRun()
