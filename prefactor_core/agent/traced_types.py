@@ -182,9 +182,9 @@ class TypedFunction(TracedFunction):
         if not partly:
             return {}
         # Redacted first: a text hides the keys that say what is secret.
-        tree = _decoded(capture(unsure))
-        fitted = fitted_fields(tree, hints) if isinstance(tree, dict) else {}
-        fitted = {name: value for name, value in fitted.items() if name in unsure}
+        redacted: object = _decoded(capture(unsure))
+        tree = cast("dict[str, Any]", redacted) if isinstance(redacted, dict) else {}
+        fitted = fitted_fields({name: tree[name] for name in unsure if name in tree}, hints)
         left_out = [name for name in unsure if fitted.get(name, UNSET) is UNSET]
         if left_out:
             message = "%s: what does not fit in any form is not recorded: %s"
