@@ -29,12 +29,13 @@ from prefactor_core.schema_registry.type_schema import Fields, SpanParams
 from prefactor_core.schema_registry.typed_span import TypedStep
 
 if TYPE_CHECKING:
-    from prefactor_core import managers
+    from prefactor_core import managers, span_types
     from prefactor_core.agent import propagation
     from prefactor_core.recording import quality
 else:
     managers = LazyModule("prefactor_core.managers")
     propagation = LazyModule("prefactor_core.agent.propagation")
+    span_types = LazyModule("prefactor_core.span_types")
     quality = LazyModule("prefactor_core.recording.quality")
 
 
@@ -125,8 +126,9 @@ class RecordingClient(Uncopyable, ABC):
         :func:`build_runtime_environment` is added. If the API refuses the version with it, having
         stored the version without one or with another, it is registered as you gave it.
         ``agent_schema_version``: the span types, in the form of the API. By default they come
-        from the schema registry, identified by ``external_schema_version_id`` or else by a
-        hash of their content, so that the same types are the same version on every run.
+        from the schema registry of the configuration, or without one are the standard types,
+        identified by ``external_schema_version_id`` or else by a hash of their content, so that
+        the same types are the same version on every run.
         ``instance_id``: your own id, a PFID of the account's partition.
         ``purpose``: ``live``, ``smoke_test`` or ``eval``.
         ``external_identifier``: your own name of the run, unique for each agent. The API refuses a
@@ -145,9 +147,8 @@ class RecordingClient(Uncopyable, ABC):
         ``agent_version``, followed by ``agent_schema_version``, ``agent_id``, ``instance_id``,
         ``external_schema_version_id``, ``environment_id``, ``purpose``, ``external_identifier``.
 
-        Raises :class:`PrefactorValueError` if ``agent_version`` is left out, neither a schema
-        version nor a registry is given, or an option is unknown, and a :class:`PrefactorApiError`
-        if the API refuses.
+        Raises :class:`PrefactorValueError` if ``agent_version`` is left out or an option is
+        unknown, and a :class:`PrefactorApiError` if the API refuses.
         """
         instances = self.instance_manager
         version = checked_version(agent_id, agent_version, options)
@@ -210,13 +211,13 @@ class RecordingClient(Uncopyable, ABC):
     def _schema_version(
         self, agent_id: str | None, given: Schema | None, external_id: str | None
     ) -> Schema:
-        registry = self.config.schema_registry
-        if given is not None or registry is None:
-            return choose_schema_version(agent_id, given, external_id, registry)
+        if given is not None:
+            return choose_schema_version(agent_id, given, external_id)
+        registry = self.config.schema_registry or span_types.default_registry()
         # Most programs use one version for all runs, and choosing it is slow.
         key = registry, registry.revision, agent_id, external_id
         if self._chosen is None or self._chosen[0] != key:
-            self._chosen = key, choose_schema_version(agent_id, None, external_id, registry)
+            self._chosen = key, choose_schema_version(agent_id, registry, external_id)
         return self._chosen[1]
 
     async def create_span(
