@@ -53,6 +53,7 @@ CHAPTERS = {
         "crash-proof",
         r"the agent was ended by signal 9, and left 1 journal\nafter the next start 0 are left\n",
     ),
+    "from_0_5_3.py": (ON_TRIO, "older-agent", r"lost operations: 0\n"),
     "stop_signals.py": (
         ON_TRIO,
         "stop-signals",

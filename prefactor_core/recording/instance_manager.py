@@ -255,6 +255,11 @@ class AgentInstanceManager(Uncopyable):
         """The runs that have not ended, in order of registration."""
         return list(self._instances.values())
 
+    def newest(self) -> RunIdentity | None:
+        """The run that was registered last, of those that have not ended; None without one."""
+        instances = list(self._instances.values())  # at once: other threads may end runs
+        return instances[-1].identity if instances else None
+
     def states(self) -> Sequence[tuple[str, InstanceStatus, int | None]]:
         """The runs that have not ended: their ids in operations, statuses, and starts in
         nanoseconds since 1970."""
