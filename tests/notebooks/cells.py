@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -64,12 +65,17 @@ WAYS = {
 }
 
 
+def _variables(folder: Path) -> dict[str, str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PREFACTOR_")}
+    return {**inherited, "IPYTHONDIR": str(folder / "ipython")}  # not the history of a developer
+
+
 class Kernel:
     """A kernel of Jupyter that runs cells in ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         self.manager = KernelManager(kernel_name="python3")
-        self.manager.start_kernel(cwd=str(folder))
+        self.manager.start_kernel(cwd=str(folder), env=_variables(folder))
         self._connect()
 
     def _connect(self) -> None:
@@ -92,14 +98,15 @@ class Kernel:
         assert reply["content"]["status"] == "ok", "\n".join(reply["content"]["traceback"])
         return shown
 
-    def restart(self, *, kill: bool) -> None:
+    def kill_and_restart(self) -> None:
         self._client.stop_channels()
-        self.manager.restart_kernel(now=kill)
+        self.manager.restart_kernel(now=True)
         self._connect()
 
     def close(self) -> None:
+        """Shut the kernel down, as a restart does first."""
         self._client.stop_channels()
-        self.manager.shutdown_kernel(now=True)
+        self.manager.shutdown_kernel()
 
 
 SHELL = """
@@ -117,6 +124,7 @@ def run_in_ipython(cells: Sequence[str], folder: Path) -> str:
     result = subprocess.run(
         [sys.executable, "-c", SHELL, json.dumps(cells)],
         cwd=folder,
+        env=_variables(folder),
         capture_output=True,
         text=True,
         timeout=60,
@@ -131,7 +139,6 @@ def run_in_jupyter(cells: Iterable[str], folder: Path) -> str:
     kernel = Kernel(folder)
     try:
         shown = [kernel.run(cell) for cell in cells]
-        kernel.restart(kill=False)
     finally:
         kernel.close()
     assert [output["stderr"] for output in shown] == [""] * len(shown)

@@ -90,7 +90,7 @@ def test_the_next_client_ends_the_run_of_a_kernel_that_was_killed(
     with_journal = OPEN + "\noptions['journal'] = 'journal'"
     for cell in (with_journal, cells["open"], cells["start"], cells["begin"], "search('x')"):
         kernel.run(cell)
-    kernel.restart(kill=True)
+    kernel.kill_and_restart()
     for cell in (with_journal, cells["open"], cells["start"], cells["finish"], cells["close"]):
         kernel.run(cell)
     killed, next_one = runs_in(tmp_path)
