@@ -61,7 +61,7 @@ test-notebook *options: (_install ".venv-notebook" "local" "pytest" "hypothesis"
 
 # Run the test kit with pytest-asyncio and pytest-trio.
 test-plugins *options: (_install ".venv-plugins" "local" "hypothesis" "pytest-asyncio" "pytest-trio")
-    .venv-plugins/bin/python -m pytest {{ options }} tests/plugins
+    .venv-plugins/bin/python -m pytest -p no:asyncio -p no:trio {{ options }} tests/plugins
 
 # Let Schemathesis make some thousand requests by the OpenAPI document of a served file.
 test-openapi *options: (_install ".venv-openapi" "local" "schemathesis")

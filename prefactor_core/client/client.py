@@ -98,8 +98,8 @@ def open_prefactor(
 def follow_cells() -> bool:
     """In IPython or Jupyter, carry the current run and span over from cell to cell; return whether
     this is one of them."""
-    ipython = sys.modules.get("IPython")
-    shell = None if ipython is None else ipython.get_ipython()
+    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    shell = None if get_ipython is None else get_ipython()
     if shell is None:
         return False
     from prefactor_core.agent import cells

@@ -7,7 +7,7 @@ import pytest
 AGENT = """
 import pytest
 
-from prefactor_core import current_instance, open_prefactor, traced
+from prefactor_core import SchemaRegistry, open_prefactor, traced
 
 @traced("agent:tool")
 async def search(query):
@@ -50,7 +50,7 @@ async def test_a_client_of_the_test(prefactor, checked):
 @{fixture}
 async def captured(prefactor, checked):
     with prefactor.capture():
-        client = open_prefactor()
+        client = open_prefactor(schema_registry=SchemaRegistry())
         await client.initialize()
         yield client
         await client.close()
@@ -65,12 +65,12 @@ async def test_a_client_of_the_application(captured):
 
 PLUGINS = {
     "pytest-asyncio, strict": (
-        "asyncio_mode = strict",
+        "asyncio_mode = strict\nasyncio_default_fixture_loop_scope = function",
         "import pytest_asyncio",
         {"fixture": "pytest_asyncio.fixture", "mark": "@pytest.mark.asyncio"},
     ),
     "pytest-asyncio, auto": (
-        "asyncio_mode = auto",
+        "asyncio_mode = auto\nasyncio_default_fixture_loop_scope = function",
         "",
         {"fixture": "pytest.fixture", "mark": ""},
     ),
