@@ -207,7 +207,7 @@ class _Client(PrefactorCoreClient):
         traceback: TracebackType | None,
     ) -> bool | None:
         if self._host is None or anyio.get_current_task().id == self._host_id:
-            return await super().__aexit__(exc_type, error, traceback)
+            return await super().__aexit__(exc_type, error, traceback)  # noqa: ASYNC102 - bounded
         if not self._host.ended:
             # The host task does not know how the block ended.
             for _ in finish_open_runs(self.instance_manager, self.span_manager.recorder, error):
