@@ -22,7 +22,6 @@ from prefactor_core.client.sync import SyncPrefactorClient
 from prefactor_core.config import PrefactorCoreConfig, PrefactorOptions, check_options
 from prefactor_core.exceptions import PrefactorCoreError, PrefactorTelemetryFailureError
 from prefactor_core.recording.run_end import finish_open_runs
-from prefactor_core.schema_registry import SchemaRegistry
 from prefactor_core.schema_registry.sensitive import hidden
 
 try:
@@ -73,8 +72,7 @@ class Recording:
         """A client that records here: ``async with recording.open() as client:``.
 
         Takes the options of :func:`~prefactor_core.open_prefactor`. The environment is not read,
-        not even ``PREFACTOR_ENABLED``. ``schema_registry``: by default an empty one, which takes
-        spans of any name.
+        not even ``PREFACTOR_ENABLED``.
 
         Its block may be entered in one task and left in another, as in a fixture of pytest-asyncio
         or in ``asyncSetUp()`` of unittest.
@@ -104,8 +102,6 @@ class Recording:
     def _config(options: PrefactorOptions) -> PrefactorCoreConfig:
         check_options(options)
         options.setdefault("enabled", True)
-        if options.get("schema_registry") is None:
-            options["schema_registry"] = SchemaRegistry()
         return PrefactorCoreConfig.from_env(api_url=NOWHERE, **options)
 
     def terminate(self, instance_id: str, reason: str) -> None:
@@ -273,7 +269,7 @@ class RecordedRun(Struct, frozen=True):
         """The flags of the run, of each span (after its name) and of the quality payloads.
 
         ``assert run.flags == []`` finds misspelled span types, and payloads that do not fit their
-        schemas. Without a schema registry nothing is compared.
+        schemas. With an empty ``SchemaRegistry()`` nothing is compared.
         """
         spans = [f"{span.schema_name}: {flag}" for span in self.spans for flag in span.flags]
         qualities = [

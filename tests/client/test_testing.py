@@ -28,6 +28,7 @@ from prefactor_core import (
     open_prefactor,
     redact_keys,
 )
+from prefactor_core.span_types import ToolCall
 from prefactor_core.testing import Recording, open_recording
 
 
@@ -62,8 +63,8 @@ async def record_in(client: PrefactorCoreClient) -> None:
         await record_tree(instance)
 
 
-async def record_run(recording: Recording) -> None:
-    async with recording.open() as client:
+async def record_run(recording: Recording, registry: SchemaRegistry | None = None) -> None:
+    async with recording.open(schema_registry=registry) as client:
         await record_in(client)
 
 
@@ -122,10 +123,19 @@ async def test_payloads_that_do_not_fit_their_schema_are_flagged() -> None:
     assert (run.purpose, run.external_identifier, run.quality) == ("live", None, {})
 
 
-async def test_without_a_registry_spans_of_any_name_fit() -> None:
+async def test_with_an_empty_registry_spans_of_any_name_fit() -> None:
     with open_recording() as recording, anyio.fail_after(10):
-        await record_run(recording)
+        await record_run(recording, SchemaRegistry())
         assert recording.run.flags == []
+
+
+async def test_without_a_registry_the_standard_types_are_compared() -> None:
+    with open_recording() as recording, anyio.fail_after(10):
+        async with recording.open() as client, client.agent_instance(**AGENT) as instance:
+            with instance.span(ToolCall(tool="search")), instance.span("agent:tool"):
+                pass
+        (flag,) = recording.run.flags
+        assert flag.startswith("agent:tool: span type 'agent:tool' is not registered; the nearest")
 
 
 async def test_after_a_flush_an_open_run_is_seen_as_far_as_it_got() -> None:
@@ -403,7 +413,7 @@ class Unittest(unittest.IsolatedAsyncioTestCase):
         self.recording = self.enterContext(open_recording())
         self.client = await self.enterAsyncContext(self.recording.open())
         self.enterContext(self.recording.capture())
-        self.application = open_prefactor(schema_registry=SchemaRegistry())
+        self.application = open_prefactor()
         await self.application.initialize()
         self.addAsyncCleanup(self.application.close)
 

@@ -7,7 +7,7 @@ import pytest
 AGENT = """
 import pytest
 
-from prefactor_core import SchemaRegistry, open_prefactor, traced
+from prefactor_core import open_prefactor, traced
 
 @traced("agent:tool")
 async def search(query):
@@ -50,7 +50,7 @@ async def test_a_client_of_the_test(prefactor, checked):
 @{fixture}
 async def captured(prefactor, checked):
     with prefactor.capture():
-        client = open_prefactor(schema_registry=SchemaRegistry())
+        client = open_prefactor()
         await client.initialize()
         yield client
         await client.close()
