@@ -55,6 +55,14 @@ test-lowest *options: (_install venv "dev")
 test-browser *options: _chromium _browser
     {{ python }} -m pytest -n 2 --dist loadfile tests/browser {{ options }}
 
+# Run the cells of notebooks in a kernel of Jupyter and in the shell of IPython.
+test-notebook *options: (_install ".venv-notebook" "local" "pytest" "hypothesis" "trio" "ipykernel" "jupyter-client")
+    .venv-notebook/bin/python -m pytest {{ options }} tests/notebooks
+
+# Run the test kit with pytest-asyncio and pytest-trio.
+test-plugins *options: (_install ".venv-plugins" "local" "hypothesis" "pytest-asyncio" "pytest-trio")
+    .venv-plugins/bin/python -m pytest -p no:asyncio -p no:trio {{ options }} tests/plugins
+
 # Let Schemathesis make some thousand requests by the OpenAPI document of a served file.
 test-openapi *options: (_install ".venv-openapi" "local" "schemathesis")
     PYTHONPATH=tests .venv-openapi/bin/python -m openapi {{ options }}

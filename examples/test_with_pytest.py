@@ -19,6 +19,9 @@ needs a network or an account.
   ``SchemaRegistry()`` every name is taken, and all fits. ``run.quality`` has the quality payloads
   by name.
 * ``prefactor.terminate(instance.id, reason)`` stops a run, as Prefactor would.
+* ``with prefactor.capture():`` records what an application sends that opens its own client, in any
+  task or thread, whatever its address. It needs no address and no token then.
+* A test that fails shows the tree of what was recorded.
 * The kit reads nothing of the environment. ``PREFACTOR_ENABLED=0`` switches off what your agent
   opens by itself, and nothing here.
 
@@ -34,9 +37,13 @@ pytest-trio         ``@pytest.mark.trio``, or ``trio_mode = true`` and no mark
 none                ``def test_...(): anyio.run(main, prefactor)``, as below
 ==================  ==============================================================================
 
-An asynchronous fixture of your own may hold a client open across its ``yield`` if its plugin
-enters and leaves the fixture in one task: anyio's does. Elsewhere use ``initialize()`` and
-``close()``. Without pytest, write ``with open_recording() as recording:``.
+An asynchronous fixture of your own may hold ``async with prefactor.open() as client:`` across its
+``yield``, also where its plugin enters and leaves the fixture in different tasks, as pytest-asyncio
+does. There, a run that the fixture holds open needs ``create_agent_instance()``, ``start()`` and
+``finish()``, and a client of the application ``initialize()`` and ``close()``.
+
+Without pytest, write ``with open_recording() as recording:``. In unittest that is
+``self.enterContext(open_recording())``.
 """
 
 from __future__ import annotations
@@ -47,7 +54,7 @@ import sys
 import anyio
 import pytest
 
-from prefactor_core import PrefactorCoreClient, PrefactorTerminatedError
+from prefactor_core import PrefactorCoreClient, PrefactorTerminatedError, open_prefactor
 from prefactor_core.span_types import LLMCall, LLMResult, ToolCall
 from prefactor_core.testing import Recording
 
@@ -75,6 +82,19 @@ async def test_it_asks_its_model_and_then_searches(prefactor: Recording) -> None
     assert run.flags == []
 
 
+async def application(question: str) -> str:
+    """An application that opens its own client."""
+    async with open_prefactor() as client:
+        return await agent(client, question)
+
+
+@pytest.mark.anyio
+async def test_an_application_records_what_its_agent_does(prefactor: Recording) -> None:
+    with prefactor.capture():
+        assert await application("Hello") == "Hi there"
+    assert prefactor.run.named("agent:llm_call").status == "complete"
+
+
 @pytest.mark.anyio
 async def test_an_empty_question_is_recorded_as_a_failure(prefactor: Recording) -> None:
     async with prefactor.open() as client:
@@ -91,7 +111,6 @@ def test_it_stops_when_the_run_is_terminated(prefactor: Recording) -> None:
 
     async def stopped(client: PrefactorCoreClient) -> None:
         async with client.agent_instance("my-agent", {"name": "My agent"}) as instance:
-            await client.flush()  # only a run that Prefactor knows as active can be stopped
             prefactor.terminate(instance.id, "over budget")
             async with instance.span("agent:tool") as span:
                 await span.start()  # reported now: the answer says that the run is to stop

@@ -1,9 +1,12 @@
-"""The pytest plugin: the fixture ``prefactor``. pytest loads it wherever this is installed."""
+"""The pytest plugin: the fixture ``prefactor``, and what it recorded in the report of a failure.
+
+pytest loads it wherever this package is installed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -23,3 +26,16 @@ def prefactor() -> Generator[testing.Recording]:
 
     with open_recording() as recording:
         yield recording
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the recorded runs with the failure of a test that uses the fixture."""
+    report = yield
+    recording: Any = getattr(item, "funcargs", {}).get("prefactor")
+    # Another plugin may have a fixture of this name.
+    if report.when == "call" and report.failed and type(recording).__module__ == testing.__name__:
+        report.sections.append(("prefactor", recording.outline))
+    return report

@@ -63,7 +63,7 @@ CHAPTERS = {
 # What they print is what they recorded, or what they tested.
 SHOWN = {
     "payloads.py": r"(?s).*\nnothing of it leaked\n",
-    "test_with_pytest.py": r"(?s).*5 passed in .*",
+    "test_with_pytest.py": r"(?s).*7 passed in .*",
 }
 ELSEWHERE = {"agent_e2e.py", "kill_switch.py", "slow_agent.py"}
 """Tested as a user runs them, in ``cli/``."""

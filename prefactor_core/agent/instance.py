@@ -351,5 +351,13 @@ class AgentInstanceHandle(RunAliases, Uncopyable):
         """As :meth:`record_quality`, in synchronous code."""
         self._quality.record(self._identity, name, payload)
 
+    def _repr_html_(self) -> str:
+        # Imported here: only notebooks show it.
+        from prefactor_core.agent.run_html import open_run_html
+
+        self._instance.id = self.id  # the API may have given it since
+        spans = self._spans.open_spans(self.id)
+        return open_run_html(self._instance, spans, recorded=self.recorded, reason=self.terminated)
+
     def __repr__(self) -> str:
         return f"<AgentInstanceHandle {self.id} {self._instance.status}>"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
 from prefactor_core.agent.instance import current_instance
 from prefactor_core.agent.run_termination import RunTermination
 from prefactor_core.agent.scope import AgentInstanceScope
+from prefactor_core.client.captures import NOWHERE, captured, is_capturing
 from prefactor_core.client.recording_client import RecordingClient
 from prefactor_core.compat.adapters import ClientAliases
 from prefactor_core.config import PrefactorCoreConfig, PrefactorOptions, check_options
@@ -73,6 +75,8 @@ def open_prefactor(
         api_token = SecretStr(api_token)  # no traceback with locals shows it
     check_options(options)
     if config is None:
+        if is_capturing() and asgi_app is None:
+            api_url, api_token = NOWHERE, None  # a test need not have those of production
         config = PrefactorCoreConfig.from_env(api_url=api_url, api_token=api_token, **options)
     elif api_url is not None or api_token is not None:
         raise PrefactorValueError(
@@ -89,6 +93,19 @@ def open_prefactor(
             options.pop("schema_registry", None)  # None does not remove that of the config
         config = config.replace(**options)
     return PrefactorCoreClient(config, queue, asgi_app=asgi_app)
+
+
+def follow_cells() -> bool:
+    """In IPython or Jupyter, carry the current run and span over from cell to cell; return whether
+    this is one of them."""
+    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    shell = None if get_ipython is None else get_ipython()
+    if shell is None:
+        return False
+    from prefactor_core.agent import cells
+
+    cells.follow(shell)
+    return True
 
 
 class PrefactorCoreClient(ClientAliases, RecordingClient):
@@ -172,9 +189,8 @@ class PrefactorCoreClient(ClientAliases, RecordingClient):
             await import_in_thread("prefactor_core.client.scope")
             from prefactor_core.client.scope import ClientScope
 
-            return await ClientScope.open(
-                self._config, self._queue, self._asgi_app, lambda: self._sdk_entry
-            )
+            config, asgi_app = captured(self._config, self._asgi_app)
+            return await ClientScope.open(config, self._queue, asgi_app, lambda: self._sdk_entry)
         from prefactor_core.client.disabled import DisabledScope
 
         return DisabledScope()
@@ -225,6 +241,7 @@ class PrefactorCoreClient(ClientAliases, RecordingClient):
                 "cancel_on_signals cancels the block of 'async with', and initialize() has no "
                 "block: leave it out, or write 'async with'"
             )
+        in_shell = follow_cells()
         if not self._config.enabled:
             await self.__aenter__()  # nothing in it belongs to a task
             return
@@ -234,6 +251,8 @@ class PrefactorCoreClient(ClientAliases, RecordingClient):
 
         self._host = HostTask(self)
         await self._host.open()
+        if in_shell:
+            self._host.close_at_exit()
 
     async def close(self) -> None:
         """End open runs, deliver, and close, from any task of the loop.

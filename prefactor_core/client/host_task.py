@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import TYPE_CHECKING, cast
 
 import anyio
 import anyio.lowlevel
 
 from prefactor_core.exceptions import ClientScopeError
 from prefactor_core.queue.event_loop import EventLoop
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 class HostTask:
@@ -24,7 +29,7 @@ class HostTask:
 
     The callers are not inside the scope: their exceptions and cancellations do not reach it, so
     it cannot know how their work ended. A loop that is stopped without cancelling its tasks
-    drains nothing; a warning says so as the program ends.
+    drains nothing; a warning says so as the program ends. :meth:`close_at_exit` drains then, too.
     """
 
     def __init__(self, scope: AbstractAsyncContextManager[object]) -> None:
@@ -72,6 +77,29 @@ class HostTask:
             )
         await self._close()
         self._raise_error()
+
+    def close_at_exit(self) -> None:
+        """Close as the interpreter ends, if the loop has only been stopped by then, as the kernel
+        of Jupyter and the shell of IPython do with theirs."""
+        if self._event_loop.is_trio:
+            return  # it ends no program with tasks that remain
+        import asyncio  # it runs already
+
+        task = cast("asyncio.Task[None]", self._task)
+        loop = task.get_loop()
+
+        def cancel() -> None:
+            if self.ended or loop.is_running() or loop.is_closed():
+                return
+            # As asyncio.run() does with the tasks that remain. The drain has its time limit.
+            task.cancel()
+            with suppress(KeyboardInterrupt):  # asks for the end of the program: it is under way
+                loop.run_until_complete(asyncio.wait([task]))
+
+        # Exit handlers run in the reverse order of registration: this one runs before those of the
+        # kernel and of logging, and before the loss is logged.
+        atexit.register(cancel)
+        task.add_done_callback(lambda _: atexit.unregister(cancel))
 
     async def _close(self) -> None:
         self._closing.set()

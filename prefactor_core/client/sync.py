@@ -11,7 +11,12 @@ import anyio
 
 from prefactor_core.agent.instance import AgentInstanceHandle
 from prefactor_core.agent.scope import AgentInstanceScope, OpenRun
-from prefactor_core.client.client import OpenOptions, PrefactorCoreClient, open_prefactor
+from prefactor_core.client.client import (
+    OpenOptions,
+    PrefactorCoreClient,
+    follow_cells,
+    open_prefactor,
+)
 from prefactor_core.config import PrefactorCoreConfig
 from prefactor_core.exceptions import (
     ClientScopeError,
@@ -33,8 +38,9 @@ def open_prefactor_sync(
 ) -> SyncPrefactorClient:
     """The scope of everything that is recorded: ``with open_prefactor_sync() as client:``.
 
-    Takes the arguments of :func:`~prefactor_core.open_prefactor`, except ``cancel_on_signals``. A
-    scope that is never left closes as the program ends: open runs end as ``cancelled``, and
+    Takes the arguments of :func:`~prefactor_core.open_prefactor`, except ``cancel_on_signals``.
+    Where no block fits, in a notebook say, ``client.open()`` and ``client.close()`` take its place.
+    A scope that is never left closes as the program ends: open runs end as ``cancelled``, and
     pending operations are delivered within ``drain_timeout`` seconds.
     """
     if isinstance(token := options.get("api_token"), str):
@@ -104,7 +110,15 @@ class SyncPrefactorClient(Uncopyable):
         self.core = core
         self._loop: LoopThread | None = None
 
-    def __enter__(self) -> Self:
+    def open(self) -> Self:
+        """Open the scope without a block, until :meth:`close`; return this client.
+
+        ``client = open_prefactor_sync().open()`` in one cell of a notebook, ``client.close()`` in
+        another.
+
+        Raises :class:`ClientAlreadyInitializedError` if it is open.
+        """
+        follow_cells()
         if self.core.config.enabled:
             # Imported here: these imports are slow.
             from prefactor_core.client.loop_thread import LoopThread
@@ -118,16 +132,29 @@ class SyncPrefactorClient(Uncopyable):
             _at_once(self.core.__aenter__())
         return self
 
+    def close(self) -> None:
+        """End open runs, deliver, and close, from any thread. Does nothing if it is not open.
+
+        A run ends as ``complete``, or as ``cancelled`` if it was never started.
+        """
+        self._close(None)
+
+    def _close(self, error: BaseException | None) -> None:
+        if self._loop is not None:
+            self._loop.close(error)
+        else:
+            _at_once(self.core.__aexit__(type(error) if error else None, error, None))
+
+    def __enter__(self) -> Self:
+        return self.open()
+
     def __exit__(
         self,
         exc_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._loop is not None:
-            self._loop.close(error)
-        else:
-            _at_once(self.core.__aexit__(exc_type, error, traceback))
+        self._close(error)
 
     if not TYPE_CHECKING:  # a type checker reports that they are missing, before the program runs
 

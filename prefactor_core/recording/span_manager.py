@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from prefactor_core.exceptions import (
@@ -158,6 +158,13 @@ class SpanManager(Uncopyable):
         if not self.recorder.records:
             return Span(id=span_id, instance_id="", schema_name="")
         return self._find(span_id).as_model()
+
+    def open_spans(self, instance_id: str) -> Sequence[SpanRecord]:
+        """The open spans of a run, in the order of opening; none in a fork."""
+        if self.recorder.event_loop.is_forked:
+            return []
+        with self.recorder.event_loop.lock:
+            return self.recorder.index.last(instance_id)[::-1]
 
     def _find(self, span_id: str) -> SpanRecord:
         span = self.recorder.index.find(span_id)

@@ -142,6 +142,37 @@ def test_open_spans_and_runs_end_with_the_scope(recording: Recording) -> None:
     ]
 
 
+def test_open_and_close_take_the_place_of_the_block(recording: Recording) -> None:
+    client = recording.open_sync()
+    client.close()  # it is not open
+    for _ in range(2):
+        assert client.open() is client
+        with pytest.raises(ClientAlreadyInitializedError):
+            client.open()
+        with client.agent_instance(**AGENT) as instance:
+            run_agent(instance)
+        opened = client.create_agent_instance(**AGENT)
+        opened.create_span_nowait("agent:run")
+        closing = threading.Thread(target=client.close)
+        closing.start()
+        closing.join(20)
+        client.close()
+        assert current_instance() is None
+        with pytest.raises(ClientNotInitializedError):
+            client.create_agent_instance(**AGENT)
+    left_open = "complete\nagent:run cancelled"
+    assert [run.outline for run in recording.runs] == ["complete" + OUTLINE, left_open] * 2
+
+
+def test_a_disabled_client_opens_and_closes_by_calls(recording: Recording) -> None:
+    client = recording.open_sync(enabled=False).open()
+    with client.agent_instance(**AGENT) as instance:
+        run_agent(instance)
+    client.close()
+    client.close()
+    assert recording.runs == []
+
+
 def test_threads_record_into_one_run_and_into_their_own_at_once(recording: Recording) -> None:
     barrier = threading.Barrier(8)
 

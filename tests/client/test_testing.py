@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import unittest
+from collections.abc import Awaitable, Callable
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 
 import anyio
 import pytest
@@ -15,9 +18,14 @@ from support.harness import AGENT
 
 from prefactor_core import (
     AgentInstanceHandle,
+    ClientAlreadyInitializedError,
+    ClientNotInitializedError,
+    PrefactorCoreClient,
     PrefactorCoreError,
+    PrefactorTerminatedError,
     PrefactorValueError,
     SchemaRegistry,
+    open_prefactor,
     redact_keys,
 )
 from prefactor_core.span_types import ToolCall
@@ -50,12 +58,14 @@ agent:run complete
 agent:left_open cancelled"""
 
 
-async def record_run(recording: Recording, registry: SchemaRegistry | None = None) -> None:
-    async with (
-        recording.open(schema_registry=registry) as client,
-        client.agent_instance(**AGENT) as instance,
-    ):
+async def record_in(client: PrefactorCoreClient) -> None:
+    async with client.agent_instance(**AGENT) as instance:
         await record_tree(instance)
+
+
+async def record_run(recording: Recording, registry: SchemaRegistry | None = None) -> None:
+    async with recording.open(schema_registry=registry) as client:
+        await record_in(client)
 
 
 async def test_a_run_is_seen_with_all_its_spans() -> None:
@@ -179,6 +189,74 @@ async def test_two_recordings_know_nothing_of_each_other() -> None:
         assert (len(one.runs), len(other.runs)) == (1, 0)
 
 
+async def test_a_run_that_was_only_just_entered_can_be_terminated() -> None:
+    with open_recording() as recording, anyio.fail_after(10):
+        async with recording.open() as client:
+            with pytest.raises(PrefactorTerminatedError, match="over budget"):
+                async with client.agent_instance(**AGENT) as instance:
+                    recording.terminate(instance.id, "over budget")
+                    async with instance.span("agent:tool"):
+                        await anyio.sleep_forever()
+        assert recording.run.outline == "terminated\nagent:tool cancelled"
+        assert recording.run.termination_reason == "over budget"
+        assert client.statistics().lost == 0
+
+
+def test_a_run_of_synchronous_code_that_was_only_just_entered_can_be_terminated() -> None:
+    with open_recording() as recording:
+        with recording.open_sync() as client:
+            with pytest.raises(PrefactorTerminatedError, match="over budget"):
+                with client.agent_instance(**AGENT) as instance:
+                    recording.terminate(instance.id, "over budget")
+                    client.flush()
+                    instance.check()
+        assert recording.run.outline == "terminated"
+
+
+async def in_tasks_of_their_own(*steps: Callable[[], Awaitable[object]]) -> None:
+    """One after the other, as a plugin runs the set-up and the teardown of a fixture."""
+    for step in steps:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(step)
+
+
+async def test_a_block_may_be_entered_in_one_task_and_left_in_another() -> None:
+    with open_recording() as recording, anyio.fail_after(10):
+        for options in ({}, {"enabled": False}):
+            client = recording.open(**options)
+
+            async def leave(client: PrefactorCoreClient = client) -> None:
+                assert not await client.__aexit__(None, None, None)
+
+            await in_tasks_of_their_own(client.__aenter__, partial(record_in, client), leave)
+            with pytest.raises(ClientNotInitializedError):
+                await record_in(client)
+        assert recording.run.outline == OUTLINE
+
+
+async def test_open_runs_end_as_the_block_ends() -> None:
+    with open_recording() as recording, anyio.fail_after(10):
+        error = ConnectionError("no route")
+        with pytest.raises(ConnectionError) as caught:
+            async with recording.open(raise_on_loss=True) as client:
+                instance = await client.create_agent_instance(**AGENT)
+                await instance.create_span("agent:run")
+                raise error
+        assert caught.value is error
+        assert recording.run.outline == "failed\nagent:run failed"
+
+
+async def test_a_client_of_the_kit_is_opened_once_at_a_time() -> None:
+    with open_recording() as recording, anyio.fail_after(10):
+        client = recording.open()
+        for _ in range(2):
+            async with client:
+                with pytest.raises(ClientAlreadyInitializedError):
+                    await client.__aenter__()
+                await record_in(client)
+        assert [run.outline for run in recording.runs] == [OUTLINE] * 2
+
+
 async def test_a_client_takes_the_options_of_any_other() -> None:
     with open_recording() as recording, anyio.fail_after(10):
         async with recording.open(redact=redact_keys("ssn")) as client:
@@ -196,9 +274,9 @@ async def test_asking_for_the_only_run_or_span_where_there_are_others_is_a_clear
             _ = recording.run
         await record_run(recording)
         names = "agent:run, agent:llm, agent:tool, agent:retrieval, agent:left_open$"
-        with pytest.raises(AssertionError, match=f"'agent:llm' was expected, 2 .*: {names}"):
+        with pytest.raises(AssertionError, match=f"(?m)'agent:llm' was expected, 2 .*: {names}"):
             recording.run.named("agent:llm")
-        with pytest.raises(AssertionError, match=f"'agent:lllm' was expected, 0 .*: {names}"):
+        with pytest.raises(AssertionError, match=f"(?m)'agent:lllm' was expected, 0 .*: {names}"):
             recording.run.named("agent:lllm")
         assert recording.run.spans_named("agent:lllm") == []
         await record_run(recording)
@@ -206,9 +284,40 @@ async def test_asking_for_the_only_run_or_span_where_there_are_others_is_a_clear
             _ = recording.run
 
 
+async def test_what_was_recorded_is_short_in_a_message() -> None:
+    with open_recording() as recording, anyio.fail_after(10):
+        async with recording.open() as client:
+            for _ in range(20):
+                async with client.agent_instance(**AGENT) as instance:
+                    for number in range(200):
+                        with instance.span(f"agent:{number}", payload={"text": "x" * 100}):
+                            pass
+        run = recording.runs[0]
+        assert repr(run) == f"<RecordedRun {run.id} complete, 200 spans>"
+        assert repr(run.spans[:2]) == (
+            "[<RecordedSpan 'agent:0' complete>, <RecordedSpan 'agent:1' complete>]"
+        )
+        assert repr(recording) == "<Recording of 20 runs>"
+        assert len(recording.outline.splitlines()) < 10 * 110
+        assert "and 101 more spans\n\ncomplete\n" in recording.outline
+        assert recording.outline.endswith("\n\nand 10 more runs")
+
+
+async def test_the_error_for_a_missing_span_or_run_shows_the_tree() -> None:
+    with open_recording() as recording, anyio.fail_after(10):
+        with pytest.raises(AssertionError) as caught:
+            _ = recording.run
+        assert caught.value.__notes__ == ["no run was recorded"]
+        await record_run(recording)
+        with pytest.raises(AssertionError) as caught:
+            recording.run.named("agent:lllm")
+        assert caught.value.__notes__ == [OUTLINE]
+
+
 def test_a_closed_recording_is_a_clear_error() -> None:
     with open_recording() as recording:
         assert recording.runs == []
+    assert repr(recording) == "<Recording, closed>"
     with pytest.raises(PrefactorCoreError, match="closed"):
         _ = recording.runs
 
@@ -277,6 +386,48 @@ def test_the_fixture_gives_each_test_a_recording_of_its_own(pytester: pytest.Pyt
     pytester.makepyfile(TESTS)
     result = pytester.runpytest_subprocess("-W", "error", timeout=60)
     result.assert_outcomes(passed=4)  # the asynchronous one on both backends
+
+
+def test_a_failure_of_a_test_with_the_fixture_shows_the_tree(pytester: pytest.Pytester) -> None:
+    failing = """
+def test_with(prefactor):
+    anyio.run(run_agent, prefactor)
+    assert prefactor.run.flags == ["none"]
+
+def test_without():
+    assert 1 == 2
+"""
+    pytester.makepyfile(TESTS + failing)
+    result = pytester.runpytest_subprocess("-W", "error", timeout=60)
+    result.assert_outcomes(passed=4, failed=2)
+    result.stdout.fnmatch_lines(["*- prefactor -*", "complete", "agent:llm complete", "*"])
+    assert result.stdout.str().count("- prefactor -") == 1
+
+
+class Unittest(unittest.IsolatedAsyncioTestCase):
+    """A test of unittest, whose steps are tasks of one loop."""
+
+    __test__ = False  # it is run below
+
+    async def asyncSetUp(self) -> None:
+        self.recording = self.enterContext(open_recording())
+        self.client = await self.enterAsyncContext(self.recording.open())
+        self.enterContext(self.recording.capture())
+        self.application = open_prefactor()
+        await self.application.initialize()
+        self.addAsyncCleanup(self.application.close)
+
+    async def runTest(self) -> None:  # noqa: N802
+        for client in (self.client, self.application):
+            await record_in(client)
+            await client.flush()
+        assert [run.outline for run in self.recording.runs] == [OUTLINE] * 2
+
+
+def test_it_goes_with_asynchronous_tests_of_unittest() -> None:
+    result = unittest.TestResult()
+    Unittest().run(result)
+    assert (result.errors, result.failures, result.testsRun) == ([], [], 1)
 
 
 def test_without_the_extra_the_fixture_names_the_way_to_it_and_nothing_else_fails(
