@@ -18,6 +18,7 @@ from prefactor_core.config import OnRefused, PrefactorCoreConfig
 from prefactor_core.config.lazy_module import LazyModule
 from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.exceptions.uncopyable import Uncopyable
+from prefactor_core.models.lifecycle import Outcome
 from prefactor_core.operations import Purpose
 from prefactor_core.schema_registry import Schema
 from prefactor_core.schema_registry.schema_version import choose_schema_version
@@ -219,29 +220,34 @@ class RecordingClient(Uncopyable, ABC):
     async def finish_span(
         self,
         span_id: str,
-        result_payload: Mapping[str, object] | None = None,
+        result_payload: Mapping[str, object] | Fields | None = None,
         *,
+        status: Outcome = "complete",
         timestamp: datetime | None = None,
     ) -> None:
-        """End a span of :meth:`create_span` as ``complete``, now or as of ``timestamp`` (a
-        datetime with a time zone).
+        """End a span of :meth:`create_span`, now or as of ``timestamp`` (a datetime with a time
+        zone).
+
+        ``result_payload``: a mapping, or an object of the result class of its span type; merged
+        into the result. ``status``: ``complete``, ``failed`` or ``cancelled``.
 
         Raises :class:`SpanNotFoundError` if no open span has this id, and
-        :class:`PrefactorValueError` for a time before its start.
+        :class:`PrefactorValueError` for another status and for a time before the start.
         """
-        self.finish_span_nowait(span_id, result_payload, timestamp=timestamp)
+        self.finish_span_nowait(span_id, result_payload, status=status, timestamp=timestamp)
         if self.span_manager.recorder.event_loop.is_turn_due():
             await anyio.lowlevel.checkpoint()
 
     def finish_span_nowait(
         self,
         span_id: str,
-        result_payload: Mapping[str, object] | None = None,
+        result_payload: Mapping[str, object] | Fields | None = None,
         *,
+        status: Outcome = "complete",
         timestamp: datetime | None = None,
     ) -> None:
         """As :meth:`finish_span`, in synchronous code."""
-        self.span_manager.finish(span_id, result_payload, timestamp=timestamp)
+        self.span_manager.finish(span_id, result_payload, status, timestamp=timestamp)
 
     async def record_quality(
         self, instance_id: str, name: str, payload: Mapping[str, object] | Fields | None = None
