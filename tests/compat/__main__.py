@@ -1,7 +1,7 @@
-"""Install the published clients, run each against the server, and print a line for each.
+"""Install the published clients, and the frameworks of the chapters; run each, and print a line.
 
-With arguments: only the clients whose environments have such a word in their names, ``cli`` and
-``dashboard`` included. Ends with 1 if any fails.
+With arguments: only the environments that have such a word in their names, ``chapter`` for all
+chapters, ``cli`` and ``dashboard`` included. Ends with 1 if any fails.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
-from support.environments import last_line
+from support.environments import Environment, last_line
 from support.serving import serving_file
 
 from compat.calls import Line
+from compat.chapters import CHAPTERS
 from compat.cli import command_lines
 from compat.dashboard import dashboard_lines
-from compat.published import CLIENTS, Client
+from compat.node import NodeEnvironment
+from compat.published import CLIENTS
 
 
 def main(words: list[str]) -> int:
@@ -39,25 +42,30 @@ def _lines(url: str, words: list[str]) -> Iterator[Line]:
 
     for client in CLIENTS:
         if wanted(client.environment.folder.name):
-            yield _line(client, url)
+            yield _line(client.environment, partial(client.problems, url), client.note)
+    for chapter in CHAPTERS:
+        if wanted(chapter.environment.folder.name):
+            yield _line(chapter.environment, chapter.problems, f"examples/{chapter.file}")
     if wanted("cli"):
         yield from command_lines(url)
     if wanted("dashboard"):
         yield from dashboard_lines(url, "compat-core")
 
 
-def _line(client: Client, url: str) -> Line:
-    name = client.environment.folder.name
+def _line(
+    environment: Environment | NodeEnvironment, run: Callable[[], list[str]], note: str
+) -> Line:
+    name = environment.folder.name
     try:
-        client.environment.make()
-        name = client.environment.versions()
-        problems = client.problems(url)
+        environment.make()
+        name = environment.versions()
+        problems = run()
     except subprocess.CalledProcessError as error:
         problems = [last_line(error.stderr)]
     except (OSError, RuntimeError, ValueError, LookupError, httpx.HTTPError) as error:
         problems = [repr(error)]
-    if client.note:
-        name += f" ({client.note})"
+    if note:
+        name += f" ({note})"
     return Line(name, "; ".join(problems))
 
 
