@@ -89,7 +89,7 @@ class SpanLifecycle(SpanRecord, Generic[Result]):
         if self.status not in OPEN:
             return
         self.is_detached = True  # one that was never begun is opened now
-        ended_by = outcome_of(error)
+        ended_by: Outcome = "complete" if error is None else outcome_of(error)
         data: object = result
         if error is not None and ended_by == "failed":
             fields: dict[str, object] = {}

@@ -117,7 +117,7 @@ async def test_the_cancellation_of_a_task_ends_it_as_cancelled() -> None:
                 span.end(error=cancelled)
                 raise
     assert r.run.shape == ("complete", [("agent:tool", "cancelled", [])])
-    assert r.run.named("agent:tool").result == {}
+    assert not r.run.named("agent:tool").result
 
 
 @pytest.mark.parametrize("outcome", ["complete", "failed", "cancelled"])
@@ -126,7 +126,7 @@ async def test_an_outcome_that_is_given_counts_whatever_the_error(outcome: Any) 
         r.instance.span("agent:llm").begin().end(outcome)
         r.instance.span("agent:tool").begin().end(outcome, error=ValueError("no"))
     assert r.run.named("agent:llm").status == r.run.named("agent:tool").status == outcome
-    assert r.run.named("agent:llm").result == {}
+    assert not r.run.named("agent:llm").result
     assert r.run.named("agent:tool").result["error"]["message"] == "no"
 
 
