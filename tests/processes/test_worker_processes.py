@@ -21,6 +21,7 @@ from prefactor_core.local import open_local_prefactor
 AGENT = """
 import multiprocessing, os, signal, sys
 from concurrent.futures import ProcessPoolExecutor
+sys.modules["click"] = None  # for httpx's command line, which takes a third of the start
 
 import anyio
 from prefactor_core import SchemaRegistry, open_prefactor, traced
@@ -31,7 +32,9 @@ for name in ("agent:run", "agent:job"):
 
 
 def client_of():
-    return open_prefactor(api_url="local:runs.db", schema_registry=registry)
+    # A busy machine may take its time.
+    waits = {"registration_timeout": 120, "drain_timeout": 120}
+    return open_prefactor(api_url="local:runs.db", schema_registry=registry, **waits)
 
 
 @traced("agent:job")
@@ -63,8 +66,10 @@ async def main():
 
 
 def in_processes():
-    with ProcessPoolExecutor(2, multiprocessing.get_context(METHOD)) as pool:
-        return list(pool.map(job, range(4)))
+    context = multiprocessing.get_context(METHOD)
+    # A fork inherits where the signals of its parent go, and the trio of the child complains.
+    with ProcessPoolExecutor(2, context, signal.set_wakeup_fd, (-1,)) as pool:
+        return list(pool.map(job, range(2)))
 
 
 if __name__ == "__main__":
@@ -74,6 +79,7 @@ if __name__ == "__main__":
 PREFORK = """
 # A server that forks before it serves: the workers inherit a client that nobody has opened, and a
 # pipe by which each says that it has served.
+import prefactor_core.client.scope, prefactor_core.local.app  # once, before the fork
 client = client_of()
 served, serve_done = os.pipe()
 
@@ -100,7 +106,7 @@ def worker(number):
 
 
 workers = []
-for number in range(4):
+for number in range(2):
     child = os.fork()
     if child == 0:
         worker(number)
@@ -109,7 +115,7 @@ for child in workers:
     assert os.read(served, 1) == b"."
 for child in workers:
     os.kill(child, signal.SIGTERM)
-assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in workers] == [0] * 4
+assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in workers] == [0] * 2
 """
 QUIET = """
 import warnings
@@ -129,7 +135,7 @@ def run(program: str, backend: str, folder: Path) -> None:
         env={k: v for k, v in os.environ.items() if not k.startswith("PREFACTOR_")},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
@@ -139,9 +145,9 @@ def check_workers(folder: Path) -> None:
     async def check() -> None:
         async with open_local_prefactor(str(folder / "runs.db")) as app:
             runs = await stored_runs(app, "workers")
-        assert [run.shape for run in runs] == [TREE] * 4
+        assert [run.shape for run in runs] == [TREE] * 2
         spans = [run.named("agent:run") for run in runs]
-        assert sorted(span.payload["number"] for span in spans) == [0, 1, 2, 3]
+        assert sorted(span.payload["number"] for span in spans) == [0, 1]
 
     anyio.run(check)
 
@@ -151,7 +157,7 @@ def check_parent(folder: Path) -> None:
         async with open_local_prefactor(str(folder / "runs.db")) as app:
             (parent,) = await stored_runs(app, "parent")
         assert parent.shape == ("complete", [("agent:run", "complete", [])])
-        assert parent.named("agent:run").result == {"answers": [0, 1, 4, 9]}
+        assert parent.named("agent:run").result == {"answers": [0, 1]}
 
     anyio.run(check)
 
