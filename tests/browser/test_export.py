@@ -49,6 +49,11 @@ def test_it_opens_from_the_disk_and_asks_for_nothing(chromium: Browser, exported
     expect(panel).to_contain_text("</script><b>How high?</b>")
     expect(page.get_by_role("button", name="Terminate")).to_be_hidden()
 
+    page.get_by_role("button", name="Text", exact=True).last.click()
+    page.get_by_role("button", name="Add inputs and results of 2 spans").click()
+    text = page.get_by_role("region", name="The run as text")
+    expect(text).to_contain_text('input  {"unit":"fathom"}')
+
     # The icon may be inside of the file.
     asked = [url for url in requests if not url.startswith("data:")]
     assert (problems, asked) == ([], [exported.as_uri()])

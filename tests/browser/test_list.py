@@ -9,7 +9,10 @@ import pytest
 from browser.conftest import OpenTab
 from browser.recording import LiveAgent, Recorder
 from playwright.sync_api import expect
+from support.deleting import delete_run
 from support.serving import serving_file
+
+from prefactor_core.local.store import Store
 
 
 def test_an_empty_file_says_how_to_begin_and_the_first_run_opens_by_itself(
@@ -100,6 +103,34 @@ def test_filters_are_in_the_address(open_tab: OpenTab, recorder: Recorder) -> No
     tab.page.get_by_role("button", name="Clear filters").click()
     expect(tab.run_row(bad)).to_be_visible()
     assert tab.path() == "/"
+
+
+def test_the_purposes_of_runs_that_are_not_shown_are_offered(
+    open_tab: OpenTab, recorder: Recorder
+) -> None:
+    recorder.finish(recorder.start("smoke", purpose="smoke_test"))
+    tab = open_tab("/?q=no-run-holds-this")
+    expect(tab.page.get_by_role("heading", name="No run matches")).to_be_visible()
+    tab.page.get_by_label("Purpose").select_option("smoke_test")
+    tab.page.wait_for_url("**/?q=no-run-holds-this&purpose=smoke_test")
+
+
+def test_a_run_that_the_server_deletes_leaves_the_list(
+    open_tab: OpenTab, recorder: Recorder, database: Path
+) -> None:
+    gone, kept = recorder.start("kept"), recorder.start("kept")
+    recorder.finish(gone)
+    tab, open_run = open_tab("/?agent=kept"), open_tab(f"/runs/{gone}")
+    expect(tab.run_row(gone)).to_be_visible()
+    expect(open_run.tree).to_be_visible()
+    with closing(Store(str(database))) as store:
+        delete_run(store, gone)
+    expect(tab.run_row(gone)).to_have_count(0)
+    expect(tab.run_row(kept)).to_be_visible()
+    expect(open_run.page.locator("header.run-head")).to_contain_text("deleted")
+    # The browser itself notes the answer 404.
+    assert "404" in " ".join(open_run.problems)
+    open_run.problems.clear()
 
 
 def test_the_keyboard_walks_through_the_list(open_tab: OpenTab, recorder: Recorder) -> None:

@@ -34,7 +34,7 @@ def page(chromium: Browser, url: str) -> Generator[Page]:
         """async () => {
             const boot = document.querySelector("script[src$='/boot.js']").src;
             for (const name of ["format", "json_parse", "markdown", "payload"]) {
-                Object.assign(window, await import(new URL(`${name}.js`, boot)));
+                Object.assign(window, await import(new URL(`values/${name}.js`, boot)));
             }
         }"""
     )
@@ -88,6 +88,7 @@ def test_a_flag_leads_to_its_field(
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
+        ("duration(0)", "0 s"),
         ("duration(0.056)", "56 µs"),
         ("duration(20.34)", "20.3 ms"),
         ("duration(999.7)", "1.00 s"),

@@ -34,7 +34,9 @@ def ids(recorder: Recorder) -> Mapping[str, str]:
     span("search", "agent:tool_call", "root", 2, 6, payload={"tool": "search"})
     error = {"error": {"type": "ValueError", "message": "unknown unit"}}
     span("convert", "agent:tool_call", "search", 3, 4, status="failed", result=error)
-    span("notes", "agent:retrieval", "search", 4, 5, result={"documents": [{"text": "yeti"}]})
+    reader = {"$sensitive": "string", "labels": ["contact_information"], "value": "a@example.org"}
+    documents = {"documents": [{"text": "yeti"}], "reader": reader}
+    span("notes", "agent:retrieval", "search", 4, 5, result=documents)
     span("answer", "agent:llm_call", "root", 9, 10, result={"response": "8611 m"})
     span("late", "agent:tool_call", None, 10, 11, status="failed", result=error)
     recorder.finish(run, "failed", at(11))
@@ -128,12 +130,39 @@ def test_the_run_is_shown_as_text_and_as_flame(open_tab: OpenTab, ids: Mapping[s
     expect(text).to_contain_text(re.compile(r"3\.00 s +·· idle"))
     for span in ("agent:run", "unknown unit", ids["answer"]):
         expect(text).to_contain_text(span)
+    expect(text).not_to_contain_text("yeti")
+    more = tab.page.get_by_role("button", name="Add inputs and results")
+    more.click()
+    expect(text).to_contain_text('"yeti" } ], "reader": "[contact_information]"')
+    expect(text).not_to_contain_text("a@example.org")
+    expect(more).to_be_hidden()
     tab.page.get_by_role("button", name="Flame").click()
     expect(tab.page.locator(".run-view canvas")).to_be_visible()
     assert tab.path() == f"/runs/{ids['run']}?view=flame"
     tab.page.get_by_role("button", name="Waterfall").click()
     expect(tab.tree).to_be_visible()
     assert tab.path() == f"/runs/{ids['run']}"
+
+
+def test_the_tabs_of_a_span_stay_while_its_fields_scroll(
+    open_tab: OpenTab, recorder: Recorder
+) -> None:
+    run = recorder.start("scrolled")
+    span = recorder.span(run, payload={"text": "line\n" * 200})
+    tab = open_tab(f"/runs/{run}?span={span}&tab=input")
+    expect(tab.detail).to_contain_text("line")
+    tab.detail.evaluate("(fields) => fields.scrollBy(0, 1000)")
+    assert tab.detail.evaluate("(fields) => fields.scrollTop") == 1000
+    expect(tab.page.get_by_role("tab", name="Input")).to_be_in_viewport()
+
+
+def test_a_panel_of_the_header_stays_in_the_window(open_tab: OpenTab, recorder: Recorder) -> None:
+    run = recorder.start("x" * 60)
+    counts = {"prompt_tokens": 3, "completion_tokens": 4, "reasoning_tokens": 2}
+    recorder.span(run, "agent:llm_call", payload={"model": "m"}, result={"token_usage": counts})
+    tab = open_tab(f"/runs/{run}")
+    tab.page.get_by_label("Tokens and cost").click()
+    expect(tab.page.get_by_text("Each call is counted once")).to_be_in_viewport(ratio=1)
 
 
 def test_idle_time_has_a_row_of_its_own(open_tab: OpenTab, ids: Mapping[str, str]) -> None:

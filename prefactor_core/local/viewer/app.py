@@ -105,7 +105,7 @@ class Viewer:
             *(Route(path, self._page) for path in _PAGES),
             Route("/spans/{id}", self._redirect_to_span),
             Route("/favicon.ico", self._no_icon),
-            Route("/-/static/{version}/{name}", self._file),
+            Route("/-/static/{version}/{name:path}", self._file),
             Route("/-/about", self._about),
             Route("/-/events", self._events),
             _json("/-/agents", quick, lambda db, _id, _query: list_agents(db)),
@@ -173,11 +173,8 @@ class Viewer:
         return Response(content, headers=headers, media_type=media_type)
 
     async def _events(self, request: Request) -> EventStream:
-        query = request.query_params
-        after = request.headers.get("Last-Event-ID") or query.get("after")
-        position = Position(
-            query.getlist("run"), None if after is None else revision_of(after, "after")
-        )
+        after = request.headers.get("Last-Event-ID") or request.query_params.get("after")
+        position = Position(None if after is None else revision_of(after, "after"))
         return EventStream(self._quick, position, self._stopping)
 
     async def _on_unknown(self, request: Request, error: Exception) -> Response:

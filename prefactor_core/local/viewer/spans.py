@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from sqlite3 import Connection, Row
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 from msgspec import Raw
 
 from prefactor_core.exceptions import in_message
 from prefactor_core.local.errors import invalid, not_found
-from prefactor_core.local.viewer.runs import RunRow, revision, run_row
+from prefactor_core.local.viewer.runs import revision, run_row
 from prefactor_core.local.viewer.schema_versions import schema_version
 
 FIELDS: Final = (
@@ -29,7 +29,6 @@ _MOST_PAYLOADS: Final = 100
 _PAYLOADS_BYTES: Final = 2_000_000
 """About the most bytes of an answer with payloads; one span always fits."""
 
-_ALL: Final = 2**62
 _LABEL_CHARACTERS: Final = 80
 _ERROR_CHARACTERS: Final = 200
 
@@ -65,7 +64,7 @@ SELECT CAST(json_array(
     tokens, cost, length(CAST(payload AS BLOB)) + coalesce(length(CAST(result_payload AS BLOB)), 0),
     CASE WHEN json_valid(payload) THEN
         substr({_first_text("payload", *_LABELS)}, 1, {_LABEL_CHARACTERS}) END
-) AS BLOB), revision FROM agent_spans
+) AS BLOB) FROM agent_spans
 """
 
 # The bound also ends a circle, which a file from elsewhere may have.
@@ -80,44 +79,24 @@ SELECT id, name FROM above ORDER BY distance DESC
 """
 
 
-class Changes(NamedTuple):
-    """Spans of a run that changed up to a ``revision``; the JSON of ``rows`` as in a skeleton."""
-
-    revision: int
-    rows: list[bytes]
-
-
 def skeleton(db: Connection, run_id: str) -> bytes:
     """All spans of a run, without their payloads, by id."""
     run_row(db, run_id)
     rows = db.execute(f"{_SKELETON} WHERE agent_instance_id = ? ORDER BY id", (run_id,))
-    return _shape(revision(db), (row for row, _ in rows))
-
-
-def changed_spans(db: Connection, run_id: str, after: int, most: int) -> Changes:
-    """About ``most`` spans of a run that changed after the revision ``after``, in the order of the
-    changes; all spans of the last revision among them."""
-    of_run = f"{_SKELETON} WHERE agent_instance_id = ?"
-    query = f"{of_run} AND revision > ? ORDER BY revision, id LIMIT ?"
-    rows = db.execute(query, (run_id, after, most)).fetchall()
-    if len(rows) < most:
-        return Changes(revision(db), [row for row, _ in rows])
-    last = rows[-1]["revision"]
-    rows = [row for row in rows if row["revision"] < last]
-    rows += db.execute(f"{of_run} AND revision = ? ORDER BY id", (run_id, last))
-    return Changes(last, [row for row, _ in rows])
+    return _shape(revision(db), (row for (row,) in rows))
 
 
 def changes(db: Connection, run_id: str, query: Mapping[str, str]) -> bytes:
-    """The spans of a run that changed after the revision ``after``, and the run."""
+    """The spans of a run that changed after the revision ``after``, in the order of the changes,
+    and the run: the shape of a skeleton, with ``run``."""
     run = run_row(db, run_id)
     after = revision_of(query.get("after", "0"), "after")
-    return changes_json(run, changed_spans(db, run_id, after, _ALL))
-
-
-def changes_json(run: RunRow, changed: Changes) -> bytes:
-    """The JSON of ``changed``: the shape of a skeleton, with the ``run``."""
-    return _shape(changed.revision, changed.rows, b',"run":' + msgspec.json.encode(run))
+    rows = db.execute(
+        f"{_SKELETON} WHERE agent_instance_id = ? AND revision > ? ORDER BY revision, id",
+        (run_id, after),
+    )
+    more = b',"run":' + msgspec.json.encode(run)
+    return _shape(revision(db), (row for (row,) in rows), more)
 
 
 def _shape(revision: int, rows: Iterable[bytes], more: bytes = b"") -> bytes:

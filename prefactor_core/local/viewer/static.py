@@ -30,8 +30,8 @@ class StaticFiles:
 
     def __init__(self) -> None:
         contents = {
-            path.name: path.read_bytes()
-            for path in sorted(FOLDER.glob("*"))
+            path.relative_to(FOLDER).as_posix(): path.read_bytes()
+            for path in sorted(FOLDER.rglob("*"))
             if path.suffix in _TYPES
         }
         names = b"".join(b"%b\0%b\0" % (name.encode(), contents[name]) for name in contents)

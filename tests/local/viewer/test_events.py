@@ -9,8 +9,8 @@ import anyio
 import msgspec
 from support.cases import case
 from support.deleting import delete_run
-from support.local_api import item, opened, span_of
-from support.viewing import Site, listening, rows_of, viewing
+from support.local_api import REGISTRATION, item, opened
+from support.viewing import Site, listening, viewing
 
 from prefactor_core.local.read_only import connect
 from prefactor_core.local.store import Store
@@ -27,23 +27,6 @@ async def test_a_run_that_another_process_writes_arrives(site: Site) -> None:
         assert event.data["revision"] == event.id
 
 
-async def test_the_spans_of_a_named_run_arrive_with_the_run(site: Site) -> None:
-    run_id, other_id = await site.api.start(), await site.api.start()
-    async with listening(site, f"/-/events?run={run_id}") as stream:
-        await site.api.created(other_id)
-        span = await site.api.created(run_id)
-        event = await stream.event_with(span["id"])
-        assert event.name == "spans"
-        assert rows_of(event.data) == await site.skeleton(run_id)
-        assert event.data["run"]["spans"]["active"] == 1
-        assert event.id == event.data["revision"]
-
-
-async def test_an_unknown_run_has_no_stream(site: Site) -> None:
-    answer = await site.get("/-/events", run="unknown")
-    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
-
-
 async def test_a_revision_that_is_no_number_is_refused(site: Site) -> None:
     for query in ({"after": "x"}, {"after": "-1"}, {"after": "9" * 19}):
         answer = await site.get("/-/events", **query)
@@ -52,32 +35,22 @@ async def test_a_revision_that_is_no_number_is_refused(site: Site) -> None:
 
 async def test_a_stream_resumes_without_a_gap(site: Site) -> None:
     run_id = await site.api.start()
-    async with listening(site, f"/-/events?run={run_id}") as stream:
-        await stream.event_with((await site.api.created(run_id))["id"])
+    async with listening(site, "/-/events") as stream:
+        await site.api.created(run_id)
+        await stream.event_with(run_id)
         last = str(stream.last_id)
-    missed = sorted([(await site.api.created(run_id))["id"] for _ in range(3)])
-    path = f"/-/events?run={run_id}"
+    for _ in range(3):
+        await site.api.created(run_id)
     # A browser sends the header when it connects again, with the query of the first time.
     for query, headers in (
-        (f"&after={last}", {}),
+        (f"?after={last}", {}),
         ("", {"Last-Event-ID": last}),
-        ("&after=0", {"Last-Event-ID": last}),
+        ("?after=0", {"Last-Event-ID": last}),
     ):
         with case(query, headers):
-            async with listening(site, path + query, **headers) as stream:
-                runs = await stream.event_with(run_id)
-                spans = await stream.event_with(missed[0])
-                assert runs.data["runs"][0]["spans"]["total"] == 4
-                assert sorted(row["id"] for row in rows_of(spans.data)) == missed
-
-
-async def test_a_client_that_gets_only_the_first_of_two_events_gets_both_again(site: Site) -> None:
-    run_id = await site.api.start()
-    async with listening(site, f"/-/events?run={run_id}") as stream:
-        await site.api.created(run_id)
-        first, second = await stream.event(), await stream.event()
-        assert (first.name, first.id) == ("runs", None)
-        assert (second.name, second.id) == ("spans", second.data["revision"])
+            async with listening(site, f"/-/events{query}", **headers) as stream:
+                event = await stream.event_with(run_id)
+                assert event.data["runs"][0]["spans"]["total"] == 4
 
 
 async def test_a_run_that_is_deleted_is_reported(site: Site) -> None:
@@ -105,15 +78,14 @@ async def test_a_run_that_is_deleted_while_another_begins_is_reported(site: Site
     for _ in range(2):
         await site.api.start()
     with closing(Store(site.path)) as store, closing(connect(site.path)) as db:
-        position = Position([], None)
+        position = Position(None)
         position.begin(db)
         made = await site.api.start()
         delete_run(store, old)
-        ((name, content),) = position.advance(db)
-        event = msgspec.json.decode(content)
-        assert (name, event["total"], event["deleted"]) == ("runs", 3, True)
+        event = msgspec.json.decode(position.advance(db))
+        assert (event["total"], event["deleted"]) == (3, True)
         assert [run["id"] for run in event["runs"]] == [made]
-        assert position.advance(db) == []
+        assert position.advance(db) == b""
 
 
 async def test_a_client_that_is_ahead_of_the_file_gets_its_next_changes(site: Site) -> None:
@@ -122,23 +94,23 @@ async def test_a_client_that_is_ahead_of_the_file_gets_its_next_changes(site: Si
 
 
 async def test_many_changes_come_in_several_events_without_a_gap(site: Site) -> None:
-    run_id = await site.api.start()
-    # More than one event may have; a transaction gives all its spans one revision.
+    # More than one event may have; a transaction gives all its runs one revision.
     ids: set[str] = set()
     for bulk in range(4):
         items = [
-            item("agent_spans/create", f"key-{bulk}-{n:04}", details=span_of(run_id))
+            item("agent_instances/register", f"key-{bulk}-{n:04}", **REGISTRATION)
             for n in range(400)
         ]
         outputs = (await site.api.post("bulk", {"items": items})).json()["outputs"]
         ids |= {output["details"]["id"] for output in outputs.values()}
     seen: set[str] = set()
-    async with listening(site, f"/-/events?run={run_id}&after=0") as stream:
+    async with listening(site, "/-/events?after=0") as stream:
         with anyio.fail_after(20):
+            first = await stream.event()
+            seen |= {run["id"] for run in first.data["runs"]}
+            assert seen < ids
             while seen != ids:
-                event = await stream.event()
-                if event.name == "spans":
-                    seen |= {row["id"] for row in rows_of(event.data)}
+                seen |= {run["id"] for run in (await stream.event()).data["runs"]}
         assert stream.last_id == (await site.json("/-/runs"))["revision"]
 
 

@@ -18,7 +18,11 @@ from prefactor_core.local.server import open_site
 from prefactor_core.local.viewer import open_viewer
 from prefactor_core.local.viewer.static import FOLDER
 
-FILES = sorted(path.name for path in FOLDER.iterdir() if path.suffix in (".js", ".css", ".svg"))
+FILES = sorted(
+    path.relative_to(FOLDER).as_posix()
+    for path in FOLDER.rglob("*")
+    if path.suffix in (".js", ".css", ".svg")
+)
 
 
 async def test_all_pages_are_one_page_that_names_its_files_by_their_version(site: Site) -> None:
@@ -59,6 +63,8 @@ async def test_no_other_file_is_served(site: Site) -> None:
     version = site.viewer.static_version
     for path in (
         f"{version}/index.html",
+        f"{version}/run",
+        f"{version}/run/boot.js",
         f"{version}/../app.py",
         f"{version}/..%2Fapp.py",
         f"{version}/%2e%2e/app.py",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from graphlib import TopologicalSorter
+from posixpath import dirname
 
 from support.cases import for_each
 
@@ -12,6 +13,9 @@ from prefactor_core.local.viewer.exports.html import IMPORT, bundle, imports_of,
 from prefactor_core.local.viewer.static import FOLDER
 
 MODULES = load_modules()
+LAYERS = ["elements", "values", "server tree", "span views", "lists run", ""]
+"""The folders of the scripts, the lowest layer first; above all is the frame of the pages."""
+
 EXPORTED = re.compile(r"^export (?:async )?(?:function|const|class) (\w+)", re.MULTILINE)
 TOP_LEVEL = re.compile(
     r"^(?:export )?(?:async )?(?:function\*?|const|let|var|class) (?:(\w+)|[{\[]([^}\]]*)[}\]])",
@@ -38,7 +42,8 @@ def test_a_module_imports_and_exports_in_one_form_only(name: str) -> None:
 
 @for_each("name", sorted(MODULES))
 def test_every_imported_name_is_exported_there(name: str) -> None:
-    for names, module in IMPORT.findall(MODULES[name]):
+    modules = imports_of(name, MODULES[name])
+    for (names, _), module in zip(IMPORT.findall(MODULES[name]), modules, strict=True):
         wanted = [each.strip() for each in names.split(",") if each.strip()]
         assert all(re.fullmatch(r"\w+", each) for each in wanted), f"an alias in {name}"
         exported = EXPORTED.findall(MODULES[module])
@@ -51,12 +56,22 @@ def test_no_two_modules_have_a_top_level_name_in_common() -> None:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    order = TopologicalSorter({name: imports_of(text) for name, text in MODULES.items()})
+    order = TopologicalSorter({name: imports_of(name, text) for name, text in MODULES.items()})
     assert [*order.static_order()][-1] == "boot.js"
 
 
+@for_each("name", sorted(MODULES))
+def test_a_module_imports_only_from_its_folder_and_from_layers_below(name: str) -> None:
+    folder = dirname(name)
+    height = next(i for i, folders in enumerate(LAYERS) if folder in folders.split(" "))
+    below = " ".join(LAYERS[:height]).split()
+    assert {dirname(module) for module in imports_of(name, MODULES[name])} <= {folder, *below}
+
+
 def test_every_script_is_loaded_by_the_page() -> None:
-    assert sorted(MODULES) == sorted(path.name for path in FOLDER.glob("*.js"))
+    assert sorted(MODULES) == sorted(
+        path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.js")
+    )
 
 
 def test_no_script_has_more_than_400_lines() -> None:

@@ -12,6 +12,7 @@ from base64 import b64encode
 from collections.abc import Mapping
 from graphlib import TopologicalSorter
 from hashlib import sha256
+from posixpath import dirname, join, normpath
 from typing import Final
 
 import msgspec
@@ -21,11 +22,11 @@ from prefactor_core.local.viewer.static import FOLDER
 _ENTRY: Final = "boot.js"
 _DATA: Final = "{{data}}"
 
-IMPORT: Final = re.compile(r'^import \{([^}]*)\} from "\./([\w.-]+)";$\n?', re.MULTILINE)
-"""The only form of an import: its names and its module."""
+IMPORT: Final = re.compile(r'^import \{([^}]*)\} from "(\.[\w./-]+)";$\n?', re.MULTILINE)
+"""The only form of an import: its names, and the path from its folder to the module."""
 
 _EXPORT: Final = re.compile(r"^export (?=(?:async )?function|const|class)", re.MULTILINE)
-_STYLESHEET: Final = re.compile(r' *<link rel="stylesheet" href="\{\{static\}\}/([\w.-]+)">\n')
+_STYLESHEET: Final = re.compile(r' *<link rel="stylesheet" href="\{\{static\}\}/([\w./-]+)">\n')
 _ICON: Final = re.compile(r'"\{\{static\}\}/([\w.-]+\.svg)"')
 _SCRIPT: Final = re.compile(r' *<script type="module" src="[^"]*"></script>\n')
 
@@ -72,26 +73,26 @@ def html(paths: Mapping[str, bytes]) -> bytes:
 def bundle() -> str:
     """The scripts of the page as one module."""
     modules = load_modules()
-    order = TopologicalSorter({name: imports_of(modules[name]) for name in sorted(modules)})
+    order = TopologicalSorter({name: imports_of(name, modules[name]) for name in sorted(modules)})
     texts = (modules[name] for name in order.static_order())
     return "\n".join(_EXPORT.sub("", IMPORT.sub("", text)) for text in texts)
 
 
 def load_modules() -> dict[str, str]:
-    """The scripts that the page loads, by file name."""
+    """The scripts that the page loads, by path in the folder of static files."""
     modules: dict[str, str] = {}
     waiting = [_ENTRY]
     while waiting:
         name = waiting.pop()
         if name not in modules:
             modules[name] = _read(name)
-            waiting += imports_of(modules[name])
+            waiting += imports_of(name, modules[name])
     return modules
 
 
-def imports_of(module: str) -> list[str]:
-    """The file names of the modules that a module imports."""
-    return [name for _, name in IMPORT.findall(module)]
+def imports_of(name: str, module: str) -> list[str]:
+    """The paths of the modules that the module ``name`` imports."""
+    return [normpath(join(dirname(name), path)) for _, path in IMPORT.findall(module)]
 
 
 def _insert(page: str, mark: str, text: str, *, after: bool = False) -> str:

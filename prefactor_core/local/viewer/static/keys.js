@@ -1,7 +1,7 @@
 /**
  * The keyboard: one map for every page, and the dialog that lists it.
  */
-import { h } from "./dom.js";
+import { h } from "./elements/dom.js";
 
 const KEYS = [
   ["Every page", [

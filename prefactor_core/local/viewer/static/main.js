@@ -1,14 +1,16 @@
 /**
  * The frame of the page: header, router, history, login.
  */
-import { announce, h, replace } from "./dom.js";
-import { about, isExport, postLogin, subscribe } from "./data.js";
+import { announce, h, replace } from "./elements/dom.js";
+import { subscribe } from "./server/events.js";
+import { exportedRun, isExport } from "./server/exported.js";
+import { about, postLogin } from "./server/requests.js";
+import { openRun } from "./run/page.js";
+import { openAgents } from "./lists/agents.js";
+import { openRuns } from "./lists/runs.js";
+import { openConnect } from "./connect.js";
 import { helpDialog, installKeys } from "./keys.js";
 import { applyTheme, themeButton } from "./theme.js";
-import { openAgents } from "./agents.js";
-import { openConnect } from "./connect.js";
-import { openRun } from "./run.js";
-import { openRuns } from "./runs.js";
 
 const ROUTES = [
   [/^\/$/, openRuns],
@@ -54,16 +56,9 @@ function mainNavigate(url, { replace: replaced = false } = {}) {
 /** Return the address that the page shows, as a URL. An exported file shows its run alone. */
 function mainLocation() {
   if (!isExport()) return new URL(window.location.href);
-  const run = mainExportedRun();
+  const run = exportedRun();
   const inside = window.location.hash.slice(1);
   return new URL(inside.startsWith(run) ? inside : run, "http://export.invalid");
-}
-
-function mainExportedRun() {
-  const { paths } = JSON.parse(document.getElementById("data").textContent);
-  return Object.keys(paths)
-    .find((path) => /^\/-\/runs\/[^/]+$/.test(path))
-    .slice(2);
 }
 
 /** Show the page of the address: the same page takes the new address, another is opened. */

@@ -1,8 +1,10 @@
 /**
  * The colours: those of the system, light, or dark.
  */
-import { h } from "./dom.js";
+import { h } from "./elements/dom.js";
+import { remember, remembered } from "./elements/storage.js";
 
+const THEME_KEY = "prefactor-theme";
 const THEMES = { system: "◐", light: "☀", dark: "☾" };
 
 /** Apply the theme that this browser remembers. */
@@ -29,20 +31,12 @@ export function themeButton() {
 }
 
 function themeStored() {
-  try {
-    const theme = localStorage.getItem("prefactor-theme");
-    return theme in THEMES ? theme : "system";
-  } catch {
-    return "system"; // Storage is forbidden: the button has no effect that lasts.
-  }
+  const theme = remembered(THEME_KEY);
+  return theme in THEMES ? theme : "system";
 }
 
 function themeSet(theme) {
   if (theme === "system") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = theme;
-  try {
-    localStorage.setItem("prefactor-theme", theme);
-  } catch {
-    // The theme holds until the page is closed.
-  }
+  remember(THEME_KEY, theme);
 }
