@@ -38,7 +38,7 @@ from uuid import UUID
 import anyio
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import FakeListChatModel
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import BaseMessage, convert_to_openai_messages
 from langchain_core.outputs import LLMResult as ModelAnswer
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import tool
@@ -109,11 +109,12 @@ class PrefactorCallbacks(BaseCallbackHandler):
         *,
         run_id: UUID,
         parent_run_id: UUID | None = None,
+        metadata: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        asked = [{"role": message.type, "content": message.content} for message in messages[0]]
-        call = LLMCall(model=kwargs.get("name") or "unknown", messages=asked)
-        self._begin(call, run_id, parent_run_id)
+        model = (metadata or {}).get("ls_model_name") or serialized["name"]
+        asked: Any = convert_to_openai_messages(messages[0])
+        self._begin(LLMCall(model=model, messages=asked), run_id, parent_run_id)
 
     def on_llm_end(self, response: ModelAnswer, *, run_id: UUID, **kwargs: Any) -> None:
         self._end(run_id, LLMResult(response=response.generations[0][0].text))

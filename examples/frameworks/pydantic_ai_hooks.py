@@ -49,6 +49,7 @@ from prefactor_core.testing import open_recording
 # --- the hooks
 
 hooks: Hooks[Any] = Hooks()
+ROLES = {"system-prompt": "system", "user-prompt": "user", "text": "assistant"}
 
 
 def run_of_this_task() -> AgentInstanceHandle:
@@ -68,7 +69,7 @@ async def record_run(ctx: Any, *, handler: Any) -> Any:
 @hooks.on.model_request
 async def record_model_request(ctx: Any, *, request_context: Any, handler: Any) -> ModelResponse:
     messages = [
-        {"role": part.part_kind, "content": str(part.content)}
+        {"role": ROLES.get(part.part_kind, "tool"), "content": str(part.content)}
         for message in request_context.messages
         for part in message.parts
         if hasattr(part, "content")
