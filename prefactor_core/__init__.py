@@ -11,6 +11,7 @@ from prefactor_core.agent.span import SpanContext
 from prefactor_core.client import PrefactorCoreClient, open_prefactor
 from prefactor_core.client.runtime_environment import build_runtime_environment
 from prefactor_core.client.sync import SyncPrefactorClient, open_prefactor_sync
+from prefactor_core.compat.adapters import warn_missing_adaptor_config
 from prefactor_core.config import PrefactorCoreConfig, QueueConfig
 from prefactor_core.config._version import __version__ as __version__
 from prefactor_core.config.http import HttpClientConfig
@@ -111,6 +112,7 @@ __all__ = [
     "sensitive",
     "traced",
     "validate_idempotency_key",
+    "warn_missing_adaptor_config",
 ]
 
 # A traceback names an error as its users import it.

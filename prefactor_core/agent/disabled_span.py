@@ -61,26 +61,25 @@ class DisabledSpan(SpanContext[Any]):
     def start_nowait(
         self,
         payload: Mapping[str, object] | Fields | None = None,
-        *,
         started_at: datetime | None = None,
     ) -> None: ...
     def set_result(self, data: Mapping[str, object]) -> None: ...
     def complete_nowait(
-        self, result: Mapping[str, object] | None = None, *, timestamp: datetime | None = None
+        self, result: Mapping[str, object] | None = None, timestamp: datetime | None = None
     ) -> None: ...
     def fail_nowait(
-        self, result: Mapping[str, object] | None = None, *, timestamp: datetime | None = None
+        self, result: Mapping[str, object] | None = None, timestamp: datetime | None = None
     ) -> None: ...
-    def cancel_nowait(self, *, timestamp: datetime | None = None) -> None: ...
+    def cancel_nowait(self, timestamp: datetime | None = None) -> None: ...
 
     async def complete(
-        self, result: Mapping[str, object] | None = None, *, timestamp: datetime | None = None
+        self, result: Mapping[str, object] | None = None, timestamp: datetime | None = None
     ) -> None:
         if self.recorder.event_loop.is_turn_due():
             await anyio.lowlevel.checkpoint()
 
     async def fail(
-        self, result: Mapping[str, object] | None = None, *, timestamp: datetime | None = None
+        self, result: Mapping[str, object] | None = None, timestamp: datetime | None = None
     ) -> None:
         await self.complete()
 

@@ -13,6 +13,7 @@ import anyio.lowlevel
 from prefactor_core.agent.disabled_span import DisabledSpan
 from prefactor_core.agent.span import SpanContext, new_span, start_by_id, start_by_id_nowait
 from prefactor_core.agent.traced import F, traced_by
+from prefactor_core.compat.adapters import RunAliases
 from prefactor_core.context_stack import SpanContextStack
 from prefactor_core.exceptions import (
     PrefactorTerminatedError,
@@ -144,7 +145,7 @@ def forget_ended_runs() -> None:
     context_runs.set(open_runs())
 
 
-class AgentInstanceHandle(Uncopyable):
+class AgentInstanceHandle(RunAliases, Uncopyable):
     """One run of an agent, registered by ``client``.
 
     :meth:`start` and :meth:`finish` begin and end it; in between, :meth:`span` makes its steps. In
@@ -159,6 +160,7 @@ class AgentInstanceHandle(Uncopyable):
     _kind = "a run of an agent in this process"
 
     def __init__(self, instance_id: str, client: Client) -> None:
+        self._owner = client
         self._instances = client.instance_manager
         self._spans = client.span_manager
         self._quality = client.quality_manager
@@ -173,6 +175,11 @@ class AgentInstanceHandle(Uncopyable):
     def id(self) -> str:
         """The id of the run, a PFID; provisional until the API has registered the run."""
         return self._identity.id
+
+    @property
+    def client(self) -> Client:
+        """The client that registered the run."""
+        return self._owner
 
     @property
     def ended(self) -> bool:
@@ -212,14 +219,14 @@ class AgentInstanceHandle(Uncopyable):
         if self._termination.reason is not None:
             raise PrefactorTerminatedError(self._termination.reason, self.id)
 
-    async def start(self, *, timestamp: datetime | None = None) -> None:
+    async def start(self, timestamp: datetime | None = None) -> None:
         """Start the run, now or at ``timestamp``, and make it the current one of this context. A
         second call does nothing."""
         self.start_nowait(timestamp=timestamp)
         if self.recorder.event_loop.is_turn_due():
             await anyio.lowlevel.checkpoint()
 
-    def start_nowait(self, *, timestamp: datetime | None = None) -> None:
+    def start_nowait(self, timestamp: datetime | None = None) -> None:
         """As :meth:`start`, in synchronous code."""
         at = None if timestamp is None else to_time("timestamp", timestamp)
         if self._instance.status is InstanceStatus.PENDING:
@@ -228,9 +235,7 @@ class AgentInstanceHandle(Uncopyable):
         if self not in context_runs.get():
             context_runs.set((*open_runs(), self))
 
-    async def finish(
-        self, status: Outcome = "complete", *, timestamp: datetime | None = None
-    ) -> None:
+    async def finish(self, status: Outcome = "complete", timestamp: datetime | None = None) -> None:
         """End the run, now or at ``timestamp``, as ``complete``, ``failed`` or ``cancelled``.
 
         Its open spans end first, at the same time, as ``cancelled``. A second call does nothing.
@@ -247,7 +252,7 @@ class AgentInstanceHandle(Uncopyable):
             await anyio.lowlevel.checkpoint()
 
     def finish_nowait(
-        self, status: Outcome = "complete", *, timestamp: datetime | None = None
+        self, status: Outcome = "complete", timestamp: datetime | None = None
     ) -> None:
         """As :meth:`finish`, in synchronous code."""
         if not self.ended:
@@ -304,7 +309,6 @@ class AgentInstanceHandle(Uncopyable):
         schema_name: str | TypedStep,
         parent_span_id: str | None = None,
         payload: Mapping[str, object] | Fields | None = None,
-        *,
         started_at: datetime | None = None,
     ) -> str:
         """Start a span, and return its id for :meth:`finish_span`."""
@@ -317,7 +321,6 @@ class AgentInstanceHandle(Uncopyable):
         schema_name: str | TypedStep,
         parent_span_id: str | None = None,
         payload: Mapping[str, object] | Fields | None = None,
-        *,
         started_at: datetime | None = None,
     ) -> str:
         """As :meth:`create_span`, in synchronous code."""
@@ -329,9 +332,9 @@ class AgentInstanceHandle(Uncopyable):
         self,
         span_id: str,
         result_payload: Mapping[str, object] | Fields | None = None,
+        timestamp: datetime | None = None,
         *,
         status: Outcome = "complete",
-        timestamp: datetime | None = None,
     ) -> None:
         """End a span of :meth:`create_span`; see
         :meth:`prefactor_core.PrefactorCoreClient.finish_span`."""
@@ -343,9 +346,9 @@ class AgentInstanceHandle(Uncopyable):
         self,
         span_id: str,
         result_payload: Mapping[str, object] | Fields | None = None,
+        timestamp: datetime | None = None,
         *,
         status: Outcome = "complete",
-        timestamp: datetime | None = None,
     ) -> None:
         """As :meth:`finish_span`, in synchronous code."""
         self.recorder.check_open()

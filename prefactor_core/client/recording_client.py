@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast, overload
 
 import anyio.lowlevel
 
@@ -14,6 +14,7 @@ from prefactor_core.agent.disabled_span import DisabledSpan
 from prefactor_core.agent.instance import AgentInstanceHandle, Client
 from prefactor_core.agent.scope import AgentInstanceScope
 from prefactor_core.agent.span import SpanContext, new_span, start_by_id, start_by_id_nowait
+from prefactor_core.client.version_first import accepts_version_first
 from prefactor_core.config import OnRefused, PrefactorCoreConfig
 from prefactor_core.config.lazy_module import LazyModule
 from prefactor_core.exceptions import PrefactorValueError, in_message
@@ -27,9 +28,13 @@ from prefactor_core.schema_registry.typed_span import TypedStep
 
 if TYPE_CHECKING:
     from prefactor_core import managers
+    from prefactor_core.agent import propagation
+    from prefactor_core.operations import trace_headers
     from prefactor_core.recording import quality
 else:
     managers = LazyModule("prefactor_core.managers")
+    propagation = LazyModule("prefactor_core.agent.propagation")
+    trace_headers = LazyModule("prefactor_core.operations.trace_headers")
     quality = LazyModule("prefactor_core.recording.quality")
 
 
@@ -42,6 +47,7 @@ class RunOptions(TypedDict, total=False):
     environment_id: str | None
     purpose: Purpose | None
     external_identifier: str | None
+    parent: trace_headers.Headers | None
 
 
 def _check_run_options(options: Mapping[str, object]) -> None:
@@ -85,6 +91,35 @@ class RecordingClient(Uncopyable, ABC):
         """Records quality payloads. Raises :class:`ClientNotInitializedError` outside the scope."""
         return self._open_scope().quality_manager
 
+    @overload
+    async def create_agent_instance(
+        self,
+        agent_id: str | None = None,
+        agent_version: Mapping[str, object] | None = None,
+        agent_schema_version: Mapping[str, object] | None = None,
+        instance_id: str | None = None,
+        external_schema_version_id: str | None = None,
+        *,
+        on_refused: OnRefused = "raise",
+        **options: Unpack[RunOptions],
+    ) -> AgentInstanceHandle: ...
+
+    @overload
+    async def create_agent_instance(
+        self,
+        agent_version: Mapping[str, object],
+        agent_schema_version: Mapping[str, object] | None = None,
+        agent_id: str | None = None,
+        instance_id: str | None = None,
+        external_schema_version_id: str | None = None,
+        environment_id: str | None = None,
+        purpose: Purpose | None = None,
+        external_identifier: str | None = None,
+        *,
+        on_refused: OnRefused = "raise",
+    ) -> AgentInstanceHandle: ...
+
+    @accepts_version_first
     async def create_agent_instance(
         self,
         agent_id: str | None = None,
@@ -115,8 +150,18 @@ class RecordingClient(Uncopyable, ABC):
         ``external_identifier``: your own name of the run, unique for each agent. The API refuses a
         second run of the same agent with the same one: do not use the id of a chat that goes on,
         or of a job that may be delivered again.
+        ``parent``: the headers of the request or message that caused the run, a mapping or pairs.
+        The sender has written its step there by :meth:`inject`, or as a ``traceparent``. The API
+        knows no parent in another run, so the spans of this run that have no parent name the
+        step in their payloads, as ``prefactor_caused_by``. The OpenTelemetry export of this run
+        belongs to the trace of that step. Malformed headers are ignored and logged. A sender can
+        name any step: take no headers from strangers.
         ``on_refused``: if the API refuses, ``"raise"`` its error, or ``"log"`` it and let the run
         go on unrecorded.
+
+        The order of prefactor-core 0.5.3 is accepted as well: a mapping in first place is the
+        ``agent_version``, followed by ``agent_schema_version``, ``agent_id``, ``instance_id``,
+        ``external_schema_version_id``, ``environment_id``, ``purpose``, ``external_identifier``.
 
         Raises :class:`PrefactorValueError` if ``agent_version`` is left out, neither a schema
         version nor a registry is given, or an option is unknown, and a :class:`PrefactorApiError`
@@ -157,23 +202,38 @@ class RecordingClient(Uncopyable, ABC):
     ) -> AgentInstanceScope:
         """The scope of one run: ``async with client.agent_instance(...) as instance:``.
 
-        Takes the arguments of :meth:`create_agent_instance`. The run is registered and started on
-        entering, and ends with the block: ``complete``, ``failed`` or ``cancelled``.
+        Takes the arguments of :meth:`create_agent_instance`, ``agent_id`` first. The run is
+        registered and started on entering, and ends with the block: ``complete``, ``failed`` or
+        ``cancelled``.
         ``on_refused``: by default that of the client's configuration, ``"log"`` unless set.
         """
         return AgentInstanceScope(
             self,
             partial(
                 self.create_agent_instance,
-                agent_id,
-                agent_version,
-                agent_schema_version,
-                instance_id,
-                external_schema_version_id,
+                agent_id=agent_id,
+                agent_version=agent_version,
+                agent_schema_version=agent_schema_version,
+                instance_id=instance_id,
+                external_schema_version_id=external_schema_version_id,
                 on_refused=self.config.on_refused if on_refused is None else on_refused,
                 **options,
             ),
         )
+
+    def inject(self, headers: MutableMapping[str, str]) -> None:
+        """Write the current step into the headers of a request or message to another process.
+
+        The receiver gives them to :meth:`agent_instance` as ``parent``. The step is the innermost
+        open span of the current run, or the run itself; without a current run, the innermost open
+        span. Outside of a run nothing is written.
+
+        ``traceparent`` gets the ids by which the OpenTelemetry export knows the step. If a span of
+        OpenTelemetry is current, OpenTelemetry writes its own context there instead. ``baggage``
+        gets the ids of run and span in Prefactor, beside what others have written; a run that the
+        API has not registered yet has only a ``traceparent``.
+        """
+        propagation.inject(headers, self)
 
     def _schema_version(
         self, agent_id: str | None, given: Schema | None, external_id: str | None
@@ -193,7 +253,6 @@ class RecordingClient(Uncopyable, ABC):
         schema_name: str | TypedStep,
         parent_span_id: str | None = None,
         payload: Mapping[str, object] | Fields | None = None,
-        *,
         started_at: datetime | None = None,
     ) -> str:
         """Start a span, now or as of ``started_at`` (a datetime with a time zone), and give its
@@ -210,7 +269,6 @@ class RecordingClient(Uncopyable, ABC):
         schema_name: str | TypedStep,
         parent_span_id: str | None = None,
         payload: Mapping[str, object] | Fields | None = None,
-        *,
         started_at: datetime | None = None,
     ) -> str:
         """As :meth:`create_span`, in synchronous code."""
@@ -221,9 +279,9 @@ class RecordingClient(Uncopyable, ABC):
         self,
         span_id: str,
         result_payload: Mapping[str, object] | Fields | None = None,
+        timestamp: datetime | None = None,
         *,
         status: Outcome = "complete",
-        timestamp: datetime | None = None,
     ) -> None:
         """End a span of :meth:`create_span`, now or as of ``timestamp`` (a datetime with a time
         zone).
@@ -242,9 +300,9 @@ class RecordingClient(Uncopyable, ABC):
         self,
         span_id: str,
         result_payload: Mapping[str, object] | Fields | None = None,
+        timestamp: datetime | None = None,
         *,
         status: Outcome = "complete",
-        timestamp: datetime | None = None,
     ) -> None:
         """As :meth:`finish_span`, in synchronous code."""
         self.span_manager.finish(span_id, result_payload, status, timestamp=timestamp)
@@ -286,6 +344,16 @@ class RecordingClient(Uncopyable, ABC):
     def span(
         self,
         instance_id: str,
+        schema_name: str,
+        parent_span_id: str | None,
+        payload: Mapping[str, object],
+        /,
+    ) -> SpanContext: ...
+
+    @overload
+    def span(
+        self,
+        instance_id: str,
         params: SpanParams[Result],
         /,
         parent_span_id: str | None = None,
@@ -307,7 +375,7 @@ class RecordingClient(Uncopyable, ABC):
         instance_id: str,
         schema_name: str | TypedStep,
         parent_span_id: str | None = None,
-        span_id: str | None = None,
+        span_id: Any = None,
         payload: Any = None,
     ) -> SpanContext[Any]:
         """A step of a run: ``async with client.span(...) as span:``, or ``with``.
@@ -315,8 +383,11 @@ class RecordingClient(Uncopyable, ABC):
         ``schema_name``: its span type; or its parameters, an object of a class that is registered
         for a span type. ``parent_span_id``: by default the innermost open span of the same run in
         this context. ``span_id``: your own PFID. ``payload``: the parameters of the span, unless
-        :meth:`SpanContext.start` is given others.
+        :meth:`SpanContext.start` is given others. A mapping in the fourth place, which is that of
+        the payload in prefactor-core 0.5.3, is the payload.
         """
+        if span_id is not None and payload is None and isinstance(span_id, Mapping):
+            span_id, payload = None, cast("Mapping[str, object]", span_id)
         return self._span(instance_id, schema_name, parent_span_id, span_id, payload)
 
     def _span(

@@ -38,8 +38,10 @@ from prefactor_core.operations import (
 from prefactor_core.recording.registration import Registrations, RegistrationWaiter, advice_for
 
 if TYPE_CHECKING:
+    from prefactor_core.operations import trace_headers
     from prefactor_core.schema_registry import payload_check
 else:
+    trace_headers = LazyModule("prefactor_core.operations.trace_headers")
     payload_check = LazyModule("prefactor_core.schema_registry.payload_check")
 
 logger = logging.getLogger("prefactor_core.recording.instance_manager")
@@ -102,14 +104,16 @@ class AgentInstanceManager(Uncopyable):
         environment_id: str | None = None,
         purpose: Purpose | None = None,
         external_identifier: str | None = None,
+        parent: trace_headers.Headers | None = None,
         on_refused: Literal["log", "raise"] = "raise",
     ) -> str:
         """Register a run, and return its id.
 
         ``agent_id`` and ``environment_id``: None if the token identifies them. ``instance_id``: the
         id to ask for, a PFID of the account's partition. If the API is unreachable, the run
-        continues under a provisional id and is registered in the background. ``on_refused``: raise
-        a refusal, or log it as an error and continue with an unrecorded run.
+        continues under a provisional id and is registered in the background. ``parent``: headers
+        that name the step that caused the run. ``on_refused``: raise a refusal, or log it as an
+        error and continue with an unrecorded run.
 
         Raises :class:`PrefactorValueError` for values that cannot be sent, and a
         :class:`PrefactorApiError` if the API refuses the run.
@@ -146,6 +150,8 @@ class AgentInstanceManager(Uncopyable):
             )
             run = self._identities.add(recorded_id)
             run.registered, run.agent_id = False, agent_id
+            if parent is not None:
+                run.cause = trace_headers.cause_of(parent)
             with self.event_loop.lock:
                 now = run.clock.now()
                 if self._records:
@@ -248,6 +254,11 @@ class AgentInstanceManager(Uncopyable):
     def open_instances(self) -> Sequence[AgentInstance]:
         """The runs that have not ended, in order of registration."""
         return list(self._instances.values())
+
+    def newest(self) -> RunIdentity | None:
+        """The run that was registered last, of those that have not ended; None without one."""
+        instances = list(self._instances.values())  # at once: other threads may end runs
+        return instances[-1].identity if instances else None
 
     def states(self) -> Sequence[tuple[str, InstanceStatus, int | None]]:
         """The runs that have not ended: their ids in operations, statuses, and starts in

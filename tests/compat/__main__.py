@@ -1,6 +1,7 @@
-"""Install the published clients, and the frameworks of the chapters; run each, and print a line.
+"""Install the published clients, the adapters and the frameworks of the chapters, run each, and
+print a line for each.
 
-With arguments: only the environments that have such a word in their names, ``chapter`` for all
+With arguments: only those whose environments have such a word in their names, ``chapter`` for the
 chapters, ``cli`` and ``dashboard`` included. Ends with 1 if any fails.
 """
 
@@ -9,20 +10,19 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-from support.environments import Environment, last_line
+from support.environments import last_line
 from support.serving import serving_file
 
+from compat.adapters import ADAPTERS, Adapter
 from compat.calls import Line
-from compat.chapters import CHAPTERS
+from compat.chapters import CHAPTERS, Chapter
 from compat.cli import command_lines
 from compat.dashboard import dashboard_lines
-from compat.node import NodeEnvironment
-from compat.published import CLIENTS
+from compat.published import CLIENTS, Client
 
 
 def main(words: list[str]) -> int:
@@ -40,32 +40,27 @@ def _lines(url: str, words: list[str]) -> Iterator[Line]:
     def wanted(name: str) -> bool:
         return not words or any(word in name for word in words)
 
-    for client in CLIENTS:
+    for client in (*CLIENTS, *ADAPTERS, *CHAPTERS):
         if wanted(client.environment.folder.name):
-            yield _line(client.environment, partial(client.problems, url), client.note)
-    for chapter in CHAPTERS:
-        if wanted(chapter.environment.folder.name):
-            yield _line(chapter.environment, chapter.problems, f"examples/{chapter.file}")
+            yield _line(client, url)
     if wanted("cli"):
         yield from command_lines(url)
     if wanted("dashboard"):
         yield from dashboard_lines(url, "compat-core")
 
 
-def _line(
-    environment: Environment | NodeEnvironment, run: Callable[[], list[str]], note: str
-) -> Line:
-    name = environment.folder.name
+def _line(client: Client | Adapter | Chapter, url: str) -> Line:
+    name = client.environment.folder.name
     try:
-        environment.make()
-        name = environment.versions()
-        problems = run()
+        client.environment.make()
+        name = client.environment.versions()
+        problems = client.problems(url)
     except subprocess.CalledProcessError as error:
         problems = [last_line(error.stderr)]
     except (OSError, RuntimeError, ValueError, LookupError, httpx.HTTPError) as error:
         problems = [repr(error)]
-    if note:
-        name += f" ({note})"
+    if client.note:
+        name += f" ({client.note})"
     return Line(name, "; ".join(problems))
 
 

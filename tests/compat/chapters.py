@@ -25,7 +25,11 @@ class Chapter:
     arguments: tuple[str, ...] = ()
     says: str | None = None
 
-    def problems(self) -> list[str]:
+    @property
+    def note(self) -> str:
+        return f"examples/{self.file}"
+
+    def problems(self, _url: str) -> list[str]:
         """Run the chapter; how what it prints differs."""
         path = EXAMPLES / self.file
         said = self.environment.run(["-W", "error", str(path), *self.arguments], timeout=120)
