@@ -27,7 +27,7 @@ class Chapter:
 
     @property
     def note(self) -> str:
-        return f"examples/{self.file}"
+        return " ".join((f"examples/{self.file}", *self.arguments))
 
     def problems(self, _url: str) -> list[str]:
         """Run the chapter; how what it prints differs."""
