@@ -9,20 +9,25 @@ There is no block to put a ``with`` around. Three rules make an adapter:
 1. Keep the span objects by the framework's ids, and remove each when it ends. The client keeps
    nothing of a span that has ended.
 2. Name the parent: ``instance.span(name, parent_span_id=...)``. The framework knows it; the
-   context of a callback does not. ``detached()`` keeps a span out of that context, so that it
-   does not become the parent of unrelated spans.
-3. Use the ``_nowait`` methods. They only record: they never wait, and never raise because of the
-   API. The first end of a span counts.
+   context of a callback may not.
+3. ``begin()`` opens the span where the step starts, and ``end()`` ends it where the step ends, in
+   any task or thread. The span does not become the current one, so unrelated spans are never below
+   it. Neither method waits, or raises because of the API. The first end counts. ``error=`` takes
+   the exception of the step: the span ends ``failed``, with its description, or ``cancelled`` if it
+   is a cancellation.
 
 A span that nobody ends is ended with its run, as ``cancelled``, or as ``failed`` if the block of
 the run raised.
 
 Where an id is all you can keep, ``client.create_span()`` gives the id of a started span and
-``client.finish_span()`` ends it as ``complete``.
+``client.finish_span()`` ends it, by default as ``complete``.
 
-To record what happened at another time, pass a datetime with a time zone: ``started_at=`` for a
-start, ``timestamp=`` for an end. A datetime without one, and an end before the start, raise
-``PrefactorValueError``; nothing is recorded then, and the span stays open.
+To record what happened at another time, pass a datetime with a time zone: ``started_at=`` to
+``start_nowait()``, ``timestamp=`` to ``end()``. A datetime without one, and an end before the
+start, raise ``PrefactorValueError``; nothing is recorded then, and the span stays open.
+
+LangGraph's callbacks are such an adapter, ``frameworks/langgraph_callbacks.py``, and so are the
+hooks of OpenAI Agents, ``frameworks/openai_agents_hooks.py``.
 
 It leaves this tree::
 
@@ -59,24 +64,18 @@ class Recorder:
     ) -> None:
         parent = None if parent_id is None else self._open.get(parent_id)
         parent_span_id = None if parent is None else parent.id
-        span = self._instance.span(f"agent:{kind}", parent_span_id).detached()
-        span.start_nowait(inputs)
-        self._open[step_id] = span
+        span = self._instance.span(f"agent:{kind}", parent_span_id, inputs)
+        self._open[step_id] = span.begin()
 
     def on_end(self, step_id: str, outputs: dict[str, Any]) -> None:
         span = self._open.pop(step_id, None)
         if span is not None:
-            span.complete_nowait(outputs)
+            span.end(result=outputs)
 
     def on_error(self, step_id: str, error: BaseException) -> None:
         span = self._open.pop(step_id, None)
-        if span is None:
-            return
-        if isinstance(error, Exception):
-            # As a block that raises records it.
-            span.fail_nowait({"error": {"type": type(error).__name__, "message": str(error)}})
-        else:
-            span.cancel_nowait()  # a cancellation, or Ctrl-C
+        if span is not None:
+            span.end(error=error)
 
 
 async def framework(callbacks: Recorder) -> None:

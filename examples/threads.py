@@ -14,9 +14,10 @@ a pool, with ``copy_context().run``           the span around ``copy_context()``
 your own ``Thread``, a pool, an executor      none, unless you give ``parent_span_id=``
 ============================================  ===================================================
 
-Four things wait, and belong to the client's own event loop: registering a run
-(``agent_instance()``, ``create_agent_instance()``), ``flush()`` and closing. A worker thread asks
-that loop by ``anyio.from_thread.run()``.
+A thread may also have a run of its own: ``with client.agent_instance(...)`` waits, in the thread,
+until the client's event loop has registered it. Three more things wait, and belong to that loop:
+``create_agent_instance()``, ``flush()`` and closing. A worker thread asks the loop for them by
+``anyio.from_thread.run()``.
 
 A client may close while threads still record. It ends the spans that they have open. A span that
 they open later raises ``ClientNotInitializedError``.

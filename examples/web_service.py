@@ -14,7 +14,8 @@ Each request is a task of its own. The middleware below gives each a run, which 
 for everything that the request calls: ``@traced`` functions find it, and so does
 ``current_instance()``. An ``async def`` endpoint runs in the task of the request. A ``def``
 endpoint runs in a worker thread, which gets a copy of the request's context: its spans are in the
-same run.
+same run. (Without the middleware, an endpoint enters a run of its own: by ``async with``, or in a
+``def`` endpoint by ``with``, as in ``frameworks/fastapi_service.py``.)
 
 An endpoint that raises leaves its run ``failed``. A client that disconnects has the request
 cancelled by some servers; the run ends as ``cancelled`` then. If the API is away, the

@@ -12,6 +12,7 @@ from textwrap import dedent
 
 import anyio
 import pytest
+from compat.chapters import CHAPTERS as CHAPTERS_IN_COMPAT
 from support.harness import StoredRun, StoredSpan, stored_runs
 
 from prefactor_core.local import open_local_prefactor
@@ -68,6 +69,9 @@ SHOWN = {
 ELSEWHERE = {"agent_e2e.py", "kill_switch.py", "slow_agent.py"}
 """Tested as a user runs them, in ``cli/``."""
 
+FRAMEWORKS = {f"frameworks/{path.name}" for path in EXAMPLES.glob("frameworks/*.py")}
+"""They need other packages: ``just compat`` runs them."""
+
 
 def run(name: str, *arguments: str, cwd: Path, **environment: str) -> str:
     """What an example prints; it must neither fail nor warn."""
@@ -114,6 +118,13 @@ async def stored_outlines(path: Path, agent_id: str) -> set[str]:
 
 def test_every_example_is_tested() -> None:
     assert {*CHAPTERS, *SHOWN, *ELSEWHERE} == FILES
+    assert {chapter.file for chapter in CHAPTERS_IN_COMPAT} == FRAMEWORKS | {"web_service.py"}
+
+
+def test_the_readme_lists_every_chapter() -> None:
+    readme = (EXAMPLES.parent / "README.md").read_text("utf-8")
+    listed = set(re.findall(r"\]\(examples/([\w/]+\.py)\)", readme))
+    assert listed == FILES | FRAMEWORKS
 
 
 @pytest.mark.parametrize("name", [*CHAPTERS, *SHOWN])

@@ -55,6 +55,10 @@ class DisabledSpan(SpanContext[Any]):
             self.recorded_id = generate(0)
             return self.recorded_id
 
+    def begin(self) -> Self:
+        return self
+
+    def end(self, *arguments: object, **options: object) -> None: ...
     def start_nowait(
         self,
         payload: Mapping[str, object] | Fields | None = None,

@@ -319,23 +319,28 @@ class AgentInstanceHandle(RunAliases, Uncopyable):
     async def finish_span(
         self,
         span_id: str,
-        result_payload: Mapping[str, object] | None = None,
+        result_payload: Mapping[str, object] | Fields | None = None,
         timestamp: datetime | None = None,
+        *,
+        status: Outcome = "complete",
     ) -> None:
-        """End a span of :meth:`create_span` as ``complete``."""
-        self.finish_span_nowait(span_id, result_payload, timestamp=timestamp)
+        """End a span of :meth:`create_span`; see
+        :meth:`prefactor_core.PrefactorCoreClient.finish_span`."""
+        self.finish_span_nowait(span_id, result_payload, status=status, timestamp=timestamp)
         if self.recorder.event_loop.is_turn_due():
             await anyio.lowlevel.checkpoint()
 
     def finish_span_nowait(
         self,
         span_id: str,
-        result_payload: Mapping[str, object] | None = None,
+        result_payload: Mapping[str, object] | Fields | None = None,
         timestamp: datetime | None = None,
+        *,
+        status: Outcome = "complete",
     ) -> None:
         """As :meth:`finish_span`, in synchronous code."""
         self.recorder.check_open()
-        self._spans.finish(span_id, result_payload, timestamp=timestamp)
+        self._spans.finish(span_id, result_payload, status, timestamp=timestamp)
 
     async def record_quality(
         self, name: str, payload: Mapping[str, object] | Fields | None = None

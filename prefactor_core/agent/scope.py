@@ -30,6 +30,9 @@ from prefactor_core.recording.run_end import finish_run_in_slices
 class AgentInstanceScope(Uncopyable):
     """The scope of one run: ``async with client.agent_instance(...) as instance:``.
 
+    In a thread without the client's event loop, ``with``: in a ``def`` endpoint of a web framework,
+    a tool that a pool runs, a job of a scheduler.
+
     Registers and starts the run on entering, and ends it on leaving: ``complete``, ``failed`` if
     the block raised, ``cancelled`` if it was cancelled. An exception of the block is raised on,
     unchanged. The scope can be entered once; the task that entered it must leave it.
@@ -56,11 +59,34 @@ class AgentInstanceScope(Uncopyable):
         # left first.
         self._scope: anyio.CancelScope | None = None
 
-    async def __aenter__(self) -> AgentInstanceHandle:
-        if self._run is not None:
-            raise PrefactorCoreError(
-                "a run can be entered once only: call agent_instance() again for another"
+    def __enter__(self) -> AgentInstanceHandle:
+        self._check_first_entering()
+        event_loop = self._client.instance_manager.event_loop
+        if event_loop.is_here:
+            raise ClientScopeError(
+                "this waits for the client's event loop, which runs in this very thread: write "
+                "'async with client.agent_instance(...)' here"
             )
+        # Imported here: few programs need it.
+        from prefactor_core.queue.portal import call_in_loop
+
+        handle = call_in_loop(event_loop, self.register)
+        self._run = OpenRun(self._client, handle)
+        handle.start_nowait()
+        return handle
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._run is not None
+        self._run.finish(error)
+        self._run.raise_if_terminated(error)
+
+    async def __aenter__(self) -> AgentInstanceHandle:
+        self._check_first_entering()
         self._handle = handle = await self.register()
         self._run = OpenRun(self._client, handle)
         self._host_task_id = anyio.get_current_task().id
@@ -92,6 +118,12 @@ class AgentInstanceScope(Uncopyable):
         # No checkpoint if an error leaves: a pending cancellation would replace the error.
         if error is None and not self._run.is_forked:
             await anyio.lowlevel.checkpoint()  # noqa: ASYNC102
+
+    def _check_first_entering(self) -> None:
+        if self._run is not None:
+            raise PrefactorCoreError(
+                "a run can be entered once only: call agent_instance() again for another"
+            )
 
     def _leave(self, run: OpenRun, error: BaseException | None) -> None:
         # Steps 2 and 1 of the order of exit (client/scope.py), for one run: it finishes, then its

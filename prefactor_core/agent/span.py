@@ -6,10 +6,11 @@ import sys
 from collections.abc import Mapping
 from datetime import datetime
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import anyio.lowlevel
 
+from prefactor_core.agent.span_lifecycle import Result, SpanLifecycle
 from prefactor_core.config.lazy_module import LazyModule
 from prefactor_core.context_stack import OWN_REQUEST, SpanContextStack
 from prefactor_core.context_stack.generator_frames import (
@@ -18,34 +19,26 @@ from prefactor_core.context_stack.generator_frames import (
     GENERATOR,
     holder_of,
 )
-from prefactor_core.exceptions import PrefactorCoreError, PrefactorValueError
+from prefactor_core.exceptions import PrefactorCoreError
 from prefactor_core.exceptions.checks import to_time
 from prefactor_core.exceptions.outcome import outcome_of
 from prefactor_core.export.identity import RunIdentity
 from prefactor_core.models.clock import to_datetime
-from prefactor_core.models.lifecycle import OPEN, Outcome, SpanStatus
+from prefactor_core.models.lifecycle import OPEN, Outcome
 from prefactor_core.operations.identifiers import generate_related
 from prefactor_core.payloads.capture import Capture
 from prefactor_core.payloads.error_description import describe_error
-from prefactor_core.recording.span_record import SpanRecord, new_span_id
+from prefactor_core.recording.span_record import new_span_id
 from prefactor_core.schema_registry.type_schema import Fields
 from prefactor_core.schema_registry.typed_span import TypedStep, from_result, name_and_params
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeVar
-
     from prefactor_core.recording import recorder as recording
-
-    Result = TypeVar("Result", default=Mapping[str, object], contravariant=True)
 else:
-    from typing import TypeVar
-
     recording = LazyModule("prefactor_core.recording.recorder")
 
-    Result = TypeVar("Result", contravariant=True)
 
-
-class SpanContext(SpanRecord, Generic[Result]):
+class SpanContext(SpanLifecycle[Result]):
     """One step of a run: an LLM call, a tool call, a retrieval.
 
     Use ``async with instance.span("agent:llm") as span:`` or, in synchronous code, ``with``. The
@@ -61,6 +54,9 @@ class SpanContext(SpanRecord, Generic[Result]):
     methods record, and yield to the event loop if they have not done so for a millisecond. So
     other tasks run, and a cancellation arrives, even in a loop of only such calls.
 
+    A callback that starts a step which another one ends has no block: :meth:`begin` opens the span
+    without making it the current one, and :meth:`end` ends it, in any thread.
+
     The result of a ``SpanContext[Answer]``, the span of a type with classes, is an ``Answer``: an
     object whose fields are those of the result. The result of any other span is a mapping.
 
@@ -70,10 +66,7 @@ class SpanContext(SpanRecord, Generic[Result]):
     """
 
     # Set by new_span().
-    recorder: recording.Recorder
     instance: object
-    was_entered = False
-    is_detached = False
 
     @property
     def id(self) -> str:
@@ -84,37 +77,6 @@ class SpanContext(SpanRecord, Generic[Result]):
         the API's id as soon as the API has accepted the span.
         """
         return self.run.span_id(self.recorded_id)
-
-    async def start(
-        self,
-        payload: Mapping[str, object] | Fields | None = None,
-        started_at: datetime | None = None,
-    ) -> None:
-        """Start the work, now or at ``started_at``, with ``payload`` as its parameters.
-
-        Starts its ancestors first, with the times of their entering. A second call does nothing.
-        """
-        self.start_nowait(payload, started_at=started_at)
-        if self.recorder.event_loop.is_turn_due():
-            await anyio.lowlevel.checkpoint()
-
-    def start_nowait(
-        self,
-        payload: Mapping[str, object] | Fields | None = None,
-        started_at: datetime | None = None,
-    ) -> None:
-        """As :meth:`start`, in synchronous code."""
-        at = None if started_at is None else to_time("started_at", started_at)
-        was_open = self.serial
-        try:
-            if not was_open:
-                self.recorder.open(self, detached=self.is_detached)
-            if self.status in OPEN:
-                self.recorder.start(self, payload, at)
-        except BaseException:
-            if not was_open:
-                self._cancel_opening()
-            raise
 
     def set_result(self, data: Result) -> None:
         """Merge ``data`` into the result of the span; later keys win."""
@@ -130,62 +92,6 @@ class SpanContext(SpanRecord, Generic[Result]):
                 pass  # keys whose comparison raises
         self.recorder.capture.merge(result, data)
 
-    async def complete(
-        self, result: Result | None = None, timestamp: datetime | None = None
-    ) -> None:
-        """End the span, now or at ``timestamp``, as complete; ``result`` is merged into its
-        result."""
-        self._end("complete", result, timestamp)
-        if self.recorder.event_loop.is_turn_due():
-            await anyio.lowlevel.checkpoint()
-
-    def complete_nowait(
-        self, result: Result | None = None, timestamp: datetime | None = None
-    ) -> None:
-        """As :meth:`complete`, in synchronous code."""
-        self._end("complete", result, timestamp)
-
-    async def fail(
-        self,
-        result: Result | Mapping[str, object] | None = None,
-        timestamp: datetime | None = None,
-    ) -> None:
-        """End the span, now or at ``timestamp``, as failed; ``result`` is merged into its
-        result."""
-        self._end("failed", result, timestamp)
-        if self.recorder.event_loop.is_turn_due():
-            await anyio.lowlevel.checkpoint()
-
-    def fail_nowait(
-        self,
-        result: Result | Mapping[str, object] | None = None,
-        timestamp: datetime | None = None,
-    ) -> None:
-        """As :meth:`fail`, in synchronous code."""
-        self._end("failed", result, timestamp)
-
-    async def cancel(self, timestamp: datetime | None = None) -> None:
-        """End the span, now or at ``timestamp``, as cancelled.
-
-        Before :meth:`start` this records a skipped step that never started: the API moves it from
-        ``pending`` to ``cancelled``.
-        """
-        self.cancel_nowait(timestamp=timestamp)
-        if self.recorder.event_loop.is_turn_due():
-            await anyio.lowlevel.checkpoint()
-
-    def cancel_nowait(self, timestamp: datetime | None = None) -> None:
-        """As :meth:`cancel`, in synchronous code."""
-        at = None if timestamp is None else to_time("timestamp", timestamp)
-        if not self.serial:
-            self.recorder.open(self, detached=self.is_detached)
-        if self.status in OPEN:
-            self.recorder.skip(self, at)
-
-    async def finish(self, timestamp: datetime | None = None) -> None:
-        """End the span, now or at ``timestamp``, as complete; nothing if it has ended."""
-        await self.complete(timestamp=timestamp)
-
     def detached(self) -> Self:
         """Return the same span, which will not be the innermost one in its block: spans opened
         there do not become its children, and :func:`~prefactor_core.current_span` ignores it.
@@ -199,9 +105,7 @@ class SpanContext(SpanRecord, Generic[Result]):
 
     def __enter__(self, frame: FrameType | None = None) -> Self:
         if self.was_entered:
-            raise PrefactorCoreError(
-                f"the {self.schema_name!r} span was entered before: call span() again for another"
-            )
+            raise self._entered_before()
         self.was_entered = True
         try:
             if not self.serial:
@@ -305,26 +209,6 @@ class SpanContext(SpanRecord, Generic[Result]):
             # Not in a request of this library: its worker would wait for itself.
             and OWN_REQUEST not in SpanContextStack.get_stack()
         )
-
-    def _cancel_opening(self) -> None:
-        """Cancel a span whose opening was interrupted by an exception: its caller cannot end it."""
-        if self.serial:
-            if self.status is SpanStatus.PENDING:
-                self.status = SpanStatus.CANCELLED  # nothing of it is ever recorded
-            self.recorder.interrupted = self, "cancelled", None, None, self.recorder.interrupted
-
-    def _end(self, outcome: Outcome, result: object, timestamp: datetime | None) -> None:
-        at = None if timestamp is None else to_time("timestamp", timestamp)
-        was_open = self.serial
-        if not was_open:
-            self.recorder.open(self, detached=self.is_detached)
-        if self.status in OPEN:
-            try:
-                self.recorder.end(self, outcome, result, at)
-            except PrefactorValueError:
-                if not was_open:
-                    self._cancel_opening()
-                raise
 
 
 def new_span(

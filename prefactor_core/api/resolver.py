@@ -29,7 +29,7 @@ _MOST_THREADS: Final = 4
 class _Wait:
     """One call of :func:`resolve`, and the result of its lookup."""
 
-    def __init__(self, wake: Callable[[], None]) -> None:
+    def __init__(self, wake: Callable[[], object]) -> None:
         self.wake = wake
         self.addresses: list[str] = []
         self.problem = ""

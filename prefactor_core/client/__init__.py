@@ -2,8 +2,8 @@
 
 A configuration comes in, an open client goes out: its connections, queues, workers, runs and spans
 live until the scope is left. Read ``client`` first; then ``scope``, which puts the parts together
-and has the order of exit. ``recording_client`` has the methods that record; ``sync`` is the same
-client for programs without an event loop.
+and has the order of exit. ``recording_client`` has the methods that record runs,
+``recording_by_id`` those for spans; ``sync`` is the same client for programs without an event loop.
 """
 
 from prefactor_core.client.client import PrefactorCoreClient, open_prefactor

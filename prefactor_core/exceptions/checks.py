@@ -220,9 +220,9 @@ def to_signals(name: str, value: object) -> tuple[signal.Signals, ...]:
     return signals
 
 
-def check_outcome(status: str) -> None:
+def check_outcome(status: str, name: str = "status") -> None:
     """Raise :class:`PrefactorValueError` if this is no status of an end."""
     if status not in OUTCOMES:
         raise PrefactorValueError(
-            f"status must be one of {', '.join(sorted(OUTCOMES))}, got {in_message(status)}"
+            f"{name} must be one of {', '.join(sorted(OUTCOMES))}, got {in_message(status)}"
         )

@@ -2,7 +2,8 @@
 
 Items come in by ``Queue.put_nowait`` and go out to workers. Read ``base`` first, then ``memory``
 (the queue of a client), ``workers`` (tasks that outlive the body of their scope) and
-``event_loop`` (how other threads reach the loop). ``daemon_thread`` makes calls that may block.
+``event_loop`` (how other threads reach the loop). ``portal`` lets a thread wait for the loop;
+``daemon_thread`` makes calls that may block.
 """
 
 from prefactor_core.queue.base import Queue, QueueClosedError

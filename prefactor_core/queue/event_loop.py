@@ -6,7 +6,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from time import monotonic_ns
@@ -32,7 +31,7 @@ _TURN: Final = 1_000_000
 
 _MOST_CALLS: Final = 1_000
 
-RunSoon: TypeAlias = Callable[[Callable[[], object]], None]
+RunSoon: TypeAlias = Callable[[Callable[[], object]], bool]
 
 
 class EventLoop:
@@ -62,7 +61,8 @@ class EventLoop:
         self._asyncio = cast("asyncio.AbstractEventLoop", loop)
         self._trio = cast("trio.lowlevel.TrioToken", loop) if hasattr(loop, _TRIO) else None
         self.run_soon: RunSoon = _run_soon_of(loop)
-        """Make the loop call a function; for any thread. Does nothing if the loop has ended."""
+        """Make the loop call a function; for any thread. Returns False, having done nothing, if the
+        loop has ended."""
         # asyncio keeps only weak references to its tasks.
         self._tasks: set[asyncio.Task[None]] = set()
         self._opener: ref[asyncio.Task[object]] | None = None
@@ -219,20 +219,23 @@ class EventLoop:
 
 
 def run_soon_here() -> RunSoon:
-    """A function that makes the running event loop call another one; for any thread. It does
-    nothing once the loop has ended."""
+    """A function that makes the running event loop call another one; for any thread. It returns
+    False, having done nothing, once the loop has ended."""
     return _run_soon_of(anyio.lowlevel.current_token().native_token)
 
 
 def _run_soon_of(loop: object) -> RunSoon:
     soon = cast(
-        "RunSoon", getattr(loop, _TRIO, None) or getattr(loop, "call_soon_threadsafe", None)
+        "Callable[[Callable[[], object]], object]",
+        getattr(loop, _TRIO, None) or getattr(loop, "call_soon_threadsafe", None),
     )
 
-    def run_soon(function: Callable[[], object]) -> None:
-        # RuntimeError: asyncio's loop is closed; trio's is one of them.
-        with suppress(RuntimeError):
+    def run_soon(function: Callable[[], object]) -> bool:
+        try:
             soon(function)
+        except RuntimeError:  # asyncio's loop is closed; trio's error is one of these
+            return False
+        return True
 
     return run_soon
 

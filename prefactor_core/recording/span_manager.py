@@ -117,7 +117,7 @@ class SpanManager(Uncopyable):
     def finish(
         self,
         span_id: str,
-        result_payload: Mapping[str, object] | None = None,
+        result_payload: Mapping[str, object] | Fields | None = None,
         status: Outcome = "complete",
         *,
         timestamp: datetime | None = None,

@@ -20,6 +20,9 @@ MOST_CALLS_IN_A_TREE = 57
 """The same, for each span of a tree ten deep: the API must know a parent before its child, so that
 all but the innermost are recorded by two operations."""
 
+MOST_CALLS_BY_HAND = 45
+"""The same, for ``begin()`` and ``end()`` without a block."""
+
 MOST_FILES = 12
 """Files of the package that these calls are in."""
 
@@ -87,6 +90,11 @@ def _record_flat(instance: AgentInstanceHandle) -> None:
             span.set_result(_RESULT)
 
 
+def _record_by_hand(instance: AgentInstanceHandle) -> None:
+    for _ in range(_SPANS):
+        instance.span("agent:llm", payload=_PAYLOAD).begin().end(result=_RESULT)
+
+
 def _record_nested(instance: AgentInstanceHandle) -> None:
     def nest(depth: int) -> None:
         with instance.span("agent:llm", payload=_PAYLOAD) as span:
@@ -104,6 +112,13 @@ async def test_a_span_with_payload_and_result_takes_few_calls_in_few_files() -> 
         cost = Cost(lambda: _record_flat(r.instance))
     assert cost.calls <= MOST_CALLS, str(cost)
     assert len(cost.files) <= MOST_FILES, str(cost)
+
+
+async def test_a_span_by_hand_takes_as_few_calls_as_one_with_a_block() -> None:
+    async with recording() as r:
+        cost = Cost(lambda: _record_by_hand(r.instance))
+    assert cost.calls <= MOST_CALLS_BY_HAND, str(cost)
+    assert len(cost.files) <= MOST_FILES + 1, str(cost)  # span_lifecycle.py
 
 
 async def test_a_span_in_a_tree_ten_deep_takes_the_calls_of_two_operations() -> None:

@@ -1,8 +1,8 @@
-"""Install the published clients and adapters, run each against the server, and print a line for
-each.
+"""Install the published clients, the adapters and the frameworks of the chapters, run each, and
+print a line for each.
 
-With arguments: only the clients whose environments have such a word in their names, ``cli`` and
-``dashboard`` included. Ends with 1 if any fails.
+With arguments: only those whose environments have such a word in their names, ``chapter`` for the
+chapters, ``cli`` and ``dashboard`` included. Ends with 1 if any fails.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from support.serving import serving_file
 
 from compat.adapters import ADAPTERS, Adapter
 from compat.calls import Line
+from compat.chapters import CHAPTERS, Chapter
 from compat.cli import command_lines
 from compat.dashboard import dashboard_lines
 from compat.published import CLIENTS, Client
@@ -39,7 +40,7 @@ def _lines(url: str, words: list[str]) -> Iterator[Line]:
     def wanted(name: str) -> bool:
         return not words or any(word in name for word in words)
 
-    for client in (*CLIENTS, *ADAPTERS):
+    for client in (*CLIENTS, *ADAPTERS, *CHAPTERS):
         if wanted(client.environment.folder.name):
             yield _line(client, url)
     if wanted("cli"):
@@ -48,7 +49,7 @@ def _lines(url: str, words: list[str]) -> Iterator[Line]:
         yield from dashboard_lines(url, "compat-core")
 
 
-def _line(client: Client | Adapter, url: str) -> Line:
+def _line(client: Client | Adapter | Chapter, url: str) -> Line:
     name = client.environment.folder.name
     try:
         client.environment.make()

@@ -37,6 +37,7 @@ from prefactor_core import (
     validate_idempotency_key,
 )
 from prefactor_core.schema_registry.type_schema import Fields
+from prefactor_core.span_types import LLMResult
 from prefactor_core.testing import RecordedRun, RecordedSpan, Recording, open_recording
 
 
@@ -90,7 +91,14 @@ async def scopes(queue: Queue[Operation], registry: SchemaRegistry) -> None:
                 await span.cancel(timestamp=1.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
             with instance.span("agent:tool") as same:
                 assert_type(same, SpanContext)
+            begun = instance.span("agent:tool").begin()
+            assert_type(begun, SpanContext)
+            begun.end("failed", {"n": 1}, error=ValueError(), timestamp=datetime.now(UTC))
+            begun.end("done")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+            begun.end(error="no")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
             assert_type(await instance.create_span("agent:tool"), str)
+            await instance.finish_span("…", {"n": 1}, status="failed")
+            client.finish_span_nowait("…", LLMResult(response="Hi"), status="cancelled")
             await instance.record_quality("accuracy", {"score": 1})
             await client.record_quality(instance.id, "accuracy")
             await instance.finish("failed", timestamp=datetime.now(UTC))
@@ -133,6 +141,11 @@ async def the_other_way() -> None:
         pass
     async with open_prefactor_sync():  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
         pass
+
+
+def endpoint(client: PrefactorCoreClient) -> None:
+    with client.agent_instance("agent", {"name": "Agent"}) as instance:
+        assert_type(instance, AgentInstanceHandle)
 
 
 def marks() -> None:
