@@ -53,7 +53,7 @@ test-lowest *options: (_install venv "dev")
 
 # Drive the pages in a real browser; installs Debian's Chromium where root and apt-get are.
 test-browser *options: _chromium _browser
-    .venv-browser/bin/python -m pytest -n 2 --dist loadfile tests/browser {{ options }}
+    {{ python }} -m pytest -n 2 --dist loadfile tests/browser {{ options }}
 
 # Let Schemathesis make some thousand requests by the OpenAPI document of a served file.
 test-openapi *options: (_install ".venv-openapi" "local" "schemathesis")
@@ -61,9 +61,10 @@ test-openapi *options: (_install ".venv-openapi" "local" "schemathesis")
 
 # Make the pictures of the README.
 shots: _chromium _browser
-    PYTHONPATH=tests .venv-browser/bin/python -m browser.shots examples/pictures
+    PYTHONPATH=tests {{ python }} -m browser.shots examples/pictures
 
-_browser: (_install ".venv-browser" "local" "pytest-xdist" "trio" "hypothesis" "playwright" "axe-playwright-python")
+_browser: (_install venv "dev")
+    @{{ python }} -c 'import playwright, axe_playwright_python' 2> /dev/null || {{ python }} -m pip install -q --disable-pip-version-check --no-compile playwright axe-playwright-python
 
 _chromium:
     @command -v chromium > /dev/null || command -v google-chrome > /dev/null || { \

@@ -1,10 +1,10 @@
 """prefactor_core: record what an AI agent does, and ship it to Prefactor."""
 
+from prefactor_core.agent.current import span, traced
 from prefactor_core.agent.instance import (
     AgentInstanceHandle,
     current_instance,
     current_span,
-    traced,
 )
 from prefactor_core.agent.scope import AgentInstanceScope
 from prefactor_core.agent.span import SpanContext
@@ -110,6 +110,7 @@ __all__ = [
     "redact_credentials",
     "redact_keys",
     "sensitive",
+    "span",
     "traced",
     "validate_idempotency_key",
     "warn_missing_adaptor_config",

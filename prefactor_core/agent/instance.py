@@ -95,46 +95,6 @@ def _innermost_span() -> SpanContext[Any] | None:
     return DisabledSpan.innermost()
 
 
-def traced(
-    schema_name: str,
-    *,
-    exclude: Collection[str] = (),
-    capture_result: bool = True,
-    reduce: Callable[[list[Any]], object] | None = None,
-) -> Callable[[F], F]:
-    """Record every call of a function as a span of the current run.
-
-    ``@traced("agent:tool")`` above a function, asynchronous or not, or a generator. The span has
-    the arguments by name as payload, without the ``self`` and ``cls`` of methods and the names in
-    ``exclude``. Its result is the return value: a mapping as it is, another value under the key
-    ``result``; ``capture_result=False`` records none. It ends like the span of
-    ``with instance.span(...)``. The run is the :func:`current_instance` at the call; without one
-    the function runs unrecorded.
-
-    The span of a generator lasts from the request for its first item to its end; a generator that
-    is left early is ``cancelled``. The span is innermost only while the generator's own code runs.
-    Its result is ``items``, each captured when it was yielded: at most the first 10,000, of
-    ``max_payload_bytes`` in all (``items_left_out``: the number of the others). With ``reduce`` the
-    result is the return value of ``reduce`` for the list of the first 10,000 items, which are kept
-    in memory, uncaptured, until the generator ends. The generator begins with its first item, so
-    arguments that do not fit raise there and not at the call.
-
-    A decorated function behaves as without the decorator: if its call cannot be recorded, in a
-    forked process say, it runs unrecorded. Two errors reach its caller on purpose: a
-    :class:`~prefactor_core.PrefactorTerminatedError` in a run that was terminated, and with
-    ``check_payloads="raise"`` the error of a payload that does not fit its schema.
-
-    A function may return before its work is done: a coroutine, a future or another awaitable, or an
-    iterator, such as the stream of a model's client. The span lasts until that is done, and ends as
-    it does; one that is never awaited, or left early, is ``cancelled``. Coroutines and generators
-    are replaced by others, other awaitables and iterators by a proxy that is an instance of the
-    same class; a future or task stays the same object. Files do not count as streams.
-
-    Raises :class:`~prefactor_core.PrefactorValueError` for an object that cannot be decorated.
-    """
-    return traced_by(current_instance, schema_name, exclude, capture_result, reduce)
-
-
 def open_runs() -> tuple[AgentInstanceHandle, ...]:
     """The runs of this context that have not ended, or whose scopes are still open."""
     return tuple(run for run in context_runs.get() if not run.ended or run.scope is not None)
@@ -292,17 +252,45 @@ class AgentInstanceHandle(RunAliases, Uncopyable):
             return DisabledSpan(recorder, self)
         return new_span(recorder, self._identity, schema_name, parent_span_id, None, payload, self)
 
+    @overload
     def traced(
         self,
+        /,
         schema_name: str,
         *,
         exclude: Collection[str] = (),
         capture_result: bool = True,
         reduce: Callable[[list[Any]], object] | None = None,
-    ) -> Callable[[F], F]:
+    ) -> Callable[[F], F]: ...
+
+    @overload
+    def traced(
+        self,
+        params: type[SpanParams[Any]] | None = None,
+        /,
+        *,
+        exclude: Collection[str] = (),
+        capture_result: bool = True,
+        reduce: Callable[[list[Any]], object] | None = None,
+        **fields: object,
+    ) -> Callable[[F], F]: ...
+
+    @overload
+    def traced(self, function: F, /) -> F: ...
+
+    def traced(
+        self,
+        /,
+        schema_name: object = None,
+        *,
+        exclude: Collection[str] = (),
+        capture_result: bool = True,
+        reduce: Callable[[list[Any]], object] | None = None,
+        **fields: object,
+    ) -> Any:
         """Record every call of a function as a span of this run; see
         :func:`prefactor_core.traced`."""
-        return traced_by(lambda: self, schema_name, exclude, capture_result, reduce)
+        return traced_by(lambda: self, schema_name, exclude, capture_result, reduce, fields)
 
     async def create_span(
         self,

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, MutableMapping
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 
 import anyio.lowlevel
 
@@ -14,10 +14,13 @@ from prefactor_core.agent.disabled_span import DisabledSpan
 from prefactor_core.agent.instance import AgentInstanceHandle, Client
 from prefactor_core.agent.scope import AgentInstanceScope
 from prefactor_core.agent.span import SpanContext, new_span, start_by_id, start_by_id_nowait
-from prefactor_core.client.version_first import accepts_version_first
+from prefactor_core.client.run_arguments import (
+    RunOptions,
+    accepts_version_first,
+    checked_version,
+)
 from prefactor_core.config import OnRefused, PrefactorCoreConfig
 from prefactor_core.config.lazy_module import LazyModule
-from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.exceptions.uncopyable import Uncopyable
 from prefactor_core.operations import Purpose
 from prefactor_core.schema_registry import Schema
@@ -26,36 +29,17 @@ from prefactor_core.schema_registry.type_schema import Fields, SpanParams
 from prefactor_core.schema_registry.typed_span import TypedStep
 
 if TYPE_CHECKING:
-    from prefactor_core import managers
+    from prefactor_core import managers, span_types
     from prefactor_core.agent import propagation
-    from prefactor_core.operations import trace_headers
     from prefactor_core.recording import quality
 else:
     managers = LazyModule("prefactor_core.managers")
     propagation = LazyModule("prefactor_core.agent.propagation")
-    trace_headers = LazyModule("prefactor_core.operations.trace_headers")
+    span_types = LazyModule("prefactor_core.span_types")
     quality = LazyModule("prefactor_core.recording.quality")
 
 
 Result = TypeVar("Result")
-
-
-class RunOptions(TypedDict, total=False):
-    """The options of a run; see :meth:`RecordingClient.create_agent_instance`."""
-
-    environment_id: str | None
-    purpose: Purpose | None
-    external_identifier: str | None
-    parent: trace_headers.Headers | None
-
-
-def _check_run_options(options: Mapping[str, object]) -> None:
-    for name in options.keys() - RunOptions.__annotations__.keys():
-        raise PrefactorValueError(
-            f"there is no option {in_message(name)} of a run: use agent_id, agent_version, "
-            "agent_schema_version, instance_id, external_schema_version_id, on_refused, "
-            f"{', '.join(RunOptions.__annotations__)}"
-        )
 
 
 class RecordingClient(Uncopyable, ABC):
@@ -142,8 +126,9 @@ class RecordingClient(Uncopyable, ABC):
         :func:`build_runtime_environment` is added. If the API refuses the version with it, having
         stored the version without one or with another, it is registered as you gave it.
         ``agent_schema_version``: the span types, in the form of the API. By default they come
-        from the schema registry, identified by ``external_schema_version_id`` or else by a
-        hash of their content, so that the same types are the same version on every run.
+        from the schema registry of the configuration, or without one are the standard types,
+        identified by ``external_schema_version_id`` or else by a hash of their content, so that
+        the same types are the same version on every run.
         ``instance_id``: your own id, a PFID of the account's partition.
         ``purpose``: ``live``, ``smoke_test`` or ``eval``.
         ``external_identifier``: your own name of the run, unique for each agent. The API refuses a
@@ -162,25 +147,14 @@ class RecordingClient(Uncopyable, ABC):
         ``agent_version``, followed by ``agent_schema_version``, ``agent_id``, ``instance_id``,
         ``external_schema_version_id``, ``environment_id``, ``purpose``, ``external_identifier``.
 
-        Raises :class:`PrefactorValueError` if ``agent_version`` is left out, neither a schema
-        version nor a registry is given, or an option is unknown, and a :class:`PrefactorApiError`
-        if the API refuses.
+        Raises :class:`PrefactorValueError` if ``agent_version`` is left out or an option is
+        unknown, and a :class:`PrefactorApiError` if the API refuses.
         """
-        _check_run_options(options)
         instances = self.instance_manager
-        if agent_id is not None and not (isinstance(agent_id, str) and agent_id):
-            raise PrefactorValueError(
-                f"agent_id must be the id of an agent, got {in_message(agent_id)}; leave it out "
-                "only where the API token stands for an agent, and give agent_version= by name then"
-            )
-        if agent_version is None:
-            raise PrefactorValueError(
-                "agent_version is required: pass agent_version={'name': 'My agent', "
-                "'external_identifier': 'v1.0.0'}, say"
-            )
+        version = checked_version(agent_id, agent_version, options)
         registered = await instances.register(
             agent_id,
-            agent_version,
+            version,
             self._schema_version(agent_id, agent_schema_version, external_schema_version_id),
             instance_id,
             on_refused=on_refused,
@@ -237,13 +211,13 @@ class RecordingClient(Uncopyable, ABC):
     def _schema_version(
         self, agent_id: str | None, given: Schema | None, external_id: str | None
     ) -> Schema:
-        registry = self.config.schema_registry
-        if given is not None or registry is None:
-            return choose_schema_version(agent_id, given, external_id, registry)
+        if given is not None:
+            return choose_schema_version(agent_id, given, external_id)
+        registry = self.config.schema_registry or span_types.default_registry()
         # Most programs use one version for all runs, and choosing it is slow.
         key = registry, registry.revision, agent_id, external_id
         if self._chosen is None or self._chosen[0] != key:
-            self._chosen = key, choose_schema_version(agent_id, None, external_id, registry)
+            self._chosen = key, choose_schema_version(agent_id, registry, external_id)
         return self._chosen[1]
 
     async def create_span(

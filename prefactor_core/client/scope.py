@@ -39,6 +39,7 @@ from prefactor_core.recording.quality import QualityManager
 from prefactor_core.recording.recorder import Recorder
 from prefactor_core.recording.run_end import finish_open_runs
 from prefactor_core.recording.span_manager import SpanManager
+from prefactor_core.span_types import default_registry
 
 if TYPE_CHECKING:
     from prefactor_core.api.client import ApiClient, AsgiApp
@@ -95,7 +96,7 @@ class ClientScope:
             exporter.identities,
             capture,
             self.instance_manager.begin,
-            config.schema_registry,
+            config.schema_registry or default_registry(),
         )
         self.span_manager = SpanManager(self.recorder, exporter.identities)
         self.quality_manager = QualityManager(self.recorder)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
+from prefactor_core.exceptions import in_message
 from prefactor_core.exceptions.log import log
 
 logger = logging.getLogger("prefactor_core.compat")
@@ -24,7 +25,8 @@ def warn_missing_adaptor_config(
         "agent instance %s was registered before the %s could name itself on the client: make the "
         "client by %s, and the agent instance after that"
     )
-    log(logger, logging.WARNING, message, instance_id, adaptor_name, create_client_call)
+    call = create_client_call if type(create_client_call) is str else in_message(create_client_call)
+    log(logger, logging.WARNING, message, in_message(instance_id), in_message(adaptor_name), call)
 
 
 class TerminationMonitor:

@@ -58,7 +58,7 @@ class Recorder(Uncopyable):
         identities: Identities,
         capture: Capture,
         begin_run: BeginRun,
-        registry: SchemaRegistry | None = None,
+        registry: SchemaRegistry,
         *,
         records: bool = True,
     ) -> None:

@@ -368,7 +368,7 @@ async def test_a_run_that_was_registered_without_the_adapters_name_is_one_warnin
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage() == (
-        f"agent instance {run.id} was registered before the adapter could name itself on the "
+        f"agent instance {run.id!r} was registered before the 'adapter' could name itself on the "
         "client: make the client by Adapter.create_client(config), and the agent instance after "
         "that"
     )

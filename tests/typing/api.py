@@ -222,8 +222,7 @@ async def decorated(instance: AgentInstanceHandle) -> None:
     search(3)  # type: ignore[arg-type, unused-coroutine]  # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
     count()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     Tools().method(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    traced("agent:tool", reduce=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    traced(count)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    traced("agent:tool", reduce=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     traced("agent:tool")(3)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
 
 
