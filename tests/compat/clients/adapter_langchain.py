@@ -48,7 +48,7 @@ from prefactor_core import (
 )
 
 URL = sys.argv[1]
-AGENT = "compat-langchain"
+AGENT = "compat-adapter-langchain"
 QUESTION = {"messages": [{"role": "user", "content": "How high is K2?"}]}
 Notes = dict[str, str]
 SCENARIOS: dict[str, Callable[[], Awaitable[Notes]]] = {}

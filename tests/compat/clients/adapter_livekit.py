@@ -40,7 +40,7 @@ from prefactor_core import (
 )
 
 URL = sys.argv[1]
-AGENT = "compat-livekit"
+AGENT = "compat-adapter-livekit"
 SCENARIOS: dict[str, Callable[[], Awaitable[str]]] = {}
 
 
