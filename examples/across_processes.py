@@ -13,8 +13,9 @@ client. What joins the two are headers, as of an HTTP request or a message in a 
    fine, malformed ones are ignored.
 
 Prefactor knows no parent in another run. So the spans of the worker's run that have no parent name
-the step in their payloads, as ``prefactor_caused_by``. ``python -m prefactor_core tree`` shows it
-below the run, and the page of the run links to it.
+the step in their payloads, as ``prefactor_caused_by``; a span type that forbids further fields has
+to allow this one. ``python -m prefactor_core tree`` shows it below the run, and the page of the
+run links to it.
 
 ``python -m prefactor_core export RUN --format otlp`` writes a run as a trace of OpenTelemetry. Its
 ids are those that ``inject()`` has sent. So the exports of both runs, and the spans of services

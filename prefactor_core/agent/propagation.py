@@ -63,7 +63,8 @@ def _current_step(client: Client, recorder: Recorder) -> tuple[RunIdentity | Non
             return run, _recorded_id(run, SpanContextStack.innermost(run.recorded_id))
     for span in SpanContextStack.open_spans():
         if isinstance(span, SpanContext) and span.recorder is recorder:
-            return span.run, _recorded_id(span.run, span)
+            run = span.run
+            return run, _recorded_id(run, span)  # pyright: ignore[reportUnknownArgumentType]
     return None, None
 
 

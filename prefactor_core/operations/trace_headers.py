@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias
 
 from prefactor_core.exceptions.log import log
 from prefactor_core.operations.cause import Cause
@@ -110,12 +110,12 @@ def write(headers: MutableMapping[str, str], cause: Cause, *, traceparent: bool 
         headers[BAGGAGE] = ",".join(members)
 
 
-def _values(headers: object, name: str) -> list[str]:
+def _values(headers: Any, name: str) -> list[str]:
     """The values of the headers called ``name``."""
     found: list[str] = []
     # Headers of the standard library have items(), and are no Mapping.
     items = headers.items() if hasattr(headers, "items") else headers
-    for key, value in cast("Iterable[tuple[Any, Any]]", items):
+    for key, value in items:
         if isinstance(key, str | bytes) and _text(key).lower() == name:
             found.append(_text(value))
     return found

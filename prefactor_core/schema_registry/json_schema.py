@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _MOST_VALUES: Final = 10_000
 _DEEPEST: Final = 64
+_SCALARS: Final = frozenset({str, int, float, bool, type(None)})
 _LONGEST_TEXT: Final = 10_000
 """Characters that a pattern is searched in, at most."""
 
@@ -135,9 +136,9 @@ def _values(whole: object, name: str, error: type[NotCheckedError]) -> list[Any]
         below: list[Any] = []
         for value in level:
             # Most are these, and to look for an abstract class takes long.
-            if isinstance(value, str | int | float | None):
+            if type(value) in _SCALARS:
                 continue
-            if isinstance(value, Mapping):
+            if isinstance(value, dict | Mapping):
                 below += value.values()
             elif isinstance(value, list | tuple):
                 below += value

@@ -76,9 +76,7 @@ class _Compiler:
                     self.check_of(schema.get("additionalProperties", True)),
                 )
             )
-        if len(checks) == 1:
-            return checks[0]
-        return lambda value: all(check(value) for check in checks)
+        return _all_check(checks)
 
 
 def _type_check(names: str | list[str]) -> QuickCheck:
@@ -86,13 +84,27 @@ def _type_check(names: str | list[str]) -> QuickCheck:
     return _any_check([_TYPES[name] for name in names])
 
 
+def _all_check(checks: list[QuickCheck]) -> QuickCheck:
+    match checks:
+        case [check]:
+            return check
+        case [first, second]:  # as most are: a type, and its properties
+            return lambda value: first(value) and second(value)
+        case _:
+            return lambda value: all(check(value) for check in checks)
+
+
 def _any_check(checks: list[QuickCheck]) -> QuickCheck:
     # Most are of types alone, "a string or null", and take one look together.
     types = frozenset[type]().union(*(each.types for each in checks if isinstance(each, _OfType)))
     others = [each for each in checks if not isinstance(each, _OfType)]
-    if not others:
-        return _OfType(types)
-    return lambda value: type(value) in types or any(check(value) for check in others)
+    match others:
+        case []:
+            return _OfType(types)
+        case [other]:  # "an array of these, or null"
+            return lambda value: type(value) in types or other(value)
+        case _:
+            return lambda value: type(value) in types or any(check(value) for check in others)
 
 
 class _OfType:

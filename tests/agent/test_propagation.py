@@ -134,7 +134,7 @@ async def test_the_first_spans_of_a_run_name_the_step_that_caused_it() -> None:
                 with other.span("agent:tool") as tool:
                     await tool.start({"n": 3})
                 other.span("agent:llm").cancel_nowait()
-        first, second = r.runs
+    first, second = r.runs
     named = {
         FIELD: {
             "run_id": first.id,
@@ -235,7 +235,7 @@ async def test_a_step_that_is_not_recorded_passes_on_what_caused_its_run() -> No
                     assert injected(client) == caused
             async with client.agent_instance(**AGENT) as instance:
                 assert injected(client) == {}
-    async with open_prefactor(enabled=False) as client:
+    async with open_prefactor(make_config(enabled=False)) as client:
         async with client.agent_instance(**AGENT, parent=caused) as instance:
             with instance.span("agent:run"):
                 assert injected(client) == caused

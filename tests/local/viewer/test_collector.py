@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from base64 import b64encode
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -16,22 +18,26 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from support.cases import case
 from support.harness import AGENT, FaultyApi, make_config, recording
 from support.server import serving_app
 
-from prefactor_core import sensitive
+from prefactor_core import sensitive, span_types
 from prefactor_core.api.answers import AgentInstanceAnswer, AgentSpanAnswer
 from prefactor_core.client.connection import open_api
+from prefactor_core.local.viewer.exports import gen_ai
 from prefactor_core.local.viewer.exports.otlp import otlp
 from prefactor_core.operations.trace_ids import span_id_of, trace_id_of
 from prefactor_core.span_types import LLMCall, LLMResult, TokenUsage, ToolCall, standard_types
 
 TYPES = {"application/json": "json", "application/x-protobuf": "protobuf"}
 SECRET = "ada@example.org"
+CONVENTIONS = {value for value in vars(gen_ai_attributes).values() if isinstance(value, str)}
 Stored = list[tuple[AgentInstanceAnswer, list[AgentSpanAnswer]]]
 
 
@@ -207,6 +213,18 @@ async def test_a_collector_gets_times_kinds_statuses_and_the_attributes_of_the_c
     assert (event.name, event.time_unix_nano) == ("exception", failed.end_time_unix_nano)
     assert attributes_of(event)["exception.type"] == "ValueError"
     assert attributes_of(failed)["error.type"] == "ValueError"
+    names = {name for spans in exported for span in spans for name in attributes_of(span)}
+    assert {name for name in names if name.startswith("gen_ai.")} <= CONVENTIONS
     skipped = next(span for span in exported[1] if span.name == "invoke_agent")
     assert skipped.status.code == Status.STATUS_CODE_UNSET
     assert attributes_of(skipped)["prefactor.span.status"] == "cancelled"
+
+
+def test_the_names_of_the_export_and_of_the_docs_are_those_of_the_conventions() -> None:
+    for module in (gen_ai, span_types):
+        with case(module.__name__):
+            names = set(re.findall(r"gen_ai(?:\.[a-z_]+)+", inspect.getsource(module)))
+            assert len(names) > 20
+            assert names <= CONVENTIONS
+    operations = {operation.value for operation in gen_ai_attributes.GenAiOperationNameValues}
+    assert {"chat", "execute_tool", "invoke_agent", "retrieval"} <= operations
