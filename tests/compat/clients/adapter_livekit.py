@@ -40,7 +40,7 @@ from prefactor_core import (
 )
 
 URL = sys.argv[1]
-AGENT = "compat-livekit"
+AGENT = "compat-adapter-livekit"
 SCENARIOS: dict[str, Callable[[], Awaitable[str]]] = {}
 
 
@@ -373,8 +373,7 @@ def main(names: list[str]) -> None:
             try:
                 report[name] = asyncio.run(asyncio.wait_for(function(), 120))
             except BaseException as error:
-                error.add_note(f"in {name}")
-                raise
+                raise RuntimeError(f"in {name}: {error!r}") from error
     if not names or "never_closed" in names:
         report["never_closed"] = never_closed()
     report["terminations logged"] = str(expected.terminations)
