@@ -52,6 +52,23 @@ def _check_run_options(options: Mapping[str, object]) -> None:
         )
 
 
+def _checked_version(
+    agent_id: str | None, agent_version: Mapping[str, object] | None, options: Mapping[str, object]
+) -> Mapping[str, object]:
+    _check_run_options(options)
+    if agent_id is not None and not (isinstance(agent_id, str) and agent_id):
+        raise PrefactorValueError(
+            f"agent_id must be the id of an agent, got {in_message(agent_id)}; leave it out "
+            "only where the API token stands for an agent, and give agent_version= by name then"
+        )
+    if agent_version is None:
+        raise PrefactorValueError(
+            "agent_version is required: pass agent_version={'name': 'My agent', "
+            "'external_identifier': 'v1.0.0'}, say"
+        )
+    return agent_version
+
+
 class RecordingClient(Uncopyable, ABC):
     """The part of a :class:`~prefactor_core.PrefactorCoreClient` that records."""
 
@@ -121,26 +138,38 @@ class RecordingClient(Uncopyable, ABC):
         version nor a registry is given, or an option is unknown, and a :class:`PrefactorApiError`
         if the API refuses.
         """
-        _check_run_options(options)
         instances = self.instance_manager
-        if agent_id is not None and not (isinstance(agent_id, str) and agent_id):
-            raise PrefactorValueError(
-                f"agent_id must be the id of an agent, got {in_message(agent_id)}; leave it out "
-                "only where the API token stands for an agent, and give agent_version= by name then"
-            )
-        if agent_version is None:
-            raise PrefactorValueError(
-                "agent_version is required: pass agent_version={'name': 'My agent', "
-                "'external_identifier': 'v1.0.0'}, say"
-            )
+        version = _checked_version(agent_id, agent_version, options)
         registered = await instances.register(
             agent_id,
-            agent_version,
+            version,
             self._schema_version(agent_id, agent_schema_version, external_schema_version_id),
             instance_id,
             on_refused=on_refused,
             **options,
         )
+        return AgentInstanceHandle(registered, self)
+
+    def create_agent_instance_nowait(
+        self,
+        agent_id: str | None = None,
+        agent_version: Mapping[str, object] | None = None,
+        agent_schema_version: Mapping[str, object] | None = None,
+        external_schema_version_id: str | None = None,
+        **options: Unpack[RunOptions],
+    ) -> AgentInstanceHandle:
+        """As :meth:`create_agent_instance`, in synchronous code and in any thread: register a run
+        in the background, and give its handle at once.
+
+        The id of the run is provisional until the API has registered it. If the API refuses, that
+        is logged, and the run goes on unrecorded.
+        """
+        instances = self.instance_manager
+        version = _checked_version(agent_id, agent_version, options)
+        schema_version = self._schema_version(
+            agent_id, agent_schema_version, external_schema_version_id
+        )
+        registered = instances.register_nowait(agent_id, version, schema_version, **options)
         return AgentInstanceHandle(registered, self)
 
     def agent_instance(
