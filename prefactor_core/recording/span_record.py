@@ -105,6 +105,9 @@ class SpanRecord(Uncopyable):
             span = span.parent
         return False
 
+    def refresh(self) -> None:
+        """Bring type and payload up to date, before the create is recorded."""
+
     def as_model(self) -> Span:
         """The state of this moment, for a caller that looks the span up by its id."""
         return Span(
