@@ -19,6 +19,14 @@ _WRAPPERS: Final = ("message", "tool_call", "message_content", "document", "tool
 
 _CALL: Final = ("id", "name", "arguments")
 
+_TEXTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "text": ("content",),
+    "reasoning": ("content",),
+    "thinking": ("content",),
+    "tool_call_response": ("response", "result"),
+}
+"""The types of parts, with the keys of their text."""
+
 
 def decoded(value: object) -> object:
     """The value of a text of JSON; anything else as it is."""
@@ -80,8 +88,9 @@ def _content(parts: Sequence[object]) -> tuple[object, list[object]]:
         call = fields.get("toolUse")  # of Bedrock
         if kind == "tool_call" or isinstance(call, Mapping):
             calls.append(call or {key: fields[key] for key in _CALL if key in fields})
-        elif kind == "text" and "content" in fields:
-            content.append({"type": "text", "text": fields["content"]})
+        elif isinstance(kind, str) and kind in _TEXTS and "text" not in fields:
+            keys = _TEXTS[kind]
+            content.append({("text" if key in keys else key): fields[key] for key in fields})
         else:
             content.append(dict(fields))
     texts = [text for part in content if (text := _plain_text(part)) is not None]
