@@ -42,7 +42,7 @@ class Client:
     environment: Environment | NodeEnvironment
     script: str
     runs: Mapping[str, Run]
-    says: Mapping[str, str] = field(default_factory=dict)
+    says: Mapping[str, object] = field(default_factory=dict)
     note: str = ""
 
     def problems(self, url: str) -> list[str]:
@@ -94,6 +94,55 @@ _CORE = _tree(
     "  agent:tool_call cancelled",
 )
 _CORE_TEXTS = ("Which mountain is higher?", "unknown unit", '"total_tokens": 38')
+
+# What is recorded of an agent that asks its model, calls a tool, and asks again.
+_ASKED = (
+    "agent:run complete",
+    "  agent:llm_call complete",
+    "  agent:tool_call complete",
+    "  agent:llm_call complete",
+)
+_FAILED = ("agent:run failed", "  agent:llm_call complete", "  agent:tool_call failed")
+_OTEL_TEXTS = ("How high is K2?", "8611 m", '"total_tokens": 16', '"mountain": "K2"')
+
+
+def _instrumented(
+    name: str,
+    requirements: tuple[str, ...],
+    shown: tuple[str, ...],
+    *,
+    asked: tuple[str, ...] = _ASKED,
+    failed: tuple[str, ...] = _FAILED,
+    failed_status: str = "failed",
+    error: str = "PrefactorTerminatedError",
+    note: str = "",
+) -> Client:
+    """An agent whose instrumentation emits spans of OpenTelemetry, with PrefactorSpanProcessor.
+
+    ``asked``: the tree of a run that the processor opens, and of one in a span by hand.
+    """
+    return Client(
+        Environment(
+            "compat",
+            f"otel-{name}",
+            ("-e", ".[otel]", *requirements),
+            (*shown, "opentelemetry-sdk"),
+        ),
+        f"otel_{name.replace('-', '_')}.py",
+        {
+            "opened": Run("complete", _tree(*asked), _OTEL_TEXTS),
+            "inside": Run(
+                "complete",
+                _tree("otel:span complete", *(f"  {line}" for line in asked)),
+                _OTEL_TEXTS,
+            ),
+            "failing": Run(failed_status, _tree(*failed), ("unknown mountain Olymp",)),
+            "terminated": Run("terminated", None, ("How high is K2?",), reason="enough"),
+        },
+        {"answer": "8611 m", "error": error, "lost": 0, "given_up": 0},
+        note=note,
+    )
+
 
 CLIENTS = (
     Client(
@@ -185,6 +234,14 @@ CLIENTS = (
                 ("8611 m",),
             )
         },
+    ),
+    _instrumented("pydantic-ai", ("pydantic-ai-slim[openai]>=2,<3",), ("pydantic-ai-slim",)),
+    _instrumented(
+        "openllmetry",
+        ("openai>=3,<4", "opentelemetry-instrumentation-openai"),
+        ("opentelemetry-instrumentation-openai", "openai"),
+        # The last answer is asked for twice, the second time as a stream.
+        asked=(*_ASKED, "  agent:llm_call complete"),
     ),
     Client(
         NodeEnvironment("core", ("@prefactor/core@0.2.9", "zod@4"), ("@prefactor/core",)),
