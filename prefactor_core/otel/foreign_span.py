@@ -12,7 +12,7 @@ from prefactor_core.exceptions.outcome import outcome_of
 from prefactor_core.models.clock import to_datetime
 from prefactor_core.models.lifecycle import Outcome, SpanStatus
 from prefactor_core.otel.dialect import LLM, OTHER
-from prefactor_core.otel.reading import Event, Facts, is_late, read
+from prefactor_core.otel.reading import Event, Facts, is_late, read, span_type
 from prefactor_core.otel.steps import fields_of, to_step
 from prefactor_core.payloads.error_description import ErrorDescription
 from prefactor_core.recording.span_record import SpanRecord
@@ -66,31 +66,28 @@ class ForeignSpan(SpanRecord):
         self._tokens_are_inside = False
         # An exception that is handled where the span starts does not end it.
         self._handled = sys.exception()
-        self._seen = _size(source)
-        _, self.schema_name, self.payload, _ = self._read()
+        self._seen = -1
+        attributes: Mapping[str, object] = source.attributes or {}
+        self.schema_name = span_type(source.name, self._scope, attributes) or OTHER
         self.from_result = self._awaited()
+        if recorder.reports_at_once or recorder.buffer.journal.is_on:
+            self.payload = self._read()[1]
 
     def refresh(self) -> None:
         """Read the span again, unless its create is recorded or nothing was added to it."""
-        size = _size(self._source)
-        if self.status is not _PENDING or size == self._seen:
-            return
-        self._seen = size
-        _, schema_name, payload, _ = self._read()
-        captured = self.recorder.capture(payload)
-        with self.recorder.event_loop.lock:
-            if self.recorder.keep_payload(self, payload, captured):
-                self.schema_name = schema_name
-                self.from_result = self._awaited()
+        size = len(self._source.attributes or ()) + len(self._source.events)
+        if self.status is _PENDING and size != self._seen:
+            self._seen = size
+            facts, payload, _ = self._read()
+            self._keep(facts, payload)
 
     def read_end(self, ended: ReadableSpan) -> None:
         """Read what the span says at its end."""
         self._source = ended
-        self._seen = -1
-        self.refresh()
-        facts, _, payload, result = self._read()
+        facts, payload, result = self._read()
         self.outcome, error = _outcome(ended, facts, self._handled)
-        result |= self._added(payload)
+        if not self._keep(facts, payload):
+            result |= self._added(payload)
         if error is not None:
             result["error"] = error
         if facts.events:
@@ -108,23 +105,34 @@ class ForeignSpan(SpanRecord):
         at = max(to_time(self._source.end_time) or 0, self.started_at or 0, self.created_at)
         self.recorder.end(self, self.outcome, None, at)
 
-    def _read(self) -> tuple[Facts, str, dict[str, object], dict[str, object]]:
-        """The facts that are left over, the span type, the payload and the result."""
+    def _read(self) -> tuple[Facts, dict[str, object], dict[str, object]]:
+        """The facts that are left over, the payload and the result."""
         source = self._source
         name = source.name
         attributes = dict[str, object](source.attributes or {})
-        facts = read(name, self._scope, attributes, source.events)
         try:
+            facts = read(name, self._scope, attributes, source.events)
             params, outcome = to_step(name, facts, counts_tokens=not self._tokens_are_inside)
             payload, result = fields_of(params), fields_of(outcome)
         except Exception:  # values that are no JSON, or too deep
-            facts = read(name, self._scope, {}, ())
-            facts.attributes = attributes
+            facts = Facts({}, attributes, {}, events=list(source.events))
             payload, result = {"name": name}, {}
         payload["otel"] = _origin(source, self._scope)
         if rest := facts.rest():
             payload["attributes"] = rest
-        return facts, facts.span_type or OTHER, payload, result
+        return facts, payload, result
+
+    def _keep(self, facts: Facts, payload: dict[str, object]) -> bool:
+        """Replace type and payload; False if the create is recorded."""
+        if self.status is not _PENDING:
+            return False
+        captured = self.recorder.capture(payload)
+        with self.recorder.event_loop.lock:
+            kept = self.recorder.keep_payload(self, payload, captured)
+            if kept:
+                self.schema_name = facts.span_type or OTHER
+                self.from_result = self._awaited()
+        return kept
 
     def _awaited(self) -> tuple[str, ...]:
         return _FROM_RESULT if self._is_late or self.schema_name == LLM else ()
@@ -154,10 +162,6 @@ class ForeignSpan(SpanRecord):
 def to_time(nanoseconds: int | None) -> int | None:
     """A time of OpenTelemetry, if it is one that can be written as a date."""
     return nanoseconds if nanoseconds is not None and 0 < nanoseconds < _LATEST else None
-
-
-def _size(source: ReadableSpan) -> int:
-    return len(source.attributes or ()) + len(source.events)
 
 
 def _fields(value: object) -> Mapping[str, object]:

@@ -118,7 +118,7 @@ def read(
         else:
             others.append(event)
     facts = _facts(attributes)
-    facts.span_type = _span_type(name, scope, attributes)
+    facts.span_type = span_type(name, scope, attributes)
     facts.events = others
     facts.error_type = facts.take("error_type")
     facts.has_failed = facts.values.get("failure") in _FAILED
@@ -157,7 +157,8 @@ def _facts(attributes: Mapping[str, object]) -> Facts:
     return Facts(values, others, names)
 
 
-def _span_type(name: str, scope: str, attributes: Mapping[str, object]) -> str | None:
+def span_type(name: str, scope: str, attributes: Mapping[str, object]) -> str | None:
+    """The span type that a span says; None if it says none."""
     says_something = False
     for key, types in _KINDS:
         if key in attributes:
