@@ -137,7 +137,7 @@ def _facts(attributes: Mapping[str, object]) -> Facts:
     names: dict[str, str] = {}
     others: dict[str, object] = {}
     ranks: dict[str, int] = {}
-    indexed: dict[str, list[tuple[str, object]]] = {}
+    indexed: dict[tuple[str, str], list[tuple[str, object]]] = {}
     for key, value in attributes.items():
         if key in _FACTS:
             fact, rank = _FACTS[key]
@@ -146,14 +146,13 @@ def _facts(attributes: Mapping[str, object]) -> Facts:
         elif key in _KIND_KEYS:
             pass
         elif key.startswith(_LIST_STARTS):
-            prefix, fact = next(each for each in _LISTS if key.startswith(each[0]))
-            indexed.setdefault(fact, []).append((key[len(prefix) :], value))
+            prefix, fact = entry = next(each for each in _LISTS if key.startswith(each[0]))
+            indexed.setdefault(entry, []).append((key[len(prefix) :], value))
         else:
             others[key] = value
-    for fact, pairs in indexed.items():
+    for (prefix, fact), pairs in indexed.items():
         if fact not in values:
-            values[fact] = nested(pairs)
-            names[fact] = next(prefix for prefix, each in _LISTS if each == fact).rstrip(".")
+            values[fact], names[fact] = nested(pairs), prefix.rstrip(".")
     return Facts(values, others, names)
 
 

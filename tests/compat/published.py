@@ -243,6 +243,53 @@ CLIENTS = (
         # The last answer is asked for twice, the second time as a stream.
         asked=(*_ASKED, "  agent:llm_call complete"),
     ),
+    _instrumented(
+        "openai-agents",
+        ("openai-agents", "openinference-instrumentation-openai-agents"),
+        ("openai-agents", "openinference-instrumentation-openai-agents"),
+        asked=(
+            "agent:run complete",
+            "  otel:span complete",
+            "    agent:run complete",
+            "      otel:span complete",
+            "        agent:llm_call complete",
+            "        agent:tool_call complete",
+            "      otel:span complete",
+            "        agent:llm_call complete",
+        ),
+        failed=(
+            "agent:run complete",
+            "  otel:span complete",
+            "    agent:run failed",
+            "      otel:span complete",
+            "        agent:llm_call complete",
+            "        agent:tool_call failed",
+        ),
+        failed_status="complete",  # as its root says
+        note="swallows what stops it: only the scope of agent_instance() does",
+    ),
+    _instrumented(
+        "langchain",
+        ("langchain>=1,<2", "langchain-openai", "openinference-instrumentation-langchain"),
+        ("langchain", "openinference-instrumentation-langchain"),
+        asked=(
+            "otel:span complete",
+            "  otel:span complete",
+            "    agent:llm_call complete",
+            "  otel:span complete",
+            "    agent:tool_call complete",
+            "  otel:span complete",
+            "    agent:llm_call complete",
+        ),
+        failed=(
+            "otel:span failed",
+            "  otel:span complete",
+            "    agent:llm_call complete",
+            "  otel:span failed",
+            "    agent:tool_call failed",
+        ),
+        note="swallows what stops it: only the scope of agent_instance() does",
+    ),
     Client(
         NodeEnvironment("core", ("@prefactor/core@0.2.9", "zod@4"), ("@prefactor/core",)),
         "core.mjs",

@@ -58,7 +58,7 @@ async def test_a_recorded_agent_is_recorded_whole(name: str) -> None:
     tool = t.run.named("agent:tool_call")
     assert tool.payload["tool"] == "height"
     if "arguments" in tool.payload:  # OpenLLMetry has no instrumentation of tools
-        assert tool.payload["arguments"] == {"mountain": "K2"}
+        assert list(tool.payload["arguments"].values()) == ["K2"]
         assert "8611" in str(tool.result["output"])
     agent = [span for span in spans if span.name == "agent:run"][-1]
     assert "climber" in agent.payload["agent"]

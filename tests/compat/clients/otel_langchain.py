@@ -30,4 +30,4 @@ def instrument(provider: TracerProvider, model_url: str) -> Callable[[str], Awai
     return ask
 
 
-asyncio.run(run_scenarios("langchain", instrument))
+asyncio.run(run_scenarios("langchain", instrument, swallows=True))

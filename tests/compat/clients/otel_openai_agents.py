@@ -29,4 +29,4 @@ def instrument(provider: TracerProvider, model_url: str) -> Callable[[str], Awai
     return ask
 
 
-asyncio.run(run_scenarios("openai-agents", instrument))
+asyncio.run(run_scenarios("openai-agents", instrument, swallows=True))

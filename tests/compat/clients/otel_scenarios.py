@@ -8,7 +8,7 @@ import os
 import sys
 import urllib.request
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +79,14 @@ class Dump(SpanProcessor):
 async def run_scenarios(
     name: str,
     instrument: Callable[[TracerProvider, str], Callable[[str], Awaitable[Any]]],
+    *,
+    swallows: bool = False,
 ) -> None:
     """Run all scenarios and print the ids of the runs, by scenario.
 
     ``instrument``: given a tracer provider and the URL of a model, return the agent.
+    ``swallows``: whether the framework goes on after an error of its instrumentation. Then only
+    the scope of a run stops it.
     """
     global stop
     agent_id = f"compat-otel-{name}"
@@ -121,8 +125,10 @@ async def run_scenarios(
 
             stop = terminate
             report["error"] = "none"
+            scope = client.agent_instance(agent_id, VERSION) if swallows else nullcontext()
             try:
-                await ask(f"{QUESTION} Ask again and again.")
+                async with scope:
+                    await ask(f"{QUESTION} Ask again and again.")
             except Exception as error:
                 report["error"] = type(error).__name__
             stop = None
