@@ -31,7 +31,7 @@ here                                         there
 ``TokenUsage.prompt_tokens``                 ``gen_ai.usage.input_tokens``
 ``TokenUsage.completion_tokens``             ``gen_ai.usage.output_tokens``
 ``TokenUsage.cache_read_tokens``             ``gen_ai.usage.cache_read.input_tokens``
-``TokenUsage.cache_write_tokens``            ``gen_ai.usage.cache_write.input_tokens``
+``TokenUsage.cache_write_tokens``            ``gen_ai.usage.cache_creation.input_tokens``
 ``TokenUsage.reasoning_tokens``              ``gen_ai.usage.reasoning.output_tokens``
 ``agent:tool_call``                          ``execute_tool``
 ``ToolCall.tool``                            ``gen_ai.tool.name``
@@ -40,7 +40,7 @@ here                                         there
 ``agent:retrieval``                          ``retrieval``
 ``Retrieval.query``                          ``gen_ai.retrieval.query.text``
 ``Retrieval.source``                         ``gen_ai.data_source.id``
-``Retrieval.top_k``                          ``gen_ai.retrieval.top_k``
+``Retrieval.top_k``                          ``gen_ai.request.top_k``
 ``RetrievalResult.documents``                ``gen_ai.retrieval.documents``
 ``StepError.type``                           ``error.type``
 ===========================================  ==================================================
