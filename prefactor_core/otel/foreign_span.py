@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
 
@@ -102,21 +102,30 @@ class ForeignSpan(SpanRecord):
 
     def end(self) -> None:
         """Record the end, at the time of the source's end."""
-        at = max(to_time(self._source.end_time) or 0, self.started_at or 0, self.created_at)
-        self.recorder.end(self, self.outcome, None, at)
+        self.recorder.end(self, self.outcome, None, self._ended_at())
+
+    def end_of_run(self, outcome: Outcome, at: int | None) -> tuple[Outcome, int | None]:
+        """Its own end, if that waits for the parent's."""
+        if self._source.end_time is None:
+            return outcome, at
+        return self.outcome, self._ended_at()
+
+    def _ended_at(self) -> int:
+        return max(to_time(self._source.end_time) or 0, self.started_at or 0, self.created_at)
 
     def _read(self) -> tuple[Facts, dict[str, object], dict[str, object]]:
         """The facts that are left over, the payload and the result."""
         source = self._source
         name = source.name
         attributes = dict[str, object](source.attributes or {})
+        payload: dict[str, object]
         try:
             facts = read(name, self._scope, attributes, source.events)
             params, outcome = to_step(name, facts, counts_tokens=not self._tokens_are_inside)
             payload, result = fields_of(params), fields_of(outcome)
         except Exception:  # values that are no JSON, or too deep
             facts = Facts({}, attributes, {}, events=list(source.events))
-            payload, result = {"name": name}, {}
+            payload, result = dict[str, object](name=name), {}
         payload["otel"] = _origin(source, self._scope)
         if rest := facts.rest():
             payload["attributes"] = rest
@@ -139,16 +148,12 @@ class ForeignSpan(SpanRecord):
 
     def _added(self, payload: Mapping[str, object]) -> dict[str, object]:
         """What the payload has more than the recorded one."""
-        recorded = dict(_fields(self.payload))
+        recorded = _fields(self.payload)
         added = {key: value for key, value in payload.items() if recorded.get(key) != value}
-        known = recorded.get("attributes")
-        attributes = added.get("attributes")
-        if isinstance(known, dict) and isinstance(attributes, dict):
-            added["attributes"] = {
-                key: value
-                for key, value in _fields(attributes).items()
-                if _fields(known).get(key) != value
-            }
+        known = _fields(recorded.get("attributes"))
+        if known and "attributes" in added:
+            attributes = _fields(added["attributes"]).items()
+            added["attributes"] = {key: each for key, each in attributes if known.get(key) != each}
         return added
 
     def _count_tokens(self) -> None:
@@ -165,7 +170,7 @@ def to_time(nanoseconds: int | None) -> int | None:
 
 
 def _fields(value: object) -> Mapping[str, object]:
-    return value if isinstance(value, dict) else {}
+    return cast("Mapping[str, object]", value) if isinstance(value, dict) else {}
 
 
 def _origin(source: ReadableSpan, scope: str) -> dict[str, object]:

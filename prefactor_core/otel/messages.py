@@ -48,11 +48,12 @@ def items(value: object) -> list[object]:
 
 def unwrapped(item: object) -> object:
     """An item of a list of OpenInference without the key around it."""
-    if isinstance(item, Mapping):
-        fields = cast("Fields", item)
-        if len(fields) == 1 and (key := next(iter(fields))) in _WRAPPERS:
-            return decoded(fields[key])
-    return item
+    if not isinstance(item, Mapping):
+        return item
+    fields = cast("Fields", item)
+    if len(fields) == 1 and (key := next(iter(fields))) in _WRAPPERS:
+        return decoded(fields[key])
+    return fields
 
 
 def to_messages(value: object, role: str = "user") -> list[dict[str, object]]:
@@ -87,7 +88,8 @@ def _content(parts: Sequence[object]) -> tuple[object, list[object]]:
         kind = fields.get("type")
         call = fields.get("toolUse")  # of Bedrock
         if kind == "tool_call" or isinstance(call, Mapping):
-            calls.append(call or {key: fields[key] for key in _CALL if key in fields})
+            given = {key: fields[key] for key in _CALL if key in fields}
+            calls.append(cast("object", call) if isinstance(call, Mapping) else given)
         elif isinstance(kind, str) and kind in _TEXTS and "text" not in fields:
             keys = _TEXTS[kind]
             content.append({("text" if key in keys else key): fields[key] for key in fields})
@@ -166,9 +168,11 @@ _DEEPEST: Final = 20
 
 def _lists(node: object, depth: int) -> object:
     """Make lists of those mappings whose keys are all indexes."""
-    if not isinstance(node, dict) or depth > _DEEPEST:
+    if not isinstance(node, dict):
         return node
     fields = cast("dict[str, object]", node)
+    if depth > _DEEPEST:
+        return fields
     if fields and all(key.isascii() and key.isdigit() and len(key) < 10 for key in fields):
         return [_lists(fields[key], depth + 1) for key in sorted(fields, key=int)]
     return {key: _lists(value, depth + 1) for key, value in fields.items()}

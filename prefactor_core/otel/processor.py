@@ -131,9 +131,10 @@ class PrefactorSpanProcessor(SpanProcessor):
         """End the span, and the run that it has opened."""
         try:
             if span.context is not None:
-                ended = self._open.pop(_key(span.context), None)
+                key = _key(span.context)
+                ended = self._open.pop(key, None)
                 if ended is not None:
-                    self._end(ended, span)
+                    self._end(key, ended, span)
         except Exception as error:
             self._log(error)
 
@@ -259,11 +260,11 @@ class PrefactorSpanProcessor(SpanProcessor):
         instances.start(handle.id, at=to_time(source.start_time))
         return opened
 
-    def _end(self, span: ForeignSpan, source: ReadableSpan) -> None:
+    def _end(self, key: _Key, span: ForeignSpan, source: ReadableSpan) -> None:
         if span.recorder.event_loop.is_forked or span.status not in OPEN:
             return
         span.read_end(source)
-        self._ended[_key(source.context)] = span.run, span.recorded_id
+        self._ended[key] = span.run, span.recorded_id
         _keep_last(self._ended, _MOST_ENDED)
         if not self._hold(span):
             self._tell(span)

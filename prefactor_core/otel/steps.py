@@ -251,7 +251,8 @@ def _system(value: object) -> str | None:
         return None
     given = decoded(value)
     if isinstance(given, list):
-        return text_of(to_messages([{"parts": given}], "system"))
+        parts = cast("list[object]", given)
+        return text_of(to_messages([{"parts": parts}], "system"))
     return _text(value)
 
 

@@ -16,7 +16,7 @@ from prefactor_core.exceptions.uncopyable import Uncopyable
 from prefactor_core.export.identity import RunIdentity
 from prefactor_core.models import Span
 from prefactor_core.models.clock import to_datetime
-from prefactor_core.models.lifecycle import OPEN, SpanStatus
+from prefactor_core.models.lifecycle import OPEN, Outcome, SpanStatus
 from prefactor_core.operations import identifiers
 from prefactor_core.payloads.capture import EMPTY, fields_of
 from prefactor_core.schema_registry.type_schema import Fields
@@ -107,6 +107,10 @@ class SpanRecord(Uncopyable):
 
     def refresh(self) -> None:
         """Bring type and payload up to date, before the create is recorded."""
+
+    def end_of_run(self, outcome: Outcome, at: int | None) -> tuple[Outcome, int | None]:
+        """The outcome and the time of its end if it is open when its run ends with these."""
+        return outcome, at
 
     def as_model(self) -> Span:
         """The state of this moment, for a caller that looks the span up by its id."""

@@ -7,11 +7,12 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry import trace
 from opentelemetry.sdk.trace import Span
 from opentelemetry.trace import Status, StatusCode
+from support.examples import examples
 from support.tracing import Problems, make_provider
 
 from prefactor_core.otel import PrefactorSpanProcessor
@@ -143,6 +144,7 @@ class Schedule:
                 span.end()
 
 
+@settings(max_examples=examples(20))  # each opens a client
 @given(st.lists(steps, max_size=20), st.booleans())
 def test_any_schedule_gives_the_trees_of_opentelemetry(
     steps: list[tuple[Any, ...]], ends_all: bool

@@ -329,6 +329,20 @@ async def test_spans_that_wait_for_their_parent_are_bounded() -> None:
         assert t.client.instance_manager.open_instances() == []
 
 
+async def test_what_waits_for_its_parent_keeps_its_outcome_when_the_run_ends_first() -> None:
+    async with tracing() as t:
+        late = t.scoped("openinference.instrumentation.langchain")
+        async with t.client.agent_instance(**AGENT):
+            with trace.use_span(late.start_span("Agent")):
+                with t.tracer.start_as_current_span("chat", attributes=CHAT) as chat:
+                    chat.set_attributes(TOKENS)
+    assert t.run.shape == (
+        "complete",
+        [("otel:span", "cancelled", [("agent:llm_call", "complete", [])])],
+    )
+    assert t.run.named("agent:llm_call").payload["token_usage"]["total_tokens"] == 15
+
+
 async def test_plumbing_opens_no_run_and_is_recorded_inside_of_one() -> None:
     async with tracing() as t:
         with t.tracer.start_as_current_span("GET /", attributes={"http.request.method": "GET"}):
