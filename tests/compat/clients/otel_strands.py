@@ -17,7 +17,9 @@ from strands.models.openai import OpenAIModel
 
 def instrument(provider: TracerProvider, model_url: str) -> Callable[[str], Awaitable[Any]]:
     async def ask(question: str) -> Any:
-        model = OpenAIModel({"base_url": model_url, "api_key": "none"}, model_id="small-1")
+        model = OpenAIModel(
+            client_args={"base_url": model_url, "api_key": "none"}, model_id="small-1"
+        )
         agent = Agent(model, tools=[tool(height)], name="climber", callback_handler=None)
         return str(await agent.invoke_async(question)).strip()
 
