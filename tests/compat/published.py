@@ -64,6 +64,8 @@ class Client:
 def _stored(calls: Calls, run: str, expected: Run) -> Run:
     details = calls.get(f"agent_instance/{run}")["details"]
     spans = calls.get("agent_spans", agent_instance_id=run)["summaries"]
+    # Ids that were made within one millisecond are in no order.
+    spans.sort(key=lambda span: span["started_at"] or span["finished_at"] or span["inserted_at"])
     text = json.dumps([[span["payload"], span["result_payload"]] for span in spans])
     return Run(
         status=details["status"],
