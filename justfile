@@ -53,7 +53,7 @@ test-lowest *options: (_install venv "dev")
 
 # Drive the pages in a real browser; installs Debian's Chromium where root and apt-get are.
 test-browser *options: _chromium _browser
-    .venv-browser/bin/python -m pytest -n 2 --dist loadfile tests/browser {{ options }}
+    {{ python }} -m pytest -n 2 --dist loadfile tests/browser {{ options }}
 
 # Let Schemathesis make some thousand requests by the OpenAPI document of a served file.
 test-openapi *options: (_install ".venv-openapi" "local" "schemathesis")
@@ -61,9 +61,10 @@ test-openapi *options: (_install ".venv-openapi" "local" "schemathesis")
 
 # Make the pictures of the README.
 shots: _chromium _browser
-    PYTHONPATH=tests .venv-browser/bin/python -m browser.shots examples/pictures
+    PYTHONPATH=tests {{ python }} -m browser.shots examples/pictures
 
-_browser: (_install ".venv-browser" "local" "pytest-xdist" "trio" "hypothesis" "playwright" "axe-playwright-python")
+_browser: (_install venv "dev")
+    @{{ python }} -c 'import playwright, axe_playwright_python' 2> /dev/null || {{ python }} -m pip install -q --disable-pip-version-check --no-compile playwright axe-playwright-python
 
 _chromium:
     @command -v chromium > /dev/null || command -v google-chrome > /dev/null || { \
@@ -104,8 +105,9 @@ bench-journal *options: (_install venv "dev")
 bench-server *options: (_install venv "dev")
     PYTHONPATH=tests {{ python }} -m benchmarks.local_server {{ options }}
 
-# Run the published clients against the local Prefactor, and make the calls of the vendor's command
-# line and dashboard (WORDS: only environments with such a word in their names, cli, dashboard).
+# Run the published clients against the local Prefactor, the adapters on this package, and make the
+# calls of the vendor's command line and dashboard (WORDS: only environments with such a word in
+# their names, cli, dashboard).
 compat *words: (_install venv "dev")
     PYTHONPATH=tests {{ python }} -m compat {{ words }}
 

@@ -36,7 +36,6 @@ from prefactor_core.span_types import (
     TokenUsage,
     ToolCall,
     ToolResult,
-    standard_types,
 )
 
 
@@ -102,7 +101,7 @@ async def answer(instance: AgentInstanceHandle, question: str) -> None:
 
 async def run_agent(api_url: str | None, agent_id: str) -> str:
     """Run the agent once, and give the id of the recorded agent instance."""
-    async with open_prefactor(api_url=api_url, schema_registry=standard_types()) as client:
+    async with open_prefactor(api_url=api_url) as client:
         async with client.agent_instance(
             agent_id=agent_id,
             agent_version={"name": "Research agent", "external_identifier": "v1.0.0"},

@@ -43,14 +43,12 @@ from pathlib import Path
 import anyio
 
 from prefactor_core import open_prefactor
-from prefactor_core.span_types import AgentRun, LLMCall, ToolCall, ToolResult, standard_types
+from prefactor_core.span_types import AgentRun, LLMCall, ToolCall, ToolResult
 
 
 async def run_agent(api_url: str, journal: str) -> None:
     """The first process: it dies while it waits for its model."""
-    async with open_prefactor(
-        api_url=api_url, journal=journal, schema_registry=standard_types()
-    ) as client:
+    async with open_prefactor(api_url=api_url, journal=journal) as client:
         async with client.agent_instance("crash-proof", {"name": "Unlucky agent"}) as instance:
             with instance.span(ToolCall(tool="search", arguments={"query": "Olympus"})) as span:
                 span.set_result(ToolResult(output="a mountain"))

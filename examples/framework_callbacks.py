@@ -43,7 +43,6 @@ import anyio
 import anyio.to_thread
 
 from prefactor_core import AgentInstanceHandle, SpanContext, open_prefactor
-from prefactor_core.span_types import standard_types
 
 API_URL = os.environ.get("PREFACTOR_API_URL") or "local::memory:"
 
@@ -94,7 +93,7 @@ async def framework(callbacks: Recorder) -> None:
 
 
 async def main() -> None:
-    async with open_prefactor(api_url=API_URL, schema_registry=standard_types()) as client:
+    async with open_prefactor(api_url=API_URL) as client:
         async with client.agent_instance("callbacks", {"name": "Framework"}) as instance:
             await framework(Recorder(instance))
     statistics = client.statistics()

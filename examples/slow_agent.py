@@ -38,7 +38,6 @@ from prefactor_core.span_types import (
     TokenUsage,
     ToolCall,
     ToolResult,
-    standard_types,
 )
 
 QUESTION = "Plan two days in Lisbon for two, from Porto, for 400 euros"
@@ -184,13 +183,12 @@ async def run_agent(
     at the begin. Raises PrefactorTerminatedError if somebody stops it."""
     async with open_prefactor(
         api_url=api_url,
-        schema_registry=standard_types(),
         queue_config=QueueConfig(report_after=0.2),
         termination_poll_interval=1.0,
     ) as client:
         async with client.agent_instance(
             agent_id=agent_id,
-            agent_version={"name": "Trip planner", "external_identifier": "v1.0.0"},
+            agent_version={"name": "Trip planner", "external_identifier": "trip-planner-1"},
             on_refused="raise",
         ) as instance:
             started(instance.id)

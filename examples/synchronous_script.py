@@ -17,34 +17,31 @@ It leaves this tree::
 
     complete
     agent:run complete
-      agent:tool complete
-      agent:tool complete
+      agent:tool_call complete
+      agent:tool_call complete
 """
 
 from __future__ import annotations
 
 import os
 
-from prefactor_core import SchemaRegistry, open_prefactor_sync, traced
+from prefactor_core import open_prefactor_sync, traced
+from prefactor_core.span_types import AgentRun, AgentRunResult
 
 API_URL = os.environ.get("PREFACTOR_API_URL") or "local::memory:"
 
-registry = SchemaRegistry()
-registry.register("agent:run", {"type": "object"})
-registry.register("agent:tool", {"type": "object"})
 
-
-@traced("agent:tool")
+@traced
 def count_words(text: str) -> int:
     return len(text.split())
 
 
 def main() -> None:
-    with open_prefactor_sync(api_url=API_URL, schema_registry=registry) as client:
+    with open_prefactor_sync(api_url=API_URL) as client:
         with client.agent_instance("script", {"name": "Script"}) as instance:
-            with instance.span("agent:run", payload={"files": 2}) as span:
+            with instance.span(AgentRun(input={"files": 2})) as span:
                 words = count_words("a short text") + count_words("another one")
-                span.set_result({"words": words})
+                span.set_result(AgentRunResult(output={"words": words}))
         # Seconds to wait at most; without them, as long as the API is away.
         in_time = client.flush(5)
     print(f"{words} words; delivered in time: {in_time}")

@@ -14,9 +14,10 @@ needs a network or an account.
   ``await client.flush()`` has returned. ``prefactor.run`` is the only run.
 * ``run.outline`` is the status of the run and, indented below it, a line for each span.
   ``run.named(name)`` is its only span of that name, ``run.spans_named(name)`` all of them.
-* ``run.flags`` says what does not fit the agent's ``schema_registry``: misspelled span types and
-  payloads that break their schemas. Without a registry every name is taken, and all fits.
-  ``run.quality`` has the quality payloads by name.
+* ``run.flags`` says what does not fit the agent's ``schema_registry``, by default the standard
+  types: misspelled span types and payloads that break their schemas. With an empty
+  ``SchemaRegistry()`` every name is taken, and all fits. ``run.quality`` has the quality payloads
+  by name.
 * ``prefactor.terminate(instance.id, reason)`` stops a run, as Prefactor would.
 * The kit reads nothing of the environment. ``PREFACTOR_ENABLED=0`` switches off what your agent
   opens by itself, and nothing here.
@@ -47,7 +48,7 @@ import anyio
 import pytest
 
 from prefactor_core import PrefactorCoreClient, PrefactorTerminatedError
-from prefactor_core.span_types import LLMCall, LLMResult, ToolCall, standard_types
+from prefactor_core.span_types import LLMCall, LLMResult, ToolCall
 from prefactor_core.testing import Recording
 
 
@@ -66,7 +67,7 @@ async def agent(client: PrefactorCoreClient, question: str) -> str:
 
 @pytest.mark.anyio
 async def test_it_asks_its_model_and_then_searches(prefactor: Recording) -> None:
-    async with prefactor.open(schema_registry=standard_types()) as client:
+    async with prefactor.open() as client:
         assert await agent(client, "Hello") == "Hi there"
     run = prefactor.run
     assert run.outline == "complete\nagent:llm_call complete\nagent:tool_call complete"
@@ -76,7 +77,7 @@ async def test_it_asks_its_model_and_then_searches(prefactor: Recording) -> None
 
 @pytest.mark.anyio
 async def test_an_empty_question_is_recorded_as_a_failure(prefactor: Recording) -> None:
-    async with prefactor.open(schema_registry=standard_types()) as client:
+    async with prefactor.open() as client:
         with pytest.raises(ValueError, match="nothing to search for"):
             await agent(client, "")
     failed = prefactor.run.named("agent:tool_call")

@@ -1,16 +1,17 @@
 """prefactor_core: record what an AI agent does, and ship it to Prefactor."""
 
+from prefactor_core.agent.current import span, traced
 from prefactor_core.agent.instance import (
     AgentInstanceHandle,
     current_instance,
     current_span,
-    traced,
 )
 from prefactor_core.agent.scope import AgentInstanceScope
 from prefactor_core.agent.span import SpanContext
 from prefactor_core.client import PrefactorCoreClient, open_prefactor
 from prefactor_core.client.runtime_environment import build_runtime_environment
 from prefactor_core.client.sync import SyncPrefactorClient, open_prefactor_sync
+from prefactor_core.compat.adapters import warn_missing_adaptor_config
 from prefactor_core.config import PrefactorCoreConfig, QueueConfig
 from prefactor_core.config._version import __version__ as __version__
 from prefactor_core.config.http import HttpClientConfig
@@ -109,8 +110,10 @@ __all__ = [
     "redact_credentials",
     "redact_keys",
     "sensitive",
+    "span",
     "traced",
     "validate_idempotency_key",
+    "warn_missing_adaptor_config",
 ]
 
 # A traceback names an error as its users import it.

@@ -1,9 +1,10 @@
 """Ready-made span types for the usual steps of an agent.
 
-``open_prefactor(schema_registry=standard_types())``, and then, in a run,
-``instance.span(LLMCall(model="small-1", prompt="Hello"))``. All fields but the first are optional;
-omitted fields are not recorded. Objects of these classes are recorded in their state at the
-opening of the span, or at the setting of the result.
+A client that is given no ``schema_registry`` has them. In a run, write
+``instance.span(LLMCall(model="small-1", prompt="Hello"))``, or ``@traced(LLMCall)`` above the
+function that calls a model. ``standard_types()`` is a registry to add your own types to. All fields
+but the first are optional; omitted fields are not recorded. Objects of these classes are recorded
+in their state at the opening of the span, or at the setting of the result.
 
 Their names in OpenTelemetry's semantic conventions for generative AI:
 
@@ -55,6 +56,7 @@ sent before its end, because of ``start()`` or a child, they are in the result a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Final
 
 from msgspec import Struct, field
@@ -267,6 +269,12 @@ _CALLED: Final = (
     "{{call.name}}{{call.function.name}}{% endfor %}"
 )
 """The names of the tools that a model calls, in either of the usual forms."""
+
+
+@cache
+def default_registry() -> SchemaRegistry:
+    """Return the registry of all clients that are given none. Add nothing to it."""
+    return standard_types()
 
 
 def standard_types() -> SchemaRegistry:

@@ -17,7 +17,6 @@ from prefactor_core.client import PrefactorCoreClient, open_prefactor
 from prefactor_core.client.sync import SyncPrefactorClient
 from prefactor_core.config import PrefactorOptions
 from prefactor_core.exceptions import PrefactorCoreError
-from prefactor_core.schema_registry import SchemaRegistry
 
 try:
     from prefactor_core.local.app import LocalPrefactor
@@ -61,12 +60,9 @@ class Recording:
         """A client that records here: ``async with recording.open() as client:``.
 
         Takes the options of :func:`~prefactor_core.open_prefactor`. The environment is not read,
-        not even ``PREFACTOR_ENABLED``. ``schema_registry``: by default an empty one, which takes
-        spans of any name.
+        not even ``PREFACTOR_ENABLED``.
         """
         options.setdefault("enabled", True)
-        if options.get("schema_registry") is None:
-            options["schema_registry"] = SchemaRegistry()
         return open_prefactor(
             api_url=f"local:{MEMORY}",
             asgi_app=self._app,
@@ -183,7 +179,7 @@ class RecordedRun(Struct, frozen=True):
         """The flags of the run, of each span (after its name) and of the quality payloads.
 
         ``assert run.flags == []`` finds misspelled span types, and payloads that do not fit their
-        schemas. Without a schema registry nothing is compared.
+        schemas. With an empty ``SchemaRegistry()`` nothing is compared.
         """
         spans = [f"{span.schema_name}: {flag}" for span in self.spans for flag in span.flags]
         qualities = [

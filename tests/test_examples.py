@@ -43,11 +43,17 @@ CHAPTERS = {
         "typed-steps",
         r"refused: .*agent:transfer.*\nlost operations: 0\n",
     ),
+    "across_processes.py": (
+        ON_TRIO,
+        "across-processes",
+        r"the worker has found: Olympus Mons; one trace: True\n",
+    ),
     "crash_proof.py": (
         ON_TRIO,
         "crash-proof",
         r"the agent was ended by signal 9, and left 1 journal\nafter the next start 0 are left\n",
     ),
+    "from_0_5_3.py": (ON_TRIO, "older-agent", r"lost operations: 0\n"),
     "stop_signals.py": (
         ON_TRIO,
         "stop-signals",
@@ -83,7 +89,9 @@ def shown_outline(name: str) -> str:
     """The tree in the docstring of an example."""
     docstring = ast.get_docstring(ast.parse((EXAMPLES / name).read_text("utf-8")))
     assert docstring is not None
-    return dedent(docstring.split(" leaves this tree::\n\n")[1]).strip()
+    shown = re.search(r" leaves this tree::\n\n((?:    .*\n?)+)", docstring)
+    assert shown is not None
+    return dedent(shown[1]).strip()
 
 
 def outline(run: StoredRun) -> str:
@@ -123,3 +131,19 @@ def test_a_chapter_records_the_tree_that_it_shows(name: str, tmp_path: Path) -> 
     said = run(name, backend, cwd=tmp_path, PREFACTOR_API_URL=f"local:{path}")
     assert re.fullmatch(printed, said), said
     assert anyio.run(stored_outlines, path, agent_id) == {shown_outline(name)}
+
+
+def test_a_worker_process_names_the_span_that_caused_its_run(tmp_path: Path) -> None:
+    path = tmp_path / "runs.db"
+    run("across_processes.py", cwd=tmp_path, PREFACTOR_API_URL=f"local:{path}")
+
+    async def stored() -> tuple[StoredRun, StoredRun]:
+        async with open_local_prefactor(str(path)) as app:
+            (service,) = await stored_runs(app, "across-processes")
+            (worker,) = await stored_runs(app, "across-worker")
+            return service, worker
+
+    service, worker = anyio.run(stored)
+    assert outline(worker) == "complete\nagent:retrieval complete"
+    cause = worker.named("agent:retrieval").payload["prefactor_caused_by"]
+    assert (cause["run_id"], cause["span_id"]) == (service.id, service.named("agent:tool_call").id)

@@ -57,6 +57,11 @@ SEED_EXPORTS = {
     "prefactor_core.schema_registry": "SchemaRegistry",
     "prefactor_core.span_context": "SpanContext",
 }
+LATER_PATHS = [
+    f"prefactor_core.{name}"
+    for name in ("monitoring", "monitoring.termination_monitor", "runtime", "utils")
+]
+"""Modules of 0.5.3 that the seed did not have."""
 
 
 @for_each("module", SEED_EXPORTS)
@@ -75,7 +80,8 @@ for module in sys.argv[1:]:
         del sys.modules[name]
     importlib.import_module(module)
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", code, *SEED_EXPORTS], check=True)
+    modules = [*SEED_EXPORTS, *LATER_PATHS]
+    subprocess.run([sys.executable, "-W", "error", "-c", code, *modules], check=True)
 
 
 def test_all_is_sorted_and_is_what_there_is() -> None:
@@ -105,7 +111,7 @@ def test_every_error_is_ours_and_shows_the_name_it_is_imported_by() -> None:
 @for_each(
     ("path", "parameters"),
     [
-        ("client.PrefactorCoreClient", "config queue=None"),
+        ("client.PrefactorCoreClient", "config queue=None sdk_header_entry=None"),
         (
             "client.PrefactorCoreClient.create_agent_instance",
             (
@@ -122,9 +128,12 @@ def test_every_error_is_ours_and_shows_the_name_it_is_imported_by() -> None:
         ),
         (
             "client.PrefactorCoreClient.create_span",
-            "self instance_id schema_name parent_span_id=None payload=None",
+            "self instance_id schema_name parent_span_id=None payload=None started_at=None",
         ),
-        ("client.PrefactorCoreClient.finish_span", "self span_id result_payload=None"),
+        (
+            "client.PrefactorCoreClient.finish_span",
+            "self span_id result_payload=None timestamp=None",
+        ),
         (
             "client.PrefactorCoreClient.span",
             "self instance_id schema_name parent_span_id=None span_id=None payload=None",
@@ -139,19 +148,19 @@ def test_every_error_is_ours_and_shows_the_name_it_is_imported_by() -> None:
             "self agent_id agent_version agent_schema_version instance_id=None",
         ),
         ("managers.span.SpanManager.finish", "self span_id result_payload=None status='complete'"),
-        ("span_context.SpanContext.start", "self payload=None"),
+        ("span_context.SpanContext.start", "self payload=None started_at=None"),
         ("span_context.SpanContext.set_result", "self data"),
-        ("span_context.SpanContext.complete", "self result=None"),
-        ("span_context.SpanContext.fail", "self result=None"),
-        ("span_context.SpanContext.cancel", "self"),
-        ("span_context.SpanContext.finish", "self"),
+        ("span_context.SpanContext.complete", "self result=None timestamp=None"),
+        ("span_context.SpanContext.fail", "self result=None timestamp=None"),
+        ("span_context.SpanContext.cancel", "self timestamp=None"),
+        ("span_context.SpanContext.finish", "self timestamp=None"),
         ("queue.base.Queue.close", "self num_waiters=1"),
         ("queue.executor.TaskExecutor", "queue handler num_workers=3 max_retries=3"),
         (
             "schema_registry.SchemaRegistry.register_type",
             (
                 "self name params_schema=None result_schema=None title=None"
-                " description=None template=None"
+                " description=None template=None data_risk=None"
             ),
         ),
         ("exceptions.OperationError", "message operation_type=None"),
@@ -175,7 +184,7 @@ def test_the_positional_parameters_are_the_seeds(path: str, parameters: str) -> 
 def _public_names() -> Iterator[tuple[str, object]]:
     """Every name that a program imports, by its path, once."""
     others = ("span_types", "testing", "pytest_plugin", "local")
-    modules = [*SEED_EXPORTS, *(f"prefactor_core.{name}" for name in others)]
+    modules = [*SEED_EXPORTS, *LATER_PATHS, *(f"prefactor_core.{name}" for name in others)]
     seen = set[int]()
     for path in modules:
         module = importlib.import_module(path)
@@ -195,7 +204,8 @@ def _functions_of(path: str, value: object) -> Iterator[tuple[str, Callable[...,
     """A function; or a class, and the methods and properties that it has for its users."""
     if isinstance(value, type):
         for name in dir(value):
-            if name.startswith("_") and name not in ("__init__", "__enter__", "__aenter__"):
+            is_special = name.startswith("__") and name.endswith("__")
+            if name.startswith("_") and not is_special:
                 continue
             member = inspect.getattr_static(value, name)
             if isinstance(member, property):
@@ -217,8 +227,9 @@ def test_every_public_name_tells_its_signature_its_types_and_its_help(
     if isinstance(value, type):
         typing.get_type_hints(value, include_extras=True)
     for where, function in _functions_of(path, value):
-        inspect.signature(function, eval_str=True)
-        assert typing.get_type_hints(function, include_extras=True) is not None, where
+        for each in (function, *typing.get_overloads(function)):
+            inspect.signature(each, eval_str=True)
+            assert typing.get_type_hints(each, include_extras=True) is not None, where
     assert pydoc.render_doc(value)
 
 

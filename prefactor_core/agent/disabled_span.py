@@ -1,4 +1,4 @@
-"""DisabledSpan: the span of a disabled client."""
+"""Spans that record nothing: of a disabled client, and outside of a run."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import datetime
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import anyio.lowlevel
 
 from prefactor_core.agent.span import SpanContext
 from prefactor_core.operations.identifiers import generate
+from prefactor_core.payloads.capture import Capture
 from prefactor_core.schema_registry.type_schema import Fields
 
 if TYPE_CHECKING:
@@ -57,26 +58,25 @@ class DisabledSpan(SpanContext[Any]):
     def start_nowait(
         self,
         payload: Mapping[str, object] | Fields | None = None,
-        *,
         started_at: datetime | None = None,
     ) -> None: ...
     def set_result(self, data: Mapping[str, object]) -> None: ...
     def complete_nowait(
-        self, result: Mapping[str, object] | None = None, *, timestamp: datetime | None = None
+        self, result: Mapping[str, object] | None = None, timestamp: datetime | None = None
     ) -> None: ...
     def fail_nowait(
-        self, result: Mapping[str, object] | None = None, *, timestamp: datetime | None = None
+        self, result: Mapping[str, object] | None = None, timestamp: datetime | None = None
     ) -> None: ...
-    def cancel_nowait(self, *, timestamp: datetime | None = None) -> None: ...
+    def cancel_nowait(self, timestamp: datetime | None = None) -> None: ...
 
     async def complete(
-        self, result: Mapping[str, object] | None = None, *, timestamp: datetime | None = None
+        self, result: Mapping[str, object] | None = None, timestamp: datetime | None = None
     ) -> None:
         if self.recorder.event_loop.is_turn_due():
             await anyio.lowlevel.checkpoint()
 
     async def fail(
-        self, result: Mapping[str, object] | None = None, *, timestamp: datetime | None = None
+        self, result: Mapping[str, object] | None = None, timestamp: datetime | None = None
     ) -> None:
         await self.complete()
 
@@ -102,3 +102,44 @@ class DisabledSpan(SpanContext[Any]):
 
     def __repr__(self) -> str:
         return "<SpanContext disabled>"
+
+
+class _NoEventLoop:
+    def is_turn_due(self) -> bool:
+        return False
+
+
+class _NoRecorder:
+    """What the span outside of a run asks its recorder for."""
+
+    records = False
+    event_loop = _NoEventLoop()
+
+    @property
+    def capture(self) -> Capture:
+        return Capture(enabled=False)
+
+
+_NO_RECORDER = cast("Recorder", _NoRecorder())
+
+
+class SpanOutsideOfRun(DisabledSpan):
+    """The span of a step outside of a run: all its methods work, and record nothing. It is never
+    the current one."""
+
+    def __init__(self) -> None:
+        self.recorder = _NO_RECORDER
+        self.instance = None
+
+    def __enter__(self, frame: FrameType | None = None) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None: ...
+
+    def __repr__(self) -> str:
+        return "<SpanContext outside of a run>"

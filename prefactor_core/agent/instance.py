@@ -13,6 +13,7 @@ import anyio.lowlevel
 from prefactor_core.agent.disabled_span import DisabledSpan
 from prefactor_core.agent.span import SpanContext, new_span, start_by_id, start_by_id_nowait
 from prefactor_core.agent.traced import F, traced_by
+from prefactor_core.compat.adapters import RunAliases
 from prefactor_core.context_stack import SpanContextStack
 from prefactor_core.exceptions import (
     PrefactorTerminatedError,
@@ -94,46 +95,6 @@ def _innermost_span() -> SpanContext[Any] | None:
     return DisabledSpan.innermost()
 
 
-def traced(
-    schema_name: str,
-    *,
-    exclude: Collection[str] = (),
-    capture_result: bool = True,
-    reduce: Callable[[list[Any]], object] | None = None,
-) -> Callable[[F], F]:
-    """Record every call of a function as a span of the current run.
-
-    ``@traced("agent:tool")`` above a function, asynchronous or not, or a generator. The span has
-    the arguments by name as payload, without the ``self`` and ``cls`` of methods and the names in
-    ``exclude``. Its result is the return value: a mapping as it is, another value under the key
-    ``result``; ``capture_result=False`` records none. It ends like the span of
-    ``with instance.span(...)``. The run is the :func:`current_instance` at the call; without one
-    the function runs unrecorded.
-
-    The span of a generator lasts from the request for its first item to its end; a generator that
-    is left early is ``cancelled``. The span is innermost only while the generator's own code runs.
-    Its result is ``items``, each captured when it was yielded: at most the first 10,000, of
-    ``max_payload_bytes`` in all (``items_left_out``: the number of the others). With ``reduce`` the
-    result is the return value of ``reduce`` for the list of the first 10,000 items, which are kept
-    in memory, uncaptured, until the generator ends. The generator begins with its first item, so
-    arguments that do not fit raise there and not at the call.
-
-    A decorated function behaves as without the decorator: if its call cannot be recorded, in a
-    forked process say, it runs unrecorded. Two errors reach its caller on purpose: a
-    :class:`~prefactor_core.PrefactorTerminatedError` in a run that was terminated, and with
-    ``check_payloads="raise"`` the error of a payload that does not fit its schema.
-
-    A function may return before its work is done: a coroutine, a future or another awaitable, or an
-    iterator, such as the stream of a model's client. The span lasts until that is done, and ends as
-    it does; one that is never awaited, or left early, is ``cancelled``. Coroutines and generators
-    are replaced by others, other awaitables and iterators by a proxy that is an instance of the
-    same class; a future or task stays the same object. Files do not count as streams.
-
-    Raises :class:`~prefactor_core.PrefactorValueError` for an object that cannot be decorated.
-    """
-    return traced_by(current_instance, schema_name, exclude, capture_result, reduce)
-
-
 def open_runs() -> tuple[AgentInstanceHandle, ...]:
     """The runs of this context that have not ended, or whose scopes are still open."""
     return tuple(run for run in context_runs.get() if not run.ended or run.scope is not None)
@@ -144,7 +105,7 @@ def forget_ended_runs() -> None:
     context_runs.set(open_runs())
 
 
-class AgentInstanceHandle(Uncopyable):
+class AgentInstanceHandle(RunAliases, Uncopyable):
     """One run of an agent, registered by ``client``.
 
     :meth:`start` and :meth:`finish` begin and end it; in between, :meth:`span` makes its steps. In
@@ -159,6 +120,7 @@ class AgentInstanceHandle(Uncopyable):
     _kind = "a run of an agent in this process"
 
     def __init__(self, instance_id: str, client: Client) -> None:
+        self._owner = client
         self._instances = client.instance_manager
         self._spans = client.span_manager
         self._quality = client.quality_manager
@@ -173,6 +135,11 @@ class AgentInstanceHandle(Uncopyable):
     def id(self) -> str:
         """The id of the run, a PFID; provisional until the API has registered the run."""
         return self._identity.id
+
+    @property
+    def client(self) -> Client:
+        """The client that registered the run."""
+        return self._owner
 
     @property
     def ended(self) -> bool:
@@ -212,14 +179,14 @@ class AgentInstanceHandle(Uncopyable):
         if self._termination.reason is not None:
             raise PrefactorTerminatedError(self._termination.reason, self.id)
 
-    async def start(self, *, timestamp: datetime | None = None) -> None:
+    async def start(self, timestamp: datetime | None = None) -> None:
         """Start the run, now or at ``timestamp``, and make it the current one of this context. A
         second call does nothing."""
         self.start_nowait(timestamp=timestamp)
         if self.recorder.event_loop.is_turn_due():
             await anyio.lowlevel.checkpoint()
 
-    def start_nowait(self, *, timestamp: datetime | None = None) -> None:
+    def start_nowait(self, timestamp: datetime | None = None) -> None:
         """As :meth:`start`, in synchronous code."""
         at = None if timestamp is None else to_time("timestamp", timestamp)
         if self._instance.status is InstanceStatus.PENDING:
@@ -228,9 +195,7 @@ class AgentInstanceHandle(Uncopyable):
         if self not in context_runs.get():
             context_runs.set((*open_runs(), self))
 
-    async def finish(
-        self, status: Outcome = "complete", *, timestamp: datetime | None = None
-    ) -> None:
+    async def finish(self, status: Outcome = "complete", timestamp: datetime | None = None) -> None:
         """End the run, now or at ``timestamp``, as ``complete``, ``failed`` or ``cancelled``.
 
         Its open spans end first, at the same time, as ``cancelled``. A second call does nothing.
@@ -247,7 +212,7 @@ class AgentInstanceHandle(Uncopyable):
             await anyio.lowlevel.checkpoint()
 
     def finish_nowait(
-        self, status: Outcome = "complete", *, timestamp: datetime | None = None
+        self, status: Outcome = "complete", timestamp: datetime | None = None
     ) -> None:
         """As :meth:`finish`, in synchronous code."""
         if not self.ended:
@@ -287,24 +252,51 @@ class AgentInstanceHandle(Uncopyable):
             return DisabledSpan(recorder, self)
         return new_span(recorder, self._identity, schema_name, parent_span_id, None, payload, self)
 
+    @overload
     def traced(
         self,
+        /,
         schema_name: str,
         *,
         exclude: Collection[str] = (),
         capture_result: bool = True,
         reduce: Callable[[list[Any]], object] | None = None,
-    ) -> Callable[[F], F]:
+    ) -> Callable[[F], F]: ...
+
+    @overload
+    def traced(
+        self,
+        params: type[SpanParams[Any]] | None = None,
+        /,
+        *,
+        exclude: Collection[str] = (),
+        capture_result: bool = True,
+        reduce: Callable[[list[Any]], object] | None = None,
+        **fields: object,
+    ) -> Callable[[F], F]: ...
+
+    @overload
+    def traced(self, function: F, /) -> F: ...
+
+    def traced(
+        self,
+        /,
+        schema_name: object = None,
+        *,
+        exclude: Collection[str] = (),
+        capture_result: bool = True,
+        reduce: Callable[[list[Any]], object] | None = None,
+        **fields: object,
+    ) -> Any:
         """Record every call of a function as a span of this run; see
         :func:`prefactor_core.traced`."""
-        return traced_by(lambda: self, schema_name, exclude, capture_result, reduce)
+        return traced_by(lambda: self, schema_name, exclude, capture_result, reduce, fields)
 
     async def create_span(
         self,
         schema_name: str | TypedStep,
         parent_span_id: str | None = None,
         payload: Mapping[str, object] | Fields | None = None,
-        *,
         started_at: datetime | None = None,
     ) -> str:
         """Start a span, and return its id for :meth:`finish_span`."""
@@ -317,7 +309,6 @@ class AgentInstanceHandle(Uncopyable):
         schema_name: str | TypedStep,
         parent_span_id: str | None = None,
         payload: Mapping[str, object] | Fields | None = None,
-        *,
         started_at: datetime | None = None,
     ) -> str:
         """As :meth:`create_span`, in synchronous code."""
@@ -329,7 +320,6 @@ class AgentInstanceHandle(Uncopyable):
         self,
         span_id: str,
         result_payload: Mapping[str, object] | None = None,
-        *,
         timestamp: datetime | None = None,
     ) -> None:
         """End a span of :meth:`create_span` as ``complete``."""
@@ -341,7 +331,6 @@ class AgentInstanceHandle(Uncopyable):
         self,
         span_id: str,
         result_payload: Mapping[str, object] | None = None,
-        *,
         timestamp: datetime | None = None,
     ) -> None:
         """As :meth:`finish_span`, in synchronous code."""

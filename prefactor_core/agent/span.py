@@ -88,7 +88,6 @@ class SpanContext(SpanRecord, Generic[Result]):
     async def start(
         self,
         payload: Mapping[str, object] | Fields | None = None,
-        *,
         started_at: datetime | None = None,
     ) -> None:
         """Start the work, now or at ``started_at``, with ``payload`` as its parameters.
@@ -102,7 +101,6 @@ class SpanContext(SpanRecord, Generic[Result]):
     def start_nowait(
         self,
         payload: Mapping[str, object] | Fields | None = None,
-        *,
         started_at: datetime | None = None,
     ) -> None:
         """As :meth:`start`, in synchronous code."""
@@ -133,7 +131,7 @@ class SpanContext(SpanRecord, Generic[Result]):
         self.recorder.capture.merge(result, data)
 
     async def complete(
-        self, result: Result | None = None, *, timestamp: datetime | None = None
+        self, result: Result | None = None, timestamp: datetime | None = None
     ) -> None:
         """End the span, now or at ``timestamp``, as complete; ``result`` is merged into its
         result."""
@@ -142,7 +140,7 @@ class SpanContext(SpanRecord, Generic[Result]):
             await anyio.lowlevel.checkpoint()
 
     def complete_nowait(
-        self, result: Result | None = None, *, timestamp: datetime | None = None
+        self, result: Result | None = None, timestamp: datetime | None = None
     ) -> None:
         """As :meth:`complete`, in synchronous code."""
         self._end("complete", result, timestamp)
@@ -150,7 +148,6 @@ class SpanContext(SpanRecord, Generic[Result]):
     async def fail(
         self,
         result: Result | Mapping[str, object] | None = None,
-        *,
         timestamp: datetime | None = None,
     ) -> None:
         """End the span, now or at ``timestamp``, as failed; ``result`` is merged into its
@@ -162,13 +159,12 @@ class SpanContext(SpanRecord, Generic[Result]):
     def fail_nowait(
         self,
         result: Result | Mapping[str, object] | None = None,
-        *,
         timestamp: datetime | None = None,
     ) -> None:
         """As :meth:`fail`, in synchronous code."""
         self._end("failed", result, timestamp)
 
-    async def cancel(self, *, timestamp: datetime | None = None) -> None:
+    async def cancel(self, timestamp: datetime | None = None) -> None:
         """End the span, now or at ``timestamp``, as cancelled.
 
         Before :meth:`start` this records a skipped step that never started: the API moves it from
@@ -178,7 +174,7 @@ class SpanContext(SpanRecord, Generic[Result]):
         if self.recorder.event_loop.is_turn_due():
             await anyio.lowlevel.checkpoint()
 
-    def cancel_nowait(self, *, timestamp: datetime | None = None) -> None:
+    def cancel_nowait(self, timestamp: datetime | None = None) -> None:
         """As :meth:`cancel`, in synchronous code."""
         at = None if timestamp is None else to_time("timestamp", timestamp)
         if not self.serial:
@@ -186,7 +182,7 @@ class SpanContext(SpanRecord, Generic[Result]):
         if self.status in OPEN:
             self.recorder.skip(self, at)
 
-    async def finish(self, *, timestamp: datetime | None = None) -> None:
+    async def finish(self, timestamp: datetime | None = None) -> None:
         """End the span, now or at ``timestamp``, as complete; nothing if it has ended."""
         await self.complete(timestamp=timestamp)
 

@@ -6,30 +6,55 @@ import inspect
 import types
 from collections.abc import Callable, Collection, Generator
 from functools import partial, wraps
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from prefactor_core.agent.traced_call import Call, Reduce, SpanSource, Stream, TracedFunction
 from prefactor_core.agent.traced_generator import async_generator_function, generator_function
 from prefactor_core.agent.traced_value import complete_or_wrap
+from prefactor_core.config.lazy_module import LazyModule
 from prefactor_core.exceptions import PrefactorValueError, in_message
+
+if TYPE_CHECKING:
+    from prefactor_core.agent import traced_types
+else:
+    traced_types = LazyModule("prefactor_core.agent.traced_types")
 
 F = TypeVar("F", bound=Callable[..., object])
 
 
 def traced_by(
     run: Callable[[], SpanSource | None],
-    schema_name: str,
+    what: object,
     exclude: Collection[str],
     capture_result: bool,
     reduce: Reduce | None,
-) -> Callable[[F], F]:
-    """The decorator :func:`prefactor_core.traced`. ``run`` is asked at each call for the run that
-    the span belongs to; None: there is none."""
-    if not isinstance(schema_name, str) or not schema_name:
+    fields: dict[str, object],
+) -> Any:
+    """The decorator :func:`prefactor_core.traced`, or the function decorated with it.
+
+    ``run`` is asked at each call for the run that the span belongs to; None: there is none.
+    ``what``: the name of a span type, the class of a standard type, or, for the type of tools,
+    None or the function itself.
+    """
+    if (callable(what) and not isinstance(what, type)) or isinstance(what, classmethod):
+        return traced_by(run, None, exclude, capture_result, reduce, fields)(what)
+    make: Callable[..., TracedFunction]
+    if what is None or isinstance(what, type):
+        traced_types.standard_type(what)
+        make = partial(traced_types.TypedFunction, what, fields)
+    elif not isinstance(what, str) or not what:
         raise PrefactorValueError(
-            f"schema_name must be the name of a span type, got {in_message(schema_name)}: "
-            'write @traced("agent:tool") above the function'
+            f"schema_name must be the name of a span type, got {in_message(what)}: write @traced "
+            'or @traced("agent:tool") above the function'
         )
+    elif fields:
+        raise PrefactorValueError(
+            f"@traced({in_message(what)}) takes exclude, capture_result and reduce, got "
+            f"{', '.join(fields)}: only the standard types, as @traced(LLMCall), have fields to "
+            "be given"
+        )
+    else:
+        make = partial(TracedFunction, what)
     if isinstance(exclude, str):
         raise PrefactorValueError(
             f"exclude must be a collection of names, such as ('query',), got {in_message(exclude)}"
@@ -43,7 +68,7 @@ def traced_by(
         if isinstance(function, staticmethod):
             return cast("F", staticmethod(decorate(cast("F", function.__func__))))
         _check_function(function)
-        target = TracedFunction(function, run, schema_name, exclude, capture_result, reduce)
+        target = make(function, run, exclude, capture_result, reduce)
         # The wrapper is of the same kind as the function, by the same tests of `inspect`.
         if inspect.isasyncgenfunction(function):
             wrapper = async_generator_function(_beginning(target))

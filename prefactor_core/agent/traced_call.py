@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, overload
 
 from prefactor_core.agent.span import SpanContext
 from prefactor_core.context_stack import SpanContextStack
@@ -24,6 +24,8 @@ from prefactor_core.payloads.markers import full_type_name
 
 if TYPE_CHECKING:
     from prefactor_core.payloads.capture import Capture
+    from prefactor_core.recording.recorder import Recorder
+    from prefactor_core.schema_registry.type_schema import SpanParams
 
 logger = logging.getLogger("prefactor_core.agent.traced")
 
@@ -39,12 +41,18 @@ Reduce = Callable[[list[Any]], object]
 class SpanSource(Protocol):
     """Where the spans of traced calls come from: a run."""
 
+    recorder: Recorder
+
     @property
     def records(self) -> bool:
         """Whether anything is recorded: False if the client is disabled."""
         ...
 
-    def span(self, schema_name: str, *, payload: Mapping[str, object]) -> SpanContext[Any]:
+    @overload
+    def span(self, schema_name: str, *, payload: Mapping[str, object]) -> SpanContext[Any]: ...
+    @overload
+    def span(self, params: SpanParams[Any], /) -> SpanContext[Any]: ...
+    def span(self, schema_name: Any, *, payload: Any = None) -> SpanContext[Any]:
         """A new span, which is to be entered."""
         ...
 
@@ -54,9 +62,9 @@ class TracedFunction:
 
     def __init__(
         self,
+        schema_name: str,
         function: Callable[..., Any],
         run: Callable[[], SpanSource | None],
-        schema_name: str,
         exclude: Collection[str],
         capture_result: bool,
         reduce: Reduce | None,
@@ -70,17 +78,17 @@ class TracedFunction:
         self._schema_name = schema_name
         self._reduce = reduce
         self._logged: set[str] = set()
-        self._signature = _signature_of(function)
-        parameters = list(self._signature.parameters)
+        self.signature = _signature_of(function)
+        parameters = list(self.signature.parameters)
         for name in exclude:
             if name not in parameters:
                 raise PrefactorValueError(
                     f"exclude names {in_message(name)}, which is no parameter of {self.name}: "
                     f"it has {', '.join(map(repr, parameters)) or 'none'}"
                 )
-        self._excluded = set(exclude)
+        self.excluded = set(exclude)
         if _is_method(self.name) and parameters[:1] in (["self"], ["cls"]):
-            self._excluded.add(parameters[0])
+            self.excluded.add(parameters[0])
 
     def span(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SpanContext[Any] | None:
         """The span of a call; None if the call is not recorded."""
@@ -91,13 +99,17 @@ class TracedFunction:
                 "thread of your own knows no run: start it by contextvars.copy_context().run, or "
                 "use @instance.traced"
             )
-            self._log_once(logging.INFO, message, self.name)
+            self.log_once(logging.INFO, message, self.name)
         elif run.records:
             try:
-                return run.span(self._schema_name, payload=self._arguments(args, kwargs))
+                return self.span_of(run, self._arguments(args, kwargs))
             except PrefactorCoreError as error:
                 self.continue_unrecorded(error)
         return None
+
+    def span_of(self, run: SpanSource, arguments: dict[str, object]) -> SpanContext[Any]:
+        """The span of a call with these arguments."""
+        return run.span(self._schema_name, payload=arguments)
 
     def continue_unrecorded(self, error: PrefactorCoreError) -> None:
         """Let a call go on without a span; raises ``error`` if it is meant to stop the agent."""
@@ -107,19 +119,17 @@ class TracedFunction:
             case ClientNotInitializedError():
                 pass  # another thread has just closed the client
             case ClientScopeError():
-                _log_fork(self.name)
+                log_fork(self.name)
             case _:
-                self._log_once(logging.WARNING, "%s is not recorded: %s", self.name, error)
+                self.log_once(logging.WARNING, "%s is not recorded: %s", self.name, error)
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, object]:
         try:
-            bound = self._signature.bind(*args, **kwargs)
+            bound = self.signature.bind(*args, **kwargs)
         except TypeError:
             return {}  # the call itself will raise, inside the span
         bound.apply_defaults()
-        return {
-            name: value for name, value in bound.arguments.items() if name not in self._excluded
-        }
+        return {name: value for name, value in bound.arguments.items() if name not in self.excluded}
 
     def result(self, value: object, capture: Capture) -> dict[str, object] | None:
         """The result of the span of a call that returned ``value``."""
@@ -131,8 +141,9 @@ class TracedFunction:
         self, items: list[object], left_out: int, capture: Capture
     ) -> dict[str, object]:
         """The result of the span of a generator that yielded ``items``, and ``left_out`` more."""
-        fields: dict[str, object] = {"items": items}
-        if self._reduce is not None:
+        if self._reduce is None:
+            fields = self.items(items, capture)
+        else:
             try:
                 fields = self.result(self._reduce(items), capture) or {}
             except Exception as error:
@@ -140,12 +151,17 @@ class TracedFunction:
                 message = (
                     "reduce= of %s raised %s: the items are recorded instead, whenever it raises"
                 )
-                self._log_once(logging.ERROR, message, self.name, full_type_name(type(error)))
+                self.log_once(logging.ERROR, message, self.name, full_type_name(type(error)))
+                fields = self.items(items, capture)
         if left_out:
             fields["items_left_out"] = left_out
         return fields
 
-    def _log_once(self, level: int, message: str, *args: object) -> None:
+    def items(self, items: list[object], capture: Capture) -> dict[str, object]:
+        """The result of the span of a generator that yielded ``items``, without ``reduce=``."""
+        return {"items": items}
+
+    def log_once(self, level: int, message: str, *args: object) -> None:
         if message not in self._logged:
             self._logged.add(message)
             log(logger, level, message, *args)
@@ -155,7 +171,7 @@ class TracedFunction:
 _fork_logged_in = 0
 
 
-def _log_fork(name: str) -> None:
+def log_fork(name: str) -> None:
     global _fork_logged_in
     if _fork_logged_in != os.getpid():
         _fork_logged_in = os.getpid()
@@ -296,7 +312,10 @@ class Stream(Call):
 
     def end(self, error: BaseException | None) -> None:
         if self.span is not None and self._capture is not None and self.is_open:
-            self.span.set_result(
-                self.function.result_of_items(self._items, self._left_out, self._capture)
-            )
+            try:  # noqa: SIM105 - suppress() would need more of the stack
+                self.span.set_result(
+                    self.function.result_of_items(self._items, self._left_out, self._capture)
+                )
+            except (RecursionError, MemoryError):
+                pass  # the span ends without a result
         super().end(error)

@@ -85,11 +85,15 @@ class ApiClient:
     Every method makes one attempt and raises a
     :class:`~prefactor_core.exceptions.PrefactorApiError` if that fails. ``asgi_app``: an
     application inside this process that takes the calls; no socket is opened then.
-    ``sdk_header``: the packages that record, for the header ``X-Prefactor-SDK``; None for a reader.
+    ``sdk_header``: returns the packages that record, for the header ``X-Prefactor-SDK`` of each
+    request; None for a reader.
     """
 
     def __init__(
-        self, config: HttpClientConfig, sdk_header: str | None, asgi_app: AsgiApp | None = None
+        self,
+        config: HttpClientConfig,
+        sdk_header: Callable[[], str] | None,
+        asgi_app: AsgiApp | None = None,
     ) -> None:
         self._config = config
         self._sdk_header = sdk_header
@@ -106,8 +110,6 @@ class ApiClient:
             "Accept": "application/json",
             "Accept-Encoding": "gzip",
         }
-        if self._sdk_header is not None:
-            self._headers["X-Prefactor-SDK"] = self._sdk_header
         if config.api_token:
             # A SecretStr, so that no traceback with locals shows the token.
             self._headers["Authorization"] = SecretStr(f"Bearer {config.api_token}")
@@ -283,6 +285,9 @@ class ApiClient:
         if self._closed:
             raise PrefactorUnreachableError(f"{call}: the connections are closed")
         content = self._encoded(call, body) if isinstance(body, msgspec.Struct) else body
+        headers = self._headers
+        if self._sdk_header is not None:
+            headers = headers | {"X-Prefactor-SDK": self._sdk_header()}
         # Bulk answers repeat the items of their request.
         limit = most_bytes + 2 * len(content or b"")
         try:
@@ -291,7 +296,7 @@ class ApiClient:
                     method,
                     self._base + path,
                     params=query,
-                    headers=self._headers,
+                    headers=headers,
                     content=content,
                     extensions={"timeout": self._timeouts},
                 )

@@ -36,9 +36,7 @@ RunAgent = Callable[..., Awaitable[str]]
 @click.option(
     "--agent-id",
     envvar="PREFACTOR_AGENT_ID",
-    default="research",
-    show_default=True,
-    help="The agent to record as.",
+    help="The agent to record as; by default research, or with --slow trip-planner.",
 )
 @click.option(
     "--backend",
@@ -54,10 +52,13 @@ RunAgent = Callable[..., Awaitable[str]]
     default=None,
     help="Serve the page of the run until Ctrl-C. The default on a terminal, for a database file.",
 )
-def demo(api_url: str, agent_id: str, backend: str, *, slow: bool, serves: bool | None) -> None:
+def demo(
+    api_url: str, agent_id: str | None, backend: str, *, slow: bool, serves: bool | None
+) -> None:
     """Run an example agent and show what it recorded: as a tree, and as a page in a browser."""
     if find_spec(backend) is None:
         raise click.ClickException(f"{backend} is not installed: pip install {backend}")
+    agent_id = agent_id or ("trip-planner" if slow else "research")
     path = api_url.removeprefix(LOCAL_PREFIX)
     is_file = path != api_url
     if serves is None:

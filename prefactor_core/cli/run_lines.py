@@ -22,6 +22,7 @@ from prefactor_core.cli.texts import (
     printable,
     time_of,
 )
+from prefactor_core.operations.cause import Cause, cause_in
 
 STYLES: Final = {
     "pending": "dim",
@@ -74,8 +75,8 @@ def tree_lines(
 ) -> Iterator[Line]:
     """A line for the run and one for each span, below its parent; siblings by their start.
 
-    The quality payloads of the run stand below it. Flags, such as a payload that does not fit its
-    schema, stand below the line that they are about.
+    The step that caused the run, and its quality payloads, stand below it. Flags, such as a
+    payload that does not fit its schema, stand below the line that they are about.
 
     ``most``: characters shown of each text and payload; None: all.
     """
@@ -88,6 +89,9 @@ def tree_lines(
         children[parent if parent in known else None].append(span)
     tree = _Node(instance_parts(instance, most))
     tree.add_flags(instance.flags, most)
+    cause = next(filter(None, (cause_in(span.payload) for span in children[None])), None)
+    if cause is not None:
+        tree.add([("caused by", "bold"), (f"  {_step(cause)}", "dim")])
     for name, payload in instance.quality_payloads.items():
         quality = _quality(instance, name, payload, most)
         branch = tree.add([(f"quality {one_line(name, most)}", "bold"), (f"  {quality}", "dim")])
@@ -121,6 +125,13 @@ def instance_parts(instance: AgentInstanceAnswer, most: int | None = MOST_CHARAC
     if instance.termination_reason:
         parts.append((f"  {_reason(instance.termination_reason, most)}", "dim"))
     return parts
+
+
+def _step(cause: Cause) -> str:
+    if cause.run_id is None:
+        return cause.traceparent
+    run = f"agent instance {cause.run_id}"
+    return run if cause.span_id is None else f"span {cause.span_id} of {run}"
 
 
 def _reason(reason: str, most: int | None) -> str:

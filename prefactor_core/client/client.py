@@ -5,8 +5,11 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
+from prefactor_core.agent.instance import current_instance
+from prefactor_core.agent.run_termination import RunTermination
 from prefactor_core.agent.scope import AgentInstanceScope
 from prefactor_core.client.recording_client import RecordingClient
+from prefactor_core.compat.adapters import ClientAliases
 from prefactor_core.config import PrefactorCoreConfig, PrefactorOptions, check_options
 from prefactor_core.config.lazy_module import LazyModule
 from prefactor_core.exceptions import (
@@ -15,6 +18,7 @@ from prefactor_core.exceptions import (
     ClientScopeError,
     PrefactorValueError,
 )
+from prefactor_core.exceptions.checks import to_sdk_entry
 from prefactor_core.export.counters import Counters
 from prefactor_core.models.statistics import Statistics
 from prefactor_core.operations import Operation
@@ -87,7 +91,7 @@ def open_prefactor(
     return PrefactorCoreClient(config, queue, asgi_app=asgi_app)
 
 
-class PrefactorCoreClient(RecordingClient):
+class PrefactorCoreClient(ClientAliases, RecordingClient):
     """Records runs and ships them in the background, while its scope is open.
 
     ``async with PrefactorCoreClient(config) as client:``, in one task; or :meth:`initialize` and
@@ -109,8 +113,8 @@ class PrefactorCoreClient(RecordingClient):
         self,
         config: PrefactorCoreConfig,
         queue: Queue[Operation] | None = None,
-        *,
         sdk_header_entry: str | None = None,
+        *,
         asgi_app: api_client.AsgiApp | None = None,
     ) -> None:
         if not isinstance(config, PrefactorCoreConfig):
@@ -121,6 +125,7 @@ class PrefactorCoreClient(RecordingClient):
         if sdk_header_entry is not None:
             config = config.replace(sdk_header_entry=sdk_header_entry)
         self._config = config
+        self._sdk_entry = config.sdk_header_entry
         self._queue = queue
         self._asgi_app = asgi_app
         self._scope: ClientScope | DisabledScope | None = None
@@ -167,7 +172,9 @@ class PrefactorCoreClient(RecordingClient):
             await import_in_thread("prefactor_core.client.scope")
             from prefactor_core.client.scope import ClientScope
 
-            return await ClientScope.open(self._config, self._queue, self._asgi_app)
+            return await ClientScope.open(
+                self._config, self._queue, self._asgi_app, lambda: self._sdk_entry
+            )
         from prefactor_core.client.disabled import DisabledScope
 
         return DisabledScope()
@@ -266,6 +273,40 @@ class PrefactorCoreClient(RecordingClient):
     def config(self) -> PrefactorCoreConfig:
         """The configuration of the client."""
         return self._config
+
+    @property
+    def is_open(self) -> bool:
+        """Whether runs can be recorded: from the opening of the scope until its end begins."""
+        return self._scope is not None and not self._scope.event_loop.is_forked
+
+    @property
+    def sdk_header_entry(self) -> str | None:
+        """The package that builds on this one, as every request and every run names it."""
+        return self._sdk_entry
+
+    def set_sdk_header_entry(self, entry: str | None) -> None:
+        """Name the package that builds on this one, in place of that of the configuration.
+
+        ``entry``: ``package@version``, or several divided by a blank; None for no package. While
+        the client is open, this holds from the next request, and from the next run that is
+        registered. Raises :class:`PrefactorValueError` for a text of another form.
+        """
+        self._sdk_entry = to_sdk_entry("entry", entry) if entry else None
+
+    @property
+    def termination(self) -> RunTermination:
+        """Whether the API has terminated the run of the calling context.
+
+        That is the :func:`current_instance`, if it is a run of this client; else the one of the
+        client's open runs that was registered last. It is chosen now; the view stays with it. Where
+        the run is at hand, ask :attr:`AgentInstanceHandle.terminated`.
+        """
+        scope, current = self._scope, current_instance()
+        if scope is None:
+            return RunTermination(None)
+        if current is not None and current.client is self:
+            return RunTermination(scope.span_manager.run_of(current.id))
+        return RunTermination(scope.instance_manager.newest())
 
     @property
     def stopped_by(self) -> signal.Signals | None:

@@ -18,6 +18,7 @@ from prefactor_core.recording.quality import QualityManager
 from prefactor_core.recording.recorder import Recorder
 from prefactor_core.recording.run_end import finish_open_runs
 from prefactor_core.recording.span_manager import SpanManager
+from prefactor_core.schema_registry import SchemaRegistry
 
 _NO_PAYLOADS: Final = Capture(enabled=False)
 
@@ -36,7 +37,12 @@ class DisabledScope:
         buffer = Buffer([], self.counters, losses, QueueConfig(), self.event_loop)
         self.instance_manager = AgentInstanceManager(buffer, identities, records=False)
         self.recorder = Recorder(
-            buffer, identities, _NO_PAYLOADS, self.instance_manager.begin, records=False
+            buffer,
+            identities,
+            _NO_PAYLOADS,
+            self.instance_manager.begin,
+            SchemaRegistry(),
+            records=False,
         )
         self.span_manager = SpanManager(self.recorder, identities)
         self.quality_manager = QualityManager(self.recorder)

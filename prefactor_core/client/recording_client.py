@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 
 import anyio.lowlevel
 
@@ -14,9 +14,13 @@ from prefactor_core.agent.disabled_span import DisabledSpan
 from prefactor_core.agent.instance import AgentInstanceHandle, Client
 from prefactor_core.agent.scope import AgentInstanceScope
 from prefactor_core.agent.span import SpanContext, new_span, start_by_id, start_by_id_nowait
+from prefactor_core.client.run_arguments import (
+    RunOptions,
+    accepts_version_first,
+    checked_version,
+)
 from prefactor_core.config import OnRefused, PrefactorCoreConfig
 from prefactor_core.config.lazy_module import LazyModule
-from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.exceptions.uncopyable import Uncopyable
 from prefactor_core.operations import Purpose
 from prefactor_core.schema_registry import Schema
@@ -25,48 +29,17 @@ from prefactor_core.schema_registry.type_schema import Fields, SpanParams
 from prefactor_core.schema_registry.typed_span import TypedStep
 
 if TYPE_CHECKING:
-    from prefactor_core import managers
+    from prefactor_core import managers, span_types
+    from prefactor_core.agent import propagation
     from prefactor_core.recording import quality
 else:
     managers = LazyModule("prefactor_core.managers")
+    propagation = LazyModule("prefactor_core.agent.propagation")
+    span_types = LazyModule("prefactor_core.span_types")
     quality = LazyModule("prefactor_core.recording.quality")
 
 
 Result = TypeVar("Result")
-
-
-class RunOptions(TypedDict, total=False):
-    """The options of a run; see :meth:`RecordingClient.create_agent_instance`."""
-
-    environment_id: str | None
-    purpose: Purpose | None
-    external_identifier: str | None
-
-
-def _check_run_options(options: Mapping[str, object]) -> None:
-    for name in options.keys() - RunOptions.__annotations__.keys():
-        raise PrefactorValueError(
-            f"there is no option {in_message(name)} of a run: use agent_id, agent_version, "
-            "agent_schema_version, instance_id, external_schema_version_id, on_refused, "
-            f"{', '.join(RunOptions.__annotations__)}"
-        )
-
-
-def _checked_version(
-    agent_id: str | None, agent_version: Mapping[str, object] | None, options: Mapping[str, object]
-) -> Mapping[str, object]:
-    _check_run_options(options)
-    if agent_id is not None and not (isinstance(agent_id, str) and agent_id):
-        raise PrefactorValueError(
-            f"agent_id must be the id of an agent, got {in_message(agent_id)}; leave it out "
-            "only where the API token stands for an agent, and give agent_version= by name then"
-        )
-    if agent_version is None:
-        raise PrefactorValueError(
-            "agent_version is required: pass agent_version={'name': 'My agent', "
-            "'external_identifier': 'v1.0.0'}, say"
-        )
-    return agent_version
 
 
 class RecordingClient(Uncopyable, ABC):
@@ -101,6 +74,35 @@ class RecordingClient(Uncopyable, ABC):
         """Records quality payloads. Raises :class:`ClientNotInitializedError` outside the scope."""
         return self._open_scope().quality_manager
 
+    @overload
+    async def create_agent_instance(
+        self,
+        agent_id: str | None = None,
+        agent_version: Mapping[str, object] | None = None,
+        agent_schema_version: Mapping[str, object] | None = None,
+        instance_id: str | None = None,
+        external_schema_version_id: str | None = None,
+        *,
+        on_refused: OnRefused = "raise",
+        **options: Unpack[RunOptions],
+    ) -> AgentInstanceHandle: ...
+
+    @overload
+    async def create_agent_instance(
+        self,
+        agent_version: Mapping[str, object],
+        agent_schema_version: Mapping[str, object] | None = None,
+        agent_id: str | None = None,
+        instance_id: str | None = None,
+        external_schema_version_id: str | None = None,
+        environment_id: str | None = None,
+        purpose: Purpose | None = None,
+        external_identifier: str | None = None,
+        *,
+        on_refused: OnRefused = "raise",
+    ) -> AgentInstanceHandle: ...
+
+    @accepts_version_first
     async def create_agent_instance(
         self,
         agent_id: str | None = None,
@@ -124,22 +126,32 @@ class RecordingClient(Uncopyable, ABC):
         :func:`build_runtime_environment` is added. If the API refuses the version with it, having
         stored the version without one or with another, it is registered as you gave it.
         ``agent_schema_version``: the span types, in the form of the API. By default they come
-        from the schema registry, identified by ``external_schema_version_id`` or else by a
-        hash of their content, so that the same types are the same version on every run.
+        from the schema registry of the configuration, or without one are the standard types,
+        identified by ``external_schema_version_id`` or else by a hash of their content, so that
+        the same types are the same version on every run.
         ``instance_id``: your own id, a PFID of the account's partition.
         ``purpose``: ``live``, ``smoke_test`` or ``eval``.
         ``external_identifier``: your own name of the run, unique for each agent. The API refuses a
         second run of the same agent with the same one: do not use the id of a chat that goes on,
         or of a job that may be delivered again.
+        ``parent``: the headers of the request or message that caused the run, a mapping or pairs.
+        The sender has written its step there by :meth:`inject`, or as a ``traceparent``. The API
+        knows no parent in another run, so the spans of this run that have no parent name the
+        step in their payloads, as ``prefactor_caused_by``. The OpenTelemetry export of this run
+        belongs to the trace of that step. Malformed headers are ignored and logged. A sender can
+        name any step: take no headers from strangers.
         ``on_refused``: if the API refuses, ``"raise"`` its error, or ``"log"`` it and let the run
         go on unrecorded.
 
-        Raises :class:`PrefactorValueError` if ``agent_version`` is left out, neither a schema
-        version nor a registry is given, or an option is unknown, and a :class:`PrefactorApiError`
-        if the API refuses.
+        The order of prefactor-core 0.5.3 is accepted as well: a mapping in first place is the
+        ``agent_version``, followed by ``agent_schema_version``, ``agent_id``, ``instance_id``,
+        ``external_schema_version_id``, ``environment_id``, ``purpose``, ``external_identifier``.
+
+        Raises :class:`PrefactorValueError` if ``agent_version`` is left out or an option is
+        unknown, and a :class:`PrefactorApiError` if the API refuses.
         """
         instances = self.instance_manager
-        version = _checked_version(agent_id, agent_version, options)
+        version = checked_version(agent_id, agent_version, options)
         registered = await instances.register(
             agent_id,
             version,
@@ -165,7 +177,7 @@ class RecordingClient(Uncopyable, ABC):
         is logged, and the run goes on unrecorded.
         """
         instances = self.instance_manager
-        version = _checked_version(agent_id, agent_version, options)
+        version = checked_version(agent_id, agent_version, options)
         schema_version = self._schema_version(
             agent_id, agent_schema_version, external_schema_version_id
         )
@@ -185,34 +197,49 @@ class RecordingClient(Uncopyable, ABC):
     ) -> AgentInstanceScope:
         """The scope of one run: ``async with client.agent_instance(...) as instance:``.
 
-        Takes the arguments of :meth:`create_agent_instance`. The run is registered and started on
-        entering, and ends with the block: ``complete``, ``failed`` or ``cancelled``.
+        Takes the arguments of :meth:`create_agent_instance`, ``agent_id`` first. The run is
+        registered and started on entering, and ends with the block: ``complete``, ``failed`` or
+        ``cancelled``.
         ``on_refused``: by default that of the client's configuration, ``"log"`` unless set.
         """
         return AgentInstanceScope(
             self,
             partial(
                 self.create_agent_instance,
-                agent_id,
-                agent_version,
-                agent_schema_version,
-                instance_id,
-                external_schema_version_id,
+                agent_id=agent_id,
+                agent_version=agent_version,
+                agent_schema_version=agent_schema_version,
+                instance_id=instance_id,
+                external_schema_version_id=external_schema_version_id,
                 on_refused=self.config.on_refused if on_refused is None else on_refused,
                 **options,
             ),
         )
 
+    def inject(self, headers: MutableMapping[str, str]) -> None:
+        """Write the current step into the headers of a request or message to another process.
+
+        The receiver gives them to :meth:`agent_instance` as ``parent``. The step is the innermost
+        open span of the current run, or the run itself; without a current run, the innermost open
+        span. Outside of a run nothing is written.
+
+        ``traceparent`` gets the ids by which the OpenTelemetry export knows the step. If a span of
+        OpenTelemetry is current, OpenTelemetry writes its own context there instead. ``baggage``
+        gets the ids of run and span in Prefactor, beside what others have written; a run that the
+        API has not registered yet has only a ``traceparent``.
+        """
+        propagation.inject(headers, self)
+
     def _schema_version(
         self, agent_id: str | None, given: Schema | None, external_id: str | None
     ) -> Schema:
-        registry = self.config.schema_registry
-        if given is not None or registry is None:
-            return choose_schema_version(agent_id, given, external_id, registry)
+        if given is not None:
+            return choose_schema_version(agent_id, given, external_id)
+        registry = self.config.schema_registry or span_types.default_registry()
         # Most programs use one version for all runs, and choosing it is slow.
         key = registry, registry.revision, agent_id, external_id
         if self._chosen is None or self._chosen[0] != key:
-            self._chosen = key, choose_schema_version(agent_id, None, external_id, registry)
+            self._chosen = key, choose_schema_version(agent_id, registry, external_id)
         return self._chosen[1]
 
     async def create_span(
@@ -221,7 +248,6 @@ class RecordingClient(Uncopyable, ABC):
         schema_name: str | TypedStep,
         parent_span_id: str | None = None,
         payload: Mapping[str, object] | Fields | None = None,
-        *,
         started_at: datetime | None = None,
     ) -> str:
         """Start a span, now or as of ``started_at`` (a datetime with a time zone), and give its
@@ -238,7 +264,6 @@ class RecordingClient(Uncopyable, ABC):
         schema_name: str | TypedStep,
         parent_span_id: str | None = None,
         payload: Mapping[str, object] | Fields | None = None,
-        *,
         started_at: datetime | None = None,
     ) -> str:
         """As :meth:`create_span`, in synchronous code."""
@@ -249,7 +274,6 @@ class RecordingClient(Uncopyable, ABC):
         self,
         span_id: str,
         result_payload: Mapping[str, object] | None = None,
-        *,
         timestamp: datetime | None = None,
     ) -> None:
         """End a span of :meth:`create_span` as ``complete``, now or as of ``timestamp`` (a
@@ -266,7 +290,6 @@ class RecordingClient(Uncopyable, ABC):
         self,
         span_id: str,
         result_payload: Mapping[str, object] | None = None,
-        *,
         timestamp: datetime | None = None,
     ) -> None:
         """As :meth:`finish_span`, in synchronous code."""
@@ -309,6 +332,16 @@ class RecordingClient(Uncopyable, ABC):
     def span(
         self,
         instance_id: str,
+        schema_name: str,
+        parent_span_id: str | None,
+        payload: Mapping[str, object],
+        /,
+    ) -> SpanContext: ...
+
+    @overload
+    def span(
+        self,
+        instance_id: str,
         params: SpanParams[Result],
         /,
         parent_span_id: str | None = None,
@@ -330,7 +363,7 @@ class RecordingClient(Uncopyable, ABC):
         instance_id: str,
         schema_name: str | TypedStep,
         parent_span_id: str | None = None,
-        span_id: str | None = None,
+        span_id: Any = None,
         payload: Any = None,
     ) -> SpanContext[Any]:
         """A step of a run: ``async with client.span(...) as span:``, or ``with``.
@@ -338,8 +371,11 @@ class RecordingClient(Uncopyable, ABC):
         ``schema_name``: its span type; or its parameters, an object of a class that is registered
         for a span type. ``parent_span_id``: by default the innermost open span of the same run in
         this context. ``span_id``: your own PFID. ``payload``: the parameters of the span, unless
-        :meth:`SpanContext.start` is given others.
+        :meth:`SpanContext.start` is given others. A mapping in the fourth place, which is that of
+        the payload in prefactor-core 0.5.3, is the payload.
         """
+        if span_id is not None and payload is None and isinstance(span_id, Mapping):
+            span_id, payload = None, cast("Mapping[str, object]", span_id)
         return self._span(instance_id, schema_name, parent_span_id, span_id, payload)
 
     def _span(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -39,6 +39,7 @@ from prefactor_core.recording.quality import QualityManager
 from prefactor_core.recording.recorder import Recorder
 from prefactor_core.recording.run_end import finish_open_runs
 from prefactor_core.recording.span_manager import SpanManager
+from prefactor_core.span_types import default_registry
 
 if TYPE_CHECKING:
     from prefactor_core.api.client import ApiClient, AsgiApp
@@ -66,6 +67,7 @@ class ClientScope:
         exporter: Exporter,
         journal: Journal,
         checks: PayloadChecks | None,
+        sdk_header_entry: Callable[[], str | None],
     ) -> None:
         self._connections = AsyncExitStack()
         self._journal = journal
@@ -78,7 +80,7 @@ class ClientScope:
             exporter.buffer,
             exporter.identities,
             registrations=exporter,
-            environment=partial(build_runtime_environment, config.sdk_header_entry),
+            environment=lambda: build_runtime_environment(sdk_header_entry()),
             checks=checks,
             max_retries=config.http_config.max_retries,
             timeout=config.registration_timeout,
@@ -94,7 +96,7 @@ class ClientScope:
             exporter.identities,
             capture,
             self.instance_manager.begin,
-            config.schema_registry,
+            config.schema_registry or default_registry(),
         )
         self.span_manager = SpanManager(self.recorder, exporter.identities)
         self.quality_manager = QualityManager(self.recorder)
@@ -107,14 +109,19 @@ class ClientScope:
         config: PrefactorCoreConfig,
         queue: Queue[Operation] | None,
         asgi_app: AsgiApp | None,
+        sdk_header_entry: Callable[[], str | None],
     ) -> ClientScope:
         """Open connections, queues and workers. No request is sent, except with
-        ``validate_token``; if that raises, nothing stays open."""
+        ``validate_token``; if that raises, nothing stays open.
+
+        ``sdk_header_entry``: returns the package that records by this one; asked for every request
+        and registration.
+        """
         http, queueing = config.http_config, config.queue_config
         checks = _payload_checks(config)
         async with AsyncExitStack() as opening:
             api = await opening.enter_async_context(
-                open_api(http, asgi_app, config.sdk_header_entry, config.registration_timeout)
+                open_api(http, asgi_app, sdk_header_entry, config.registration_timeout)
             )
             if config.validate_token:
                 try:
@@ -149,7 +156,7 @@ class ClientScope:
                 event_loop,
                 journal,
             )
-            scope = cls(config, exporter, journal, checks)
+            scope = cls(config, exporter, journal, checks, sdk_header_entry)
             if has_journal:
                 journaling.keep(
                     config, journal, api, exporter, scope.instance_manager, scope.recorder

@@ -142,6 +142,7 @@ class SyncPrefactorClient(Uncopyable):
     finish_span = _direct(PrefactorCoreClient.finish_span_nowait)
     record_quality = _direct(PrefactorCoreClient.record_quality_nowait)
     span = _direct(PrefactorCoreClient.span)
+    inject = _direct(PrefactorCoreClient.inject)
     statistics = _direct(PrefactorCoreClient.statistics)
 
     def flush(self, timeout: float | None = None) -> bool:

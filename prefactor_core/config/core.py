@@ -109,7 +109,8 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     with the same attributes (the official package's dataclass). It may be left out only with
     ``enabled=False``.
     ``queue_config``: a :class:`QueueConfig` or a mapping of its fields.
-    ``schema_registry``: span types to register with every agent instance.
+    ``schema_registry``: span types to register with every agent instance. None, the default, stands
+    for the standard types, :func:`prefactor_core.span_types.standard_types`.
     ``enabled``: False switches everything off: all calls work as usual, and nothing is recorded
     or sent. The default is ``PREFACTOR_ENABLED`` in the environment (0 or 1), else True.
     ``sdk_header_entry``: the package that builds on this one, ``package@version``, or several

@@ -59,36 +59,48 @@ class OperationError(PrefactorCoreError):
 class PrefactorTerminatedError(PrefactorCoreError):
     """The API has terminated the run: it must not go on.
 
-    ``reason``: the API's reason. ``instance_id``: the run.
+    ``reason``: the API's reason; None if an adapter knows of none. ``instance_id``: the run, unless
+    an adapter raised the error.
     """
 
-    def __init__(self, reason: str, instance_id: str | None = None) -> None:
+    def __init__(self, reason: str | None = None, instance_id: str | None = None) -> None:
         super().__init__(reason, instance_id)
         self.reason = reason
         self.instance_id = instance_id
 
     def __str__(self) -> str:
         run = "agent instance" if self.instance_id is None else f"agent instance {self.instance_id}"
-        return f"Prefactor has terminated {run}: {self.reason}"
+        reason = "" if self.reason is None else f": {self.reason}"
+        return f"Prefactor has terminated {run}{reason}"
 
 
 class PrefactorTelemetryFailureError(PrefactorCoreError):
     """Recorded operations could not be delivered, and ``raise_on_loss`` is set.
 
-    ``statistics``: the balance of the scope.
+    ``statistics``: the balance of the scope. ``dropped_operations``: the number of lost operations.
+
+    An adapter may raise it with other details, for a failure of its own: ``cause``, the error
+    behind it, and ``operation_type``. Both are None in errors of this library, and ``statistics``
+    is None in those of an adapter.
     """
 
-    def __init__(self, message: str, statistics: Statistics) -> None:
+    def __init__(
+        self,
+        message: str,
+        statistics: Statistics | None = None,
+        *,
+        cause: Exception | None = None,
+        operation_type: str | None = None,
+        dropped_operations: int = 0,
+    ) -> None:
         super().__init__(message, statistics)
         self.statistics = statistics
+        self.cause = cause
+        self.operation_type = operation_type
+        self.dropped_operations = dropped_operations if statistics is None else statistics.lost
 
     def __str__(self) -> str:
         return str(self.args[0])
-
-    @property
-    def dropped_operations(self) -> int:
-        """The number of lost operations."""
-        return self.statistics.lost
 
 
 class InstanceNotFoundError(PrefactorCoreError):

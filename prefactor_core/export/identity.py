@@ -29,6 +29,7 @@ from prefactor_core.operations import (
 )
 
 if TYPE_CHECKING:
+    from prefactor_core.operations.cause import Cause
     from prefactor_core.schema_registry.payload_check import PayloadCheck
 
 logger = logging.getLogger("prefactor_core.export.identity")
@@ -65,8 +66,9 @@ class RunIdentity:
     known. ``registered``: False until then. ``begun``: whether its start is recorded, or another
     client records it. ``lost``: the reason why nothing of the run can be delivered; None if it can.
     ``agent_id``: the agent of the run, if the caller gave it. ``termination``: its kill switch.
-    ``check``: the check of its payloads, if they are checked. ``registration``: the task that waits
-    for its registration, if any. ``clock``: the clock for all times of the run and its spans.
+    ``check``: the check of its payloads, if they are checked. ``cause``: the step elsewhere that
+    caused it, if the caller named one. ``registration``: the task that waits for its registration,
+    if any. ``clock``: the clock for all times of the run and its spans.
     """
 
     __slots__ = (
@@ -76,6 +78,7 @@ class RunIdentity:
         "_recorded_ids",
         "agent_id",
         "begun",
+        "cause",
         "check",
         "clock",
         "id",
@@ -96,6 +99,7 @@ class RunIdentity:
         self.registration: RegistrationWait | None = None
         self.termination = Termination()
         self.check: PayloadCheck | None = None
+        self.cause: Cause | None = None
         self.clock = Clock()
         # The API's span ids, by the recorded ones, where they differ. Of ended spans only the last
         # ones are kept: they can still be named as parents.

@@ -149,7 +149,8 @@ def _cut(tree: dict[str, object], limit: int) -> bytes:
         raise TooLargeError
     for (place, key, text), head, size in zip(places, heads, sizes, strict=True):
         whole = len(head) == len(text) and size <= level
-        place[key] = head if whole else _shortened(head, len(text), level)
+        # Not more than was counted: where all heads fit, the level is the size of the largest.
+        place[key] = head if whole else _shortened(head, len(text), min(level, size))
     return encode_within(tree, limit)
 
 

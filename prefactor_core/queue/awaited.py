@@ -49,7 +49,12 @@ class AwaitedPuts(Queue[T]):
             # The items in the queue are older. A bounded queue may accept no more until they are
             # taken out, and nobody else takes them: put one item at a time.
             if self._queue.size() > 0:
-                return await self._queue.get()
+                try:
+                    return await self._queue.get()
+                except QueueClosedError:
+                    # It has an item of its own for the end, and size() counts it.
+                    if not self._kept:
+                        raise
             if self._kept:
                 async with self._putting:
                     # close() may have put some in the meantime.

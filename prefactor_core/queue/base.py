@@ -65,7 +65,11 @@ class Queue(ABC, Generic[T]):
         """Call ``take`` with each item in the queue, oldest first, at most ``most``; wait for
         none."""
         while most > 0 and self.size() > 0:
-            take(await self.get())
+            try:
+                item = await self.get()
+            except QueueClosedError:
+                return  # the queue has an item of its own for the end, and size() counts it
+            take(item)
             most -= 1
 
     async def put(self, item: T) -> None:

@@ -38,8 +38,10 @@ from prefactor_core.operations import (
 from prefactor_core.recording.registration import Registrations, RegistrationWaiter, advice_for
 
 if TYPE_CHECKING:
+    from prefactor_core.operations import trace_headers
     from prefactor_core.schema_registry import payload_check
 else:
+    trace_headers = LazyModule("prefactor_core.operations.trace_headers")
     payload_check = LazyModule("prefactor_core.schema_registry.payload_check")
 
 logger = logging.getLogger("prefactor_core.recording.instance_manager")
@@ -102,14 +104,16 @@ class AgentInstanceManager(Uncopyable):
         environment_id: str | None = None,
         purpose: Purpose | None = None,
         external_identifier: str | None = None,
+        parent: trace_headers.Headers | None = None,
         on_refused: Literal["log", "raise"] = "raise",
     ) -> str:
         """Register a run, and return its id.
 
         ``agent_id`` and ``environment_id``: None if the token identifies them. ``instance_id``: the
         id to ask for, a PFID of the account's partition. If the API is unreachable, the run
-        continues under a provisional id and is registered in the background. ``on_refused``: raise
-        a refusal, or log it as an error and continue with an unrecorded run.
+        continues under a provisional id and is registered in the background. ``parent``: headers
+        that name the step that caused the run. ``on_refused``: raise a refusal, or log it as an
+        error and continue with an unrecorded run.
 
         Raises :class:`PrefactorValueError` for values that cannot be sent, and a
         :class:`PrefactorApiError` if the API refuses the run.
@@ -125,14 +129,9 @@ class AgentInstanceManager(Uncopyable):
                 raise PrefactorConflictError(
                     f"instance_id {instance_id!r} belongs to another agent instance of this client"
                 )
+            options = environment_id, purpose, external_identifier, parent
             instance = self._record_registration(
-                agent_id,
-                agent_version,
-                agent_schema_version,
-                instance_id,
-                environment_id,
-                purpose,
-                external_identifier,
+                agent_id, agent_version, agent_schema_version, instance_id, *options
             )
         run = instance.identity
         if run.lost is None:
@@ -156,20 +155,16 @@ class AgentInstanceManager(Uncopyable):
         environment_id: str | None = None,
         purpose: Purpose | None = None,
         external_identifier: str | None = None,
+        parent: trace_headers.Headers | None = None,
     ) -> str:
         """Register a run in the background, and return its provisional id; for any thread.
 
         A refusal is logged, and the run is unrecorded from then on. Raises
         :class:`PrefactorValueError` for values that cannot be sent.
         """
+        options = environment_id, purpose, external_identifier, parent
         instance = self._record_registration(
-            agent_id,
-            agent_version,
-            agent_schema_version,
-            None,
-            environment_id,
-            purpose,
-            external_identifier,
+            agent_id, agent_version, agent_schema_version, None, *options
         )
         return self._add(instance, agent_schema_version)
 
@@ -182,6 +177,7 @@ class AgentInstanceManager(Uncopyable):
         environment_id: str | None,
         purpose: Purpose | None,
         external_identifier: str | None,
+        parent: trace_headers.Headers | None,
     ) -> _OpenInstance:
         if purpose is not None and purpose not in get_args(Purpose):
             known = ", ".join(repr(known) for known in get_args(Purpose))
@@ -202,9 +198,11 @@ class AgentInstanceManager(Uncopyable):
             external_identifier=to_optional_text("external_identifier", external_identifier),
             runtime_environment=self._environment_beside(agent_version),
         )
+        cause = None if parent is None else trace_headers.cause_of(parent)
         with self.event_loop.lock:
             run = self._identities.add(recorded_id)
             run.registered, run.agent_id = False, agent_id
+            run.cause = cause
             now = run.clock.now()
             if self._records:
                 operation = registration(timestamp=now)
@@ -299,6 +297,11 @@ class AgentInstanceManager(Uncopyable):
     def open_instances(self) -> Sequence[AgentInstance]:
         """The runs that have not ended, in order of registration."""
         return list(self._instances.values())
+
+    def newest(self) -> RunIdentity | None:
+        """The run that was registered last, of those that have not ended; None without one."""
+        instances = list(self._instances.values())  # at once: other threads may end runs
+        return instances[-1].identity if instances else None
 
     def states(self) -> Sequence[tuple[str, InstanceStatus, int | None]]:
         """The runs that have not ended: their ids in operations, statuses, and starts in

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Final, TypeAlias
@@ -12,7 +11,6 @@ from msgspec import UNSET, Raw, UnsetType
 from prefactor_core.context_stack import OWN_REQUEST, SpanContextStack
 from prefactor_core.exceptions import ClientNotInitializedError, PrefactorValueError, in_message
 from prefactor_core.exceptions.checks import check_end
-from prefactor_core.exceptions.log import log
 from prefactor_core.exceptions.uncopyable import Uncopyable
 from prefactor_core.export.buffer import Buffer
 from prefactor_core.export.identity import Identities
@@ -20,6 +18,7 @@ from prefactor_core.models.lifecycle import OPEN, Outcome, SpanStatus
 from prefactor_core.operations.identifiers import is_pfid
 from prefactor_core.payloads.capture import EMPTY, Capture, fields_of, truncated
 from prefactor_core.payloads.markers import utf8
+from prefactor_core.recording.late_payloads import LatePayloads
 from prefactor_core.recording.span_index import SpanIndex
 from prefactor_core.recording.span_record import SpanRecord
 from prefactor_core.recording.span_steps import BeginRun, SpanSteps
@@ -32,8 +31,6 @@ _KEPT: Final = 1_000
 
 Interrupted: TypeAlias = tuple[SpanRecord, Outcome, object, int | None, "Interrupted | None"]
 """A span whose end was interrupted, with its outcome, result and time, and the entry before it."""
-
-logger = logging.getLogger("prefactor_core.recording")
 
 
 class Recorder(Uncopyable):
@@ -61,7 +58,7 @@ class Recorder(Uncopyable):
         identities: Identities,
         capture: Capture,
         begin_run: BeginRun,
-        registry: SchemaRegistry | None = None,
+        registry: SchemaRegistry,
         *,
         records: bool = True,
     ) -> None:
@@ -87,7 +84,7 @@ class Recorder(Uncopyable):
         self.reporter: Callable[[], object] | None = None
         # Each addition is one statement: a call could be interrupted as well.
         self.interrupted: Interrupted | None = None
-        self._warned_of_late_payload: set[str] = set()
+        self._late_payloads = LatePayloads()
 
     def check_open(self) -> None:
         """Raise ``ClientScopeError`` in a fork, :class:`ClientNotInitializedError` if closed."""
@@ -175,6 +172,9 @@ class Recorder(Uncopyable):
                 elif is_pfid(parent):
                     # Pushed by hand. The API would refuse a span whose parent is no PFID.
                     span.parent_span_id = str.__str__(parent)
+                if run.cause is not None:
+                    captured = span.with_cause(captured)
+                    held = len(captured)
                 if span.parent is None and run.recorded_id not in self._identities.runs:
                     span.run = run = self._identities.keep(run)
                 span.instance_id = run.recorded_id
@@ -234,7 +234,7 @@ class Recorder(Uncopyable):
             if span.run.check is not None:
                 span.run.check.payload(span.schema_name, captured)
             if not self.keep_payload(span, payload, captured) and fields_of(payload):
-                self._warn_of_late_payload(span.schema_name)
+                self._late_payloads.warn(span.schema_name)
         self._loop.step(self._steps.advance, span, _ACTIVE, at, None, UNSET, 0)
 
     def report(self, span: SpanRecord) -> None:
@@ -253,6 +253,8 @@ class Recorder(Uncopyable):
         self, span: SpanRecord, payload: Mapping[str, object] | Fields, captured: Raw
     ) -> bool:
         """Replace the payload of a span that has not started; False if it has."""
+        if span.run.cause is not None:
+            captured = span.with_cause(captured)
         size = len(captured)
         before = span.payload  # kept until the lock is released: a user's __del__ may run
         with self._lock:
@@ -387,14 +389,3 @@ class Recorder(Uncopyable):
         # If the wall clock was set back, the start may be ahead of it: the span ends at its start.
         start = None if span.run.clock.is_ahead else start
         check_end("timestamp", at, f"the {span.schema_name!r} span", start)
-
-    def _warn_of_late_payload(self, schema_name: str) -> None:
-        warned = self._warned_of_late_payload
-        if schema_name not in warned and len(warned) < _KEPT:
-            warned.add(schema_name)
-            message = (
-                "a %r span was already started, by its start() or by that of a child, or reported "
-                "because it was open for report_after seconds: its later payload is not recorded. "
-                "Give it to span(payload=...) instead"
-            )
-            log(logger, logging.WARNING, message, schema_name)

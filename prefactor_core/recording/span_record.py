@@ -112,6 +112,17 @@ class SpanRecord(Uncopyable):
         """The outcome and the time of its end if it is open when its run ends with these."""
         return outcome, at
 
+    def with_cause(self, captured: Raw) -> Raw:
+        """The captured payload, with the cause of the run unless the span has a parent.
+
+        The API has no parent in another run, so that the payload says it. Each span without a
+        parent has it: any one of them may be lost.
+        """
+        cause = self.run.cause
+        if cause is None or self.parent_span_id is not None:
+            return captured
+        return cause.added_to(captured)
+
     def as_model(self) -> Span:
         """The state of this moment, for a caller that looks the span up by its id."""
         return Span(

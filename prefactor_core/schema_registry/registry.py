@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
 from typing import Any, TypeVar, cast, get_origin, overload
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
@@ -21,6 +22,24 @@ from prefactor_core.schema_registry.type_schema import check_from_result, result
 Params = TypeVar("Params")
 Result = TypeVar("Result")
 Class = TypeVar("Class", bound=type)
+Method = TypeVar("Method", bound=Callable[..., object])
+
+
+def _also_by(**others: str) -> Callable[[Method], Method]:
+    """Accept other keywords, too: ``@_also_by(name="schema_name")`` for ``get(name=...)``.
+
+    A call with both raises :class:`TypeError`, as for any argument that is given twice.
+    """
+
+    def decorate(method: Method) -> Method:
+        @wraps(method)
+        def call(*args: Any, **named: Any) -> object:
+            renamed = {own: named.pop(other) for other, own in others.items() if other in named}
+            return method(*args, **renamed, **named)
+
+        return cast("Method", call)
+
+    return decorate
 
 
 class SchemaRegistry:
@@ -42,31 +61,35 @@ class SchemaRegistry:
         # The names of span types by the class of their parameters.
         self.names_by_class: dict[type, str] = {}
 
-    def register(self, name: str, schema: Schema) -> None:
+    @_also_by(name="schema_name")
+    def register(self, schema_name: str, schema: Schema) -> None:
         """Add the payload schema of a span type.
 
         Raises :class:`PrefactorValueError` if the name was registered this way before.
         """
-        check_name(name)
-        if name in self._span_schemas:
-            raise PrefactorValueError(f"Schema '{name}' is already registered")
-        self.register_unsafe(name, schema)
+        check_name(schema_name)
+        if schema_name in self._span_schemas:
+            raise PrefactorValueError(f"Schema '{schema_name}' is already registered")
+        self.register_unsafe(schema_name, schema)
 
-    def register_unsafe(self, name: str, schema: Schema) -> None:
+    @_also_by(name="schema_name")
+    def register_unsafe(self, schema_name: str, schema: Schema) -> None:
         """Add the payload schema of a span type, in place of one of the same name."""
-        self._span_schemas[name] = checked_schema(name, "schema", schema)
-        self._names[name] = None
+        self._span_schemas[schema_name] = checked_schema(schema_name, "schema", schema)
+        self._names[schema_name] = None
         self.revision += 1
 
-    def register_result(self, name: str, schema: Schema) -> None:
+    @_also_by(name="schema_name", schema="result_schema")
+    def register_result(self, schema_name: str, result_schema: Schema) -> None:
         """Add the result schema of a span type.
 
         Raises :class:`PrefactorValueError` if the name was registered this way before.
         """
-        check_name(name)
-        if name in self._span_result_schemas:
-            raise PrefactorValueError(f"Result schema '{name}' is already registered")
-        self._span_result_schemas[name] = checked_schema(name, "schema", schema)
+        check_name(schema_name)
+        if schema_name in self._span_result_schemas:
+            raise PrefactorValueError(f"Result schema '{schema_name}' is already registered")
+        schema = checked_schema(schema_name, "result_schema", result_schema)
+        self._span_result_schemas[schema_name] = schema
         self.revision += 1
 
     @overload
@@ -78,7 +101,6 @@ class SchemaRegistry:
         title: str | None = None,
         description: str | None = None,
         template: str | None = None,
-        *,
         data_risk: DataRisk | Mapping[str, object] | None = None,
     ) -> None: ...
 
@@ -116,10 +138,10 @@ class SchemaRegistry:
         title: str | None = None,
         description: str | None = None,
         template: str | None = None,
+        data_risk: DataRisk | Mapping[str, object] | None = None,
         *,
         params: type | None = None,
         result: type | None = None,
-        data_risk: DataRisk | Mapping[str, object] | None = None,
     ) -> SpanType[Any, Any] | None:
         """Add a whole span type: its parameters, its result, and how it is shown.
 
@@ -272,21 +294,23 @@ class SchemaRegistry:
                 f"another one from it for {name!r}"
             )
 
-    def get(self, name: str) -> dict[str, Any] | None:
+    @_also_by(name="schema_name")
+    def get(self, schema_name: str) -> dict[str, Any] | None:
         """Return a copy of the payload schema of a span type; None if there is no such type."""
-        if name in self._span_schemas:
-            return copy_schema(self._span_schemas[name])
-        if name in self._span_type_schemas:
-            return copy_schema(self._span_type_schemas[name]["params_schema"])
+        if schema_name in self._span_schemas:
+            return copy_schema(self._span_schemas[schema_name])
+        if schema_name in self._span_type_schemas:
+            return copy_schema(self._span_type_schemas[schema_name]["params_schema"])
         return None
 
     def list_schemas(self) -> list[str]:
         """Return the names of all span types, in order of registration, each once."""
         return list(self._names)
 
-    def has_schema(self, name: str) -> bool:
+    @_also_by(name="schema_name")
+    def has_schema(self, schema_name: str) -> bool:
         """Whether there is a span type of this name."""
-        return name in self._names
+        return schema_name in self._names
 
     def to_agent_schema_version(self, external_id: str) -> dict[str, Any]:
         """Return a copy of all that was registered, as ``POST /agent_instance/register`` takes it.

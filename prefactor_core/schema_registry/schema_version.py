@@ -21,25 +21,19 @@ def content_hash(schema_version: Schema) -> str:
 
 def choose_schema_version(
     agent_id: str | None,
-    given: Schema | None,
+    given: Schema | SchemaRegistry,
     external_id: str | None,
-    registry: SchemaRegistry | None,
 ) -> Schema:
     """Return the ``agent_schema_version`` to register a run with.
 
-    It is ``given``, or else that of the registry. Without an identifier of its own it gets
+    It is ``given``, or that of a registry. Without an identifier of its own it gets
     ``external_id``, or else one made from its content: the same span types are the same version
     on every run.
 
-    Raises :class:`PrefactorValueError` if there is neither.
+    Raises :class:`PrefactorValueError` if ``given`` is no mapping, or cannot be written as JSON.
     """
-    if given is None:
-        if registry is None:
-            raise PrefactorValueError(
-                "agent_schema_version required when no schema_registry configured; pass "
-                "open_prefactor(schema_registry=standard_types()), from prefactor_core.span_types"
-            )
-        given = registry.to_agent_schema_version("")
+    if isinstance(given, SchemaRegistry):
+        given = given.to_agent_schema_version("")
     elif not isinstance(given, Mapping):
         raise PrefactorValueError(
             f"agent_schema_version must be a mapping, got {in_message(given)}"

@@ -15,7 +15,7 @@ TypedStep: TypeAlias = Fields | SpanParams[Any]
 
 
 def name_and_params(
-    registry: SchemaRegistry | None,
+    registry: SchemaRegistry,
     step: TypedStep,
     payload: Mapping[str, object] | Fields | None,
 ) -> tuple[str, object]:
@@ -25,23 +25,22 @@ def name_and_params(
     ``registry`` knows.
     Raises :class:`PrefactorValueError` for anything else.
     """
-    known = None if registry is None else registry.names_by_class.get(type(step))
+    known = registry.names_by_class.get(type(step))
     params: object = step
     if known is not None:
         name = known
     elif isinstance(step, NamedParams):
         name, params = step.name, step.params
-    elif registry is None or isinstance(step, type | Mapping | None):  # pyright: ignore[reportUnnecessaryComparison]
+    elif isinstance(step, type | Mapping | None):  # pyright: ignore[reportUnnecessaryComparison]
         # Only the class: the value may be a payload.
         got = (
             f"the class {step.__qualname__}" if isinstance(step, type) else type(step).__qualname__
         )
-        needs = "" if registry is not None else ", which needs a schema_registry"
         if isinstance(step, Mapping):
             got += "; that of a TypedDict goes by what register_type() gave, any other by payload="
         raise PrefactorValueError(
-            "schema_name must be the name of a span type, or parameters of a registered class"
-            f"{needs}, got {got}"
+            "schema_name must be the name of a span type, or parameters of a registered class, "
+            f"got {got}"
         )
     else:
         name = registry.name_of(step)

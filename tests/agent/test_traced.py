@@ -561,8 +561,11 @@ def test_a_decorated_function_looks_like_itself() -> None:
 
 def test_misuse_is_a_clear_error_at_decoration() -> None:
     cases: list[tuple[Callable[[], object], str]] = [
-        (lambda: traced(_plain), r'got function: write @traced\("agent:tool"\)'),  # type: ignore[arg-type]
         (lambda: traced(""), "schema_name must be the name of a span type, got ''"),
+        (lambda: traced(3), r'got 3: write @traced or @traced\("agent:tool"\)'),  # type: ignore[call-overload]
+        (lambda: traced(_Toolbox), "got the class _Toolbox: decorate its methods"),
+        (lambda: traced(classmethod(_plain)), "a classmethod: put @traced below @classmethod"),  # type: ignore[call-overload]
+        (lambda: traced("agent:tool", model="m"), "got model: only the standard types"),  # type: ignore[call-overload]
         (lambda: traced("agent:tool")(3), "for functions, got int"),  # type: ignore[type-var]
         (lambda: traced("agent:tool")(_Toolbox), "the class _Toolbox: decorate its methods"),
         (
@@ -589,8 +592,8 @@ def test_misuse_is_a_clear_error_at_decoration() -> None:
 
 async def test_a_handle_is_misused_as_clearly() -> None:
     async with recording() as r:
-        with pytest.raises(PrefactorValueError, match=r'write @traced\("agent:tool"\)'):
-            r.instance.traced(_plain)  # type: ignore[arg-type]
+        with pytest.raises(PrefactorValueError, match=r'write @traced or @traced\("agent:tool"\)'):
+            r.instance.traced(b"agent:tool")  # type: ignore[call-overload]
 
 
 async def test_a_function_of_a_run_whose_client_has_closed_works_as_ever() -> None:

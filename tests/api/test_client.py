@@ -120,7 +120,7 @@ def answering(status: int, body: object, headers: dict[str, str] | None = None) 
 
 def make_api(app: Any = None, api_url: str = "http://api.test", **options: Any) -> ApiClient:
     config = HttpClientConfig(**{"api_url": api_url, "api_token": TOKEN, **options})
-    return ApiClient(config, "adapter@2 prefactor-core@1", app)
+    return ApiClient(config, lambda: "adapter@2 prefactor-core@1", app)
 
 
 POSTED = [

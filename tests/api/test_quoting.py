@@ -128,7 +128,7 @@ async def ask_of(body: object, ask: Callable[[ApiClient], Awaitable[Any]], token
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": msgspec.json.encode(body)})
 
-    async with ApiClient(HttpClientConfig("http://api.test", token), "a@1", app) as api:
+    async with ApiClient(HttpClientConfig("http://api.test", token), lambda: "a@1", app) as api:
         return await ask(api)
 
 
@@ -218,7 +218,9 @@ async def test_no_log_record_of_any_logger_has_the_token(
         async with anyio.create_task_group() as group:
             group.start_soon(listener.serve, serve)
             port = listener.extra(anyio.abc.SocketAttribute.local_port)
-            async with ApiClient(HttpClientConfig(f"http://127.0.0.1:{port}", TOKEN), "a@1") as api:
+            async with ApiClient(
+                HttpClientConfig(f"http://127.0.0.1:{port}", TOKEN), lambda: "a@1"
+            ) as api:
                 with anyio.fail_after(10):
                     try:
                         await api.ping()
@@ -238,8 +240,8 @@ async def test_when_its_last_client_is_closed_a_token_is_kept_nowhere(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    async with ApiClient(HttpClientConfig("http://api.test", TOKEN), "a@1"):
-        async with ApiClient(HttpClientConfig("http://api.test", TOKEN), "a@1"):
+    async with ApiClient(HttpClientConfig("http://api.test", TOKEN), lambda: "a@1"):
+        async with ApiClient(HttpClientConfig("http://api.test", TOKEN), lambda: "a@1"):
             pass
         logging.getLogger("httpcore.http11").debug("sent %s", TOKEN)
     logging.getLogger("httpcore.http11").debug("then %s", TOKEN)

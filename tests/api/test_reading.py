@@ -85,7 +85,7 @@ async def open_server(parts: Parts, pause: float = 0) -> AsyncGenerator[Server]:
 
 def make_api(server: Server, **options: Any) -> ApiClient:
     config = HttpClientConfig(api_url=server.url, api_token=TOKEN, **options)
-    return ApiClient(config, "a@1")
+    return ApiClient(config, lambda: "a@1")
 
 
 def answer(body: bytes, *headers: bytes, status: int = 200) -> bytes:

@@ -93,7 +93,7 @@ def no_proxies_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_api(api_url: str, **options: Any) -> ApiClient:
-    return ApiClient(HttpClientConfig(api_url=api_url, api_token=TOKEN, **options), "a@1")
+    return ApiClient(HttpClientConfig(api_url=api_url, api_token=TOKEN, **options), lambda: "a@1")
 
 
 @asynccontextmanager
@@ -144,7 +144,7 @@ async def ask(api):
 
 async def main():
     config = HttpClientConfig("http://api.test", "t", request_timeout=0.2)
-    async with ApiClient(config, "a@1") as api:
+    async with ApiClient(config, lambda: "a@1") as api:
         for _ in range(3):
             async with anyio.create_task_group() as group:
                 for _ in range(20):

@@ -66,6 +66,19 @@ def test_the_tree_opens_and_folds_by_keyboard(open_tab: OpenTab, ids: Mapping[st
     expect(rows).to_have_count(4)  # the root, the search, and what is below it
 
 
+def test_the_head_links_to_the_step_that_caused_the_run(
+    open_tab: OpenTab, ids: Mapping[str, str], recorder: Recorder
+) -> None:
+    run = recorder.start("delegate", at(0))
+    traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    cause = {"run_id": ids["run"], "span_id": ids["search"], "traceparent": traceparent}
+    recorder.span(run, payload={"prefactor_caused_by": cause})
+    tab = open_tab(f"/runs/{run}")
+    tab.page.get_by_role("link", name="caused by").click()
+    expect(tab.chosen).to_contain_text("search")
+    assert tab.path() == f"/runs/{ids['run']}?span={ids['search']}"
+
+
 def test_failed_spans_are_found_by_keyboard(open_tab: OpenTab, ids: Mapping[str, str]) -> None:
     tab = open_tab(f"/runs/{ids['run']}")
     expect(tab.page.get_by_role("button", name="✕2")).to_be_visible()

@@ -282,3 +282,20 @@ def test_changes_give_the_tree_that_all_rows_give_at_once(
     for (known, rows), (changed, whole, added) in zip(batch, found, strict=True):
         assert changed == whole
         assert sorted(added) == [row[0] for row in rows[len(known) :]]
+
+
+def test_bars_grow_while_their_run_is_open_and_stand_still_from_then_on(page: Page) -> None:
+    rows = with_times([["1", None, "step", "active", 0, None]])
+    for status in ["active", *(each for each in STATUSES if each != "active"), "terminated"]:
+        run = {"status": status, "inserted_at": at(0), "last_activity_at": at(5)}
+        model = page.evaluate(
+            """async ([run, rows, now]) => {
+                const boot = document.querySelector("script[src$='/boot.js']").src;
+                const { RunModel } = await import(new URL("tree/model.js", boot));
+                const model = new RunModel(run, tree.buildTree(rows), () => Date.parse(now));
+                return { grows: model.grows(), now: seconds(model.now()) };
+            }""",
+            [run, rows, at(NOW)],
+        )
+        is_open = status in ("active", "pending")
+        assert model == {"grows": is_open, "now": NOW if is_open else 5}, status

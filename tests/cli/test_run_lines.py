@@ -52,6 +52,21 @@ def test_a_run_is_shown_as_a_tree_of_its_spans() -> None:
     ]
 
 
+def test_the_step_that_caused_a_run_stands_below_it() -> None:
+    traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    run_id, span_id = "1" * 32, "2" * 32
+    for ids, step in (
+        ({"run_id": run_id, "span_id": span_id}, f"span {span_id} of agent instance {run_id}"),
+        ({"run_id": run_id}, f"agent instance {run_id}"),
+        ({}, traceparent),
+    ):
+        with case(ids):
+            named = {"prefactor_caused_by": {**ids, "traceparent": traceparent}}
+            shown = lines(run(), span("late", "other"), span("first", payload=named))
+            assert shown[:2] == ["agent instance i1  active", f"├── caused by  {step}"]
+            assert len(shown) == 4
+
+
 def test_a_run_without_spans_is_one_line() -> None:
     assert lines(run(status="pending")) == ["agent instance i1  pending"]
 

@@ -146,7 +146,10 @@ def test_the_demo_serves_its_run_on_a_terminal_only(tmp_path: Path) -> None:
 def test_the_slow_demo_is_stopped_by_the_page_and_goes_on_serving(
     tmp_path: Path, backend: str
 ) -> None:
-    with serving(*SLOW, "--backend", backend, cwd=tmp_path) as server:
+    # In the file that the README's first command leaves, and as the same agent, too.
+    as_agent = ["--agent-id", "mine"] if backend == "trio" else []
+    assert run_here("demo", "--no-serve", *as_agent, cwd=tmp_path)[0] == 0
+    with serving(*SLOW, "--backend", backend, *as_agent, cwd=tmp_path) as server:
         base, _, run_id = server.url().rpartition("/runs/")
         run = f"{base}/api/v1/agent_instance/{run_id}"
         with httpx.Client(timeout=30, headers={"Origin": base}) as http:

@@ -40,6 +40,7 @@ from prefactor_core import (
     open_prefactor,
 )
 from prefactor_core.operations import identifiers
+from prefactor_core.span_types import standard_types
 
 PFID = "0123456789abcdef0123456789abcdef"
 
@@ -528,15 +529,21 @@ def test_a_registry_goes_before_that_of_the_config_and_none_keeps_it() -> None:
     assert kept is config.schema_registry is not None
 
 
-async def test_without_span_types_registering_is_a_clear_error(api: FaultyApi) -> None:
+async def test_without_a_registry_a_run_has_the_standard_types_unless_it_brings_its_own(
+    api: FaultyApi,
+) -> None:
+    own = {"external_identifier": "v1", "span_schemas": {"agent:own": {"type": "object"}}}
     async with open_prefactor(make_config(schema_registry=None), asgi_app=api) as client:
-        with pytest.raises(PrefactorValueError) as caught:
-            await client.create_agent_instance(**AGENT)
-    assert str(caught.value) == (
-        "agent_schema_version required when no schema_registry configured; pass "
-        "open_prefactor(schema_registry=standard_types()), from prefactor_core.span_types"
+        assert client.config.schema_registry is None
+        for version in (None, None, own):
+            await client.create_agent_instance(**AGENT, agent_schema_version=version)
+    first, second, third = (
+        call.body["agent_schema_version"] for call in api.operations if call.name == "register"
     )
-    assert api.calls == []
+    types = standard_types().to_agent_schema_version(first["external_identifier"])
+    assert first == second == types
+    assert first["external_identifier"].startswith("auto-tested-agent-")
+    assert third == own
 
 
 async def test_an_option_that_no_run_has_is_named(api: FaultyApi) -> None:

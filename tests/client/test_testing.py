@@ -20,6 +20,7 @@ from prefactor_core import (
     SchemaRegistry,
     redact_keys,
 )
+from prefactor_core.span_types import ToolCall
 from prefactor_core.testing import Recording, open_recording
 
 
@@ -49,8 +50,11 @@ agent:run complete
 agent:left_open cancelled"""
 
 
-async def record_run(recording: Recording) -> None:
-    async with recording.open() as client, client.agent_instance(**AGENT) as instance:
+async def record_run(recording: Recording, registry: SchemaRegistry | None = None) -> None:
+    async with (
+        recording.open(schema_registry=registry) as client,
+        client.agent_instance(**AGENT) as instance,
+    ):
         await record_tree(instance)
 
 
@@ -109,10 +113,19 @@ async def test_payloads_that_do_not_fit_their_schema_are_flagged() -> None:
     assert (run.purpose, run.external_identifier, run.quality) == ("live", None, {})
 
 
-async def test_without_a_registry_spans_of_any_name_fit() -> None:
+async def test_with_an_empty_registry_spans_of_any_name_fit() -> None:
     with open_recording() as recording, anyio.fail_after(10):
-        await record_run(recording)
+        await record_run(recording, SchemaRegistry())
         assert recording.run.flags == []
+
+
+async def test_without_a_registry_the_standard_types_are_compared() -> None:
+    with open_recording() as recording, anyio.fail_after(10):
+        async with recording.open() as client, client.agent_instance(**AGENT) as instance:
+            with instance.span(ToolCall(tool="search")), instance.span("agent:tool"):
+                pass
+        (flag,) = recording.run.flags
+        assert flag.startswith("agent:tool: span type 'agent:tool' is not registered; the nearest")
 
 
 async def test_after_a_flush_an_open_run_is_seen_as_far_as_it_got() -> None:

@@ -1,6 +1,7 @@
 """What ``just compat`` runs: published clients, unchanged, against ``prefactor_core serve``.
 
 Each client has an environment of its own and a script in ``clients/``; ``published`` says which
-versions, and what must be stored afterwards. ``cli`` and ``dashboard`` make the calls of the
-vendor's command line and dashboard, one by one. Read ``__main__`` first.
+versions, and what must be stored afterwards. ``adapters`` has the vendor's adapters once more, with
+this checkout's package in place of the vendor's core. ``cli`` and ``dashboard`` make the calls of
+the vendor's command line and dashboard, one by one. Read ``__main__`` first.
 """

@@ -1,4 +1,5 @@
-"""Install the published clients, run each against the server, and print a line for each.
+"""Install the published clients and adapters, run each against the server, and print a line for
+each.
 
 With arguments: only the clients whose environments have such a word in their names, ``cli`` and
 ``dashboard`` included. Ends with 1 if any fails.
@@ -16,6 +17,7 @@ import httpx
 from support.environments import last_line
 from support.serving import serving_file
 
+from compat.adapters import ADAPTERS, Adapter
 from compat.calls import Line
 from compat.cli import command_lines
 from compat.dashboard import dashboard_lines
@@ -37,7 +39,7 @@ def _lines(url: str, words: list[str]) -> Iterator[Line]:
     def wanted(name: str) -> bool:
         return not words or any(word in name for word in words)
 
-    for client in CLIENTS:
+    for client in (*CLIENTS, *ADAPTERS):
         if wanted(client.environment.folder.name):
             yield _line(client, url)
     if wanted("cli"):
@@ -46,7 +48,7 @@ def _lines(url: str, words: list[str]) -> Iterator[Line]:
         yield from dashboard_lines(url, "compat-core")
 
 
-def _line(client: Client, url: str) -> Line:
+def _line(client: Client | Adapter, url: str) -> Line:
     name = client.environment.folder.name
     try:
         client.environment.make()

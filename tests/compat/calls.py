@@ -41,6 +41,19 @@ class Calls:
         answer: Answer = response.json()
         return answer
 
+    def spans(self, run: str) -> list[Answer]:
+        """The spans of a run, all pages; raises ``httpx.HTTPStatusError``."""
+        spans: list[Answer] = []
+        offset: int | None = 0
+        while offset is not None:
+            page = self.get(
+                "agent_spans",
+                **{"agent_instance_id": run, "pagination[offset]": str(offset)},
+            )
+            spans += page["summaries"]
+            offset = page["pagination"]["next_page_offset"]
+        return spans
+
     def post(self, path: str, body: Mapping[str, Any]) -> Answer:
         """What is answered to a POST; raises ``httpx.HTTPStatusError``."""
         answer: Answer = self._http.post(path, json=body).raise_for_status().json()

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.virtual_time
 
 CANARY = "the canary 7f3a"
 # Names are shown.
-NAMES = {"name", "schema_name"}
+NAMES = {"name", "schema_name", "create_client_call"}
 
 
 class Shown:
@@ -70,6 +70,7 @@ RIGHT: dict[str, Any] = {
     "schema": {"type": "object"},
     "params_schema": {"type": "object"},
     "external_id": "v1",
+    "create_client_call": "Adapter.create_client()",
     "score": {"value": 1},
     "api_url": "http://prefactor.invalid",
     "api_token": "x",

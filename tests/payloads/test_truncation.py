@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import product
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -68,6 +69,15 @@ def test_no_character_and_no_escape_is_cut_in_two_and_little_room_is_left(
     raw = bytes(capture({"a": whole}))
     kept_of(whole.replace("\ud800", "?"), json.loads(raw.decode())["a"])
     assert bound - 12 < len(raw) <= bound
+
+
+def test_strings_of_nearly_the_same_size_are_cut_to_the_limit() -> None:
+    for bound, wide in product(range(1_024, 1_040), range(5)):
+        length = (bound - len('{"a":"","b":"","c":""}')) // 3
+        text = "z" * (length - wide) + "é" * wide
+        stored = cut({"a": "x" * 5_000, "b": "y" * 5_000, "c": text}, bound)
+        assert kept_of("x" * 5_000, stored["a"]) > 200
+        assert kept_of(text, stored["c"]) > 200
 
 
 strings = st.builds(

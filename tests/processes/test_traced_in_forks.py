@@ -12,7 +12,7 @@ pytestmark = needs_fork
 SCRIPT = """
 import asyncio, logging, multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from prefactor_core import traced
+from prefactor_core import span, traced
 
 @traced("agent:tool")
 def plain(n):
@@ -48,6 +48,8 @@ def work(number):
     assert use_all() == use_all() == (3, 3, [0, 1, 2], [0, 1, 2])
     own = instance.traced("agent:tool")(lambda: 4)
     assert own() == 4
+    with span("agent:tool") as step:
+        step.set_result({"n": 1})
     return os.getpid(), lines
 
 async def main():

@@ -469,14 +469,14 @@ def test_quality_schemas_are_registered_once_and_merged() -> None:
 def test_a_version_without_an_identifier_gets_one_from_its_content() -> None:
     registry = SchemaRegistry()
     registry.register_type("x", params=Ask)
-    first = choose_schema_version("agent", None, None, registry)
-    same = choose_schema_version("agent", registry.to_agent_schema_version("v1"), None, None)
+    first = choose_schema_version("agent", registry, None)
+    same = choose_schema_version("agent", registry.to_agent_schema_version("v1"), None)
     assert same["external_identifier"] == "v1"
     given = {key: value for key, value in first.items() if key != "external_identifier"}
-    assert choose_schema_version("agent", given, None, None) == first
-    assert choose_schema_version("agent", given, "mine", None)["external_identifier"] == "mine"
+    assert choose_schema_version("agent", given, None) == first
+    assert choose_schema_version("agent", given, "mine")["external_identifier"] == "mine"
     registry.register_type("y", params=AskAgain)
-    other = choose_schema_version("agent", None, None, registry)
+    other = choose_schema_version("agent", registry, None)
     assert other["external_identifier"] != first["external_identifier"]
 
 
@@ -489,4 +489,4 @@ def test_a_version_without_an_identifier_gets_one_from_its_content() -> None:
 )
 def test_a_version_that_cannot_be_sent_is_refused(given: Any, message: str) -> None:
     with pytest.raises(PrefactorValueError, match=message):
-        choose_schema_version("agent", given, None, None)
+        choose_schema_version("agent", given, None)

@@ -20,6 +20,7 @@ from prefactor_core import (
     redact_keys,
     traced,
 )
+from prefactor_core.span_types import ToolCall
 from prefactor_core.testing import Recording
 
 
@@ -299,13 +300,16 @@ async def test_what_stands_for_no_span_type_is_refused_and_not_shown(
     assert prefactor.run.spans == []
 
 
-async def test_without_a_registry_a_class_stands_for_nothing() -> None:
+async def test_without_a_registry_no_class_but_those_of_the_standard_types_stands_for_a_type() -> (
+    None
+):
     async with (
         open_prefactor(api_url="local::memory:") as client,
         client.agent_instance(**AGENT, agent_schema_version={"external_identifier": "v1"}) as run,
     ):
-        with pytest.raises(PrefactorValueError, match="needs a schema_registry, got Ask"):
+        with pytest.raises(PrefactorValueError, match="of the class 'Ask': register it"):
             run.span(Ask("Hello"))
+        assert run.span(ToolCall(tool="search")).schema_name == "agent:tool_call"
 
 
 async def test_where_everything_is_switched_off_no_class_is_looked_at() -> None:

@@ -68,7 +68,21 @@ class Environment:
         Raises ``subprocess.CalledProcessError`` and ``subprocess.TimeoutExpired``. The working
         folder is not the checkout: Python would import the package from there.
         """
-        done = subprocess.run(
+        return self._run(arguments, timeout, cwd).stdout
+
+    def run_script(self, script: Path, *arguments: str) -> str:
+        """Run ``script`` with this environment's Python and return its output."""
+        return self.run([str(script), *arguments], timeout=120)
+
+    def output_and_errors(self, script: Path, *arguments: str) -> tuple[str, str]:
+        """As :meth:`run_script`; also what it has written to stderr."""
+        done = self._run([str(script), *arguments], 600, None)
+        return done.stdout, done.stderr
+
+    def _run(
+        self, arguments: Sequence[str], timeout: float, cwd: Path | None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [self.python, *arguments],
             cwd=cwd or self.folder,
             env=_variables(),
@@ -78,11 +92,6 @@ class Environment:
             timeout=timeout,
             check=True,
         )
-        return done.stdout
-
-    def run_script(self, script: Path, *arguments: str) -> str:
-        """Run ``script`` with this environment's Python and return its output."""
-        return self.run([str(script), *arguments], timeout=120)
 
     def start(self, arguments: Sequence[str]) -> subprocess.Popen[str]:
         """Start this environment's Python, with pipes to and from it."""

@@ -75,6 +75,10 @@ async def scopes(queue: Queue[Operation], registry: SchemaRegistry) -> None:
     async with open_prefactor(schema_registry=registry, queue=queue) as client:
         assert_type(client, PrefactorCoreClient)
         assert_type(client.statistics(), Statistics)
+        assert_type(client.is_open, bool)
+        client.set_sdk_header_entry("prefactor-langchain@0.3.0")
+        assert_type(client.sdk_header_entry, str | None)
+        assert_type(client.termination.reason, str | None)
         async with client.agent_instance("agent", {"name": "Agent"}) as instance:
             assert_type(instance, AgentInstanceHandle)
             assert_type(instance.id, str)
@@ -98,10 +102,30 @@ async def scopes(queue: Queue[Operation], registry: SchemaRegistry) -> None:
             purpose="smoke_test",
             external_identifier="…",
         )
+        client.agent_instance(agent_version={}, parent={"traceparent": "…"})
+        client.agent_instance(agent_version={}, parent=[(b"traceparent", b"x")])
+        client.agent_instance(agent_version={}, parent=1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        client.inject({})
         client.agent_instance(agent_version={}, purpose="eval")
         client.agent_instance(agent_version={}, purpose="test")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         assert_type(handle, AgentInstanceHandle)
         assert_type(client.span_manager.get_span("…"), Span)
+
+
+async def as_in_0_5_3(client: PrefactorCoreClient, registry: SchemaRegistry) -> None:
+    run = await client.create_agent_instance({"name": "Agent"}, None, "agent")
+    assert_type(run, AgentInstanceHandle)
+    await client.create_agent_instance({"name": "Agent"}, agent_id="agent", purpose="eval")
+    await client.create_agent_instance({"name": "Agent"}, "agent")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await client.create_agent_instance("agent", "agent")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await run.start(datetime.now(UTC))
+    span = client.span(run.id, "agent:llm", None, {"n": 1})
+    assert_type(span, SpanContext)
+    await span.start({"n": 1}, datetime.now(UTC))
+    await span.complete({"n": 1}, datetime.now(UTC))
+    await run.finish("complete", datetime.now(UTC))
+    registry.register(schema_name="agent:llm", schema={})
+    registry.register_result(schema_name="agent:llm", result_schema={})
 
 
 async def the_other_way() -> None:
@@ -136,9 +160,10 @@ def synchronous(registry: SchemaRegistry) -> None:
         assert_type(current_span(), SpanContext[Mapping[str, object] | Fields] | None)
         client.finish_span("…", {"n": 1}, timestamp=datetime.now(UTC))
         client.record_quality(instance.id, "accuracy", {"score": 1})
-        client.create_agent_instance(agent_version={}, purpose="live")
-        client.create_agent_instance(agent_version={}, purpose="test")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-        client.create_agent_instance(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        client.inject({})
+        client.create_agent_instance(agent_version={}, purpose="live", parent={b"baggage": b"x"})
+        client.create_agent_instance(agent_version={}, purpose="test")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+        client.create_agent_instance(1)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
         client.agent_instance("agent", {}, id="…")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
         client.agent_instance("agent", 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         client.create_span(instance)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
@@ -197,8 +222,7 @@ async def decorated(instance: AgentInstanceHandle) -> None:
     search(3)  # type: ignore[arg-type, unused-coroutine]  # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
     count()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     Tools().method(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    traced("agent:tool", reduce=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    traced(count)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    traced("agent:tool", reduce=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     traced("agent:tool")(3)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping
 from dataclasses import dataclass
 from typing import TypedDict, assert_type
 
@@ -17,8 +17,11 @@ from prefactor_core import (
     SpanParams,
     SpanType,
     SyncPrefactorClient,
+    span,
+    traced,
 )
 from prefactor_core.schema_registry.type_schema import Fields
+from prefactor_core.span_types import AgentRun, Document, LLMCall, LLMResult, Retrieval, ToolCall
 
 registry = SchemaRegistry()
 
@@ -112,6 +115,97 @@ async def of_any_other_class(client: PrefactorCoreClient, instance: AgentInstanc
 def in_synchronous_code(client: SyncPrefactorClient, instance: AgentInstanceHandle) -> None:
     assert_type(client.span(instance.id, Ask("Hello")), SpanContext[Answer])
     assert_type(client.span(instance.id, "agent:ask", payload={"n": 1}), SpanContext)
+
+
+@traced
+async def bare(query: str, limit: int = 3) -> list[str]:
+    return [query] * limit
+
+
+@traced()
+def with_parentheses(text: str) -> int:
+    return len(text)
+
+
+@traced(exclude=("key",))
+def with_options(text: str, key: str) -> int:
+    return len(text)
+
+
+@traced(LLMCall, model="small-1", capture_result=False)
+async def model(prompt: str) -> LLMResult:
+    return LLMResult(response=prompt)
+
+
+@traced(LLMCall, model="small-1", reduce="".join)
+async def model_stream(prompt: str) -> AsyncGenerator[str]:
+    yield prompt
+
+
+@traced(ToolCall)
+def tool(call_id: str) -> Generator[str, int, bool]:
+    yield call_id
+    return True
+
+
+@traced(Retrieval, source="atlas")
+def retrieval(query: str) -> list[Document]:
+    return [Document(text=query)]
+
+
+class Agent:
+    @traced(AgentRun)
+    def run(self, question: str) -> str:
+        return question
+
+    @traced
+    def bare(self, n: int) -> int:
+        return n
+
+    @classmethod
+    @traced
+    def of_the_class(cls, n: int) -> int:
+        return n
+
+    @staticmethod
+    @traced
+    def static(n: int) -> int:
+        return n
+
+
+async def decorated(instance: AgentInstanceHandle) -> None:
+    assert_type(await bare("x", limit=2), list[str])
+    assert_type(with_parentheses("x"), int)
+    assert_type(with_options("x", key="k"), int)
+    assert_type(await model("x"), LLMResult)
+    assert_type(model_stream("x"), AsyncGenerator[str])
+    assert_type(tool("c"), Generator[str, int, bool])
+    assert_type(retrieval("q"), list[Document])
+    assert_type(Agent().run("q"), str)
+    assert_type(Agent().bare(1), int)
+    assert_type(Agent.of_the_class(1), int)
+    assert_type(Agent.static(1), int)
+    assert_type(instance.traced(with_parentheses)("x"), int)
+    assert_type(instance.traced()(with_parentheses)("x"), int)
+    assert_type(instance.traced(ToolCall, tool="t")(with_parentheses)("x"), int)
+    bare(3)  # type: ignore[arg-type, unused-coroutine]  # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
+    model()  # type: ignore[call-arg, unused-coroutine]  # pyright: ignore[reportCallIssue, reportUnusedCoroutine]
+    Agent().bare("x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    traced(3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    traced("agent:tool", model="m")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    traced(LLMCall, exclude=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+async def of_the_current_run() -> None:
+    async with span(LLMCall(model="small-1", prompt="Hello"), parent_span_id="…") as call:
+        assert_type(call, SpanContext[LLMResult])
+        call.set_result(LLMResult(response="Hi"))
+        call.set_result({"response": "Hi"})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    with span("agent:own", payload={"n": 1}) as own:
+        assert_type(own, SpanContext)
+    with span(Plain("Hello")) as other:
+        assert_type(other, SpanContext[Mapping[str, object] | Fields])
+    span(3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 async def of_a_span_type(instance: AgentInstanceHandle) -> None:

@@ -12,6 +12,7 @@ from prefactor_core.local.errors import not_found
 from prefactor_core.local.quality import Quality
 from prefactor_core.local.spans import COUNTED
 from prefactor_core.local.viewer.schema_versions import agent_version, schema_version
+from prefactor_core.operations.cause import cause_in
 
 # A terminated run stopped when the last of its spans ended: one of those that were changed last,
 # which an index has at hand.
@@ -100,7 +101,7 @@ def count_runs(db: Connection) -> RunCount:
 
 
 def run_details(db: Connection, run_id: str) -> bytes:
-    """A run with its version, its flags and its quality payloads."""
+    """A run with its version, its flags, its quality payloads, and the step that caused it."""
     shown = msgspec.structs.asdict(run_row(db, run_id))
     row = db.execute("SELECT * FROM agent_instances WHERE id = ?", (run_id,)).fetchone()
     schema = schema_version(db, row["agent_schema_version_id"])
@@ -119,8 +120,28 @@ def run_details(db: Connection, run_id: str) -> bytes:
             }
             for name, quality in recorded.items()
         ],
+        "caused_by": _caused_by(db, run_id),
     }
     return msgspec.json.encode({"run": details})
+
+
+def _caused_by(db: Connection, run_id: str) -> dict[str, object] | None:
+    """The step that the first span of a run names as its cause, and whether it is in this file."""
+    query = (
+        "SELECT payload FROM agent_spans WHERE agent_instance_id = ? AND parent_span_id IS NULL "
+        "ORDER BY id LIMIT 1"
+    )
+    row = db.execute(query, (run_id,)).fetchone()
+    cause = None if row is None else cause_in(Raw(row["payload"].encode()))
+    if cause is None:
+        return None
+    query = "SELECT 1 FROM agent_instances WHERE id = ?"
+    return {
+        "run_id": cause.run_id,
+        "span_id": cause.span_id,
+        "traceparent": cause.traceparent,
+        "is_stored": db.execute(query, (cause.run_id,)).fetchone() is not None,
+    }
 
 
 def to_run_row(row: Row) -> RunRow:

@@ -84,7 +84,7 @@ async def _replay(folder: Path) -> Replayed:
         await anyio.lowlevel.checkpoint()
     read = _now()
     replay = _ToTheBatch(
-        ApiClient(HttpClientConfig(api_url="http://127.0.0.1", api_token="token"), ""),
+        ApiClient(HttpClientConfig(api_url="http://127.0.0.1", api_token="token"), None),
         journal,
         breaker,
         ApiLimits(Counters(), queue.max_batch_bytes),

@@ -32,6 +32,33 @@ async def test_the_details_add_version_flags_and_quality_to_the_row(site: Site) 
     }
 
 
+async def test_the_details_name_the_step_that_caused_the_run(site: Site) -> None:
+    first = await site.api.start()
+    step = await site.api.created(first)
+    traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    elsewhere = "7" * 32
+    for cause, is_stored in (
+        ({"run_id": first, "span_id": step["id"]}, True),
+        ({"run_id": first}, True),
+        ({"run_id": elsewhere, "span_id": elsewhere}, False),
+        ({}, False),
+    ):
+        with case(cause):
+            run_id = await site.api.start()
+            assert (await site.run(run_id))["caused_by"] is None
+            named = {"prefactor_caused_by": {**cause, "traceparent": traceparent}}
+            root = await site.api.created(run_id, payload=named)
+            await site.api.created(run_id, parent_span_id=root["id"])
+            assert (await site.run(run_id))["caused_by"] == {
+                "run_id": None,
+                "span_id": None,
+                **cause,
+                "traceparent": traceparent,
+                "is_stored": is_stored,
+            }
+    assert (await site.run(first))["caused_by"] is None
+
+
 async def test_what_is_unknown_is_not_found(site: Site) -> None:
     for path in ("runs/x", "runs/x/skeleton", "runs/x/changes", "runs/x/search", "runs/x/usage"):
         with case(path):

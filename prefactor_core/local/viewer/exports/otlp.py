@@ -1,14 +1,14 @@
 """otlp: a run as a trace, in the JSON that OpenTelemetry collectors take at ``/v1/traces``. Pure.
 
 The run is the root span; spans without a parent are its children. Ids are hashes of the PFIDs, so
-that a run has the same ids each time it is exported.
+that a run has the same ids each time it is exported. A run that another step caused is a span of
+that step's trace: ``client.inject()`` has sent it the same hashes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from hashlib import sha256
 from typing import Final, TypeAlias, cast
 
 import msgspec
@@ -17,6 +17,8 @@ from msgspec import Raw
 from prefactor_core.api.answers import AgentInstanceAnswer, AgentSpanAnswer
 from prefactor_core.config._version import __version__
 from prefactor_core.local.viewer.exports.gen_ai import Described
+from prefactor_core.operations.cause import Cause, cause_in
+from prefactor_core.operations.trace_ids import span_id_of, trace_id_of
 
 Json: TypeAlias = dict[str, object]
 
@@ -42,8 +44,9 @@ def otlp(instance: AgentInstanceAnswer, spans: Iterable[AgentSpanAnswer]) -> byt
     times += [time for span in spans for time in (span.started_at, span.finished_at) if time]
     # The times of the API sort as text.
     first, last = min(times, default=_NEVER), max(times, default=_NEVER)
-    trace_id = _hash(instance.id, 16)
-    encoded = [_encoded(trace_id, _run_span(instance, first, last))]
+    cause = _cause(spans)
+    trace_id = trace_id_of(instance.id) if cause is None else cause.trace_id
+    encoded = [_encoded(trace_id, _run_span(instance, cause, first, last))]
     encoded += (_encoded(trace_id, _span(span, instance, last)) for span in spans)
     resource = {"service.name": instance.agent_id or "prefactor"}
     request = {
@@ -67,7 +70,13 @@ def _encoded(trace_id: str, span: Json) -> Raw:
     return Raw(msgspec.json.encode({"traceId": trace_id, **span}))
 
 
-def _run_span(instance: AgentInstanceAnswer, first: str, last: str) -> Json:
+def _cause(spans: Iterable[AgentSpanAnswer]) -> Cause | None:
+    """The cause of a run: every span without a parent that it recorded names it."""
+    named = (cause_in(span.payload) for span in spans if span.parent_span_id is None)
+    return next((cause for cause in named if cause is not None), None)
+
+
+def _run_span(instance: AgentInstanceAnswer, cause: Cause | None, first: str, last: str) -> Json:
     attributes: Json = {
         "gen_ai.operation.name": "invoke_agent",
         "gen_ai.agent.id": instance.agent_id,
@@ -78,8 +87,12 @@ def _run_span(instance: AgentInstanceAnswer, first: str, last: str) -> Json:
     }
     for name, payload in instance.quality_payloads.items():
         attributes[f"prefactor.quality.{name}"] = bytes(payload).decode()
+    if cause is not None:
+        attributes["prefactor.caused_by.agent_instance.id"] = cause.run_id
+        attributes["prefactor.caused_by.span.id"] = cause.span_id
     return {
-        "spanId": _hash(instance.id, 8),
+        "spanId": span_id_of(instance.id),
+        **({} if cause is None else {"parentSpanId": cause.parent_id}),
         "name": f"invoke_agent {instance.agent_id}" if instance.agent_id else "invoke_agent",
         "kind": _INTERNAL,
         "startTimeUnixNano": _nanoseconds(instance.started_at or first),
@@ -93,8 +106,8 @@ def _span(span: AgentSpanAnswer, instance: AgentInstanceAnswer, last: str) -> Js
     described = Described(span)
     end = span.finished_at or last
     answer: Json = {
-        "spanId": _hash(span.id, 8),
-        "parentSpanId": _hash(span.parent_span_id or instance.id, 8),
+        "spanId": span_id_of(span.id),
+        "parentSpanId": span_id_of(span.parent_span_id or instance.id),
         "name": described.name,
         "kind": _CLIENT if described.is_model_call else _INTERNAL,
         "startTimeUnixNano": _nanoseconds(span.started_at or end),
@@ -149,8 +162,3 @@ def _nanoseconds(time: str) -> str:
     since = datetime.fromisoformat(time) - _EPOCH
     microseconds = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
     return str(max(0, microseconds) * 1_000)
-
-
-def _hash(pfid: str, size: int) -> str:
-    """A hash of ``size`` bytes, as the hexadecimal text that ids are in OTLP's JSON."""
-    return sha256(pfid.encode()).hexdigest()[: 2 * size]

@@ -82,6 +82,7 @@ export class RunHeader {
       run.llm_calls > 0 && `${count(run.llm_calls)} LLM`,
       run.flagged > 0 &&
         h("span", { class: "flagged", title: "spans with flags" }, `⚠${count(run.flagged)}`),
+      run.caused_by && headerCause(run.caused_by),
     ];
     replace(this.facts, facts.filter(Boolean).map((fact) => h("span", { class: "fact" }, fact)));
     this.errors.hidden = spans.failed === 0;
@@ -171,6 +172,14 @@ export class RunHeader {
     ]);
     replace(panel, entries);
   }
+}
+
+/** Return the step that caused the run: a link, if it is in this file. */
+function headerCause({ run_id: run, span_id: span, traceparent, is_stored: stored }) {
+  const text = `caused by ${run === null ? traceparent : shortId(run)}`;
+  if (!stored || isExport()) return h("span", { title: run ?? traceparent }, text);
+  const place = span === null ? "" : `?span=${encodeURIComponent(span)}`;
+  return h("a", { href: `/runs/${encodeURIComponent(run)}${place}`, title: run }, text);
 }
 
 const headerUsageNote =

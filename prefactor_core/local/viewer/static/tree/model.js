@@ -70,9 +70,9 @@ export class RunModel {
     return Math.max(0, this.clock() - msOf(this.run.last_activity_at ?? this.run.inserted_at));
   }
 
-  /** True while bars grow: a span is active, and the run was heard of lately. */
+  /** True while bars grow: a span is active, and the run is open and was heard of lately. */
   grows() {
-    if (!this.active) return false;
+    if (!this.active || !isOpen(this.run.status)) return false;
     const heard = msOf(this.run.last_activity_at ?? this.run.inserted_at);
     return !(this.clock() - heard > SILENT_AFTER);
   }

@@ -1,0 +1,127 @@
+"""The names that prefactor-langchain and prefactor-livekit use on a client and on a run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from prefactor_core.exceptions import in_message
+from prefactor_core.exceptions.log import log
+
+logger = logging.getLogger("prefactor_core.compat")
+
+
+def warn_missing_adaptor_config(
+    instance_id: str, adaptor_name: str, create_client_call: str
+) -> None:
+    """Log one warning: a run was registered before an adapter could name itself on its client.
+
+    For adapters that are given a run. The API does not learn then that the adapter records it.
+    ``adaptor_name``: the adapter, such as ``middleware``. ``create_client_call``: the call that
+    makes a client which names it from the start.
+    """
+    message = (
+        "agent instance %s was registered before the %s could name itself on the client: make the "
+        "client by %s, and the agent instance after that"
+    )
+    call = create_client_call if type(create_client_call) is str else in_message(create_client_call)
+    log(logger, logging.WARNING, message, in_message(instance_id), in_message(adaptor_name), call)
+
+
+class TerminationMonitor:
+    """The termination of one run, by the names of 0.5.3. Read-only, for any thread.
+
+    ``reason``: returns the reason of the termination, or None.
+    """
+
+    def __init__(self, reason: Callable[[], str | None]) -> None:
+        self._reason = reason
+
+    @property
+    def termination_reason(self) -> str | None:
+        """Why the API has terminated the run; None if it has not."""
+        return self._reason()
+
+    def get_termination_event(self) -> TerminationMonitor:
+        """This object, which has the one method of an event that adapters call."""
+        return self
+
+    def is_set(self) -> bool:
+        """Whether the API has terminated the run."""
+        return self._reason() is not None
+
+
+class _Termination(Protocol):
+    @property
+    def reason(self) -> str | None: ...
+
+
+class _Client(Protocol):
+    @property
+    def is_open(self) -> bool: ...
+
+    @property
+    def sdk_header_entry(self) -> str | None: ...
+
+    def set_sdk_header_entry(self, entry: str | None) -> None: ...
+
+    @property
+    def termination(self) -> _Termination: ...
+
+
+class _Run(Protocol):
+    @property
+    def client(self) -> object: ...
+
+    @property
+    def terminated(self) -> str | None: ...
+
+
+class ClientAliases:
+    """The private names of a client. (``_config`` is the client's own attribute.)"""
+
+    @property
+    def _initialized(self: _Client) -> bool:
+        return self.is_open
+
+    @property
+    def _sdk_header_entry(self: _Client) -> str | None:
+        return self.sdk_header_entry
+
+    def _set_sdk_header_entry(self: _Client, sdk_header_entry: str | None) -> None:
+        self.set_sdk_header_entry(sdk_header_entry)
+
+    @property
+    def _termination_monitor(self: _Client) -> TerminationMonitor:
+        # The run is chosen here: an adapter that keeps a method of the monitor asks about the run
+        # that it has just started, also where that is not the current one.
+        termination = self.termination
+        return TerminationMonitor(lambda: termination.reason)
+
+
+class RunAliases:
+    """The private name of a run. ``_initialized`` is none: adapters know a client by it."""
+
+    @property
+    def _client(self: _Run) -> object:
+        return _ClientOfRun(self)
+
+
+class _ClientOfRun:
+    """The client of a run, except that its termination monitor is that of this run.
+
+    A callback handler has a run, and asks the run's client whether to stop. The client would
+    answer for the run of the calling context, which may be another one.
+    """
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+
+    @property
+    def _termination_monitor(self) -> TerminationMonitor:
+        run = self._run
+        return TerminationMonitor(lambda: run.terminated)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._run.client, name)
