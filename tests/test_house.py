@@ -25,11 +25,11 @@ def test_no_module_has_more_than_400_lines() -> None:
     assert {name: lines for name, lines in lengths.items() if lines > 400} == {}
 
 
-def test_the_root_of_the_package_has_at_most_24_entries_beside_older_import_paths() -> None:
+def test_the_root_of_the_package_has_at_most_25_entries_beside_older_import_paths() -> None:
     # A folder that an earlier version left with nothing but bytecode is none.
     entries = {path.name for path in PACKAGE.iterdir() if path.is_file() or any(path.rglob("*.py"))}
     assert entries >= OLDER_PATHS
-    assert len(entries - OLDER_PATHS) <= 24, sorted(entries)
+    assert len(entries - OLDER_PATHS) <= 25, sorted(entries)
 
 
 @for_each("path", sorted(OLDER_PATHS))

@@ -153,6 +153,28 @@ class RecordingClient(RecordingById, Uncopyable):
         )
         return AgentInstanceHandle(registered, self)
 
+    def create_agent_instance_nowait(
+        self,
+        agent_id: str | None = None,
+        agent_version: Mapping[str, object] | None = None,
+        agent_schema_version: Mapping[str, object] | None = None,
+        external_schema_version_id: str | None = None,
+        **options: Unpack[RunOptions],
+    ) -> AgentInstanceHandle:
+        """As :meth:`create_agent_instance`, in synchronous code and in any thread: register a run
+        in the background, and give its handle at once.
+
+        The id of the run is provisional until the API has registered it. If the API refuses, that
+        is logged, and the run goes on unrecorded.
+        """
+        instances = self.instance_manager
+        version = checked_version(agent_id, agent_version, options)
+        schema_version = self._schema_version(
+            agent_id, agent_schema_version, external_schema_version_id
+        )
+        registered = instances.register_nowait(agent_id, version, schema_version, **options)
+        return AgentInstanceHandle(registered, self)
+
     def agent_instance(
         self,
         agent_id: str | None = None,

@@ -131,8 +131,15 @@ class Exporter:
 
     @property
     def takes_environment(self) -> bool:
-        """Whether the API accepts a runtime environment that is added, as far as it has shown."""
-        return self.sender.limits.takes_environment(anyio.current_time())
+        """Whether the API accepts a runtime environment that is added, as far as it has shown.
+
+        True in a thread without a clock of a loop: after a refusal it is left out.
+        """
+        try:
+            now = anyio.current_time()
+        except anyio.NoEventLoopError:
+            return True
+        return self.sender.limits.takes_environment(now)
 
     def skip_batch_window(self) -> AbstractContextManager[None]:
         """See :meth:`Buffer.skip_batch_window`."""

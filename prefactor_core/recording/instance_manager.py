@@ -122,9 +122,6 @@ class AgentInstanceManager(Uncopyable):
             self.event_loop.check("a run is registered")
         if instance_id is not None and not identifiers.is_pfid(instance_id):
             raise PrefactorValueError(f"instance_id must be a PFID, got {in_message(instance_id)}")
-        if purpose is not None and purpose not in get_args(Purpose):
-            known = ", ".join(repr(known) for known in get_args(Purpose))
-            raise PrefactorValueError(f"purpose must be one of {known}, got {in_message(purpose)}")
         # One registration in a turn of the loop: a thousand runs that begin together must not
         # block it. A disabled client may have no loop, or several.
         async with nullcontext() if self._registrations is None else self._turn:
@@ -132,38 +129,11 @@ class AgentInstanceManager(Uncopyable):
                 raise PrefactorConflictError(
                     f"instance_id {instance_id!r} belongs to another agent instance of this client"
                 )
-            recorded_id = instance_id or self._provisional_id(agent_id)
-            registration = partial(
-                RegisterAgentInstance,
-                # Not from the id: a second request for the same id must be refused, not repeated.
-                idempotency_key=identifiers.generate(0),
-                agent_id=agent_id,
-                # Captured now: later changes of the caller's objects do not matter.
-                agent_version=_json_object("agent_version", agent_version),
-                agent_schema_version=_json_object("agent_schema_version", agent_schema_version),
-                instance_id=recorded_id,
-                asks_for_id=instance_id is not None,
-                environment_id=to_optional_text("environment_id", environment_id),
-                purpose=purpose,
-                external_identifier=to_optional_text("external_identifier", external_identifier),
-                runtime_environment=self._environment_beside(agent_version),
+            options = environment_id, purpose, external_identifier, parent
+            instance = self._record_registration(
+                agent_id, agent_version, agent_schema_version, instance_id, *options
             )
-            run = self._identities.add(recorded_id)
-            run.registered, run.agent_id = False, agent_id
-            if parent is not None:
-                run.cause = trace_headers.cause_of(parent)
-            with self.event_loop.lock:
-                now = run.clock.now()
-                if self._records:
-                    operation = registration(timestamp=now)
-                    if not self._buffer.record(operation, operation.size):
-                        run.lost = "full"
-                        # A restart must not send what is recorded of the run.
-                        key = operation.idempotency_key
-                        self._buffer.journal.withdrawn([key], operation, run.lost)
-            instance = _OpenInstance(
-                id=recorded_id, agent_id=agent_id, created_at=to_datetime(now), identity=run
-            )
+        run = instance.identity
         if run.lost is None:
             await self._wait_for_registration(instance, on_refused)
         if run.registered and self._identities.of(run.id) is not run:
@@ -174,6 +144,79 @@ class AgentInstanceManager(Uncopyable):
             # Nothing else is recorded of it yet: its operations can use the API's id.
             self._identities.rename(run)
             instance.id = self._related_id = run.id
+        return self._add(instance, agent_schema_version)
+
+    def register_nowait(
+        self,
+        agent_id: str | None,
+        agent_version: Mapping[str, object],
+        agent_schema_version: Mapping[str, object],
+        *,
+        environment_id: str | None = None,
+        purpose: Purpose | None = None,
+        external_identifier: str | None = None,
+        parent: trace_headers.Headers | None = None,
+    ) -> str:
+        """Register a run in the background, and return its provisional id; for any thread.
+
+        A refusal is logged, and the run is unrecorded from then on. Raises
+        :class:`PrefactorValueError` for values that cannot be sent.
+        """
+        options = environment_id, purpose, external_identifier, parent
+        instance = self._record_registration(
+            agent_id, agent_version, agent_schema_version, None, *options
+        )
+        return self._add(instance, agent_schema_version)
+
+    def _record_registration(
+        self,
+        agent_id: str | None,
+        agent_version: Mapping[str, object],
+        agent_schema_version: Mapping[str, object],
+        instance_id: str | None,
+        environment_id: str | None,
+        purpose: Purpose | None,
+        external_identifier: str | None,
+        parent: trace_headers.Headers | None,
+    ) -> _OpenInstance:
+        if purpose is not None and purpose not in get_args(Purpose):
+            known = ", ".join(repr(known) for known in get_args(Purpose))
+            raise PrefactorValueError(f"purpose must be one of {known}, got {in_message(purpose)}")
+        recorded_id = instance_id or self._provisional_id(agent_id)
+        registration = partial(
+            RegisterAgentInstance,
+            # Not from the id: a second request for the same id must be refused, not repeated.
+            idempotency_key=identifiers.generate(0),
+            agent_id=agent_id,
+            # Captured now: later changes of the caller's objects do not matter.
+            agent_version=_json_object("agent_version", agent_version),
+            agent_schema_version=_json_object("agent_schema_version", agent_schema_version),
+            instance_id=recorded_id,
+            asks_for_id=instance_id is not None,
+            environment_id=to_optional_text("environment_id", environment_id),
+            purpose=purpose,
+            external_identifier=to_optional_text("external_identifier", external_identifier),
+            runtime_environment=self._environment_beside(agent_version),
+        )
+        cause = None if parent is None else trace_headers.cause_of(parent)
+        with self.event_loop.lock:
+            run = self._identities.add(recorded_id)
+            run.registered, run.agent_id = False, agent_id
+            run.cause = cause
+            now = run.clock.now()
+            if self._records:
+                operation = registration(timestamp=now)
+                if not self._buffer.record(operation, operation.size):
+                    run.lost = "full"
+                    # A restart must not send what is recorded of the run.
+                    key = operation.idempotency_key
+                    self._buffer.journal.withdrawn([key], operation, run.lost)
+        return _OpenInstance(
+            id=recorded_id, agent_id=agent_id, created_at=to_datetime(now), identity=run
+        )
+
+    def _add(self, instance: _OpenInstance, agent_schema_version: Mapping[str, object]) -> str:
+        run = instance.identity
         if self._checks is not None:
             run.check = self._checks.of(agent_schema_version)
         self._instances[run.recorded_id] = instance

@@ -80,6 +80,7 @@ class LongSpans:
         due = takewhile(lambda span: span.serial <= last, unreported)
         waiting = set[SpanRecord]()
         for number, span in enumerate(due, 1):
+            span.refresh()
             # Parents precede their children, so one pass is enough.
             if span.status is _PENDING and (span.from_result or span.parent in waiting):
                 waiting.add(span)

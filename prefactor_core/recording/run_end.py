@@ -145,6 +145,8 @@ def _captured_results(
         recorder.end_interrupted()
     with recorder.event_loop.lock:
         spans = recorder.index.last(instance_id)
+    for span in spans:
+        span.refresh()
     return {span.recorded_id: recorder.captured_result(span, data) for span in spans}
 
 
@@ -158,7 +160,8 @@ def _end_all(
     with recorder.event_loop.lock:
         for span in recorder.index.last(instance_id):
             # A span that another thread opened after the results were captured has no result.
-            recorder.end_as(span, outcome, at, results.get(span.recorded_id, UNSET))
+            end, ended_at = span.end_of_run(outcome, at)
+            recorder.end_as(span, end, ended_at, results.get(span.recorded_id, UNSET))
 
 
 def _end_slice(
@@ -171,7 +174,10 @@ def _end_slice(
     """End the spans that were opened last."""
     with recorder.event_loop.lock:
         some = recorder.index.last(instance_id, SLICE)
+    for span in some:
+        span.refresh()
     results = [recorder.captured_result(span, data) for span in some]
     with recorder.event_loop.lock:
         for span, result in zip(some, results, strict=True):
-            recorder.end_as(span, outcome, at, result)
+            end, ended_at = span.end_of_run(outcome, at)
+            recorder.end_as(span, end, ended_at, result)

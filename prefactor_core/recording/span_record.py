@@ -16,7 +16,7 @@ from prefactor_core.exceptions.uncopyable import Uncopyable
 from prefactor_core.export.identity import RunIdentity
 from prefactor_core.models import Span
 from prefactor_core.models.clock import to_datetime
-from prefactor_core.models.lifecycle import OPEN, SpanStatus
+from prefactor_core.models.lifecycle import OPEN, Outcome, SpanStatus
 from prefactor_core.operations import identifiers
 from prefactor_core.payloads.capture import EMPTY, fields_of
 from prefactor_core.schema_registry.type_schema import Fields
@@ -104,6 +104,13 @@ class SpanRecord(Uncopyable):
                 return True
             span = span.parent
         return False
+
+    def refresh(self) -> None:
+        """Bring type and payload up to date, before the create is recorded."""
+
+    def end_of_run(self, outcome: Outcome, at: int | None) -> tuple[Outcome, int | None]:
+        """The outcome and the time of its end if it is open when its run ends with these."""
+        return outcome, at
 
     def with_cause(self, captured: Raw) -> Raw:
         """The captured payload, with the cause of the run unless the span has a parent.

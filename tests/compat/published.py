@@ -42,7 +42,7 @@ class Client:
     environment: Environment | NodeEnvironment
     script: str
     runs: Mapping[str, Run]
-    says: Mapping[str, str] = field(default_factory=dict)
+    says: Mapping[str, object] = field(default_factory=dict)
     note: str = ""
 
     def problems(self, url: str) -> list[str]:
@@ -64,6 +64,8 @@ class Client:
 def _stored(calls: Calls, run: str, expected: Run) -> Run:
     details = calls.get(f"agent_instance/{run}")["details"]
     spans = calls.get("agent_spans", agent_instance_id=run)["summaries"]
+    # Ids that were made within one millisecond are in no order.
+    spans.sort(key=lambda span: span["started_at"] or span["finished_at"] or span["inserted_at"])
     text = json.dumps([[span["payload"], span["result_payload"]] for span in spans])
     return Run(
         status=details["status"],
@@ -94,6 +96,55 @@ _CORE = _tree(
     "  agent:tool_call cancelled",
 )
 _CORE_TEXTS = ("Which mountain is higher?", "unknown unit", '"total_tokens": 38')
+
+# What is recorded of an agent that asks its model, calls a tool, and asks again.
+_ASKED = (
+    "agent:run complete",
+    "  agent:llm_call complete",
+    "  agent:tool_call complete",
+    "  agent:llm_call complete",
+)
+_FAILED = ("agent:run failed", "  agent:llm_call complete", "  agent:tool_call failed")
+_OTEL_TEXTS = ("How high is K2?", "8611 m", '"total_tokens": 16', '"mountain": "K2"')
+
+
+def _instrumented(
+    name: str,
+    requirements: tuple[str, ...],
+    shown: tuple[str, ...],
+    *,
+    asked: tuple[str, ...] = _ASKED,
+    failed: tuple[str, ...] = _FAILED,
+    failed_status: str = "failed",
+    error: str = "PrefactorTerminatedError",
+    note: str = "",
+) -> Client:
+    """An agent whose instrumentation emits spans of OpenTelemetry, with PrefactorSpanProcessor.
+
+    ``asked``: the tree of a run that the processor opens, and of one in a span by hand.
+    """
+    return Client(
+        Environment(
+            "compat",
+            f"otel-{name}",
+            ("-e", ".[otel]", *requirements),
+            (*shown, "opentelemetry-sdk"),
+        ),
+        f"otel_{name.replace('-', '_')}.py",
+        {
+            "opened": Run("complete", _tree(*asked), _OTEL_TEXTS),
+            "inside": Run(
+                "complete",
+                _tree("otel:span complete", *(f"  {line}" for line in asked)),
+                _OTEL_TEXTS,
+            ),
+            "failing": Run(failed_status, _tree(*failed), ("unknown mountain Olymp",)),
+            "terminated": Run("terminated", None, ("How high is K2?",), reason="enough"),
+        },
+        {"answer": "8611 m", "error": error, "lost": 0, "given_up": 0},
+        note=note,
+    )
+
 
 CLIENTS = (
     Client(
@@ -185,6 +236,85 @@ CLIENTS = (
                 ("8611 m",),
             )
         },
+    ),
+    _instrumented("pydantic-ai", ("pydantic-ai-slim[openai]>=2,<3",), ("pydantic-ai-slim",)),
+    _instrumented(
+        "openllmetry",
+        ("openai>=3,<4", "opentelemetry-instrumentation-openai"),
+        ("opentelemetry-instrumentation-openai", "openai"),
+        # The last answer is asked for twice, the second time as a stream.
+        asked=(*_ASKED, "  agent:llm_call complete"),
+    ),
+    _instrumented(
+        "openai-agents",
+        ("openai-agents", "openinference-instrumentation-openai-agents"),
+        ("openai-agents", "openinference-instrumentation-openai-agents"),
+        asked=(
+            "agent:run complete",
+            "  otel:span complete",
+            "    agent:run complete",
+            "      otel:span complete",
+            "        agent:llm_call complete",
+            "        agent:tool_call complete",
+            "      otel:span complete",
+            "        agent:llm_call complete",
+        ),
+        failed=(
+            "agent:run complete",
+            "  otel:span complete",
+            "    agent:run failed",
+            "      otel:span complete",
+            "        agent:llm_call complete",
+            "        agent:tool_call failed",
+        ),
+        failed_status="complete",  # as its root says
+        note="swallows what stops it: only the scope of agent_instance() does",
+    ),
+    _instrumented(
+        "langchain",
+        ("langchain>=1,<2", "langchain-openai", "openinference-instrumentation-langchain"),
+        ("langchain", "openinference-instrumentation-langchain"),
+        asked=(
+            "otel:span complete",
+            "  otel:span complete",
+            "    agent:llm_call complete",
+            "  otel:span complete",
+            "    agent:tool_call complete",
+            "  otel:span complete",
+            "    agent:llm_call complete",
+        ),
+        failed=(
+            "otel:span failed",
+            "  otel:span complete",
+            "    agent:llm_call complete",
+            "  otel:span failed",
+            "    agent:tool_call failed",
+        ),
+        note="swallows what stops it: only the scope of agent_instance() does",
+    ),
+    _instrumented(
+        "strands",
+        ("strands-agents[openai,otel]>=1,<2",),
+        ("strands-agents",),
+        asked=(
+            "agent:run complete",
+            "  otel:span complete",
+            "    agent:llm_call complete",
+            "    agent:tool_call complete",
+            "  otel:span complete",
+            "    agent:llm_call complete",
+        ),
+        failed=(  # the model is told of the error, and goes on
+            "agent:run complete",
+            "  otel:span complete",
+            "    agent:llm_call complete",
+            "    agent:tool_call failed",
+            "  otel:span complete",
+            "    agent:llm_call complete",
+        ),
+        failed_status="complete",
+        error="EventLoopException",
+        note="wraps the error of a terminated run in its own",
     ),
     Client(
         NodeEnvironment("core", ("@prefactor/core@0.2.9", "zod@4"), ("@prefactor/core",)),

@@ -1,0 +1,178 @@
+"""Messages to and from models, in the one form that the standard span types show. Pure.
+
+``{"role": ..., "content": ..., "tool_calls": [{"id", "name", "arguments"}]}``; ``content`` is a
+text, or a list of parts, of which those of text have ``text``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, cast
+
+import msgspec
+
+Fields = Mapping[str, object]
+
+_JSON: Final = ("{", "[", '"')
+_WRAPPERS: Final = ("message", "tool_call", "message_content", "document", "tool")
+"""The keys that OpenInference puts around each item of a list."""
+
+_CALL: Final = ("id", "name", "arguments")
+
+_TEXTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "text": ("content",),
+    "reasoning": ("content",),
+    "thinking": ("content",),
+    "tool_call_response": ("response", "result"),
+}
+"""The types of parts, with the keys of their text."""
+
+
+def decoded(value: object) -> object:
+    """The value of a text of JSON; anything else as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in _JSON:
+        try:
+            return cast("object", msgspec.json.decode(value))
+        except (msgspec.DecodeError, RecursionError, UnicodeError):
+            return value  # it was cut, or is only like JSON
+    return value
+
+
+def items(value: object) -> list[object]:
+    """The items of a list, each decoded; any other value is the only item."""
+    value = decoded(value)
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [decoded(item) for item in cast("Sequence[object]", value)]
+    return [value]
+
+
+def unwrapped(item: object) -> object:
+    """An item of a list of OpenInference without the key around it."""
+    if not isinstance(item, Mapping):
+        return item
+    fields = cast("Fields", item)
+    if len(fields) == 1 and (key := next(iter(fields))) in _WRAPPERS:
+        return decoded(fields[key])
+    return fields
+
+
+def to_messages(value: object, role: str = "user") -> list[dict[str, object]]:
+    """The messages of a list, of its JSON, or of a text. ``role``: of those that have none."""
+    return [_message(unwrapped(item), role) for item in items(value)]
+
+
+def _message(item: object, role: str) -> dict[str, object]:
+    if not isinstance(item, Mapping):
+        return {"role": role, "content": item}
+    fields = dict(cast("Fields", item))
+    fields.setdefault("role", role)
+    parts = fields.pop("parts", fields.pop("contents", None))
+    if parts is None:
+        parts = fields.get("content")
+    if isinstance(parts, Sequence) and not isinstance(parts, str | bytes):
+        content, calls = _content(cast("Sequence[object]", parts))
+        fields["content"] = content
+        if calls:
+            fields["tool_calls"] = calls
+    if "tool_calls" in fields:
+        fields["tool_calls"] = [tool_call(call) for call in items(fields["tool_calls"])]
+    return fields
+
+
+def _content(parts: Sequence[object]) -> tuple[object, list[object]]:
+    """The content of a message in parts, and the calls of tools among them."""
+    content: list[object] = []
+    calls: list[object] = []
+    for part in map(unwrapped, parts):
+        fields = cast("Fields", part) if isinstance(part, Mapping) else {"text": part}
+        kind = fields.get("type")
+        call = fields.get("toolUse")  # of Bedrock
+        if kind == "tool_call" or isinstance(call, Mapping):
+            given = {key: fields[key] for key in _CALL if key in fields}
+            calls.append(cast("object", call) if isinstance(call, Mapping) else given)
+        elif isinstance(kind, str) and kind in _TEXTS and "text" not in fields:
+            keys = _TEXTS[kind]
+            content.append({("text" if key in keys else key): fields[key] for key in fields})
+        else:
+            content.append(dict(fields))
+    texts = [text for part in content if (text := _plain_text(part)) is not None]
+    return ("\n".join(texts) if len(texts) == len(content) else content), calls
+
+
+def _plain_text(part: object) -> str | None:
+    """The text of a part that has nothing else."""
+    fields = cast("Fields", part)
+    text = fields.get("text")
+    return text if isinstance(text, str) and fields.keys() <= {"type", "text"} else None
+
+
+def tool_call(item: object) -> dict[str, object]:
+    """A call of a tool by a model: ``id``, ``name`` and ``arguments``, and what else it has."""
+    item = unwrapped(item)
+    if not isinstance(item, Mapping):
+        return {"name": item}
+    fields = dict(cast("Fields", item))
+    function = fields.pop("function", None)
+    if isinstance(function, Mapping):
+        fields |= cast("Fields", function)
+    elif function is not None:
+        fields["name"] = function
+    for key in ("input", "args"):
+        if key in fields:
+            fields.setdefault("arguments", fields.pop(key))
+    if "toolUseId" in fields:
+        fields["id"] = fields.pop("toolUseId")
+    if "arguments" in fields:
+        fields["arguments"] = decoded(fields["arguments"])
+    return fields
+
+
+def text_of(messages: Sequence[Fields]) -> str | None:
+    """The text of answers of a model; None if there is none."""
+    texts = [text for message in messages for text in _texts(message.get("content"))]
+    return "\n".join(texts) or None
+
+
+def _texts(content: object) -> Iterator[str]:
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, list):
+        for part in cast("list[object]", content):
+            if isinstance(part, Mapping):
+                text = cast("Fields", part).get("text")
+                if isinstance(text, str):
+                    yield text
+
+
+def nested(pairs: Sequence[tuple[str, object]]) -> list[object]:
+    """The list of indexed attributes: ``("0.message.role", "user")`` is in its first item.
+
+    Items stand in the order of their indexes, without gaps.
+    """
+    root: dict[str, object] = {}
+    for path, value in pairs:
+        *way, last = path.split(".")
+        node = root
+        for step in way:
+            below = node.get(step)
+            if not isinstance(below, dict):
+                node[step] = below = dict[str, object]()
+            node = cast("dict[str, object]", below)
+        node.setdefault(last, value)
+    found = _lists(root, 0)
+    return cast("list[object]", found) if isinstance(found, list) else [found]
+
+
+_DEEPEST: Final = 20
+
+
+def _lists(node: object, depth: int) -> object:
+    """Make lists of those mappings whose keys are all indexes."""
+    if not isinstance(node, dict):
+        return node
+    fields = cast("dict[str, object]", node)
+    if depth > _DEEPEST:
+        return fields
+    if fields and all(key.isascii() and key.isdigit() and len(key) < 10 for key in fields):
+        return [_lists(fields[key], depth + 1) for key in sorted(fields, key=int)]
+    return {key: _lists(value, depth + 1) for key, value in fields.items()}

@@ -1,0 +1,351 @@
+"""PrefactorSpanProcessor: makes Prefactor runs and spans of what OpenTelemetry emits, live."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
+
+import anyio
+from msgspec import Struct
+from opentelemetry.sdk.trace import SpanProcessor
+
+from prefactor_core.agent.instance import AgentInstanceHandle, current_instance
+from prefactor_core.agent.span import SpanContext
+from prefactor_core.client import PrefactorCoreClient
+from prefactor_core.context_stack import OWN_REQUEST, SpanContextStack
+from prefactor_core.exceptions import PrefactorCoreError, PrefactorTerminatedError
+from prefactor_core.exceptions.log import log
+from prefactor_core.models.lifecycle import OPEN, Outcome
+from prefactor_core.otel.foreign_span import ForeignSpan, to_time
+from prefactor_core.otel.steps import add_span_types
+from prefactor_core.recording.span_record import SpanRecord, new_span_id
+from prefactor_core.schema_registry import SchemaRegistry
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import ReadableSpan, Span
+    from opentelemetry.trace import SpanContext as ForeignContext
+
+    from prefactor_core.client.sync import SyncPrefactorClient
+    from prefactor_core.export.identity import RunIdentity
+    from prefactor_core.recording.recorder import Recorder
+
+logger = logging.getLogger("prefactor_core.otel.processor")
+
+V = TypeVar("V")
+
+_Key: TypeAlias = tuple[int, int]
+"""The ids of a trace and of a span."""
+
+_MOST_OPEN: Final = 10_000
+_MOST_ENDED: Final = 1_000
+_MOST_WAITING: Final = 1_000
+
+_PLUMBING: Final = ("http.", "url.", "db.", "rpc.", "messaging.", "faas.")
+"""How attributes of spans begin that are no work of an agent, unless they are inside of one."""
+
+
+class _OpenedRun(Struct, eq=False):
+    """A run that a root span has opened; ``outcome``: that of the root, once it has ended."""
+
+    handle: AgentInstanceHandle
+    root: ForeignSpan | None = None
+    outcome: Outcome | None = None
+
+
+class PrefactorSpanProcessor(SpanProcessor):
+    """Makes Prefactor runs and spans of the spans of OpenTelemetry, while they are open::
+
+        async with open_prefactor(schema_registry=standard_types()) as client:
+            provider.add_span_processor(PrefactorSpanProcessor(client, agent_id="..."))
+
+    A span becomes an ``agent:llm_call``, ``agent:tool_call``, ``agent:retrieval`` or ``agent:run``
+    (:mod:`prefactor_core.span_types`), or an ``otel:span`` if it is none of these; their types are
+    added to the schema registry of the client. What the types have no field for is in
+    ``attributes`` and ``events``, and the ids of OpenTelemetry are in ``otel``. The tokens of an
+    agent, which are those of its calls, stay attributes.
+
+    A span without a parent is a step of the current run, below the current span. Without a current
+    run it opens one, which ends when the span and all spans inside have ended; spans of HTTP,
+    databases, RPC and messaging open none. Such a run belongs to the agent ``agent_id``, of the
+    version ``agent_version``, by default the name and the version of the service in OpenTelemetry's
+    resource; see :meth:`~prefactor_core.PrefactorCoreClient.create_agent_instance`.
+
+    A call of a model is recorded when it ends, with its tokens; any other span after
+    ``report_after``, when one inside of it ends, or when it ends, whichever is first. Its payload
+    is what the attributes say at that time, and what they say later is in its result. If an
+    instrumentation sets its attributes at the end only (OpenInference for LangChain), the whole
+    tree is recorded when its root ends.
+
+    ``client`` may be of either kind. While it is closed or disabled, and in a fork of its process,
+    nothing is recorded. Spans that are not sampled are not recorded. At most 10,000 spans are open
+    at a time; the oldest are ended as cancelled, and ``spans_given_up`` counts them.
+
+    Nothing raises, with one exception: if Prefactor has terminated the run, the start of its next
+    span raises :class:`~prefactor_core.PrefactorTerminatedError`, so that the instrumented code
+    stops.
+    """
+
+    def __init__(
+        self,
+        client: PrefactorCoreClient | SyncPrefactorClient,
+        agent_id: str | None = None,
+        agent_version: Mapping[str, object] | None = None,
+        *,
+        environment_id: str | None = None,
+    ) -> None:
+        self._client = client if isinstance(client, PrefactorCoreClient) else client.core
+        self._agent_id = agent_id
+        self._agent_version = agent_version
+        self._environment_id = environment_id
+        config = self._client.config
+        if config.schema_registry is None:
+            config.schema_registry = SchemaRegistry()
+        add_span_types(config.schema_registry)
+        self.spans_given_up = 0
+        self._is_shut_down = False
+        self._problems = 0
+        self._open: dict[_Key, ForeignSpan] = {}
+        # Spans that have ended may still be named as parents. Only the last ones are kept.
+        self._ended: dict[_Key, tuple[RunIdentity, str]] = {}
+        # By their ids in operations.
+        self._runs: dict[str, _OpenedRun] = {}
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Open a span of Prefactor, and a run if there is none.
+
+        Raises :class:`~prefactor_core.PrefactorTerminatedError` if the run was terminated.
+        """
+        try:
+            self._start(span)
+        except PrefactorTerminatedError:
+            raise
+        except Exception as error:
+            self._log(error)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """End the span, and the run that it has opened."""
+        try:
+            if span.context is not None:
+                key = _key(span.context)
+                ended = self._open.pop(key, None)
+                if ended is not None:
+                    self._end(key, ended, span)
+        except Exception as error:
+            self._log(error)
+
+    def shutdown(self) -> None:
+        """End all open spans, and the runs that they have opened, as cancelled. Nothing is recorded
+        from now on. The client delivers what was recorded when its own scope is left."""
+        self._is_shut_down = True
+        for key in reversed(list(self._open)):  # children before their parents
+            self._give_up(key)
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Return whether everything recorded so far is delivered, after at most ``timeout_millis``.
+
+        In the thread of the client's event loop this cannot wait, and returns at once.
+        """
+        try:
+            recorder = self._recorder()
+            if recorder is None or self._client.statistics().pending == 0:
+                return True
+            if recorder.event_loop.is_here:
+                return False
+            return self._flush(recorder, timeout_millis / 1_000)
+        except Exception as error:
+            self._log(error)
+            return False
+
+    def _flush(self, recorder: Recorder, seconds: float) -> bool:
+        flushed = threading.Event()
+
+        async def flush() -> None:
+            with suppress(PrefactorCoreError), anyio.move_on_after(seconds) as time:
+                await self._client.flush()
+            if not time.cancelled_caught:
+                flushed.set()
+
+        loop = recorder.event_loop
+        loop.run_soon(partial(loop.spawn, flush, "PrefactorSpanProcessor.force_flush", _nothing))
+        return flushed.wait(seconds)
+
+    def _recorder(self) -> Recorder | None:
+        """The recorder of the open client; None if nothing can be recorded."""
+        try:
+            recorder = self._client.span_manager.recorder
+        except PrefactorCoreError:
+            return None
+        return None if recorder.closed or not recorder.records else recorder
+
+    def _start(self, source: Span) -> None:
+        context = source.context
+        if context is None or not context.trace_flags.sampled or self._is_shut_down:
+            return
+        recorder = self._recorder()
+        if recorder is None:
+            return
+        opened: _OpenedRun | None = None
+        run, parent_id = self._parent(recorder, source.parent)
+        if run is None:
+            run = self._current_run(recorder)
+        if run is None:
+            opened = self._open_run(source)
+            if opened is None:
+                return
+            run = self._client.span_manager.run_of(opened.handle.id)
+        span = ForeignSpan(recorder, run, new_span_id(run), parent_id, source)
+        try:
+            recorder.open(span, detached=True)
+        except BaseException:
+            if opened is not None:
+                self._runs.pop(run.recorded_id, None)
+                opened.handle.finish_nowait("cancelled")
+            raise
+        span.created_at = to_time(source.start_time) or span.created_at
+        if opened is not None:
+            opened.root = span
+        self._open[_key(context)] = span
+        while len(self._open) > _MOST_OPEN:
+            with suppress(RuntimeError):  # another thread changed it at the same time
+                self._give_up(next(iter(self._open)))
+                self.spans_given_up += 1
+
+    def _parent(
+        self, recorder: Recorder, context: ForeignContext | None
+    ) -> tuple[RunIdentity | None, str | None]:
+        """The run and the id of a parent that this processor has recorded."""
+        if context is None:
+            return None, None
+        key = _key(context)
+        parent = self._open.get(key)
+        if parent is not None and parent.recorder is recorder and parent.status in OPEN:
+            return parent.run, parent.recorded_id
+        run, id = self._ended.get(key, (None, None))
+        if run is None or (run.termination.over and run.termination.reason is None):
+            return None, None
+        return run, id
+
+    def _current_run(self, recorder: Recorder) -> RunIdentity | None:
+        """The run of the calling context, if it is one of the client."""
+        handle = current_instance()
+        if handle is not None and handle.recorder is recorder:
+            return self._client.span_manager.run_of(handle.id)
+        for span in SpanContextStack.open_spans():
+            if isinstance(span, SpanContext) and span.recorder is recorder:
+                return span.run
+        return None
+
+    def _open_run(self, source: Span) -> _OpenedRun | None:
+        """Open a run for a root span; None if this is none of an agent."""
+        if SpanContextStack.peek() == OWN_REQUEST:
+            return None  # its delivery would be the next one
+        if any(key.startswith(_PLUMBING) for key in source.attributes or ()):
+            return None
+        version = self._agent_version
+        if version is None:
+            resource = source.resource.attributes
+            name, number = resource.get("service.name"), resource.get("service.version")
+            version = {"name": name or "OpenTelemetry", "external_identifier": number or "otel"}
+        handle = self._client.create_agent_instance_nowait(
+            self._agent_id, version, environment_id=self._environment_id
+        )
+        opened = _OpenedRun(handle)
+        instances = self._client.instance_manager
+        self._runs[instances.identity(handle.id).recorded_id] = opened
+        instances.start(handle.id, at=to_time(source.start_time))
+        return opened
+
+    def _end(self, key: _Key, span: ForeignSpan, source: ReadableSpan) -> None:
+        if span.recorder.event_loop.is_forked or span.status not in OPEN:
+            return
+        span.read_end(source)
+        self._ended[key] = span.run, span.recorded_id
+        _keep_last(self._ended, _MOST_ENDED)
+        if not self._hold(span):
+            self._tell(span)
+        self._end_run(span)
+
+    def _hold(self, span: ForeignSpan) -> bool:
+        """Keep an ended span until its parent is recorded, if that waits for its own end."""
+        parent = span.parent
+        if not isinstance(parent, ForeignSpan):
+            return False
+        with span.recorder.event_loop.lock:
+            if not parent.waits_for_result:
+                return False
+            if len(parent.waiting) < _MOST_WAITING:
+                parent.waiting.append(span)
+                return True
+        # Too many: record the parent as it is.
+        parent.recorder.start(parent, None, parent.created_at)
+        self._tell_waiting(parent)
+        return False
+
+    def _tell(self, span: ForeignSpan) -> None:
+        """Record the end of a span, and then the spans that have waited for that."""
+        around: SpanRecord | None = span.parent
+        while isinstance(around, ForeignSpan):
+            around.refresh()
+            around = around.parent
+        span.end()
+        self._tell_waiting(span)
+
+    def _tell_waiting(self, span: ForeignSpan) -> None:
+        parents = [span]
+        for parent in parents:  # the list grows meanwhile
+            # Under the lock: another thread may add one, unless it sees that the span has ended.
+            with span.recorder.event_loop.lock:
+                ended, parent.waiting = parent.waiting, []
+            for each in ended:
+                each.end()
+            parents += ended
+
+    def _end_run(self, span: ForeignSpan) -> None:
+        """End the run that a root span has opened, once all its spans have ended."""
+        opened = self._runs.get(span.instance_id)
+        if opened is None:
+            return
+        if opened.root is span:
+            opened.outcome = span.outcome
+        if opened.outcome is not None and span.instance_id not in span.recorder.index.by_run:
+            self._runs.pop(span.instance_id, None)
+            terminated = opened.handle.terminated is not None
+            opened.handle.finish_nowait("cancelled" if terminated else opened.outcome)
+
+    def _give_up(self, key: _Key) -> None:
+        """End an open span as cancelled."""
+        span = self._open.pop(key, None)
+        if span is None or span.recorder.event_loop.is_forked:
+            return
+        self._ended[key] = span.run, span.recorded_id
+        span.outcome = "cancelled"
+        try:
+            span.recorder.end(span, "cancelled")
+            self._tell_waiting(span)
+            self._end_run(span)
+        except Exception as error:
+            self._log(error)
+
+    def _log(self, error: Exception) -> None:
+        self._problems += 1
+        if self._problems & (self._problems - 1) == 0:  # the first, the second, the fourth...
+            message = "a span of OpenTelemetry could not be recorded (number %d)"
+            log(logger, logging.WARNING, message, self._problems, error=error)
+
+
+def _key(context: ForeignContext) -> _Key:
+    return context.trace_id, context.span_id
+
+
+def _keep_last(kept: dict[_Key, V], most: int) -> None:
+    while len(kept) > most:
+        with suppress(RuntimeError, StopIteration):  # another thread changed it at the same time
+            kept.pop(next(iter(kept)), None)
+
+
+def _nothing() -> None: ...

@@ -1,0 +1,345 @@
+"""The dialects: recorded spans of real instrumentations, and attributes by the tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.trace import Status, StatusCode
+from support.cases import for_each
+from support.tracing import Tracing, tracing
+
+from prefactor_core.otel.reading import _DIALECTS, read
+from prefactor_core.otel.steps import fields_of, to_step
+
+RECORDED = Path(__file__).parent / "recorded"
+NAMES = sorted(path.stem for path in RECORDED.glob("*.json"))
+
+
+def replay(t: Tracing, recorded: list[dict[str, Any]], id: int | None = None) -> None:
+    """Emit the recorded spans again, with their attributes when they were set."""
+    spans = [entry for entry in recorded if entry["ids"][1] == id]
+    for entry in spans:
+        span = t.scoped(entry["scope"]).start_span(entry["name"], attributes=entry["start"])
+        with trace.use_span(span):
+            replay(t, recorded, entry["ids"][0])
+        span.set_attributes(entry["end"])
+        for name, attributes in entry["events"]:
+            span.add_event(name, attributes)
+        status, description = entry["status"]
+        if status != "UNSET":
+            span.set_status(Status(StatusCode[status], description))
+        span.end()
+
+
+def recorded(name: str, scenario: str) -> list[dict[str, Any]]:
+    found: dict[str, list[dict[str, Any]]] = json.loads((RECORDED / f"{name}.json").read_text())
+    return found[scenario]
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_recorded_agent_is_recorded_whole(name: str) -> None:
+    async with tracing() as t:
+        replay(t, recorded(name, "asked"))
+    spans = [span for span in t.run.spans.values() if span.name != "otel:span"]
+    assert {span.status for span in spans} == {"complete"}
+    calls = [span for span in spans if span.name == "agent:llm_call"]
+    assert {call.payload["model"] for call in calls} == {"small-1"}
+    assert {call.payload["token_usage"]["total_tokens"] for call in calls} == {16}
+    question = calls[0].payload["messages"][-1]
+    assert (question["role"], question["content"]) == ("user", "How high is K2?")
+    asked = calls[0].result["tool_calls"][0]
+    assert (asked["name"], asked["arguments"]) == ("height", {"mountain": "K2"})
+    assert calls[-1].result["response"].strip() == "8611 m"
+    tool = t.run.named("agent:tool_call")
+    assert tool.payload["tool"] == "height"
+    if "arguments" in tool.payload:  # OpenLLMetry has no instrumentation of tools
+        assert list(tool.payload["arguments"].values()) == ["K2"]
+        assert "8611" in str(tool.result["output"])
+    others = [span for span in t.run.spans.values() if span.name != "agent:llm_call"]
+    names = [str(span.payload.get("agent", span.payload.get("name"))) for span in others]
+    assert any("climber" in name for name in names)
+    assert not any("token_usage" in (span.payload | (span.result or {})) for span in others)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if recorded(name, "failing")])
+async def test_a_recorded_failure_is_the_error_of_its_tool(name: str) -> None:
+    async with tracing() as t:
+        replay(t, recorded(name, "failing"))
+    tool = t.run.named("agent:tool_call")
+    assert tool.status == "failed"
+    assert "unknown mountain Olymp" in tool.result["error"]["message"]
+
+
+class Event:
+    def __init__(self, name: str, attributes: Mapping[str, object]) -> None:
+        self.name, self.attributes, self.timestamp = name, attributes, 1
+
+
+MESSAGE = '[{"role": "user", "parts": [{"type": "text", "content": "Hi"}]}]'
+ANSWER = '[{"role": "assistant", "parts": [{"type": "text", "content": "Yes"}]}]'
+
+# Name and scope of a span, its attributes, its events, and what is recorded of it.
+CASES: list[tuple[str, str, dict[str, Any], list[Event], dict[str, Any], dict[str, Any]]] = [
+    (
+        "chat small-1",  # by the current conventions
+        "any",
+        {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.request.model": "small-1",
+            "gen_ai.provider.name": "openai",
+            "gen_ai.request.temperature": 0.5,
+            "gen_ai.request.max_tokens": 100,
+            "gen_ai.system_instructions": '[{"type": "text", "content": "Be brief"}]',
+            "gen_ai.input.messages": MESSAGE,
+            "gen_ai.output.messages": ANSWER,
+            "gen_ai.response.finish_reasons": ("stop",),
+            "gen_ai.response.model": "small-1-0125",
+            "gen_ai.response.time_to_first_chunk": 0.25,
+            "gen_ai.usage.input_tokens": 7,
+            "gen_ai.usage.output_tokens": 2,
+            "gen_ai.usage.cache_read.input_tokens": 4,
+            "gen_ai.usage.cache_creation.input_tokens": 1,
+            "gen_ai.usage.reasoning.output_tokens": 1,
+        },
+        [],
+        {
+            "model": "small-1",
+            "provider": "openai",
+            "temperature": 0.5,
+            "max_tokens": 100,
+            "system": "Be brief",
+            "messages": [{"role": "user", "content": "Hi"}],
+        },
+        {
+            "response": "Yes",
+            "finish_reason": "stop",
+            "model": "small-1-0125",
+            "time_to_first_token": 0.25,
+            "token_usage": {
+                "prompt_tokens": 7,
+                "completion_tokens": 2,
+                "total_tokens": 9,
+                "cache_read_tokens": 4,
+                "cache_write_tokens": 1,
+                "reasoning_tokens": 1,
+            },
+        },
+    ),
+    (
+        "chat",  # with messages as events, as of Strands
+        "strands.telemetry.tracer",
+        {"gen_ai.operation.name": "chat", "gen_ai.request.model": "small-1"},
+        [
+            Event("gen_ai.system.message", {"content": "Be brief"}),
+            Event("gen_ai.user.message", {"content": '[{"text": "Hi"}]'}),
+            Event("gen_ai.choice", {"finish_reason": "end_turn", "message": '[{"text": "Yes"}]'}),
+        ],
+        {
+            "messages": [
+                {"role": "system", "content": "Be brief"},
+                {"role": "user", "content": "Hi"},
+            ]
+        },
+        {"response": "Yes", "finish_reason": "end_turn"},
+    ),
+    (
+        "execute_tool height",
+        "strands.telemetry.tracer",
+        {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "height"},
+        [
+            Event("gen_ai.tool.message", {"role": "tool", "content": '{"mountain": "K2"}'}),
+            Event("gen_ai.choice", {"message": '[{"text": "8611"}]'}),
+        ],
+        {"tool": "height", "arguments": {"mountain": "K2"}},
+        {"output": "8611"},
+    ),
+    (
+        "openai.chat",  # with indexed attributes, as of OpenLLMetry until 2025
+        "opentelemetry.instrumentation.openai.v1",
+        {
+            "llm.request.type": "chat",
+            "gen_ai.system": "OpenAI",
+            "gen_ai.request.model": "small-1",
+            "gen_ai.prompt.1.role": "user",
+            "gen_ai.prompt.1.content": "Hi",
+            "gen_ai.prompt.0.role": "system",
+            "gen_ai.prompt.0.content": "Be brief",
+            "gen_ai.completion.0.role": "assistant",
+            "gen_ai.completion.0.finish_reason": "tool_calls",
+            "gen_ai.completion.0.tool_calls.0.name": "height",
+            "gen_ai.completion.0.tool_calls.0.arguments": '{"mountain": "K2"}',
+            "llm.request.functions.0.name": "height",
+            "gen_ai.usage.prompt_tokens": 7,
+            "gen_ai.usage.completion_tokens": 2,
+            "llm.usage.total_tokens": 10,
+        },
+        [],
+        {
+            "model": "small-1",
+            "messages": [
+                {"role": "system", "content": "Be brief"},
+                {"role": "user", "content": "Hi"},
+            ],
+            "tools": [{"name": "height"}],
+        },
+        {
+            "tool_calls": [{"name": "height", "arguments": {"mountain": "K2"}}],
+            "finish_reason": "tool_calls",
+            "token_usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 10},
+        },
+    ),
+    (
+        "ChatCompletion",
+        "openinference.instrumentation.openai",
+        {
+            "openinference.span.kind": "LLM",
+            "llm.model_name": "small-1",
+            "llm.invocation_parameters": '{"temperature": 0.5, "max_tokens": 100}',
+            "llm.input_messages.0.message.role": "user",
+            "llm.input_messages.0.message.contents.0.message_content.type": "text",
+            "llm.input_messages.0.message.contents.0.message_content.text": "Hi",
+            "llm.output_messages.0.message.role": "assistant",
+            "llm.output_messages.0.message.tool_calls.0.tool_call.id": "call-1",
+            "llm.output_messages.0.message.tool_calls.0.tool_call.function.name": "height",
+            "llm.output_messages.0.message.tool_calls.0.tool_call.function.arguments": "{}",
+            "llm.tools.0.tool.json_schema": '{"name": "height"}',
+            "input.value": '{"messages": []}',
+            "output.value": "{}",
+            "llm.token_count.prompt": 7,
+            "llm.token_count.completion": 2,
+            "llm.token_count.total": 9,
+            "llm.token_count.prompt_details.cache_read": 4,
+        },
+        [],
+        {
+            "model": "small-1",
+            "temperature": 0.5,
+            "messages": [{"role": "user", "content": "Hi"}],
+            "tools": [{"name": "height"}],
+        },
+        {
+            "tool_calls": [{"id": "call-1", "name": "height", "arguments": {}}],
+            "token_usage": {
+                "prompt_tokens": 7,
+                "completion_tokens": 2,
+                "total_tokens": 9,
+                "cache_read_tokens": 4,
+            },
+        },
+    ),
+    (
+        "retriever",
+        "openinference.instrumentation.llama_index",
+        {
+            "openinference.span.kind": "RETRIEVER",
+            "input.value": "high mountains",
+            "retrieval.documents.0.document.id": "d1",
+            "retrieval.documents.0.document.content": "K2",
+            "retrieval.documents.0.document.score": 0.9,
+        },
+        [],
+        {"query": "high mountains"},
+        {"documents": [{"id": "d1", "text": "K2", "score": 0.9}]},
+    ),
+    (
+        "call_llm",
+        "gcp.vertex.agent",
+        {
+            "gen_ai.system": "gcp.vertex.agent",
+            "gen_ai.request.model": "small-1",
+            "gcp.vertex.agent.llm_request": '{"contents": ["Hi"]}',
+            "gcp.vertex.agent.llm_response": '{"content": "Yes"}',
+            "gen_ai.usage.input_tokens": 7,
+        },
+        [],
+        {"model": "small-1", "prompt": '{"contents": ["Hi"]}'},
+        {"response": '{"content": "Yes"}'},
+    ),
+    (
+        "execute_tool height",
+        "gcp.vertex.agent",
+        {
+            "gen_ai.operation.name": "execute_tool",
+            "gen_ai.tool.name": "height",
+            "gcp.vertex.agent.tool_call_args": '{"mountain": "K2"}',
+            "gcp.vertex.agent.tool_response": '{"result": "8611"}',
+        },
+        [],
+        {"tool": "height", "arguments": {"mountain": "K2"}},
+        {"output": {"result": "8611"}},
+    ),
+    (
+        "function_tool",
+        "livekit-agents",
+        {
+            "lk.function_tool.name": "height",
+            "lk.function_tool.id": "call-1",
+            "lk.pii.function_tool.arguments": '{"mountain": "K2"}',
+            "lk.pii.function_tool.output": "8611",
+        },
+        [],
+        {"tool": "height", "call_id": "call-1", "arguments": {"mountain": "K2"}},
+        {"output": "8611"},
+    ),
+    (
+        "ChatOpenAI",
+        "langsmith",
+        {
+            "langsmith.span.kind": "llm",
+            "gen_ai.operation.name": "chat",
+            "gen_ai.request.model": "small-1",
+            "gen_ai.prompt": '{"messages": [{"role": "user", "content": "Hi"}]}',
+            "gen_ai.completion": "Yes",
+        },
+        [],
+        {"messages": [{"role": "user", "content": "Hi"}]},
+        {"response": "Yes"},
+    ),
+    (
+        "height.tool",
+        "traceloop.tracer",
+        {
+            "traceloop.span.kind": "tool",
+            "traceloop.entity.name": "height",
+            "traceloop.entity.input": '{"args": ["K2"]}',
+            "traceloop.entity.output": '"8611"',
+        },
+        [],
+        {"tool": "height", "arguments": {"args": ["K2"]}},
+        {"output": "8611"},
+    ),
+]
+
+
+@for_each(
+    "name, scope, attributes, events, payload, result", CASES, ids=[str(i) for i in range(99)]
+)
+def test_the_tables_give_payload_and_result(
+    name: str,
+    scope: str,
+    attributes: dict[str, Any],
+    events: list[Event],
+    payload: dict[str, Any],
+    result: dict[str, Any],
+) -> None:
+    params, outcome = to_step(name, read(name, scope, attributes, events))
+    given, found = fields_of(params), fields_of(outcome)
+    assert {key: given.get(key) for key in payload} == payload
+    assert {key: found.get(key) for key in result} == result
+
+
+def test_no_attribute_stands_in_two_tables() -> None:
+    keys = [key for dialect in _DIALECTS for key in (*dialect.facts, *dialect.kinds)]
+    assert len(keys) == len(set(keys))
+
+
+def test_what_no_table_has_stays_among_the_attributes() -> None:
+    attributes = {"gen_ai.operation.name": "execute_tool", "gen_ai.usage.input_tokens": 3, "my": 1}
+    facts = read("tool", "any", attributes)
+    to_step("tool", facts)
+    assert facts.rest() == {"gen_ai.usage.input_tokens": 3, "my": 1}
