@@ -282,16 +282,14 @@ class PrefactorSpanProcessor(SpanProcessor):
                 parent.waiting.append(span)
                 return True
         # Too many: record the parent as it is.
+        _refresh(parent)
         parent.recorder.start(parent, None, parent.created_at)
         self._tell_waiting(parent)
         return False
 
     def _tell(self, span: ForeignSpan) -> None:
         """Record the end of a span, and then the spans that have waited for that."""
-        around: SpanRecord | None = span.parent
-        while isinstance(around, ForeignSpan):
-            around.refresh()
-            around = around.parent
+        _refresh(span.parent)
         span.end()
         self._tell_waiting(span)
 
@@ -325,6 +323,7 @@ class PrefactorSpanProcessor(SpanProcessor):
         self._ended[key] = span.run, span.recorded_id
         span.outcome = "cancelled"
         try:
+            _refresh(span)
             span.recorder.end(span, "cancelled")
             self._tell_waiting(span)
             self._end_run(span)
@@ -340,6 +339,13 @@ class PrefactorSpanProcessor(SpanProcessor):
 
 def _key(context: ForeignContext) -> _Key:
     return context.trace_id, context.span_id
+
+
+def _refresh(span: SpanRecord | None) -> None:
+    """Read a span and those around it again, before they are recorded."""
+    while isinstance(span, ForeignSpan):
+        span.refresh()
+        span = span.parent
 
 
 def _keep_last(kept: dict[_Key, V], most: int) -> None:

@@ -437,6 +437,7 @@ async def test_what_is_open_when_the_client_closes_ends_with_it() -> None:
     child.end()
     root.end()
     assert t.run.shape[1] == [("agent:run", "cancelled", [("agent:llm_call", "cancelled", [])])]
+    assert t.run.named("agent:run").payload["agent"] == "Climber"
 
 
 async def test_shutdown_ends_what_is_open_and_nothing_is_recorded_after_it() -> None:
@@ -452,6 +453,8 @@ async def test_shutdown_ends_what_is_open_and_nothing_is_recorded_after_it() -> 
         "cancelled",
         [("agent:run", "cancelled", [("agent:llm_call", "cancelled", [])])],
     )
+    assert t.run.named("agent:run").payload["agent"] == "Climber"
+    assert t.run.named("agent:llm_call").payload["model"] == "small-1"
 
 
 async def test_force_flush_waits_in_other_threads_only() -> None:
