@@ -119,7 +119,7 @@ async def main() -> None:
     except PrefactorApiError as error:
         print("the API refuses the run:", error.status_code, error.code)
     finally:
-        await client.close()
+        await client.close()  # noqa: ASYNC102 - it is shielded itself
     print(f"lost operations: {client.statistics().lost}")
 
 
