@@ -56,7 +56,6 @@ sent before its end, because of ``start()`` or a child, they are in the result a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Final
 
 from msgspec import Struct, field
@@ -269,12 +268,6 @@ _CALLED: Final = (
     "{{call.name}}{{call.function.name}}{% endfor %}"
 )
 """The names of the tools that a model calls, in either of the usual forms."""
-
-
-@cache
-def default_registry() -> SchemaRegistry:
-    """Return the registry of all clients that are given none. Add nothing to it."""
-    return standard_types()
 
 
 def standard_types() -> SchemaRegistry:

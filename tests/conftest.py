@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-# Else the first client to open imports it in a thread, which no test on virtual time may wait for.
+# Else the first client to open imports these in a thread: no test on virtual time may wait for it.
+import prefactor_core.client.default_types
 import prefactor_core.client.scope  # noqa: F401
 
 pytest_plugins = ["pytester"]

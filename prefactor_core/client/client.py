@@ -190,6 +190,8 @@ class PrefactorCoreClient(ClientAliases, RecordingClient):
             from prefactor_core.client.scope import ClientScope
 
             config, asgi_app = captured(self._config, self._asgi_app)
+            if config.schema_registry is None:
+                await import_in_thread("prefactor_core.client.default_types")
             return await ClientScope.open(config, self._queue, asgi_app, lambda: self._sdk_entry)
         from prefactor_core.client.disabled import DisabledScope
 

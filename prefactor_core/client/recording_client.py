@@ -23,13 +23,14 @@ from prefactor_core.schema_registry import Schema
 from prefactor_core.schema_registry.schema_version import choose_schema_version
 
 if TYPE_CHECKING:
-    from prefactor_core import managers, span_types
+    from prefactor_core import managers
     from prefactor_core.agent import propagation
+    from prefactor_core.client import default_types
     from prefactor_core.recording import quality
 else:
     managers = LazyModule("prefactor_core.managers")
     propagation = LazyModule("prefactor_core.agent.propagation")
-    span_types = LazyModule("prefactor_core.span_types")
+    default_types = LazyModule("prefactor_core.client.default_types")
     quality = LazyModule("prefactor_core.recording.quality")
 
 
@@ -226,7 +227,7 @@ class RecordingClient(RecordingById, Uncopyable):
     ) -> Schema:
         if given is not None:
             return choose_schema_version(agent_id, given, external_id)
-        registry = self.config.schema_registry or span_types.default_registry()
+        registry = self.config.schema_registry or default_types.DEFAULT_TYPES
         # Most programs use one version for all runs, and choosing it is slow.
         key = registry, registry.revision, agent_id, external_id
         if self._chosen is None or self._chosen[0] != key:

@@ -39,14 +39,14 @@ from prefactor_core.recording.quality import QualityManager
 from prefactor_core.recording.recorder import Recorder
 from prefactor_core.recording.run_end import finish_open_runs
 from prefactor_core.recording.span_manager import SpanManager
-from prefactor_core.span_types import default_registry
 
 if TYPE_CHECKING:
     from prefactor_core.api.client import ApiClient, AsgiApp
-    from prefactor_core.client import journaling
+    from prefactor_core.client import default_types, journaling
     from prefactor_core.schema_registry.payload_check import PayloadChecks
 
 else:
+    default_types = LazyModule("prefactor_core.client.default_types")
     journaling = LazyModule("prefactor_core.client.journaling")
 
 logger = logging.getLogger("prefactor_core.client")
@@ -96,7 +96,7 @@ class ClientScope:
             exporter.identities,
             capture,
             self.instance_manager.begin,
-            config.schema_registry or default_registry(),
+            config.schema_registry or default_types.DEFAULT_TYPES,
         )
         self.span_manager = SpanManager(self.recorder, exporter.identities)
         self.quality_manager = QualityManager(self.recorder)

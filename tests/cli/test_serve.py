@@ -174,7 +174,7 @@ def test_the_slow_demo_that_is_interrupted_ends_its_run_as_cancelled(
         run_id = server.url().rpartition("/")[2]
         assert server.stop() == 0
         assert server.rest() == []
-    _, shown, _ = run_here("show", "research", cwd=tmp_path)
+    _, shown, _ = run_here("show", "trip-planner", cwd=tmp_path)
     assert f"agent instance {run_id}  cancelled" in shown
 
 
