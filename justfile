@@ -16,8 +16,8 @@ not_here := "ASYNC100,ASYNC124,ASYNC127,ASYNC9"
 # ASYNC103, ASYNC104: workers survive what was not meant for them; what is raised in a thread of
 # ours is handed to the caller, and what leaves a cancel scope to who leaves that.
 survivors := "prefactor_core/agent/cancellation.py:ASYNC103,ASYNC104 prefactor_core/queue/workers.py:ASYNC103,ASYNC104 prefactor_core/client/loop_thread.py:ASYNC103,ASYNC104 prefactor_core/export/termination.py:ASYNC103 prefactor_core/payloads/timebox.py:ASYNC103,ASYNC104 prefactor_core/queue/daemon_thread.py:ASYNC103"
-# The rooms whose code waits, sends, or holds threads and signals: what another loop could break.
-on_a_loop := "tests/agent tests/client tests/processes/test_signals.py tests/queue"
+# The code that waits, sends, or holds threads and signals: what another loop could break.
+on_a_loop := "tests/agent/test_generators.py tests/agent/test_runs_in_threads.py tests/agent/test_turns.py tests/client tests/processes/test_signals.py tests/queue"
 # What calls anyio (queue), httpx (api) and msgspec (the stored answers, the capture of values,
 # schemas from types) itself, and two properties that go through all of them, the client included.
 on_dependencies := "tests/api tests/local/test_bulk.py tests/local/test_states.py tests/payloads/test_capture.py tests/properties/test_delivery_machine.py tests/properties/test_outcomes.py tests/queue tests/schema_registry/test_type_schema.py"
