@@ -7,8 +7,8 @@ export PYTHONDONTWRITEBYTECODE := ""
 
 venv := ".venv"
 python := venv / "bin/python"
-# On all processors; who is done takes over what waits for another.
-parallel := "-n auto --dist worksteal"
+# One more than processors, as some tests wait; who is done takes over what waits for another.
+parallel := "-n $(( $(getconf _NPROCESSORS_ONLN) + 1 )) --dist worksteal"
 
 # ASYNC124: what a framework awaits is async also without an await. ASYNC127: httpx is given.
 # ASYNC100: ruff looks for that. Disabled, a rule costs no time, which is most of what this takes.

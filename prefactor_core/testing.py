@@ -15,7 +15,7 @@ from msgspec import Struct, field
 
 # Imported here: the first client to open would import it in a thread, and no test on virtual time
 # may wait for a thread.
-import prefactor_core.client.default_types  # noqa: F401
+import prefactor_core.client.default_types  # noqa: F401 # pyright: ignore[reportUnusedImport]
 from prefactor_core.agent.run_html import SpanLine, run_html
 from prefactor_core.client import PrefactorCoreClient
 from prefactor_core.client.captures import NOWHERE, capturing
