@@ -237,9 +237,13 @@ def test_ctrl_c_at_the_end_of_the_program_breaks_the_drain_off() -> None:
                 break
             except subprocess.TimeoutExpired:
                 continue
-    # The first one may come before the handlers of the interpreter's end do.
+    # The first one may come before the handlers of the interpreter's end do, which finish the run.
     assert process.returncode in (0, 1, -signal.SIGINT)
-    assert errors.splitlines().count(LOST) == 1
+    balances = [
+        line for line in errors.splitlines() if "Prefactor operations were not deliv" in line
+    ]
+    assert len(balances) == 1
+    assert balances[0] == LOST or "1 of 4" in balances[0]
 
 
 def test_leaving_does_not_wait_for_a_thread_that_is_stuck() -> None:
