@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,10 @@ class RedisProcess:
         while not Path(self.path).exists():
             assert time.monotonic() < until
             time.sleep(0.005)
+
+    def start_soon(self) -> None:
+        """Start again, in a while."""
+        threading.Timer(0.7, self.start).start()
 
     def kill(self) -> None:
         if self._process is not None:
