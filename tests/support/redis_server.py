@@ -37,7 +37,10 @@ class RedisServerProcess:
         """Start it; return when it answers, with what it had on the disk."""
         assert self._process is None, "it runs"
         ours = ("--port", "0", "--unixsocket", str(self.socket), "--dir", str(self._folder))
-        kept = ("--appendonly", "yes", "--appendfsync", "everysec", "--save", "")
+        # "no" writes before each answer, and leaves it to the system when it goes to the disk. With
+        # "everysec" an answer does not wait for the write while an earlier sync takes its time.
+        kept = ("--appendonly", "yes", "--appendfsync", "no", "--save", "")
+        kept += ("--auto-aof-rewrite-percentage", "0")
         log = ("--logfile", str(self._folder / "redis.log"))
         try:
             self._process = subprocess.Popen(["redis-server", *ours, *kept, *log, *self._options])
@@ -88,6 +91,17 @@ class RedisServerProcess:
             connection.sendall(b"*%d\r\n%b" % (len(parts), b"".join(parts)))
             with connection.makefile("rb") as answer:
                 return _read(answer)
+
+    def written(self, command: str) -> list[list[bytes]]:
+        """The words of every ``command`` that has ever changed the data, oldest first."""
+        commands: list[list[bytes]] = []
+        for path in sorted(self._folder.glob("appendonlydir/*.incr.aof")):
+            with path.open("rb") as file:
+                while line := file.readline():
+                    words = [_read_word(file) for _ in range(int(line[1:]))]
+                    if words[0].upper() == command.encode():
+                        commands.append(words)
+        return commands
 
     def log(self) -> str:
         """What the server has written to its log."""
@@ -146,6 +160,12 @@ def _read(answer: Any) -> Any:
             size = int(rest)
             return None if size < 0 else [_read_nested(answer) for _ in range(size)]
     raise AssertionError(f"unknown answer {line!r}")
+
+
+def _read_word(file: Any) -> bytes:
+    size = int(file.readline()[1:])
+    word: bytes = file.read(size + 2)[:-2]
+    return word
 
 
 def _read_nested(answer: Any) -> Any:
