@@ -83,11 +83,10 @@ _MOST_ERROR_BYTES: Final = 256 * 1024
 class ApiClient:
     """The Prefactor API; ``async with ApiClient(config, sdk_header) as api``.
 
-    Every method makes one attempt and raises a
-    :class:`~prefactor_core.exceptions.PrefactorApiError` if that fails. ``asgi_app``: an
-    application inside this process that takes the calls; no socket is opened then.
+    Every method makes one attempt and raises a :class:`~prefactor_core.PrefactorApiError` if that
+    fails. ``asgi_app``: an application inside this process that takes the calls, without a socket.
     ``sdk_header``: returns the packages that record, for the header ``X-Prefactor-SDK`` of each
-    request; None for a reader.
+    request; None for a reader. ``receiver``: its name in log lines.
     """
 
     def __init__(
@@ -96,6 +95,7 @@ class ApiClient:
         sdk_header: Callable[[], str] | None,
         asgi_app: AsgiApp | None = None,
     ) -> None:
+        self.receiver = "the Prefactor API"
         self._config = config
         self._sdk_header = sdk_header
         self._asgi_app = asgi_app
