@@ -153,7 +153,10 @@ class Sender:
     def _handle_refusal(self, item: BatchItem, operation: Operation, error: Exception) -> bool:
         """Change or drop an item as the answer to it alone says; return whether it says so."""
         kind = classify(operation, error)
-        if kind is FailureKind.ID_REFUSED and item.given_id and not self.limits.took_given_id:
+        registration = item.operation
+        if kind is FailureKind.ID_REFUSED and isinstance(registration, RegisterAgentInstance):
+            item.operation, item.failed_in_bulk = registration.without_id(), False
+        elif kind is FailureKind.ID_REFUSED and item.given_id and not self.limits.took_given_id:
             self.completion.api_makes_ids()
             item.given_id = item.failed_in_bulk = False  # the id was the reason
         elif kind is FailureKind.PARENT_REFUSED:
