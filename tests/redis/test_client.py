@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import anyio
@@ -27,8 +30,18 @@ from prefactor_core.operations import (
 )
 from prefactor_core.operations.identifiers import generate, partition_of, without_partition
 
+# coredis does not close the streams of a connection that could not be made.
+pytestmark = pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning")
+
 PARTITION = 12_345
 AGENT_LOGGERS = "prefactor_core"
+
+
+@pytest.fixture(autouse=True)
+def _streams_of_coredis() -> Iterator[None]:
+    """Collect them here, where their warnings are ignored, and not in another test."""
+    yield
+    gc.collect()
 
 
 def shape_of(operations: list[Operation]) -> list[str]:
@@ -43,7 +56,7 @@ def messages_with(caplog: pytest.LogCaptureFixture, text: str) -> list[tuple[int
 
 async def until(condition: Any) -> None:
     with anyio.fail_after(20):
-        while not await condition():
+        while not await condition():  # noqa: ASYNC110
             await anyio.sleep(0.02)
 
 
@@ -59,13 +72,13 @@ async def test_a_run_is_in_one_shard_in_its_order(redis: Any) -> None:
                 async with contents_of(redis.url) as contents:
                     (agent,) = await contents.agents()
             statistics = client.statistics()
-        assert (statistics.accepted, statistics.pending) == (34, 1)
+        assert (statistics.accepted, statistics.pending) == (35, 1)
     async with contents_of(redis.url) as contents:
         operations = await contents.operations()
         spans = [f"agent:{number}" for number in range(30)]
         begin, end = ["REGISTER_AGENT_INSTANCE", "START_AGENT_INSTANCE"], ["FINISH_AGENT_INSTANCE"]
-        # The root is reported by its first child.
-        assert shape_of(operations) == [*begin, "agent:run", *spans, "FINISH_SPAN", *end]
+        # The root was reported by its first child, and both operations met in one entry.
+        assert shape_of(operations) == [*begin, "agent:run", *spans, *end]
         assert await contents.agents() == {}
         ((shard, _),) = (await contents.by_shard()).items()
         assert {entry.agent for entry in await contents.entries(shard)} == {agent.decode()}
@@ -141,12 +154,8 @@ async def test_a_server_that_comes_late_gets_everything_in_order(
                 assert partition_of(run.id) == PARTITION
     async with contents_of(redis.url) as contents:
         operations = await contents.operations()
-    assert shape_of(operations) == [
-        "REGISTER_AGENT_INSTANCE",
-        "START_AGENT_INSTANCE",
-        *(f"agent:{number}" for number in range(11)),
-        "FINISH_AGENT_INSTANCE",
-    ]
+    begin, end = ["REGISTER_AGENT_INSTANCE", "START_AGENT_INSTANCE"], ["FINISH_AGENT_INSTANCE"]
+    assert shape_of(operations) == [*begin, *(f"agent:{n}" for n in range(11)), *end]
     assert client.statistics().lost == 0
     ((level, began),) = messages_with(caplog, "does not take operations")
     assert level == logging.WARNING
@@ -167,10 +176,14 @@ async def test_a_server_that_was_killed_and_restarted_gets_the_rest(redis: Any) 
                         await client.flush()
                     if number == 40:
                         redis.kill()
-                        redis.start_soon()
+                        threading.Timer(0.7, redis.start).start()
     async with contents_of(redis.url) as contents:
         operations = await contents.operations()
-    assert shape_of(operations)[2:-1] == [f"agent:{number}" for number in range(100)]
+    begin, end = operations[:2], operations[-1]
+    assert shape_of(begin) == ["REGISTER_AGENT_INSTANCE", "START_AGENT_INSTANCE"]
+    assert isinstance(end, FinishAgentInstance)
+    # A span that was a probe in the outage may come after its siblings, as with an API.
+    assert {*shape_of(operations[2:-1])} == {f"agent:{number}" for number in range(100)}
     assert client.statistics().lost == 0
 
 
@@ -217,9 +230,7 @@ async def test_a_wrong_password_keeps_the_operations_and_says_so_once(
     async with contents_of(redis.url) as contents:
         await contents.do("ACL", "SETUSER", "agent", "on", ">another", "~*", "+@all")
         with anyio.fail_after(60):
-            async with open_prefactor(
-                api_url=url, registration_timeout=0.5, drain_timeout=30
-            ) as client:
+            async with open_prefactor(api_url=url, drain_timeout=30) as client:
                 async with client.agent_instance(**AGENT) as run:
                     with run.span("agent:tool"):
                         pass
@@ -234,7 +245,7 @@ async def test_a_wrong_password_keeps_the_operations_and_says_so_once(
     ((level, message),) = messages_with(caplog, "does not take operations")
     assert level == logging.ERROR
     assert "one-two-three" not in caplog.text
-    assert "WRONGPASS" in message
+    assert "invalid username-password pair" in message
 
 
 async def test_a_password_can_be_checked_at_the_opening(
@@ -262,11 +273,11 @@ async def test_a_command_that_the_acl_forbids_keeps_the_operations(
 ) -> None:
     url = redis.url.replace("unix://", "unix://agent:one@")
     async with contents_of(redis.url) as contents:
-        await contents.do("ACL", "SETUSER", "agent", "on", ">one", "~*", "+@all", "-xadd", "-evalsha")
+        await contents.do(
+            "ACL", "SETUSER", "agent", "on", ">one", "~*", "+@all", "-xadd", "-evalsha"
+        )
         with anyio.fail_after(60):
-            async with open_prefactor(
-                api_url=url, registration_timeout=0.5, drain_timeout=30
-            ) as client:
+            async with open_prefactor(api_url=url, drain_timeout=30) as client:
                 async with client.agent_instance(**AGENT):
 
                     async def is_reported() -> bool:
