@@ -21,6 +21,7 @@ from prefactor_core.exceptions import (
     PrefactorValueError,
 )
 from prefactor_core.queue.importing import import_in_thread
+from prefactor_core.relay.forked_sockets import leave_to_parent
 
 if TYPE_CHECKING:
     import coredis
@@ -84,6 +85,7 @@ class RedisServer:
         the block, and wrap its exception.
         """
         client = await self._make_client()
+        leave_to_parent(client)
         try:
             async with client:
                 self._client = client

@@ -180,6 +180,40 @@ anyio.run(main)
     assert len(agents) == 2
 
 
+@needs_fork
+def test_a_forked_child_that_goes_on_leaves_the_connection_to_its_parent(
+    redis: Any, tmp_path: Path
+) -> None:
+    run_without_client(
+        START % redis.url
+        + """
+parent = os.getpid()
+
+
+async def main():
+    async with open_prefactor(api_url=URL) as client:
+        async with client.agent_instance(**AGENT) as run:
+            await client.flush()
+            await anyio.sleep(0.2)  # the first heartbeat is over
+            child = os.fork()
+            if not child:
+                return
+            assert wait_for(child) == 0
+            with run.span("agent:tool"):
+                pass
+            with anyio.fail_after(20):
+                await client.flush()
+    assert client.statistics().delivered == 4 and not client.statistics().lost
+
+
+anyio.run(main)
+if os.getpid() != parent:
+    os._exit(0)
+""",
+        tmp_path,
+    )
+
+
 def test_commands_that_read_runs_ask_for_the_address_of_the_api(tmp_path: Path) -> None:
     done = run("-m", "prefactor_core", "runs", cwd=tmp_path, PREFACTOR_API_URL="redis://:pw@host")
     assert done.returncode != 0
