@@ -154,6 +154,8 @@ def relay_processes(
         for relay in relays.all:
             if relay.runs:
                 relay.kill()
+            # pytest shows it if the test fails.
+            sys.stdout.write(f"{relay.log.name}:\n{relay.said[-2000:]}\n")
 
 
 def the_command(redis: str, api_url: str) -> Callable[[str], Sequence[str]]:
