@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, cast
 
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
 
 from prefactor_core.exceptions.outcome import outcome_of
@@ -18,12 +20,14 @@ from prefactor_core.payloads.error_description import ErrorDescription
 from prefactor_core.recording.span_record import SpanRecord
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import ReadableSpan
-
+    from prefactor_core.agent.instance import AgentInstanceHandle
     from prefactor_core.export.identity import RunIdentity
     from prefactor_core.recording.recorder import Recorder
 
 _PENDING: Final = SpanStatus.PENDING
+
+# What an ended span has as its source: it may be kept as a parent, without its attributes.
+_FORGOTTEN: Final = ReadableSpan("", resource=Resource.get_empty())
 
 _LATEST: Final = 1 << 63
 
@@ -42,9 +46,14 @@ class ForeignSpan(SpanRecord):
     instrumentation sets all attributes at the end. What a span says after its create is in its
     result.
 
+    ``instance``: the handle of the run, unless a program opened that by its id only. ``opens_run``:
+    the run was opened for this span, and ends with it.
     ``waiting``: the ended spans whose creates wait for that of this span.
     ``outcome``: the way it ended.
     """
+
+    instance: AgentInstanceHandle | None = None
+    opens_run = False
 
     def __init__(
         self,
@@ -103,6 +112,13 @@ class ForeignSpan(SpanRecord):
     def end(self) -> None:
         """Record the end, at the time of the source's end."""
         self.recorder.end(self, self.outcome, None, self._ended_at())
+        self._source = _FORGOTTEN
+
+    def give_up(self) -> None:
+        """Record the end as cancelled, now."""
+        self.outcome = "cancelled"
+        self.recorder.end(self, "cancelled")
+        self._source, self._handled = _FORGOTTEN, None
 
     def end_of_run(self, outcome: Outcome, at: int | None) -> tuple[Outcome, int | None]:
         """Its own end, if that waits for the parent's."""
