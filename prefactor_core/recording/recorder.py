@@ -118,7 +118,7 @@ class Recorder(Uncopyable):
         Its parent is ``parent_span_id`` if given, else the innermost open span of the same run in
         this context, or the current one of another library if that is deeper. Its payload is
         captured now, so later changes of it do not matter. The first of several threads opens it.
-        ``holder``: the frame of the generator that holds it open. ``detached``: it is not innermost.
+        ``holder``: the frame of the generator that holds it open. ``detached``: not as innermost.
         """
         if self.interrupted is not None:
             self.end_interrupted()
