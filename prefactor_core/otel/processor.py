@@ -69,11 +69,17 @@ class PrefactorSpanProcessor(SpanProcessor):
     version ``agent_version``, by default the name and the version of the service in OpenTelemetry's
     resource; see :meth:`~prefactor_core.PrefactorCoreClient.create_agent_instance`.
 
+    Inside of a span, :func:`~prefactor_core.current_instance` is its run, if the program has opened
+    no run of its own. A span of this library (``@traced``, ``prefactor_core.span()``,
+    ``instance.span()``) is below the current span of OpenTelemetry, and one of OpenTelemetry below
+    the current span of this library, whichever is the inner one.
+
     A call of a model is recorded when it ends, with its tokens; any other span after
     ``report_after``, when one inside of it ends, or when it ends, whichever is first. Its payload
     is what the attributes say at that time, and what they say later is in its result. If an
     instrumentation sets its attributes at the end only (OpenInference for LangChain), the whole
-    tree is recorded when its root ends.
+    tree is recorded when its root ends. Around a span of this library, either kind is recorded when
+    that is, with what it said when that began.
 
     ``client`` may be of either kind. While it is closed or disabled, and in a fork of its process,
     nothing is recorded. Spans that are not sampled are not recorded. At most 10,000 spans are open
@@ -81,7 +87,8 @@ class PrefactorSpanProcessor(SpanProcessor):
 
     Nothing raises, with one exception: if Prefactor has terminated the run, the start of its next
     span raises :class:`~prefactor_core.PrefactorTerminatedError`, so that the instrumented code
-    stops.
+    stops. LangChain and OpenAI Agents swallow what their instrumentations raise. There, put
+    ``async with client.agent_instance(...)`` around the agent, which is cancelled then.
     """
 
     def __init__(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextvars
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry import trace
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.trace import Tracer
 from support.examples import examples
 from support.harness import AGENT, stored_runs, terminate
 from support.tracing import Problems, make_provider, tracing
@@ -24,7 +26,7 @@ import prefactor_core
 from prefactor_core import PrefactorTerminatedError, current_instance, current_span, traced
 from prefactor_core.context_stack.finders import finders
 from prefactor_core.otel import PrefactorSpanProcessor
-from prefactor_core.testing import open_recording
+from prefactor_core.testing import RecordedSpan, open_recording
 
 CHAT = {"gen_ai.operation.name": "chat", "gen_ai.request.model": "small-1"}
 AGENT_SPAN = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "Climber"}
@@ -293,52 +295,64 @@ async def test_nothing_is_asked_once_the_client_is_closed() -> None:
 
 # --- Any nesting
 
-Tree = list[Any]
-trees = st.recursive(
-    st.just([]),
-    lambda below: st.lists(
-        st.tuples(st.sampled_from(["ours", "otel", "begun"]), below), max_size=3
-    ),
-    max_leaves=12,
+Tree = list[tuple[str, "Tree"]]
+words = st.lists(
+    st.sampled_from(["ours", "traced", "otel", "otel", "again", "begun", "thread", "leave"]),
+    min_size=8,
+    max_size=40,
 )
 
 
 class Nesting:
-    """Opens a tree of spans of both kinds by blocks, in threads or not."""
+    """Plays words: each opens a block, of a span or in a thread, or leaves the innermost one.
 
-    def __init__(self, client: Any, tracer: Any) -> None:
-        self.client, self.tracer = client, tracer
+    ``again`` makes the current span of OpenTelemetry current once more.
+    """
+
+    def __init__(self, tracer: Tracer, words: list[str]) -> None:
+        self.tracer, self.words = tracer, iter(words)
         self.number = 0
 
-    def play(self, tree: Tree) -> list[Any]:
-        """The same tree, with the name of each span."""
-        played = []
-        for kind, below in tree:
+    def play(self) -> Tree:
+        """Play to the end of a block; the spans that were opened in it, with those inside."""
+        tree: Tree = []
+        for word in self.words:
+            if word == "leave":
+                break
             self.number += 1
             name = f"step:{self.number}"
-            if kind == "begun":
+            if word == "begun":
                 prefactor_core.span(name).begin().end()
-                played.append((name, []))
-                continue
-            block: AbstractContextManager[Any] = (
-                self.tracer.start_as_current_span(name)
-                if kind == "otel"
-                else prefactor_core.span(name)
-            )
-            with block:
-                played.append((name, self.play(below)))
-        return sorted(played)
+                tree.append((name, []))
+            elif word == "thread":
+                context = contextvars.copy_context()
+                with ThreadPoolExecutor(1) as thread:
+                    tree += thread.submit(context.run, self.play).result()
+            elif word == "again":
+                with trace.use_span(trace.get_current_span(), end_on_exit=False):
+                    tree += self.play()
+            elif word == "traced":
+                tree.append((name, traced(name)(self.play)()))
+            else:
+                step: AbstractContextManager[Any] = (
+                    prefactor_core.span(name)
+                    if word == "ours"
+                    else self.tracer.start_as_current_span(name)
+                )
+                with step:
+                    tree.append((name, self.play()))
+        return sorted(tree)
 
 
-def stored(spans: Any) -> list[Any]:
+def stored(spans: Sequence[RecordedSpan]) -> Tree:
     return sorted(
         (span.payload.get("name", span.schema_name), stored(span.children)) for span in spans
     )
 
 
 @settings(max_examples=examples(30))  # each opens a client
-@given(trees, st.booleans())
-def test_any_nesting_of_both_kinds_is_stored_as_it_was(tree: Tree, has_run: bool) -> None:
+@given(words, st.booleans())
+def test_any_nesting_of_both_kinds_is_stored_as_it_was(words: list[str], has_run: bool) -> None:
     problems = Problems(logging.WARNING)
     logging.getLogger("prefactor_core").addHandler(problems)
     with open_recording() as recording:
@@ -350,7 +364,8 @@ def test_any_nesting_of_both_kinds_is_stored_as_it_was(tree: Tree, has_run: bool
                 blocks.enter_context(client.agent_instance("tested-agent", {"name": "Tested"}))
             else:
                 blocks.enter_context(tracer.start_as_current_span("root"))
-            played = Nesting(client, tracer).play(tree)
+            nesting = Nesting(tracer, words)
+            played = sorted(step for _ in words for step in nesting.play())
         roots = stored(recording.run.roots)
     assert roots == (played if has_run else [("root", played)])
     assert problems.messages == []
