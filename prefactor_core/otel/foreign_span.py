@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, cast
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
+from opentelemetry.trace import StatusCode
 
 from prefactor_core.exceptions.outcome import outcome_of
 from prefactor_core.models.clock import to_datetime
@@ -76,8 +76,7 @@ class ForeignSpan(SpanRecord):
         # An exception that is handled where the span starts does not end it.
         self._handled = sys.exception()
         self._seen = -1
-        attributes: Mapping[str, object] = source.attributes or {}
-        self.schema_name = span_type(source.name, self._scope, attributes) or OTHER
+        self.schema_name = span_type(source.name, self._scope, _copied(source)) or OTHER
         self.from_result = self._awaited()
         if recorder.reports_at_once or recorder.buffer.journal.is_on:
             self.payload = self._read()[1]
@@ -95,7 +94,9 @@ class ForeignSpan(SpanRecord):
         self._source = ended
         facts, payload, result = self._read()
         self.outcome, error = _outcome(ended, facts, self._handled)
-        if not self._keep(facts, payload):
+        if self._keep(facts, payload):
+            self.from_result = ()  # the payload has it
+        else:
             result |= self._added(payload)
         if error is not None:
             result["error"] = error
@@ -133,7 +134,7 @@ class ForeignSpan(SpanRecord):
         """The facts that are left over, the payload and the result."""
         source = self._source
         name = source.name
-        attributes = dict[str, object](source.attributes or {})
+        attributes = _copied(source)
         payload: dict[str, object]
         try:
             facts = read(name, self._scope, attributes, source.events)
@@ -180,6 +181,15 @@ class ForeignSpan(SpanRecord):
             around = around.parent
 
 
+def _copied(source: ReadableSpan) -> dict[str, object]:
+    """The attributes as a dict: each look into those of the SDK takes a lock."""
+    attributes = source.attributes
+    if not attributes:
+        return {}
+    copy: Callable[[], dict[str, object]] | None = getattr(attributes, "copy", None)
+    return dict(attributes) if copy is None else copy()
+
+
 def to_time(nanoseconds: int | None) -> int | None:
     """A time of OpenTelemetry, if it is one that can be written as a date."""
     return nanoseconds if nanoseconds is not None and 0 < nanoseconds < _LATEST else None
@@ -194,18 +204,19 @@ def _origin(source: ReadableSpan, scope: str) -> dict[str, object]:
     context, parent = source.context, source.parent
     origin: dict[str, object] = {"name": source.name, "scope": scope}
     if context is not None:
-        origin["trace_id"] = format_trace_id(context.trace_id)
-        origin["span_id"] = format_span_id(context.span_id)
+        trace_id, span_id, *_ = context
+        origin["trace_id"] = f"{trace_id:032x}"
+        origin["span_id"] = f"{span_id:016x}"
     if parent is not None:
-        origin["parent_span_id"] = format_span_id(parent.span_id)
-    if source.links:
+        origin["parent_span_id"] = f"{parent.span_id:016x}"
+    if links := source.links:
         origin["links"] = [
             {
-                "trace_id": format_trace_id(link.context.trace_id),
-                "span_id": format_span_id(link.context.span_id),
+                "trace_id": f"{link.context.trace_id:032x}",
+                "span_id": f"{link.context.span_id:016x}",
                 "attributes": dict(link.attributes or {}),
             }
-            for link in source.links
+            for link in links
         ]
     return origin
 

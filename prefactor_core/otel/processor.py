@@ -13,7 +13,7 @@ import anyio
 from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor
 
-from prefactor_core.agent.instance import AgentInstanceHandle, own_instance
+from prefactor_core.agent.instance import AgentInstanceHandle, context_runs, own_instance
 from prefactor_core.agent.span import SpanContext
 from prefactor_core.client import PrefactorCoreClient
 from prefactor_core.context_stack import OWN_REQUEST, SpanContextStack
@@ -21,7 +21,7 @@ from prefactor_core.context_stack.entries import innermost_entry
 from prefactor_core.context_stack.finders import Finder, finders
 from prefactor_core.exceptions import PrefactorCoreError, PrefactorTerminatedError
 from prefactor_core.exceptions.log import log
-from prefactor_core.models.lifecycle import OPEN
+from prefactor_core.models.lifecycle import OPEN, SpanStatus
 from prefactor_core.otel.foreign_span import ForeignSpan, to_time
 from prefactor_core.otel.steps import add_span_types
 from prefactor_core.recording.span_record import deeper, new_span_id, refresh_pending
@@ -42,6 +42,8 @@ V = TypeVar("V")
 
 _Key: TypeAlias = tuple[int, int]
 """The ids of a trace and of a span."""
+
+_PENDING: Final = SpanStatus.PENDING
 
 _MOST_OPEN: Final = 10_000
 _MOST_ENDED: Final = 1_000
@@ -131,7 +133,7 @@ class PrefactorSpanProcessor(SpanProcessor):
         """End the span, and the run that it has opened."""
         try:
             if span.context is not None:
-                key = _key(span.context)
+                key = span.context[:2]
                 ended = self._open.pop(key, None)
                 if ended is not None:
                     self._end(key, ended, span)
@@ -208,7 +210,7 @@ class PrefactorSpanProcessor(SpanProcessor):
                 instance.finish_nowait("cancelled")
             raise
         span.created_at = to_time(source.start_time) or span.created_at
-        self._open[_key(context)] = span
+        self._open[context[:2]] = span
         if self._find not in finders:
             finders[self._find] = recorder
         while len(self._open) > _MOST_OPEN:
@@ -223,8 +225,12 @@ class PrefactorSpanProcessor(SpanProcessor):
 
         The parent in OpenTelemetry counts, unless a span or a run of ours was entered inside of it.
         """
-        instance, run = self._own_run(recorder)
         parent = None if source.parent is None else self._recorded(recorder, source.parent)
+        if innermost_entry.get() is None and not context_runs.get():
+            if parent is None:
+                return None, None, None
+            return parent.instance, parent.run, parent.recorded_id
+        instance, run = self._own_run(recorder)
         if parent is None or (run is not None and run.recorded_id != parent.instance_id):
             return instance, run, None
         own = SpanContextStack.innermost(parent.instance_id)
@@ -233,7 +239,7 @@ class PrefactorSpanProcessor(SpanProcessor):
 
     def _recorded(self, recorder: Recorder, context: ForeignContext) -> ForeignSpan | None:
         """The span with these ids, if it was recorded and its run goes on."""
-        key = _key(context)
+        key = context[:2]
         span = self._open.get(key)
         if span is None or span.status not in OPEN:
             span = self._ended.get(key)
@@ -291,7 +297,7 @@ class PrefactorSpanProcessor(SpanProcessor):
     def _hold(self, span: ForeignSpan) -> bool:
         """Keep an ended span until its parent is recorded, if that waits for its own end."""
         parent = span.parent
-        if not isinstance(parent, ForeignSpan):
+        if not isinstance(parent, ForeignSpan) or parent.status is not _PENDING:
             return False
         with span.recorder.event_loop.lock:
             if not parent.waits_for_result:
@@ -359,10 +365,6 @@ class PrefactorSpanProcessor(SpanProcessor):
         if self._problems & (self._problems - 1) == 0:  # the first, the second, the fourth...
             message = "a span of OpenTelemetry could not be recorded (number %d)"
             log(logger, logging.WARNING, message, self._problems, error=error)
-
-
-def _key(context: ForeignContext) -> _Key:
-    return context.trace_id, context.span_id
 
 
 def _keep_last(kept: dict[_Key, V], most: int) -> None:

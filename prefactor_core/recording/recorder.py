@@ -131,7 +131,7 @@ class Recorder(Uncopyable):
                 span.run.check.payload(span.schema_name, captured)
         if self._loop.is_forked:
             self._loop.check_process()
-        found = found_in(span.run.recorded_id) if finders else None
+        found = found_in(span.run.recorded_id) if finders and span.parent_span_id is None else None
         opens = False
         try:
             with self._lock:
