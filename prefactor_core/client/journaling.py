@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from weakref import proxy
 
-from prefactor_core.api.client import ApiClient
 from prefactor_core.client.runtime_environment import SDK
 from prefactor_core.config import PrefactorCoreConfig
 from prefactor_core.config.http import LOCAL_PREFIX
 from prefactor_core.exceptions.log import log
 from prefactor_core.export.adoption import Adoption
+from prefactor_core.export.carrier import Carrier
 from prefactor_core.export.exporter import Exporter
 from prefactor_core.journal.base import NO_JOURNAL, Journal
 from prefactor_core.journal.directory import Hold, JournalDirectory
@@ -68,7 +68,7 @@ def _writer(config: PrefactorCoreConfig, hold: Hold, event_loop: EventLoop) -> J
 def keep(
     config: PrefactorCoreConfig,
     journal: Journal,
-    api: ApiClient,
+    carrier: Carrier,
     exporter: Exporter,
     instances: AgentInstanceManager,
     recorder: Recorder,
@@ -80,7 +80,7 @@ def keep(
         Adoption(
             directory,
             api_name(config.http_config.api_url),
-            api,
+            carrier,
             exporter.breaker,
             exporter.sender.limits,
             config.queue_config,

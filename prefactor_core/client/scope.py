@@ -25,6 +25,7 @@ from prefactor_core.exceptions import (
 )
 from prefactor_core.exceptions.log import log
 from prefactor_core.export.exporter import Exporter
+from prefactor_core.export.status_poll import StatusPoll
 from prefactor_core.journal.base import NO_JOURNAL, Journal
 from prefactor_core.operations import Operation
 from prefactor_core.payloads.capture import Capture
@@ -152,9 +153,18 @@ class ClientScope:
                 queueing,
                 backoff,
                 config.drain_timeout,
-                config.termination_poll_interval,
                 event_loop,
                 journal,
+            )
+            exporter.run_also(
+                StatusPoll(
+                    api,
+                    exporter.identities,
+                    exporter.breaker,
+                    exporter.counters,
+                    event_loop,
+                    config.termination_poll_interval,
+                )
             )
             scope = cls(config, exporter, journal, checks, sdk_header_entry)
             if has_journal:

@@ -34,7 +34,7 @@ from prefactor_core.operations.identifiers import is_pfid
 
 if TYPE_CHECKING:
     from prefactor_core.api.answers import Output
-    from prefactor_core.api.client import ApiClient
+    from prefactor_core.export.carrier import Carrier
 
 logger = logging.getLogger("prefactor_core.export.sender")
 
@@ -51,12 +51,12 @@ class Sender:
 
     def __init__(
         self,
-        api: ApiClient,
+        carrier: Carrier,
         counters: Counters,
         breaker: CircuitBreaker,
         completion: Completion,
     ) -> None:
-        self._api = api
+        self._carrier = carrier
         self._counters = counters
         self._breaker = breaker
         self.completion = completion
@@ -121,7 +121,9 @@ class Sender:
         operation = self.identities.of(item.operation.instance_id).addressed(item.operation)
         api_id = None
         try:
-            answer = await self._request([item], self._api.send(operation, given_id=item.given_id))
+            answer = await self._request(
+                [item], self._carrier.send(operation, given_id=item.given_id)
+            )
         except Exception as error:
             is_done = classify(operation, error) is FailureKind.ALREADY_DONE or (
                 item.may_be_known and exists_already(operation, error)
@@ -194,7 +196,7 @@ class Sender:
         size = sum(item.size for item in batch)
         try:
             outputs = await self._request(
-                batch, self._api.bulk(operations, [item.given_id for item in batch])
+                batch, self._carrier.bulk(operations, [item.given_id for item in batch])
             )
         except Exception as error:
             now, kind = anyio.current_time(), classify_request(error)
