@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 import anyio
 from opentelemetry import trace
-from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from prefactor_core.agent.instance import AgentInstanceHandle, context_runs, own_instance
 from prefactor_core.agent.span import SpanContext
 from prefactor_core.client import PrefactorCoreClient
+from prefactor_core.client.sync import SyncPrefactorClient
 from prefactor_core.context_stack import OWN_REQUEST, SpanContextStack
 from prefactor_core.context_stack.entries import innermost_entry
 from prefactor_core.context_stack.finders import Finder, finders
@@ -25,14 +27,11 @@ from prefactor_core.models.lifecycle import OPEN, SpanStatus
 from prefactor_core.otel.foreign_span import ForeignSpan, to_time
 from prefactor_core.otel.steps import add_span_types
 from prefactor_core.recording.span_record import deeper, new_span_id, refresh_pending
-from prefactor_core.schema_registry import SchemaRegistry
+from prefactor_core.span_types import standard_types
 
 if TYPE_CHECKING:
-    from opentelemetry.context import Context
-    from opentelemetry.sdk.trace import ReadableSpan, Span
     from opentelemetry.trace import SpanContext as ForeignContext
 
-    from prefactor_core.client.sync import SyncPrefactorClient
     from prefactor_core.export.identity import RunIdentity
     from prefactor_core.recording.recorder import Recorder
 
@@ -67,9 +66,10 @@ class PrefactorSpanProcessor(SpanProcessor):
 
     A span without a parent is a step of the current run, below the current span. Without a current
     run it opens one, which ends when the span and all spans inside have ended; spans of HTTP,
-    databases, RPC and messaging open none. Such a run belongs to the agent ``agent_id``, of the
-    version ``agent_version``, by default the name and the version of the service in OpenTelemetry's
-    resource; see :meth:`~prefactor_core.PrefactorCoreClient.create_agent_instance`.
+    databases, RPC and messaging open none. Such a run belongs to the agent ``agent_id``; leave that
+    out only where the API token stands for an agent. ``agent_version`` is by default the name and
+    the version of the service in OpenTelemetry's resource. See
+    :meth:`~prefactor_core.PrefactorCoreClient.create_agent_instance`.
 
     Inside of a span, :func:`~prefactor_core.current_instance` is its run, if the program has opened
     no run of its own. A span of this library (``@traced``, ``prefactor_core.span()``,
@@ -107,7 +107,7 @@ class PrefactorSpanProcessor(SpanProcessor):
         self._environment_id = environment_id
         config = self._client.config
         if config.schema_registry is None:
-            config.schema_registry = SchemaRegistry()
+            config.schema_registry = standard_types()  # as without a processor
         add_span_types(config.schema_registry)
         self.spans_given_up = 0
         self._is_shut_down = False
