@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha1
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import anyio
 
@@ -21,9 +21,10 @@ from prefactor_core.exceptions import (
     PrefactorValueError,
 )
 from prefactor_core.queue.importing import import_in_thread
-from prefactor_core.relay.forked_sockets import leave_to_parent
 
 if TYPE_CHECKING:
+    import ssl
+
     import coredis
 
 Word: TypeAlias = str | bytes | int
@@ -85,7 +86,6 @@ class RedisServer:
         the block, and wrap its exception.
         """
         client = await self._make_client()
-        leave_to_parent(client)
         try:
             async with client:
                 self._client = client
@@ -149,34 +149,18 @@ class RedisServer:
 
     async def _make_client(self) -> coredis.Redis[bytes]:
         try:
-            await import_in_thread("coredis")
+            await import_in_thread("prefactor_core.relay.connections")
         except ImportError as error:
             raise PrefactorValueError(
                 f"{self.address} needs the extra 'redis' of this package ({error}): "
                 "pip install '.[redis]' in its folder"
             ) from None
-        import coredis
-        from coredis.retry import NoRetryPolicy
+        from prefactor_core.relay.connections import make_client
 
-        address = self.address
-        where: dict[str, Any] = (
-            {"unix_socket_path": address.path}
-            if address.path
-            else {"host": address.host, "port": address.port}
-        )
-        if address.tls:
-            where |= {"ssl": True, "ssl_context": self._ssl_context()}
-        return coredis.Redis(
-            **where,
-            db=address.database,
-            username=address.username,
-            password=self._password or None,
-            connect_timeout=self._connect_timeout,
-            verify_version=False,
-            retry_policy=NoRetryPolicy(),
-        )
+        ssl_context = self._ssl_context() if self.address.tls else None
+        return make_client(self.address, self._password, self._connect_timeout, ssl_context)
 
-    def _ssl_context(self) -> object:
+    def _ssl_context(self) -> ssl.SSLContext:
         import ssl  # here: it takes milliseconds to import
 
         address = self.address

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +15,6 @@ from support.redis_contents import contents_of
 
 from prefactor_core import open_prefactor
 from prefactor_core.operations import CreateSpan, FinishAgentInstance, RegisterAgentInstance
-
-pytestmark = pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning")
-
-
-@pytest.fixture(autouse=True)
-def _streams_of_coredis() -> Iterator[None]:
-    """Collect them here, where their warnings are ignored, and not in another test."""
-    yield
-    gc.collect()
 
 
 async def leave_a_journal(url: str, folder: Path) -> None:
