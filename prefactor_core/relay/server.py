@@ -115,6 +115,17 @@ class RedisServer:
 
     async def run_all(self, commands: Sequence[Sequence[Word]]) -> list[Answer]:
         """Run commands in one round trip; raise the first error, after all have run."""
+        answers = await self.run_each(commands)
+        for answer in answers:
+            if isinstance(answer, PrefactorApiError):
+                raise answer
+        return cast("list[Answer]", answers)
+
+    async def run_each(
+        self, commands: Sequence[Sequence[Word]]
+    ) -> list[Answer | PrefactorApiError]:
+        """Run commands in one round trip; return their answers, and the errors of those that
+        failed. Raises an error that concerns all of them."""
         if len(commands) == 1:
             return [await self.run(*commands[0])]
         from coredis import exceptions
@@ -129,16 +140,18 @@ class RedisServer:
                         pipe.create_request(str(words[0]).encode(), *words[1:], callback=_unchanged)
                         for words in commands
                     ]
-                answers = [await request for request in requests]
+                answers: list[Answer | PrefactorApiError] = []
+                for words, request in zip(commands, requests, strict=True):
+                    try:
+                        answers.append(cast("Answer", await request))
+                    except exceptions.RedisError as error:
+                        answers.append(self._mapped(str(words[0]), error))
         except TimeoutError:
             message = f"no answer within {self._timeout:g} s"
             raise PrefactorUnreachableError(f"{name} at {self.address}: {message}") from None
         except (OSError, RuntimeError, exceptions.RedisError) as error:
             raise self._mapped(name, error) from None
-        for words, answer in zip(commands, answers, strict=True):
-            if isinstance(answer, Exception):
-                raise self._mapped(str(words[0]), answer)
-        return cast("list[Answer]", answers)
+        return answers
 
     async def call(self, script: Script, keys: Sequence[str], *words: Word) -> Answer:
         """Run a script; bring it to the server first if the server lacks it."""
