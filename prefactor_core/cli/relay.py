@@ -129,10 +129,10 @@ def relay(
         context.default_map = dict.fromkeys(("status", "refused"), given)
         return
     with errors_in_one_line():
+        api = _api(api_url)
         address, password = _address(redis_url, prefix)
         own_name: dict[str, Any] = {} if name is None else {"name": name}
         config = RelayConfig(
-            http_config=_api(api_url),
             redis=address,
             redis_password=password,
             bury_after=bury_after,
@@ -140,7 +140,7 @@ def relay(
             queue_config=QueueConfig(),
             **own_name,
         )
-    run(run_relay, config, listen)
+    run(run_relay, api, config, listen)
 
 
 @relay.command("status")

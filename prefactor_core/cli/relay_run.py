@@ -13,6 +13,8 @@ from typing import Any, Final, NamedTuple, Self, TypeAlias
 import anyio
 
 from prefactor_core.cli.relay_progress import Progress, progress
+from prefactor_core.client.connection import open_api
+from prefactor_core.config import HttpClientConfig
 from prefactor_core.exceptions import PrefactorCoreError
 from prefactor_core.exceptions.log import log
 from prefactor_core.queue.event_loop import EventLoop
@@ -37,7 +39,9 @@ class Listen(NamedTuple):
     port: int
 
 
-async def run_relay(config: RelayConfig, listen: Listen | None) -> None:
+async def run_relay(
+    http_config: HttpClientConfig, config: RelayConfig, listen: Listen | None
+) -> None:
     """Run a relay until SIGTERM or SIGINT, and then to its orderly end."""
     with anyio.CancelScope() as opening, _Signals(opening.cancel) as signals, progress() as shown:
         async with AsyncExitStack() as stack:
@@ -49,10 +53,10 @@ async def run_relay(config: RelayConfig, listen: Listen | None) -> None:
                 listener = stack.enter_context(closing(endpoint.listen(*listen)))
                 serve = partial(endpoint.serve, listener)
                 _say("/healthz and /metrics are at http://%s:%d", *listener.getsockname()[:2])
-            relay = await stack.enter_async_context(open_relay(config))
+            api = await stack.enter_async_context(open_api(http_config))
+            relay = await stack.enter_async_context(open_relay(api, config))
             signals.stop = relay.stop
-            name, api_url = relay.statistics().name, config.http_config.api_url
-            _say("relay %s delivers from %s to %s", name, config.redis, api_url)
+            _say("relay %s delivers from %s to %s", relay.name, config.redis, api.api_url)
             await _run(relay, config, shown, serve)
 
 

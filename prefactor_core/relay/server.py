@@ -72,6 +72,11 @@ class RedisServer:
         self._client: coredis.Redis[bytes] | None = None
         self._ready = anyio.Event()
 
+    async def prepare(self) -> None:
+        """Import what commands need, and read the files for TLS, so that :meth:`serve` need not
+        fail. Raises :class:`PrefactorValueError` without the extra, and for an unusable file."""
+        await self._make_client()
+
     async def serve(self) -> None:
         """Keep the connections, until it is cancelled.
 
