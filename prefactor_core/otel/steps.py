@@ -188,7 +188,8 @@ def _retrieval(name: str, facts: Facts) -> Step:
 
 
 def _other(name: str, facts: Facts) -> Step:
-    return OtherSpan(name=name, input=_input(facts)), OtherResult(output=_output(facts))
+    message = _text(facts.take("message"))  # the name with its values
+    return OtherSpan(name=message or name, input=_input(facts)), OtherResult(output=_output(facts))
 
 
 _STEPS: Final[Mapping[str, Callable[[str, Facts], Step]]] = {

@@ -20,13 +20,16 @@ SCRIPTS = Path(__file__).parent / "clients"
 class Run:
     """A run as it must be stored.
 
-    ``tree``: a line for each span, indented below its parent: span type and status; None for any.
-    ``holds``: texts that must be somewhere in the payloads and results.
+    ``tree``: a line for each span, indented below its parent: span type and status; None for any
+    whose spans have ended.
+    ``holds``: texts that must be somewhere in the payloads and results. ``tokens``: the sum of the
+    tokens of all spans, if it is checked.
     """
 
     status: str
     tree: str | None
     holds: tuple[str, ...] = ()
+    tokens: int | None = None
     quality: Mapping[str, str] = field(default_factory=dict)
     reason: str | None = None
 
@@ -67,10 +70,13 @@ def _stored(calls: Calls, run: str, expected: Run) -> Run:
     # Ids that were made within one millisecond are in no order.
     spans.sort(key=lambda span: span["started_at"] or span["finished_at"] or span["inserted_at"])
     text = json.dumps([[span["payload"], span["result_payload"]] for span in spans])
+    is_shown = expected.tree or any(span["finished_at"] is None for span in spans)
+    counts = [(span["payload"].get("token_usage") or {}).get("total_tokens", 0) for span in spans]
     return Run(
         status=details["status"],
-        tree=expected.tree and "\n".join(_lines(spans, None, "")),
+        tree="\n".join(_lines(spans, None, "")) if is_shown else None,
         holds=tuple(words for words in expected.holds if words in text),
+        tokens=expected.tokens and sum(counts),
         quality=details["quality_summaries"],
         reason=details["termination_reason"],
     )
@@ -113,16 +119,20 @@ def _instrumented(
     requirements: tuple[str, ...],
     shown: tuple[str, ...],
     *,
+    script: str = "",
     asked: tuple[str, ...] = _ASKED,
     failed: tuple[str, ...] = _FAILED,
     failed_status: str = "failed",
+    texts: tuple[str, ...] = _OTEL_TEXTS,
     error: str = "PrefactorTerminatedError",
     note: str = "",
 ) -> Client:
     """An agent whose instrumentation emits spans of OpenTelemetry, with PrefactorSpanProcessor.
 
-    ``asked``: the tree of a run that the processor opens, and of one in a span by hand.
+    ``script``: by default that of the name. ``asked``: the tree of a run that the processor opens,
+    and of one in a span by hand. ``texts``: what these hold; the first one also if terminated.
     """
+    tokens = 16 * sum("agent:llm_call" in line for line in asked)
     return Client(
         Environment(
             "compat",
@@ -130,16 +140,17 @@ def _instrumented(
             ("-e", ".[otel]", *requirements),
             (*shown, "opentelemetry-sdk"),
         ),
-        f"otel_{name.replace('-', '_')}.py",
+        script or f"otel_{name.replace('-', '_')}.py",
         {
-            "opened": Run("complete", _tree(*asked), _OTEL_TEXTS),
+            "opened": Run("complete", _tree(*asked), texts, tokens),
             "inside": Run(
                 "complete",
                 _tree("otel:span complete", *(f"  {line}" for line in asked)),
-                _OTEL_TEXTS,
+                texts,
+                tokens,
             ),
             "failing": Run(failed_status, _tree(*failed), ("unknown mountain Olymp",)),
-            "terminated": Run("terminated", None, ("How high is K2?",), reason="enough"),
+            "terminated": Run("terminated", None, texts[:1], reason="enough"),
         },
         {"answer": "8611 m", "error": error, "lost": 0, "given_up": 0},
         note=note,
@@ -244,6 +255,38 @@ CLIENTS = (
         ("opentelemetry-instrumentation-openai", "openai"),
         # The last answer is asked for twice, the second time as a stream.
         asked=(*_ASKED, "  agent:llm_call complete"),
+    ),
+    _instrumented(
+        "logfire",
+        ("logfire>=5,<6", "pydantic-ai-slim[openai]>=2,<3"),
+        ("logfire", "pydantic-ai-slim"),
+        asked=(
+            "otel:span complete",
+            *(f"  {line}" for line in _ASKED),
+            "  otel:span complete",  # a message to the log
+        ),
+        failed=("otel:span failed", *(f"  {line}" for line in _FAILED)),
+        texts=(*_OTEL_TEXTS, '"asked How high is K2?"', '"answered 8611 m"'),
+    ),
+    *(
+        _instrumented(
+            "openai-v2",
+            # The last version of it imports what later versions of the other do not have.
+            (
+                "openai>=3,<4",
+                "opentelemetry-instrumentation-openai-v2==2.4b0",
+                "opentelemetry-util-genai==0.4b0",
+            ),
+            ("opentelemetry-instrumentation-openai-v2", "openai"),
+            script=script,
+            asked=(*_ASKED, "  agent:llm_call complete"),
+            texts=texts,
+            note=note,
+        )
+        for script, texts, note in (
+            ("otel_openai_v2.py", _OTEL_TEXTS, "gen_ai_latest_experimental"),
+            ("otel_openai_v2_default.py", ('"small-1"', '"total_tokens": 16'), "without content"),
+        )
     ),
     _instrumented(
         "openai-agents",

@@ -81,17 +81,19 @@ async def run_scenarios(
     instrument: Callable[[TracerProvider, str], Callable[[str], Awaitable[Any]]],
     *,
     swallows: bool = False,
+    provider: TracerProvider | None = None,
 ) -> None:
     """Run all scenarios and print the ids of the runs, by scenario.
 
     ``instrument``: given a tracer provider and the URL of a model, return the agent.
     ``swallows``: whether the framework goes on after an error of its instrumentation. Then only
-    the scope of a run stops it.
+    the scope of a run stops it. ``provider``: the framework's own tracer provider, if it has one.
     """
     global stop
     agent_id = f"compat-otel-{name}"
-    provider = TracerProvider()
-    trace.set_tracer_provider(provider)
+    if provider is None:
+        provider = TracerProvider()
+        trace.set_tracer_provider(provider)
     if dump := os.environ.get("COMPAT_DUMP"):
         provider.add_span_processor(Dump(dump))
     report: dict[str, Any] = {}
