@@ -27,6 +27,15 @@ _TEXTS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """The types of parts, with the keys of their text."""
 
+_ITEMS: Final = {
+    "function_call": "assistant",
+    "function_call_output": "tool",
+    "agent_config_update": "system",
+    "agent_handoff": "system",
+}
+"""The types of items in a list of messages that are none, with their roles (OpenAI's responses,
+LiveKit)."""
+
 
 def decoded(value: object) -> object:
     """The value of a text of JSON; anything else as it is."""
@@ -58,6 +67,9 @@ def unwrapped(item: object) -> object:
 
 def to_messages(value: object, role: str = "user") -> list[dict[str, object]]:
     """The messages of a list, of its JSON, or of a text. ``role``: of those that have none."""
+    value = decoded(value)
+    if isinstance(value, Mapping) and "items" in value:  # the context of a chat of LiveKit
+        value = cast("Fields", value)["items"]
     return [_message(unwrapped(item), role) for item in items(value)]
 
 
@@ -65,7 +77,12 @@ def _message(item: object, role: str) -> dict[str, object]:
     if not isinstance(item, Mapping):
         return {"role": role, "content": item}
     fields = dict(cast("Fields", item))
-    fields.setdefault("role", role)
+    kind = fields.get("type")
+    fields.setdefault("role", _ITEMS.get(kind, role) if isinstance(kind, str) else role)
+    if kind == "function_call":
+        return {"role": fields.pop("role"), "tool_calls": [tool_call(fields)]}
+    if kind == "function_call_output":
+        fields["content"] = fields.pop("output", None)
     parts = fields.pop("parts", fields.pop("contents", None))
     if parts is None:
         parts = fields.get("content")
@@ -120,8 +137,9 @@ def tool_call(item: object) -> dict[str, object]:
     for key in ("input", "args"):
         if key in fields:
             fields.setdefault("arguments", fields.pop(key))
-    if "toolUseId" in fields:
-        fields["id"] = fields.pop("toolUseId")
+    for key in ("toolUseId", "call_id"):
+        if key in fields:
+            fields["id"] = fields.pop(key)
     if "arguments" in fields:
         fields["arguments"] = decoded(fields["arguments"])
     return fields

@@ -214,7 +214,7 @@ def _input(facts: Facts) -> object:
 
 
 def _output(facts: Facts) -> object:
-    output = facts.take("output")
+    output = facts.take("output", "answer")
     if output is None and (answers := facts.take("answers")) is not None:
         found = to_messages(answers, "assistant")
         return text_of(found) or found

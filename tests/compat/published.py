@@ -157,6 +157,30 @@ def _instrumented(
     )
 
 
+def _livekit(tool: str) -> tuple[str, ...]:
+    """A session of LiveKit with one turn; ``tool``: the status of its tool."""
+    asks_the_model = (
+        "    otel:span complete",  # llm_node
+        "      agent:llm_call complete",
+        "        otel:span complete",  # an attempt
+    )
+    return (
+        "otel:span complete",
+        "  otel:span complete",  # session_start, with what it begins
+        "    otel:span complete",
+        "      otel:span complete",
+        "      otel:span complete",
+        "  agent:run complete",
+        *asks_the_model,
+        f"    agent:tool_call {tool}",
+        *asks_the_model,
+        "    otel:span complete",  # agent_speaking
+        "  otel:span complete",  # session_close, with what it ends
+        "    otel:span complete",
+        "      otel:span complete",
+    )
+
+
 CLIENTS = (
     Client(
         Environment(
@@ -358,6 +382,14 @@ CLIENTS = (
         failed_status="complete",
         error="EventLoopException",
         note="wraps the error of a terminated run in its own",
+    ),
+    _instrumented(
+        "livekit",
+        ("livekit-agents[openai]>=1,<2",),
+        ("livekit-agents",),
+        asked=_livekit("complete"),
+        failed=_livekit("failed"),  # the model is told of the error, and goes on
+        failed_status="complete",
     ),
     Client(
         NodeEnvironment("core", ("@prefactor/core@0.2.9", "zod@4"), ("@prefactor/core",)),
