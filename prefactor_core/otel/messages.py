@@ -27,14 +27,21 @@ _TEXTS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """The types of parts, with the keys of their text."""
 
-_ITEMS: Final = {
-    "function_call": "assistant",
+_ROLES: Final = {
+    "model": "assistant",  # Gemini
+    "human": "user",  # LangChain
+    "ai": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "function_call": "assistant",  # OpenAI's responses, LiveKit
     "function_call_output": "tool",
     "agent_config_update": "system",
     "agent_handoff": "system",
 }
-"""The types of items in a list of messages that are none, with their roles (OpenAI's responses,
-LiveKit)."""
+"""The roles of messages that say these roles or, without a role, these types."""
+
+_LISTS: Final = ("messages", "items", "contents", "choices", "generations")
+"""The keys of messages in what a model is given and answers."""
 
 
 def decoded(value: object) -> object:
@@ -67,18 +74,58 @@ def unwrapped(item: object) -> object:
 
 def to_messages(value: object, role: str = "user") -> list[dict[str, object]]:
     """The messages of a list, of its JSON, or of a text. ``role``: of those that have none."""
-    value = decoded(value)
-    if isinstance(value, Mapping) and "items" in value:  # the context of a chat of LiveKit
-        value = cast("Fields", value)["items"]
+    found, _ = found_messages(value)
+    if found is not None:
+        value = found
     return [_message(unwrapped(item), role) for item in items(value)]
+
+
+def found_messages(value: object) -> tuple[list[object] | None, Fields]:
+    """The messages in what a model was given or answers, and what else there is: a request or
+    answer of an API, or values of a framework. None without messages."""
+    given = decoded(value)
+    if not isinstance(given, Mapping):
+        return None, {}
+    fields = dict(cast("Fields", given))
+    for key in _LISTS:
+        if isinstance(fields.get(key), list):
+            found = [each for item in items(fields.pop(key)) for each in _flat(item)]
+            return [_answer(item) for item in found], fields
+    content = fields.pop("content", None)
+    if isinstance(content, Mapping) and "parts" in content:  # Gemini
+        return [cast("object", content)], fields
+    return None, {}
+
+
+def _flat(item: object) -> list[object]:
+    """The items of a batch; any other item alone."""
+    return cast("list[object]", item) if isinstance(item, list) else [item]
+
+
+def _answer(item: object) -> object:
+    """The message of one choice of a model, with the reason of its end; any other item as it is."""
+    if not isinstance(item, Mapping):
+        return item
+    fields = cast("Fields", item)
+    if not isinstance(fields.get("message"), Mapping):
+        return fields
+    details = fields.get("generation_info")  # LangChain
+    reason = {**cast("Fields", details or {}), **fields}.get("finish_reason")
+    message = cast("Fields", fields["message"])
+    return message if reason is None else {**message, "finish_reason": reason}
 
 
 def _message(item: object, role: str) -> dict[str, object]:
     if not isinstance(item, Mapping):
         return {"role": role, "content": item}
     fields = dict(cast("Fields", item))
+    if fields.get("type") == "constructor":  # LangChain
+        fields |= cast("Fields", fields.pop("kwargs", {}))
+        for key in ("lc", "id"):
+            fields.pop(key, None)
     kind = fields.get("type")
-    fields.setdefault("role", _ITEMS.get(kind, role) if isinstance(kind, str) else role)
+    said = fields.get("role", kind)
+    fields["role"] = _ROLES.get(str(said), fields.get("role", role))
     if kind == "function_call":
         return {"role": fields.pop("role"), "tool_calls": [tool_call(fields)]}
     if kind == "function_call_output":
@@ -103,7 +150,7 @@ def _content(parts: Sequence[object]) -> tuple[object, list[object]]:
     for part in map(unwrapped, parts):
         fields = cast("Fields", part) if isinstance(part, Mapping) else {"text": part}
         kind = fields.get("type")
-        call = fields.get("toolUse")  # of Bedrock
+        call = fields.get("toolUse", fields.get("function_call"))  # Bedrock, Gemini
         if kind == "tool_call" or isinstance(call, Mapping):
             given = {key: fields[key] for key in _CALL if key in fields}
             calls.append(cast("object", call) if isinstance(call, Mapping) else given)

@@ -39,7 +39,7 @@ class Client:
     """A published client.
 
     ``runs``: by the name under which the script prints a run's id. ``says``: what else it prints.
-    ``note``: what the client does not do.
+    ``note``: what the client does not do. ``arguments``: of the script, after the URL.
     """
 
     environment: Environment | NodeEnvironment
@@ -47,10 +47,12 @@ class Client:
     runs: Mapping[str, Run]
     says: Mapping[str, object] = field(default_factory=dict)
     note: str = ""
+    arguments: tuple[str, ...] = ()
 
     def problems(self, url: str) -> list[str]:
         """Run the script against the API at ``url``; how the stored rows differ."""
-        report = json.loads(last_line(self.environment.run_script(SCRIPTS / self.script, url)))
+        said = self.environment.run_script(SCRIPTS / self.script, url, *self.arguments)
+        report = json.loads(last_line(said))
         problems = [
             f"it says {name} {report.get(name)!r} instead of {value!r}"
             for name, value in self.says.items()
@@ -91,95 +93,17 @@ def _lines(spans: Sequence[Mapping[str, Any]], parent: str | None, indent: str) 
     return lines
 
 
-def _tree(*lines: str) -> str:
+def tree(*lines: str) -> str:
     return "\n".join(lines)
 
 
-_CORE = _tree(
+_CORE = tree(
     "agent:run complete",
     "  agent:llm_call complete",
     "  agent:tool_call failed",
     "  agent:tool_call cancelled",
 )
 _CORE_TEXTS = ("Which mountain is higher?", "unknown unit", '"total_tokens": 38')
-
-# What is recorded of an agent that asks its model, calls a tool, and asks again.
-_ASKED = (
-    "agent:run complete",
-    "  agent:llm_call complete",
-    "  agent:tool_call complete",
-    "  agent:llm_call complete",
-)
-_FAILED = ("agent:run failed", "  agent:llm_call complete", "  agent:tool_call failed")
-_OTEL_TEXTS = ("How high is K2?", "8611 m", '"total_tokens": 16', '"mountain": "K2"')
-
-
-def _instrumented(
-    name: str,
-    requirements: tuple[str, ...],
-    shown: tuple[str, ...],
-    *,
-    script: str = "",
-    asked: tuple[str, ...] = _ASKED,
-    failed: tuple[str, ...] = _FAILED,
-    failed_status: str = "failed",
-    texts: tuple[str, ...] = _OTEL_TEXTS,
-    error: str = "PrefactorTerminatedError",
-    note: str = "",
-) -> Client:
-    """An agent whose instrumentation emits spans of OpenTelemetry, with PrefactorSpanProcessor.
-
-    ``script``: by default that of the name. ``asked``: the tree of a run that the processor opens,
-    and of one in a span by hand. ``texts``: what these hold; the first one also if terminated.
-    """
-    tokens = 16 * sum("agent:llm_call" in line for line in asked)
-    return Client(
-        Environment(
-            "compat",
-            f"otel-{name}",
-            ("-e", ".[otel]", *requirements),
-            (*shown, "opentelemetry-sdk"),
-        ),
-        script or f"otel_{name.replace('-', '_')}.py",
-        {
-            "opened": Run("complete", _tree(*asked), texts, tokens),
-            "inside": Run(
-                "complete",
-                _tree("otel:span complete", *(f"  {line}" for line in asked)),
-                texts,
-                tokens,
-            ),
-            "failing": Run(failed_status, _tree(*failed), ("unknown mountain Olymp",)),
-            "terminated": Run("terminated", None, texts[:1], reason="enough"),
-        },
-        {"answer": "8611 m", "error": error, "lost": 0, "given_up": 0},
-        note=note,
-    )
-
-
-def _livekit(tool: str) -> tuple[str, ...]:
-    """A session of LiveKit with one turn; ``tool``: the status of its tool."""
-    asks_the_model = (
-        "    otel:span complete",  # llm_node
-        "      agent:llm_call complete",
-        "        otel:span complete",  # an attempt
-    )
-    return (
-        "otel:span complete",
-        "  otel:span complete",  # session_start, with what it begins
-        "    otel:span complete",
-        "      otel:span complete",
-        "      otel:span complete",
-        "  agent:run complete",
-        *asks_the_model,
-        f"    agent:tool_call {tool}",
-        *asks_the_model,
-        "    otel:span complete",  # agent_speaking
-        "  otel:span complete",  # session_close, with what it ends
-        "    otel:span complete",
-        "      otel:span complete",
-    )
-
 
 CLIENTS = (
     Client(
@@ -219,7 +143,7 @@ CLIENTS = (
         {
             "run": Run(
                 "complete",
-                _tree(
+                tree(
                     "langchain:agent complete",
                     "langchain:llm complete",
                     "langchain:tool complete",
@@ -229,12 +153,12 @@ CLIENTS = (
             ),
             "failing": Run(
                 "complete",
-                _tree("langchain:agent active", "langchain:llm complete", "langchain:tool failed"),
+                tree("langchain:agent active", "langchain:llm complete", "langchain:tool failed"),
                 ("unknown mountain Olymp",),
             ),
             "graph": Run(
                 "complete",
-                _tree(
+                tree(
                     "langchain:agent complete",
                     "  langchain:node complete",
                     "    langchain:llm complete",
@@ -261,7 +185,7 @@ CLIENTS = (
         {
             "run": Run(
                 "complete",
-                _tree(
+                tree(
                     "livekit:session complete",
                     "  livekit:assistant_turn complete",
                     "    livekit:llm complete",
@@ -272,132 +196,13 @@ CLIENTS = (
             )
         },
     ),
-    _instrumented("pydantic-ai", ("pydantic-ai-slim[openai]>=2,<3",), ("pydantic-ai-slim",)),
-    _instrumented(
-        "openllmetry",
-        ("openai>=3,<4", "opentelemetry-instrumentation-openai"),
-        ("opentelemetry-instrumentation-openai", "openai"),
-        # The last answer is asked for twice, the second time as a stream.
-        asked=(*_ASKED, "  agent:llm_call complete"),
-    ),
-    _instrumented(
-        "logfire",
-        ("logfire>=5,<6", "pydantic-ai-slim[openai]>=2,<3"),
-        ("logfire", "pydantic-ai-slim"),
-        asked=(
-            "otel:span complete",
-            *(f"  {line}" for line in _ASKED),
-            "  otel:span complete",  # a message to the log
-        ),
-        failed=("otel:span failed", *(f"  {line}" for line in _FAILED)),
-        texts=(*_OTEL_TEXTS, '"asked How high is K2?"', '"answered 8611 m"'),
-    ),
-    *(
-        _instrumented(
-            "openai-v2",
-            # The last version of it imports what later versions of the other do not have.
-            (
-                "openai>=3,<4",
-                "opentelemetry-instrumentation-openai-v2==2.4b0",
-                "opentelemetry-util-genai==0.4b0",
-            ),
-            ("opentelemetry-instrumentation-openai-v2", "openai"),
-            script=script,
-            asked=(*_ASKED, "  agent:llm_call complete"),
-            texts=texts,
-            note=note,
-        )
-        for script, texts, note in (
-            ("otel_openai_v2.py", _OTEL_TEXTS, "gen_ai_latest_experimental"),
-            ("otel_openai_v2_default.py", ('"small-1"', '"total_tokens": 16'), "without content"),
-        )
-    ),
-    _instrumented(
-        "openai-agents",
-        ("openai-agents", "openinference-instrumentation-openai-agents"),
-        ("openai-agents", "openinference-instrumentation-openai-agents"),
-        asked=(
-            "agent:run complete",
-            "  otel:span complete",
-            "    agent:run complete",
-            "      otel:span complete",
-            "        agent:llm_call complete",
-            "        agent:tool_call complete",
-            "      otel:span complete",
-            "        agent:llm_call complete",
-        ),
-        failed=(
-            "agent:run complete",
-            "  otel:span complete",
-            "    agent:run failed",
-            "      otel:span complete",
-            "        agent:llm_call complete",
-            "        agent:tool_call failed",
-        ),
-        failed_status="complete",  # as its root says
-        note="swallows what stops it: only the scope of agent_instance() does",
-    ),
-    _instrumented(
-        "langchain",
-        ("langchain>=1,<2", "langchain-openai", "openinference-instrumentation-langchain"),
-        ("langchain", "openinference-instrumentation-langchain"),
-        asked=(
-            "otel:span complete",
-            "  otel:span complete",
-            "    agent:llm_call complete",
-            "  otel:span complete",
-            "    agent:tool_call complete",
-            "  otel:span complete",
-            "    agent:llm_call complete",
-        ),
-        failed=(
-            "otel:span failed",
-            "  otel:span complete",
-            "    agent:llm_call complete",
-            "  otel:span failed",
-            "    agent:tool_call failed",
-        ),
-        note="swallows what stops it: only the scope of agent_instance() does",
-    ),
-    _instrumented(
-        "strands",
-        ("strands-agents[openai,otel]>=1,<2",),
-        ("strands-agents",),
-        asked=(
-            "agent:run complete",
-            "  otel:span complete",
-            "    agent:llm_call complete",
-            "    agent:tool_call complete",
-            "  otel:span complete",
-            "    agent:llm_call complete",
-        ),
-        failed=(  # the model is told of the error, and goes on
-            "agent:run complete",
-            "  otel:span complete",
-            "    agent:llm_call complete",
-            "    agent:tool_call failed",
-            "  otel:span complete",
-            "    agent:llm_call complete",
-        ),
-        failed_status="complete",
-        error="EventLoopException",
-        note="wraps the error of a terminated run in its own",
-    ),
-    _instrumented(
-        "livekit",
-        ("livekit-agents[openai]>=1,<2",),
-        ("livekit-agents",),
-        asked=_livekit("complete"),
-        failed=_livekit("failed"),  # the model is told of the error, and goes on
-        failed_status="complete",
-    ),
     Client(
         NodeEnvironment("core", ("@prefactor/core@0.2.9", "zod@4"), ("@prefactor/core",)),
         "core.mjs",
         {
             "run": Run(
                 "complete",
-                _tree("agent complete", "  llm complete", "  tool failed"),
+                tree("agent complete", "  llm complete", "  tool failed"),
                 ("small-1", "unknown unit"),
             )
         },
@@ -408,7 +213,7 @@ CLIENTS = (
         {
             "run": Run(
                 "complete",
-                _tree("agent complete", "  llm complete", "  tool failed"),
+                tree("agent complete", "  llm complete", "  tool failed"),
                 ("small-1", "unknown unit"),
             )
         },
@@ -423,7 +228,7 @@ CLIENTS = (
         {
             "run": Run(
                 "complete",
-                _tree(
+                tree(
                     "agent complete",
                     "  langchain:llm complete",
                     "  langchain:tool complete",

@@ -252,13 +252,65 @@ CASES: list[tuple[str, str, dict[str, Any], list[Event], dict[str, Any], dict[st
         {
             "gen_ai.system": "gcp.vertex.agent",
             "gen_ai.request.model": "small-1",
-            "gcp.vertex.agent.llm_request": '{"contents": ["Hi"]}',
-            "gcp.vertex.agent.llm_response": '{"content": "Yes"}',
+            "gcp.vertex.agent.llm_request": '{"model": "small-1", "contents": [{"role": "user", '
+            '"parts": [{"text": "Hi"}]}, {"role": "model", "parts": [{"function_call": '
+            '{"id": "1", "name": "height", "args": {"mountain": "K2"}}}]}]}',
+            "gcp.vertex.agent.llm_response": '{"content": {"role": "model", "parts": '
+            '[{"text": "Yes"}]}}',
             "gen_ai.usage.input_tokens": 7,
         },
         [],
-        {"model": "small-1", "prompt": '{"contents": ["Hi"]}'},
-        {"response": '{"content": "Yes"}'},
+        {
+            "model": "small-1",
+            "messages": [
+                {"role": "user", "content": "Hi"},
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [{"id": "1", "name": "height", "arguments": {"mountain": "K2"}}],
+                },
+            ],
+        },
+        {"response": "Yes"},
+    ),
+    (
+        "llm_node",  # around the request to the model
+        "livekit-agents",
+        {
+            "gen_ai.request.model": "small-1",
+            "lk.chat_ctx": '{"items": [{"type": "message", "role": "user", "content": ["Hi"]}, '
+            '{"type": "function_call", "call_id": "1", "name": "height", "arguments": "{}"}, '
+            '{"type": "function_call_output", "call_id": "1", "output": "8611"}]}',
+            "lk.response.text": "Yes",
+        },
+        [],
+        {
+            "name": "llm_node",
+            "input": [
+                {"type": "message", "role": "user", "content": "Hi"},
+                {
+                    "role": "assistant",
+                    "tool_calls": [
+                        {"type": "function_call", "name": "height", "arguments": {}, "id": "1"}
+                    ],
+                },
+                {
+                    "type": "function_call_output",
+                    "call_id": "1",
+                    "role": "tool",
+                    "content": "8611",
+                },
+            ],
+        },
+        {"output": "Yes"},
+    ),
+    (
+        "asked {question}",
+        "logfire",
+        {"logfire.msg": "asked How high?", "question": "How high?"},
+        [],
+        {"name": "asked How high?"},
+        {},
     ),
     (
         "execute_tool height",
@@ -291,14 +343,34 @@ CASES: list[tuple[str, str, dict[str, Any], list[Event], dict[str, Any], dict[st
         "langsmith",
         {
             "langsmith.span.kind": "llm",
+            "langsmith.metadata.ls_provider": "openai",
+            "gen_ai.system": "langchain",
+            "gen_ai.operation.name": "chat",
+            "gen_ai.request.model": "small-1",
+            "gen_ai.prompt": '{"messages": [[{"lc": 1, "type": "constructor", "id": ["Human"], '
+            '"kwargs": {"type": "human", "content": "Hi"}}]]}',
+            "gen_ai.completion": '{"generations": [[{"text": "Yes", "generation_info": '
+            '{"finish_reason": "stop"}, "message": {"lc": 1, "type": "constructor", '
+            '"id": ["AI"], "kwargs": {"type": "ai", "content": "Yes"}}}]]}',
+        },
+        [],
+        {"provider": "openai", "messages": [{"role": "user", "type": "human", "content": "Hi"}]},
+        {"response": "Yes", "finish_reason": "stop"},
+    ),
+    (
+        "ChatOpenAI",  # of OpenAI's client
+        "langsmith",
+        {
+            "langsmith.span.kind": "llm",
             "gen_ai.operation.name": "chat",
             "gen_ai.request.model": "small-1",
             "gen_ai.prompt": '{"messages": [{"role": "user", "content": "Hi"}]}',
-            "gen_ai.completion": "Yes",
+            "gen_ai.completion": '{"choices": [{"finish_reason": "stop", "message": '
+            '{"role": "assistant", "content": "Yes"}}]}',
         },
         [],
         {"messages": [{"role": "user", "content": "Hi"}]},
-        {"response": "Yes"},
+        {"response": "Yes", "finish_reason": "stop"},
     ),
     (
         "height.tool",

@@ -6,7 +6,6 @@ Prints one line of JSON: the ids of the runs.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -17,8 +16,6 @@ from otel_scenarios import run_scenarios
 
 
 def instrument(provider: TracerProvider, model_url: str) -> Callable[[str], Awaitable[Any]]:
-    os.environ["OTEL_SEMCONV_STABILITY_OPT_IN"] = "gen_ai_latest_experimental"
-    os.environ["OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"] = "span_only"
     OpenAIInstrumentor().instrument(tracer_provider=provider)
     return openai_agent(
         provider,

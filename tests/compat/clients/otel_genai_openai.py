@@ -1,5 +1,4 @@
-"""OpenAI's client with OpenTelemetry's own instrumentation, as it is by default: its spans
-have no content. Argument: the URL of the API.
+"""OpenAI's client with OpenTelemetry's current instrumentation. Argument: the URL of the API.
 
 Prints one line of JSON: the ids of the runs.
 """
@@ -11,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from openai_agent import openai_agent
-from opentelemetry.instrumentation.openai_v2 import OpenAIInstrumentor
+from opentelemetry.instrumentation.genai.openai import OpenAIInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from otel_scenarios import run_scenarios
 
@@ -26,4 +25,4 @@ def instrument(provider: TracerProvider, model_url: str) -> Callable[[str], Awai
     )
 
 
-asyncio.run(run_scenarios("openai-v2-default", instrument))
+asyncio.run(run_scenarios("genai-openai", instrument))
