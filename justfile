@@ -63,6 +63,10 @@ test-notebook *options: (_install ".venv-notebook" "local" "pytest" "hypothesis"
 test-plugins *options: (_install ".venv-plugins" "local" "hypothesis" "pytest-asyncio" "pytest-trio")
     .venv-plugins/bin/python -m pytest -p no:asyncio -p no:trio {{ options }} tests/plugins
 
+# Run the tests of the relay with real Redis servers; installs Debian's where root and apt-get are.
+test-relay *options: _redis (_install venv "dev")
+    {{ python }} -m pytest {{ parallel }} tests/redis {{ options }}
+
 # Let Schemathesis make some thousand requests by the OpenAPI document of a served file.
 test-openapi *options: (_install ".venv-openapi" "local" "schemathesis")
     PYTHONPATH=tests .venv-openapi/bin/python -m openapi {{ options }}
@@ -80,6 +84,13 @@ _chromium:
             || { echo 'error: Chromium is needed: install it, as by "sudo apt-get install chromium"' >&2; exit 1; }; \
         apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install \
             --no-install-recommends chromium fonts-dejavu-core > /dev/null; }
+
+_redis:
+    @command -v redis-server > /dev/null || { \
+        [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null \
+            || { echo 'error: Redis is needed: install it, as by "sudo apt-get install redis-server"' >&2; exit 1; }; \
+        apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install \
+            --no-install-recommends redis-server > /dev/null; }
 
 # Build the wheel, install it where nothing else is, and run its demo there.
 test-wheel:

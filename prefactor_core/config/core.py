@@ -27,6 +27,7 @@ from prefactor_core.config.http import LOCAL_PREFIX, HttpClientOptions
 from prefactor_core.config.http import HttpClientConfig as HttpClientConfig
 from prefactor_core.config.lazy_module import LazyModule
 from prefactor_core.config.queue import QueueConfig as QueueConfig
+from prefactor_core.config.redis import is_redis
 from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.exceptions.checks import (
     to_at_least,
@@ -276,7 +277,8 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     ) -> Self:
         """Return the configuration of ``PREFACTOR_API_URL`` and ``PREFACTOR_API_TOKEN``.
 
-        An argument overrides its variable. A ``local:`` URL ignores the token of the environment.
+        An argument overrides its variable. The address of a local file or of a Redis
+        server ignores the token of the environment.
         Raises :class:`PrefactorValueError` if there is no URL, or no token for another machine.
         """
         # A SecretStr, so that no traceback with locals shows it.
@@ -289,7 +291,9 @@ class PrefactorCoreConfig(Struct, kw_only=True):
         url = to_text("api_url", api_url or "") or os.environ.get("PREFACTOR_API_URL", "").strip()
         if not url:
             raise PrefactorValueError(_NOTHING_CONFIGURED)
-        if not api_token and not url.startswith(LOCAL_PREFIX):
+        if "@" in url:
+            url = SecretStr(url)  # it may hold the password of a Redis server
+        if not api_token and not url.startswith(LOCAL_PREFIX) and not is_redis(url):
             api_token = SecretStr(os.environ.get("PREFACTOR_API_TOKEN", ""))
         return cls(
             http_config=HttpClientConfig(api_url=url, api_token=api_token or ""),
