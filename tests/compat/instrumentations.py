@@ -144,10 +144,18 @@ INSTRUMENTATIONS = (
         failed=("otel:span failed", *(f"  {line}" for line in _FAILED)),
         texts=(*_TEXTS, '"asked How high is K2?"', '"answered 8611 m"'),
     ),
+    _instrumented(
+        "genai-openai",
+        ("openai>=3,<4", "opentelemetry-instrumentation-genai-openai"),
+        ("opentelemetry-instrumentation-genai-openai", "openai"),
+        variables=_WITH_CONTENT,
+        asked=(*_ASKED, "  agent:llm_call complete"),
+        tokens=48,
+    ),
     *(
         _instrumented(
             "openai-v2",
-            # The last version of it imports what later versions of the other do not have.
+            # The one before; its last version needs this one of the other.
             (
                 "openai>=3,<4",
                 "opentelemetry-instrumentation-openai-v2==2.4b0",
