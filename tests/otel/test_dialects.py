@@ -75,6 +75,42 @@ async def test_a_recorded_failure_is_the_error_of_its_tool(name: str) -> None:
     assert "unknown mountain Olymp" in tool.result["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("told", "kind", "message"),
+    [
+        ("ValueError('unknown mountain')", "ValueError", "unknown mountain"),
+        ("OSError(2, 'no mountain')", "OSError", "2, 'no mountain'"),
+        ("CancelledError()", None, None),
+    ],
+)
+async def test_an_error_that_langsmith_tells_after_it_told_that_all_is_well_fails_its_span(
+    told: str, kind: str | None, message: str | None
+) -> None:
+    async with tracing() as t:
+        span = t.scoped("langsmith").start_span("height")
+        span.set_status(StatusCode.OK)
+        span.set_status(StatusCode.ERROR)  # without effect
+        span.record_exception(Exception(f"{told}Traceback (most recent call last):\n  here"))
+        span.end()
+    recorded = t.run.named("otel:span")
+    if kind is None:
+        assert recorded.status == "cancelled"
+    else:
+        assert recorded.status == "failed"
+        assert recorded.result["error"] == {
+            "type": kind,
+            "message": message,
+            "stacktrace": "Traceback (most recent call last):\n  here",
+        }
+
+
+async def test_a_failed_tool_without_a_message_has_its_output_as_message() -> None:
+    async with tracing() as t:
+        said = {"lk.function_tool.is_error": True, "lk.function_tool.output": "unknown mountain"}
+        t.scoped("livekit-agents").start_span("function_tool", attributes=said).end()
+    assert t.run.named("agent:tool_call").result["error"]["message"] == "unknown mountain"
+
+
 class Event:
     def __init__(self, name: str, attributes: Mapping[str, object]) -> None:
         self.name, self.attributes, self.timestamp = name, attributes, 1
