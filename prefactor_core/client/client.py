@@ -73,7 +73,7 @@ def open_prefactor(
     """
     if isinstance(api_token, str):
         api_token = SecretStr(api_token)  # no traceback with locals shows it
-    check_options(options)
+    check_options(options, "api_url", "api_token")
     if config is None:
         if is_capturing() and asgi_app is None:
             api_url, api_token = NOWHERE, None  # a test need not have those of production

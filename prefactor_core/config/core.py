@@ -92,10 +92,13 @@ class PrefactorOptions(TypedDict, total=False):
     journal_max_bytes: int
 
 
-def check_options(options: Mapping[str, object]) -> None:
-    """Raise :class:`PrefactorValueError` for a name that is no field of ``PrefactorOptions``."""
+def check_options(options: Mapping[str, object], *others: str) -> None:
+    """Raise :class:`PrefactorValueError` for a name that is no field of ``PrefactorOptions``.
+
+    ``others``: the other options of the caller, for the message.
+    """
     for name in options.keys() - PrefactorOptions.__annotations__.keys():
-        known = ", ".join(PrefactorOptions.__annotations__)
+        known = ", ".join((*others, *PrefactorOptions.__annotations__))
         if name == "http_config":
             known = "api_url and api_token; or make a PrefactorCoreConfig"
         elif name in {option.name for option in fields(QueueConfig)}:

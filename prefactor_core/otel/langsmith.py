@@ -27,9 +27,11 @@ _REPR: Final = re.compile(r"([\w.]+)\((.*)\)", re.DOTALL)
 def error_of(message: str) -> tuple[str, str, str] | None:
     """Type, message and stack trace of an error; None unless LangSmith has put them into one
     text."""
+    if _TRACEBACK not in message:
+        return None
     text, traceback, lines = message.partition(_TRACEBACK)
     found = _REPR.fullmatch(text.strip())
-    if not traceback or found is None:
+    if found is None:
         return None
     kind, said = found.groups()
     if said[:1] in ("'", '"') and said.endswith(said[0]):

@@ -242,8 +242,11 @@ def _only_content(messages: object) -> object:
 
 def _parameters(facts: Facts) -> Mapping[str, object]:
     """The parameters of a request to a model; others than ours stay attributes."""
-    given = decoded(facts.values.get("parameters"))
-    found = dict(cast("Mapping[str, object]", given)) if isinstance(given, Mapping) else {}
+    found: dict[str, object] = {}
+    if "parameters" in facts.values:
+        given = decoded(facts.values["parameters"])
+        if isinstance(given, Mapping):
+            found |= cast("Mapping[str, object]", given)
     for name in _PARAMETERS:
         if (value := facts.take(name)) is not None:
             found[name] = value
