@@ -124,9 +124,9 @@ bench-journal *options: (_install venv "dev")
 bench-server *options: (_install venv "dev")
     PYTHONPATH=tests {{ python }} -m benchmarks.local_server {{ options }}
 
-# Run the published clients against the local Prefactor, the adapters and the chapters of frameworks
-# on this package, and make the calls of the vendor's command line and dashboard (WORDS: only
-# environments with such a word in their names, chapter, cli, dashboard).
+# Run the published clients against the local Prefactor, the adapters, instrumentations and chapters
+# of frameworks on this package, and make the calls of the vendor's command line and dashboard
+# (WORDS: only environments with such a word in their names, as otel; chapter, cli, dashboard).
 compat *words: (_install venv "dev")
     PYTHONPATH=tests {{ python }} -m compat {{ words }}
 

@@ -83,6 +83,12 @@ class PrefactorSpanProcessor(SpanProcessor):
     tree is recorded when its root ends. Around a span of this library, either kind is recorded when
     that is, with what it said when that began.
 
+    By the conventions of OpenTelemetry, many instrumentations leave out what is said, unless the
+    variable ``OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT`` is ``span_only`` (and, for some,
+    ``OTEL_SEMCONV_STABILITY_OPT_IN`` is ``gen_ai_latest_experimental``). LangSmith emits late, from
+    a thread without a current run: open a span of OpenTelemetry around, and its spans find the run
+    by that.
+
     ``client`` may be of either kind. While it is closed or disabled, and in a fork of its process,
     nothing is recorded. Spans that are not sampled are not recorded. At most 10,000 spans are open
     at a time; the oldest are ended as cancelled, and ``spans_given_up`` counts them.
