@@ -12,8 +12,9 @@ from typing import Any
 
 import anyio
 import msgspec
-from prefactor_core.relay.relay import open_relay
 from support.relays import relay_config
+
+from prefactor_core.relay.relay import open_relay
 
 
 async def main(options: dict[str, Any]) -> None:

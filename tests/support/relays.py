@@ -16,11 +16,11 @@ from typing import Any
 
 import anyio
 import msgspec
-from prefactor_core.relay.relay import Relay, RelayConfig, open_relay
 from support.commands import REPOSITORY
 
 from prefactor_core.config import HttpClientConfig, QueueConfig
 from prefactor_core.config.redis import RedisAddress, without_password
+from prefactor_core.relay.relay import Relay, RelayConfig, open_relay
 
 WAIT = 300
 """Seconds for what takes some, on a machine that is busy."""
