@@ -17,6 +17,7 @@ from prefactor_core.agent.instance import (
     forget_ended_runs,
     open_runs,
 )
+from prefactor_core.compat.adapters import Terminated
 from prefactor_core.exceptions import (
     ClientScopeError,
     PrefactorCoreError,
@@ -251,5 +252,5 @@ class OpenRun:
             raise PrefactorTerminatedError(self._terminated, id) from None
         if isinstance(error, PrefactorTerminatedError) and error.instance_id == id:
             return
-        if error is None or isinstance(error, Exception):
+        if error is None or isinstance(error, Exception | Terminated):
             raise PrefactorTerminatedError(self._terminated, id)

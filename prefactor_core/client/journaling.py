@@ -109,14 +109,11 @@ def header(config: PrefactorCoreConfig) -> Header:
 
 
 def api_name(api_url: str) -> str:
-    """The address by which journals know an API: with the whole path of a local file; of a Redis
-    server the database and the prefix, and no user."""
+    """The address by which journals know an API: of a local file with its whole path, of a Redis
+    server with the prefix and without user and password."""
     if is_redis(api_url):
         address = RedisAddress.parse(without_password(api_url)[0])
-        where = (
-            f"{address}?db={address.database}" if address.path else f"{address}/{address.database}"
-        )
-        return f"{where}{'&' if address.path else '?'}prefix={address.prefix}"
+        return f"{address}?db={address.database}&prefix={address.prefix}"
     if not api_url.startswith(LOCAL_PREFIX):
         return api_url.rstrip("/")
     return f"{LOCAL_PREFIX}{Path(api_url.removeprefix(LOCAL_PREFIX)).resolve()}"

@@ -1,4 +1,4 @@
-"""The way of a client to the API through Redis and a relay."""
+"""RedisRoute: the way of a client to the API through Redis and a relay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Route: the way from a client to the API, by HTTP or through Redis."""
+"""Route: the way from a client to the API, by HTTP, or through Redis and a relay."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from prefactor_core.queue.importing import import_in_thread
 
 if TYPE_CHECKING:
     from prefactor_core.api.client import ApiClient, AsgiApp
+    from prefactor_core.config.http import HttpClientConfig
     from prefactor_core.export.carrier import Carrier
     from prefactor_core.export.exporter import Exporter
+    from prefactor_core.relay.carrier import RedisCarrier
 
 
 class Route(Protocol):
@@ -80,3 +82,18 @@ async def open_route(
         timeout = config.registration_timeout
         async with open_api(http, asgi_app, sdk_header_entry, timeout) as api:
             yield _DirectRoute(api)
+
+
+@asynccontextmanager
+async def open_carrier(http: HttpClientConfig) -> AsyncGenerator[ApiClient | RedisCarrier]:
+    """Open a carrier that needs no exporter; raises as :func:`open_route`."""
+    address = http.redis
+    if address is None:
+        async with open_api(http) as api:
+            yield api
+    else:
+        await import_in_thread("prefactor_core.client.relaying")
+        from prefactor_core.client.relaying import open_redis_carrier
+
+        async with open_redis_carrier(http, address) as carrier:
+            yield carrier

@@ -193,9 +193,10 @@ class ClientScope:
         #    runs that are still entered, then that of the signals (client.py). They are younger
         #    than the workers' task group, and scopes nest. `error` goes no further in: Python
         #    raises the same object again when __aexit__ returns, and no group can wrap it.
-        # 2. No more spans begin, in any thread. Open runs finish by how the body ended, each
-        #    after its open spans, children first. Other tasks have turns in between, as there may
-        #    be many. After that, nothing more is recorded.
+        # 2. No more runs and spans begin, in any thread. Open runs finish by how the body ended,
+        #    each after its open spans, children first; so do those that are being registered. Other
+        #    tasks have turns in between, as there may be many. After that, nothing more is
+        #    recorded.
         # 3. Delivery ends (export/exporter.py; its tasks are in queue/workers.py):
         #    a. The status poll, the loss report and the report of long spans end, and the queues
         #       close. The end of a queue tells its worker to drain; no batch waits for more
@@ -216,6 +217,7 @@ class ClientScope:
         # client finishes as in step 2, then its cancel scope closes (agent/scope.py). A
         # synchronous client takes all steps in its own thread, which ends then (loop_thread.py).
         self.recorder.close()
+        self.instance_manager.close()
         try:
             try:
                 await self.event_loop.in_turns(

@@ -123,11 +123,6 @@ class Exporter:
         return self.breaker.is_outage
 
     @property
-    def is_closing(self) -> bool:
-        """Whether the queues are closed."""
-        return any(worker_queue.queue.closed for worker_queue in self.buffer.worker_queues)
-
-    @property
     def answers(self) -> int:
         """How many requests have succeeded."""
         return self.breaker.answers

@@ -98,7 +98,7 @@ class Sender:
         """Note that a caller has waited ``seconds`` for a registration, without an answer to any
         request."""
         error = PrefactorUnreachableError(
-            f"{self._carrier.receiver} did not answer a registration within {seconds:g} s"
+            f"{self._carrier.receiver} took no registration of a run within {seconds:g} s"
         )
         self._counters.fail(error)
         if self._breaker.unanswered(anyio.current_time(), seconds):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, cast
 
-from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import StatusCode
 
 from prefactor_core.exceptions.outcome import outcome_of
 from prefactor_core.models.clock import to_datetime
@@ -18,12 +20,14 @@ from prefactor_core.payloads.error_description import ErrorDescription
 from prefactor_core.recording.span_record import SpanRecord
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import ReadableSpan
-
+    from prefactor_core.agent.instance import AgentInstanceHandle
     from prefactor_core.export.identity import RunIdentity
     from prefactor_core.recording.recorder import Recorder
 
 _PENDING: Final = SpanStatus.PENDING
+
+# What an ended span has as its source: it may be kept as a parent, without its attributes.
+_FORGOTTEN: Final = ReadableSpan("", resource=Resource.get_empty())
 
 _LATEST: Final = 1 << 63
 
@@ -42,9 +46,14 @@ class ForeignSpan(SpanRecord):
     instrumentation sets all attributes at the end. What a span says after its create is in its
     result.
 
+    ``instance``: the handle of the run, unless a program opened that by its id only. ``opens_run``:
+    the run was opened for this span, and ends with it.
     ``waiting``: the ended spans whose creates wait for that of this span.
     ``outcome``: the way it ended.
     """
+
+    instance: AgentInstanceHandle | None = None
+    opens_run = False
 
     def __init__(
         self,
@@ -67,8 +76,7 @@ class ForeignSpan(SpanRecord):
         # An exception that is handled where the span starts does not end it.
         self._handled = sys.exception()
         self._seen = -1
-        attributes: Mapping[str, object] = source.attributes or {}
-        self.schema_name = span_type(source.name, self._scope, attributes) or OTHER
+        self.schema_name = span_type(source.name, self._scope, _copied(source)) or OTHER
         self.from_result = self._awaited()
         if recorder.reports_at_once or recorder.buffer.journal.is_on:
             self.payload = self._read()[1]
@@ -86,7 +94,9 @@ class ForeignSpan(SpanRecord):
         self._source = ended
         facts, payload, result = self._read()
         self.outcome, error = _outcome(ended, facts, self._handled)
-        if not self._keep(facts, payload):
+        if self._keep(facts, payload):
+            self.from_result = ()  # the payload has it
+        else:
             result |= self._added(payload)
         if error is not None:
             result["error"] = error
@@ -103,6 +113,13 @@ class ForeignSpan(SpanRecord):
     def end(self) -> None:
         """Record the end, at the time of the source's end."""
         self.recorder.end(self, self.outcome, None, self._ended_at())
+        self._source = _FORGOTTEN
+
+    def give_up(self) -> None:
+        """Record the end as cancelled, now."""
+        self.outcome = "cancelled"
+        self.recorder.end(self, "cancelled")
+        self._source, self._handled = _FORGOTTEN, None
 
     def end_of_run(self, outcome: Outcome, at: int | None) -> tuple[Outcome, int | None]:
         """Its own end, if that waits for the parent's."""
@@ -117,7 +134,7 @@ class ForeignSpan(SpanRecord):
         """The facts that are left over, the payload and the result."""
         source = self._source
         name = source.name
-        attributes = dict[str, object](source.attributes or {})
+        attributes = _copied(source)
         payload: dict[str, object]
         try:
             facts = read(name, self._scope, attributes, source.events)
@@ -164,6 +181,15 @@ class ForeignSpan(SpanRecord):
             around = around.parent
 
 
+def _copied(source: ReadableSpan) -> dict[str, object]:
+    """The attributes as a dict: each look into those of the SDK takes a lock."""
+    attributes = source.attributes
+    if not attributes:
+        return {}
+    copy: Callable[[], dict[str, object]] | None = getattr(attributes, "copy", None)
+    return dict(attributes) if copy is None else copy()
+
+
 def to_time(nanoseconds: int | None) -> int | None:
     """A time of OpenTelemetry, if it is one that can be written as a date."""
     return nanoseconds if nanoseconds is not None and 0 < nanoseconds < _LATEST else None
@@ -178,18 +204,19 @@ def _origin(source: ReadableSpan, scope: str) -> dict[str, object]:
     context, parent = source.context, source.parent
     origin: dict[str, object] = {"name": source.name, "scope": scope}
     if context is not None:
-        origin["trace_id"] = format_trace_id(context.trace_id)
-        origin["span_id"] = format_span_id(context.span_id)
+        trace_id, span_id, *_ = context
+        origin["trace_id"] = f"{trace_id:032x}"
+        origin["span_id"] = f"{span_id:016x}"
     if parent is not None:
-        origin["parent_span_id"] = format_span_id(parent.span_id)
-    if source.links:
+        origin["parent_span_id"] = f"{parent.span_id:016x}"
+    if links := source.links:
         origin["links"] = [
             {
-                "trace_id": format_trace_id(link.context.trace_id),
-                "span_id": format_span_id(link.context.span_id),
+                "trace_id": f"{link.context.trace_id:032x}",
+                "span_id": f"{link.context.span_id:016x}",
                 "attributes": dict(link.attributes or {}),
             }
-            for link in source.links
+            for link in links
         ]
     return origin
 

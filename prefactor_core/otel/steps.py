@@ -107,7 +107,7 @@ def _llm(name: str, facts: Facts) -> Step:
     messages, system = facts.take("messages"), facts.take("system")
     given = facts.take("input")
     prompt = None
-    if messages is None:
+    if messages is None and given is not None:
         asked = decoded(given)
         if isinstance(asked, Mapping) and "messages" in asked:
             messages = cast("Mapping[str, object]", asked)["messages"]
@@ -229,8 +229,11 @@ def _only_content(messages: object) -> object:
 
 def _parameters(facts: Facts) -> Mapping[str, object]:
     """The parameters of a request to a model; others than ours stay attributes."""
-    given = decoded(facts.values.get("parameters"))
-    found = dict(cast("Mapping[str, object]", given)) if isinstance(given, Mapping) else {}
+    found: dict[str, object] = {}
+    if "parameters" in facts.values:
+        given = decoded(facts.values["parameters"])
+        if isinstance(given, Mapping):
+            found |= cast("Mapping[str, object]", given)
     for name in _PARAMETERS:
         if (value := facts.take(name)) is not None:
             found[name] = value

@@ -121,7 +121,7 @@ class Presence:
                 self._is_denied = True
                 message = (
                     "relays may take this agent for dead, and no termination reaches it: Redis "
-                    "forbids a command that it needs (%s)"
+                    "forbids its heartbeat (%s)"
                 )
                 log(logger, logging.WARNING, message, error)
             return _HEARTBEAT

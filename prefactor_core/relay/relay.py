@@ -261,8 +261,10 @@ class Relay:
         try:
             for lease in list(self._leases.values()):
                 await lease.renew()
-                if lease.is_lost:
-                    self._workers[lease.shard].leave()
+                # Meanwhile the worker may have met that, and ended.
+                worker = self._workers.get(lease.shard)
+                if lease.is_lost and worker is not None:
+                    worker.leave()
             wanted = shards_of(self._holder, await self._announce())
             for shard in self._workers.keys() - wanted:
                 self._workers[shard].leave()

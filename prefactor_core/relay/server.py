@@ -218,12 +218,21 @@ class ScriptMissingError(PrefactorContractError):
 async def open_server(server: RedisServer) -> AsyncGenerator[RedisServer]:
     """Serve beside a block; the block's exception leaves it as itself."""
     raised: BaseException | None = None
+
+    async def serve() -> None:
+        nonlocal raised
+        try:
+            await server.serve()
+        except PrefactorValueError as error:
+            raised = error  # the group would wrap it
+            group.cancel_scope.cancel()
+
     async with anyio.create_task_group() as group:
-        group.start_soon(server.serve)
+        group.start_soon(serve)
         try:
             yield server
         except BaseException as error:
-            raised = error
+            raised = raised or error
         group.cancel_scope.cancel()
     if raised is not None:
         raise raised

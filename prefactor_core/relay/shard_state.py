@@ -27,12 +27,13 @@ class ShardState:
 
     ``read_from``: where to read next. A relay that has just gained the shard begins with the
     entries that were read and not acknowledged, by itself or by another one; only then it reads
-    new ones. ``last_id``: the newest entry that was read.
+    new ones. ``last_id``: the newest entry that was read. ``most_words``: of commands in one step.
     """
 
-    def __init__(self, keys: Keys, shard: int) -> None:
+    def __init__(self, keys: Keys, shard: int, most_words: int = _MOST_WORDS) -> None:
         self._keys = keys
         self._shard = shard
+        self._most_words = most_words
         self.runs: dict[str, RunRecord] = {}
         self.read_from = _BEGINNING
         self.last_id = "0-0"
@@ -105,6 +106,12 @@ class ShardState:
             self.last_id = max(self.last_id, ids[-1], key=_position)
         return [id for id in ids if id not in self._unsettled]
 
+    def unanswered(self) -> None:
+        """Note that a step was not answered: it may have read entries, which are to be read again
+        before newer ones."""
+        if self.read_from == _NEW:
+            self.read_from = self.last_id
+
     def took(self, entry_id: str, operations: int) -> None:
         """Note that an entry has so many operations to settle."""
         self._unsettled[entry_id] = operations
@@ -120,13 +127,15 @@ class ShardState:
         words = 0
         for command in self._commands:
             words += len(command) + 1
-            if words > _MOST_WORDS and self._taken:
+            if words > self._most_words and self._taken:
                 break
             self._taken += 1
         carried = self._commands[: self._taken]
         # After the last change only: an entry that is deleted must have left its traces.
         if self._taken == len(self._commands):
-            self._written = [id for id, left in self._unsettled.items() if left == 0][:_MOST_WORDS]
+            self._written = [id for id, left in self._unsettled.items() if left == 0][
+                : self._most_words
+            ]
             if self._written:
                 stream = self._keys.operations(self._shard)
                 carried.append(["XACK", stream, GROUP, *self._written])

@@ -195,6 +195,7 @@ class ShardWorker(Worker):
             )
         except PrefactorApiError as error:
             # The lease may be gone by now: the next step that is answered tells.
+            state.unanswered()
             lease.outage.failed(error)
             await self._worker_queue.pause(_TRY_AGAIN_AFTER)
             return not self._is_leaving

@@ -236,8 +236,9 @@ async def test_a_relay_paused_for_longer_than_its_lease_does_no_harm_when_it_goe
 
 
 def owners(redis: RedisServerProcess) -> set[str]:
-    """The relays that have a lease."""
-    return set(redis.cli("MGET", *map(KEYS.lease, range(SHARDS)))) - {None}
+    """The names of the relays that have a lease."""
+    holders = redis.cli("MGET", *map(KEYS.lease, range(SHARDS)))
+    return {holder.partition("/")[0] for holder in holders if holder is not None}
 
 
 async def test_an_operation_that_the_api_refuses_goes_aside_and_the_rest_goes_on(

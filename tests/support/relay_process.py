@@ -12,12 +12,11 @@ from typing import Any
 
 import anyio
 import msgspec
-from prefactor_core.relay.relay import open_relay
-from support.relays import relay_config
+from support.relays import a_relay
 
 
 async def main(options: dict[str, Any]) -> None:
-    async with open_relay(relay_config(**options)) as relay, anyio.create_task_group() as tasks:
+    async with a_relay(**options) as relay, anyio.create_task_group() as tasks:
         with anyio.open_signal_receiver(signal.SIGTERM) as signals:
 
             async def stop_by_signal() -> None:

@@ -16,33 +16,38 @@ from typing import Any
 
 import anyio
 import msgspec
-from prefactor_core.relay.relay import Relay, RelayConfig, open_relay
 from support.commands import REPOSITORY
 
+from prefactor_core.client.connection import open_api
 from prefactor_core.config import HttpClientConfig, QueueConfig
 from prefactor_core.config.redis import RedisAddress, without_password
+from prefactor_core.relay.relay import Relay, RelayConfig, open_relay
 
 WAIT = 300
 """Seconds for what takes some, on a machine that is busy."""
 
 
-def relay_config(redis: str, api_url: str, **options: Any) -> RelayConfig:
-    """A relay whose lease is so short that tests need not wait long for another to take over."""
+@asynccontextmanager
+async def a_relay(redis: str, api_url: str, **options: Any) -> AsyncGenerator[Relay]:
+    """Open a relay whose lease is so short that tests need not wait long for another to take over;
+    it does not run yet."""
     url, password = without_password(redis)
-    return RelayConfig(
-        http_config=HttpClientConfig(api_url, max_retry_delay=0.2),
+    config = RelayConfig(
         redis=RedisAddress.parse(url),
         redis_password=password,
         queue_config=QueueConfig(retry_delay_base=0.02),
+        max_retry_delay=0.2,
         **{"lease": 1.0, **options},
     )
+    async with open_api(HttpClientConfig(api_url)) as api, open_relay(api, config) as relay:
+        yield relay
 
 
 @asynccontextmanager
 async def relaying(redis: str, api_url: str, **options: Any) -> AsyncGenerator[Relay]:
     """Run a relay beside the block; end it in order when the block is left."""
     async with (
-        open_relay(relay_config(redis, api_url, **options)) as relay,
+        a_relay(redis, api_url, **options) as relay,
         anyio.create_task_group() as tasks,
     ):
         tasks.start_soon(relay.run)
@@ -154,6 +159,8 @@ def relay_processes(
         for relay in relays.all:
             if relay.runs:
                 relay.kill()
+            # pytest shows it if the test fails.
+            sys.stdout.write(f"{relay.log.name}:\n{relay.said[-2000:]}\n")
 
 
 def the_command(redis: str, api_url: str) -> Callable[[str], Sequence[str]]:
