@@ -59,7 +59,7 @@ test-browser *options: _chromium _browser
 test-notebook *options: (_install ".venv-notebook" "local" "pytest" "hypothesis" "trio" "ipykernel" "jupyter-client")
     .venv-notebook/bin/python -m pytest {{ options }} tests/notebooks
 
-# Run the test kit with pytest-asyncio and pytest-trio.
+# Run the test kit with pytest-asyncio, anyio's plugin and pytest-trio.
 test-plugins *options: (_install ".venv-plugins" "local" "hypothesis" "pytest-asyncio" "pytest-trio")
     .venv-plugins/bin/python -m pytest -p no:asyncio -p no:trio {{ options }} tests/plugins
 
