@@ -222,7 +222,8 @@ async def _retry(address: RedisAddress, password: str, run_id: str | None) -> No
     say(f"{_count(moved.done)}{_of(run_id)} given to the relays once more")
     if moved.unreadable:
         raise click.ClickException(
-            f"not sent, as it cannot be read: {_count(moved.unreadable)}; --drop deletes what is left"
+            f"not sent, as it cannot be read: {_count(moved.unreadable)}; --drop deletes "
+            "what is left"
         )
 
 
