@@ -241,7 +241,9 @@ class ShardWorker(Worker):
             run = self._run(operation.instance_id)
             # What was refused may be sent once more.
             run.lost, run.agent_id = None, operation.agent_id
-            if record is not None:
+            if record is None:
+                run.registered = False  # the API does not know it yet, and need not be asked
+            else:
                 record.set(lost=None)
         else:
             run = self._identities.of(operation.instance_id)
