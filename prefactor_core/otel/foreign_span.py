@@ -14,6 +14,7 @@ from prefactor_core.exceptions.outcome import outcome_of
 from prefactor_core.models.clock import to_datetime
 from prefactor_core.models.lifecycle import Outcome, SpanStatus
 from prefactor_core.otel.dialect import LLM, OTHER
+from prefactor_core.otel.langsmith import error_of
 from prefactor_core.otel.reading import Event, Facts, is_late, read, span_type
 from prefactor_core.otel.steps import fields_of, to_step
 from prefactor_core.payloads.error_description import ErrorDescription
@@ -99,6 +100,8 @@ class ForeignSpan(SpanRecord):
         else:
             result |= self._added(payload)
         if error is not None:
+            # LiveKit tells an error of a tool as it tells the model.
+            error["message"] = error["message"] or str(result.get("output") or "")
             result["error"] = error
         if facts.events:
             result["events"] = [_event(event) for event in facts.events]
@@ -227,24 +230,26 @@ def _outcome(
     """How a span ended, and the error. ``handled``: the exception that was being handled where
     the span was started."""
     exceptions = [event for event in facts.events if event.name == "exception"]
+    details: Mapping[str, object] = (exceptions[-1].attributes or {}) if exceptions else {}
+    message = str(details.get("exception.message") or ended.status.description or "")
+    told = error_of(message)  # LangSmith has told that all is well before
     kind = facts.error_type
-    if ended.status.status_code is not StatusCode.ERROR and not facts.has_failed and kind is None:
+    has_failed = ended.status.status_code is StatusCode.ERROR or facts.has_failed
+    if not has_failed and kind is None and told is None:
         # OpenTelemetry notes no cancellation: such an exception is on its way in this moment.
         leaving = sys.exception()
         if leaving is not None and leaving is not handled and outcome_of(leaving) == "cancelled":
             return "cancelled", None
         return "complete", None
-    details: Mapping[str, object] = {}
     if exceptions:
         facts.events.remove(exceptions[-1])
-        details = exceptions[-1].attributes or {}
     kind = str(details.get("exception.type") or kind or "Error")
-    error = ErrorDescription(
-        type=kind,
-        message=str(details.get("exception.message") or ended.status.description or ""),
-    )
-    if "exception.stacktrace" in details:
-        error["stacktrace"] = details["exception.stacktrace"]
+    stack = details.get("exception.stacktrace")
+    if told is not None:
+        kind, message, stack = told
+    error = ErrorDescription(type=kind, message=message)
+    if stack is not None:
+        error["stacktrace"] = stack
     stopped = kind.rpartition(".")[2] in _STOPS or kind.endswith("PrefactorTerminatedError")
     return ("cancelled", None) if stopped else ("failed", error)
 

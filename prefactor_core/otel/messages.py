@@ -31,6 +31,22 @@ _TEXTS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """The types of parts, with the keys of their text."""
 
+_ROLES: Final = {
+    "model": "assistant",  # Gemini
+    "human": "user",  # LangChain
+    "ai": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "function_call": "assistant",  # OpenAI's responses, LiveKit
+    "function_call_output": "tool",
+    "agent_config_update": "system",
+    "agent_handoff": "system",
+}
+"""The roles of messages that say these roles or, without a role, these types."""
+
+_LISTS: Final = ("messages", "items", "contents", "choices", "generations")
+"""The keys of messages in what a model is given and answers."""
+
 
 def decoded(value: object) -> object:
     """The value of a text of JSON; anything else as it is."""
@@ -62,14 +78,63 @@ def unwrapped(item: object) -> object:
 
 def to_messages(value: object, role: str = "user") -> list[dict[str, object]]:
     """The messages of a list, of its JSON, or of a text. ``role``: of those that have none."""
+    value = decoded(value)
+    if isinstance(value, MAPPINGS):
+        found, _ = found_messages(value)
+        value = value if found is None else found
     return [_message(unwrapped(item), role) for item in items(value)]
+
+
+def found_messages(value: object) -> tuple[list[object] | None, Fields]:
+    """The messages in what a model was given or answers, and what else there is: a request or
+    answer of an API, or values of a framework. None without messages."""
+    given = decoded(value)
+    if not isinstance(given, MAPPINGS):
+        return None, {}
+    fields = dict(cast("Fields", given))
+    for key in _LISTS:
+        if isinstance(fields.get(key), list):
+            found = [each for item in items(fields.pop(key)) for each in _flat(item)]
+            return [_answer(item) for item in found], fields
+    content = fields.pop("content", None)
+    if isinstance(content, MAPPINGS) and "parts" in content:  # Gemini
+        return [cast("object", content)], fields
+    return None, {}
+
+
+def _flat(item: object) -> list[object]:
+    """The items of a batch; any other item alone."""
+    return cast("list[object]", item) if isinstance(item, list) else [item]
+
+
+def _answer(item: object) -> object:
+    """The message of one choice of a model, with the reason of its end; any other item as it is."""
+    if not isinstance(item, MAPPINGS):
+        return item
+    fields = cast("Fields", item)
+    if not isinstance(fields.get("message"), MAPPINGS):
+        return fields
+    details = fields.get("generation_info")  # LangChain
+    reason = {**cast("Fields", details or {}), **fields}.get("finish_reason")
+    message = cast("Fields", fields["message"])
+    return message if reason is None else {**message, "finish_reason": reason}
 
 
 def _message(item: object, role: str) -> dict[str, object]:
     if not isinstance(item, MAPPINGS):
         return {"role": role, "content": item}
     fields = dict(cast("Fields", item))
-    fields.setdefault("role", role)
+    if fields.get("type") == "constructor":  # LangChain
+        fields |= cast("Fields", fields.pop("kwargs", {}))
+        for key in ("lc", "id"):
+            fields.pop(key, None)
+    kind = fields.get("type")
+    said = fields.get("role", kind)
+    fields["role"] = _ROLES.get(str(said), fields.get("role", role))
+    if kind == "function_call":
+        return {"role": fields.pop("role"), "tool_calls": [tool_call(fields)]}
+    if kind == "function_call_output":
+        fields["content"] = fields.pop("output", None)
     parts = fields.pop("parts", fields.pop("contents", None))
     if parts is None:
         parts = fields.get("content")
@@ -91,7 +156,7 @@ def _content(parts: Sequence[object]) -> tuple[object, list[object]]:
     for part in map(unwrapped, parts):
         fields = cast("Fields", part) if isinstance(part, MAPPINGS) else {"text": part}
         kind = fields.get("type")
-        call = fields.get("toolUse")  # of Bedrock
+        call = fields.get("toolUse") or fields.get("function_call")  # Bedrock, Gemini
         if call is not None and isinstance(call, MAPPINGS):
             calls.append(cast("object", call))
             continue
@@ -125,8 +190,9 @@ def tool_call(item: object) -> dict[str, object]:
     for key in ("input", "args"):
         if key in fields:
             fields.setdefault("arguments", fields.pop(key))
-    if "toolUseId" in fields:
-        fields["id"] = fields.pop("toolUseId")
+    for key in ("toolUseId", "call_id"):
+        if key in fields:
+            fields["id"] = fields.pop(key)
     if "arguments" in fields:
         fields["arguments"] = decoded(fields["arguments"])
     return fields

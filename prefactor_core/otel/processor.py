@@ -20,7 +20,7 @@ from prefactor_core.client import PrefactorCoreClient
 from prefactor_core.client.sync import SyncPrefactorClient
 from prefactor_core.context_stack import OWN_REQUEST, SpanContextStack
 from prefactor_core.context_stack.entries import innermost_entry
-from prefactor_core.context_stack.finders import Finder, finders
+from prefactor_core.context_stack.finders import Finder, finders, remove_finders
 from prefactor_core.exceptions import PrefactorCoreError, PrefactorTerminatedError
 from prefactor_core.exceptions.log import log
 from prefactor_core.models.lifecycle import OPEN, SpanStatus
@@ -82,6 +82,12 @@ class PrefactorSpanProcessor(SpanProcessor):
     instrumentation sets its attributes at the end only (OpenInference for LangChain), the whole
     tree is recorded when its root ends. Around a span of this library, either kind is recorded when
     that is, with what it said when that began.
+
+    By the conventions of OpenTelemetry, many instrumentations leave out what is said, unless the
+    variable ``OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT`` is ``span_only`` (and, for some,
+    ``OTEL_SEMCONV_STABILITY_OPT_IN`` is ``gen_ai_latest_experimental``). LangSmith emits late, from
+    a thread without a current run: open a span of OpenTelemetry around, and its spans find the run
+    by that.
 
     ``client`` may be of either kind. While it is closed or disabled, and in a fork of its process,
     nothing is recorded. Spans that are not sampled are not recorded. At most 10,000 spans are open
@@ -146,6 +152,7 @@ class PrefactorSpanProcessor(SpanProcessor):
         self._is_shut_down = True
         for key in reversed(list(self._open)):  # children before their parents
             self._give_up(key)
+        finders.pop(self._find, None)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Return whether everything recorded so far is delivered, after at most ``timeout_millis``.
@@ -213,6 +220,8 @@ class PrefactorSpanProcessor(SpanProcessor):
         self._open[context[:2]] = span
         if self._find not in finders:
             finders[self._find] = recorder
+            if recorder.closed:  # another thread has just closed the client
+                remove_finders(recorder)
         while len(self._open) > _MOST_OPEN:
             with suppress(RuntimeError):  # another thread changed it at the same time
                 self._give_up(next(iter(self._open)))

@@ -19,13 +19,13 @@ from prefactor_core.otel.openllmetry import OPENLLMETRY
 from prefactor_core.otel.pydantic_ai import PYDANTIC_AI
 
 _DIALECTS: Final[tuple[Dialect, ...]] = (
+    LANGSMITH,
     GEN_AI,
     PYDANTIC_AI,
     GOOGLE_ADK,
     LIVEKIT,
     OPENINFERENCE,
     OPENLLMETRY,
-    LANGSMITH,
 )
 """If two attributes are the same fact, that of the earlier dialect counts."""
 
