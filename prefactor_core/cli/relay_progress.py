@@ -85,9 +85,9 @@ def progress_text(moment: Moment, last: Moment | None) -> str:
     if last is not None and moment.at > last.at:
         rate = (now.delivered - last.statistics.delivered) / (moment.at - last.at)
         parts[0] += f" ({rate:,.0f}/s)"
-    if moment.lag is None:
-        parts.append("the Redis server does not answer")
-    else:
+    if now.redis_outage_since is not None:
+        parts.append("no answer from the Redis server")
+    elif moment.lag is not None:
         parts.append(f"lag {age_text(moment.lag)}")
     parts.append(f"{len(now.shards)} shard{'' if len(now.shards) == 1 else 's'}")
     if now.refused:
@@ -106,4 +106,8 @@ def _has_changed(last: Moment, moment: Moment) -> bool:
 
 def _state(moment: Moment) -> tuple[object, ...]:
     statistics = moment.statistics
-    return sorted(statistics.shards), statistics.outage_since is None, moment.shards is None
+    return (
+        sorted(statistics.shards),
+        statistics.outage_since is None,
+        statistics.redis_outage_since is None,
+    )

@@ -216,22 +216,14 @@ class ScriptMissingError(PrefactorContractError):
 @asynccontextmanager
 async def open_server(server: RedisServer) -> AsyncGenerator[RedisServer]:
     """Serve beside a block; the block's exception leaves it as itself."""
+    await server.prepare()  # in the group, its error would be wrapped
     raised: BaseException | None = None
-
-    async def serve() -> None:
-        nonlocal raised
-        try:
-            await server.serve()
-        except PrefactorValueError as error:
-            raised = error  # the group would wrap it
-            group.cancel_scope.cancel()
-
     async with anyio.create_task_group() as group:
-        group.start_soon(serve)
+        group.start_soon(server.serve)
         try:
             yield server
         except BaseException as error:
-            raised = raised or error
+            raised = error
         group.cancel_scope.cancel()
     if raised is not None:
         raise raised

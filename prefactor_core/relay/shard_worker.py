@@ -223,9 +223,13 @@ class ShardWorker(Worker):
         except EntryUnreadableError as error:
             log(logger, logging.ERROR, "an entry is set aside whole: %s", error)
             self._state.took(entry_id, 0)
-            ops, agent = fields.get(b"ops", b""), fields.get(b"agent", b"")
+            ops, agent, version = (fields.get(name, b"") for name in (b"ops", b"agent", b"version"))
+            # With its version: a later relay may be able to read it.
             self._state.set_aside(
-                ["op", ops, "reason", "unreadable", "error", str(error), "agent", agent]
+                [
+                    *("op", ops, "version", version, "reason", "unreadable"),
+                    *("error", str(error), "agent", agent),
+                ]
             )
             return
         self._state.took(entry_id, len(entry.operations))
