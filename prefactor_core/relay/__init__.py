@@ -11,4 +11,16 @@ streams, the shards.
       |            terminations          |           ShardState: which entries are settled, and
       |                                  |           which runs and spans are open
     RedisServer    commands, errors    RedisServer, ApiClient
+
+What ACL users need at least, for the prefix ``pf``; from 7.2 on a refused ``CLIENT SETINFO`` does no
+harm. Relays and agents never need ``@dangerous`` commands, nor keys of another prefix.
+
+    agent    ~{pf:*}:ops ~pf:agents ~pf:relays ~pf:config ~pf:stop:*
+             hello auth ping select info xadd hget hset hdel mget exists eval evalsha
+    relay    ~{pf:*}:* ~pf:*
+             hello auth ping select info time eval evalsha get set del pexpire hget hset hsetnx hdel
+             hgetall sadd srem smembers zadd zrange zrem zremrangebyscore xadd xread xreadgroup
+             xgroup xack xdel
+
+``relay status`` and ``relay refused`` read with ``xlen``, ``xpending``, ``xrange`` and ``pttl``, too.
 """

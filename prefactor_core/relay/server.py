@@ -197,10 +197,14 @@ class RedisServer:
             case exceptions.AuthenticationError() | exceptions.AuthorizationError():
                 # The text names users and commands, no arguments.
                 return PrefactorAuthError(f"{where}: {text}")
+            case _ if "ACL failure" in text:
+                return PrefactorAuthError(f"{where}: a command of the script is forbidden")
             case exceptions.BusyLoadingError() | exceptions.ReadOnlyError():
                 return PrefactorServerError(f"{where}: the server is not ready", code="not_ready")
             case exceptions.ConnectionError() | OSError() | RuntimeError():
-                return PrefactorUnreachableError(f"{where}: {_first_line(text)}")
+                # The reason, as of a certificate that is not valid, is in the cause.
+                cause = "" if error.__cause__ is None else f" ({_first_line(str(error.__cause__))})"
+                return PrefactorUnreachableError(f"{where}: {_first_line(text)}{cause}")
             case _ if text.startswith(_FULL):
                 return PrefactorRateLimitError(
                     f"{where}: the memory of the server is full (maxmemory)", code="full"
