@@ -22,6 +22,6 @@ no harm.
              hgetall sadd srem smembers zadd zrange zrem zremrangebyscore xadd xread xreadgroup
              xgroup xack xdel
 
-``relay status`` and ``relay refused`` read with ``xlen``, ``xpending``, ``xrange`` and ``xrevrange``,
-too.
+``relay status`` and ``relay refused`` read with ``xlen``, ``xpending``, ``xrange``, ``xrevrange``
+as well.
 """
