@@ -12,6 +12,7 @@ from prefactor_core.exceptions.outcome import outcome_of
 from prefactor_core.models.clock import to_datetime
 from prefactor_core.models.lifecycle import Outcome, SpanStatus
 from prefactor_core.otel.dialect import LLM, OTHER
+from prefactor_core.otel.messages import decoded
 from prefactor_core.otel.reading import Event, Facts, is_late, read, span_type
 from prefactor_core.otel.steps import fields_of, to_step
 from prefactor_core.payloads.error_description import ErrorDescription
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 _PENDING: Final = SpanStatus.PENDING
 
 _LATEST: Final = 1 << 63
+
+_GONE: Final = object()
+
+_OVERHEAD: Final = 2_000
 
 _FROM_RESULT: Final = ("token_usage",)
 
@@ -43,8 +48,10 @@ class ForeignSpan(SpanRecord):
     result.
 
     ``waiting``: the ended spans whose creates wait for that of this span.
-    ``outcome``: the way it ended.
+    ``outcome``: the way it ended. ``size``: about how many bytes it holds after its end.
     """
+
+    size = _OVERHEAD
 
     def __init__(
         self,
@@ -67,7 +74,7 @@ class ForeignSpan(SpanRecord):
         # An exception that is handled where the span starts does not end it.
         self._handled = sys.exception()
         self._seen = -1
-        attributes: Mapping[str, object] = source.attributes or {}
+        attributes = _attributes_of(source)
         self.schema_name = span_type(source.name, self._scope, attributes) or OTHER
         self.from_result = self._awaited()
         if recorder.reports_at_once or recorder.buffer.journal.is_on:
@@ -84,6 +91,8 @@ class ForeignSpan(SpanRecord):
     def read_end(self, ended: ReadableSpan) -> None:
         """Read what the span says at its end."""
         self._source = ended
+        self.size += _size(_attributes_of(ended))
+        self.size += sum(_size(event.attributes or {}) for event in ended.events)
         facts, payload, result = self._read()
         self.outcome, error = _outcome(ended, facts, self._handled)
         if not self._keep(facts, payload):
@@ -117,7 +126,7 @@ class ForeignSpan(SpanRecord):
         """The facts that are left over, the payload and the result."""
         source = self._source
         name = source.name
-        attributes = dict[str, object](source.attributes or {})
+        attributes = _attributes_of(source)
         payload: dict[str, object]
         try:
             facts = read(name, self._scope, attributes, source.events)
@@ -128,7 +137,7 @@ class ForeignSpan(SpanRecord):
             payload, result = dict[str, object](name=name), {}
         payload["otel"] = _origin(source, self._scope)
         if rest := facts.rest():
-            payload["attributes"] = rest
+            payload["attributes"] = _structured(rest)
         return facts, payload, result
 
     def _keep(self, facts: Facts, payload: dict[str, object]) -> bool:
@@ -164,6 +173,31 @@ class ForeignSpan(SpanRecord):
             around = around.parent
 
 
+def _attributes_of(source: ReadableSpan) -> dict[str, object]:
+    """The attributes of this moment: another thread may set some at the same time."""
+    attributes: Mapping[str, object] = source.attributes or {}
+    found = {key: attributes.get(key, _GONE) for key in list(attributes)}
+    return {key: value for key, value in found.items() if value is not _GONE}
+
+
+def _structured(attributes: Mapping[str, object]) -> dict[str, object]:
+    """Attributes with texts of JSON as what they say: in these, too, secrets are redacted by the
+    names of their fields."""
+    found = {key: decoded(value) for key, value in attributes.items()}
+    return {
+        key: value if isinstance(value, dict | list) else attributes[key]
+        for key, value in found.items()
+    }
+
+
+def _size(attributes: Mapping[str, object]) -> int:
+    size = 0
+    for value in attributes.values():
+        values = value if isinstance(value, tuple) else (value,)
+        size += sum(len(each) for each in values if isinstance(each, str | bytes))
+    return size
+
+
 def to_time(nanoseconds: int | None) -> int | None:
     """A time of OpenTelemetry, if it is one that can be written as a date."""
     return nanoseconds if nanoseconds is not None and 0 < nanoseconds < _LATEST else None
@@ -187,7 +221,7 @@ def _origin(source: ReadableSpan, scope: str) -> dict[str, object]:
             {
                 "trace_id": format_trace_id(link.context.trace_id),
                 "span_id": format_span_id(link.context.span_id),
-                "attributes": dict(link.attributes or {}),
+                "attributes": _structured(link.attributes or {}),
             }
             for link in source.links
         ]
@@ -227,5 +261,5 @@ def _event(event: Event) -> dict[str, object]:
     return {
         "name": event.name,
         "time": None if at is None else to_datetime(at),
-        "attributes": dict(event.attributes or {}),
+        "attributes": _structured(event.attributes or {}),
     }

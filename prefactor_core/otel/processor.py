@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 import anyio
@@ -17,7 +16,12 @@ from prefactor_core.agent.instance import AgentInstanceHandle, current_instance
 from prefactor_core.agent.span import SpanContext
 from prefactor_core.client import PrefactorCoreClient
 from prefactor_core.context_stack import OWN_REQUEST, SpanContextStack
-from prefactor_core.exceptions import PrefactorCoreError, PrefactorTerminatedError
+from prefactor_core.exceptions import (
+    ClientNotInitializedError,
+    InstanceNotFoundError,
+    PrefactorCoreError,
+    PrefactorTerminatedError,
+)
 from prefactor_core.exceptions.log import log
 from prefactor_core.models.lifecycle import OPEN, Outcome
 from prefactor_core.otel.foreign_span import ForeignSpan, to_time
@@ -109,6 +113,7 @@ class PrefactorSpanProcessor(SpanProcessor):
         self.spans_given_up = 0
         self._is_shut_down = False
         self._problems = 0
+        self._waiting_bytes = 0
         self._open: dict[_Key, ForeignSpan] = {}
         # Spans that have ended may still be named as parents. Only the last ones are kept.
         self._ended: dict[_Key, tuple[RunIdentity, str]] = {}
@@ -124,6 +129,8 @@ class PrefactorSpanProcessor(SpanProcessor):
             self._start(span)
         except PrefactorTerminatedError:
             raise
+        except (ClientNotInitializedError, InstanceNotFoundError):
+            pass  # another thread has just closed the client, or ended the run
         except Exception as error:
             self._log(error)
 
@@ -171,8 +178,12 @@ class PrefactorSpanProcessor(SpanProcessor):
                 flushed.set()
 
         loop = recorder.event_loop
-        loop.run_soon(partial(loop.spawn, flush, "PrefactorSpanProcessor.force_flush", _nothing))
-        return flushed.wait(seconds)
+
+        def start() -> None:
+            with suppress(RuntimeError):  # trio ends, and starts no task any more
+                loop.spawn(flush, "PrefactorSpanProcessor.force_flush", _nothing)
+
+        return loop.run_soon(start) and flushed.wait(seconds)
 
     def _recorder(self) -> Recorder | None:
         """The recorder of the open client; None if nothing can be recorded."""
@@ -186,6 +197,8 @@ class PrefactorSpanProcessor(SpanProcessor):
         context = source.context
         if context is None or not context.trace_flags.sampled or self._is_shut_down:
             return
+        if _key(context) in self._open:
+            return  # the provider has this processor twice
         recorder = self._recorder()
         if recorder is None:
             return
@@ -261,7 +274,10 @@ class PrefactorSpanProcessor(SpanProcessor):
         return opened
 
     def _end(self, key: _Key, span: ForeignSpan, source: ReadableSpan) -> None:
-        if span.recorder.event_loop.is_forked or span.status not in OPEN:
+        if span.recorder.event_loop.is_forked:
+            return
+        if span.status not in OPEN:
+            self._tell_waiting(span)  # they have ended with the run, too
             return
         span.read_end(source)
         self._ended[key] = span.run, span.recorded_id
@@ -278,8 +294,10 @@ class PrefactorSpanProcessor(SpanProcessor):
         with span.recorder.event_loop.lock:
             if not parent.waits_for_result:
                 return False
-            if len(parent.waiting) < _MOST_WAITING:
+            held = self._waiting_bytes + span.recorder.buffer.counters.held_bytes
+            if len(parent.waiting) < _MOST_WAITING and held < span.recorder.buffer.max_bytes:
                 parent.waiting.append(span)
+                self._waiting_bytes += span.size
                 return True
         # Too many: record the parent as it is.
         _refresh(parent)
@@ -299,6 +317,7 @@ class PrefactorSpanProcessor(SpanProcessor):
             # Under the lock: another thread may add one, unless it sees that the span has ended.
             with span.recorder.event_loop.lock:
                 ended, parent.waiting = parent.waiting, []
+                self._waiting_bytes -= sum(each.size for each in ended)
             for each in ended:
                 each.end()
             parents += ended
