@@ -92,10 +92,13 @@ class PrefactorOptions(TypedDict, total=False):
     journal_max_bytes: int
 
 
-def check_options(options: Mapping[str, object]) -> None:
-    """Raise :class:`PrefactorValueError` for a name that is no field of ``PrefactorOptions``."""
+def check_options(options: Mapping[str, object], *others: str) -> None:
+    """Raise :class:`PrefactorValueError` for a name that is no field of ``PrefactorOptions``.
+
+    ``others``: the other options of the caller, for the message.
+    """
     for name in options.keys() - PrefactorOptions.__annotations__.keys():
-        known = ", ".join(PrefactorOptions.__annotations__)
+        known = ", ".join((*others, *PrefactorOptions.__annotations__))
         if name == "http_config":
             known = "api_url and api_token; or make a PrefactorCoreConfig"
         elif name in {option.name for option in fields(QueueConfig)}:
@@ -119,7 +122,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     ``validate_token``: whether opening the client asks the API if it accepts the token. A wrong
     token raises :class:`~prefactor_core.PrefactorAuthError` then; the client opens all the same
     if the API cannot be reached, does not answer within ``registration_timeout``, or a gateway
-    answers 401 or 403.
+    answers 401 or 403. Of a Redis server the password is checked, in the same way.
     ``registration_timeout``: how long ``create_agent_instance`` waits for the registration of a
     run, and opening for a new local file that other processes have locked.
     ``on_refused``: the treatment of a run whose registration the API refuses (a wrong token, an
@@ -129,7 +132,8 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     :class:`~prefactor_core.PrefactorApiError`, as ``create_agent_instance()`` always does.
     ``drain_timeout``: how long leaving the scope waits until everything is delivered.
     ``termination_poll_interval``: how often the API is asked whether it has terminated a run;
-    with ``math.inf`` only the answers to spans tell it.
+    with ``math.inf`` only the answers to spans tell it. A Redis server is asked each half second,
+    or with ``math.inf`` never.
     ``cancel_on_signals``: signals, for instance ``(signal.SIGTERM,)``, that cancel the client's
     block; the block is left quietly then, after the drain, and ``client.stopped_by`` is the
     signal. Main thread only. By default no signal does.

@@ -20,6 +20,11 @@ class Carrier(Protocol):
     one; when it raises a :class:`~prefactor_core.PrefactorApiError`, they are sent again.
     """
 
+    @property
+    def receiver(self) -> str:
+        """The receiver of operations, for log lines."""
+        ...
+
     async def send(
         self, operation: Operation, *, given_id: bool = True
     ) -> Details[AgentInstanceAnswer] | Details[AgentSpanAnswer]:

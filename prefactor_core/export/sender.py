@@ -97,7 +97,9 @@ class Sender:
     def gave_up_waiting(self, seconds: float) -> None:
         """Note that a caller has waited ``seconds`` for a registration, without an answer to any
         request."""
-        error = PrefactorUnreachableError(f"the API did not register a run within {seconds:g} s")
+        error = PrefactorUnreachableError(
+            f"{self._carrier.receiver} took no registration of a run within {seconds:g} s"
+        )
         self._counters.fail(error)
         if self._breaker.unanswered(anyio.current_time(), seconds):
             self._report_outage(error)
@@ -151,7 +153,10 @@ class Sender:
     def _handle_refusal(self, item: BatchItem, operation: Operation, error: Exception) -> bool:
         """Change or drop an item as the answer to it alone says; return whether it says so."""
         kind = classify(operation, error)
-        if kind is FailureKind.ID_REFUSED and item.given_id and not self.limits.took_given_id:
+        registration = item.operation
+        if kind is FailureKind.ID_REFUSED and isinstance(registration, RegisterAgentInstance):
+            item.operation, item.failed_in_bulk = registration.without_id(), False
+        elif kind is FailureKind.ID_REFUSED and item.given_id and not self.limits.took_given_id:
             self.completion.api_makes_ids()
             item.given_id = item.failed_in_bulk = False  # the id was the reason
         elif kind is FailureKind.PARENT_REFUSED:
@@ -271,16 +276,16 @@ class Sender:
         log(
             logger,
             logging.ERROR if denied else logging.WARNING,
-            "the Prefactor API does not take operations (%s); "
-            "they are kept and tried again until the scope ends",
+            "%s does not take operations (%s); they are kept and tried again until the scope ends",
+            self._carrier.receiver,
             error,
         )
 
     def _succeeded(self) -> None:
         outage = self._breaker.succeeded(anyio.current_time())
         if outage is not None:
-            message = "the Prefactor API accepts operations again after %.1f s"
-            log(logger, logging.INFO, message, outage)
+            message = "%s accepts operations again after %.1f s"
+            log(logger, logging.INFO, message, self._carrier.receiver, outage)
 
 
 def _lacks_id(operation: Operation, output: Output) -> bool:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import SpanContext, TraceFlags
 from support.process import program
 from support.tracing import tracing
 
@@ -33,29 +29,6 @@ async def test_texts_that_are_no_json_stay_as_they_are() -> None:
     async with tracing() as t:
         t.tracer.start_span("work", attributes=texts).end()
     assert t.run.named("otel:span").payload["attributes"] == texts
-
-
-class Changing(Mapping[str, Any]):
-    """The attributes of a span that another thread changes: one is gone when it is looked up."""
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(["kept", "gone"])
-
-    def __getitem__(self, key: str) -> Any:
-        return {"kept": 1}[key]
-
-    def __len__(self) -> int:
-        return 2
-
-
-async def test_attributes_that_another_thread_changes_are_read() -> None:
-    context = SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
-    source: Any = ReadableSpan("work", context, attributes=Changing(), start_time=1, end_time=2)
-    async with tracing() as t:
-        t.processor.on_start(source)
-        t.processor.on_end(source)
-    assert t.run.shape == ("complete", [("otel:span", "complete", [])])
-    assert t.run.named("otel:span").payload["attributes"] == {"kept": 1}
 
 
 async def test_a_processor_that_a_provider_has_twice_records_each_span_once() -> None:
