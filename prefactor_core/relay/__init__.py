@@ -12,8 +12,8 @@ streams, the shards.
       |                                  |           which runs and spans are open
     RedisServer    commands, errors    RedisServer, ApiClient
 
-What ACL users need at least, for the prefix ``pf``; from 7.2 on a refused ``CLIENT SETINFO`` does no
-harm. Relays and agents never need ``@dangerous`` commands, nor keys of another prefix.
+What ACL users need at least, for the prefix ``pf``. From 7.2 on, a refused ``CLIENT SETINFO`` does
+no harm.
 
     agent    ~{pf:*}:ops ~pf:agents ~pf:relays ~pf:config ~pf:stop:*
              hello auth ping select info xadd hget hset hdel mget exists eval evalsha
@@ -22,5 +22,6 @@ harm. Relays and agents never need ``@dangerous`` commands, nor keys of another 
              hgetall sadd srem smembers zadd zrange zrem zremrangebyscore xadd xread xreadgroup
              xgroup xack xdel
 
-``relay status`` and ``relay refused`` read with ``xlen``, ``xpending``, ``xrange`` and ``pttl``, too.
+``relay status`` and ``relay refused`` read with ``xlen``, ``xpending``, ``xrange``, ``xrevrange``
+as well.
 """

@@ -97,7 +97,8 @@ class RelayProcess:
         self.resume()
         self._process.send_signal(signal.SIGTERM)
         code = self._process.wait(WAIT)
-        assert code == 0, self.said
+        # One that has said nothing was still importing when the signal came.
+        assert code == 0 or (code == -signal.SIGTERM and not self.said), (code, self.said)
         assert "Traceback" not in self.said
         assert " ERROR " not in self.said
 
