@@ -23,7 +23,7 @@ from prefactor_core.config import HttpClientConfig, QueueConfig
 from prefactor_core.config.redis import RedisAddress, without_password
 from prefactor_core.relay.relay import Relay, RelayConfig, open_relay
 
-WAIT = 15
+WAIT = 60
 """Seconds for what takes some, on a machine that is busy."""
 
 LONG_WAIT = 300
