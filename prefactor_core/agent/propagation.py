@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import MutableMapping
 from importlib import import_module
+from typing import cast
 
 from prefactor_core.agent.instance import AgentInstanceHandle, Client, context_runs
 from prefactor_core.agent.span import SpanContext
@@ -62,12 +63,13 @@ def _current_step(client: Client, recorder: Recorder) -> tuple[RunIdentity | Non
                 run = client.instance_manager.identity(instance.id)
             except InstanceNotFoundError:
                 continue  # another thread has just ended it
-            own = SpanContextStack.innermost(run.recorded_id)
+            own: object = SpanContextStack.innermost(run.recorded_id)
             return run, _recorded_id(run, deeper(own, found_in(run.recorded_id)))
     for span in SpanContextStack.open_spans():
         if isinstance(span, SpanContext) and span.recorder is recorder:
             run = span.run
-            return run, _recorded_id(run, deeper(span, found_in(run.recorded_id)))
+            own = cast("object", span)
+            return run, _recorded_id(run, deeper(own, found_in(run.recorded_id)))
     for found in found_spans():
         handle = found.instance
         if isinstance(handle, AgentInstanceHandle) and handle.recorder is recorder:

@@ -65,6 +65,9 @@ class SpanContext(SpanLifecycle[Result]):
     :class:`~prefactor_core.PrefactorValueError`, and nothing is recorded.
     """
 
+    # Set by new_span().
+    instance: object
+
     @property
     def id(self) -> str:
         """The span's id, a PFID.

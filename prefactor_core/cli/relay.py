@@ -222,7 +222,7 @@ async def _retry(address: RedisAddress, password: str, run_id: str | None) -> No
     say(f"{_count(moved.done)}{_of(run_id)} given to the relays once more")
     if moved.unreadable:
         raise click.ClickException(
-            f"{_count(moved.unreadable)} cannot be read, and stay: --drop deletes them"
+            f"not sent, as it cannot be read: {_count(moved.unreadable)}; --drop deletes what is left"
         )
 
 

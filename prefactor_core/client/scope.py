@@ -203,7 +203,9 @@ class ClientScope:
         #       operations. A worker that was cancelled natively is started once more.
         #    b. The workers drain for at most drain_timeout, shielded from cancellation. asyncio's
         #       own Task.cancel() and Ctrl-C on trio, which no shield stops, break the drain off.
-        #    c. Workers that still run are cancelled; then the empty task group closes.
+        #       With Redis, the heartbeat ends after the last delivery.
+        #    c. Workers that still run are cancelled, and the connection to Redis after the others;
+        #       then the empty task group closes.
         #    d. Every operation that is not delivered counts as dropped, unless the journal has it:
         #       then it stays pending.
         # 4. One warning reports the loss, if there is one; one the rest that the journal has.

@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Protocol, Self
+from typing import Protocol
 
 from prefactor_core.exceptions import PrefactorTerminatedError, in_message
 from prefactor_core.exceptions.log import log
@@ -38,10 +38,6 @@ class Terminated(BaseExceptionGroup[PrefactorTerminatedError]):
     asynchronous callback handler. So it raises this group of one error. The scope of the run raises
     the error itself; where there is none, ``except* PrefactorTerminatedError`` catches it.
     """
-
-    def __new__(cls, reason: str) -> Self:
-        error = PrefactorTerminatedError(reason)
-        return super().__new__(cls, "Prefactor has terminated the run", [error])
 
 
 def _is_swallowed() -> bool:
@@ -80,7 +76,8 @@ class TerminationMonitor:
         """
         reason = self._reason()
         if reason is not None and _is_swallowed():
-            raise Terminated(reason)
+            error = PrefactorTerminatedError(reason)
+            raise Terminated("Prefactor has terminated the run", [error])
         return reason is not None
 
 

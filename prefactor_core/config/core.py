@@ -122,7 +122,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     ``validate_token``: whether opening the client asks the API if it accepts the token. A wrong
     token raises :class:`~prefactor_core.PrefactorAuthError` then; the client opens all the same
     if the API cannot be reached, does not answer within ``registration_timeout``, or a gateway
-    answers 401 or 403.
+    answers 401 or 403. Of a Redis server the password is checked, in the same way.
     ``registration_timeout``: how long ``create_agent_instance`` waits for the registration of a
     run, and opening for a new local file that other processes have locked.
     ``on_refused``: the treatment of a run whose registration the API refuses (a wrong token, an
@@ -132,7 +132,8 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     :class:`~prefactor_core.PrefactorApiError`, as ``create_agent_instance()`` always does.
     ``drain_timeout``: how long leaving the scope waits until everything is delivered.
     ``termination_poll_interval``: how often the API is asked whether it has terminated a run;
-    with ``math.inf`` only the answers to spans tell it.
+    with ``math.inf`` only the answers to spans tell it. A Redis server is asked each half second,
+    or with ``math.inf`` never.
     ``cancel_on_signals``: signals, for instance ``(signal.SIGTERM,)``, that cancel the client's
     block; the block is left quietly then, after the drain, and ``client.stopped_by`` is the
     signal. Main thread only. By default no signal does.

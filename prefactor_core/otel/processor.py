@@ -20,7 +20,7 @@ from prefactor_core.client import PrefactorCoreClient
 from prefactor_core.client.sync import SyncPrefactorClient
 from prefactor_core.context_stack import OWN_REQUEST, SpanContextStack
 from prefactor_core.context_stack.entries import innermost_entry
-from prefactor_core.context_stack.finders import Finder, finders
+from prefactor_core.context_stack.finders import Finder, finders, remove_finders
 from prefactor_core.exceptions import PrefactorCoreError, PrefactorTerminatedError
 from prefactor_core.exceptions.log import log
 from prefactor_core.models.lifecycle import OPEN, SpanStatus
@@ -152,6 +152,7 @@ class PrefactorSpanProcessor(SpanProcessor):
         self._is_shut_down = True
         for key in reversed(list(self._open)):  # children before their parents
             self._give_up(key)
+        finders.pop(self._find, None)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Return whether everything recorded so far is delivered, after at most ``timeout_millis``.
@@ -219,6 +220,8 @@ class PrefactorSpanProcessor(SpanProcessor):
         self._open[context[:2]] = span
         if self._find not in finders:
             finders[self._find] = recorder
+            if recorder.closed:  # another thread has just closed the client
+                remove_finders(recorder)
         while len(self._open) > _MOST_OPEN:
             with suppress(RuntimeError):  # another thread changed it at the same time
                 self._give_up(next(iter(self._open)))

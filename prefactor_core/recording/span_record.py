@@ -42,7 +42,6 @@ class SpanRecord(Uncopyable):
     may keep this object alive.
     ``from_result``: the fields of the payload that are filled in from the result.
     ``has_slot``: it has waited until a full buffer had a slot for it.
-    ``instance``: the handle of its run, if there is one.
     ``run_was_ending``: its run was ending when the span was opened.
     ``unrecorded``: it belongs to a request of this library.
     ``dropped``: none of it is delivered, because the buffer was full, its run had ended, or it is
@@ -65,7 +64,6 @@ class SpanRecord(Uncopyable):
     dropped = False
     unrecorded = False
     result: dict[str, object] | None
-    instance: object = None
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from prefactor_core.api.answers import (
     Output,
     OutputDetails,
 )
-from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.exceptions import PrefactorApiError, PrefactorValueError
 from prefactor_core.operations import (
     CreateSpan,
     FinishSpan,
@@ -35,8 +35,8 @@ class RedisCarrier:
     shards, the only one mostly.
 
     ``agent``: the name of the agent's heartbeat. An operation is delivered when Redis has it. If
-    one entry fails, the whole batch is sent again: a relay may send an operation twice, which
-    its idempotency key makes harmless.
+    the answer is lost, the batch is written again: a relay may send an operation twice, which its
+    idempotency key makes harmless.
 
     Redis gives no ids. A run keeps the one that it was recorded with, and gets the account's
     partition if a relay has written it down there; until then relays make the ids final.
@@ -70,38 +70,48 @@ class RedisCarrier:
     async def bulk(
         self, operations: Sequence[Operation], given_ids: Sequence[bool]
     ) -> Mapping[str, Output]:
-        """Write operations, those of a run in order; return that all are taken.
+        """Write operations, those of a run in order; return which are taken.
 
-        Raises :class:`PrefactorValueError` if an operation cannot be written as JSON.
+        Raises the error of an entry if no entry is taken: a server that is full may have had room
+        for some. Raises :class:`PrefactorValueError` if an operation cannot be written as JSON.
         """
-        commands = self._commands(operations)
-        registrations = [
-            operation for operation in operations if isinstance(operation, RegisterAgentInstance)
-        ]
-        asks = bool(registrations) and self._related_id is None
+        groups = by_shard(operations)
+        commands = self._commands(groups)
+        registers = any(isinstance(operation, RegisterAgentInstance) for operation in operations)
+        asks = registers and self._related_id is None
         if asks:
             commands.append(["HGET", self._keys.config, "partition"])
-        answers = await self._server.run_all(commands)
+        answers = await self._server.run_each(commands)
         if asks:
             self._note_partition(answers[-1])
-        outputs = dict.fromkeys([operation.idempotency_key for operation in operations], _TAKEN)
-        for operation in registrations:
-            details = OutputDetails(self._id_of(operation))
-            outputs[operation.idempotency_key] = Output(_SUCCESS, details)
-        return outputs
+        written = answers[: len(groups)]
+        errors = [answer for answer in written if isinstance(answer, PrefactorApiError)]
+        if len(errors) == len(written):
+            raise errors[0]
+        return {
+            operation.idempotency_key: self._output(operation)
+            for group, answer in zip(groups.values(), written, strict=True)
+            if not isinstance(answer, PrefactorApiError)
+            for operation in group
+        }
 
-    def _commands(self, operations: Sequence[Operation]) -> list[list[Word]]:
+    def _output(self, operation: Operation) -> Output:
+        if not isinstance(operation, RegisterAgentInstance):
+            return _TAKEN
+        return Output(_SUCCESS, OutputDetails(self._id_of(operation)))
+
+    def _commands(self, groups: Mapping[int, Sequence[Operation]]) -> list[list[Word]]:
         try:
             return [
                 ["XADD", self._keys.operations(shard), "*", *encode(self._agent, group)]
-                for shard, group in by_shard(operations).items()
+                for shard, group in groups.items()
             ]
         except Exception as error:  # the error may quote a payload
             raise PrefactorValueError(
                 f"an operation cannot be written as JSON: {type(error).__name__}"
             ) from None
 
-    def _note_partition(self, answer: Answer) -> None:
+    def _note_partition(self, answer: Answer | PrefactorApiError) -> None:
         # Written by a relay, and perhaps by a person: a number that is none is no reason to fail.
         with suppress(ValueError, TypeError):
             self._related_id = identifiers.generate(int(cast("bytes", answer)))

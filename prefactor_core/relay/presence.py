@@ -72,9 +72,8 @@ class Presence:
         self._wait_for_drain = drained
         self._terminations = terminations
         self._closing = anyio.Event()
-        self._drained = anyio.Event()
         self._beat_at = -math.inf
-        self._knows_policy = self._lacks_relay = self._is_denied = False
+        self._drained = self._knows_policy = self._lacks_relay = self._is_denied = False
 
     async def serve(self) -> None:
         """Do so until :meth:`close` and the end of the drain. In a fork of the process, do
@@ -93,19 +92,18 @@ class Presence:
         self._closing.set()
 
     async def _serve(self) -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._note_drain)
-            while not (self._drained.is_set() or self._event_loop.is_forked):
-                pause = await self._look()
-                with anyio.move_on_after(pause):
-                    await self._drained.wait()
-        with anyio.move_on_after(_LEAVE_TIMEOUT), suppress(PrefactorApiError):
-            await self._server.run("HDEL", self._keys.agents, self._agent)
-
-    async def _note_drain(self) -> None:
-        await self._closing.wait()
-        await self._wait_for_drain()
-        self._drained.set()
+        while not (self._closing.is_set() or self._event_loop.is_forked):
+            pause = await self._look()
+            with anyio.move_on_after(pause):
+                await self._closing.wait()
+        while not (self._drained or self._event_loop.is_forked):
+            with anyio.move_on_after(_HEARTBEAT):
+                await self._wait_for_drain()
+                self._drained = True
+            await self._look()
+        if not self._event_loop.is_forked:
+            with anyio.move_on_after(_LEAVE_TIMEOUT), suppress(PrefactorApiError):
+                await self._server.run("HDEL", self._keys.agents, self._agent)
 
     async def _look(self) -> float:
         """Do what is due; return the seconds until the next look."""

@@ -29,7 +29,7 @@ from prefactor_core.relay.keys import Keys
 from prefactor_core.relay.lease import Lease
 from prefactor_core.relay.ownership import shards_of
 from prefactor_core.relay.redis_outage import RedisOutage
-from prefactor_core.relay.scripts import ANNOUNCE
+from prefactor_core.relay.scripts import ANNOUNCE, CONFIGURE
 from prefactor_core.relay.server import RedisServer, Word, open_server
 from prefactor_core.relay.shard_worker import ShardWorker
 
@@ -127,8 +127,7 @@ async def open_relay(api: ApiClient, config: RelayConfig) -> AsyncGenerator[Rela
     async with open_server(server):
         keys = Keys(config.redis.prefix)
         await _check_policy(server)
-        await server.run("HSETNX", keys.config, "api", api.api_url)
-        known = await server.run("HGET", keys.config, "api")
+        known = await server.call(CONFIGURE, [keys.config], "api", api.api_url)
         if known != api.api_url.encode():
             shown = cast("bytes", known).decode(errors="replace")
             raise PrefactorValueError(
@@ -234,8 +233,9 @@ class Relay:
             try:
                 partition = await self._server.run("HGET", self._keys.config, "partition")
                 if partition is None:
-                    partition = (await self._ask_partition()).encode()
-                    await self._server.run("HSET", self._keys.config, "partition", partition)
+                    partition = await self._server.call(
+                        CONFIGURE, [self._keys.config], "partition", await self._ask_partition()
+                    )
                 text = cast("bytes", partition).decode()
                 if text != _UNKNOWN:
                     self._delivery.account_id = identifiers.generate(int(text))

@@ -19,6 +19,14 @@ ANNOUNCE: Final = Script(
     """
 )
 
+CONFIGURE: Final = Script(
+    """
+    -- KEYS: config. ARGV: a field, its value if it has none. Returns its value.
+    redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2])
+    return redis.call('HGET', KEYS[1], ARGV[1])
+    """
+)
+
 GAIN: Final = Script(
     """
     -- KEYS: lease. ARGV: the relay, milliseconds. Returns 1 if the relay has the lease now.

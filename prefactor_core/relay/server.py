@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha1
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import anyio
 
@@ -23,6 +23,8 @@ from prefactor_core.exceptions import (
 from prefactor_core.queue.importing import import_in_thread
 
 if TYPE_CHECKING:
+    import ssl
+
     import coredis
 
 Word: TypeAlias = str | bytes | int
@@ -113,6 +115,17 @@ class RedisServer:
 
     async def run_all(self, commands: Sequence[Sequence[Word]]) -> list[Answer]:
         """Run commands in one round trip; raise the first error, after all have run."""
+        answers = await self.run_each(commands)
+        for answer in answers:
+            if isinstance(answer, PrefactorApiError):
+                raise answer
+        return cast("list[Answer]", answers)
+
+    async def run_each(
+        self, commands: Sequence[Sequence[Word]]
+    ) -> list[Answer | PrefactorApiError]:
+        """Run commands in one round trip; return their answers, and the errors of those that
+        failed. Raises an error that concerns all of them."""
         if len(commands) == 1:
             return [await self.run(*commands[0])]
         from coredis import exceptions
@@ -127,16 +140,18 @@ class RedisServer:
                         pipe.create_request(str(words[0]).encode(), *words[1:], callback=_unchanged)
                         for words in commands
                     ]
-                answers = [await request for request in requests]
+                answers: list[Answer | PrefactorApiError] = []
+                for words, request in zip(commands, requests, strict=True):
+                    try:
+                        answers.append(cast("Answer", await request))
+                    except exceptions.RedisError as error:
+                        answers.append(self._mapped(str(words[0]), error))
         except TimeoutError:
             message = f"no answer within {self._timeout:g} s"
             raise PrefactorUnreachableError(f"{name} at {self.address}: {message}") from None
         except (OSError, RuntimeError, exceptions.RedisError) as error:
             raise self._mapped(name, error) from None
-        for words, answer in zip(commands, answers, strict=True):
-            if isinstance(answer, Exception):
-                raise self._mapped(str(words[0]), answer)
-        return cast("list[Answer]", answers)
+        return answers
 
     async def call(self, script: Script, keys: Sequence[str], *words: Word) -> Answer:
         """Run a script; bring it to the server first if the server lacks it."""
@@ -147,34 +162,18 @@ class RedisServer:
 
     async def _make_client(self) -> coredis.Redis[bytes]:
         try:
-            await import_in_thread("coredis")
+            await import_in_thread("prefactor_core.relay.connections")
         except ImportError as error:
             raise PrefactorValueError(
                 f"{self.address} needs the extra 'redis' of this package ({error}): "
                 "pip install '.[redis]' in its folder"
             ) from None
-        import coredis
-        from coredis.retry import NoRetryPolicy
+        from prefactor_core.relay.connections import make_client
 
-        address = self.address
-        where: dict[str, Any] = (
-            {"unix_socket_path": address.path}
-            if address.path
-            else {"host": address.host, "port": address.port}
-        )
-        if address.tls:
-            where |= {"ssl": True, "ssl_context": self._ssl_context()}
-        return coredis.Redis(
-            **where,
-            db=address.database,
-            username=address.username,
-            password=self._password or None,
-            connect_timeout=self._connect_timeout,
-            verify_version=False,
-            retry_policy=NoRetryPolicy(),
-        )
+        ssl_context = self._ssl_context() if self.address.tls else None
+        return make_client(self.address, self._password, self._connect_timeout, ssl_context)
 
-    def _ssl_context(self) -> object:
+    def _ssl_context(self) -> ssl.SSLContext:
         import ssl  # here: it takes milliseconds to import
 
         address = self.address

@@ -341,7 +341,7 @@ def test_the_environments_api_is_used_over_http(tmp_path: Path, api_url: str, ba
         ({"PREFACTOR_API_TOKEN": "wr0ng"}, "401 bad_authtoken"),
         ({"PREFACTOR_API_TOKEN": ""}, "no API token was given"),
         ({"PREFACTOR_AGENT_ID": "stranger"}, "agent 'stranger' not found"),
-        ({"PREFACTOR_API_URL": "prefactor.db"}, "must begin with https://, http:// or local:"),
+        ({"PREFACTOR_API_URL": "prefactor.db"}, "must begin with https://, http://, local:"),
         ({"PREFACTOR_API_URL": "local:no/such/folder/x.db"}, "there is no folder 'no/such/folder'"),
     ],
     ids=["token", "no token", "agent", "url", "path"],

@@ -293,6 +293,17 @@ async def test_nothing_is_asked_once_the_client_is_closed() -> None:
         assert current_instance() is None
 
 
+async def test_nothing_is_asked_after_the_shutdown_of_the_processor() -> None:
+    async with tracing() as t:
+        async with t.client.agent_instance(**AGENT) as instance:
+            with t.tracer.start_as_current_span("work"):
+                t.provider.shutdown()
+                assert not finders
+                assert current_instance() is instance
+                height("K2")
+    assert [root.name for root in t.run.roots] == ["otel:span", "agent:tool_call"]
+
+
 # --- Any nesting
 
 Tree = list[tuple[str, "Tree"]]

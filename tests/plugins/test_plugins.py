@@ -103,5 +103,5 @@ def test_the_kit_works_with(plugin: str, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(AGENT + imports + TESTS.format(**words))
     # Each with the other plugins away.
     away = [f"-pno:{other}" for other in ("asyncio", "trio", "anyio") if other not in plugin]
-    result = pytester.runpytest_subprocess("-W", "error", *away, timeout=60)
+    result = pytester.runpytest_subprocess("-W", "error", *away, timeout=300)
     result.assert_outcomes(passed=6 if plugin == "anyio" else 3)  # that runs each on both loops

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import anyio
@@ -30,18 +28,8 @@ from prefactor_core.operations import (
 )
 from prefactor_core.operations.identifiers import generate, partition_of, without_partition
 
-# coredis does not close the streams of a connection that could not be made.
-pytestmark = pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning")
-
 PARTITION = 12_345
 AGENT_LOGGERS = "prefactor_core"
-
-
-@pytest.fixture(autouse=True)
-def _streams_of_coredis() -> Iterator[None]:
-    """Collect them here, where their warnings are ignored, and not in another test."""
-    yield
-    gc.collect()
 
 
 def shape_of(operations: list[Operation]) -> list[str]:

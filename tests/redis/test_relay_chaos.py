@@ -24,7 +24,7 @@ from support.harness import StoredRun, stored_quality, stored_runs
 from support.redis_server import RedisServerProcess
 from support.relay_agent import GROUPS, LEAVES, OPERATIONS, RUNS, STEPS, agent_id
 from support.relayed import ServedApi, lag, leftovers, problems
-from support.relays import WAIT, relay_on, relay_processes, the_command, wait_until
+from support.relays import LONG_WAIT, relay_on, relay_processes, the_command, wait_until
 
 from prefactor_core.local import open_local_prefactor
 
@@ -44,7 +44,7 @@ class AgentProcess:
 
     def end(self) -> dict[str, Any]:
         """Let it deliver; its statistics."""
-        output, _ = self._process.communicate(timeout=WAIT)
+        output, _ = self._process.communicate(timeout=LONG_WAIT)
         assert self._process.returncode == 0
         statistics: dict[str, Any] = msgspec.json.decode(output)
         return statistics
@@ -66,7 +66,7 @@ def agent_process(url: str, backend: str, log: Path) -> Generator[AgentProcess]:
             yield AgentProcess(process)
         finally:
             process.kill()
-            process.communicate(timeout=WAIT)
+            process.communicate(timeout=LONG_WAIT)
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

@@ -23,7 +23,7 @@ async def recording(url: str, **queue: object) -> AsyncGenerator[PrefactorCoreCl
     config = make_config(
         http={"api_url": url, "api_token": "", "max_retry_delay": 0.2},
         queue={"retry_delay_base": 0.02, "batch_window": 0.005, **queue},
-        drain_timeout=300.0,
+        drain_timeout=10.0,
     )
     async with open_prefactor(config) as client:
         yield client

@@ -23,8 +23,11 @@ from prefactor_core.config import HttpClientConfig, QueueConfig
 from prefactor_core.config.redis import RedisAddress, without_password
 from prefactor_core.relay.relay import Relay, RelayConfig, open_relay
 
-WAIT = 300
+WAIT = 15
 """Seconds for what takes some, on a machine that is busy."""
+
+LONG_WAIT = 300
+"""The same for processes that are killed again and again."""
 
 
 @asynccontextmanager
@@ -181,7 +184,7 @@ def relay_on(backend: str, redis: str, api_url: str) -> Callable[[str], Sequence
 
 def wait_until(holds: Callable[[], object]) -> None:
     """As :func:`until`, without a loop."""
-    deadline = time.monotonic() + WAIT
+    deadline = time.monotonic() + LONG_WAIT
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.02)

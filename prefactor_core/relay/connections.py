@@ -1,0 +1,93 @@
+"""Connections of coredis that leave nothing open when they fail, and nothing to forked children.
+
+Imported by the first server that is opened, in a thread.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from typing import Final
+from weakref import WeakSet
+
+import coredis
+from anyio.abc import ByteStream, SocketAttribute
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from coredis.connection import (
+    BaseConnection,
+    TCPConnection,
+    TCPLocation,
+    UnixDomainSocketConnection,
+    UnixDomainSocketLocation,
+)
+from coredis.pool import ConnectionPool
+from coredis.retry import NoRetryPolicy
+
+from prefactor_core.config.redis import RedisAddress
+
+_connections: Final[WeakSet[BaseConnection]] = WeakSet()
+
+# Open, or the sockets in a child would be at their end, and wake tasks there that cannot run.
+_silent: Final[list[socket.socket]] = []
+
+
+class _Connection(BaseConnection):
+    async def _connect(self) -> ByteStream:
+        try:
+            stream = await super()._connect()  # type: ignore[safe-super]
+        except BaseException:
+            # coredis closes them only after it has connected.
+            for part in vars(self).values():
+                if isinstance(part, MemoryObjectSendStream | MemoryObjectReceiveStream):
+                    part.close()
+            raise
+        _connections.add(self)
+        return stream
+
+
+class _Tcp(_Connection, TCPConnection):
+    pass
+
+
+class _Unix(_Connection, UnixDomainSocketConnection):
+    pass
+
+
+def make_client(
+    address: RedisAddress, password: str, connect_timeout: float, ssl_context: ssl.SSLContext | None
+) -> coredis.Redis[bytes]:
+    """A client that is not connected yet, and makes one attempt for each command."""
+    pool = ConnectionPool[BaseConnection](
+        connection_class=_Unix if address.path else _Tcp,
+        location=UnixDomainSocketLocation(address.path)
+        if address.path
+        else TCPLocation(address.host, address.port),
+        db=address.database,
+        username=address.username,
+        password=password or None,
+        connect_timeout=connect_timeout,
+        ssl_context=ssl_context,
+    )
+    return coredis.Redis(connection_pool=pool, verify_version=False, retry_policy=NoRetryPolicy())
+
+
+def _replace_in_child() -> None:
+    """Put a socket on which nothing arrives into the place of each connection's.
+
+    A child whose main task goes on ends the tasks of its copy of asyncio's loop. These would close
+    the connections, and make the parent's loop watch its own no more: parent and child share the
+    selector of the system.
+    """
+    streams = [connection.stream for connection in _connections if connection.stream is not None]
+    if streams:
+        ours, other = socket.socketpair()
+        _silent.append(other)
+        with ours:
+            ours.setblocking(False)
+            for stream in streams:
+                os.dup2(ours.fileno(), stream.extra(SocketAttribute.raw_socket).fileno())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_replace_in_child)
