@@ -78,9 +78,10 @@ def unwrapped(item: object) -> object:
 
 def to_messages(value: object, role: str = "user") -> list[dict[str, object]]:
     """The messages of a list, of its JSON, or of a text. ``role``: of those that have none."""
-    given = decoded(value)
-    found, _ = found_messages(given)
-    return [_message(unwrapped(item), role) for item in items(given if found is None else found)]
+    given, found = decoded(value), None
+    if isinstance(given, MAPPINGS):
+        found, _ = found_messages(cast("Fields", given))
+    return [_message(unwrapped(item), role) for item in (items(value) if found is None else found)]
 
 
 def found_messages(value: object) -> tuple[list[object] | None, Fields]:
