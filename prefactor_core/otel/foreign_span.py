@@ -212,7 +212,7 @@ def _structured(attributes: Mapping[str, object]) -> dict[str, object]:
 def _size(attributes: Mapping[str, object]) -> int:
     size = 0
     for value in attributes.values():
-        values = value if isinstance(value, tuple) else (value,)
+        values = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
         size += sum(len(each) for each in values if isinstance(each, str | bytes))
     return size
 
