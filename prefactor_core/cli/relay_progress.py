@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TextIO
 
 from rich.cells import set_cell_size
 
@@ -49,7 +49,7 @@ class TerminalProgress(Progress):
         self._last = moment
 
 
-class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
+class _Handler(logging.StreamHandler[TextIO]):
     """Writes over the line of the progress, which comes again."""
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -68,13 +68,7 @@ class ShardWorker(Worker):
         poll_interval: float,
     ) -> None:
         counters = delivery.counters
-        buffer = Buffer(
-            [InMemoryQueue[Operation]()],
-            counters,
-            delivery.losses,
-            delivery.config,
-            delivery.event_loop,
-        )
+        buffer = _Buffer(delivery)
         self._lease = lease
         self._delivery = delivery
         self._heartbeats = heartbeats
@@ -134,6 +128,7 @@ class ShardWorker(Worker):
 
         Raises a :class:`~prefactor_core.PrefactorApiError` if Redis does not tell of the open runs.
         """
+        self._delivery.worker_queues.add(self._worker_queue)
         try:
             await self._load_runs()
             async with anyio.create_task_group() as group:
@@ -141,6 +136,7 @@ class ShardWorker(Worker):
                 await self.serve()
                 self._poll.close()
         finally:
+            self._delivery.worker_queues.discard(self._worker_queue)
             # What is not settled stays in Redis, for the next relay.
             left = self._batcher.items()
             self._counters.hand_back(
@@ -322,6 +318,23 @@ class ShardWorker(Worker):
             self._delivery.buried += 1
             for operation in burial_of(record, self._heartbeats.last(agent) or time.time_ns()):
                 self._add_recorded(operation, Origin("", "", operation))
+
+
+class _Buffer(Buffer):
+    """Wakes the workers of all shards: an outage of the API is one for all, and ends for all."""
+
+    def __init__(self, delivery: Delivery) -> None:
+        super().__init__(
+            [InMemoryQueue[Operation]()],
+            delivery.counters,
+            delivery.losses,
+            delivery.config,
+            delivery.event_loop,
+        )
+        self._delivery = delivery
+
+    def wake(self) -> None:
+        self._delivery.wake()
 
 
 class _Completion(Completion):

@@ -64,7 +64,7 @@ async def test_a_full_server_is_busy_and_a_relay_makes_room(
     api: ServedApi, caplog: pytest.LogCaptureFixture
 ) -> None:
     with redis_server("--maxmemory", "4mb") as redis:
-        text = "x" * 150_000
+        text = "x" * 300_000
         async with recording(redis.url, registration_timeout=0.1) as client:
             # 10 MB: more than there is room for.
             for _ in range(3):
