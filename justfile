@@ -61,9 +61,13 @@ test-browser *options: _chromium _browser
 test-notebook *options: (_install ".venv-notebook" "local" "pytest" "hypothesis" "trio" "ipykernel" "jupyter-client")
     .venv-notebook/bin/python -m pytest {{ options }} tests/notebooks
 
-# Run the test kit with pytest-asyncio and pytest-trio.
+# Run the test kit with pytest-asyncio, anyio's plugin and pytest-trio.
 test-plugins *options: (_install ".venv-plugins" "local" "hypothesis" "pytest-asyncio" "pytest-trio")
     .venv-plugins/bin/python -m pytest -p no:asyncio -p no:trio {{ options }} tests/plugins
+
+# Run the tests of the relay with real Redis servers; installs Debian's where root and apt-get are.
+test-relay *options: _redis (_install venv "dev")
+    {{ python }} -m pytest {{ parallel }} tests/redis {{ options }}
 
 # Let Schemathesis make some thousand requests by the OpenAPI document of a served file.
 test-openapi *options: (_install ".venv-openapi" "local" "schemathesis")
@@ -82,6 +86,13 @@ _chromium:
             || { echo 'error: Chromium is needed: install it, as by "sudo apt-get install chromium"' >&2; exit 1; }; \
         apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install \
             --no-install-recommends chromium fonts-dejavu-core > /dev/null; }
+
+_redis:
+    @command -v redis-server > /dev/null || { \
+        [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null \
+            || { echo 'error: Redis is needed: install it, as by "sudo apt-get install redis-server"' >&2; exit 1; }; \
+        apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install \
+            --no-install-recommends redis-server > /dev/null; }
 
 # Build the wheel, install it where nothing else is, and run its demo there.
 test-wheel:
@@ -111,13 +122,17 @@ bench-exits *options: (_install venv "dev")
 bench-journal *options: (_install venv "dev")
     PYTHONPATH=tests {{ python }} -m benchmarks.journal {{ options }}
 
+# Measure what producers bring to Redis, and relays to the API (--quick: in about a minute).
+bench-relay *options: _redis (_install venv "dev")
+    PYTHONPATH=tests {{ python }} -m benchmarks.relay {{ options }}
+
 # Measure agents that record beside a local server, and whether it loses anything (five minutes).
 bench-server *options: (_install venv "dev")
     PYTHONPATH=tests {{ python }} -m benchmarks.local_server {{ options }}
 
-# Run the published clients against the local Prefactor, the adapters and the chapters of frameworks
-# on this package, and make the calls of the vendor's command line and dashboard (WORDS: only
-# environments with such a word in their names, chapter, cli, dashboard).
+# Run the published clients against the local Prefactor, the adapters, instrumentations and chapters
+# of frameworks on this package, and make the calls of the vendor's command line and dashboard
+# (WORDS: only environments with such a word in their names, as otel; chapter, cli, dashboard).
 compat *words: (_install venv "dev")
     PYTHONPATH=tests {{ python }} -m compat {{ words }}
 

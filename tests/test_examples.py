@@ -135,9 +135,12 @@ def test_a_chapter_needs_no_environment_and_leaves_no_file(name: str, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
-def test_a_chapter_records_the_tree_that_it_shows(name: str, tmp_path: Path) -> None:
-    backend, agent_id, printed = CHAPTERS[name]
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [(name, backend) for name in CHAPTERS for backend in sorted({ON_ASYNCIO, CHAPTERS[name][0]})],
+)
+def test_a_chapter_records_the_tree_that_it_shows(name: str, backend: str, tmp_path: Path) -> None:
+    _, agent_id, printed = CHAPTERS[name]
     path = tmp_path / "runs.db"
     said = run(name, backend, cwd=tmp_path, PREFACTOR_API_URL=f"local:{path}")
     assert re.fullmatch(printed, said), said

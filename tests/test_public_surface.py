@@ -183,7 +183,7 @@ def test_the_positional_parameters_are_the_seeds(path: str, parameters: str) -> 
 
 def _public_names() -> Iterator[tuple[str, object]]:
     """Every name that a program imports, by its path, once."""
-    others = ("span_types", "testing", "pytest_plugin", "local")
+    others = ("span_types", "testing", "pytest_plugin", "local", "otel")
     modules = [*SEED_EXPORTS, *LATER_PATHS, *(f"prefactor_core.{name}" for name in others)]
     seen = set[int]()
     for path in modules:
@@ -218,6 +218,14 @@ def _functions_of(path: str, value: object) -> Iterator[tuple[str, Callable[...,
         yield path, value
 
 
+def test_every_name_of_the_package_is_looked_at() -> None:
+    looked_at = {path for path, _ in _public_names()}
+    assert looked_at >= {f"prefactor_core.{name}" for name in prefactor_core.__all__}
+    methods = {each for name in _public_names() for each, _ in _functions_of(*name)}
+    for method in ("PrefactorCoreClient.inject", "SyncPrefactorClient.open", "SpanContext.begin"):
+        assert f"prefactor_core.{method}" in methods
+
+
 @for_each(("path", "value"), list(_public_names()))
 def test_every_public_name_tells_its_signature_its_types_and_its_help(
     path: str, value: object
@@ -226,7 +234,10 @@ def test_every_public_name_tells_its_signature_its_types_and_its_help(
         inspect.signature(value, eval_str=True)
     if isinstance(value, type):
         typing.get_type_hints(value, include_extras=True)
+        assert value.__doc__, path
     for where, function in _functions_of(path, value):
+        name = where.rpartition(".")[2]
+        assert name.startswith("_") or inspect.getdoc(getattr(value, name, value)), where
         for each in (function, *typing.get_overloads(function)):
             inspect.signature(each, eval_str=True)
             assert typing.get_type_hints(each, include_extras=True) is not None, where

@@ -9,7 +9,8 @@ perhaps in another thread: nodes that are no coroutines run in one.
 
 ``run_inline`` has an asynchronous graph call the handler in the task of the step. ``raise_error``
 lets an error of the handler reach the graph: there is one, ``PrefactorTerminatedError``, when
-Prefactor has terminated the run. No other error leaves a span.
+Prefactor has terminated the run. No other error leaves a span. The handler is no
+``AsyncCallbackHandler``: LangChain swallows the errors of such a one in a synchronous ``invoke()``.
 
 (Prefactor's own adapter is on PyPI, as prefactor-langchain.)
 

@@ -11,6 +11,9 @@ told apart.
 One hooks object records one ``Runner.run()``. A step that raises has no end hook: its span ends
 with the run, ``failed`` with the error that leaves the block of ``agent_instance()``.
 
+When Prefactor terminates the run, that block is cancelled, and the agent in it. A trace processor
+could not stop the agent: the SDK swallows what it raises.
+
 It records in memory, asks a model that knows its answers, and prints what was stored. An
 application says ``open_prefactor()`` in place of ``recording.open()``.
 

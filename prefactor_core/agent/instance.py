@@ -15,6 +15,7 @@ from prefactor_core.agent.span import SpanContext, new_span, start_by_id, start_
 from prefactor_core.agent.traced import F, traced_by
 from prefactor_core.compat.adapters import RunAliases
 from prefactor_core.context_stack import SpanContextStack
+from prefactor_core.context_stack.finders import finders, found_spans
 from prefactor_core.exceptions import (
     PrefactorTerminatedError,
 )
@@ -63,8 +64,20 @@ were entered in it."""
 def current_instance() -> AgentInstanceHandle | None:
     """The innermost run that was started in this context and has not ended.
 
-    Without one, in a thread of your own say, the run of the innermost open span; None without that.
+    Without one, in a thread of your own say, the run of the innermost open span. Without that, the
+    run of the current span of OpenTelemetry, if
+    :class:`~prefactor_core.otel.PrefactorSpanProcessor` records it; else None.
     """
+    instance = own_instance()
+    if instance is None and finders:
+        for found in found_spans():
+            if isinstance(found.instance, AgentInstanceHandle):
+                return found.instance
+    return instance
+
+
+def own_instance() -> AgentInstanceHandle | None:
+    """As :func:`current_instance`, without the current spans of other libraries."""
     for instance in reversed(context_runs.get()):
         if not instance.ended:
             return instance

@@ -6,10 +6,12 @@ import logging
 import sys
 from collections.abc import MutableMapping
 from importlib import import_module
+from typing import cast
 
-from prefactor_core.agent.instance import Client, context_runs
+from prefactor_core.agent.instance import AgentInstanceHandle, Client, context_runs
 from prefactor_core.agent.span import SpanContext
 from prefactor_core.context_stack import SpanContextStack
+from prefactor_core.context_stack.finders import found_in, found_spans
 from prefactor_core.exceptions import InstanceNotFoundError
 from prefactor_core.exceptions.log import log
 from prefactor_core.export.identity import RunIdentity
@@ -18,7 +20,7 @@ from prefactor_core.operations.identifiers import is_pfid
 from prefactor_core.operations.trace_headers import TRACEPARENT, new_traceparent, write
 from prefactor_core.operations.trace_ids import span_id_of, trace_id_of
 from prefactor_core.recording.recorder import Recorder
-from prefactor_core.recording.span_record import SpanRecord
+from prefactor_core.recording.span_record import SpanRecord, deeper
 
 logger = logging.getLogger("prefactor_core.agent.propagation")
 
@@ -53,18 +55,26 @@ def inject(headers: MutableMapping[str, str], client: Client) -> None:
 
 
 def _current_step(client: Client, recorder: Recorder) -> tuple[RunIdentity | None, str | None]:
-    """The current run, and the id of its innermost span; without a run, that of an open span."""
+    """The current run, and the id of its innermost span; without a run, that of an open span,
+    and then that of the current span of OpenTelemetry."""
     for instance in reversed(context_runs.get()):
         if instance.recorder is recorder and not instance.ended:
             try:
                 run = client.instance_manager.identity(instance.id)
             except InstanceNotFoundError:
                 continue  # another thread has just ended it
-            return run, _recorded_id(run, SpanContextStack.innermost(run.recorded_id))
+            own: object = SpanContextStack.innermost(run.recorded_id)
+            return run, _recorded_id(run, deeper(own, found_in(run.recorded_id)))
     for span in SpanContextStack.open_spans():
         if isinstance(span, SpanContext) and span.recorder is recorder:
             run = span.run
-            return run, _recorded_id(run, span)  # pyright: ignore[reportUnknownArgumentType]
+            own = cast("object", span)
+            return run, _recorded_id(run, deeper(own, found_in(run.recorded_id)))
+    for found in found_spans():
+        handle = found.instance
+        if isinstance(handle, AgentInstanceHandle) and handle.recorder is recorder:
+            run = client.span_manager.run_of(handle.id)
+            return run, _recorded_id(run, found)
     return None, None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
 import anyio.lowlevel
@@ -17,6 +17,7 @@ from prefactor_core.agent.instance import (
     forget_ended_runs,
     open_runs,
 )
+from prefactor_core.compat.adapters import Terminated
 from prefactor_core.exceptions import (
     ClientScopeError,
     PrefactorCoreError,
@@ -27,7 +28,24 @@ from prefactor_core.exceptions.uncopyable import Uncopyable
 from prefactor_core.recording.run_end import finish_run_in_slices
 
 
-class AgentInstanceScope(Uncopyable):
+class RunScope(Uncopyable):
+    """The base of the scopes of a run."""
+
+    _kind = "the scope of a run in this process"
+
+    if not TYPE_CHECKING:  # a type checker reports what is missing, before the program runs
+
+        def __getattr__(self, name: str) -> NoReturn:
+            hint = ""
+            if hasattr(AgentInstanceHandle, name):
+                hint = (
+                    ": enter it, by 'with client.agent_instance(...) as instance:' or by 'async "
+                    f"with', and use instance.{name}; create_agent_instance() needs no block"
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
+
+
+class AgentInstanceScope(RunScope):
     """The scope of one run: ``async with client.agent_instance(...) as instance:``.
 
     In a thread without the client's event loop, ``with``: in a ``def`` endpoint of a web framework,
@@ -42,8 +60,6 @@ class AgentInstanceScope(Uncopyable):
     unwinds, that error is its ``__context__``. A cancellation from outside and Ctrl-C have
     precedence.
     """
-
-    _kind = "the scope of a run in this process"
 
     def __init__(
         self,
@@ -236,5 +252,5 @@ class OpenRun:
             raise PrefactorTerminatedError(self._terminated, id) from None
         if isinstance(error, PrefactorTerminatedError) and error.instance_id == id:
             return
-        if error is None or isinstance(error, Exception):
+        if error is None or isinstance(error, Exception | Terminated):
             raise PrefactorTerminatedError(self._terminated, id)

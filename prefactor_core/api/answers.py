@@ -136,6 +136,12 @@ class Outputs(Struct):
     outputs: dict[str, Output]
 
 
+class Generated(Struct):
+    """The answer of POST /api/v1/pfid/generate: new ids of the account."""
+
+    pfids: list[str]
+
+
 class FieldError(Struct):
     """The error of one field."""
 

@@ -27,6 +27,7 @@ from prefactor_core.api.answers import (
     AgentSpanAnswer,
     Control,
     Details,
+    Generated,
     Output,
     Outputs,
     Summaries,
@@ -82,11 +83,10 @@ _MOST_ERROR_BYTES: Final = 256 * 1024
 class ApiClient:
     """The Prefactor API; ``async with ApiClient(config, sdk_header) as api``.
 
-    Every method makes one attempt and raises a
-    :class:`~prefactor_core.exceptions.PrefactorApiError` if that fails. ``asgi_app``: an
-    application inside this process that takes the calls; no socket is opened then.
+    Every method makes one attempt and raises a :class:`~prefactor_core.PrefactorApiError` if that
+    fails. ``asgi_app``: an application inside this process that takes the calls, without a socket.
     ``sdk_header``: returns the packages that record, for the header ``X-Prefactor-SDK`` of each
-    request; None for a reader.
+    request; None for a reader. ``receiver``: its name in log lines.
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class ApiClient:
         sdk_header: Callable[[], str] | None,
         asgi_app: AsgiApp | None = None,
     ) -> None:
+        self.receiver = "the Prefactor API"
         self._config = config
         self._sdk_header = sdk_header
         self._asgi_app = asgi_app
@@ -155,6 +156,13 @@ class ApiClient:
     async def ping(self) -> None:
         """GET ping: check that the API is reachable and takes the token."""
         await self._call("GET", "ping", dict[str, msgspec.Raw])
+
+    async def generate_pfid(self) -> str:
+        """POST pfid/generate: a new PFID, of the partition of the token's account."""
+        generated = await self._call("POST", "pfid/generate", Generated, b'{"count":1}')
+        if not [*filter(identifiers.is_pfid, generated.pfids)]:
+            raise PrefactorContractError("pfid/generate was answered without a PFID")
+        return generated.pfids[0]
 
     async def send(
         self, operation: Operation, *, given_id: bool = True
@@ -225,7 +233,7 @@ class ApiClient:
 
     async def newest_agent_instance(self, agent_id: str) -> AgentInstanceAnswer | None:
         """The newest run of an agent, or None."""
-        query = {"agent_id": agent_id, **_page(0, 1, "desc")}
+        query = {"agent_id": agent_id, **requests.page(0, 1, "desc")}
         page = await self._read_page("agent_instance", query, Summaries[AgentInstanceAnswer])
         return page.summaries[0] if page.summaries else None
 
@@ -233,14 +241,15 @@ class ApiClient:
         self, agent_id: str, offset: int, size: int
     ) -> Summaries[AgentInstanceAnswer]:
         """The stored runs of an agent from ``offset`` on, oldest first; ``size``: 1 to 100."""
-        query = {"agent_id": agent_id, **_page(offset, size, "asc")}
+        query = {"agent_id": agent_id, **requests.page(offset, size, "asc")}
         return await self._read_page("agent_instance", query, Summaries[AgentInstanceAnswer])
 
     async def agent_span_page(
         self, agent_id: str, offset: int, size: int
     ) -> Summaries[AgentSpanAnswer]:
         """The stored spans of an agent from ``offset`` on, with their summaries, likewise."""
-        query = {"agent_id": agent_id, "include_summaries": "true", **_page(offset, size, "asc")}
+        query = requests.page(offset, size, "asc")
+        query |= {"agent_id": agent_id, "include_summaries": "true"}
         return await self._read_page("agent_spans", query, Summaries[AgentSpanAnswer])
 
     def list_agents(self) -> AsyncIterator[AgentAnswer]:
@@ -261,7 +270,7 @@ class ApiClient:
     ) -> AsyncGenerator[T, None]:
         offset: int | None = 0
         while offset is not None:
-            asked = {**query, **_page(offset, _PAGE_SIZE, direction)}
+            asked = {**query, **requests.page(offset, _PAGE_SIZE, direction)}
             page = await self._read_page(path, asked, page_type)
             for summary in page.summaries:
                 yield summary
@@ -389,12 +398,3 @@ class ApiClient:
 
     def _quoted(self, text: str) -> str:
         return quoted(text, self._config.api_token)
-
-
-def _page(offset: int, size: int, direction: str) -> dict[str, str]:
-    return {
-        "pagination[offset]": str(offset),
-        "pagination[page_size]": str(size),
-        "sorting[field]": "id",
-        "sorting[direction]": direction,
-    }

@@ -200,3 +200,13 @@ def _span_details(operation: CreateSpan, given_id: bool) -> _SpanDetails:
 def _has_tags(payload: Raw | UnsetType) -> bool:
     """Whether ``payload`` has sensitive values: the API wants that as ``sensitive_encoding``."""
     return payload is not UNSET and _SENSITIVE in bytes(payload)
+
+
+def page(offset: int, size: int, direction: str) -> dict[str, str]:
+    """The query for a page of a list, ordered by id: ``asc`` or ``desc``."""
+    return {
+        "pagination[offset]": str(offset),
+        "pagination[page_size]": str(size),
+        "sorting[field]": "id",
+        "sorting[direction]": direction,
+    }

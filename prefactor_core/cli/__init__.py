@@ -17,6 +17,9 @@ error of the user's input is one line. Read ``main`` first: the group of all com
     journal_contents   what a journal holds, for tables and JSON
     journal_tables     its tables
     journal_replay     its delivery
+    relay              the commands about relays
+    relay_run          a relay as a process; relay_progress: its progress
+    relay_tables       what waits for relays, and what the API refused
     table              tables for terminals, narrow ones, and pipes
     terminal           how a command runs, speaks and fails
 """

@@ -17,9 +17,11 @@ from prefactor_core.cli.journal_replay import Delivery, Outcome
 from prefactor_core.cli.journal_tables import print_contents, print_journals
 from prefactor_core.cli.terminal import errors_in_one_line, print_json, progress, run, say
 from prefactor_core.cli.texts import one_line
-from prefactor_core.client.connection import open_api
+from prefactor_core.client.journaling import api_name
+from prefactor_core.client.route import open_carrier
 from prefactor_core.config import PrefactorCoreConfig
 from prefactor_core.config.http import LOCAL_PREFIX
+from prefactor_core.config.redis import is_redis
 from prefactor_core.exceptions import (
     PrefactorApiError,
     PrefactorCoreError,
@@ -34,6 +36,7 @@ from prefactor_core.journal.reader import (
     asides,
     read_header,
 )
+from prefactor_core.relay.carrier import RedisCarrier
 
 
 @click.group()
@@ -201,32 +204,33 @@ def _api_of(path: Path) -> str:
     if file != header.api_url and not Path(file).exists():
         # It may be on another machine; and opening it here would make it.
         raise PrefactorValueError(f"there is no database {file!r}: give --api-url")
-    known = os.environ.get("PREFACTOR_API_URL", "").strip().rstrip("/")
-    if file == header.api_url and header.api_url != known:
+    known = os.environ.get("PREFACTOR_API_URL", "").strip()
+    if file == header.api_url and header.api_url != (known and api_name(known)):
         problem = f"PREFACTOR_API_URL is {'another one' if known else 'not set'}"
         raise PrefactorValueError(
             f"it is for {header.api_url}, and {problem}: to send it there, with your token, give "
             f"--api-url {header.api_url}"
         )
-    return header.api_url
+    # That of a Redis server may have a password.
+    return known if is_redis(header.api_url) else header.api_url
 
 
 async def _replay(api_url: str, paths: list[Path], also_refused: bool, is_named: bool) -> bool:
     """Deliver journals to an API; return whether nothing stays."""
     config = PrefactorCoreConfig.from_env(api_url=api_url)
     is_done = True
-    async with open_api(config.http_config) as api:
-        await _check_answers(api, len(paths))
-        delivery = Delivery(api, config)
+    async with open_carrier(config.http_config) as carrier:
+        await _check_answers(carrier, len(paths))
+        delivery = Delivery(carrier, config)
         for path in paths:
             is_done = await _deliver(delivery, path, also_refused, is_named) and is_done
     return is_done
 
 
-async def _check_answers(api: ApiClient, count: int) -> None:
+async def _check_answers(carrier: ApiClient | RedisCarrier, count: int) -> None:
     """Raise what the API answers instead of a greeting; ``count``: of the journals for it."""
     try:
-        await api.ping()
+        await carrier.ping()
     except PrefactorApiError as error:
         message = f"{error}; nothing was sent, {_count(count, 'journal')} stay"
         message += "s" if count == 1 else ""

@@ -9,10 +9,10 @@ import anyio
 import anyio.lowlevel
 from msgspec import Struct, field
 
-from prefactor_core.api.client import ApiClient
 from prefactor_core.config import PrefactorCoreConfig
 from prefactor_core.exceptions import PrefactorCoreError
 from prefactor_core.export.api_limits import ApiLimits
+from prefactor_core.export.carrier import Carrier
 from prefactor_core.export.circuit_breaker import CircuitBreaker
 from prefactor_core.export.counters import Counters
 from prefactor_core.export.replay import Replay
@@ -43,12 +43,12 @@ class Outcome(Struct):
 
 
 class Delivery:
-    """Delivers journals to one API, while it answers."""
+    """Delivers journals by one carrier, while its receiver answers."""
 
-    def __init__(self, api: ApiClient, config: PrefactorCoreConfig) -> None:
+    def __init__(self, carrier: Carrier, config: PrefactorCoreConfig) -> None:
         queueing, http = config.queue_config, config.http_config
         self.api_url = http.api_url
-        self._api = api
+        self._carrier = carrier
         self._queueing = queueing
         self._event_loop = EventLoop.here()
         self._breaker = CircuitBreaker(
@@ -69,7 +69,7 @@ class Delivery:
         """
         journal = AdoptedJournal(held, self._event_loop, with_refused=with_refused)
         replay = Replay(
-            self._api, journal, self._breaker, self._limits, self._queueing, self._event_loop
+            self._carrier, journal, self._breaker, self._limits, self._queueing, self._event_loop
         )
         outcome, known = Outcome(), set[str]()
         async with anyio.create_task_group() as tasks:

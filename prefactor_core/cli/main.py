@@ -7,6 +7,7 @@ import click
 from prefactor_core.cli.demo import demo
 from prefactor_core.cli.export import export
 from prefactor_core.cli.journal import journal
+from prefactor_core.cli.relay import relay
 from prefactor_core.cli.runs import runs
 from prefactor_core.cli.serve import serve
 from prefactor_core.cli.span import span
@@ -24,6 +25,6 @@ def main() -> None:
     write_any_text()
 
 
-for _command in (demo, export, journal, runs, serve, span, terminate, tree, view):
+for _command in (demo, export, journal, relay, runs, serve, span, terminate, tree, view):
     main.add_command(_command)
 main.add_command(tree, "show")  # its name in earlier versions

@@ -64,7 +64,9 @@ def open_prefactor(
     Give either ``config``, or ``api_url`` and ``api_token``; each of these two may come from the
     environment instead (``PREFACTOR_API_URL``, ``PREFACTOR_API_TOKEN``). With
     ``api_url="local:PATH"`` a database file in this process takes the place of the service; neither
-    that nor a server at ``http://127.0.0.1`` needs a token.
+    that nor a server at ``http://127.0.0.1`` needs a token. ``api_url="redis://HOST"`` is a Redis
+    server, from which relays (``python -m prefactor_core relay``) bring operations to the service:
+    they count as delivered when Redis has them. It needs the extra ``redis``.
     ``options`` are the fields of :class:`PrefactorCoreConfig`; they go before those of ``config``.
     ``queue`` and ``asgi_app``: see :class:`PrefactorCoreClient`.
 
@@ -73,7 +75,7 @@ def open_prefactor(
     """
     if isinstance(api_token, str):
         api_token = SecretStr(api_token)  # no traceback with locals shows it
-    check_options(options)
+    check_options(options, "api_url", "api_token")
     if config is None:
         if is_capturing() and asgi_app is None:
             api_url, api_token = NOWHERE, None  # a test need not have those of production

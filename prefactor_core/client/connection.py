@@ -28,9 +28,11 @@ async def open_api(
     ``opening_timeout``: seconds to wait for a local file that another process has locked.
     ``is_agent``: False for a reader, whose requests name no package.
 
-    Raises :class:`PrefactorValueError` if a local file cannot be opened, or if the environment
-    names a proxy or certificates that cannot be used.
+    Raises :class:`PrefactorValueError` if a local file cannot be opened, if the environment names a
+    proxy or certificates that cannot be used, or if ``config`` names a Redis server.
     """
+    if asgi_app is None and config.redis is not None:
+        raise PrefactorValueError("a relay's Redis holds no runs to read: give the API's address")
 
     def sdk_header() -> str:
         return " ".join(filter(None, (sdk_header_entry(), SDK)))

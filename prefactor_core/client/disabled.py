@@ -56,5 +56,6 @@ class DisabledScope:
     async def close(self, error: BaseException | None, *, raises: bool) -> None:
         """End open runs."""
         self.recorder.close()
+        self.instance_manager.close()
         for _ in finish_open_runs(self.instance_manager, self.recorder, error):
             pass

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from weakref import proxy
 
-from prefactor_core.api.client import ApiClient
 from prefactor_core.client.runtime_environment import SDK
 from prefactor_core.config import PrefactorCoreConfig
 from prefactor_core.config.http import LOCAL_PREFIX
+from prefactor_core.config.redis import RedisAddress, is_redis, without_password
 from prefactor_core.exceptions.log import log
 from prefactor_core.export.adoption import Adoption
+from prefactor_core.export.carrier import Carrier
 from prefactor_core.export.exporter import Exporter
 from prefactor_core.journal.base import NO_JOURNAL, Journal
 from prefactor_core.journal.directory import Hold, JournalDirectory
@@ -68,7 +69,7 @@ def _writer(config: PrefactorCoreConfig, hold: Hold, event_loop: EventLoop) -> J
 def keep(
     config: PrefactorCoreConfig,
     journal: Journal,
-    api: ApiClient,
+    carrier: Carrier,
     exporter: Exporter,
     instances: AgentInstanceManager,
     recorder: Recorder,
@@ -80,7 +81,7 @@ def keep(
         Adoption(
             directory,
             api_name(config.http_config.api_url),
-            api,
+            carrier,
             exporter.breaker,
             exporter.sender.limits,
             config.queue_config,
@@ -108,7 +109,11 @@ def header(config: PrefactorCoreConfig) -> Header:
 
 
 def api_name(api_url: str) -> str:
-    """The address by which journals know an API: with the whole path of a local file."""
+    """The address by which journals know an API: of a local file with its whole path, of a Redis
+    server with the prefix and without user and password."""
+    if is_redis(api_url):
+        address = RedisAddress.parse(without_password(api_url)[0])
+        return f"{address}?db={address.database}&prefix={address.prefix}"
     if not api_url.startswith(LOCAL_PREFIX):
         return api_url.rstrip("/")
     return f"{LOCAL_PREFIX}{Path(api_url.removeprefix(LOCAL_PREFIX)).resolve()}"

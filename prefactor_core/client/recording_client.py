@@ -209,7 +209,10 @@ class RecordingClient(RecordingById, Uncopyable):
         )
 
     def inject(self, headers: MutableMapping[str, str]) -> None:
-        """Write the current step into the headers of a request or message to another process.
+        """Write the current step into the headers of a request or message to another process::
+
+            headers: dict[str, str] = {}
+            client.inject(headers)  # changes them, and returns nothing
 
         The receiver gives them to :meth:`agent_instance` as ``parent``. The step is the innermost
         open span of the current run, or the run itself; without a current run, the innermost open

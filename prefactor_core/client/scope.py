@@ -11,7 +11,7 @@ import anyio
 
 # Capture needs it, and this module is imported in a thread.
 import prefactor_core.payloads.jsonable  # noqa: F401  # pyright: ignore[reportUnusedImport]
-from prefactor_core.client.connection import open_api
+from prefactor_core.client.route import open_route
 from prefactor_core.client.runtime_environment import build_runtime_environment
 from prefactor_core.client.unclosed import watch
 from prefactor_core.config import PrefactorCoreConfig
@@ -41,8 +41,9 @@ from prefactor_core.recording.run_end import finish_open_runs
 from prefactor_core.recording.span_manager import SpanManager
 
 if TYPE_CHECKING:
-    from prefactor_core.api.client import ApiClient, AsgiApp
+    from prefactor_core.api.client import AsgiApp
     from prefactor_core.client import default_types, journaling
+    from prefactor_core.client.route import Route
     from prefactor_core.schema_registry.payload_check import PayloadChecks
 
 else:
@@ -120,12 +121,12 @@ class ClientScope:
         http, queueing = config.http_config, config.queue_config
         checks = _payload_checks(config)
         async with AsyncExitStack() as opening:
-            api = await opening.enter_async_context(
-                open_api(http, asgi_app, sdk_header_entry, config.registration_timeout)
+            route = await opening.enter_async_context(
+                open_route(config, asgi_app, sdk_header_entry)
             )
             if config.validate_token:
                 try:
-                    await _check_token(api, config.registration_timeout)
+                    await _check_secret(route, config.registration_timeout)
                 except BaseException:
                     # Refused, or cancelled. There are no workers yet, only connections to close.
                     with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
@@ -147,20 +148,19 @@ class ClientScope:
             opening.push_async_callback(journal.synced)
             opening.callback(journal.close)
             exporter = Exporter(
-                api,
+                route.carrier,
                 queues,
                 queueing,
                 backoff,
                 config.drain_timeout,
-                config.termination_poll_interval,
                 event_loop,
                 journal,
             )
+            route.attach(exporter, config)
             scope = cls(config, exporter, journal, checks, sdk_header_entry)
             if has_journal:
-                journaling.keep(
-                    config, journal, api, exporter, scope.instance_manager, scope.recorder
-                )
+                instances = scope.instance_manager
+                journaling.keep(config, journal, route.carrier, exporter, instances, scope.recorder)
             await exporter.__aenter__()
             # Nothing below waits or fails, so the line above need not be undone.
             scope._connections = opening.pop_all()
@@ -193,16 +193,19 @@ class ClientScope:
         #    runs that are still entered, then that of the signals (client.py). They are younger
         #    than the workers' task group, and scopes nest. `error` goes no further in: Python
         #    raises the same object again when __aexit__ returns, and no group can wrap it.
-        # 2. No more spans begin, in any thread. Open runs finish by how the body ended, each
-        #    after its open spans, children first. Other tasks have turns in between, as there may
-        #    be many. After that, nothing more is recorded.
+        # 2. No more runs and spans begin, in any thread. Open runs finish by how the body ended,
+        #    each after its open spans, children first; so do those that are being registered. Other
+        #    tasks have turns in between, as there may be many. After that, nothing more is
+        #    recorded.
         # 3. Delivery ends (export/exporter.py; its tasks are in queue/workers.py):
         #    a. The status poll, the loss report and the report of long spans end, and the queues
         #       close. The end of a queue tells its worker to drain; no batch waits for more
         #       operations. A worker that was cancelled natively is started once more.
         #    b. The workers drain for at most drain_timeout, shielded from cancellation. asyncio's
         #       own Task.cancel() and Ctrl-C on trio, which no shield stops, break the drain off.
-        #    c. Workers that still run are cancelled; then the empty task group closes.
+        #       With Redis, the heartbeat ends after the last delivery.
+        #    c. Workers that still run are cancelled, and the connection to Redis after the others;
+        #       then the empty task group closes.
         #    d. Every operation that is not delivered counts as dropped, unless the journal has it:
         #       then it stays pending.
         # 4. One warning reports the loss, if there is one; one the rest that the journal has.
@@ -216,6 +219,7 @@ class ClientScope:
         # client finishes as in step 2, then its cancel scope closes (agent/scope.py). A
         # synchronous client takes all steps in its own thread, which ends then (loop_thread.py).
         self.recorder.close()
+        self.instance_manager.close()
         try:
             try:
                 await self.event_loop.in_turns(
@@ -270,19 +274,19 @@ def _payload_checks(config: PrefactorCoreConfig) -> PayloadChecks | None:
     return PayloadChecks(raises=config.check_payloads == "raise")
 
 
-async def _check_token(api: ApiClient, seconds: float) -> None:
-    """Raises :class:`PrefactorAuthError` if the API refuses the token.
+async def _check_secret(route: Route, seconds: float) -> None:
+    """Raises :class:`PrefactorAuthError` if the receiver refuses the token or password.
 
-    An API that gives no answer must not keep an agent from starting: that is logged.
+    One that gives no answer must not keep an agent from starting: that is logged.
     """
     problem: object = f"no answer within {seconds:g} s"
     with anyio.move_on_after(seconds):
         try:
-            await api.ping()
+            await route.ping()
         except PrefactorAuthError:
             raise
         except PrefactorApiError as error:
             problem = error
         else:
             return
-    log(logger, logging.WARNING, "the API token could not be checked: %s", problem)
+    log(logger, logging.WARNING, "%s could not be checked: %s", route.secret, problem)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Un
 import anyio
 
 from prefactor_core.agent.instance import AgentInstanceHandle
-from prefactor_core.agent.scope import AgentInstanceScope, OpenRun
+from prefactor_core.agent.scope import AgentInstanceScope, OpenRun, RunScope
 from prefactor_core.client.client import (
     OpenOptions,
     PrefactorCoreClient,
@@ -209,14 +209,12 @@ def _at_once(coroutine: Coroutine[Any, Any, T]) -> T:
     raise AssertionError("it waits")
 
 
-class SyncAgentInstanceScope(Uncopyable):
+class SyncAgentInstanceScope(RunScope):
     """The scope of one run: ``with client.agent_instance(...) as instance:``.
 
     As :class:`~prefactor_core.AgentInstanceScope`, except that nothing is cancelled when the API
     terminates the run: the next ``span()`` raises, or else the end of the block.
     """
-
-    _kind = "the scope of a run in this process"
 
     def __init__(
         self,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Protocol
 
-from prefactor_core.exceptions import in_message
+from prefactor_core.exceptions import PrefactorTerminatedError, in_message
 from prefactor_core.exceptions.log import log
+from prefactor_core.exceptions.uncopyable import Uncopyable
 
 logger = logging.getLogger("prefactor_core.compat")
 
@@ -29,6 +32,26 @@ def warn_missing_adaptor_config(
     log(logger, logging.WARNING, message, in_message(instance_id), in_message(adaptor_name), call)
 
 
+class Terminated(BaseExceptionGroup[PrefactorTerminatedError]):
+    """A :class:`~prefactor_core.PrefactorTerminatedError` that ``except Exception`` does not catch.
+
+    A synchronous call of LangChain, such as ``graph.invoke()``, swallows every ``Exception`` of an
+    asynchronous callback handler. So it raises this group of one error. The scope of the run raises
+    the error itself; where there is none, ``except* PrefactorTerminatedError`` catches it.
+    """
+
+
+def _is_swallowed() -> bool:
+    """Whether LangChain swallows what the running callback handler raises, if an ``Exception``."""
+    frame: FrameType | None = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+    while frame is not None:
+        # It runs the coroutines of asynchronous handlers for synchronous calls.
+        if frame.f_code.co_name == "_run_coros":
+            return frame.f_globals.get("__name__") == "langchain_core.callbacks.manager"
+        frame = frame.f_back
+    return False
+
+
 class TerminationMonitor:
     """The termination of one run, by the names of 0.5.3. Read-only, for any thread.
 
@@ -48,8 +71,15 @@ class TerminationMonitor:
         return self
 
     def is_set(self) -> bool:
-        """Whether the API has terminated the run."""
-        return self._reason() is not None
+        """Whether the API has terminated the run.
+
+        Raises :class:`Terminated` then, if the caller's own error would be swallowed.
+        """
+        reason = self._reason()
+        if reason is not None and _is_swallowed():
+            error = PrefactorTerminatedError(reason)
+            raise Terminated("Prefactor has terminated the run", [error])
+        return reason is not None
 
 
 class _Termination(Protocol):
@@ -108,12 +138,14 @@ class RunAliases:
         return _ClientOfRun(self)
 
 
-class _ClientOfRun:
+class _ClientOfRun(Uncopyable):
     """The client of a run, except that its termination monitor is that of this run.
 
     A callback handler has a run, and asks the run's client whether to stop. The client would
     answer for the run of the calling context, which may be another one.
     """
+
+    _kind = "a client in this process"
 
     def __init__(self, run: _Run) -> None:
         self._run = run

@@ -27,6 +27,7 @@ from prefactor_core.config.http import LOCAL_PREFIX, HttpClientOptions
 from prefactor_core.config.http import HttpClientConfig as HttpClientConfig
 from prefactor_core.config.lazy_module import LazyModule
 from prefactor_core.config.queue import QueueConfig as QueueConfig
+from prefactor_core.config.redis import is_redis
 from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.exceptions.checks import (
     to_at_least,
@@ -91,10 +92,13 @@ class PrefactorOptions(TypedDict, total=False):
     journal_max_bytes: int
 
 
-def check_options(options: Mapping[str, object]) -> None:
-    """Raise :class:`PrefactorValueError` for a name that is no field of ``PrefactorOptions``."""
+def check_options(options: Mapping[str, object], *others: str) -> None:
+    """Raise :class:`PrefactorValueError` for a name that is no field of ``PrefactorOptions``.
+
+    ``others``: the other options of the caller, for the message.
+    """
     for name in options.keys() - PrefactorOptions.__annotations__.keys():
-        known = ", ".join(PrefactorOptions.__annotations__)
+        known = ", ".join((*others, *PrefactorOptions.__annotations__))
         if name == "http_config":
             known = "api_url and api_token; or make a PrefactorCoreConfig"
         elif name in {option.name for option in fields(QueueConfig)}:
@@ -118,7 +122,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     ``validate_token``: whether opening the client asks the API if it accepts the token. A wrong
     token raises :class:`~prefactor_core.PrefactorAuthError` then; the client opens all the same
     if the API cannot be reached, does not answer within ``registration_timeout``, or a gateway
-    answers 401 or 403.
+    answers 401 or 403. Of a Redis server the password is checked, in the same way.
     ``registration_timeout``: how long ``create_agent_instance`` waits for the registration of a
     run, and opening for a new local file that other processes have locked.
     ``on_refused``: the treatment of a run whose registration the API refuses (a wrong token, an
@@ -128,7 +132,8 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     :class:`~prefactor_core.PrefactorApiError`, as ``create_agent_instance()`` always does.
     ``drain_timeout``: how long leaving the scope waits until everything is delivered.
     ``termination_poll_interval``: how often the API is asked whether it has terminated a run;
-    with ``math.inf`` only the answers to spans tell it.
+    with ``math.inf`` only the answers to spans tell it. A Redis server is asked each half second,
+    or with ``math.inf`` never.
     ``cancel_on_signals``: signals, for instance ``(signal.SIGTERM,)``, that cancel the client's
     block; the block is left quietly then, after the drain, and ``client.stopped_by`` is the
     signal. Main thread only. By default no signal does.
@@ -276,7 +281,8 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     ) -> Self:
         """Return the configuration of ``PREFACTOR_API_URL`` and ``PREFACTOR_API_TOKEN``.
 
-        An argument overrides its variable. A ``local:`` URL ignores the token of the environment.
+        An argument overrides its variable. The address of a local file or of a Redis
+        server ignores the token of the environment.
         Raises :class:`PrefactorValueError` if there is no URL, or no token for another machine.
         """
         # A SecretStr, so that no traceback with locals shows it.
@@ -289,7 +295,9 @@ class PrefactorCoreConfig(Struct, kw_only=True):
         url = to_text("api_url", api_url or "") or os.environ.get("PREFACTOR_API_URL", "").strip()
         if not url:
             raise PrefactorValueError(_NOTHING_CONFIGURED)
-        if not api_token and not url.startswith(LOCAL_PREFIX):
+        if "@" in url:
+            url = SecretStr(url)  # it may hold the password of a Redis server
+        if not api_token and not url.startswith(LOCAL_PREFIX) and not is_redis(url):
             api_token = SecretStr(os.environ.get("PREFACTOR_API_TOKEN", ""))
         return cls(
             http_config=HttpClientConfig(api_url=url, api_token=api_token or ""),

@@ -8,6 +8,7 @@ from typing import Protocol
 from msgspec import Struct
 from msgspec.structs import fields
 
+from prefactor_core.config.redis import RedisAddress, is_redis, without_password
 from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.exceptions.checks import (
     host_of,
@@ -53,7 +54,9 @@ class HttpClientConfig(Struct):
     """The address of the API and how to call it. All times are in seconds.
 
     ``api_url``: ``https://…`` or ``http://…``; or ``local:PATH``, the same API on an SQLite
-    file inside this process.
+    file inside this process; or the Redis server from which a relay brings operations to the API:
+    ``redis://USER:PASSWORD@HOST:PORT/DATABASE``, ``rediss://…`` with TLS, ``unix:///SOCKET``, each
+    with ``?prefix=`` if the relay has one. A password is moved from there to ``api_token``.
     ``request_timeout``: for one attempt, from connecting to the whole answer.
     ``connect_timeout``: for connecting alone.
     ``max_retries``: the further attempts that an agent waits for while its run is being
@@ -61,7 +64,7 @@ class HttpClientConfig(Struct):
     ``api_token``: the secret that identifies callers to the API. ``local:PATH`` needs none, nor
     does ``http://`` to this machine (127.0.0.1, ::1, localhost): requests then have no
     ``Authorization``. It is kept as a :class:`SecretStr`, which no ``repr`` shows and no payload
-    holds.
+    holds. For a Redis server it is the password of that server.
     ``retry_multiplier``, ``max_retry_delay``: growth and cap of the waits between attempts.
     ``initial_retry_delay``: accepted for compatibility, without effect: :class:`QueueConfig` sets
     the first wait.
@@ -88,7 +91,11 @@ class HttpClientConfig(Struct):
         self.api_token = to_text("api_token", self.api_token)
         if not self.api_url:
             raise PrefactorValueError("api_url is required")
-        if self.is_local:
+        if is_redis(self.api_url):
+            self.api_url, password = without_password(self.api_url)
+            self.api_token = password or self.api_token
+            RedisAddress.parse(self.api_url)
+        elif self.is_local:
             if not self.api_url.removeprefix(LOCAL_PREFIX):
                 raise PrefactorValueError(
                     "api_url 'local:' names no file: write 'local:PATH', or 'local::memory:' "
@@ -104,7 +111,8 @@ class HttpClientConfig(Struct):
             # Shown only if it looks like an address: it may be a token in the wrong place.
             shown = repr(self.api_url) if re.fullmatch(_ADDRESS, self.api_url) else "something else"
             raise PrefactorValueError(
-                f"api_url must begin with https://, http:// or local:, got {shown}"
+                "api_url must begin with https://, http://, local:, redis://, rediss:// or "
+                f"unix://, got {shown}"
             )
         elif (host := host_of(self.api_url)) is None:
             raise PrefactorValueError(
@@ -142,6 +150,11 @@ class HttpClientConfig(Struct):
     def is_local(self) -> bool:
         """Whether the API is the one inside this process (``local:PATH``)."""
         return self.api_url.startswith(LOCAL_PREFIX)
+
+    @property
+    def redis(self) -> RedisAddress | None:
+        """The Redis server that ``api_url`` names; None if it names none."""
+        return RedisAddress.parse(self.api_url) if is_redis(self.api_url) else None
 
     def __setattr__(self, name: str, value: object) -> None:
         is_token = name == "api_token" and isinstance(value, str)

@@ -12,6 +12,8 @@ tasks that it has started, until it yields. The frame of the generator decides b
 (:mod:`~prefactor_core.context_stack.generator_frames`). One case remains: while an asynchronous
 generator awaits something, tasks of its consumer look like tasks that it has started.
 
+Another library may have a current span, too. ``finders`` asks for it.
+
 Read this file first, then ``entries`` and ``generator_frames``.
 """
 

@@ -12,6 +12,9 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC
 from typing import TYPE_CHECKING, cast
 
+import msgspec
+from msgspec import Raw
+
 from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.models.clock import PLAIN_DATETIME, to_datetime, to_nanoseconds
 from prefactor_core.models.lifecycle import OUTCOMES
@@ -73,6 +76,16 @@ def to_optional_text(name: str, value: str | None) -> str | None:
     except UnicodeEncodeError:
         raise PrefactorValueError(f"{name} must be a text without lone surrogates") from None
     return value
+
+
+def to_json_object(name: str, value: Mapping[str, object]) -> Raw:
+    """Return the JSON of a mapping."""
+    if not isinstance(value, Mapping):
+        raise PrefactorValueError(f"{name} must be a mapping, got {in_message(value)}")
+    try:
+        return Raw(msgspec.json.encode(value))
+    except Exception as error:
+        raise PrefactorValueError(f"{name} cannot be written as JSON: {error}") from None
 
 
 def to_number(name: str, value: object) -> float:

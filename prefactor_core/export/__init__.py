@@ -10,7 +10,7 @@ run travel one worker queue, so that they arrive in order, with no lock between 
       |                  Batcher: merges a start with its finish, makes the next batch
     Sender.send()        one request; all workers of a client share the Sender
       |                  CircuitBreaker: when to send; ApiLimits: bulk or alone, how large
-    ApiClient            api/client, api/requests, api/transport
+    Carrier              ApiClient (api/client, api/requests, api/transport), or RedisCarrier
       |
     Completion           each item is delivered or dropped; Identities: what the API calls it
       |                  LossReport, Termination: the log and the kill switch hear of it

@@ -22,7 +22,7 @@ from prefactor_core.journal.reader import read_header
 from prefactor_core.queue.event_loop import EventLoop
 
 if TYPE_CHECKING:
-    from prefactor_core.api.client import ApiClient
+    from prefactor_core.export.carrier import Carrier
 
 logger = logging.getLogger("prefactor_core.export.adoption")
 
@@ -46,7 +46,7 @@ class Adoption:
         self,
         directory: JournalDirectory,
         api_name: str,
-        api: ApiClient,
+        carrier: Carrier,
         breaker: CircuitBreaker,
         limits: ApiLimits,
         config: QueueConfig,
@@ -56,7 +56,7 @@ class Adoption:
         self._counters = counters
         self._directory = directory
         self._api_name = api_name
-        self._api = api
+        self._carrier = carrier
         self._breaker = breaker
         self._limits = limits
         self._config = config
@@ -122,7 +122,7 @@ class Adoption:
             self._left_alone.add(hold.path)  # what is left is for a person
             return
         self._replay = Replay(
-            self._api, journal, self._breaker, self._limits, self._config, self._event_loop
+            self._carrier, journal, self._breaker, self._limits, self._config, self._event_loop
         )
         if self._closing.is_set():
             self._replay.close()

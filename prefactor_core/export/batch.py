@@ -130,10 +130,10 @@ class Batcher:
         original: Operation | None,
         *,
         given_id: bool,
-    ) -> None:
+    ) -> BatchItem:
         """Add an item that an earlier process has sent, perhaps; it keeps the form it was sent in.
 
-        ``keys``, ``original``, ``given_id``: see :class:`BatchItem`.
+        ``keys``, ``original``, ``given_id``: see :class:`BatchItem`. Return the item.
         """
         item = BatchItem(operation, self.added, operation.size, keys)
         item.original, item.given_id, item.sent = original, given_id, True
@@ -141,6 +141,7 @@ class Batcher:
         self.added += item.count
         self.operations += item.count
         self._append(item)
+        return item
 
     def _append(self, item: BatchItem) -> None:
         instance_id = item.operation.instance_id
@@ -148,6 +149,10 @@ class Batcher:
         if run is None:
             run = self._runs[instance_id] = _Run()
         run.items.append(item)
+
+    def items(self) -> list[BatchItem]:
+        """The items that are not completed."""
+        return [item for run in self._runs.values() for item in run.items if not item.completed]
 
     def remove_completed(self, batch: Iterable[BatchItem]) -> None:
         """Remove the completed items of ``batch``; each is removed once."""

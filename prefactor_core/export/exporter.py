@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import Protocol, Self
 
 import anyio
 
 from prefactor_core.config import QueueConfig
 from prefactor_core.export.api_limits import ApiLimits
 from prefactor_core.export.buffer import Buffer
+from prefactor_core.export.carrier import Carrier
 from prefactor_core.export.circuit_breaker import CircuitBreaker
 from prefactor_core.export.completion import Completion
 from prefactor_core.export.counters import Counters
 from prefactor_core.export.identity import Identities
 from prefactor_core.export.loss_report import LossReport
 from prefactor_core.export.sender import Sender
-from prefactor_core.export.status_poll import StatusPoll
 from prefactor_core.export.worker import Worker
 from prefactor_core.journal.base import NO_JOURNAL, Journal
 from prefactor_core.operations import Operation
@@ -26,9 +26,6 @@ from prefactor_core.queue.base import Queue
 from prefactor_core.queue.event_loop import EventLoop
 from prefactor_core.queue.retry_policy import Backoff
 from prefactor_core.queue.workers import Workers
-
-if TYPE_CHECKING:
-    from prefactor_core.api.client import ApiClient
 
 
 class Job(Protocol):
@@ -50,12 +47,11 @@ class Exporter:
 
     def __init__(
         self,
-        api: ApiClient,
+        carrier: Carrier,
         queues: Sequence[Queue[Operation]],
         config: QueueConfig,
         backoff: Backoff,
         drain_timeout: float,
-        poll_interval: float,
         event_loop: EventLoop | None = None,
         journal: Journal = NO_JOURNAL,
     ) -> None:
@@ -71,7 +67,7 @@ class Exporter:
         completion = Completion(
             self.counters, self.identities, self.breaker, limits, self._losses, journal
         )
-        self.sender = Sender(api, self.counters, self.breaker, completion)
+        self.sender = Sender(carrier, self.counters, self.breaker, completion)
         workers = [
             Worker(
                 worker_queue,
@@ -84,19 +80,26 @@ class Exporter:
             )
             for worker_queue in self.buffer.worker_queues
         ]
-        poll = StatusPoll(
-            api, self.identities, self.breaker, self.counters, self.event_loop, poll_interval
-        )
-        self._jobs: list[Job] = [poll, self._losses]
-        self._serving = [*(worker.serve for worker in workers), poll.serve, self._losses.serve]
-        self._workers = Workers(self._serving, self._close_queues, drain_timeout=drain_timeout)
+        self._jobs: list[Job] = [self._losses]
+        self._serving = [*(worker.serve for worker in workers), self._losses.serve]
+        self._background: list[Callable[[], Awaitable[None]]] = []
 
     def run_also(self, job: Job) -> None:
         """Run another job beside the workers; before the exporter is entered."""
         self._jobs.append(job)
         self._serving.append(job.serve)
 
+    def run_in_background(self, serve: Callable[[], Awaitable[None]]) -> None:
+        """Run what the workers need; it is cancelled after them. Before the exporter is entered."""
+        self._background.append(serve)
+
     async def __aenter__(self) -> Self:
+        self._workers = Workers(
+            self._serving,
+            self._close_queues,
+            drain_timeout=self._drain_timeout,
+            background=self._background,
+        )
         await self._workers.__aenter__()
         return self
 
@@ -118,11 +121,6 @@ class Exporter:
     def is_away(self) -> bool:
         """Whether there is an outage."""
         return self.breaker.is_outage
-
-    @property
-    def is_closing(self) -> bool:
-        """Whether the queues are closed."""
-        return any(worker_queue.queue.closed for worker_queue in self.buffer.worker_queues)
 
     @property
     def answers(self) -> int:

@@ -70,6 +70,13 @@ def classify(operation: Operation, error: Exception) -> FailureKind:
         return FailureKind.ALREADY_DONE
     if (
         isinstance(operation, RegisterAgentInstance)
+        and operation.is_by_id
+        and isinstance(error, PrefactorValidationError)
+        and "id" in _fields(error)
+    ):
+        return FailureKind.ID_REFUSED
+    if (
+        isinstance(operation, RegisterAgentInstance)
         and operation.runtime_environment is not UNSET
         and isinstance(error, PrefactorValidationError | PrefactorConflictError)
     ):
@@ -77,7 +84,7 @@ def classify(operation: Operation, error: Exception) -> FailureKind:
         # and what the agent runs on changes with every update of a package.
         return FailureKind.ENVIRONMENT_REFUSED
     if isinstance(operation, CreateSpan) and isinstance(error, PrefactorValidationError):
-        fields = {name.removeprefix("details.") for name in error.errors}
+        fields = _fields(error)
         if "parent_span_id" in fields and operation.parent_span_id is not None:
             return FailureKind.PARENT_REFUSED
         if "id" in fields:
@@ -90,6 +97,10 @@ def classify(operation: Operation, error: Exception) -> FailureKind:
         # The parent is missing, or the run: the answer to a create without parent shows which.
         return FailureKind.PARENT_REFUSED
     return classify_request(error)
+
+
+def _fields(error: PrefactorValidationError) -> set[str]:
+    return {name.removeprefix("details.") for name in error.errors}
 
 
 def classify_request(error: Exception) -> FailureKind:

@@ -201,6 +201,10 @@ class RunIdentity:
         """Note a span that an earlier process has lost."""
         self._lost_spans[_bare(span_id)] = (reason, parent_span_id)
 
+    def found_span(self, span_id: str) -> None:
+        """Note that a span is sent once more, whether it was lost or not."""
+        self._lost_spans.pop(_bare(span_id), None)
+
     def forget_spans(self) -> None:
         """Forget the spans of a run of which nothing is pending."""
         self._api_ids.clear()

@@ -26,7 +26,7 @@ from prefactor_core.queue.event_loop import EventLoop
 from prefactor_core.queue.memory import InMemoryQueue
 
 if TYPE_CHECKING:
-    from prefactor_core.api.client import ApiClient
+    from prefactor_core.export.carrier import Carrier
 
 _UNKNOWN: Final = 404
 _NOT_OURS: Final = (401, 403, _UNKNOWN)
@@ -45,7 +45,7 @@ class Replay(Worker):
 
     def __init__(
         self,
-        api: ApiClient,
+        carrier: Carrier,
         journal: AdoptedJournal,
         breaker: CircuitBreaker,
         limits: ApiLimits,
@@ -57,7 +57,7 @@ class Replay(Worker):
         losses = LossReport(self.counters, event_loop)
         buffer = Buffer([InMemoryQueue[Operation]()], self.counters, losses, config, event_loop)
         self._completion = _Completion(self.counters, self._identities, breaker, limits, losses)
-        sender = Sender(api, self.counters, breaker, self._completion)
+        sender = Sender(carrier, self.counters, breaker, self._completion)
         super().__init__(buffer.worker_queues[0], buffer, sender, breaker, self.counters, config)
         self._adopted = journal
         self._entries: Iterator[Entry | None] = iter(())

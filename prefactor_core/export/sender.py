@@ -34,7 +34,7 @@ from prefactor_core.operations.identifiers import is_pfid
 
 if TYPE_CHECKING:
     from prefactor_core.api.answers import Output
-    from prefactor_core.api.client import ApiClient
+    from prefactor_core.export.carrier import Carrier
 
 logger = logging.getLogger("prefactor_core.export.sender")
 
@@ -51,12 +51,12 @@ class Sender:
 
     def __init__(
         self,
-        api: ApiClient,
+        carrier: Carrier,
         counters: Counters,
         breaker: CircuitBreaker,
         completion: Completion,
     ) -> None:
-        self._api = api
+        self._carrier = carrier
         self._counters = counters
         self._breaker = breaker
         self.completion = completion
@@ -97,7 +97,9 @@ class Sender:
     def gave_up_waiting(self, seconds: float) -> None:
         """Note that a caller has waited ``seconds`` for a registration, without an answer to any
         request."""
-        error = PrefactorUnreachableError(f"the API did not register a run within {seconds:g} s")
+        error = PrefactorUnreachableError(
+            f"{self._carrier.receiver} took no registration of a run within {seconds:g} s"
+        )
         self._counters.fail(error)
         if self._breaker.unanswered(anyio.current_time(), seconds):
             self._report_outage(error)
@@ -121,7 +123,9 @@ class Sender:
         operation = self.identities.of(item.operation.instance_id).addressed(item.operation)
         api_id = None
         try:
-            answer = await self._request([item], self._api.send(operation, given_id=item.given_id))
+            answer = await self._request(
+                [item], self._carrier.send(operation, given_id=item.given_id)
+            )
         except Exception as error:
             is_done = classify(operation, error) is FailureKind.ALREADY_DONE or (
                 item.may_be_known and exists_already(operation, error)
@@ -149,7 +153,10 @@ class Sender:
     def _handle_refusal(self, item: BatchItem, operation: Operation, error: Exception) -> bool:
         """Change or drop an item as the answer to it alone says; return whether it says so."""
         kind = classify(operation, error)
-        if kind is FailureKind.ID_REFUSED and item.given_id and not self.limits.took_given_id:
+        registration = item.operation
+        if kind is FailureKind.ID_REFUSED and isinstance(registration, RegisterAgentInstance):
+            item.operation, item.failed_in_bulk = registration.without_id(), False
+        elif kind is FailureKind.ID_REFUSED and item.given_id and not self.limits.took_given_id:
             self.completion.api_makes_ids()
             item.given_id = item.failed_in_bulk = False  # the id was the reason
         elif kind is FailureKind.PARENT_REFUSED:
@@ -194,7 +201,7 @@ class Sender:
         size = sum(item.size for item in batch)
         try:
             outputs = await self._request(
-                batch, self._api.bulk(operations, [item.given_id for item in batch])
+                batch, self._carrier.bulk(operations, [item.given_id for item in batch])
             )
         except Exception as error:
             now, kind = anyio.current_time(), classify_request(error)
@@ -269,16 +276,16 @@ class Sender:
         log(
             logger,
             logging.ERROR if denied else logging.WARNING,
-            "the Prefactor API does not take operations (%s); "
-            "they are kept and tried again until the scope ends",
+            "%s does not take operations (%s); they are kept and tried again until the scope ends",
+            self._carrier.receiver,
             error,
         )
 
     def _succeeded(self) -> None:
         outage = self._breaker.succeeded(anyio.current_time())
         if outage is not None:
-            message = "the Prefactor API accepts operations again after %.1f s"
-            log(logger, logging.INFO, message, outage)
+            message = "%s accepts operations again after %.1f s"
+            log(logger, logging.INFO, message, self._carrier.receiver, outage)
 
 
 def _lacks_id(operation: Operation, output: Output) -> bool:

@@ -40,6 +40,11 @@ class Termination:
         """Whether no new span may begin."""
         return self.reason is not None and (self.over or not self.has_scope)
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether a callback waits for the termination."""
+        return bool(self._callbacks)
+
     def terminate(self, reason: str | None) -> bool:
         """Terminate the run, unless it is ending or over; return whether this call did it."""
         if self.over or self.ending or self.reason is not None:

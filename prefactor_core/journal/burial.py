@@ -62,30 +62,21 @@ def burials(state: JournalState) -> Iterator[Operation]:
         run = state.run_of(span.instance_id)
         if run is not None and unstarted.pop(id(run), None) is not None:
             ids[id(run)] = span.instance_id
-            yield _start(span.instance_id, span.created_at)
+            yield start_of_run(span.instance_id, span.created_at)
         if span.span_id in parents:
             yield _create(span, SpanStatus.ACTIVE)
             spans[place] = OpenSpan(span.span_id, span.instance_id, span.created_at)
     for span in reversed(spans):
-        yield _create(span, SpanStatus.FAILED, at) if isinstance(span, Opened) else _end(span, at)
+        if isinstance(span, Opened):
+            yield _create(span, SpanStatus.FAILED, at)
+        else:
+            started = span.started_at is not None
+            yield end_of_span(span.span_id, span.instance_id, at, _ERROR, started=started)
     for run in runs:
         instance_id = ids[id(run)]
         if id(run) in unstarted:
-            yield _start(instance_id, at)
-        yield FinishAgentInstance(
-            timestamp=at,
-            idempotency_key=idempotency_key(instance_id, "finish"),
-            instance_id=instance_id,
-            status=InstanceStatus.FAILED,
-        )
-
-
-def _start(instance_id: str, at: int) -> StartAgentInstance:
-    return StartAgentInstance(
-        timestamp=at,
-        idempotency_key=idempotency_key(instance_id, "start"),
-        instance_id=instance_id,
-    )
+            yield start_of_run(instance_id, at)
+        yield end_of_run(instance_id, at)
 
 
 def _create(span: Opened, status: SpanStatus, finished_at: int | None = None) -> CreateSpan:
@@ -103,14 +94,38 @@ def _create(span: Opened, status: SpanStatus, finished_at: int | None = None) ->
     )
 
 
-def _end(span: OpenSpan, at: int) -> FinishSpan:
-    # A span that was created as one that never started can only be cancelled.
-    status = SpanStatus.CANCELLED if span.started_at is None else SpanStatus.FAILED
+def end_of_span(
+    span_id: str, instance_id: str, at: int, error: Raw, *, started: bool
+) -> FinishSpan:
+    """The end of a span that was left open, at ``at``, with ``error`` as its result.
+
+    ``started``: False for a span that was created as one that never started.
+    """
     return FinishSpan(
         timestamp=at,
-        idempotency_key=f"{span.span_id}-finish",
-        instance_id=span.instance_id,
-        span_id=span.span_id,
-        status=status,
-        result_payload=_ERROR,
+        idempotency_key=idempotency_key(span_id, "finish"),
+        instance_id=instance_id,
+        span_id=span_id,
+        # A span that has never started can only be cancelled.
+        status=SpanStatus.FAILED if started else SpanStatus.CANCELLED,
+        result_payload=error,
+    )
+
+
+def end_of_run(instance_id: str, at: int) -> FinishAgentInstance:
+    """The end of a run that was left open."""
+    return FinishAgentInstance(
+        timestamp=at,
+        idempotency_key=idempotency_key(instance_id, "finish"),
+        instance_id=instance_id,
+        status=InstanceStatus.FAILED,
+    )
+
+
+def start_of_run(instance_id: str, at: int) -> StartAgentInstance:
+    """The start of a run that has to have one before it can end."""
+    return StartAgentInstance(
+        timestamp=at,
+        idempotency_key=idempotency_key(instance_id, "start"),
+        instance_id=instance_id,
     )

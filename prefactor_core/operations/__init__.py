@@ -20,6 +20,7 @@ ENVELOPE_SIZE = 512
 """Bytes of an operation without its payloads, in a request as in memory; an estimate."""
 
 _AS_GIVEN = "-as-given"
+_BY_ID = "-by-id"
 
 Purpose: TypeAlias = Literal["live", "smoke_test", "eval"]
 """The purpose of a run."""
@@ -77,6 +78,21 @@ class RegisterAgentInstance(
     def is_as_given(self) -> bool:
         """Whether this operation was made by :meth:`as_given`."""
         return self.idempotency_key.endswith(_AS_GIVEN)
+
+    def by_id(self) -> RegisterAgentInstance:
+        """Return the same operation, that asks the API to use ``instance_id``; with another key."""
+        key = self.idempotency_key + _BY_ID
+        return msgspec.structs.replace(self, asks_for_id=True, idempotency_key=key)
+
+    @property
+    def is_by_id(self) -> bool:
+        """Whether this operation was made by :meth:`by_id`: its caller did not choose the id."""
+        return _BY_ID in self.idempotency_key
+
+    def without_id(self) -> RegisterAgentInstance:
+        """Return the operation of which :meth:`by_id` has made this one."""
+        key = self.idempotency_key.replace(_BY_ID, "")
+        return msgspec.structs.replace(self, asks_for_id=False, idempotency_key=key)
 
     @property
     def size(self) -> int:

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, cast
 
-from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import StatusCode
 
 from prefactor_core.exceptions.outcome import outcome_of
 from prefactor_core.models.clock import to_datetime
 from prefactor_core.models.lifecycle import Outcome, SpanStatus
 from prefactor_core.otel.dialect import LLM, OTHER
+from prefactor_core.otel.langsmith import error_of
+from prefactor_core.otel.messages import decoded
 from prefactor_core.otel.reading import Event, Facts, is_late, read, span_type
 from prefactor_core.otel.steps import fields_of, to_step
 from prefactor_core.payloads.error_description import ErrorDescription
 from prefactor_core.recording.span_record import SpanRecord
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import ReadableSpan
-
+    from prefactor_core.agent.instance import AgentInstanceHandle
     from prefactor_core.export.identity import RunIdentity
     from prefactor_core.recording.recorder import Recorder
 
 _PENDING: Final = SpanStatus.PENDING
 
+# What an ended span has as its source: it may be kept as a parent, without its attributes.
+_FORGOTTEN: Final = ReadableSpan("", resource=Resource.get_empty())
+
 _LATEST: Final = 1 << 63
+
+_OVERHEAD: Final = 2_000
 
 _FROM_RESULT: Final = ("token_usage",)
 
@@ -42,9 +50,15 @@ class ForeignSpan(SpanRecord):
     instrumentation sets all attributes at the end. What a span says after its create is in its
     result.
 
+    ``instance``: the handle of the run, unless a program opened that by its id only. ``opens_run``:
+    the run was opened for this span, and ends with it.
     ``waiting``: the ended spans whose creates wait for that of this span.
-    ``outcome``: the way it ended.
+    ``outcome``: the way it ended. ``size``: about how many bytes it holds after its end.
     """
+
+    instance: AgentInstanceHandle | None = None
+    opens_run = False
+    size = _OVERHEAD
 
     def __init__(
         self,
@@ -67,8 +81,7 @@ class ForeignSpan(SpanRecord):
         # An exception that is handled where the span starts does not end it.
         self._handled = sys.exception()
         self._seen = -1
-        attributes: Mapping[str, object] = source.attributes or {}
-        self.schema_name = span_type(source.name, self._scope, attributes) or OTHER
+        self.schema_name = span_type(source.name, self._scope, _copied(source)) or OTHER
         self.from_result = self._awaited()
         if recorder.reports_at_once or recorder.buffer.journal.is_on:
             self.payload = self._read()[1]
@@ -84,11 +97,17 @@ class ForeignSpan(SpanRecord):
     def read_end(self, ended: ReadableSpan) -> None:
         """Read what the span says at its end."""
         self._source = ended
+        self.size += _size(_copied(ended))
+        self.size += sum(_size(event.attributes or {}) for event in ended.events)
         facts, payload, result = self._read()
         self.outcome, error = _outcome(ended, facts, self._handled)
-        if not self._keep(facts, payload):
+        if self._keep(facts, payload):
+            self.from_result = ()  # the payload has it
+        else:
             result |= self._added(payload)
         if error is not None:
+            # LiveKit tells an error of a tool as it tells the model.
+            error["message"] = error["message"] or str(result.get("output") or "")
             result["error"] = error
         if facts.events:
             result["events"] = [_event(event) for event in facts.events]
@@ -103,6 +122,13 @@ class ForeignSpan(SpanRecord):
     def end(self) -> None:
         """Record the end, at the time of the source's end."""
         self.recorder.end(self, self.outcome, None, self._ended_at())
+        self._source = _FORGOTTEN
+
+    def give_up(self) -> None:
+        """Record the end as cancelled, now."""
+        self.outcome = "cancelled"
+        self.recorder.end(self, "cancelled")
+        self._source, self._handled = _FORGOTTEN, None
 
     def end_of_run(self, outcome: Outcome, at: int | None) -> tuple[Outcome, int | None]:
         """Its own end, if that waits for the parent's."""
@@ -117,7 +143,7 @@ class ForeignSpan(SpanRecord):
         """The facts that are left over, the payload and the result."""
         source = self._source
         name = source.name
-        attributes = dict[str, object](source.attributes or {})
+        attributes = _copied(source)
         payload: dict[str, object]
         try:
             facts = read(name, self._scope, attributes, source.events)
@@ -128,7 +154,7 @@ class ForeignSpan(SpanRecord):
             payload, result = dict[str, object](name=name), {}
         payload["otel"] = _origin(source, self._scope)
         if rest := facts.rest():
-            payload["attributes"] = rest
+            payload["attributes"] = _structured(rest)
         return facts, payload, result
 
     def _keep(self, facts: Facts, payload: dict[str, object]) -> bool:
@@ -164,6 +190,33 @@ class ForeignSpan(SpanRecord):
             around = around.parent
 
 
+def _copied(source: ReadableSpan) -> dict[str, object]:
+    """The attributes as a dict: each look into those of the SDK takes a lock."""
+    attributes = source.attributes
+    if not attributes:
+        return {}
+    copy: Callable[[], dict[str, object]] | None = getattr(attributes, "copy", None)
+    return dict(attributes) if copy is None else copy()
+
+
+def _structured(attributes: Mapping[str, object]) -> dict[str, object]:
+    """Attributes with texts of JSON as what they say: in these, too, secrets are redacted by the
+    names of their fields."""
+    found = {key: decoded(value) for key, value in attributes.items()}
+    return {
+        key: value if isinstance(value, dict | list) else attributes[key]
+        for key, value in found.items()
+    }
+
+
+def _size(attributes: Mapping[str, object]) -> int:
+    size = 0
+    for value in attributes.values():
+        values = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
+        size += sum(len(each) for each in values if isinstance(each, str | bytes))
+    return size
+
+
 def to_time(nanoseconds: int | None) -> int | None:
     """A time of OpenTelemetry, if it is one that can be written as a date."""
     return nanoseconds if nanoseconds is not None and 0 < nanoseconds < _LATEST else None
@@ -178,18 +231,19 @@ def _origin(source: ReadableSpan, scope: str) -> dict[str, object]:
     context, parent = source.context, source.parent
     origin: dict[str, object] = {"name": source.name, "scope": scope}
     if context is not None:
-        origin["trace_id"] = format_trace_id(context.trace_id)
-        origin["span_id"] = format_span_id(context.span_id)
+        trace_id, span_id, *_ = context
+        origin["trace_id"] = f"{trace_id:032x}"
+        origin["span_id"] = f"{span_id:016x}"
     if parent is not None:
-        origin["parent_span_id"] = format_span_id(parent.span_id)
-    if source.links:
+        origin["parent_span_id"] = f"{parent.span_id:016x}"
+    if links := source.links:
         origin["links"] = [
             {
-                "trace_id": format_trace_id(link.context.trace_id),
-                "span_id": format_span_id(link.context.span_id),
-                "attributes": dict(link.attributes or {}),
+                "trace_id": f"{link.context.trace_id:032x}",
+                "span_id": f"{link.context.span_id:016x}",
+                "attributes": _structured(link.attributes or {}),
             }
-            for link in source.links
+            for link in links
         ]
     return origin
 
@@ -200,24 +254,26 @@ def _outcome(
     """How a span ended, and the error. ``handled``: the exception that was being handled where
     the span was started."""
     exceptions = [event for event in facts.events if event.name == "exception"]
+    details: Mapping[str, object] = (exceptions[-1].attributes or {}) if exceptions else {}
+    message = str(details.get("exception.message") or ended.status.description or "")
+    told = error_of(message)  # LangSmith has told that all is well before
     kind = facts.error_type
-    if ended.status.status_code is not StatusCode.ERROR and not facts.has_failed and kind is None:
+    has_failed = ended.status.status_code is StatusCode.ERROR or facts.has_failed
+    if not has_failed and kind is None and told is None:
         # OpenTelemetry notes no cancellation: such an exception is on its way in this moment.
         leaving = sys.exception()
         if leaving is not None and leaving is not handled and outcome_of(leaving) == "cancelled":
             return "cancelled", None
         return "complete", None
-    details: Mapping[str, object] = {}
     if exceptions:
         facts.events.remove(exceptions[-1])
-        details = exceptions[-1].attributes or {}
     kind = str(details.get("exception.type") or kind or "Error")
-    error = ErrorDescription(
-        type=kind,
-        message=str(details.get("exception.message") or ended.status.description or ""),
-    )
-    if "exception.stacktrace" in details:
-        error["stacktrace"] = details["exception.stacktrace"]
+    stack = details.get("exception.stacktrace")
+    if told is not None:
+        kind, message, stack = told
+    error = ErrorDescription(type=kind, message=message)
+    if stack is not None:
+        error["stacktrace"] = stack
     stopped = kind.rpartition(".")[2] in _STOPS or kind.endswith("PrefactorTerminatedError")
     return ("cancelled", None) if stopped else ("failed", error)
 
@@ -227,5 +283,5 @@ def _event(event: Event) -> dict[str, object]:
     return {
         "name": event.name,
         "time": None if at is None else to_datetime(at),
-        "attributes": dict(event.attributes or {}),
+        "attributes": _structured(event.attributes or {}),
     }

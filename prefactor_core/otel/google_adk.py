@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from prefactor_core.otel.dialect import Dialect
+from prefactor_core.otel.dialect import LLM, Dialect
 
 GOOGLE_ADK: Final = Dialect(
     facts={
@@ -14,4 +14,6 @@ GOOGLE_ADK: Final = Dialect(
         "gcp.vertex.agent.llm_response": "output",
         "gcp.vertex.agent.session_id": "conversation_id",
     },
+    names={"call_llm": LLM},
+    scope="gcp.vertex.agent",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from prefactor_core.otel.dialect import LLM, TOOL, Dialect
+from prefactor_core.otel.dialect import LLM, OTHER, TOOL, Dialect
 
 LIVEKIT: Final = Dialect(
     facts={
@@ -29,6 +29,7 @@ LIVEKIT: Final = Dialect(
         "lk.pii.user_input": "input",
         "lk.pii.instructions": "system",
     },
-    names={"llm_request": LLM, "function_tool": TOOL},
+    # The spans around and inside of a request to a model name that, too.
+    names={"llm_request": LLM, "function_tool": TOOL, "*": OTHER},
     scope="livekit",
 )

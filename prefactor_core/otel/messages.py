@@ -13,6 +13,10 @@ import msgspec
 
 Fields = Mapping[str, object]
 
+# Most are of the first type each. A test for an abstract class takes longer, with a text above all.
+MAPPINGS: Final = (dict, Mapping)
+_SEQUENCES: Final = (list, tuple)
+
 _JSON: Final = ("{", "[", '"')
 _WRAPPERS: Final = ("message", "tool_call", "message_content", "document", "tool")
 """The keys that OpenInference puts around each item of a list."""
@@ -26,6 +30,22 @@ _TEXTS: Final[Mapping[str, tuple[str, ...]]] = {
     "tool_call_response": ("response", "result"),
 }
 """The types of parts, with the keys of their text."""
+
+_ROLES: Final = {
+    "model": "assistant",  # Gemini
+    "human": "user",  # LangChain
+    "ai": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "function_call": "assistant",  # OpenAI's responses, LiveKit
+    "function_call_output": "tool",
+    "agent_config_update": "system",
+    "agent_handoff": "system",
+}
+"""The roles of messages that say these roles or, without a role, these types."""
+
+_LISTS: Final = ("messages", "items", "contents", "choices", "generations")
+"""The keys of messages in what a model is given and answers."""
 
 
 def decoded(value: object) -> object:
@@ -41,14 +61,14 @@ def decoded(value: object) -> object:
 def items(value: object) -> list[object]:
     """The items of a list, each decoded; any other value is the only item."""
     value = decoded(value)
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+    if isinstance(value, _SEQUENCES):
         return [decoded(item) for item in cast("Sequence[object]", value)]
     return [value]
 
 
 def unwrapped(item: object) -> object:
     """An item of a list of OpenInference without the key around it."""
-    if not isinstance(item, Mapping):
+    if not isinstance(item, MAPPINGS):
         return item
     fields = cast("Fields", item)
     if len(fields) == 1 and (key := next(iter(fields))) in _WRAPPERS:
@@ -58,18 +78,66 @@ def unwrapped(item: object) -> object:
 
 def to_messages(value: object, role: str = "user") -> list[dict[str, object]]:
     """The messages of a list, of its JSON, or of a text. ``role``: of those that have none."""
-    return [_message(unwrapped(item), role) for item in items(value)]
+    given, found = decoded(value), None
+    if isinstance(given, MAPPINGS):
+        found, _ = found_messages(cast("Fields", given))
+    return [_message(unwrapped(item), role) for item in (items(value) if found is None else found)]
+
+
+def found_messages(value: object) -> tuple[list[object] | None, Fields]:
+    """The messages in what a model was given or answers, and what else there is: a request or
+    answer of an API, or values of a framework. None without messages."""
+    given = decoded(value)
+    if not isinstance(given, MAPPINGS):
+        return None, {}
+    fields = dict(cast("Fields", given))
+    for key in _LISTS:
+        if isinstance(fields.get(key), list):
+            found = [each for item in items(fields.pop(key)) for each in _flat(item)]
+            return [_answer(item) for item in found], fields
+    content = fields.pop("content", None)
+    if isinstance(content, MAPPINGS) and "parts" in content:  # Gemini
+        return [cast("object", content)], fields
+    return None, {}
+
+
+def _flat(item: object) -> list[object]:
+    """The items of a batch; any other item alone."""
+    return cast("list[object]", item) if isinstance(item, list) else [item]
+
+
+def _answer(item: object) -> object:
+    """The message of one choice of a model, with the reason of its end; any other item as it is."""
+    if not isinstance(item, MAPPINGS):
+        return item
+    fields = cast("Fields", item)
+    if not isinstance(fields.get("message"), MAPPINGS):
+        return fields
+    details = fields.get("generation_info")  # LangChain
+    reason = {**cast("Fields", details or {}), **fields}.get("finish_reason")
+    message = cast("Fields", fields["message"])
+    return message if reason is None else {**message, "finish_reason": reason}
 
 
 def _message(item: object, role: str) -> dict[str, object]:
-    if not isinstance(item, Mapping):
+    if not isinstance(item, MAPPINGS):
         return {"role": role, "content": item}
     fields = dict(cast("Fields", item))
-    fields.setdefault("role", role)
+    if fields.get("type") == "constructor":  # LangChain
+        fields |= cast("Fields", fields.pop("kwargs", {}))
+        for key in ("lc", "id"):
+            fields.pop(key, None)
+    kind = fields.get("type")
+    said = fields.get("role", kind)
+    fields["role"] = _ROLES.get(str(said), fields.get("role", role))
+    if kind == "function_call":
+        return {"role": fields.pop("role"), "tool_calls": [tool_call(fields)]}
+    if kind == "function_call_output":
+        fields["content"] = fields.pop("output", None)
     parts = fields.pop("parts", fields.pop("contents", None))
     if parts is None:
         parts = fields.get("content")
-    if isinstance(parts, Sequence) and not isinstance(parts, str | bytes):
+    if isinstance(parts, _SEQUENCES):
         content, calls = _content(cast("Sequence[object]", parts))
         fields["content"] = content
         if calls:
@@ -83,45 +151,47 @@ def _content(parts: Sequence[object]) -> tuple[object, list[object]]:
     """The content of a message in parts, and the calls of tools among them."""
     content: list[object] = []
     calls: list[object] = []
+    texts: list[str] = []
     for part in map(unwrapped, parts):
-        fields = cast("Fields", part) if isinstance(part, Mapping) else {"text": part}
+        fields = cast("Fields", part) if isinstance(part, MAPPINGS) else {"text": part}
         kind = fields.get("type")
-        call = fields.get("toolUse")  # of Bedrock
-        if kind == "tool_call" or isinstance(call, Mapping):
-            given = {key: fields[key] for key in _CALL if key in fields}
-            calls.append(cast("object", call) if isinstance(call, Mapping) else given)
-        elif isinstance(kind, str) and kind in _TEXTS and "text" not in fields:
+        call = fields.get("toolUse") or fields.get("function_call")  # Bedrock, Gemini
+        if call is not None and isinstance(call, MAPPINGS):
+            calls.append(cast("object", call))
+            continue
+        if kind == "tool_call":
+            calls.append({key: fields[key] for key in _CALL if key in fields})
+            continue
+        if isinstance(kind, str) and kind in _TEXTS and "text" not in fields:
             keys = _TEXTS[kind]
-            content.append({("text" if key in keys else key): fields[key] for key in fields})
+            fields = {("text" if key in keys else key): fields[key] for key in fields}
         else:
-            content.append(dict(fields))
-    texts = [text for part in content if (text := _plain_text(part)) is not None]
+            fields = dict(fields)
+        content.append(fields)
+        text = fields.get("text")
+        # A part that has nothing else.
+        if isinstance(text, str) and len(fields) == 1 + ("type" in fields):
+            texts.append(text)
     return ("\n".join(texts) if len(texts) == len(content) else content), calls
-
-
-def _plain_text(part: object) -> str | None:
-    """The text of a part that has nothing else."""
-    fields = cast("Fields", part)
-    text = fields.get("text")
-    return text if isinstance(text, str) and fields.keys() <= {"type", "text"} else None
 
 
 def tool_call(item: object) -> dict[str, object]:
     """A call of a tool by a model: ``id``, ``name`` and ``arguments``, and what else it has."""
     item = unwrapped(item)
-    if not isinstance(item, Mapping):
+    if not isinstance(item, MAPPINGS):
         return {"name": item}
     fields = dict(cast("Fields", item))
     function = fields.pop("function", None)
-    if isinstance(function, Mapping):
+    if isinstance(function, MAPPINGS):
         fields |= cast("Fields", function)
     elif function is not None:
         fields["name"] = function
     for key in ("input", "args"):
         if key in fields:
             fields.setdefault("arguments", fields.pop(key))
-    if "toolUseId" in fields:
-        fields["id"] = fields.pop("toolUseId")
+    for key in ("toolUseId", "call_id"):
+        if key in fields:
+            fields["id"] = fields.pop(key)
     if "arguments" in fields:
         fields["arguments"] = decoded(fields["arguments"])
     return fields
@@ -138,7 +208,7 @@ def _texts(content: object) -> Iterator[str]:
         yield content
     elif isinstance(content, list):
         for part in cast("list[object]", content):
-            if isinstance(part, Mapping):
+            if isinstance(part, MAPPINGS):
                 text = cast("Fields", part).get("text")
                 if isinstance(text, str):
                     yield text

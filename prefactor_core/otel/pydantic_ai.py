@@ -14,5 +14,6 @@ PYDANTIC_AI: Final = Dialect(
         "all_messages_events": "messages",
         "tool_arguments": "arguments",
         "tool_response": "output",
+        "logfire.msg": "message",
     },
 )

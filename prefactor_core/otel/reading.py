@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Final, Protocol, cast
 
 from msgspec import Struct
@@ -18,13 +19,13 @@ from prefactor_core.otel.openllmetry import OPENLLMETRY
 from prefactor_core.otel.pydantic_ai import PYDANTIC_AI
 
 _DIALECTS: Final[tuple[Dialect, ...]] = (
+    LANGSMITH,
     GEN_AI,
     PYDANTIC_AI,
     GOOGLE_ADK,
     LIVEKIT,
     OPENINFERENCE,
     OPENLLMETRY,
-    LANGSMITH,
 )
 """If two attributes are the same fact, that of the earlier dialect counts."""
 
@@ -156,21 +157,23 @@ def _facts(attributes: Mapping[str, object]) -> Facts:
     return Facts(values, others, names)
 
 
+@lru_cache(maxsize=256)
+def _names_in(scope: str) -> Sequence[Mapping[str, str]]:
+    return [dialect.names for dialect in _NAMED if scope.startswith(dialect.scope)]
+
+
 def span_type(name: str, scope: str, attributes: Mapping[str, object]) -> str | None:
     """The span type that a span says; None if it says none."""
-    says_something = False
-    for key, types in _KINDS:
-        if key in attributes:
-            says_something = True
-            kind = attributes[key]
+    says_something = not _KIND_KEYS.isdisjoint(attributes)
+    if says_something:
+        for key, types in _KINDS:
+            kind = attributes.get(key)
             if isinstance(kind, str) and kind.lower() in types:
                 return types[kind.lower()]
-    word = name.rpartition(".")[2]
-    for dialect in _NAMED:
-        if scope.startswith(dialect.scope):
-            found = dialect.names.get(word) or dialect.names.get("*")
-            if found is not None:
-                return found
+    for names in _names_in(scope):
+        found = names.get(name.rpartition(".")[2]) or names.get("*")
+        if found is not None:
+            return found
     if "gen_ai.request.model" in attributes and not says_something:
         return LLM
     return None

@@ -15,6 +15,7 @@ from msgspec import Struct
 from prefactor_core.otel.dialect import LLM, OTHER, RETRIEVAL, RUN, TOOL
 from prefactor_core.otel.messages import (
     decoded,
+    found_messages,
     items,
     text_of,
     to_messages,
@@ -105,23 +106,17 @@ def _run(name: str, facts: Facts) -> Step:
 
 def _llm(name: str, facts: Facts) -> Step:
     messages, system = facts.take("messages"), facts.take("system")
-    given = facts.take("input")
     prompt = None
     if messages is None:
-        asked = decoded(given)
-        if isinstance(asked, Mapping) and "messages" in asked:
-            messages = cast("Mapping[str, object]", asked)["messages"]
-        elif isinstance(asked, list):
-            messages = cast("object", asked)
-        else:
-            prompt = _text(given)
+        messages, prompt = _conversation(facts, "input")
+    facts.take("input")  # the same messages in another form
     parameters = _parameters(facts)
     answered = facts.take("response_model")
     model = _text(facts.take("model")) or _text(answered) or "unknown"
     tools = facts.take("tools")
     params = LLMCall(
         model=model,
-        prompt=prompt,
+        prompt=_text(prompt),
         messages=None if messages is None else to_messages(messages),
         system=_system(system),
         tools=None if tools is None else [_tool(item) for item in items(tools)],
@@ -130,7 +125,10 @@ def _llm(name: str, facts: Facts) -> Step:
         top_p=_number(parameters.get("top_p")),
         max_tokens=_count(parameters.get("max_tokens")),
     )
-    answers, output = facts.take("answers"), facts.take("output")
+    answers, output = facts.take("answers"), None
+    if answers is None:
+        answers, output = _conversation(facts, "output")
+    facts.take("output")
     found = [] if answers is None else to_messages(answers, "assistant")
     calls: list[dict[str, object]] = [
         call
@@ -153,6 +151,20 @@ def _llm(name: str, facts: Facts) -> Step:
     )
     params.token_usage = result.token_usage
     return params, result
+
+
+def _conversation(facts: Facts, fact: str) -> tuple[object, object]:
+    """The messages of a fact; without any, the fact. What else it says stays among the
+    attributes."""
+    attribute, given = facts.names.get(fact), facts.take(fact)
+    if isinstance(listed := decoded(given), list):
+        return cast("object", listed), None
+    found, rest = found_messages(given)
+    if found is None:
+        return None, given
+    if rest and attribute is not None:
+        facts.attributes[attribute] = rest
+    return found, None
 
 
 def _tool_call(name: str, facts: Facts) -> Step:
@@ -188,7 +200,8 @@ def _retrieval(name: str, facts: Facts) -> Step:
 
 
 def _other(name: str, facts: Facts) -> Step:
-    return OtherSpan(name=name, input=_input(facts)), OtherResult(output=_output(facts))
+    message = _text(facts.take("message"))  # the name with its values
+    return OtherSpan(name=message or name, input=_input(facts)), OtherResult(output=_output(facts))
 
 
 _STEPS: Final[Mapping[str, Callable[[str, Facts], Step]]] = {
@@ -213,7 +226,7 @@ def _input(facts: Facts) -> object:
 
 
 def _output(facts: Facts) -> object:
-    output = facts.take("output")
+    output = facts.take("output", "answer")
     if output is None and (answers := facts.take("answers")) is not None:
         found = to_messages(answers, "assistant")
         return text_of(found) or found
@@ -229,8 +242,11 @@ def _only_content(messages: object) -> object:
 
 def _parameters(facts: Facts) -> Mapping[str, object]:
     """The parameters of a request to a model; others than ours stay attributes."""
-    given = decoded(facts.values.get("parameters"))
-    found = dict(cast("Mapping[str, object]", given)) if isinstance(given, Mapping) else {}
+    found: dict[str, object] = {}
+    if "parameters" in facts.values:
+        given = decoded(facts.values["parameters"])
+        if isinstance(given, Mapping):
+            found |= cast("Mapping[str, object]", given)
     for name in _PARAMETERS:
         if (value := facts.take(name)) is not None:
             found[name] = value

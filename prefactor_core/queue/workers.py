@@ -35,6 +35,9 @@ class Workers:
     return. The jobs have ``drain_timeout`` seconds for that, also under a cancellation from
     outside; then they are cancelled. An exception of the block leaves it as the same object.
 
+    ``background``: jobs that the others need. They are not told to return: they are cancelled when
+    all others have returned.
+
     No exception of a job ends its worker: the exception is logged, and the job is called again
     after a while. The job is also called again after asyncio's ``Task.cancel()`` has ended the
     worker, and for the drain. So a job must not keep its state in local variables.
@@ -46,8 +49,10 @@ class Workers:
         close: Callable[[], Awaitable[None]],
         *,
         drain_timeout: float,
+        background: Sequence[Callable[[], Awaitable[None]]] = (),
     ) -> None:
-        self._jobs = jobs
+        self._jobs = [*jobs, *background]
+        self._first_in_background = len(jobs)
         self._close = close
         self._drain_timeout = drain_timeout
         self._group: TaskGroup | None = None
@@ -111,10 +116,7 @@ class Workers:
         # time-out, or tasks would run on, and nothing more from outside breaks it off: a group
         # that is not left corrupts the scopes of its task.
         self._is_drained = True
-        self._paused.clear()
-        for scope in self._running.values():
-            if scope is not None:
-                scope.cancel()
+        self._cancel_running()
         while True:
             try:
                 with anyio.CancelScope(shield=True):
@@ -138,6 +140,12 @@ class Workers:
         if stopped is not None:
             raise stopped
 
+    def _cancel_running(self) -> None:
+        self._paused.clear()
+        for scope in self._running.values():
+            if scope is not None:
+                scope.cancel()
+
     def _start(self, number: int, delay: float = 0.0) -> None:
         """Start a worker that replaces one."""
         self._running[number] = None
@@ -160,8 +168,11 @@ class Workers:
     async def _wait_for_workers(self) -> None:
         await _turns()
         while self._running or self._paused:
+            if min([*self._running, *self._paused]) >= self._first_in_background:
+                self._cancel_running()
             self._ended = anyio.Event()
             await self._ended.wait()
+            await _turns()  # one that was started last has its scope now
         await _turns()
 
     async def _work(self, number: int, delay: float = 0.0) -> None:

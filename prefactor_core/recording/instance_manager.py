@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime
@@ -10,18 +9,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 import anyio
-import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from prefactor_core.config.lazy_module import LazyModule
 from prefactor_core.exceptions import (
+    ClientNotInitializedError,
     InstanceNotFoundError,
     PrefactorConflictError,
     PrefactorValueError,
     in_message,
 )
-from prefactor_core.exceptions.checks import check_outcome, to_optional_text
-from prefactor_core.exceptions.log import log
+from prefactor_core.exceptions.checks import check_outcome, to_json_object, to_optional_text
 from prefactor_core.exceptions.uncopyable import Uncopyable
 from prefactor_core.export.buffer import Buffer
 from prefactor_core.export.identity import Identities, RunIdentity
@@ -35,7 +33,7 @@ from prefactor_core.operations import (
     StartAgentInstance,
     identifiers,
 )
-from prefactor_core.recording.registration import Registrations, RegistrationWaiter, advice_for
+from prefactor_core.recording.registration import RefusalLog, Registrations, RegistrationWaiter
 
 if TYPE_CHECKING:
     from prefactor_core.operations import trace_headers
@@ -43,8 +41,6 @@ if TYPE_CHECKING:
 else:
     trace_headers = LazyModule("prefactor_core.operations.trace_headers")
     payload_check = LazyModule("prefactor_core.schema_registry.payload_check")
-
-logger = logging.getLogger("prefactor_core.recording.instance_manager")
 
 
 class _OpenInstance(AgentInstance, kw_only=True):
@@ -91,8 +87,9 @@ class AgentInstanceManager(Uncopyable):
         self._instances: dict[str, _OpenInstance] = {}
         # An id of the account's partition, as soon as one is known.
         self._related_id: str | None = None
-        self._refusals = 0
+        self._refusals = RefusalLog()
         self._turn = anyio.Lock()
+        self._closed = False
 
     async def register(
         self,
@@ -116,7 +113,8 @@ class AgentInstanceManager(Uncopyable):
         error and continue with an unrecorded run.
 
         Raises :class:`PrefactorValueError` for values that cannot be sent, and a
-        :class:`PrefactorApiError` if the API refuses the run.
+        :class:`PrefactorApiError` if the API refuses the run. Raises
+        :class:`ClientNotInitializedError` if the client closes meanwhile; the run ends then.
         """
         if self._records:
             self.event_loop.check("a run is registered")
@@ -136,15 +134,22 @@ class AgentInstanceManager(Uncopyable):
         run = instance.identity
         if run.lost is None:
             await self._wait_for_registration(instance, on_refused)
-        if run.registered and self._identities.of(run.id) is not run:
-            # The API gave the run the id of another open run: from now on both are one here, too.
-            self._identities.forget(run.recorded_id)
-            return run.id
-        if run.registered:
-            # Nothing else is recorded of it yet: its operations can use the API's id.
-            self._identities.rename(run)
-            instance.id = self._related_id = run.id
-        return self._add(instance, agent_schema_version)
+        with self.event_loop.lock:
+            if instance.ended:
+                raise ClientNotInitializedError("the client was closed in the meantime")
+            if run.registered:
+                del self._instances[run.recorded_id]
+                if self._identities.of(run.id) is not run:
+                    # The API gave the run the id of another open run: from now on both are one
+                    # here, too.
+                    self._identities.forget(run.recorded_id)
+                    return run.id
+                # Nothing else is recorded of it yet: its operations can use the API's id.
+                self._identities.rename(run)
+                instance.id = self._related_id = run.id
+                self._instances[run.recorded_id] = instance
+        self._check_payloads(run, agent_schema_version)
+        return run.id
 
     def register_nowait(
         self,
@@ -160,13 +165,15 @@ class AgentInstanceManager(Uncopyable):
         """Register a run in the background, and return its provisional id; for any thread.
 
         A refusal is logged, and the run is unrecorded from then on. Raises
-        :class:`PrefactorValueError` for values that cannot be sent.
+        :class:`PrefactorValueError` for values that cannot be sent, and
+        :class:`ClientNotInitializedError` if the client has just closed.
         """
         options = environment_id, purpose, external_identifier, parent
         instance = self._record_registration(
             agent_id, agent_version, agent_schema_version, None, *options
         )
-        return self._add(instance, agent_schema_version)
+        self._check_payloads(instance.identity, agent_schema_version)
+        return instance.identity.id
 
     def _record_registration(
         self,
@@ -189,8 +196,8 @@ class AgentInstanceManager(Uncopyable):
             idempotency_key=identifiers.generate(0),
             agent_id=agent_id,
             # Captured now: later changes of the caller's objects do not matter.
-            agent_version=_json_object("agent_version", agent_version),
-            agent_schema_version=_json_object("agent_schema_version", agent_schema_version),
+            agent_version=to_json_object("agent_version", agent_version),
+            agent_schema_version=to_json_object("agent_schema_version", agent_schema_version),
             instance_id=recorded_id,
             asks_for_id=instance_id is not None,
             environment_id=to_optional_text("environment_id", environment_id),
@@ -200,6 +207,8 @@ class AgentInstanceManager(Uncopyable):
         )
         cause = None if parent is None else trace_headers.cause_of(parent)
         with self.event_loop.lock:
+            if self._closed:
+                raise ClientNotInitializedError("the client has closed: it registers no more runs")
             run = self._identities.add(recorded_id)
             run.registered, run.agent_id = False, agent_id
             run.cause = cause
@@ -211,16 +220,20 @@ class AgentInstanceManager(Uncopyable):
                     # A restart must not send what is recorded of the run.
                     key = operation.idempotency_key
                     self._buffer.journal.withdrawn([key], operation, run.lost)
-        return _OpenInstance(
-            id=recorded_id, agent_id=agent_id, created_at=to_datetime(now), identity=run
-        )
+            # Added in the same step: a client that closes ends every run that it has registered.
+            instance = self._instances[recorded_id] = _OpenInstance(
+                id=recorded_id, agent_id=agent_id, created_at=to_datetime(now), identity=run
+            )
+        return instance
 
-    def _add(self, instance: _OpenInstance, agent_schema_version: Mapping[str, object]) -> str:
-        run = instance.identity
+    def _check_payloads(self, run: RunIdentity, agent_schema_version: Mapping[str, object]) -> None:
         if self._checks is not None:
             run.check = self._checks.of(agent_schema_version)
-        self._instances[run.recorded_id] = instance
-        return run.id
+
+    def close(self) -> None:
+        """Register no more runs."""
+        with self.event_loop.lock:
+            self._closed = True
 
     async def _wait_for_registration(
         self, instance: _OpenInstance, on_refused: Literal["log", "raise"]
@@ -238,30 +251,19 @@ class AgentInstanceManager(Uncopyable):
                 await waiting.over.wait()
         except BaseException:
             # Cancelled: the caller gets no run, but the API does. So end it, unless the client has
-            # closed meanwhile and records nothing more.
-            if not registrations.is_closing:
-                self._move(instance, InstanceStatus.CANCELLED)
+            # closed meanwhile: that ended it.
+            self._move(instance, InstanceStatus.CANCELLED)
             raise
         finally:
             run.registration = None
         if waiting.error is not None:
             if on_refused == "raise":
                 self._identities.forget(run.recorded_id)
+                self._instances.pop(run.recorded_id, None)
                 raise waiting.error
-            self._log_refusal(instance, waiting.error)
+            self._refusals.log(instance.agent_id, waiting.error)
         elif time.cancelled_caught and registrations.answers == answers:
             registrations.gave_up_waiting(self._timeout)
-
-    def _log_refusal(self, instance: _OpenInstance, error: Exception) -> None:
-        self._refusals += 1
-        if self._refusals & (self._refusals - 1):
-            return  # logged for the first, the second, the fourth...
-        message = (
-            "a run of agent %s goes on unrecorded (number %d): the Prefactor API does not register "
-            "it: %s. %s"
-        )
-        advice = advice_for(error)
-        log(logger, logging.ERROR, message, instance.agent_id, self._refusals, error, advice)
 
     def start(self, instance_id: str, *, at: int | None = None) -> None:
         """Start a run, now or ``at`` (nanoseconds since 1970); nothing if it was started."""
@@ -300,8 +302,11 @@ class AgentInstanceManager(Uncopyable):
 
     def newest(self) -> RunIdentity | None:
         """The run that was registered last, of those that have not ended; None without one."""
-        instances = list(self._instances.values())  # at once: other threads may end runs
-        return instances[-1].identity if instances else None
+        # A list, at once: other threads may end runs.
+        for instance in reversed(list(self._instances.values())):
+            if instance.identity.registration is None:  # else its caller does not have it yet
+                return instance.identity
+        return None
 
     def states(self) -> Sequence[tuple[str, InstanceStatus, int | None]]:
         """The runs that have not ended: their ids in operations, statuses, and starts in
@@ -333,7 +338,7 @@ class AgentInstanceManager(Uncopyable):
             return UNSET
         if self._registrations is not None and not self._registrations.takes_environment:
             return UNSET
-        return _json_object("runtime_environment", self._environment())
+        return to_json_object("runtime_environment", self._environment())
 
     def _provisional_id(self, agent_id: str | None) -> str:
         # All PFIDs of an account have one partition: with that of a known id, the ids of the run's
@@ -387,12 +392,3 @@ class AgentInstanceManager(Uncopyable):
         else:
             instance.status = status
             instance.started_at, instance.finished_at = started_at, finished_at
-
-
-def _json_object(name: str, value: Mapping[str, object]) -> Raw:
-    if not isinstance(value, Mapping):
-        raise PrefactorValueError(f"{name} must be a mapping, got {in_message(value)}")
-    try:
-        return Raw(msgspec.json.encode(value))
-    except Exception as error:
-        raise PrefactorValueError(f"{name} cannot be written as JSON: {error}") from None

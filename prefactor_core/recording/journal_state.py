@@ -14,7 +14,7 @@ from prefactor_core.journal.format import (
     OpenSpan,
     Refused,
 )
-from prefactor_core.models.lifecycle import InstanceStatus, SpanStatus
+from prefactor_core.models.lifecycle import SpanStatus
 from prefactor_core.recording.instance_manager import AgentInstanceManager
 from prefactor_core.recording.span_index import SpanIndex
 
@@ -26,9 +26,6 @@ def journal_state(
     for run in identities.all_known():
         if run.id != run.recorded_id:
             yield Kind.IDENTIFIED, Identified(run.recorded_id, None, run.id)
-        if run.registration is not None:
-            # Registered perhaps, and not among the open runs before its caller has a turn.
-            yield Kind.OPEN_RUN, OpenRun(run.recorded_id, InstanceStatus.PENDING, None)
         if run.lost is not None:
             yield Kind.REFUSED, Refused(0, run.lost, run.recorded_id, None, None, True)
         for span_id, api_id in run.given_span_ids():

@@ -9,6 +9,7 @@ from typing import Final, TypeAlias
 from msgspec import UNSET, Raw, UnsetType
 
 from prefactor_core.context_stack import OWN_REQUEST, SpanContextStack
+from prefactor_core.context_stack.finders import finders, found_in, remove_finders
 from prefactor_core.exceptions import ClientNotInitializedError, PrefactorValueError, in_message
 from prefactor_core.exceptions.checks import check_end
 from prefactor_core.exceptions.uncopyable import Uncopyable
@@ -20,7 +21,7 @@ from prefactor_core.payloads.capture import EMPTY, Capture, fields_of, truncated
 from prefactor_core.payloads.markers import utf8
 from prefactor_core.recording.late_payloads import LatePayloads
 from prefactor_core.recording.span_index import SpanIndex
-from prefactor_core.recording.span_record import SpanRecord
+from prefactor_core.recording.span_record import SpanRecord, deeper, refresh_pending
 from prefactor_core.recording.span_steps import BeginRun, SpanSteps
 from prefactor_core.schema_registry import SchemaRegistry
 from prefactor_core.schema_registry.type_schema import Fields
@@ -115,9 +116,9 @@ class Recorder(Uncopyable):
         """Open a span locally, as the innermost of this context. Nothing is recorded yet.
 
         Its parent is ``parent_span_id`` if given, else the innermost open span of the same run in
-        this context. Its payload is captured now: later changes of it do not matter. If several
-        threads open it, the first one does. ``holder``: the frame of the generator that holds the
-        span open. ``detached``: do not make it the innermost.
+        this context, or the current one of another library if that is deeper. Its payload is
+        captured now, so later changes of it do not matter. The first of several threads opens it.
+        ``holder``: the frame of the generator that holds it open. ``detached``: not as innermost.
         """
         if self.interrupted is not None:
             self.end_interrupted()
@@ -130,6 +131,7 @@ class Recorder(Uncopyable):
                 span.run.check.payload(span.schema_name, captured)
         if self._loop.is_forked:
             self._loop.check_process()
+        found = found_in(span.run.recorded_id) if finders and span.parent_span_id is None else None
         opens = False
         try:
             with self._lock:
@@ -157,7 +159,7 @@ class Recorder(Uncopyable):
                 else:
                     innermost = SpanContextStack.innermost(run.recorded_id)
                 if not named:
-                    parent = innermost
+                    parent = innermost if found is None else deeper(innermost, found)
                 if parent is None:
                     pass
                 elif isinstance(parent, SpanRecord):
@@ -203,6 +205,8 @@ class Recorder(Uncopyable):
                 span.captured = captured
                 span.held = held
                 counters.open_bytes += held
+            if found is not None:
+                refresh_pending(span.parent)
             if self.reporter is not None:
                 self.wake_reporter()
             if self.reports_at_once and not span.waits_for_result:
@@ -288,6 +292,8 @@ class Recorder(Uncopyable):
             return
         try:
             self.end_as(span, "cancelled", at, self.captured_result(span), has_started=False)
+            if self.index.after_end:
+                self.index.call_after_end(span)
         except BaseException:
             self.interrupted = (span, "cancelled", None, at, self.interrupted)
             raise
@@ -321,6 +327,8 @@ class Recorder(Uncopyable):
             size = 0 if result is UNSET else len(result)
             self._loop.step(self._steps.advance, span, _ENDS[outcome], at, began, result, size)
             SpanContextStack.remove(span)
+            if self.index.after_end:
+                self.index.call_after_end(span)
         except BaseException:
             self.interrupted = (span, outcome, data, at, self.interrupted)
             raise
@@ -349,6 +357,7 @@ class Recorder(Uncopyable):
         """Open no more spans."""
         with self._lock:
             self.closed = True
+        remove_finders(self)
 
     def end_as(
         self,

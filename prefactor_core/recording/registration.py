@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -13,6 +14,9 @@ from prefactor_core.exceptions import (
     PrefactorNotFoundError,
     PrefactorValidationError,
 )
+from prefactor_core.exceptions.log import log
+
+logger = logging.getLogger("prefactor_core.recording.registration")
 
 
 class Registrations(Protocol):
@@ -21,11 +25,6 @@ class Registrations(Protocol):
     @property
     def is_away(self) -> bool:
         """Whether the API is known to be unreachable: callers need not wait for it."""
-        ...
-
-    @property
-    def is_closing(self) -> bool:
-        """Whether the client is closing: it queues nothing more."""
         ...
 
     @property
@@ -75,6 +74,23 @@ class RegistrationWaiter:
 
     def ended(self) -> None:
         self.over.set()
+
+
+class RefusalLog:
+    """Logs the refusals of runs that go on unrecorded: the first, the second, the fourth..."""
+
+    def __init__(self) -> None:
+        self._refusals = 0
+
+    def log(self, agent_id: str | None, error: Exception) -> None:
+        self._refusals += 1
+        if self._refusals & (self._refusals - 1):
+            return
+        message = (
+            "a run of agent %s goes on unrecorded (number %d): the Prefactor API does not register "
+            "it: %s. %s"
+        )
+        log(logger, logging.ERROR, message, agent_id, self._refusals, error, advice_for(error))
 
 
 def advice_for(error: Exception) -> str:

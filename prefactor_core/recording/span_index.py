@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from prefactor_core.export.identity import Identities
 from prefactor_core.operations import identifiers
@@ -17,7 +17,8 @@ class SpanIndex:
     order of opening, so that parents stand before their children. ``provisional``: the spans whose
     run may get another partition, by the part of their id that stays the same. ``unreported``: the
     spans without a recorded operation, in the order of opening. ``opened``: how many were ever
-    opened.
+    opened. ``after_end``: by the run's id in operations, a function that is called after the end of
+    each span of the run, in its thread and without the lock; it raises nothing.
     """
 
     def __init__(self, identities: Identities) -> None:
@@ -27,6 +28,7 @@ class SpanIndex:
         self.provisional: dict[str, SpanRecord] = {}
         self.opened = 0
         self.unreported: dict[str, SpanRecord] = {}
+        self.after_end: dict[str, Callable[[], object]] = {}
 
     def may_get_another_id(self, span: SpanRecord) -> None:
         """Note that the final id of a span may have another partition."""
@@ -35,6 +37,12 @@ class SpanIndex:
     def has_ended(self, span: SpanRecord) -> None:
         """Note that a span has ended."""
         self.provisional.pop(identifiers.without_partition(span.recorded_id), None)
+
+    def call_after_end(self, span: SpanRecord) -> None:
+        """Call what waits for the end of the spans of a run."""
+        call = self.after_end.get(span.instance_id)
+        if call is not None:
+            call()
 
     def find(self, span_id: str) -> SpanRecord | None:
         """The open span with this id, which is the recorded one or the API's; None without one."""

@@ -105,6 +105,16 @@ class SpanRecord(Uncopyable):
             span = span.parent
         return False
 
+    def is_inside(self, around: SpanRecord) -> bool:
+        """Whether ``around`` is the span itself, or one of its ancestors."""
+        span: SpanRecord | None = self
+        while span is not None:
+            # By its id, too: an ended span has no parent any more.
+            if span is around or span.parent_span_id == around.recorded_id:
+                return True
+            span = span.parent
+        return False
+
     def refresh(self) -> None:
         """Bring type and payload up to date, before the create is recorded."""
 
@@ -141,6 +151,25 @@ class SpanRecord(Uncopyable):
     def __repr__(self) -> str:
         status = self.status if self.serial else "not entered"
         return f"<span {self.schema_name!r} {self.run.span_id(self.recorded_id)} {status}>"
+
+
+def deeper(own: object, found: object) -> object:
+    """Which of two spans is the parent of what is opened now: the innermost one of the context,
+    which may be an id that was pushed by hand, or the current span of another library.
+
+    A span that was opened inside of the other one is the deeper one. If neither was, the other
+    library has made an older span current again.
+    """
+    if not isinstance(found, SpanRecord) or isinstance(own, str):
+        return own
+    return own if isinstance(own, SpanRecord) and own.is_inside(found) else found
+
+
+def refresh_pending(span: SpanRecord | None) -> None:
+    """Bring a span and its ancestors up to date, before their creates are recorded."""
+    while span is not None and span.status is SpanStatus.PENDING:
+        span.refresh()
+        span = span.parent
 
 
 def new_span_id(run: RunIdentity, span_id: str | None = None) -> str:

@@ -7,6 +7,7 @@ the vendor's.
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import logging
 import math
@@ -15,6 +16,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import anyio
+import anyio.from_thread
 import anyio.to_thread
 import pytest
 from support.harness import (
@@ -36,12 +38,14 @@ from prefactor_core import (
     PrefactorCoreConfig,
     PrefactorTelemetryFailureError,
     PrefactorTerminatedError,
+    PrefactorTypeError,
     PrefactorValueError,
     SchemaRegistry,
     Statistics,
     open_prefactor,
     warn_missing_adaptor_config,
 )
+from prefactor_core.exceptions.outcome import outcome_of
 
 ENTRY = "prefactor-testing@0.3.0"
 REASON = "over budget"
@@ -488,6 +492,61 @@ async def test_a_termination_stops_the_graph_of_its_run_and_no_other(
     assert all(no_span_is_open(run) for run in by_id.values())
 
 
+def langchains_run_coros() -> Callable[[Any], None]:
+    """As LangChain runs the coroutines of an asynchronous handler in a synchronous call."""
+    namespace: dict[str, Any] = {"__name__": "langchain_core.callbacks.manager"}
+    code = """
+def _run_coros(coroutine):
+    try:
+        coroutine.send(None)
+    except StopIteration:
+        pass
+    except Exception as error:
+        pass  # "Error in callback coroutine"
+"""
+    exec(code, namespace)
+    run_coros: Callable[[Any], None] = namespace["_run_coros"]
+    return run_coros
+
+
+async def test_a_termination_reaches_a_synchronous_graph_that_swallows_every_exception(
+    api: FaultyApi,
+) -> None:
+    run_coros = langchains_run_coros()
+
+    def graph(run: AgentInstanceHandle) -> None:
+        run_coros(Handler(run).on_step())
+
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        run = await started_run(client)
+        await anyio.to_thread.run_sync(graph, run)
+        await hear_of_termination(api, client, run)
+        with pytest.raises(BaseExceptionGroup) as stopped:
+            await anyio.to_thread.run_sync(graph, run)
+        (error,) = stopped.value.exceptions
+        assert isinstance(error, PrefactorTerminatedError)
+        assert error.reason == REASON
+        assert outcome_of(stopped.value) == "cancelled"
+        with pytest.raises(PrefactorTerminatedError, match=REASON):  # as before
+            await Handler(run).on_step()
+        await run.finish()
+    assert no_span_is_open(await stored_run(api))
+
+
+async def test_the_scope_of_a_run_raises_the_error_and_not_the_group(api: FaultyApi) -> None:
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+
+        def work() -> None:
+            with client.agent_instance(**AGENT) as run:
+                anyio.from_thread.run(hear_of_termination, api, client, run)
+                langchains_run_coros()(Handler(run).on_step())
+                raise AssertionError("the graph went on")
+
+        with pytest.raises(PrefactorTerminatedError, match=REASON):
+            await anyio.to_thread.run_sync(work)
+    assert no_span_is_open(await stored_run(api))
+
+
 def no_span_is_open(run: StoredRun) -> bool:
     return {span.status for span in run.spans.values()} <= {"complete", "failed", "cancelled"}
 
@@ -502,6 +561,9 @@ async def test_the_client_of_a_run_is_the_client_but_for_its_termination(api: Fa
         assert run._client._sdk_header_entry == client.sdk_header_entry == ENTRY
         with pytest.raises(AttributeError, match="no_such_name"):
             _ = run._client.no_such_name
+        for copied in (copy.copy, copy.deepcopy):
+            with pytest.raises(PrefactorTypeError, match="neither copied nor pickled"):
+                copied(run._client)
 
 
 # --- Errors

@@ -555,6 +555,22 @@ async def test_an_option_that_no_run_has_is_named(api: FaultyApi) -> None:
     assert api.calls == []
 
 
+async def test_an_option_that_no_client_has_is_named_beside_those_that_there_are() -> None:
+    misspelled: dict[str, Any] = {"url": "local:x.db"}
+    with pytest.raises(PrefactorValueError, match="no option 'url' here: use api_url, api_token,"):
+        open_prefactor(**misspelled)
+
+
+async def test_the_scope_of_a_run_says_how_to_come_to_the_run(api: FaultyApi) -> None:
+    async with open_prefactor(make_config(), asgi_app=api) as client:
+        instance: Any = client.agent_instance(**AGENT)
+        with pytest.raises(AttributeError, match=r"'span': enter it, by 'with .* instance\.span"):
+            instance.span("agent:tool")
+        with pytest.raises(AttributeError, match="no attribute 'spam'$"):
+            instance.spam()
+    assert api.calls == []
+
+
 async def test_a_handle_for_an_unknown_run_is_a_clear_error(api: FaultyApi) -> None:
     async with open_prefactor(make_config(), asgi_app=api) as client:
         with pytest.raises(InstanceNotFoundError, match=PFID):

@@ -22,6 +22,7 @@ from compat.calls import Line
 from compat.chapters import CHAPTERS, Chapter
 from compat.cli import command_lines
 from compat.dashboard import dashboard_lines
+from compat.instrumentations import INSTRUMENTATIONS
 from compat.published import CLIENTS, Client
 
 
@@ -40,13 +41,13 @@ def _lines(url: str, words: list[str]) -> Iterator[Line]:
     def wanted(name: str) -> bool:
         return not words or any(word in name for word in words)
 
-    for client in (*CLIENTS, *ADAPTERS, *CHAPTERS):
+    for client in (*CLIENTS, *INSTRUMENTATIONS, *ADAPTERS, *CHAPTERS):
         if wanted(client.environment.folder.name):
             yield _line(client, url)
     if wanted("cli"):
         yield from command_lines(url)
     if wanted("dashboard"):
-        yield from dashboard_lines(url, "compat-core")
+        yield from dashboard_lines(url)
 
 
 def _line(client: Client | Adapter | Chapter, url: str) -> Line:

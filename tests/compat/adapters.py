@@ -132,6 +132,8 @@ _LANGCHAIN = {
     "a_hundred_graphs_at_once": "100xagent(node(llm))",
     "tool_that_fails_under_a_handler": "agent!(node!(tool!) node(llm))",
     "graph_that_an_operator_stops": None,
+    "graph_in_a_thread_that_an_operator_stops": None,
+    "graph_without_a_loop_that_an_operator_stops": None,
     "stopped graph": None,
     "graph beside a stopped one": None,
     "never_closed": "agent agent~ 2xllm tool",
@@ -141,6 +143,8 @@ _STOPPED = (
     "agent_in_a_thread_that_an_operator_stops",
     "stopped agent",
     "graph_that_an_operator_stops",
+    "graph_in_a_thread_that_an_operator_stops",
+    "graph_without_a_loop_that_an_operator_stops",
     "stopped graph",
 )
 
@@ -178,6 +182,8 @@ ADAPTERS = (
             "agent_in_a_thread_that_an_operator_stops, error": "enough",
             "stopped agent, error": "None",  # it asks for the reason where another run is current
             "graph_that_an_operator_stops, end": "stopped: enough",
+            "graph_in_a_thread_that_an_operator_stops, end": "stopped: enough",
+            "graph_without_a_loop_that_an_operator_stops, end": "stopped: enough",
             "stopped graph, end": "stopped: enough",
             "graph beside a stopped one, end": "went on to its end",
             "terminations logged": str(len(_STOPPED)),

@@ -20,13 +20,16 @@ SCRIPTS = Path(__file__).parent / "clients"
 class Run:
     """A run as it must be stored.
 
-    ``tree``: a line for each span, indented below its parent: span type and status; None for any.
-    ``holds``: texts that must be somewhere in the payloads and results.
+    ``tree``: a line for each span, indented below its parent: span type and status; None for any
+    whose spans have ended.
+    ``holds``: texts that must be somewhere in the payloads and results. ``tokens``: the sum of the
+    tokens of all spans, if it is checked.
     """
 
     status: str
     tree: str | None
     holds: tuple[str, ...] = ()
+    tokens: int | None = None
     quality: Mapping[str, str] = field(default_factory=dict)
     reason: str | None = None
 
@@ -36,7 +39,7 @@ class Client:
     """A published client.
 
     ``runs``: by the name under which the script prints a run's id. ``says``: what else it prints.
-    ``note``: what the client does not do.
+    ``note``: what the client does not do. ``arguments``: of the script, after the URL.
     """
 
     environment: Environment | NodeEnvironment
@@ -44,10 +47,12 @@ class Client:
     runs: Mapping[str, Run]
     says: Mapping[str, object] = field(default_factory=dict)
     note: str = ""
+    arguments: tuple[str, ...] = ()
 
     def problems(self, url: str) -> list[str]:
         """Run the script against the API at ``url``; how the stored rows differ."""
-        report = json.loads(last_line(self.environment.run_script(SCRIPTS / self.script, url)))
+        said = self.environment.run_script(SCRIPTS / self.script, url, *self.arguments)
+        report = json.loads(last_line(said))
         problems = [
             f"it says {name} {report.get(name)!r} instead of {value!r}"
             for name, value in self.says.items()
@@ -67,10 +72,13 @@ def _stored(calls: Calls, run: str, expected: Run) -> Run:
     # Ids that were made within one millisecond are in no order.
     spans.sort(key=lambda span: span["started_at"] or span["finished_at"] or span["inserted_at"])
     text = json.dumps([[span["payload"], span["result_payload"]] for span in spans])
+    is_shown = expected.tree or any(span["finished_at"] is None for span in spans)
+    counts = [(span["payload"].get("token_usage") or {}).get("total_tokens", 0) for span in spans]
     return Run(
         status=details["status"],
-        tree=expected.tree and "\n".join(_lines(spans, None, "")),
+        tree="\n".join(_lines(spans, None, "")) if is_shown else None,
         holds=tuple(words for words in expected.holds if words in text),
+        tokens=expected.tokens and sum(counts),
         quality=details["quality_summaries"],
         reason=details["termination_reason"],
     )
@@ -85,66 +93,17 @@ def _lines(spans: Sequence[Mapping[str, Any]], parent: str | None, indent: str) 
     return lines
 
 
-def _tree(*lines: str) -> str:
+def tree(*lines: str) -> str:
     return "\n".join(lines)
 
 
-_CORE = _tree(
+_CORE = tree(
     "agent:run complete",
     "  agent:llm_call complete",
     "  agent:tool_call failed",
     "  agent:tool_call cancelled",
 )
 _CORE_TEXTS = ("Which mountain is higher?", "unknown unit", '"total_tokens": 38')
-
-# What is recorded of an agent that asks its model, calls a tool, and asks again.
-_ASKED = (
-    "agent:run complete",
-    "  agent:llm_call complete",
-    "  agent:tool_call complete",
-    "  agent:llm_call complete",
-)
-_FAILED = ("agent:run failed", "  agent:llm_call complete", "  agent:tool_call failed")
-_OTEL_TEXTS = ("How high is K2?", "8611 m", '"total_tokens": 16', '"mountain": "K2"')
-
-
-def _instrumented(
-    name: str,
-    requirements: tuple[str, ...],
-    shown: tuple[str, ...],
-    *,
-    asked: tuple[str, ...] = _ASKED,
-    failed: tuple[str, ...] = _FAILED,
-    failed_status: str = "failed",
-    error: str = "PrefactorTerminatedError",
-    note: str = "",
-) -> Client:
-    """An agent whose instrumentation emits spans of OpenTelemetry, with PrefactorSpanProcessor.
-
-    ``asked``: the tree of a run that the processor opens, and of one in a span by hand.
-    """
-    return Client(
-        Environment(
-            "compat",
-            f"otel-{name}",
-            ("-e", ".[otel]", *requirements),
-            (*shown, "opentelemetry-sdk"),
-        ),
-        f"otel_{name.replace('-', '_')}.py",
-        {
-            "opened": Run("complete", _tree(*asked), _OTEL_TEXTS),
-            "inside": Run(
-                "complete",
-                _tree("otel:span complete", *(f"  {line}" for line in asked)),
-                _OTEL_TEXTS,
-            ),
-            "failing": Run(failed_status, _tree(*failed), ("unknown mountain Olymp",)),
-            "terminated": Run("terminated", None, ("How high is K2?",), reason="enough"),
-        },
-        {"answer": "8611 m", "error": error, "lost": 0, "given_up": 0},
-        note=note,
-    )
-
 
 CLIENTS = (
     Client(
@@ -184,7 +143,7 @@ CLIENTS = (
         {
             "run": Run(
                 "complete",
-                _tree(
+                tree(
                     "langchain:agent complete",
                     "langchain:llm complete",
                     "langchain:tool complete",
@@ -194,12 +153,12 @@ CLIENTS = (
             ),
             "failing": Run(
                 "complete",
-                _tree("langchain:agent active", "langchain:llm complete", "langchain:tool failed"),
+                tree("langchain:agent active", "langchain:llm complete", "langchain:tool failed"),
                 ("unknown mountain Olymp",),
             ),
             "graph": Run(
                 "complete",
-                _tree(
+                tree(
                     "langchain:agent complete",
                     "  langchain:node complete",
                     "    langchain:llm complete",
@@ -226,7 +185,7 @@ CLIENTS = (
         {
             "run": Run(
                 "complete",
-                _tree(
+                tree(
                     "livekit:session complete",
                     "  livekit:assistant_turn complete",
                     "    livekit:llm complete",
@@ -237,92 +196,13 @@ CLIENTS = (
             )
         },
     ),
-    _instrumented("pydantic-ai", ("pydantic-ai-slim[openai]>=2,<3",), ("pydantic-ai-slim",)),
-    _instrumented(
-        "openllmetry",
-        ("openai>=3,<4", "opentelemetry-instrumentation-openai"),
-        ("opentelemetry-instrumentation-openai", "openai"),
-        # The last answer is asked for twice, the second time as a stream.
-        asked=(*_ASKED, "  agent:llm_call complete"),
-    ),
-    _instrumented(
-        "openai-agents",
-        ("openai-agents", "openinference-instrumentation-openai-agents"),
-        ("openai-agents", "openinference-instrumentation-openai-agents"),
-        asked=(
-            "agent:run complete",
-            "  otel:span complete",
-            "    agent:run complete",
-            "      otel:span complete",
-            "        agent:llm_call complete",
-            "        agent:tool_call complete",
-            "      otel:span complete",
-            "        agent:llm_call complete",
-        ),
-        failed=(
-            "agent:run complete",
-            "  otel:span complete",
-            "    agent:run failed",
-            "      otel:span complete",
-            "        agent:llm_call complete",
-            "        agent:tool_call failed",
-        ),
-        failed_status="complete",  # as its root says
-        note="swallows what stops it: only the scope of agent_instance() does",
-    ),
-    _instrumented(
-        "langchain",
-        ("langchain>=1,<2", "langchain-openai", "openinference-instrumentation-langchain"),
-        ("langchain", "openinference-instrumentation-langchain"),
-        asked=(
-            "otel:span complete",
-            "  otel:span complete",
-            "    agent:llm_call complete",
-            "  otel:span complete",
-            "    agent:tool_call complete",
-            "  otel:span complete",
-            "    agent:llm_call complete",
-        ),
-        failed=(
-            "otel:span failed",
-            "  otel:span complete",
-            "    agent:llm_call complete",
-            "  otel:span failed",
-            "    agent:tool_call failed",
-        ),
-        note="swallows what stops it: only the scope of agent_instance() does",
-    ),
-    _instrumented(
-        "strands",
-        ("strands-agents[openai,otel]>=1,<2",),
-        ("strands-agents",),
-        asked=(
-            "agent:run complete",
-            "  otel:span complete",
-            "    agent:llm_call complete",
-            "    agent:tool_call complete",
-            "  otel:span complete",
-            "    agent:llm_call complete",
-        ),
-        failed=(  # the model is told of the error, and goes on
-            "agent:run complete",
-            "  otel:span complete",
-            "    agent:llm_call complete",
-            "    agent:tool_call failed",
-            "  otel:span complete",
-            "    agent:llm_call complete",
-        ),
-        failed_status="complete",
-        error="EventLoopException",
-        note="wraps the error of a terminated run in its own",
-    ),
     Client(
         NodeEnvironment("core", ("@prefactor/core@0.2.9", "zod@4"), ("@prefactor/core",)),
         "core.mjs",
         {
             "run": Run(
                 "complete",
-                _tree("agent complete", "  llm complete", "  tool failed"),
+                tree("agent complete", "  llm complete", "  tool failed"),
                 ("small-1", "unknown unit"),
             )
         },
@@ -333,7 +213,7 @@ CLIENTS = (
         {
             "run": Run(
                 "complete",
-                _tree("agent complete", "  llm complete", "  tool failed"),
+                tree("agent complete", "  llm complete", "  tool failed"),
                 ("small-1", "unknown unit"),
             )
         },
@@ -348,7 +228,7 @@ CLIENTS = (
         {
             "run": Run(
                 "complete",
-                _tree(
+                tree(
                     "agent complete",
                     "  langchain:llm complete",
                     "  langchain:tool complete",

@@ -52,7 +52,10 @@ REFUSED_HTTP: list[tuple[str, Any, str]] = [
     (
         "api_url",
         "app.prefactorai.com",
-        "api_url must begin with https://, http:// or local:, got 'app.prefactorai.com'",
+        (
+            "api_url must begin with https://, http://, local:, redis://, rediss:// or unix://, "
+            "got 'app.prefactorai.com'"
+        ),
     ),
     *(
         (

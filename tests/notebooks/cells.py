@@ -16,6 +16,9 @@ from support.harness import StoredRun, stored_runs
 
 from prefactor_core.local import open_local_prefactor
 
+SECONDS = 300
+"""After which a cell or a kernel has failed, also on a busy machine."""
+
 OPEN = """
 from prefactor_core import *
 options = dict(api_url="local:runs.db", schema_registry=SchemaRegistry())
@@ -81,7 +84,7 @@ class Kernel:
     def _connect(self) -> None:
         self._client = self.manager.blocking_client()
         self._client.start_channels()
-        self._client.wait_for_ready(timeout=60)
+        self._client.wait_for_ready(timeout=SECONDS)
 
     def run(self, cell: str) -> dict[str, Any]:
         """Run a cell; what it shows, by MIME type. Raises :class:`AssertionError` if it fails."""
@@ -94,7 +97,7 @@ class Kernel:
             elif message["msg_type"] == "execute_result":
                 shown.update(content["data"])
 
-        reply = self._client.execute_interactive(cell, timeout=60, output_hook=note)
+        reply = self._client.execute_interactive(cell, timeout=SECONDS, output_hook=note)
         assert reply["content"]["status"] == "ok", "\n".join(reply["content"]["traceback"])
         return shown
 
@@ -127,7 +130,7 @@ def run_in_ipython(cells: Sequence[str], folder: Path) -> str:
         env=_variables(folder),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=SECONDS,
         check=False,
     )
     assert (result.returncode, result.stderr) == (0, ""), result.stdout + result.stderr

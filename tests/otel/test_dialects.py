@@ -75,6 +75,42 @@ async def test_a_recorded_failure_is_the_error_of_its_tool(name: str) -> None:
     assert "unknown mountain Olymp" in tool.result["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("told", "kind", "message"),
+    [
+        ("ValueError('unknown mountain')", "ValueError", "unknown mountain"),
+        ("OSError(2, 'no mountain')", "OSError", "2, 'no mountain'"),
+        ("CancelledError()", None, None),
+    ],
+)
+async def test_an_error_that_langsmith_tells_after_it_told_that_all_is_well_fails_its_span(
+    told: str, kind: str | None, message: str | None
+) -> None:
+    async with tracing() as t:
+        span = t.scoped("langsmith").start_span("height")
+        span.set_status(StatusCode.OK)
+        span.set_status(StatusCode.ERROR)  # without effect
+        span.record_exception(Exception(f"{told}Traceback (most recent call last):\n  here"))
+        span.end()
+    recorded = t.run.named("otel:span")
+    if kind is None:
+        assert recorded.status == "cancelled"
+    else:
+        assert recorded.status == "failed"
+        assert recorded.result["error"] == {
+            "type": kind,
+            "message": message,
+            "stacktrace": "Traceback (most recent call last):\n  here",
+        }
+
+
+async def test_a_failed_tool_without_a_message_has_its_output_as_message() -> None:
+    async with tracing() as t:
+        said = {"lk.function_tool.is_error": True, "lk.function_tool.output": "unknown mountain"}
+        t.scoped("livekit-agents").start_span("function_tool", attributes=said).end()
+    assert t.run.named("agent:tool_call").result["error"]["message"] == "unknown mountain"
+
+
 class Event:
     def __init__(self, name: str, attributes: Mapping[str, object]) -> None:
         self.name, self.attributes, self.timestamp = name, attributes, 1
@@ -252,13 +288,65 @@ CASES: list[tuple[str, str, dict[str, Any], list[Event], dict[str, Any], dict[st
         {
             "gen_ai.system": "gcp.vertex.agent",
             "gen_ai.request.model": "small-1",
-            "gcp.vertex.agent.llm_request": '{"contents": ["Hi"]}',
-            "gcp.vertex.agent.llm_response": '{"content": "Yes"}',
+            "gcp.vertex.agent.llm_request": '{"model": "small-1", "contents": [{"role": "user", '
+            '"parts": [{"text": "Hi"}]}, {"role": "model", "parts": [{"function_call": '
+            '{"id": "1", "name": "height", "args": {"mountain": "K2"}}}]}]}',
+            "gcp.vertex.agent.llm_response": '{"content": {"role": "model", "parts": '
+            '[{"text": "Yes"}]}}',
             "gen_ai.usage.input_tokens": 7,
         },
         [],
-        {"model": "small-1", "prompt": '{"contents": ["Hi"]}'},
-        {"response": '{"content": "Yes"}'},
+        {
+            "model": "small-1",
+            "messages": [
+                {"role": "user", "content": "Hi"},
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [{"id": "1", "name": "height", "arguments": {"mountain": "K2"}}],
+                },
+            ],
+        },
+        {"response": "Yes"},
+    ),
+    (
+        "llm_node",  # around the request to the model
+        "livekit-agents",
+        {
+            "gen_ai.request.model": "small-1",
+            "lk.chat_ctx": '{"items": [{"type": "message", "role": "user", "content": ["Hi"]}, '
+            '{"type": "function_call", "call_id": "1", "name": "height", "arguments": "{}"}, '
+            '{"type": "function_call_output", "call_id": "1", "output": "8611"}]}',
+            "lk.response.text": "Yes",
+        },
+        [],
+        {
+            "name": "llm_node",
+            "input": [
+                {"type": "message", "role": "user", "content": "Hi"},
+                {
+                    "role": "assistant",
+                    "tool_calls": [
+                        {"type": "function_call", "name": "height", "arguments": {}, "id": "1"}
+                    ],
+                },
+                {
+                    "type": "function_call_output",
+                    "call_id": "1",
+                    "role": "tool",
+                    "content": "8611",
+                },
+            ],
+        },
+        {"output": "Yes"},
+    ),
+    (
+        "asked {question}",
+        "logfire",
+        {"logfire.msg": "asked How high?", "question": "How high?"},
+        [],
+        {"name": "asked How high?"},
+        {},
     ),
     (
         "execute_tool height",
@@ -291,14 +379,34 @@ CASES: list[tuple[str, str, dict[str, Any], list[Event], dict[str, Any], dict[st
         "langsmith",
         {
             "langsmith.span.kind": "llm",
+            "langsmith.metadata.ls_provider": "openai",
+            "gen_ai.system": "langchain",
+            "gen_ai.operation.name": "chat",
+            "gen_ai.request.model": "small-1",
+            "gen_ai.prompt": '{"messages": [[{"lc": 1, "type": "constructor", "id": ["Human"], '
+            '"kwargs": {"type": "human", "content": "Hi"}}]]}',
+            "gen_ai.completion": '{"generations": [[{"text": "Yes", "generation_info": '
+            '{"finish_reason": "stop"}, "message": {"lc": 1, "type": "constructor", '
+            '"id": ["AI"], "kwargs": {"type": "ai", "content": "Yes"}}}]]}',
+        },
+        [],
+        {"provider": "openai", "messages": [{"role": "user", "type": "human", "content": "Hi"}]},
+        {"response": "Yes", "finish_reason": "stop"},
+    ),
+    (
+        "ChatOpenAI",  # of OpenAI's client
+        "langsmith",
+        {
+            "langsmith.span.kind": "llm",
             "gen_ai.operation.name": "chat",
             "gen_ai.request.model": "small-1",
             "gen_ai.prompt": '{"messages": [{"role": "user", "content": "Hi"}]}',
-            "gen_ai.completion": "Yes",
+            "gen_ai.completion": '{"choices": [{"finish_reason": "stop", "message": '
+            '{"role": "assistant", "content": "Yes"}}]}',
         },
         [],
         {"messages": [{"role": "user", "content": "Hi"}]},
-        {"response": "Yes"},
+        {"response": "Yes", "finish_reason": "stop"},
     ),
     (
         "height.tool",

@@ -24,6 +24,7 @@ from prefactor_core import (
     open_prefactor,
 )
 from prefactor_core.otel import PrefactorSpanProcessor
+from prefactor_core.span_types import standard_types
 from prefactor_core.testing import open_recording
 
 CHAT = {"gen_ai.operation.name": "chat", "gen_ai.request.model": "small-1"}
@@ -82,7 +83,8 @@ async def test_roots_one_after_the_other_are_a_run_each() -> None:
     async with tracing() as t:
         for _ in range(3):
             with t.tracer.start_as_current_span("chat", attributes=CHAT):
-                assert current_instance() is None
+                assert current_instance() is not None
+            assert current_instance() is None
     assert [run.shape for run in t.runs] == 3 * [("complete", [("agent:llm_call", "complete", [])])]
 
 
@@ -523,12 +525,12 @@ async def test_the_span_types_are_added_and_those_of_the_program_stay() -> None:
     assert registry.get("agent:run") == {"type": "object"}
 
 
-async def test_a_client_without_a_registry_gets_one() -> None:
+async def test_a_client_without_a_registry_keeps_the_standard_types() -> None:
     client = open_prefactor(api_url="local::memory:")
-    client.config.schema_registry = None
     PrefactorSpanProcessor(client)
     assert client.config.schema_registry is not None
-    assert client.config.schema_registry.has_schema("otel:span")
+    types = [*standard_types().list_schemas(), "otel:span"]
+    assert sorted(client.config.schema_registry.list_schemas()) == sorted(types)
 
 
 async def test_a_refused_run_is_logged_and_the_agent_goes_on(

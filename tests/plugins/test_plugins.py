@@ -1,4 +1,4 @@
-"""The test kit with plugins for asynchronous tests of other people: ``just test-plugins``."""
+"""The test kit with the plugins for asynchronous tests: ``just test-plugins``."""
 
 from __future__ import annotations
 
@@ -83,6 +83,11 @@ asyncio_default_test_loop_scope = session
         "",
         {"fixture": "pytest.fixture", "mark": ""},
     ),
+    "anyio": (
+        "",
+        "pytestmark = pytest.mark.anyio",
+        {"fixture": "pytest.fixture", "mark": ""},
+    ),
     "pytest-trio": (
         "trio_mode = true",
         "",
@@ -97,6 +102,6 @@ def test_the_kit_works_with(plugin: str, pytester: pytest.Pytester) -> None:
     pytester.makeini(f"[pytest]\n{options}\n")
     pytester.makepyfile(AGENT + imports + TESTS.format(**words))
     # Each with the other plugins away.
-    away = "asyncio" if "trio" in plugin else "trio"
-    result = pytester.runpytest_subprocess("-W", "error", "-p", f"no:{away}", timeout=60)
-    result.assert_outcomes(passed=3)
+    away = [f"-pno:{other}" for other in ("asyncio", "trio", "anyio") if other not in plugin]
+    result = pytester.runpytest_subprocess("-W", "error", *away, timeout=300)
+    result.assert_outcomes(passed=6 if plugin == "anyio" else 3)  # that runs each on both loops

@@ -74,6 +74,37 @@ async def test_what_is_left_when_the_body_ends_is_still_served() -> None:
     assert anyio.current_time() - before == pytest.approx(3)
 
 
+class Connection:
+    """What jobs need: it serves until it is cancelled. ``ended``: when, by the clock."""
+
+    def __init__(self) -> None:
+        self.ended: list[float] = []
+
+    async def serve(self) -> None:
+        try:
+            await anyio.sleep(1000)
+        finally:
+            self.ended.append(anyio.current_time())
+
+    def workers(self, service: Service, *, drain_timeout: float = 60.0) -> Workers:
+        jobs = [partial(service.serve, 0)]
+        background = [self.serve, self.serve]
+        return Workers(jobs, service.close, drain_timeout=drain_timeout, background=background)
+
+
+@virtual_time
+@pytest.mark.parametrize(("drain_timeout", "seconds"), [(60.0, 3.0), (2.5, 2.5)])
+async def test_jobs_in_the_background_end_with_the_others(
+    drain_timeout: float, seconds: float
+) -> None:
+    service, connection = Service(1, 2, 3), Connection()
+    before = anyio.current_time()
+    async with connection.workers(service, drain_timeout=drain_timeout):
+        pass
+    assert [end - before for end in connection.ended] == pytest.approx([seconds, seconds])
+    assert len(service.done) == int(seconds)
+
+
 @virtual_time
 @pytest.mark.parametrize(
     "make_error",
@@ -253,6 +284,31 @@ def test_a_worker_that_was_cancelled_natively_is_called_again_for_the_drain(when
                     cancel_workers()
         assert service.done == [1, 2, 3]
         assert [number for _, number in service.calls] == [0, 0]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("when", ["in the body", "in the drain"])
+def test_a_job_in_the_background_that_was_cancelled_natively_serves_the_drain(when: str) -> None:
+    async def main() -> None:
+        service, connection = Service(1, seconds=0.2), Connection()
+
+        async def close() -> None:
+            await service.close()
+            if when == "in the drain":
+                cancel_workers()
+
+        background = [connection.serve]
+        with anyio.fail_after(5):
+            async with Workers(
+                [partial(service.serve, 0)], close, drain_timeout=5, background=background
+            ):
+                await anyio.lowlevel.checkpoint()
+                if when == "in the body":
+                    cancel_workers()
+        assert service.done == [1]
+        assert len(connection.ended) == 2  # the cancelled one, and the one for the drain
+        assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(main())
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, assert_type
 
+from httpx import Headers
+
 from prefactor_core import (
     AgentInstanceHandle,
     HttpClientConfig,
@@ -114,10 +116,20 @@ async def scopes(queue: Queue[Operation], registry: SchemaRegistry) -> None:
         client.agent_instance(agent_version={}, parent=[(b"traceparent", b"x")])
         client.agent_instance(agent_version={}, parent=1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         client.inject({})
+        client.inject(Headers())
+        client.inject(())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        client.inject({"n": 1})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+        client.agent_instance(agent_version={}, parent=client.inject({}))  # type: ignore[func-returns-value]
         client.agent_instance(agent_version={}, purpose="eval")
         client.agent_instance(agent_version={}, purpose="test")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         assert_type(handle, AgentInstanceHandle)
         assert_type(client.span_manager.get_span("…"), Span)
+
+
+async def without_a_block() -> None:
+    client = open_prefactor(api_url="local:x.db")
+    await client.initialize()
+    await client.close()
 
 
 async def as_in_0_5_3(client: PrefactorCoreClient, registry: SchemaRegistry) -> None:
@@ -174,6 +186,7 @@ def synchronous(registry: SchemaRegistry) -> None:
         client.finish_span("…", {"n": 1}, timestamp=datetime.now(UTC))
         client.record_quality(instance.id, "accuracy", {"score": 1})
         client.inject({})
+        client.inject(Headers())
         client.create_agent_instance(agent_version={}, purpose="live", parent={b"baggage": b"x"})
         client.create_agent_instance(agent_version={}, purpose="test")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
         client.create_agent_instance(1)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -183,6 +196,10 @@ def synchronous(registry: SchemaRegistry) -> None:
         client.span(instance.id, 3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
         client.finish_span()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
         client.statistics(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    opened = open_prefactor_sync(api_url="local:x.db").open()
+    assert_type(opened, SyncPrefactorClient)
+    opened.close()
+    opened.open("x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     open_prefactor_sync(drain_timeout="soon")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
@@ -267,6 +284,9 @@ async def recordings(prefactor: Recording, registry: SchemaRegistry) -> None:
     prefactor.open(api_url="local:x.db")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     with prefactor.open_sync(enabled=False) as synchronous_client:
         assert_type(synchronous_client, SyncPrefactorClient)
+    with prefactor.capture() as captured:
+        assert_type(captured, Recording)
+    prefactor.capture("x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     with open_recording() as recording:
         assert_type(recording, Recording)
         assert_type(recording.runs, list[RecordedRun])

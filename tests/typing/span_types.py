@@ -21,7 +21,15 @@ from prefactor_core import (
     traced,
 )
 from prefactor_core.schema_registry.type_schema import Fields
-from prefactor_core.span_types import AgentRun, Document, LLMCall, LLMResult, Retrieval, ToolCall
+from prefactor_core.span_types import (
+    AgentRun,
+    Document,
+    LLMCall,
+    LLMResult,
+    Retrieval,
+    ToolCall,
+    ToolResult,
+)
 
 registry = SchemaRegistry()
 
@@ -206,6 +214,19 @@ async def of_the_current_run() -> None:
     with span(Plain("Hello")) as other:
         assert_type(other, SpanContext[Mapping[str, object] | Fields])
     span(3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+async def without_a_block(instance: AgentInstanceHandle) -> None:
+    begun = instance.span(LLMCall(model="small-1"), parent_span_id="…").begin()
+    assert_type(begun, SpanContext[LLMResult])
+    begun.end("complete", LLMResult(response="Hi"))
+    begun.end("failed", {"reason": "away"}, error=ValueError())
+    begun.end(result=ToolResult(output=1))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert_type(instance.span(step({"prompt": "Hello"})).begin(), SpanContext[Done])
+    assert_type(instance.span("agent:own").begin(), SpanContext)
+    assert_type(span(ToolCall(tool="t")).begin(), SpanContext[ToolResult])
+    assert_type(await instance.create_span(LLMCall(model="small-1")), str)
+    await instance.finish_span("…", LLMResult(response="Hi"), status="complete")
 
 
 async def of_a_span_type(instance: AgentInstanceHandle) -> None:

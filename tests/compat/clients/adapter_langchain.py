@@ -45,6 +45,7 @@ from prefactor_core import (
     PrefactorTerminatedError,
     QueueConfig,
     SchemaRegistry,
+    open_prefactor_sync,
 )
 
 URL = sys.argv[1]
@@ -852,6 +853,53 @@ async def graph_that_an_operator_stops() -> Notes:
         end = await going
     name = "graph_that_an_operator_stops"
     return {name: run.id, f"{name}, end": end}
+
+
+def looping_without_await(run: AgentInstanceHandle) -> str:
+    """How a synchronous graph that goes back to itself ended: it asks an operator to stop it."""
+    steps = []
+
+    def step(state: State) -> dict[str, Any]:
+        steps.append(1)
+        if len(steps) == 3:
+            terminate(run.id)
+        time.sleep(0.005)
+        return {"seen": ["a"]}
+
+    built = graph((START, "a"), a=step)
+    built.add_conditional_edges("a", lambda state: END if len(steps) > 400 else "a", ["a", END])
+    options = with_handler(PrefactorCallbackHandler(run), recursion_limit=1000)
+    built.compile().invoke(NOTHING, options)
+    return "went on to its end"
+
+
+@scenario
+async def graph_in_a_thread_that_an_operator_stops() -> Notes:
+    async with handler() as (_, run):
+        try:
+            end = await asyncio.to_thread(looping_without_await, run)
+        except* PrefactorTerminatedError as group:
+            (error,) = group.exceptions
+            end = f"stopped: {error.reason}"
+    name = "graph_in_a_thread_that_an_operator_stops"
+    return {name: run.id, f"{name}, end": end}
+
+
+@scenario
+async def graph_without_a_loop_that_an_operator_stops() -> Notes:
+    """The scope of the run raises the error itself."""
+
+    def work() -> Notes:
+        name = "graph_without_a_loop_that_an_operator_stops"
+        with open_prefactor_sync(config(langchain_types()[0])) as client:
+            try:
+                with client.agent_instance(AGENT, {"name": "Compat"}) as run:
+                    end = looping_without_await(run)
+            except PrefactorTerminatedError as error:
+                end = f"stopped: {error.reason}"
+        return {name: run.id, f"{name}, end": end}
+
+    return await asyncio.to_thread(work)
 
 
 @scenario

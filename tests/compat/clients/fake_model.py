@@ -1,4 +1,5 @@
-"""A server on loopback that answers as OpenAI's chat completions do, for one question."""
+"""A server on loopback that answers as OpenAI's chat completions and as Gemini do, for one
+question."""
 
 from __future__ import annotations
 
@@ -59,12 +60,41 @@ def _chunks(answer: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {**base, "choices": [], "usage": answer["usage"]}
 
 
+def _gemini_answer(body: dict[str, Any]) -> dict[str, Any]:
+    """The same, as Gemini says it. The body has no name of a model."""
+    messages = [_gemini_message(content) for content in body["contents"]]
+    answer = _answer({"messages": messages, "model": "small-1"})
+    message = answer["choices"][0]["message"]
+    part: dict[str, Any] = {"text": message["content"]}
+    for call in message.get("tool_calls", ()):
+        function = call["function"]
+        arguments = json.loads(function["arguments"])
+        part = {"functionCall": {"id": call["id"], "name": function["name"], "args": arguments}}
+    return {
+        "candidates": [{"content": {"role": "model", "parts": [part]}, "finishReason": "STOP"}],
+        "usageMetadata": {
+            "promptTokenCount": answer["usage"]["prompt_tokens"],
+            "candidatesTokenCount": answer["usage"]["completion_tokens"],
+            "totalTokenCount": answer["usage"]["total_tokens"],
+        },
+        "modelVersion": answer["model"],
+        "responseId": answer["id"],
+    }
+
+
+def _gemini_message(content: dict[str, Any]) -> dict[str, Any]:
+    (part,) = content["parts"]
+    if "functionResponse" in part:
+        return {"role": "tool", "content": json.dumps(part["functionResponse"]["response"])}
+    return {"role": content["role"], "content": part.get("text")}
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        answer = _answer(body)
+        answer = _gemini_answer(body) if "contents" in body else _answer(body)
         if body.get("stream"):
             lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in _chunks(answer)]
             kind, content = "text/event-stream", "".join([*lines, "data: [DONE]\n\n"])

@@ -21,6 +21,8 @@ from prefactor_core.otel import PrefactorSpanProcessor
 from prefactor_core.span_types import standard_types
 
 URL = sys.argv[1]
+# What instrumentations are told by variables.
+os.environ |= dict(argument.split("=", 1) for argument in sys.argv[2:])
 VERSION = {"name": "Compat", "external_identifier": "otel"}
 
 stop: Callable[[], Awaitable[None]] | None = None
@@ -52,17 +54,24 @@ def _runs(agent_id: str) -> list[str]:
 
 
 class Dump(SpanProcessor):
-    """Writes what the spans say at their start and at their end, for the tests of the tables."""
+    """Writes what the spans say at the start of the first span inside, or at their own start, and
+    at their end, for the tests of the tables."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
+        self._leaves: dict[int, Any] = {}
         self._at_start: dict[int, dict[str, Any]] = {}
 
     def on_start(self, span: Any, parent_context: Any = None) -> None:
+        self._leaves[span.context.span_id] = span
         self._at_start[span.context.span_id] = dict(span.attributes)
+        parent = span.parent and self._leaves.pop(span.parent.span_id, None)
+        if parent is not None:
+            self._at_start[span.parent.span_id] = dict(parent.attributes)
 
     def on_end(self, span: Any) -> None:
         ids = span.context.span_id, span.parent and span.parent.span_id
+        self._leaves.pop(ids[0], None)
         entry = {
             "name": span.name,
             "scope": span.instrumentation_scope.name,
@@ -81,17 +90,19 @@ async def run_scenarios(
     instrument: Callable[[TracerProvider, str], Callable[[str], Awaitable[Any]]],
     *,
     swallows: bool = False,
+    provider: TracerProvider | None = None,
 ) -> None:
     """Run all scenarios and print the ids of the runs, by scenario.
 
     ``instrument``: given a tracer provider and the URL of a model, return the agent.
     ``swallows``: whether the framework goes on after an error of its instrumentation. Then only
-    the scope of a run stops it.
+    the scope of a run stops it. ``provider``: the framework's own tracer provider, if it has one.
     """
     global stop
     agent_id = f"compat-otel-{name}"
-    provider = TracerProvider()
-    trace.set_tracer_provider(provider)
+    if provider is None:
+        provider = TracerProvider()
+        trace.set_tracer_provider(provider)
     if dump := os.environ.get("COMPAT_DUMP"):
         provider.add_span_processor(Dump(dump))
     report: dict[str, Any] = {}

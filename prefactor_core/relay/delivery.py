@@ -1,0 +1,43 @@
+"""Delivery: what all shards of a relay deliver with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prefactor_core.config import QueueConfig
+from prefactor_core.export.api_limits import ApiLimits
+from prefactor_core.export.circuit_breaker import CircuitBreaker
+from prefactor_core.export.counters import Counters
+from prefactor_core.export.loss_report import LossReport
+from prefactor_core.export.worker_queue import WorkerQueue
+from prefactor_core.queue.event_loop import EventLoop
+from prefactor_core.queue.retry_policy import Backoff
+
+if TYPE_CHECKING:
+    from prefactor_core.api.client import ApiClient
+
+
+class Delivery:
+    """The API, its state as the requests of all shards have shown it, and the counts of all.
+
+    ``account_id``: a PFID of the account's partition; None while that is unknown.
+    ``terminated``, ``buried``: how many runs were. ``worker_queues``: those of the shards that are
+    read now.
+    """
+
+    def __init__(self, api: ApiClient, config: QueueConfig, backoff: Backoff) -> None:
+        self.api = api
+        self.config = config
+        self.event_loop = EventLoop.here()
+        self.breaker = CircuitBreaker(backoff)
+        self.counters = Counters(self.breaker)
+        self.losses = LossReport(self.counters, self.event_loop)
+        self.limits = ApiLimits(self.counters, config.max_batch_bytes)
+        self.account_id: str | None = None
+        self.terminated = self.buried = 0
+        self.worker_queues: set[WorkerQueue] = set()
+
+    def wake(self) -> None:
+        """Wake the workers of all shards: the reasons of their waits may have changed."""
+        for worker_queue in self.worker_queues:
+            worker_queue.wake()

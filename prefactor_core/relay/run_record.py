@@ -1,0 +1,161 @@
+"""RunRecord: what a relay must know of an open run, so that another relay can go on. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from prefactor_core.operations import Operation
+
+if TYPE_CHECKING:
+    from prefactor_core.relay.server import Word
+
+Command: TypeAlias = "Sequence[Word]"
+
+_LOST_RUN: Final = "lost"
+
+
+class Form(Struct, frozen=True, array_like=True):
+    """The form in which an operation was sent: its idempotency key stands for that one alone."""
+
+    operation: Operation
+    given_id: bool
+
+
+class OpenSpan(Struct, frozen=True, array_like=True):
+    """A span whose create is delivered, and whose end is not.
+
+    ``started``: False if it was created as one that never starts: it can only be cancelled.
+    """
+
+    span_id: str
+    parent_span_id: str | None
+    started: bool
+
+
+class LostSpan(Struct, frozen=True, array_like=True):
+    """A span that was given up: why, and the nearest ancestor that was not."""
+
+    reason: str
+    parent_span_id: str | None
+
+
+class RunRecord:
+    """The hash ``key``: ``fields``, of which every change is added to ``commands``, too."""
+
+    def __init__(
+        self, key: str, commands: list[Command], fields: Mapping[bytes, bytes] | None = None
+    ) -> None:
+        self._key = key
+        self._commands = commands
+        self._fields = {name.decode(): value for name, value in (fields or {}).items()}
+
+    @property
+    def instance_id(self) -> str:
+        """The run's id in operations."""
+        return self._text("instance_id")
+
+    @property
+    def agent(self) -> str:
+        """The name of the agent that wrote its operations last."""
+        return self._text("agent")
+
+    @property
+    def agent_id(self) -> str | None:
+        """The agent that the run was registered for, if its caller named one."""
+        return self._text("agent_id") or None
+
+    @property
+    def api_id(self) -> str:
+        """The API's id of the run."""
+        return self._text("api_id") or self.instance_id
+
+    @property
+    def is_started(self) -> bool:
+        """Whether its start is delivered."""
+        return "started" in self._fields
+
+    @property
+    def lost(self) -> str | None:
+        """Why nothing of the run can be delivered; None if it can."""
+        return self._text(_LOST_RUN) or None
+
+    def set(self, **values: str | None) -> None:
+        """Set the fields that are texts; None removes one."""
+        for name, value in values.items():
+            self._put(name, None if value is None else value.encode())
+
+    def open_spans(self) -> Iterator[OpenSpan]:
+        """The open spans, in no order."""
+        for _, value in self._all("span:"):
+            yield msgspec.json.decode(value, type=OpenSpan)
+
+    def span_opened(self, span: OpenSpan) -> None:
+        """Note that the create of a span is delivered."""
+        self._put(f"span:{span.span_id}", msgspec.json.encode(span))
+
+    def span_ended(self, span_id: str) -> None:
+        """Note that the end of a span is delivered."""
+        self._put(f"span:{span_id}", None)
+
+    def span_ids(self) -> Iterator[tuple[str, str]]:
+        """The spans to which the API gave other ids, and these."""
+        for span_id, value in self._all("api_id:"):
+            yield span_id, value.decode()
+
+    def span_made(self, span_id: str, api_id: str) -> None:
+        """Note the API's id of a span."""
+        self._put(f"api_id:{span_id}", api_id.encode())
+
+    def lost_spans(self) -> Iterator[tuple[str, LostSpan]]:
+        """The spans that were given up, by their ids."""
+        for span_id, value in self._all("lost:"):
+            yield span_id, msgspec.json.decode(value, type=LostSpan)
+
+    def span_lost(self, span_id: str, span: LostSpan) -> None:
+        """Note that a span was given up."""
+        self._put(f"lost:{span_id}", msgspec.json.encode(span))
+
+    def found_span(self, span_id: str) -> None:
+        """Note that a span which was given up is sent once more."""
+        self._put(f"lost:{span_id}", None)
+
+    def form(self, key: str) -> Form | None:
+        """The form in which the operation with that idempotency key was sent, if it is another one
+        than the recorded operation has."""
+        value = self._fields.get(f"form:{key}")
+        return None if value is None else msgspec.json.decode(value, type=Form)
+
+    def sending(self, key: str, form: Form) -> None:
+        """Note the form of an operation, before it is sent."""
+        self._put(f"form:{key}", msgspec.json.encode(form))
+
+    def sent(self, key: str) -> None:
+        """Forget the form of an operation that is settled."""
+        if (name := f"form:{key}") in self._fields:
+            self._put(name, None)
+
+    def delete(self) -> None:
+        """Forget the run."""
+        self._fields.clear()
+        self._commands.append(["DEL", self._key])
+
+    def _text(self, name: str) -> str:
+        return self._fields.get(name, b"").decode()
+
+    def _all(self, prefix: str) -> list[tuple[str, bytes]]:
+        found = [(n, v) for n, v in self._fields.items() if n.startswith(prefix)]
+        return [(name.removeprefix(prefix), value) for name, value in found]
+
+    def _put(self, name: str, value: bytes | None) -> None:
+        if self._fields.get(name) == value:
+            return
+        if value is None:
+            del self._fields[name]
+            self._commands.append(["HDEL", self._key, name])
+        else:
+            self._fields[name] = value
+            self._commands.append(["HSET", self._key, name, value])

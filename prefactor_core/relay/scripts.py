@@ -1,0 +1,80 @@
+"""The Lua scripts of a relay: steps that must not be torn apart by another relay's."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prefactor_core.relay.server import Script
+
+ANNOUNCE: Final = Script(
+    """
+    -- KEYS: relays. ARGV: the relay, milliseconds until it counts as gone.
+    -- Returns the relays that do not. By the server's clock, as those of the machines differ.
+    local time = redis.call('TIME')
+    local now = time[1] * 1000 + math.floor(time[2] / 1000)
+    redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
+    redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.0f', now - ARGV[2]))
+    redis.call('PEXPIRE', KEYS[1], ARGV[2])
+    return redis.call('ZRANGE', KEYS[1], 0, -1)
+    """
+)
+
+CONFIGURE: Final = Script(
+    """
+    -- KEYS: config. ARGV: a field, its value if it has none. Returns its value.
+    redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2])
+    return redis.call('HGET', KEYS[1], ARGV[1])
+    """
+)
+
+GAIN: Final = Script(
+    """
+    -- KEYS: lease. ARGV: the relay, milliseconds. Returns 1 if the relay has the lease now.
+    if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end
+    return 0
+    """
+)
+
+RELEASE: Final = Script(
+    """
+    -- KEYS: lease. ARGV: the relay.
+    if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+    return 0
+    """
+)
+
+RENEW: Final = Script(
+    """
+    -- KEYS: lease. ARGV: the relay, milliseconds. Returns 1 if it still has the lease.
+    if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+    return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+    """
+)
+
+STEP: Final = Script(
+    """
+    -- KEYS: lease, stream. ARGV: the relay, milliseconds, group, from where to read, how many
+    -- entries; then commands, each as the number of its words and the words. All relays are one
+    -- consumer: what was read and not acknowledged is read again, from its id on; '>' reads what
+    -- was never read, '' reads nothing. Returns 0, or 1 and the entries if the relay has the lease.
+    if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {0} end
+    redis.call('PEXPIRE', KEYS[1], ARGV[2])
+    local place = 6
+    while ARGV[place] do
+        local last = place + ARGV[place]
+        redis.call(unpack(ARGV, place + 1, last))
+        place = last + 1
+    end
+    if ARGV[4] == '' then return {1, {}} end
+    local read = {
+        'XREADGROUP', 'GROUP', ARGV[3], 'relay', 'COUNT', ARGV[5], 'STREAMS', KEYS[2], ARGV[4]
+    }
+    local answer = redis.pcall(unpack(read))
+    if answer and answer.err then
+        -- The stream is new, or it or its group was deleted: from the beginning.
+        redis.call('XGROUP', 'CREATE', KEYS[2], ARGV[3], '0', 'MKSTREAM')
+        answer = redis.call(unpack(read))
+    end
+    return {1, answer and answer[1][2] or {}}
+    """
+)

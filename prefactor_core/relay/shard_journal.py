@@ -1,0 +1,137 @@
+"""ShardJournal: what becomes of a shard's operations is noted in its state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from msgspec import Struct
+
+from prefactor_core.journal.base import Item, NoJournal
+from prefactor_core.models.lifecycle import SpanStatus, is_terminal
+from prefactor_core.operations import (
+    CreateSpan,
+    FinishAgentInstance,
+    FinishSpan,
+    Operation,
+    RegisterAgentInstance,
+    StartAgentInstance,
+)
+from prefactor_core.relay.run_record import Form, LostSpan, OpenSpan
+from prefactor_core.relay.shard_state import ShardState
+
+if TYPE_CHECKING:
+    from prefactor_core.export.identity import Identities
+
+STOPPED_FOR: Final = 86_400
+"""Seconds for which a termination is kept for its agent."""
+
+
+class Origin(Struct, eq=False):
+    """Where an operation comes from. ``entry_id``: empty if this relay has made it. ``is_aside``:
+    whether it was given up."""
+
+    entry_id: str
+    agent: str
+    recorded: Operation
+    is_aside: bool = False
+
+
+class ShardJournal(NoJournal):
+    """The journal of a shard's worker: Redis has the operations until they are settled.
+
+    Each item's ``noted`` is its :class:`Origin`.
+    """
+
+    # A relay that stops leaves the rest to the next one: nothing need be sent out of order.
+    is_on = True
+
+    def __init__(self, state: ShardState, identities: Identities) -> None:
+        self._state = state
+        self._identities = identities
+
+    def terminated(self, instance_id: str, reason: str) -> None:
+        """Note that the API has terminated a run."""
+        self._state.stop(instance_id, reason, STOPPED_FOR)
+
+    def identified(self, instance_id: str, span_id: str | None, api_id: str) -> None:
+        # A run has its record from the moment its registration is settled.
+        record = self._state.runs.get(instance_id)
+        if record is not None and span_id is not None:
+            record.span_made(span_id, api_id)
+
+    def sending(self, items: Iterable[Item]) -> None:
+        for item in items:
+            if not has_own_form(item):
+                continue
+            record = self._state.runs.get(item.operation.instance_id)
+            if record is not None:
+                record.sending(item.keys[0], Form(item.operation, item.given_id))
+
+    def settled(self, items: Iterable[Item]) -> None:
+        for item in items:
+            origin = item.noted
+            assert isinstance(origin, Origin)
+            self._follow(item, origin)
+            if origin.entry_id:
+                self._state.settled(origin.entry_id)
+
+    def set_aside(
+        self, item: Item, reason: str, error: str | None, addressed: Operation | None = None
+    ) -> None:
+        origin = item.noted
+        assert isinstance(origin, Origin)
+        origin.is_aside = True
+        self._state.set_aside(
+            [
+                *("op", msgspec.json.encode(origin.recorded)),
+                *("reason", reason),
+                *("error", error or ""),
+                *("agent", origin.agent),
+            ]
+        )
+        operation = item.operation
+        if isinstance(operation, RegisterAgentInstance):
+            record = self._state.open_run(operation.instance_id, origin.agent, operation.agent_id)
+            record.set(lost=reason)
+        elif isinstance(operation, CreateSpan):
+            lost = self._state.runs.get(operation.instance_id)
+            if lost is not None:
+                for span_id, why, parent_id in self._lost_spans(operation):
+                    lost.span_lost(span_id, LostSpan(why, parent_id))
+
+    def _lost_spans(self, operation: CreateSpan) -> Sequence[tuple[str, str, str | None]]:
+        return self._identities.of(operation.instance_id).lost_spans()
+
+    def _follow(self, item: Item, origin: Origin) -> None:
+        """Keep what another relay would have to know, after an operation is settled."""
+        operation, state = item.operation, self._state
+        record = state.runs.get(operation.instance_id)
+        if isinstance(operation, FinishAgentInstance):
+            state.close_run(operation.instance_id)
+            return
+        if isinstance(operation, RegisterAgentInstance) and not origin.is_aside:
+            record = state.open_run(operation.instance_id, origin.agent, operation.agent_id)
+            run = self._identities.of(operation.instance_id)
+            record.set(api_id=run.id if run.id != run.recorded_id else None)
+        if record is None:
+            return
+        record.sent(item.keys[0])
+        if origin.agent and record.agent != origin.agent:
+            record.set(agent=origin.agent)
+        if isinstance(operation, CreateSpan):
+            status = operation.status
+            if not (is_terminal(status) or origin.is_aside):
+                started = status is SpanStatus.ACTIVE
+                span = OpenSpan(operation.span_id, operation.parent_span_id, started)
+                record.span_opened(span)
+        elif isinstance(operation, FinishSpan):
+            record.span_ended(operation.span_id)
+        elif isinstance(operation, StartAgentInstance) and not origin.is_aside:
+            record.set(started="1")
+
+
+def has_own_form(item: Item) -> bool:
+    """Whether another relay, which reads the recorded operation, would send another body."""
+    return item.is_changed or (isinstance(item.operation, CreateSpan) and not item.given_id)

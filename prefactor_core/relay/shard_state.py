@@ -1,0 +1,155 @@
+"""ShardState: what a relay has read of a shard, and what is to be written back. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Final
+
+from prefactor_core.relay.keys import GROUP, Keys
+from prefactor_core.relay.run_record import Command, RunRecord
+
+if TYPE_CHECKING:
+    from prefactor_core.relay.server import Word
+
+_NEW: Final = ">"
+_BEGINNING: Final = "0"
+
+_MOST_WORDS: Final = 4_000
+"""Words of commands in one step: Lua has room for some 8,000 on its stack."""
+
+
+class ShardState:
+    """The entries of one shard that a relay has read, and its open runs.
+
+    An entry is settled when all its operations are; then it is acknowledged and deleted. What is to
+    be written to the server waits here as commands, until a step has carried them out.
+
+    ``read_from``: where to read next. A relay that has just gained the shard begins with the
+    entries that were read and not acknowledged, by itself or by another one; only then it reads
+    new ones. ``last_id``: the newest entry that was read. ``most_words``: of commands in one step.
+    """
+
+    def __init__(self, keys: Keys, shard: int, most_words: int = _MOST_WORDS) -> None:
+        self._keys = keys
+        self._shard = shard
+        self._most_words = most_words
+        self.runs: dict[str, RunRecord] = {}
+        self.read_from = _BEGINNING
+        self.last_id = "0-0"
+        # How many operations of an entry are not settled; 0 until the server has deleted it.
+        self._unsettled: dict[str, int] = {}
+        self._commands: list[Command] = []
+        # What the last words carry out: so many commands, and the ends of these entries.
+        self._taken = 0
+        self._written: list[str] = []
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether all entries that were ever read are settled, and the last read found no new
+        one."""
+        return self.read_from == _NEW and not any(self._unsettled.values())
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether anything is to be written."""
+        return bool(self._commands) or 0 in self._unsettled.values()
+
+    @property
+    def unsettled(self) -> int:
+        """How many operations were read and are not settled."""
+        return sum(self._unsettled.values())
+
+    def load(self, key: str, fields: Mapping[bytes, bytes]) -> RunRecord:
+        """Add an open run, as an earlier relay has left it."""
+        record = RunRecord(key, self._commands, fields)
+        self.runs[record.instance_id] = record
+        return record
+
+    def open_run(self, instance_id: str, agent: str, agent_id: str | None) -> RunRecord:
+        """Add a run, unless it is there."""
+        record = self.runs.get(instance_id)
+        if record is None:
+            key = self._keys.run(instance_id)
+            record = self.runs[instance_id] = RunRecord(key, self._commands)
+            self._commands.append(["SADD", self._keys.runs(self._shard), key])
+        record.set(instance_id=instance_id, agent=agent, agent_id=agent_id)
+        return record
+
+    def close_run(self, instance_id: str) -> None:
+        """Forget a run that has ended."""
+        record = self.runs.pop(instance_id, None)
+        if record is not None:
+            record.delete()
+            self.forget(self._keys.run(instance_id))
+
+    def forget(self, key: str) -> None:
+        """Forget a run of which the server has nothing, and only its name in the set."""
+        self._commands.append(["SREM", self._keys.runs(self._shard), key])
+
+    def stop(self, instance_id: str, reason: str, seconds: int) -> None:
+        """Tell the run's agent for ``seconds`` that the API has terminated the run."""
+        self._commands.append(["SET", self._keys.stop(instance_id), reason, "EX", seconds])
+
+    def set_aside(self, fields: Sequence[Word]) -> None:
+        """Keep what cannot be delivered; ``fields``: names and values by turns."""
+        self._commands.append(["XADD", self._keys.refused, "*", *fields, "shard", str(self._shard)])
+
+    def has_read(self, ids: Sequence[str]) -> list[str]:
+        """Note the entries that a step has read; return the ones that are new.
+
+        An entry is read twice if its group was deleted.
+        """
+        if self.read_from != _NEW:
+            self.read_from = ids[-1] if ids else _NEW
+        if ids:
+            self.last_id = max(self.last_id, ids[-1], key=_position)
+        return [id for id in ids if id not in self._unsettled]
+
+    def unanswered(self) -> None:
+        """Note that a step was not answered: it may have read entries, which are to be read again
+        before newer ones."""
+        if self.read_from == _NEW:
+            self.read_from = self.last_id
+
+    def took(self, entry_id: str, operations: int) -> None:
+        """Note that an entry has so many operations to settle."""
+        self._unsettled[entry_id] = operations
+
+    def settled(self, entry_id: str, operations: int = 1) -> None:
+        """Note that operations of an entry are delivered, or set aside."""
+        self._unsettled[entry_id] -= operations
+
+    def words(self) -> list[Word]:
+        """The commands to carry out next, each as the number of its words and the words; the same
+        ones again until :meth:`written`."""
+        self._taken, self._written = 0, []
+        words = 0
+        for command in self._commands:
+            words += len(command) + 1
+            if words > self._most_words and self._taken:
+                break
+            self._taken += 1
+        carried = self._commands[: self._taken]
+        # After the last change only: an entry that is deleted must have left its traces.
+        if self._taken == len(self._commands):
+            self._written = [id for id, left in self._unsettled.items() if left == 0][
+                : self._most_words
+            ]
+            if self._written:
+                stream = self._keys.operations(self._shard)
+                carried.append(["XACK", stream, GROUP, *self._written])
+                carried.append(["XDEL", stream, *self._written])
+        return list(chain.from_iterable([str(len(c)), *c] for c in carried))
+
+    def written(self) -> None:
+        """Note that the last :meth:`words` are carried out."""
+        del self._commands[: self._taken]
+        for entry_id in self._written:
+            del self._unsettled[entry_id]
+        self._taken, self._written = 0, []
+
+
+def _position(id: str) -> tuple[int, int]:
+    milliseconds, _, number = id.partition("-")
+    return int(milliseconds), int(number or 0)

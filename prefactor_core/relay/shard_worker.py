@@ -1,0 +1,345 @@
+"""ShardWorker: reads one shard in order, sends what it reads, and acknowledges what is settled."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Final, cast
+
+import anyio
+import anyio.lowlevel
+
+from prefactor_core.exceptions import PrefactorApiError
+from prefactor_core.exceptions.log import log
+from prefactor_core.export.batch_item import BatchItem
+from prefactor_core.export.buffer import Buffer
+from prefactor_core.export.completion import Completion
+from prefactor_core.export.identity import Identities, RunIdentity
+from prefactor_core.export.sender import Sender
+from prefactor_core.export.status_poll import StatusPoll
+from prefactor_core.export.worker import Worker
+from prefactor_core.operations import CreateSpan, Operation, RegisterAgentInstance
+from prefactor_core.queue.memory import InMemoryQueue
+from prefactor_core.relay.burial import Heartbeats, burial_of
+from prefactor_core.relay.delivery import Delivery
+from prefactor_core.relay.entry import EntryUnreadableError, decode
+from prefactor_core.relay.final_ids import with_final_ids
+from prefactor_core.relay.keys import GROUP
+from prefactor_core.relay.lease import Lease
+from prefactor_core.relay.run_record import RunRecord
+from prefactor_core.relay.scripts import STEP
+from prefactor_core.relay.shard_journal import Origin, ShardJournal, has_own_form
+from prefactor_core.relay.shard_state import ShardState
+
+logger = logging.getLogger("prefactor_core.relay")
+
+_ENTRIES: Final = 4
+"""Entries that one step reads; each is a whole batch of an agent."""
+
+_RUNS: Final = 100
+"""Records of open runs that are read in one round trip."""
+
+_IDLE_SECONDS: Final = 5.0
+"""Seconds after which an idle shard looks around without having been woken."""
+
+_TRY_AGAIN_AFTER: Final = 0.5
+"""Seconds until the next step, if Redis does not answer."""
+
+
+class ShardWorker(Worker):
+    """Delivers the entries of one shard, while it has the shard's ``lease``.
+
+    Each round is one step on the server, which fails if another relay has the lease by now, and
+    one request to the API. The step writes down what was settled by the round before, and reads
+    on; a request needs no such check: what another relay sends again has the same keys.
+
+    ``heartbeats``: of all agents. An agent that was silent for ``bury_after`` seconds is gone.
+    """
+
+    def __init__(
+        self,
+        lease: Lease,
+        delivery: Delivery,
+        heartbeats: Heartbeats,
+        *,
+        bury_after: float,
+        poll_interval: float,
+    ) -> None:
+        counters = delivery.counters
+        buffer = _Buffer(delivery)
+        self._lease = lease
+        self._delivery = delivery
+        self._heartbeats = heartbeats
+        self._bury_after = bury_after
+        self._identities = Identities()
+        self._state = ShardState(lease.keys, lease.shard)
+        journal = ShardJournal(self._state, self._identities)
+        self._shard_journal = journal
+        completion = _Completion(
+            counters,
+            self._identities,
+            delivery.breaker,
+            delivery.limits,
+            delivery.losses,
+            journal,
+        )
+        sender = Sender(delivery.api, counters, delivery.breaker, completion)
+        queue = buffer.worker_queues[0]
+        super().__init__(
+            queue, buffer, sender, delivery.breaker, counters, delivery.config, journal
+        )
+        self._most_waiting = 4 * delivery.config.max_batch_operations
+        self._poll = StatusPoll(
+            delivery.api,
+            self._identities,
+            delivery.breaker,
+            counters,
+            delivery.event_loop,
+            poll_interval,
+        )
+        self._is_leaving = False
+        self._is_idle = False
+        # The runs whose ends are in the batcher.
+        self._burying: set[str] = set()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a new entry should wake it."""
+        return self._is_idle or self._worker_queue.waits_for_more
+
+    @property
+    def last_id(self) -> str:
+        """The newest entry that it has read."""
+        return self._state.last_id
+
+    def wake(self) -> None:
+        """End its wait for entries."""
+        self._worker_queue.wake()
+
+    def leave(self) -> None:
+        """End :meth:`run` after the request that is on its way."""
+        self._is_leaving = True
+        self.wake()
+
+    async def run(self) -> None:
+        """Deliver until :meth:`leave`, or until another relay has the lease.
+
+        Raises a :class:`~prefactor_core.PrefactorApiError` if Redis does not tell of the open runs.
+        """
+        self._delivery.worker_queues.add(self._worker_queue)
+        try:
+            await self._load_runs()
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._poll.serve, name=f"status-poll-{self._lease.shard}")
+                await self.serve()
+                self._poll.close()
+        finally:
+            self._delivery.worker_queues.discard(self._worker_queue)
+            # What is not settled stays in Redis, for the next relay.
+            left = self._batcher.items()
+            self._counters.hand_back(
+                sum(item.count for item in left), sum(item.size for item in left)
+            )
+
+    async def _gather(self) -> bool:
+        """Write down what is settled, and read on; return False when it is over."""
+        state = self._state
+        while True:
+            await anyio.lowlevel.checkpoint()
+            reads = not self._is_leaving and self._batcher.operations < self._most_waiting
+            if (reads or state.has_changes) and not await self._step(reads=reads):
+                return False
+            if self._is_leaving:
+                if state.has_changes:
+                    continue
+                return False
+            if self._batcher:
+                return True
+            if state.is_drained:
+                self._bury()
+            if not (self._batcher or state.has_changes):
+                await self._wait_for_entries()
+
+    async def _send_batch(self, batch: list[BatchItem]) -> None:
+        # Worker has noted the forms of the items. They must be on the server before the request.
+        if any(has_own_form(item) for item in batch):
+            await self._step(reads=False)
+            if self._state.has_changes:
+                return
+        await super()._send_batch(batch)
+
+    async def _wait_for_entries(self) -> None:
+        self._is_idle = True
+        try:
+            await self._worker_queue.pause(_IDLE_SECONDS)
+        finally:
+            self._is_idle = False
+
+    async def _step(self, *, reads: bool) -> bool:
+        """Carry out changes, and read; return False if another relay has the shard."""
+        state, lease = self._state, self._lease
+        read_from = state.read_from if reads else ""
+        words = state.words()
+        try:
+            answered = await lease.server.call(
+                STEP,
+                [lease.key, lease.keys.operations(lease.shard)],
+                *(lease.holder, lease.milliseconds, GROUP, read_from, _ENTRIES),
+                *words,
+            )
+        except PrefactorApiError as error:
+            # The lease may be gone by now: the next step that is answered tells.
+            state.unanswered()
+            lease.outage.failed(error)
+            await self._worker_queue.pause(_TRY_AGAIN_AFTER)
+            return not self._is_leaving
+        lease.outage.answered()
+        answer = cast("Sequence[object]", answered)
+        if not answer[0]:
+            lease.is_lost = True
+            return False
+        state.written()
+        if reads:
+            read = cast("Sequence[tuple[bytes, Sequence[bytes] | None]]", answer[1])
+            entries = {id.decode(): fields for id, fields in read}
+            for entry_id in state.has_read(list(entries)):
+                self._take(entry_id, entries[entry_id])
+        return True
+
+    def _take(self, entry_id: str, words: Sequence[bytes] | None) -> None:
+        if words is None:
+            # Read before, and deleted since: there is nothing to be done but to acknowledge it.
+            self._state.took(entry_id, 0)
+            return
+        fields = dict(zip(words[::2], words[1::2], strict=False))
+        try:
+            entry = decode(entry_id, fields)
+        except EntryUnreadableError as error:
+            log(logger, logging.ERROR, "an entry is set aside whole: %s", error)
+            self._state.took(entry_id, 0)
+            ops, agent, version = (fields.get(name, b"") for name in (b"ops", b"agent", b"version"))
+            # With its version: a later relay may be able to read it.
+            self._state.set_aside(
+                [
+                    *("op", ops, "version", version, "reason", "unreadable"),
+                    *("error", str(error), "agent", agent),
+                ]
+            )
+            return
+        self._state.took(entry_id, len(entry.operations))
+        for operation in entry.operations:
+            self._add_recorded(operation, Origin(entry_id, entry.agent, operation))
+
+    def _add_recorded(self, recorded: Operation, origin: Origin) -> None:
+        operation = with_final_ids(recorded, self._delivery.account_id)
+        key, given_id = recorded.idempotency_key, self._identities.given_ids
+        record = self._state.runs.get(operation.instance_id)
+        original = None
+        if isinstance(operation, RegisterAgentInstance):
+            run = self._run(operation.instance_id)
+            # What was refused may be sent once more.
+            run.lost, run.agent_id = None, operation.agent_id
+            if record is None:
+                run.registered = False  # the API does not know it yet, and need not be asked
+            else:
+                record.set(lost=None)
+        else:
+            run = self._identities.of(operation.instance_id)
+            if not self._identities.knows(operation.instance_id):
+                self._watch(self._identities.keep(run))
+        if isinstance(operation, CreateSpan):
+            run.found_span(operation.span_id)
+            if record is not None:
+                record.found_span(operation.span_id)
+        form = None if record is None else record.form(key)
+        if form is not None:
+            original, operation, given_id = operation, form.operation, form.given_id
+        item = self._batcher.add_sent(operation, (key,), original, given_id=given_id)
+        item.noted = origin
+        self._counters.queued += 1
+        self._counters.queued_bytes += item.size
+
+    def _run(self, instance_id: str) -> RunIdentity:
+        if not self._identities.knows(instance_id):
+            self._watch(self._identities.add(instance_id))
+        return self._identities.of(instance_id)
+
+    def _watch(self, run: RunIdentity) -> None:
+        termination = run.termination
+        if termination.reason is None and not termination.is_watched:
+            run.termination.watch(partial(self._terminated, run.recorded_id))
+
+    def _terminated(self, instance_id: str, reason: str) -> None:
+        self._delivery.terminated += 1
+        self._shard_journal.terminated(instance_id, reason)
+        self.wake()
+
+    async def _load_runs(self) -> None:
+        """Learn of the runs that an earlier relay has left open."""
+        lease = self._lease
+        members = await lease.server.run("SMEMBERS", lease.keys.runs(lease.shard))
+        names = [name.decode() for name in cast("Sequence[bytes]", members)]
+        for begin in range(0, len(names), _RUNS):
+            some = names[begin : begin + _RUNS]
+            found = await lease.server.run_all([["HGETALL", name] for name in some])
+            for name, fields in zip(some, found, strict=True):
+                if fields:
+                    record = self._state.load(name, cast("dict[bytes, bytes]", fields))
+                    self._restore(record)
+                else:
+                    self._state.forget(name)
+
+    def _restore(self, record: RunRecord) -> None:
+        run = self._run(record.instance_id)
+        run.agent_id, run.lost = record.agent_id, record.lost
+        if record.api_id != record.instance_id:
+            self._identities.registered(record.instance_id, record.api_id)
+        for span_id, api_id in record.span_ids():
+            run.span_made(span_id, api_id)
+        for span_id, lost in record.lost_spans():
+            run.restore_lost_span(span_id, lost.reason, lost.parent_span_id)
+
+    def _bury(self) -> None:
+        """End the runs whose agents are gone, of which nothing is left to read."""
+        self._burying &= self._state.runs.keys()
+        for record in list(self._state.runs.values()):
+            instance_id, agent = record.instance_id, record.agent
+            if instance_id in self._burying or self._heartbeats.silence(agent) < self._bury_after:
+                continue
+            if record.lost is not None:
+                self._identities.forget(instance_id)
+                self._state.close_run(instance_id)
+                continue
+            message = "agent %s is gone: its run %s ends as failed"
+            log(logger, logging.WARNING, message, agent, instance_id)
+            self._burying.add(instance_id)
+            self._delivery.buried += 1
+            for operation in burial_of(record, self._heartbeats.last(agent) or time.time_ns()):
+                self._add_recorded(operation, Origin("", "", operation))
+
+
+class _Buffer(Buffer):
+    """Wakes the workers of all shards: an outage of the API is one for all, and ends for all."""
+
+    def __init__(self, delivery: Delivery) -> None:
+        super().__init__(
+            [InMemoryQueue[Operation]()],
+            delivery.counters,
+            delivery.losses,
+            delivery.config,
+            delivery.event_loop,
+        )
+        self._delivery = delivery
+
+    def wake(self) -> None:
+        self._delivery.wake()
+
+
+class _Completion(Completion):
+    """Forgets a run when its end is settled: nothing is recorded here after that."""
+
+    def _run_ended(self, run: RunIdentity) -> None:
+        run.termination.run_ended()
+        super()._run_ended(run)

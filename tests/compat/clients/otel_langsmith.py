@@ -1,0 +1,39 @@
+"""An agent of LangChain under LangSmith, which exports to OpenTelemetry: late, and in a thread of
+its own. Argument: the URL of the API.
+
+Prints one line of JSON: the ids of the runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from langchain.agents import create_agent
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
+from langsmith.run_trees import get_cached_client
+from opentelemetry.sdk.trace import TracerProvider
+from otel_scenarios import height, run_scenarios
+
+
+def instrument(provider: TracerProvider, model_url: str) -> Callable[[str], Awaitable[Any]]:
+    tracer = provider.get_tracer("agent")
+    model = ChatOpenAI(model="small-1", base_url=model_url, api_key="none")
+    agent: Any = create_agent(model, tools=[tool(height)], name="climber")
+
+    async def ask(question: str) -> Any:
+        asked = {"messages": [{"role": "user", "content": question}]}
+        # The thread finds the run by the span around.
+        with tracer.start_as_current_span("asked"):
+            try:
+                done = await agent.ainvoke(asked, config={"recursion_limit": 400})
+            finally:
+                get_cached_client().flush()
+        return done["messages"][-1].content
+
+    return ask
+
+
+asyncio.run(run_scenarios("langsmith", instrument, swallows=True))

@@ -1,0 +1,41 @@
+"""A real Redis server and an API on loopback for each test."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from support.redis_server import RedisServerProcess, redis_server
+from support.relayed import ServedApi, served_api
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--minute", action="store_true", help="disturb the relays of the command for a minute"
+    )
+    parser.addoption("--seed", type=int, help="which relays to disturb, and how")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # coredis never closes the streams of a connection that could not be made: in a test, or when
+    # garbage is collected at the end.
+    config.addinivalue_line("filterwarnings", "ignore:Unclosed <MemoryObject:ResourceWarning")
+    warnings.filterwarnings("ignore", "Unclosed <MemoryObject", ResourceWarning)
+
+
+@pytest.fixture
+def redis() -> Generator[RedisServerProcess]:
+    """A server that is empty; it starts in some hundredths of a second."""
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture
+def api(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Generator[ServedApi]:
+    """The local Prefactor behind a port; its log must stay empty."""
+    with served_api(tmp_path / "prefactor.db") as served:
+        yield served
+    said = [record for record in caplog.records if record.name.startswith("prefactor_core.local")]
+    assert said == []

@@ -1,0 +1,120 @@
+"""Who may do what on a Redis server: users with the least that they need, passwords, TLS."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+from support.harness import AGENT, make_config
+from support.redis_server import RedisServerProcess, redis_server
+from support.relay_runs import RUNS, all_is_there, record, recording
+from support.relayed import ServedApi
+from support.relays import relaying, until
+
+from prefactor_core import PrefactorAuthError, open_prefactor
+
+# The least that users need, for the prefix "pf"; the docstring of the room says the same.
+CONNECTION = "+hello +auth +ping +select"
+AGENT_USER = (
+    f"resetkeys ~{{pf:*}}:ops ~pf:agents ~pf:relays ~pf:config ~pf:stop:* {CONNECTION} "
+    "+info +xadd +hget +hset +hdel +mget +exists +eval +evalsha"
+)
+RELAY_USER = (
+    f"resetkeys ~{{pf:*}}:* ~pf:* {CONNECTION} "
+    "+info +time +eval +evalsha +get +set +del +pexpire +hget +hset +hsetnx +hdel +hgetall "
+    "+sadd +srem +smembers +zadd +zrange +zrem +zremrangebyscore "
+    "+xadd +xread +xreadgroup +xgroup +xack +xdel"
+)
+
+
+def allow(redis: RedisServerProcess, user: str, password: str, rules: str) -> None:
+    """Make a user that may do nothing but what ``rules`` say."""
+    redis.cli("ACL", "SETUSER", user, "reset", "on", f">{password}", *rules.split())
+
+
+def url_of(redis: RedisServerProcess, user: str, password: str) -> str:
+    return redis.url.replace("unix://", f"unix://{user}:{password}@")
+
+
+async def test_users_need_no_more_than_these_commands_and_keys(
+    redis: RedisServerProcess, api: ServedApi
+) -> None:
+    allow(redis, "agent", "word-of-agents", AGENT_USER)
+    allow(redis, "relay", "word-of-relays", RELAY_USER)
+    redis.cli("ACL", "LOG", "RESET")
+    async with relaying(url_of(redis, "relay", "word-of-relays"), api.url):
+        async with recording(url_of(redis, "agent", "word-of-agents")) as client:
+            await record(client)
+        await all_is_there(api, redis, RUNS)
+    assert redis.cli("ACL", "LOG") == []
+
+
+async def test_a_wrong_password_is_said_when_a_client_or_a_relay_opens(
+    redis: RedisServerProcess, api: ServedApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    allow(redis, "agent", "word-of-agents", AGENT_USER)
+    url = url_of(redis, "agent", "word-of-somebody")
+    with pytest.raises(PrefactorAuthError) as refused:
+        async with relaying(url, api.url):
+            pytest.fail("it opened")
+    assert "word-of-somebody" not in f"{refused.value!r} {caplog.text}"
+
+
+async def test_a_command_that_is_forbidden_is_an_outage_without_a_secret_in_its_log(
+    redis: RedisServerProcess, api: ServedApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    allow(redis, "agent", "word-of-agents", AGENT_USER.replace("+xadd", ""))
+    with caplog.at_level(logging.DEBUG):
+        async with recording(url_of(redis, "agent", "word-of-agents")) as client:
+            await record(client, text="sesame")
+            await until(lambda: client.statistics().outage_since is not None)
+            assert client.statistics().lost == 0
+            allow(redis, "agent", "word-of-agents", AGENT_USER)
+            await until(lambda: not client.statistics().pending)
+    async with relaying(redis.url, api.url):
+        await all_is_there(api, redis, RUNS)
+    for secret in ("word-of-agents", "sesame"):
+        assert secret not in caplog.text
+
+
+async def test_agents_and_relays_speak_tls_and_check_the_server(
+    api: ServedApi, tmp_path: Path
+) -> None:
+    make_certificate(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = (
+        *("--tls-port", str(port), "--bind", "127.0.0.1", "--tls-auth-clients", "no"),
+        *(
+            "--tls-cert-file",
+            str(tmp_path / "cert.pem"),
+            "--tls-key-file",
+            str(tmp_path / "key.pem"),
+        ),
+    )
+    with redis_server(*options) as redis:
+        url = f"rediss://127.0.0.1:{port}"
+        trusting = f"{url}?ssl_ca_certs={tmp_path / 'cert.pem'}"
+        async with relaying(trusting, api.url):
+            async with recording(trusting) as client:
+                await record(client)
+            await all_is_there(api, redis, RUNS)
+        # Nobody knows who signed it: nothing is sent.
+        config = make_config(http={"api_url": url, "api_token": ""}, drain_timeout=0.5)
+        async with open_prefactor(config) as client:
+            async with client.agent_instance(**AGENT):
+                pass
+        assert client.statistics().delivered == 0
+        assert "certificate" in (client.statistics().last_error or "")
+
+
+def make_certificate(folder: Path) -> None:
+    """One that is its own authority, for 127.0.0.1."""
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=redis"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
+    subprocess.run(["openssl", *words.split(), *names, *files], check=True, capture_output=True)

@@ -1,0 +1,242 @@
+"""Who reads a shard, what is settled, what is next: relays that die, pause and lose answers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from prefactor_core.operations import identifiers
+from prefactor_core.relay.keys import Keys
+from prefactor_core.relay.run_record import OpenSpan
+from prefactor_core.relay.shard_state import ShardState
+
+RUNS = [identifiers.generate(0) for _ in range(3)]
+RELAYS = 3
+
+places = st.integers(0, RELAYS - 1)
+batches = st.lists(st.sampled_from(RUNS), max_size=4)
+often = st.sampled_from([True, True, True, False])
+
+
+@dataclass
+class Server:
+    """The streams, leases and hashes of a Redis server, as far as a shard uses them.
+
+    ``entries``: the operations of each entry, by its number; ``read``: what the group has given to
+    its consumer. ``holder``: of the lease.
+    """
+
+    entries: dict[int, list[tuple[str, int]]] = field(default_factory=dict)
+    read: set[int] = field(default_factory=set)
+    next_new: int = 1
+    newest: int = 0
+    holder: int | None = None
+    runs: set[str] = field(default_factory=set)
+    hashes: dict[str, dict[str, bytes]] = field(default_factory=lambda: defaultdict(dict))
+
+    def step(
+        self, holder: int, read_from: str, count: int, words: list[object]
+    ) -> list[int] | None:
+        """The script STEP."""
+        if self.holder != holder:
+            return None
+        while words:
+            length = int(str(words[0]))
+            self._run(
+                [
+                    str(word) if not isinstance(word, bytes) else word
+                    for word in words[1 : length + 1]
+                ]
+            )
+            words = words[length + 1 :]
+        if read_from == "":
+            return []
+        if read_from == ">":
+            new = [n for n in sorted(self.entries) if n >= self.next_new][:count]
+            self.read.update(new)
+            self.next_new = new[-1] + 1 if new else self.next_new
+            return new
+        after = int(read_from.partition("-")[0])
+        return [n for n in sorted(self.read) if n > after][:count]
+
+    def _run(self, words: list[str | bytes]) -> None:
+        match words:
+            case ["XACK", _, _, *ids]:
+                self.read -= {number(id) for id in ids}
+            case ["XDEL", _, *ids]:
+                for id in ids:
+                    self.entries.pop(number(id), None)
+            case ["HSET", key, name, value]:
+                assert isinstance(value, bytes)
+                self.hashes[str(key)][str(name)] = value
+            case ["HDEL", key, name]:
+                self.hashes[str(key)].pop(str(name), None)
+            case ["DEL", key]:
+                self.hashes.pop(str(key), None)
+            case ["SADD", _, key]:
+                self.runs.add(str(key))
+            case ["SREM", _, key]:
+                self.runs.discard(str(key))
+            case _:
+                raise AssertionError(words)
+
+
+def number(id: str | bytes) -> int:
+    return int(str(id).partition("-")[0])
+
+
+@dataclass
+class Relay:
+    """A relay that has had the lease: what it has read, in order, and not settled."""
+
+    state: ShardState
+    waiting: list[tuple[str, str, int]] = field(default_factory=list)
+
+
+class ShardMachine(RuleBasedStateMachine):
+    """Agents write entries; relays gain the lease, read, settle, write down, lose it and die.
+
+    Every operation of a run opens a span; every third one ends the run, and begins it anew.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.server = Server()
+        self.relays: dict[int, Relay] = {}
+        self.written: dict[str, int] = defaultdict(int)
+        # What the API has seen of each run, in the order of its first arrival.
+        self.arrived: dict[str, list[int]] = defaultdict(list)
+
+    @initialize(entries=st.lists(batches, min_size=3, max_size=6))
+    def write_entries(self, entries: list[list[str]]) -> None:
+        for runs in entries:
+            self.write_an_entry(runs)
+
+    @rule(runs=batches)
+    def write_an_entry(self, runs: list[str]) -> None:
+        self.server.newest += 1
+        operations: list[tuple[str, int]] = []
+        for run in runs:
+            self.written[run] += 1
+            operations.append((run, self.written[run]))
+        self.server.entries[self.server.newest] = operations
+
+    @rule(
+        relay=places,
+        steps=st.lists(st.tuples(st.integers(1, 3), often, often), min_size=1, max_size=5),
+        runs=st.lists(st.sampled_from(RUNS), min_size=1, max_size=6),
+    )
+    def let_a_relay_work(
+        self, relay: int, steps: list[tuple[int, bool, bool]], runs: list[str]
+    ) -> None:
+        """Also one that has lost the lease, and does not know yet."""
+        if self.server.holder is None:
+            self.gain_the_lease(relay)
+        for count, reads, answered in steps:
+            if relay in self.relays:
+                self.take_a_step(relay, count, reads, answered)
+        for run in runs if relay in self.relays else ():
+            self.deliver_the_next_of_a_run(self.relays[relay], run)
+
+    def gain_the_lease(self, relay: int) -> None:
+        self.server.holder = relay
+        state = ShardState(Keys("pf"), 0, most_words=12)
+        self.relays[relay] = Relay(state)
+        for key in self.server.runs:
+            fields = {n.encode(): v for n, v in self.server.hashes[key].items()}
+            if fields:
+                state.load(key, fields)
+
+    def take_a_step(self, relay: int, count: int, reads: bool, answered: bool) -> None:
+        state = self.relays[relay].state
+        read_from = state.read_from if reads else ""
+        answer = self.server.step(relay, read_from, count, list(state.words()))
+        if answer is None:
+            # Another relay has the lease: this one forgets what it has.
+            del self.relays[relay]
+            return
+        if not answered:
+            state.unanswered()  # done, and the relay does not know
+            return
+        state.written()
+        if not reads:
+            return
+        ids = [f"{number}-0" for number in answer]
+        for id in state.has_read(ids):
+            operations = self.server.entries.get(number(id), [])
+            state.took(id, len(operations))
+            self.relays[relay].waiting += [(id, run, place) for run, place in operations]
+
+    def deliver_the_next_of_a_run(self, relay: Relay, run: str) -> None:
+        item = next((item for item in relay.waiting if item[1] == run), None)
+        if item is None:
+            return
+        relay.waiting.remove(item)
+        entry_id, run, place = item
+        if place not in self.arrived[run]:
+            self.arrived[run].append(place)
+        if place % 3 == 0:
+            relay.state.close_run(run)
+        else:
+            record = relay.state.open_run(run, "agent", None)
+            record.span_opened(OpenSpan(f"span-{place}", None, True))
+        relay.state.settled(entry_id)
+
+    @rule(relay=places, what=st.sampled_from(["the lease ends", "a relay dies", "no group"]))
+    def disturb(self, relay: int, what: str) -> None:
+        if what == "the lease ends":
+            self.server.holder = None
+        elif what == "a relay dies":
+            self.relays.pop(relay, None)
+        else:
+            # The script makes the group again, from the beginning of the stream.
+            self.server.read.clear()
+            self.server.next_new = 1
+
+    @invariant()
+    def the_operations_of_a_run_arrive_in_order(self) -> None:
+        for arrived in self.arrived.values():
+            assert arrived == list(range(1, len(arrived) + 1))
+
+    @invariant()
+    def what_is_deleted_has_arrived(self) -> None:
+        left = {item for entry in self.server.entries.values() for item in entry}
+        for run, count in self.written.items():
+            for place in range(1, count + 1):
+                assert (run, place) in left or place in self.arrived[run]
+
+    def teardown(self) -> None:
+        """One relay that lives on brings everything to its end."""
+        self.server.holder = None
+        self.relays.clear()
+        self.gain_the_lease(0)
+        relay = self.relays[0]
+        for _ in range(10 + 4 * self.server.newest):
+            self.take_a_step(0, 3, True, True)
+            for _, run, _ in list(relay.waiting):
+                self.deliver_the_next_of_a_run(relay, run)
+        assert relay.state.is_drained
+        assert not relay.state.has_changes
+        assert relay.state.unsettled == 0
+        assert self.server.entries == {}
+        assert self.server.read == set()
+        self.the_operations_of_a_run_arrive_in_order()
+        self.what_is_deleted_has_arrived()
+        self.what_is_kept_of_runs_is_what_is_open()
+
+    def what_is_kept_of_runs_is_what_is_open(self) -> None:
+        keys = Keys("pf")
+        for run in RUNS:
+            count = self.written[run]
+            spans = {f"span-{place}" for place in range(count - count % 3 + 1, count + 1)}
+            kept = self.server.hashes.get(keys.run(run), {})
+            assert {name.removeprefix("span:") for name in kept if "span:" in name} == spans
+            assert (keys.run(run) in self.server.runs) == bool(spans)
+
+
+TestShard = ShardMachine.TestCase
+TestShard.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
