@@ -122,6 +122,10 @@ bench-exits *options: (_install venv "dev")
 bench-journal *options: (_install venv "dev")
     PYTHONPATH=tests {{ python }} -m benchmarks.journal {{ options }}
 
+# Measure what producers bring to Redis, and relays to the API (--quick: in about a minute).
+bench-relay *options: _redis (_install venv "dev")
+    PYTHONPATH=tests {{ python }} -m benchmarks.relay {{ options }}
+
 # Measure agents that record beside a local server, and whether it loses anything (five minutes).
 bench-server *options: (_install venv "dev")
     PYTHONPATH=tests {{ python }} -m benchmarks.local_server {{ options }}

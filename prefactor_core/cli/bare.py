@@ -26,7 +26,7 @@ from prefactor_core.models.lifecycle import InstanceStatus
 _HELP: Final = """\
 The command line needs the extra 'local' of this package ({missing}):
 
-    pip install '.[local]'      in its folder
+    pip install '.[local]'      in its folder; '.[local,redis]' for the command relay
 
 Without it, four commands show what a service has stored, as plain text or JSON:
 

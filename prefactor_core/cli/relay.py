@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any
 from urllib.parse import urlencode
 
 import anyio
@@ -22,7 +21,7 @@ from prefactor_core.cli.terminal import (
     run,
     say,
 )
-from prefactor_core.config import HttpClientConfig, QueueConfig
+from prefactor_core.config import HttpClientConfig
 from prefactor_core.config.http import LOCAL_PREFIX
 from prefactor_core.config.redis import SCHEMES, RedisAddress, is_redis, without_password
 from prefactor_core.exceptions import PrefactorValueError
@@ -80,7 +79,9 @@ _run = click.option("--run", "run_id", metavar="ID", help="Only the operations o
     show_envvar=True,
     help="The API to deliver to. PREFACTOR_API_TOKEN is its token.",
 )
-@click.option("--name", help="The relay's name in `relay status`; by default, one of its own.")
+@click.option(
+    "--name", default="", help="The relay's name in `relay status`; by default, one of its own."
+)
 @click.option(
     "--bury-after",
     type=_ANY_SECONDS,
@@ -111,7 +112,7 @@ def relay(
     redis_url: str | None,
     prefix: str | None,
     api_url: str | None,
-    name: str | None,
+    name: str,
     bury_after: float,
     poll_interval: float,
     listen: Listen | None,
@@ -129,16 +130,14 @@ def relay(
         context.default_map = dict.fromkeys(("status", "refused"), given)
         return
     with errors_in_one_line():
-        api = _api(api_url)
         address, password = _address(redis_url, prefix)
-        own_name: dict[str, Any] = {} if name is None else {"name": name}
+        api = _api(api_url)
         config = RelayConfig(
             redis=address,
             redis_password=password,
             bury_after=bury_after,
             poll_interval=poll_interval,
-            queue_config=QueueConfig(),
-            **own_name,
+            name=name,
         )
     run(run_relay, api, config, listen)
 
@@ -218,11 +217,12 @@ async def _refused(address: RedisAddress, password: str, run_id: str | None, as_
 
 async def _retry(address: RedisAddress, password: str, run_id: str | None) -> None:
     async with _opened(address, password) as (server, keys):
-        moved = await retry(server, keys, run_id)
-    say(f"{_count(moved.done)}{_of(run_id)} given to the relays once more")
-    if moved.unreadable:
+        retried = await retry(server, keys, run_id)
+    say(f"{_count(retried.given)}{_of(run_id)} given to the relays once more")
+    if retried.unreadable:
         raise click.ClickException(
-            f"not sent, as it cannot be read: {_count(moved.unreadable)}; --drop deletes what is left"
+            f"{_count(retried.unreadable)} not given to the relays, because this command "
+            "cannot read all: --drop deletes what stays"
         )
 
 

@@ -34,7 +34,7 @@ def print_status(status: RelaysStatus) -> None:
     rows = [
         Row(
             (
-                one_line(f"{shard.shard} {shard.owner or '-'}"),
+                f"{shard.shard} {_name(shard.owner or '-')}",
                 f"{shard.waiting:,}",
                 f"{shard.pending:,}",
                 age_text(shard.age),
@@ -46,7 +46,7 @@ def print_status(status: RelaysStatus) -> None:
     if status.relays:
         print_heading("")
         relays = [
-            Row((one_line(relay.name), str(len(relay.shards)), age_text(relay.age)))
+            Row((_name(relay.name), str(len(relay.shards)), age_text(relay.age)))
             for relay in status.relays
         ]
         print_table(_RELAYS, relays)
@@ -90,6 +90,11 @@ def document(refused: RefusedOperation) -> dict[str, Any]:
         "error": refused.error,
         "agent": refused.agent,
     }
+
+
+def _name(holder: str) -> str:
+    """A relay's name, without the addition that tells two of one name apart."""
+    return one_line(holder.partition("/")[0])
 
 
 def age_text(seconds: float | None) -> str:

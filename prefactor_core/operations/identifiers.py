@@ -18,6 +18,7 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PFID = re.compile(r"[0-7][0-9abcdefghjkmnpqrstvwxyz]{31}")
 _BEGINNING = re.compile(r"[0-7][0-9abcdefghjkmnpqrstvwxyz]{3,31}")
 _PARTITION = slice(10, 16)
+_NO_PARTITION = "000000"
 _MAX_KEY_LENGTH = 64
 
 PARTITION_BITS = 30
@@ -106,6 +107,11 @@ def is_pfid(text: object) -> TypeGuard[str]:
 def is_beginning(text: str) -> bool:
     """Whether a PFID can begin with ``text``, which has 4 characters at least."""
     return _BEGINNING.fullmatch(text) is not None
+
+
+def is_provisional(pfid: str) -> bool:
+    """Whether a PFID was made without knowing the account's partition: its own is 0."""
+    return pfid[_PARTITION] == _NO_PARTITION
 
 
 def partition_of(pfid: str) -> int:

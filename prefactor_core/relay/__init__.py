@@ -11,4 +11,17 @@ streams, the shards.
       |            terminations          |           ShardState: which entries are settled, and
       |                                  |           which runs and spans are open
     RedisServer    commands, errors    RedisServer, ApiClient
+
+What ACL users need at least, for the prefix ``pf``. From 7.2 on, a refused ``CLIENT SETINFO`` does
+no harm.
+
+    agent    ~{pf:*}:ops ~pf:agents ~pf:relays ~pf:config ~pf:stop:*
+             hello auth ping select info xadd hget hset hdel mget exists eval evalsha
+    relay    ~{pf:*}:* ~pf:*
+             hello auth ping select info time eval evalsha get set del pexpire hget hset hsetnx hdel
+             hgetall sadd srem smembers zadd zrange zrem zremrangebyscore xadd xread xreadgroup
+             xgroup xack xdel
+
+The commands ``relay status`` and ``relay refused`` need ``xlen xpending xrange xrevrange``, too.
+The command ``relay`` needs them for the lag in its progress and metrics, and does without.
 """

@@ -49,13 +49,9 @@ def app(monitor: Monitor) -> Starlette:
 
     async def healthz(_request: Request) -> Response:
         moment = await monitor.look()
-        is_well = moment.shards is not None and moment.statistics.outage_since is None
-        body = {
-            "status": "ok" if is_well else "outage",
-            "redis": moment.shards is not None,
-            "lag": moment.lag,
-            "relay": moment.statistics,
-        }
+        relay = moment.statistics
+        is_well = relay.outage_since is None and relay.redis_outage_since is None
+        body = {"status": "ok" if is_well else "outage", "lag": moment.lag, "relay": relay}
         return Response(msgspec.json.encode(body), media_type="application/json")
 
     async def numbers(_request: Request) -> Response:

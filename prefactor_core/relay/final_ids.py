@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import msgspec
 
 from prefactor_core.operations import (
@@ -12,10 +10,11 @@ from prefactor_core.operations import (
     Operation,
     RegisterAgentInstance,
 )
-from prefactor_core.operations.identifiers import partition_of, with_partition_of
-
-_PROVISIONAL: Final = 0
-"""The partition of ids that an agent made without knowing its account's."""
+from prefactor_core.operations.identifiers import (
+    is_provisional,
+    partition_of,
+    with_partition_of,
+)
 
 
 def with_final_ids(operation: Operation, account_id: str | None) -> Operation:
@@ -26,15 +25,17 @@ def with_final_ids(operation: Operation, account_id: str | None) -> Operation:
     """
     if account_id is None:
         return operation
-    partition = partition_of(operation.instance_id)
+    recorded_id = operation.instance_id
     if isinstance(operation, RegisterAgentInstance) and not operation.asks_for_id:
-        if partition not in (_PROVISIONAL, partition_of(account_id)):
+        if not is_provisional(recorded_id) and partition_of(recorded_id) != partition_of(
+            account_id
+        ):
             return operation
-        instance_id = with_partition_of(account_id, operation.instance_id)
+        instance_id = with_partition_of(account_id, recorded_id)
         return msgspec.structs.replace(operation, instance_id=instance_id).by_id()
-    if partition != _PROVISIONAL:
+    if not is_provisional(recorded_id):
         return operation
-    instance_id = with_partition_of(account_id, operation.instance_id)
+    instance_id = with_partition_of(account_id, recorded_id)
     match operation:
         case CreateSpan(span_id=span_id, parent_span_id=parent_id):
             parent = None if parent_id is None else _final(account_id, parent_id)
@@ -52,5 +53,4 @@ def with_final_ids(operation: Operation, account_id: str | None) -> Operation:
 
 
 def _final(account_id: str, span_id: str) -> str:
-    is_provisional = partition_of(span_id) == _PROVISIONAL
-    return with_partition_of(account_id, span_id) if is_provisional else span_id
+    return with_partition_of(account_id, span_id) if is_provisional(span_id) else span_id

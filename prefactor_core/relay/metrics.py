@@ -19,6 +19,7 @@ def metrics(moment: Moment) -> str:
 
 def _lines(moment: Moment) -> Iterator[str]:
     statistics, shards = moment.statistics, moment.shards
+    redis_up = statistics.redis_outage_since is None
     name = statistics.name.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     yield from _metric("info", "gauge", "The relay.", {f'{{name="{name}"}}': 1})
     for total, what, value in (
@@ -38,7 +39,11 @@ def _lines(moment: Moment) -> Iterator[str]:
             "Time since the API has answered no request; 0 without an outage.",
             moment.outage,
         ),
-        ("redis_up", "Whether the Redis server answers.", int(shards is not None)),
+        (
+            "redis_up",
+            "Whether the Redis server answers.",
+            int(redis_up),
+        ),
     ):
         yield from _metric(gauge, "gauge", what, {"": number})
     held = [shard for shard in shards or () if shard.shard in statistics.shards]

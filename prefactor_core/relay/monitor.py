@@ -17,7 +17,7 @@ from prefactor_core.relay.status import ShardStatus, read_shards
 
 class Moment(Struct, frozen=True, kw_only=True):
     """A relay at one moment. ``at``: by a clock that cannot be set, in seconds. ``shards``: those
-    of all relays; None if the Redis server does not answer."""
+    of all relays; None if they cannot be read."""
 
     at: float
     statistics: RelayStatistics

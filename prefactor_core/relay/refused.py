@@ -29,7 +29,9 @@ class RefusedOperation(Struct, frozen=True, kw_only=True):
     """An operation in the stream of refused ones.
 
     ``id``: of its entry there. ``operation``: None if it cannot be read. ``reason``: the kind of
-    failure; ``error``: the API's own words. ``agent``: who recorded it.
+    failure; ``error``: the API's own words. ``agent``: the name of the agent's heartbeats.
+    ``whole``: the shard and the fields of an entry that a relay could not read, and kept whole: a
+    later version may.
     """
 
     id: str
@@ -37,17 +39,23 @@ class RefusedOperation(Struct, frozen=True, kw_only=True):
     reason: str
     error: str
     operation: Operation | None
+    whole: tuple[int, list[bytes]] | None = None
 
     @property
     def span_id(self) -> str | None:
         return getattr(self.operation, "span_id", None)
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether it can be sent once more."""
+        return self.operation is not None or self.whole is not None
 
-class Moved(Struct):
-    """``done``: how many operations were sent once more; ``unreadable``: how many stay, as they
-    cannot be read."""
 
-    done: int = 0
+class Retried(Struct):
+    """``given``: how many operations, or whole entries, the relays have again; ``unreadable``: how
+    many stay where they are."""
+
+    given: int = 0
     unreadable: int = 0
 
 
@@ -60,22 +68,22 @@ async def read_refused(
             yield refused
 
 
-async def retry(server: RedisServer, keys: Keys, run: str | None = None) -> Moved:
+async def retry(server: RedisServer, keys: Keys, run: str | None = None) -> Retried:
     """Put them at the end of their shards, in their order, for the relays.
 
     An error in between leaves no gap: operations are deleted here when they are there. Operations
     that were put there and not deleted are sent twice, which their keys make harmless.
     """
-    moved = Moved()
+    retried = Retried()
     async for page in _pages(server, keys, run):
-        for shard, agent, operations in entries_of(page):
-            await server.run("XADD", keys.operations(shard), "*", *encode(agent, operations))
-        readable = [refused.id for refused in page if refused.operation is not None]
-        if readable:
-            await server.run("XDEL", keys.refused, *readable)
-        moved.done += len(readable)
-        moved.unreadable += len(page) - len(readable)
-    return moved
+        for shard, fields in entries_of(page):
+            await server.run("XADD", keys.operations(shard), "*", *fields)
+        given = [refused.id for refused in page if refused.is_readable]
+        if given:
+            await server.run("XDEL", keys.refused, *given)
+        retried.given += len(given)
+        retried.unreadable += len(page) - len(given)
+    return retried
 
 
 async def drop(server: RedisServer, keys: Keys, run: str | None = None) -> int:
@@ -88,26 +96,40 @@ async def drop(server: RedisServer, keys: Keys, run: str | None = None) -> int:
     return dropped
 
 
-def entries_of(page: Iterable[RefusedOperation]) -> list[tuple[int, str, list[Operation]]]:
-    """Shard, agent and operations of the entries that bring ``page`` to the relays: the order
-    within a shard stays. Pure."""
-    entries: list[tuple[int, str, list[Operation]]] = []
-    last: dict[int, tuple[str, list[Operation]]] = {}
-    sizes: dict[int, int] = {}
+def entries_of(page: Iterable[RefusedOperation]) -> list[tuple[int, list[bytes]]]:
+    """Shard and fields of the entries that bring ``page`` to the relays: as few as possible, in
+    the order within each shard. Pure."""
+    entries: list[tuple[int, list[bytes]]] = []
+    batches: dict[int, _Batch] = {}
+
+    def end(shard: int) -> None:
+        batch = batches.pop(shard, None)
+        if batch is not None:
+            entries.append((shard, encode(batch.agent, batch.operations)))
+
     for refused in page:
         operation = refused.operation
         if operation is None:
+            if refused.whole is not None:
+                end(refused.whole[0])
+                entries.append(refused.whole)
             continue
         shard = shard_of(operation.instance_id)
-        agent, operations = last.get(shard, ("", []))
-        size = sizes.get(shard, 0) + operation.size
-        if not operations or agent != refused.agent or size > _ENTRY_BYTES:
-            operations, size = [], operation.size
-            entries.append((shard, refused.agent, operations))
-            last[shard] = refused.agent, operations
-        operations.append(operation)
-        sizes[shard] = size
+        batch = batches.get(shard)
+        if batch is None or batch.agent != refused.agent or batch.size >= _ENTRY_BYTES:
+            end(shard)
+            batch = batches[shard] = _Batch(refused.agent)
+        batch.operations.append(operation)
+        batch.size += operation.size
+    for shard in list(batches):
+        end(shard)
     return entries
+
+
+class _Batch(Struct):
+    agent: str
+    operations: list[Operation] = []
+    size: int = 0
 
 
 async def _pages(
@@ -131,13 +153,23 @@ def _entries(answer: object) -> list[tuple[str, Mapping[bytes, bytes]]]:
 
 
 def _refused(id: str, fields: Mapping[bytes, bytes]) -> RefusedOperation:
+    content = fields.get(b"op", b"")
     operation: Operation | None = None
-    with suppress(KeyError, RecursionError, msgspec.DecodeError):
-        operation = _decoder.decode(fields[b"op"])
-    agent, reason, error = (
-        fields.get(name, b"").decode(errors="replace") for name in (b"agent", b"reason", b"error")
+    whole: tuple[int, list[bytes]] | None = None
+    with suppress(RecursionError, msgspec.DecodeError):
+        operation = _decoder.decode(content)
+    agent, reason, error = (fields.get(name, b"") for name in (b"agent", b"reason", b"error"))
+    if operation is None and b"version" in fields:
+        version, shard = fields[b"version"], int(fields[b"shard"])
+        whole = shard, [b"version", version, b"agent", agent, b"ops", content]
+    return RefusedOperation(
+        id=id,
+        agent=agent.decode(errors="replace"),
+        reason=reason.decode(errors="replace"),
+        error=error.decode(errors="replace"),
+        operation=operation,
+        whole=whole,
     )
-    return RefusedOperation(id=id, agent=agent, reason=reason, error=error, operation=operation)
 
 
 def _is_of(refused: RefusedOperation, run: str) -> bool:

@@ -159,12 +159,12 @@ class Relay:
         self._config = config
         # Another process may have the same name.
         self._holder = f"{config.name}/{token_hex(4)}"
-        backoff = Backoff(
+        self._backoff = Backoff(
             base=config.queue_config.retry_delay_base,
             multiplier=config.retry_multiplier,
             cap=config.max_retry_delay,
         )
-        self._delivery = Delivery(api, config.queue_config, backoff)
+        self._delivery = Delivery(api, config.queue_config, self._backoff)
         self._outage = RedisOutage()
         self._heartbeats = Heartbeats(2 * _HEARTBEATS_EVERY)
         self._workers: dict[int, ShardWorker] = {}
@@ -228,7 +228,7 @@ class Relay:
 
     async def _learn_account(self) -> None:
         """Find out the partition of the account's ids, from Redis or from the API."""
-        failures, backoff = 0, Backoff()
+        failures = 0
         while True:
             try:
                 partition = await self._server.run("HGET", self._keys.config, "partition")
@@ -245,7 +245,7 @@ class Relay:
                 if failures == 1:
                     message = "a relay waits for its first answer (%s)"
                     log(logger, logging.WARNING, message, error)
-                await anyio.sleep(backoff.delay(failures))
+                await anyio.sleep(self._backoff.delay(failures))
 
     async def _ask_partition(self) -> str:
         try:

@@ -135,7 +135,8 @@ class RunRecord:
 
     def sent(self, key: str) -> None:
         """Forget the form of an operation that is settled."""
-        self._put(f"form:{key}", None)
+        if (name := f"form:{key}") in self._fields:
+            self._put(name, None)
 
     def delete(self) -> None:
         """Forget the run."""

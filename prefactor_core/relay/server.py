@@ -197,10 +197,14 @@ class RedisServer:
             case exceptions.AuthenticationError() | exceptions.AuthorizationError():
                 # The text names users and commands, no arguments.
                 return PrefactorAuthError(f"{where}: {text}")
+            case _ if "ACL failure" in text:
+                return PrefactorAuthError(f"{where}: a command of the script is forbidden")
             case exceptions.BusyLoadingError() | exceptions.ReadOnlyError():
                 return PrefactorServerError(f"{where}: the server is not ready", code="not_ready")
             case exceptions.ConnectionError() | OSError() | RuntimeError():
-                return PrefactorUnreachableError(f"{where}: {_first_line(text)}")
+                # The reason, as of a certificate that is not valid, is in the cause.
+                cause = "" if error.__cause__ is None else f" ({_first_line(str(error.__cause__))})"
+                return PrefactorUnreachableError(f"{where}: {_first_line(text)}{cause}")
             case _ if text.startswith(_FULL):
                 return PrefactorRateLimitError(
                     f"{where}: the memory of the server is full (maxmemory)", code="full"
@@ -216,22 +220,14 @@ class ScriptMissingError(PrefactorContractError):
 @asynccontextmanager
 async def open_server(server: RedisServer) -> AsyncGenerator[RedisServer]:
     """Serve beside a block; the block's exception leaves it as itself."""
+    await server.prepare()  # in the group, its error would be wrapped
     raised: BaseException | None = None
-
-    async def serve() -> None:
-        nonlocal raised
-        try:
-            await server.serve()
-        except PrefactorValueError as error:
-            raised = error  # the group would wrap it
-            group.cancel_scope.cancel()
-
     async with anyio.create_task_group() as group:
-        group.start_soon(serve)
+        group.start_soon(server.serve)
         try:
             yield server
         except BaseException as error:
-            raised = raised or error
+            raised = error
         group.cancel_scope.cancel()
     if raised is not None:
         raise raised

@@ -118,19 +118,18 @@ class ShardJournal(NoJournal):
         if record is None:
             return
         record.sent(item.keys[0])
-        if origin.agent:
+        if origin.agent and record.agent != origin.agent:
             record.set(agent=origin.agent)
-        match operation:
-            case FinishSpan(span_id=span_id):
-                record.span_ended(span_id)
-            case StartAgentInstance() if not origin.is_aside:
-                record.set(started="1")
-            case CreateSpan(span_id=span_id, parent_span_id=parent_id, status=status) if not (
-                origin.is_aside or is_terminal(status)
-            ):
-                record.span_opened(OpenSpan(span_id, parent_id, status is SpanStatus.ACTIVE))
-            case _:
-                pass
+        if isinstance(operation, CreateSpan):
+            status = operation.status
+            if not (is_terminal(status) or origin.is_aside):
+                started = status is SpanStatus.ACTIVE
+                span = OpenSpan(operation.span_id, operation.parent_span_id, started)
+                record.span_opened(span)
+        elif isinstance(operation, FinishSpan):
+            record.span_ended(operation.span_id)
+        elif isinstance(operation, StartAgentInstance) and not origin.is_aside:
+            record.set(started="1")
 
 
 def has_own_form(item: Item) -> bool:

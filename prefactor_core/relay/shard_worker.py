@@ -68,13 +68,7 @@ class ShardWorker(Worker):
         poll_interval: float,
     ) -> None:
         counters = delivery.counters
-        buffer = Buffer(
-            [InMemoryQueue[Operation]()],
-            counters,
-            delivery.losses,
-            delivery.config,
-            delivery.event_loop,
-        )
+        buffer = _Buffer(delivery)
         self._lease = lease
         self._delivery = delivery
         self._heartbeats = heartbeats
@@ -134,6 +128,7 @@ class ShardWorker(Worker):
 
         Raises a :class:`~prefactor_core.PrefactorApiError` if Redis does not tell of the open runs.
         """
+        self._delivery.worker_queues.add(self._worker_queue)
         try:
             await self._load_runs()
             async with anyio.create_task_group() as group:
@@ -141,6 +136,7 @@ class ShardWorker(Worker):
                 await self.serve()
                 self._poll.close()
         finally:
+            self._delivery.worker_queues.discard(self._worker_queue)
             # What is not settled stays in Redis, for the next relay.
             left = self._batcher.items()
             self._counters.hand_back(
@@ -223,9 +219,13 @@ class ShardWorker(Worker):
         except EntryUnreadableError as error:
             log(logger, logging.ERROR, "an entry is set aside whole: %s", error)
             self._state.took(entry_id, 0)
-            ops, agent = fields.get(b"ops", b""), fields.get(b"agent", b"")
+            ops, agent, version = (fields.get(name, b"") for name in (b"ops", b"agent", b"version"))
+            # With its version: a later relay may be able to read it.
             self._state.set_aside(
-                ["op", ops, "reason", "unreadable", "error", str(error), "agent", agent]
+                [
+                    *("op", ops, "version", version, "reason", "unreadable"),
+                    *("error", str(error), "agent", agent),
+                ]
             )
             return
         self._state.took(entry_id, len(entry.operations))
@@ -241,7 +241,9 @@ class ShardWorker(Worker):
             run = self._run(operation.instance_id)
             # What was refused may be sent once more.
             run.lost, run.agent_id = None, operation.agent_id
-            if record is not None:
+            if record is None:
+                run.registered = False  # the API does not know it yet, and need not be asked
+            else:
                 record.set(lost=None)
         else:
             run = self._identities.of(operation.instance_id)
@@ -316,6 +318,23 @@ class ShardWorker(Worker):
             self._delivery.buried += 1
             for operation in burial_of(record, self._heartbeats.last(agent) or time.time_ns()):
                 self._add_recorded(operation, Origin("", "", operation))
+
+
+class _Buffer(Buffer):
+    """Wakes the workers of all shards: an outage of the API is one for all, and ends for all."""
+
+    def __init__(self, delivery: Delivery) -> None:
+        super().__init__(
+            [InMemoryQueue[Operation]()],
+            delivery.counters,
+            delivery.losses,
+            delivery.config,
+            delivery.event_loop,
+        )
+        self._delivery = delivery
+
+    def wake(self) -> None:
+        self._delivery.wake()
 
 
 class _Completion(Completion):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, cast
 
 from msgspec import Struct
@@ -41,7 +41,8 @@ class ShardStatus(Struct, frozen=True, kw_only=True):
 
 
 class RelayPresence(Struct, frozen=True, kw_only=True):
-    """A relay. ``age``: of its last announcement, in seconds."""
+    """A relay. ``name``: with an addition that no other relay of this name has. ``age``: of its
+    last announcement, in seconds."""
 
     name: str
     age: float
@@ -51,7 +52,8 @@ class RelayPresence(Struct, frozen=True, kw_only=True):
 class RelaysStatus(Struct, frozen=True, kw_only=True):
     """All shards, relays and agents of one account, at one moment.
 
-    ``api``, ``partition``: of the account, None before the first relay. ``heartbeat_age``: of the
+    ``api``, ``partition``: of the account, None before the first relay; ``unknown`` is the
+    partition of an API that tells none. ``heartbeat_age``: of the
     oldest heartbeat of any agent, by the agent's own clock. ``refused``: how many operations are
     kept because the API refused them; ``refused_age``: of the oldest. Ages are in seconds, None if
     there is nothing to have one.
@@ -60,7 +62,7 @@ class RelaysStatus(Struct, frozen=True, kw_only=True):
     redis: str
     prefix: str
     api: str | None
-    partition: int | None
+    partition: str | None
     shards: list[ShardStatus]
     relays: list[RelayPresence]
     agents: int
@@ -78,23 +80,23 @@ async def read_shards(server: RedisServer, keys: Keys) -> list[ShardStatus]:
 async def read_status(server: RedisServer, keys: Keys) -> RelaysStatus:
     """Read the status of an account."""
     now, shards = await _read_shards(server, keys)
-    config, relays, heartbeats, refused, oldest_refused = await server.run_all(
+    api, partition, relays, heartbeats, refused, oldest_refused = await server.run_all(
         [
-            ("HMGET", keys.config, "api", "partition"),
+            ("HGET", keys.config, "api"),
+            ("HGET", keys.config, "partition"),
             ("ZRANGE", keys.relays, 0, -1, "WITHSCORES"),
-            ("HVALS", keys.agents),
+            ("HGETALL", keys.agents),
             ("XLEN", keys.refused),
             ("XRANGE", keys.refused, "-", "+", "COUNT", 1),
         ]
     )
-    api, partition = map(_text_or_none, cast("Sequence[bytes | None]", config))
-    beats = list(map(int, cast("Sequence[bytes]", heartbeats)))
+    beats = list(map(int, cast("Mapping[bytes, bytes]", heartbeats).values()))
     first_refused = [entry[0] for entry in cast("Sequence[Sequence[bytes]]", oldest_refused)]
     return RelaysStatus(
         redis=str(server.address),
         prefix=keys.prefix,
-        api=api,
-        partition=None if partition is None else int(partition),
+        api=_text_or_none(cast("bytes | None", api)),
+        partition=_text_or_none(cast("bytes | None", partition)),
         shards=shards,
         relays=[
             RelayPresence(

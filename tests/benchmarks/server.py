@@ -141,6 +141,8 @@ class Api:
                 return self._encode(_instance(instance_id, "complete"))
             case "GET", ["agent_instance", instance_id]:
                 return self._encode(_instance(instance_id, "active"))
+            case "POST", ["pfid", "generate"]:
+                return self._encode({"status": "success", "pfids": [self._new_id()]})
             case "GET", ["ping"]:
                 return _PING
             case _:

@@ -44,11 +44,12 @@ def service(tmp_path: Path) -> Generator[dict[str, str]]:
         yield {"PREFACTOR_API_URL": url, "PREFACTOR_API_TOKEN": "right"}
 
 
-@pytest.mark.parametrize("command", [(), ("demo",), ("--help",), ("journal", "ls")])
+@pytest.mark.parametrize("command", [(), ("demo",), ("--help",), ("journal", "ls"), ("relay",)])
 def test_it_says_what_to_install(tmp_path: Path, command: tuple[str, ...]) -> None:
     result = bare(tmp_path, *command)
     assert (result.returncode, result.stdout) == (1, "")
     assert "pip install '.[local]'" in result.stderr
+    assert "'.[local,redis]' for the command relay" in result.stderr
     assert "runs [--agent AGENT]" in result.stderr
     assert "Traceback" not in result.stderr
 

@@ -16,17 +16,17 @@ from support.relays import relaying, until
 
 from prefactor_core import PrefactorAuthError, open_prefactor
 
-# The least that users need, for the prefix "pf".
-CONNECTION = "+hello +auth +ping +select +client|setinfo +client|setname"
+# The least that users need, for the prefix "pf"; the docstring of the room says the same.
+CONNECTION = "+hello +auth +ping +select"
 AGENT_USER = (
     f"resetkeys ~{{pf:*}}:ops ~pf:agents ~pf:relays ~pf:config ~pf:stop:* {CONNECTION} "
     "+info +xadd +hget +hset +hdel +mget +exists +eval +evalsha"
 )
 RELAY_USER = (
     f"resetkeys ~{{pf:*}}:* ~pf:* {CONNECTION} "
-    "+info +time +eval +evalsha +get +set +del +pexpire +exists +hget +hset +hdel +hgetall "
+    "+info +time +eval +evalsha +get +set +del +pexpire +hget +hset +hsetnx +hdel +hgetall "
     "+sadd +srem +smembers +zadd +zrange +zrem +zremrangebyscore "
-    "+xadd +xreadgroup +xgroup +xack +xdel"
+    "+xadd +xread +xreadgroup +xgroup +xack +xdel"
 )
 
 

@@ -64,8 +64,8 @@ async def test_a_full_server_is_busy_and_a_relay_makes_room(
     api: ServedApi, caplog: pytest.LogCaptureFixture
 ) -> None:
     with redis_server("--maxmemory", "4mb") as redis:
-        text = "x" * 150_000
-        async with recording(redis.url) as client:
+        text = "x" * 300_000
+        async with recording(redis.url, registration_timeout=0.1) as client:
             # 10 MB: more than there is room for.
             for _ in range(3):
                 await record(client, text=text)
@@ -99,6 +99,7 @@ async def test_entries_of_a_stream_that_is_deleted_are_gone_and_the_next_ones_ar
     redis: RedisServerProcess, api: ServedApi
 ) -> None:
     async with relaying(redis.url, api.url) as relay:
+        await until(lambda: relay.statistics().shards)
         api.faulty.away = True
         async with recording(redis.url) as client:
             first = await record(client)
@@ -166,15 +167,17 @@ async def test_an_outage_of_the_api_has_no_end_for_the_relay_and_none_of_it_reac
     redis: RedisServerProcess, api: ServedApi
 ) -> None:
     async with relaying(redis.url, api.url) as relay:
+        await until(lambda: relay.statistics().shards)
         api.faulty.away = True
         async with recording(redis.url) as client:
             await record(client)
         assert client.statistics().delivered == client.statistics().accepted
         assert client.statistics().retries == 0
         # More often than an operation may fail by itself.
-        await until(lambda: len(api.faulty.calls) > 20)
+        await until(lambda: relay.statistics().outage_since is not None)
+        calls = len(api.faulty.calls)
+        await until(lambda: len(api.faulty.calls) > calls + 10)
         statistics = relay.statistics()
-        assert statistics.outage_since is not None
         assert (statistics.delivered, statistics.refused) == (0, 0)
         assert statistics.pending > 0
         api.faulty.away = False
@@ -182,11 +185,24 @@ async def test_an_outage_of_the_api_has_no_end_for_the_relay_and_none_of_it_reac
         assert relay.statistics().outage_since is None
 
 
+async def test_a_relay_that_starts_in_an_outage_of_the_api_waits_for_its_end(
+    redis: RedisServerProcess, api: ServedApi
+) -> None:
+    api.faulty.away = True
+    async with relaying(redis.url, api.url):
+        async with recording(redis.url) as client:
+            await record(client)
+        await until(lambda: len(api.faulty.calls) > 2)
+        api.faulty.away = False
+        await all_is_there(api, redis, RUNS)
+
+
 async def test_lost_answers_of_the_api_change_nothing(
     redis: RedisServerProcess, api: ServedApi
 ) -> None:
-    api.faulty.lost_answers = 10
-    async with relaying(redis.url, api.url):
+    async with relaying(redis.url, api.url) as relay:
+        await until(lambda: relay.statistics().shards)
+        api.faulty.lost_answers = 10
         async with recording(redis.url) as client:
             await record(client)
         await all_is_there(api, redis, RUNS)

@@ -81,7 +81,7 @@ def problems(
 ) -> list[str]:
     """What the API did that is not what agents wrote: out of order, missing, or twice.
 
-    ``gone``: the runs that Redis lost on purpose.
+    ``gone``: the runs that Redis lost on purpose; the API refuses what is left of them.
     """
     wrote = written(redis, prefix)
     run_of = wrote.run_of
@@ -102,7 +102,7 @@ def problems(
             continue
         missing = [key for key in keys if key not in done[run]]
         wrong.append(f"run {run}: missing {missing}, done in this order: {list(done[run])}")
-    if api.local.refusals:
+    if api.local.refusals and not gone:
         wrong.append(f"refused: {api.local.refusals}")
     return wrong
 
