@@ -1,72 +1,29 @@
 """Relays that are killed and paused: what the API gets is what the agent wrote, in its order, once.
 
-``--minute``: 120 disturbances of the command's relays; else 10 of relays with a short lease. What
+``--minute``: 120 disturbances of the command's relays; else 6 of relays with a short lease. What
 is random is repeated by ``--seed``.
 """
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import anyio
-import msgspec
 import pytest
-from support.commands import REPOSITORY
+from support.agent_process import agent_process
 from support.harness import StoredRun, stored_quality, stored_runs
 from support.redis_server import RedisServerProcess
 from support.relay_agent import GROUPS, LEAVES, OPERATIONS, RUNS, STEPS, agent_id
 from support.relayed import ServedApi, lag, leftovers, problems
-from support.relays import LONG_WAIT, relay_on, relay_processes, the_command, wait_until
+from support.relays import relay_on, relay_processes, the_command, wait_until
 
 from prefactor_core.local import open_local_prefactor
 
 RELAYS = 3
 PAUSE = 0.5
 """Seconds between two disturbances."""
-
-
-class AgentProcess:
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-
-    def go_on(self, steps: int) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(b"%d\n" % steps)
-        self._process.stdin.flush()
-
-    def end(self) -> dict[str, Any]:
-        """Let it deliver; its statistics."""
-        output, _ = self._process.communicate(timeout=LONG_WAIT)
-        assert self._process.returncode == 0
-        statistics: dict[str, Any] = msgspec.json.decode(output)
-        return statistics
-
-
-@contextmanager
-def agent_process(url: str, backend: str, log: Path) -> Generator[AgentProcess]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFACTOR_")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
-    with log.open("wb") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "support.relay_agent", url, backend],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-        )
-        try:
-            yield AgentProcess(process)
-        finally:
-            process.kill()
-            process.communicate(timeout=LONG_WAIT)
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -78,7 +35,7 @@ def test_relays_killed_and_paused_bring_each_operation_once_and_in_order(
     request: pytest.FixtureRequest,
 ) -> None:
     full = request.config.getoption("--minute")
-    disturbances = 120 if full else 10
+    disturbances = 120 if full else 6
     command = the_command(redis.url, api.url) if full else relay_on(backend, redis.url, api.url)
     seed = request.config.getoption("--seed") or random.randrange(1, 1 << 32)
     print(f"--seed {seed}")  # noqa: T201
