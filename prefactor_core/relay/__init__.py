@@ -22,6 +22,6 @@ no harm.
              hgetall sadd srem smembers zadd zrange zrem zremrangebyscore xadd xread xreadgroup
              xgroup xack xdel
 
-``relay status`` and ``relay refused`` read with ``xlen``, ``xpending``, ``xrange``, ``xrevrange``
-as well.
+The commands ``relay status`` and ``relay refused`` need ``xlen xpending xrange xrevrange``, too.
+The command ``relay`` needs them for the lag in its progress and metrics, and does without.
 """

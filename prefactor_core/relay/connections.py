@@ -9,7 +9,7 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 from weakref import WeakSet
 
 import anyio
@@ -70,7 +70,7 @@ class _UnixStream(ByteStream):
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        return self._stream.extra_attributes
+        return cast("Mapping[Any, Callable[[], Any]]", self._stream.extra_attributes)
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         try:
