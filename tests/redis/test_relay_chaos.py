@@ -1,13 +1,15 @@
 """Relays that are killed and paused: what the API gets is what the agent wrote, in its order, once.
 
-``--minute``: 120 disturbances of the command's relays; else 6 of relays with a short lease. What
-is random is repeated by ``--seed``.
+``--minute``: 120 disturbances of the command's relays, and tests in which all parts fail at once;
+else 6 of relays with a short lease. What is random is repeated by ``--seed``.
 """
 
 from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -16,14 +18,31 @@ from support.agent_process import agent_process
 from support.harness import StoredRun, stored_quality, stored_runs
 from support.redis_server import RedisServerProcess
 from support.relay_agent import GROUPS, LEAVES, OPERATIONS, RUNS, STEPS, agent_id
-from support.relayed import ServedApi, lag, leftovers, problems
-from support.relays import relay_on, relay_processes, the_command, wait_until
+from support.relayed import ServedApi, lag, leftovers, problems, served_api
+from support.relays import RelayProcesses, relay_on, relay_processes, the_command, wait_until
 
-from prefactor_core.local import open_local_prefactor
+from prefactor_core.local import Faults, open_local_prefactor
 
 RELAYS = 3
 PAUSE = 0.5
 """Seconds between two disturbances."""
+APIS = {
+    "whole": Faults(),
+    "without given ids": Faults(given_ids=False),
+    "without bulk": Faults(bulk=False),
+}
+
+
+@pytest.fixture
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    seed = request.config.getoption("--seed") or random.randrange(1, 1 << 32)
+    print(f"--seed {seed}")  # noqa: T201
+    return random.Random(seed)
+
+
+@pytest.fixture
+def has_time(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--minute"))
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -32,32 +51,73 @@ def test_relays_killed_and_paused_bring_each_operation_once_and_in_order(
     api: ServedApi,
     backend: str,
     tmp_path: Path,
-    request: pytest.FixtureRequest,
+    chance: random.Random,
+    has_time: bool,
 ) -> None:
-    full = request.config.getoption("--minute")
-    disturbances = 120 if full else 6
-    command = the_command(redis.url, api.url) if full else relay_on(backend, redis.url, api.url)
-    seed = request.config.getoption("--seed") or random.randrange(1, 1 << 32)
-    print(f"--seed {seed}")  # noqa: T201
-    chance = random.Random(seed)
+    start = the_command if has_time else partial(relay_on, backend)
+    with relay_processes(start(redis.url, api.url), RELAYS, tmp_path) as relays:
+        disturbances = [partial(relays.disturb, chance)] * (120 if has_time else 6)
+        record_and_disturb(redis, backend, tmp_path, relays, disturbances)
+    assert problems(api, redis) == []
+    assert leftovers(redis) == []
+    assert anyio.run(wrongly_stored, api.path) == []
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("name", APIS)
+def test_relays_redis_and_the_api_fail_at_once_and_each_operation_is_there_once_and_in_order(
+    redis: RedisServerProcess,
+    backend: str,
+    name: str,
+    tmp_path: Path,
+    chance: random.Random,
+    has_time: bool,
+) -> None:
+    if not has_time:
+        pytest.skip("takes a minute: --minute")
     with (
-        relay_processes(command, RELAYS, tmp_path) as relays,
-        agent_process(redis.url, backend, tmp_path / "agent.log") as agent,
+        served_api(tmp_path / "prefactor.db", faults=APIS[name]) as api,
+        relay_processes(relay_on(backend, redis.url, api.url), RELAYS, tmp_path) as relays,
     ):
+
+        def lose_answers() -> None:
+            api.faulty.lost_answers += 3
+
+        def toggle_the_api() -> None:
+            api.faulty.away = not api.faulty.away
+
+        others = [lose_answers, toggle_the_api, redis.restart, redis.pause, redis.resume]
+        kinds = [partial(relays.disturb, chance)] * len(others) + others
+        # At the end all serve again.
+        ends = [partial(setattr, api.faulty, "away", False), redis.resume]
+        disturbances = [*chance.choices(kinds, k=60), *ends]
+        record_and_disturb(redis, backend, tmp_path, relays, disturbances)
+        # An API without an ability refuses what needs it; then relays do without.
+        assert problems(api, redis, refuses=name != "whole") == []
+        assert leftovers(redis) == []
+    assert anyio.run(wrongly_stored, api.path) == []
+
+
+def record_and_disturb(
+    redis: RedisServerProcess,
+    backend: str,
+    folder: Path,
+    relays: RelayProcesses,
+    disturbances: Sequence[Callable[[], object]],
+) -> None:
+    """Let an agent record, a part before each disturbance, and wait until relays have sent all."""
+    with agent_process(redis.url, backend, folder / "agent.log") as agent:
         # Before the first has announced itself, there would be nothing to disturb.
         wait_until(lambda: redis.cli("EXISTS", "pf:relays"))
-        for number in range(1, disturbances + 1):
-            agent.go_on(STEPS * number // disturbances)
-            relays.disturb(chance)
+        for number, disturb in enumerate(disturbances, 1):
+            agent.go_on(STEPS * number // len(disturbances))
+            disturb()
             time.sleep(PAUSE)
         statistics = agent.end()
         relays.resume()
         wait_until(lambda: not lag(redis))
         relays.stop()
     assert (statistics["accepted"], statistics["delivered"]) == (OPERATIONS, OPERATIONS)
-    assert problems(api, redis) == []
-    assert leftovers(redis) == []
-    assert anyio.run(wrongly_stored, api.path) == []
 
 
 async def wrongly_stored(path: Path) -> list[str]:

@@ -14,7 +14,7 @@ from support.harness import FaultyApi
 from support.redis_server import WAIT, RedisServerProcess
 from support.server import serving_app
 
-from prefactor_core.local import LocalPrefactor, open_local_prefactor
+from prefactor_core.local import Faults, LocalPrefactor, open_local_prefactor
 from prefactor_core.operations import Operation
 from prefactor_core.operations.identifiers import without_partition
 from prefactor_core.relay.keys import SHARDS, Keys
@@ -32,12 +32,12 @@ class ServedApi:
 
 
 @contextmanager
-def served_api(path: Path) -> Generator[ServedApi]:
+def served_api(path: Path, faults: Faults | None = None) -> Generator[ServedApi]:
     opened: Queue[tuple[LocalPrefactor, FaultyApi]] = Queue()
 
     @asynccontextmanager
     async def opening() -> AsyncGenerator[ASGIApp]:
-        async with open_local_prefactor(str(path)) as app:
+        async with open_local_prefactor(str(path), faults=faults) as app:
             faulty = FaultyApi(app)
             opened.put((app, faulty))
             yield faulty
@@ -78,10 +78,12 @@ def problems(
     prefix: str = "pf",
     *,
     gone: frozenset[str] = frozenset(),
+    refuses: bool = False,
 ) -> list[str]:
     """What the API did that is not what agents wrote: out of order, missing, or twice.
 
-    ``gone``: the runs that Redis lost on purpose; the API refuses what is left of them.
+    ``gone``: the runs that Redis lost on purpose. ``refuses``: whether the API refuses some
+    requests, which are sent again in another form.
     """
     wrote = written(redis, prefix)
     run_of = wrote.run_of
@@ -102,7 +104,7 @@ def problems(
             continue
         missing = [key for key in keys if key not in done[run]]
         wrong.append(f"run {run}: missing {missing}, done in this order: {list(done[run])}")
-    if api.local.refusals and not gone:
+    if api.local.refusals and not refuses:
         wrong.append(f"refused: {api.local.refusals}")
     return wrong
 
