@@ -20,8 +20,7 @@ no harm.
     relay    ~{pf:*}:* ~pf:*
              hello auth ping select info time eval evalsha get set del pexpire hget hset hsetnx hdel
              hgetall sadd srem smembers zadd zrange zrem zremrangebyscore xadd xread xreadgroup
-             xgroup xack xdel
+             xgroup xack xdel xlen
 
-``relay status`` and ``relay refused`` read with ``xlen``, ``xpending``, ``xrange`` and ``xrevrange``,
-too.
+``relay status`` and ``relay refused`` read with ``xpending``, ``xrange`` and ``xrevrange``, too.
 """

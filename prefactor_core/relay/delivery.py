@@ -11,6 +11,7 @@ from prefactor_core.export.counters import Counters
 from prefactor_core.export.loss_report import LossReport
 from prefactor_core.queue.event_loop import EventLoop
 from prefactor_core.queue.retry_policy import Backoff
+from prefactor_core.relay.terminations import Terminations
 
 if TYPE_CHECKING:
     from prefactor_core.api.client import ApiClient
@@ -23,7 +24,9 @@ class Delivery:
     ``terminated``, ``buried``: how many runs were.
     """
 
-    def __init__(self, api: ApiClient, config: QueueConfig, backoff: Backoff) -> None:
+    def __init__(
+        self, api: ApiClient, config: QueueConfig, backoff: Backoff, terminations: Terminations
+    ) -> None:
         self.api = api
         self.config = config
         self.event_loop = EventLoop.here()
@@ -31,5 +34,6 @@ class Delivery:
         self.counters = Counters(self.breaker)
         self.losses = LossReport(self.counters, self.event_loop)
         self.limits = ApiLimits(self.counters, config.max_batch_bytes)
+        self.terminations = terminations
         self.account_id: str | None = None
         self.terminated = self.buried = 0
