@@ -142,7 +142,8 @@ async def open_relay(api: ApiClient, config: RelayConfig) -> AsyncGenerator[Rela
             shown = cast("bytes", known).decode(errors="replace")
             raise PrefactorValueError(
                 f"the relays with the prefix {keys.prefix!r} at {server.address} deliver to "
-                f"{shown}, and this one is for {api.api_url}: give it a prefix of its own"
+                f"{shown}, and this one is for {api.api_url}: give it a prefix of its own, or, if "
+                f"the API has moved, stop all relays and delete {keys.config}"
             )
         partition = await server.run("HGET", keys.config, "partition")
         if not _is_partition(cast("bytes | None", partition)):
