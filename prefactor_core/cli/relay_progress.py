@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TextIO
 
 from rich.cells import set_cell_size
 
@@ -30,15 +30,12 @@ class Progress:
     def show(self, moment: Moment) -> None:
         last = self._last
         if last is None or moment.at - last.at >= _LOG_INTERVAL or _has_changed(last, moment):
-            self._say(moment)
+            log(logger, logging.INFO, "%s", progress_text(moment, last))
+            self._last = moment
 
     def end(self, moment: Moment) -> None:
         """Show the last moment."""
-        self._say(moment, "stopped: ")
-
-    def _say(self, moment: Moment, what: str = "") -> None:
-        log(logger, logging.INFO, "%s%s", what, progress_text(moment, self._last))
-        self._last = moment
+        log(logger, logging.INFO, "stopped: %s", progress_text(moment, None))
 
 
 class TerminalProgress(Progress):
@@ -52,7 +49,7 @@ class TerminalProgress(Progress):
         self._last = moment
 
 
-class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
+class _Handler(logging.StreamHandler[TextIO]):
     """Writes over the line of the progress, which comes again."""
 
     def emit(self, record: logging.LogRecord) -> None:

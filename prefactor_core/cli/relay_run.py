@@ -52,7 +52,9 @@ async def run_relay(
 
                 listener = stack.enter_context(closing(endpoint.listen(*listen)))
                 serve = partial(endpoint.serve, listener)
-                _say("/healthz and /metrics are at http://%s:%d", *listener.getsockname()[:2])
+                host = f"[{listen.host}]" if ":" in listen.host else listen.host
+                port = listener.getsockname()[1]
+                _say("/healthz and /metrics are at http://%s:%d", host, port)
             api = await stack.enter_async_context(open_api(http_config))
             relay = await stack.enter_async_context(open_relay(api, config))
             signals.stop = relay.stop

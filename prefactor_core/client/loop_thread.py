@@ -63,7 +63,10 @@ class LoopThread:
     def close(self, error: BaseException | None) -> None:
         """Leave the scope, whose body ended with ``error``; return when the thread has ended or is
         abandoned. Raises the error of leaving. Ctrl-C breaks the drain off, as in ``async with``.
+
+        Raises :class:`ClientScopeError` in this thread, which would wait for its own end.
         """
+        self._check_thread()
         atexit.unregister(self._close_at_exit)
         if not self._thread.is_alive():
             return  # a fork has nothing to close
@@ -110,11 +113,7 @@ class LoopThread:
 
     def call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run ``function`` in this thread, for another one; gives its result."""
-        if threading.current_thread() is self._thread:
-            raise ClientScopeError(
-                "this waits for the client's own thread, so it cannot be called in that thread "
-                "(in a callback of on_terminate(), for example)"
-            )
+        self._check_thread()
         coroutine = function()
         try:
             # Not in the caller's context, which may belong to another event loop.
@@ -129,6 +128,13 @@ class LoopThread:
         finally:
             future.cancel()  # after a Ctrl-C nobody waits for it
             del future  # its error refers to this frame, and would keep itself alive
+
+    def _check_thread(self) -> None:
+        if threading.current_thread() is self._thread:
+            raise ClientScopeError(
+                "this waits for the client's own thread, so it cannot be called in that thread "
+                "(in a callback of on_terminate(), for example)"
+            )
 
     def _run(self) -> None:
         try:

@@ -7,7 +7,6 @@ import os
 import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Final
 
 from prefactor_core.config import PrefactorCoreConfig
 from prefactor_core.config.http import HttpClientConfig
@@ -22,7 +21,7 @@ from prefactor_core.relay.server import RedisServer, open_server
 class RedisRoute:
     """A :class:`~prefactor_core.client.route.Route` through the Redis server at ``address``."""
 
-    secret: Final = "the password of Redis"
+    secret = "the password of Redis"
 
     def __init__(self, http: HttpClientConfig, address: RedisAddress) -> None:
         self._http = http

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from prefactor_core.exceptions import PrefactorTerminatedError, in_message
 from prefactor_core.exceptions.log import log
+from prefactor_core.exceptions.uncopyable import Uncopyable
 
 logger = logging.getLogger("prefactor_core.compat")
 
@@ -137,12 +138,14 @@ class RunAliases:
         return _ClientOfRun(self)
 
 
-class _ClientOfRun:
+class _ClientOfRun(Uncopyable):
     """The client of a run, except that its termination monitor is that of this run.
 
     A callback handler has a run, and asks the run's client whether to stop. The client would
     answer for the run of the calling context, which may be another one.
     """
+
+    _kind = "a client in this process"
 
     def __init__(self, run: _Run) -> None:
         self._run = run

@@ -56,10 +56,11 @@ class Assumption:
 
     def refute(self) -> bool:
         """Drop it: the API has the feature. Return whether it was made before."""
-        was_made = self.made
+        if not self.made:
+            return False  # for most operations
         self._set(False)
         self._until, self._pause = -math.inf, _FIRST_SECONDS
-        return was_made
+        return True
 
     def _set(self, made: bool) -> None:
         self.made = made

@@ -52,4 +52,7 @@ class WorkerQueue:
 
     def wake(self) -> None:
         """End the worker's wait: its reason may have changed."""
-        self._woken.set()
+        try:  # noqa: SIM105 - suppress() would cost each span calls
+            self._woken.set()
+        except RuntimeError:
+            pass  # the loop has closed, and no task waits

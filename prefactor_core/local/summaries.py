@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sized
-from functools import cache, wraps
+from functools import cache, lru_cache, wraps
 from typing import Any, Final, TextIO, cast
 
 from liquid import Environment, RenderContext, Token
@@ -37,11 +37,7 @@ class Template:
     def __init__(self, text: object) -> None:
         self._template: BoundTemplate | None = None
         if isinstance(text, str) and _is_short(text):
-            try:
-                self._template = _environment().from_string(text)
-            except Exception:
-                # Any error at all: a bad template does not make the run bad.
-                self._template = None
+            self._template = _parsed(text)
 
     def render(self, *payloads: Mapping[str, object]) -> str | None:
         """Render the fields of ``payloads``; a later payload overrides an earlier one.
@@ -125,6 +121,16 @@ def _environment() -> Environment:
     for name, function in environment.filters.items():
         environment.filters[name] = _bounded(name, function)
     return environment
+
+
+# Versions and files share most templates, such as those of the standard types.
+@lru_cache(maxsize=128)
+def _parsed(text: str) -> BoundTemplate | None:
+    try:
+        return _environment().from_string(text)
+    except Exception:
+        # Any error at all: a bad template does not make the run bad.
+        return None
 
 
 def _is_short(template: str) -> bool:

@@ -15,6 +15,7 @@ from prefactor_core.models.clock import to_datetime
 from prefactor_core.models.lifecycle import Outcome, SpanStatus
 from prefactor_core.otel.dialect import LLM, OTHER
 from prefactor_core.otel.langsmith import error_of
+from prefactor_core.otel.messages import decoded
 from prefactor_core.otel.reading import Event, Facts, is_late, read, span_type
 from prefactor_core.otel.steps import fields_of, to_step
 from prefactor_core.payloads.error_description import ErrorDescription
@@ -31,6 +32,8 @@ _PENDING: Final = SpanStatus.PENDING
 _FORGOTTEN: Final = ReadableSpan("", resource=Resource.get_empty())
 
 _LATEST: Final = 1 << 63
+
+_OVERHEAD: Final = 2_000
 
 _FROM_RESULT: Final = ("token_usage",)
 
@@ -50,11 +53,12 @@ class ForeignSpan(SpanRecord):
     ``instance``: the handle of the run, unless a program opened that by its id only. ``opens_run``:
     the run was opened for this span, and ends with it.
     ``waiting``: the ended spans whose creates wait for that of this span.
-    ``outcome``: the way it ended.
+    ``outcome``: the way it ended. ``size``: about how many bytes it holds after its end.
     """
 
     instance: AgentInstanceHandle | None = None
     opens_run = False
+    size = _OVERHEAD
 
     def __init__(
         self,
@@ -93,6 +97,8 @@ class ForeignSpan(SpanRecord):
     def read_end(self, ended: ReadableSpan) -> None:
         """Read what the span says at its end."""
         self._source = ended
+        self.size += _size(_copied(ended))
+        self.size += sum(_size(event.attributes or {}) for event in ended.events)
         facts, payload, result = self._read()
         self.outcome, error = _outcome(ended, facts, self._handled)
         if self._keep(facts, payload):
@@ -148,7 +154,7 @@ class ForeignSpan(SpanRecord):
             payload, result = dict[str, object](name=name), {}
         payload["otel"] = _origin(source, self._scope)
         if rest := facts.rest():
-            payload["attributes"] = rest
+            payload["attributes"] = _structured(rest)
         return facts, payload, result
 
     def _keep(self, facts: Facts, payload: dict[str, object]) -> bool:
@@ -193,6 +199,24 @@ def _copied(source: ReadableSpan) -> dict[str, object]:
     return dict(attributes) if copy is None else copy()
 
 
+def _structured(attributes: Mapping[str, object]) -> dict[str, object]:
+    """Attributes with texts of JSON as what they say: in these, too, secrets are redacted by the
+    names of their fields."""
+    found = {key: decoded(value) for key, value in attributes.items()}
+    return {
+        key: value if isinstance(value, dict | list) else attributes[key]
+        for key, value in found.items()
+    }
+
+
+def _size(attributes: Mapping[str, object]) -> int:
+    size = 0
+    for value in attributes.values():
+        values = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
+        size += sum(len(each) for each in values if isinstance(each, str | bytes))
+    return size
+
+
 def to_time(nanoseconds: int | None) -> int | None:
     """A time of OpenTelemetry, if it is one that can be written as a date."""
     return nanoseconds if nanoseconds is not None and 0 < nanoseconds < _LATEST else None
@@ -217,7 +241,7 @@ def _origin(source: ReadableSpan, scope: str) -> dict[str, object]:
             {
                 "trace_id": f"{link.context.trace_id:032x}",
                 "span_id": f"{link.context.span_id:016x}",
-                "attributes": dict(link.attributes or {}),
+                "attributes": _structured(link.attributes or {}),
             }
             for link in links
         ]
@@ -259,5 +283,5 @@ def _event(event: Event) -> dict[str, object]:
     return {
         "name": event.name,
         "time": None if at is None else to_datetime(at),
-        "attributes": dict(event.attributes or {}),
+        "attributes": _structured(event.attributes or {}),
     }

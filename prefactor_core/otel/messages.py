@@ -78,11 +78,10 @@ def unwrapped(item: object) -> object:
 
 def to_messages(value: object, role: str = "user") -> list[dict[str, object]]:
     """The messages of a list, of its JSON, or of a text. ``role``: of those that have none."""
-    value = decoded(value)
-    if isinstance(value, MAPPINGS):
-        found, _ = found_messages(value)
-        value = value if found is None else found
-    return [_message(unwrapped(item), role) for item in items(value)]
+    given, found = decoded(value), None
+    if isinstance(given, MAPPINGS):
+        found, _ = found_messages(cast("Fields", given))
+    return [_message(unwrapped(item), role) for item in (items(value) if found is None else found)]
 
 
 def found_messages(value: object) -> tuple[list[object] | None, Fields]:

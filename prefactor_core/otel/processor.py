@@ -21,7 +21,12 @@ from prefactor_core.client.sync import SyncPrefactorClient
 from prefactor_core.context_stack import OWN_REQUEST, SpanContextStack
 from prefactor_core.context_stack.entries import innermost_entry
 from prefactor_core.context_stack.finders import Finder, finders, remove_finders
-from prefactor_core.exceptions import PrefactorCoreError, PrefactorTerminatedError
+from prefactor_core.exceptions import (
+    ClientNotInitializedError,
+    InstanceNotFoundError,
+    PrefactorCoreError,
+    PrefactorTerminatedError,
+)
 from prefactor_core.exceptions.log import log
 from prefactor_core.models.lifecycle import OPEN, SpanStatus
 from prefactor_core.otel.foreign_span import ForeignSpan, to_time
@@ -118,6 +123,7 @@ class PrefactorSpanProcessor(SpanProcessor):
         self.spans_given_up = 0
         self._is_shut_down = False
         self._problems = 0
+        self._waiting_bytes = 0
         self._open: dict[_Key, ForeignSpan] = {}
         # Spans that have ended may still be parents. Only the last ones are kept.
         self._ended: dict[_Key, ForeignSpan] = {}
@@ -132,6 +138,8 @@ class PrefactorSpanProcessor(SpanProcessor):
             self._start(span)
         except PrefactorTerminatedError:
             raise
+        except (ClientNotInitializedError, InstanceNotFoundError):
+            pass  # another thread has just closed the client, or ended the run
         except Exception as error:
             self._log(error)
 
@@ -171,7 +179,7 @@ class PrefactorSpanProcessor(SpanProcessor):
             return False
 
     def _flush(self, recorder: Recorder, seconds: float) -> bool:
-        flushed = threading.Event()
+        flushed, loop = threading.Event(), recorder.event_loop
 
         async def flush() -> None:
             with suppress(PrefactorCoreError), anyio.move_on_after(seconds) as time:
@@ -179,9 +187,11 @@ class PrefactorSpanProcessor(SpanProcessor):
             if not time.cancelled_caught:
                 flushed.set()
 
-        loop = recorder.event_loop
-        loop.run_soon(partial(loop.spawn, flush, "PrefactorSpanProcessor.force_flush", _nothing))
-        return flushed.wait(seconds)
+        def start() -> None:
+            with suppress(RuntimeError):  # trio ends, and starts no task any more
+                loop.spawn(flush, "PrefactorSpanProcessor.force_flush", lambda: None)
+
+        return loop.run_soon(start) and flushed.wait(seconds)
 
     def _recorder(self) -> Recorder | None:
         """The recorder of the open client; None if nothing can be recorded."""
@@ -195,6 +205,8 @@ class PrefactorSpanProcessor(SpanProcessor):
         context = source.context
         if context is None or not context.trace_flags.sampled or self._is_shut_down:
             return
+        if context[:2] in self._open:
+            return  # the provider has this processor twice
         recorder = self._recorder()
         if recorder is None:
             return
@@ -294,7 +306,10 @@ class PrefactorSpanProcessor(SpanProcessor):
         return instance
 
     def _end(self, key: _Key, span: ForeignSpan, source: ReadableSpan) -> None:
-        if span.recorder.event_loop.is_forked or span.status not in OPEN:
+        if span.recorder.event_loop.is_forked:
+            return
+        if span.status not in OPEN:
+            self._tell_waiting(span)  # they have ended with the run, too
             return
         span.read_end(source)
         self._ended[key] = span
@@ -311,8 +326,10 @@ class PrefactorSpanProcessor(SpanProcessor):
         with span.recorder.event_loop.lock:
             if not parent.waits_for_result:
                 return False
-            if len(parent.waiting) < _MOST_WAITING:
+            held = self._waiting_bytes + span.recorder.buffer.counters.held_bytes
+            if len(parent.waiting) < _MOST_WAITING and held < span.recorder.buffer.max_bytes:
                 parent.waiting.append(span)
+                self._waiting_bytes += span.size
                 return True
         # Too many: record the parent as it is.
         refresh_pending(parent)
@@ -332,6 +349,7 @@ class PrefactorSpanProcessor(SpanProcessor):
             # Under the lock: another thread may add one, unless it sees that the span has ended.
             with span.recorder.event_loop.lock:
                 ended, parent.waiting = parent.waiting, []
+                self._waiting_bytes -= sum(each.size for each in ended)
             for each in ended:
                 each.end()
             parents += ended
@@ -380,6 +398,3 @@ def _keep_last(kept: dict[_Key, V], most: int) -> None:
     while len(kept) > most:
         with suppress(RuntimeError, StopIteration):  # another thread changed it at the same time
             kept.pop(next(iter(kept)), None)
-
-
-def _nothing() -> None: ...

@@ -74,9 +74,12 @@ class InMemoryQueue(Queue[T]):
         return self._closed
 
     def _wake(self) -> None:
-        if self._changed is not None:
-            self._changed.set()
-            self._changed = None
+        changed, self._changed = self._changed, None
+        if changed is not None:
+            try:  # noqa: SIM105 - suppress() would cost each span calls
+                changed.set()
+            except RuntimeError:
+                pass  # the loop has closed, and no task waits
 
 
 def _close(send: MemoryObjectSendStream[T], receive: MemoryObjectReceiveStream[T]) -> None:

@@ -22,5 +22,6 @@ no harm.
              hgetall sadd srem smembers zadd zrange zrem zremrangebyscore xadd xread xreadgroup
              xgroup xack xdel xlen
 
-``relay status`` and ``relay refused`` read with ``xpending``, ``xrange`` and ``xrevrange``, too.
+The commands ``relay status`` and ``relay refused`` need ``xpending xrange xrevrange``, too.
+The command ``relay`` needs them for the lag in its progress and metrics, and does without.
 """

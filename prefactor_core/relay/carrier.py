@@ -42,7 +42,7 @@ class RedisCarrier:
     partition if a relay has written it down there; until then relays make the ids final.
     """
 
-    receiver: Final = "Redis"
+    receiver = "Redis"
 
     def __init__(self, server: RedisServer, keys: Keys, agent: str) -> None:
         self._server = server

@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, cast
 from weakref import WeakSet
 
+import anyio
 import coredis
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
@@ -51,7 +53,42 @@ class _Tcp(_Connection, TCPConnection):
 
 
 class _Unix(_Connection, UnixDomainSocketConnection):
-    pass
+    async def _connect(self) -> ByteStream:
+        return _UnixStream(await super()._connect())
+
+
+class _UnixStream(ByteStream):
+    """A stream of a Unix socket whose reader can be cancelled at any time.
+
+    That of anyio on asyncio lets an exception into the loop's handler, if the reader is cancelled
+    in the turn in which something arrives.
+    """
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+        self._socket = stream.extra(SocketAttribute.raw_socket)
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        return cast("Mapping[Any, Callable[[], Any]]", self._stream.extra_attributes)
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        try:
+            await anyio.wait_readable(self._socket)
+        except ValueError:  # the socket was closed
+            raise anyio.ClosedResourceError from None
+        return await self._stream.receive(max_bytes)
+
+    async def send(self, item: bytes) -> None:
+        await self._stream.send(item)
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        if self._socket.fileno() >= 0:
+            anyio.notify_closing(self._socket)
+        await self._stream.aclose()
 
 
 def make_client(

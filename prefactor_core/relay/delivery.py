@@ -9,6 +9,7 @@ from prefactor_core.export.api_limits import ApiLimits
 from prefactor_core.export.circuit_breaker import CircuitBreaker
 from prefactor_core.export.counters import Counters
 from prefactor_core.export.loss_report import LossReport
+from prefactor_core.export.worker_queue import WorkerQueue
 from prefactor_core.queue.event_loop import EventLoop
 from prefactor_core.queue.retry_policy import Backoff
 from prefactor_core.relay.terminations import Terminations
@@ -21,7 +22,8 @@ class Delivery:
     """The API, its state as the requests of all shards have shown it, and the counts of all.
 
     ``account_id``: a PFID of the account's partition; None while that is unknown.
-    ``terminated``, ``buried``: how many runs were.
+    ``terminated``, ``buried``: how many runs were. ``worker_queues``: those of the shards that are
+    read now.
     """
 
     def __init__(
@@ -37,3 +39,9 @@ class Delivery:
         self.terminations = terminations
         self.account_id: str | None = None
         self.terminated = self.buried = 0
+        self.worker_queues: set[WorkerQueue] = set()
+
+    def wake(self) -> None:
+        """Wake the workers of all shards: the reasons of their waits may have changed."""
+        for worker_queue in self.worker_queues:
+            worker_queue.wake()

@@ -74,13 +74,7 @@ class ShardWorker(Worker):
         poll_interval: float,
     ) -> None:
         counters = delivery.counters
-        buffer = Buffer(
-            [InMemoryQueue[Operation]()],
-            counters,
-            delivery.losses,
-            delivery.config,
-            delivery.event_loop,
-        )
+        buffer = _Buffer(delivery)
         self._lease = lease
         self._delivery = delivery
         self._heartbeats = heartbeats
@@ -148,6 +142,7 @@ class ShardWorker(Worker):
 
         Raises a :class:`~prefactor_core.PrefactorApiError` if Redis does not tell of the open runs.
         """
+        self._delivery.worker_queues.add(self._worker_queue)
         try:
             await self._load_runs()
             async with anyio.create_task_group() as group:
@@ -155,6 +150,7 @@ class ShardWorker(Worker):
                 await self.serve()
                 self._poll.close()
         finally:
+            self._delivery.worker_queues.discard(self._worker_queue)
             # What is not settled stays in Redis, for the next relay.
             left = self._batcher.items()
             self._counters.hand_back(
@@ -365,6 +361,23 @@ class ShardWorker(Worker):
             for operation in burial_of(record, max(lasts, default=time.time_ns())):
                 self._add_recorded(operation, Origin("", "", operation))
         self._judged = heartbeats.readings
+
+
+class _Buffer(Buffer):
+    """Wakes the workers of all shards: an outage of the API is one for all, and ends for all."""
+
+    def __init__(self, delivery: Delivery) -> None:
+        super().__init__(
+            [InMemoryQueue[Operation]()],
+            delivery.counters,
+            delivery.losses,
+            delivery.config,
+            delivery.event_loop,
+        )
+        self._delivery = delivery
+
+    def wake(self) -> None:
+        self._delivery.wake()
 
 
 class _Completion(Completion):

@@ -7,6 +7,7 @@ the vendor's.
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import logging
 import math
@@ -37,6 +38,7 @@ from prefactor_core import (
     PrefactorCoreConfig,
     PrefactorTelemetryFailureError,
     PrefactorTerminatedError,
+    PrefactorTypeError,
     PrefactorValueError,
     SchemaRegistry,
     Statistics,
@@ -559,6 +561,9 @@ async def test_the_client_of_a_run_is_the_client_but_for_its_termination(api: Fa
         assert run._client._sdk_header_entry == client.sdk_header_entry == ENTRY
         with pytest.raises(AttributeError, match="no_such_name"):
             _ = run._client.no_such_name
+        for copied in (copy.copy, copy.deepcopy):
+            with pytest.raises(PrefactorTypeError, match="neither copied nor pickled"):
+                copied(run._client)
 
 
 # --- Errors

@@ -455,6 +455,34 @@ def test_a_loop_that_runs_step_by_step_keeps_a_client_open_in_between(tmp_path: 
     assert run_in(path).status == "complete"
 
 
+def test_a_span_raises_nothing_once_the_loop_has_closed_without_the_client(tmp_path: Path) -> None:
+    code = """
+import asyncio
+
+async def main():
+    await client.initialize()
+    instance = await client.create_agent_instance(**AGENT)
+    await instance.start()
+    await client.flush()
+    await asyncio.sleep(0.1)  # the workers wait for more
+    return instance
+
+client = client_of()
+loop = asyncio.new_event_loop()
+instance = loop.run_until_complete(main())
+loop.close()
+with instance.span("agent:tool"):
+    pass
+client.create_agent_instance_nowait(**AGENT).finish_nowait()
+statistics = client.statistics()
+print(statistics.accepted == statistics.delivered + statistics.pending, statistics.pending)
+"""
+    with program(code, [None, None], tmp_path) as process:
+        code, out, err = process.wait()
+    assert (code, out) == (0, "True 4"), err
+    assert "4 of 6 Prefactor operations were not delivered" in err
+
+
 async def test_a_web_application_opens_a_client_as_it_starts_and_closes_it_as_it_ends(
     api: FaultyApi,
 ) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -388,18 +388,18 @@ def test_a_call_that_waits_for_the_clients_thread_is_refused_in_it(
 ) -> None:
     errors: list[Exception] = []
 
-    def flush(reason: str) -> None:
+    def note_error(function: Callable[[], object]) -> None:
         try:
-            client.flush()
+            function()
         except Exception as error:
             errors.append(error)
 
     with recording.open_sync() as client, pytest.raises(PrefactorTerminatedError):
         with client.agent_instance(**AGENT) as instance:
-            instance.on_terminate(flush)
+            instance.on_terminate(lambda reason: note_error(client.flush))
+            instance.on_terminate(lambda reason: note_error(client.close))
             stop(recording, client, instance)
-    (error,) = errors
-    assert isinstance(error, ClientScopeError)
+    assert [type(error) for error in errors] == [ClientScopeError, ClientScopeError]
 
 
 # --- opening, closing ---

@@ -47,7 +47,7 @@ def _lines(url: str, words: list[str]) -> Iterator[Line]:
     if wanted("cli"):
         yield from command_lines(url)
     if wanted("dashboard"):
-        yield from dashboard_lines(url, "compat-core")
+        yield from dashboard_lines(url)
 
 
 def _line(client: Client | Adapter | Chapter, url: str) -> Line:

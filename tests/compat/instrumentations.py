@@ -71,12 +71,12 @@ def _instrumented(
         ),
         f"otel_{name.replace('-', '_')}.py",
         {
-            "opened": Run("complete", tree(*asked), texts, tokens),
+            "opened": Run("complete", tree(*asked), texts, tokens=tokens),
             "inside": Run(
                 "complete",
                 tree("otel:span complete", *(f"  {line}" for line in asked)),
                 texts,
-                tokens,
+                tokens=tokens,
             ),
             "failing": Run(failed_status, tree(*failed), ("unknown mountain Olymp",)),
             "terminated": Run("terminated", None, texts[:1], reason="enough"),

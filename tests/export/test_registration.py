@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 import anyio
+import anyio.lowlevel
 import msgspec
 import pytest
 from support.harness import (
@@ -721,8 +722,47 @@ async def test_a_caller_that_waits_for_a_registration_when_the_client_closes_ret
             tasks.start_soon(register)
             await anyio.sleep(0.25)
             await client.close()
-    assert client.statistics().dropped == {"drain_timeout": 1}
+    # Its registration, a start, and its end.
+    assert client.statistics().dropped == {"drain_timeout": 3}
     assert len(lines_of(caplog)) == 1  # the balance
+
+
+async def test_a_run_that_is_being_registered_when_the_client_closes_is_cancelled(
+    api: FaultyApi,
+) -> None:
+    asked, app = anyio.Event(), api.app
+
+    async def answer_late(*arguments: Any) -> None:
+        asked.set()
+        while client.is_open:
+            await anyio.lowlevel.checkpoint()
+        await app(*arguments)
+
+    async def register() -> None:
+        with pytest.raises(ClientNotInitializedError):
+            await client.create_agent_instance(**AGENT)
+
+    api.app = answer_late
+    client = opened(api)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks, client:
+            tasks.start_soon(register)
+            await asked.wait()
+    assert [run.status for run in await stored_runs(api)] == ["cancelled"]
+    assert client.statistics().lost == 0
+
+
+async def test_no_run_is_registered_once_the_client_closes(
+    api: FaultyApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(api) as client:
+        instances = client.instance_manager
+    version = {"name": "x", "external_identifier": "1"}
+    # As a thread does that had the manager in its hands before.
+    with pytest.raises(ClientNotInitializedError):
+        instances.register_nowait(AGENT["agent_id"], version, {})
+    assert client.statistics().accepted == 0
+    assert lines_of(caplog) == []
 
 
 @pytest.mark.virtual_time

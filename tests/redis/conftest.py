@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Generator
 from pathlib import Path
 
@@ -16,13 +15,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--minute", action="store_true", help="disturb the relays of the command for a minute"
     )
     parser.addoption("--seed", type=int, help="which relays to disturb, and how")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    # coredis never closes the streams of a connection that could not be made: in a test, or when
-    # garbage is collected at the end.
-    config.addinivalue_line("filterwarnings", "ignore:Unclosed <MemoryObject:ResourceWarning")
-    warnings.filterwarnings("ignore", "Unclosed <MemoryObject", ResourceWarning)
 
 
 @pytest.fixture

@@ -169,12 +169,14 @@ async def test_a_relay_holds_so_many_bytes_of_a_shard_and_no_more(
     redis: RedisServerProcess, api: ServedApi
 ) -> None:
     run = identifiers.generate(0)
-    api.faulty.away = True
-    write(redis, "a", *beginning(run))
-    for _ in range(40):
-        write(redis, "a", span_of(run, 900_000))
     async with relaying(redis.url, api.url) as relay:
-        await until(lambda: len(api.faulty.calls) > 10)
+        await until(lambda: len(relay.statistics().shards) == SHARDS)
+        api.faulty.away = True
+        write(redis, "a", *beginning(run))
+        for _ in range(40):
+            write(redis, "a", span_of(run, 900_000))
+        calls = len(api.faulty.calls)
+        await until(lambda: len(api.faulty.calls) > calls + 20)
         assert relay.statistics().pending < 15
         api.faulty.away = False
         await until(lambda: not lag(redis))

@@ -1,72 +1,48 @@
 """Relays that are killed and paused: what the API gets is what the agent wrote, in its order, once.
 
-``--minute``: 120 disturbances of the command's relays; else 10 of relays with a short lease. What
-is random is repeated by ``--seed``.
+``--minute``: 120 disturbances of the command's relays, and tests in which all parts fail at once;
+else 6 of relays with a short lease. What is random is repeated by ``--seed``.
 """
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import anyio
-import msgspec
 import pytest
-from support.commands import REPOSITORY
+from support.agent_process import agent_process
 from support.harness import StoredRun, stored_quality, stored_runs
 from support.redis_server import RedisServerProcess
 from support.relay_agent import GROUPS, LEAVES, OPERATIONS, RUNS, STEPS, agent_id
-from support.relayed import ServedApi, lag, leftovers, problems
-from support.relays import LONG_WAIT, relay_on, relay_processes, the_command, wait_until
+from support.relayed import ServedApi, lag, leftovers, problems, served_api
+from support.relays import RelayProcesses, relay_on, relay_processes, the_command, wait_until
 
-from prefactor_core.local import open_local_prefactor
+from prefactor_core.local import Faults, open_local_prefactor
 
 RELAYS = 3
 PAUSE = 0.5
 """Seconds between two disturbances."""
+APIS = {
+    "whole": Faults(),
+    "without given ids": Faults(given_ids=False),
+    "without bulk": Faults(bulk=False),
+}
 
 
-class AgentProcess:
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-
-    def go_on(self, steps: int) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(b"%d\n" % steps)
-        self._process.stdin.flush()
-
-    def end(self) -> dict[str, Any]:
-        """Let it deliver; its statistics."""
-        output, _ = self._process.communicate(timeout=LONG_WAIT)
-        assert self._process.returncode == 0
-        statistics: dict[str, Any] = msgspec.json.decode(output)
-        return statistics
+@pytest.fixture
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    seed = request.config.getoption("--seed") or random.randrange(1, 1 << 32)
+    print(f"--seed {seed}")  # noqa: T201
+    return random.Random(seed)
 
 
-@contextmanager
-def agent_process(url: str, backend: str, log: Path) -> Generator[AgentProcess]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFACTOR_")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
-    with log.open("wb") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "support.relay_agent", url, backend],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-        )
-        try:
-            yield AgentProcess(process)
-        finally:
-            process.kill()
-            process.communicate(timeout=LONG_WAIT)
+@pytest.fixture
+def has_time(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--minute"))
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -75,32 +51,73 @@ def test_relays_killed_and_paused_bring_each_operation_once_and_in_order(
     api: ServedApi,
     backend: str,
     tmp_path: Path,
-    request: pytest.FixtureRequest,
+    chance: random.Random,
+    has_time: bool,
 ) -> None:
-    full = request.config.getoption("--minute")
-    disturbances = 120 if full else 10
-    command = the_command(redis.url, api.url) if full else relay_on(backend, redis.url, api.url)
-    seed = request.config.getoption("--seed") or random.randrange(1, 1 << 32)
-    print(f"--seed {seed}")  # noqa: T201
-    chance = random.Random(seed)
+    start = the_command if has_time else partial(relay_on, backend)
+    with relay_processes(start(redis.url, api.url), RELAYS, tmp_path) as relays:
+        disturbances = [partial(relays.disturb, chance)] * (120 if has_time else 6)
+        record_and_disturb(redis, backend, tmp_path, relays, disturbances)
+    assert problems(api, redis) == []
+    assert leftovers(redis) == []
+    assert anyio.run(wrongly_stored, api.path) == []
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("name", APIS)
+def test_relays_redis_and_the_api_fail_at_once_and_each_operation_is_there_once_and_in_order(
+    redis: RedisServerProcess,
+    backend: str,
+    name: str,
+    tmp_path: Path,
+    chance: random.Random,
+    has_time: bool,
+) -> None:
+    if not has_time:
+        pytest.skip("takes a minute: --minute")
     with (
-        relay_processes(command, RELAYS, tmp_path) as relays,
-        agent_process(redis.url, backend, tmp_path / "agent.log") as agent,
+        served_api(tmp_path / "prefactor.db", faults=APIS[name]) as api,
+        relay_processes(relay_on(backend, redis.url, api.url), RELAYS, tmp_path) as relays,
     ):
+
+        def lose_answers() -> None:
+            api.faulty.lost_answers += 3
+
+        def toggle_the_api() -> None:
+            api.faulty.away = not api.faulty.away
+
+        others = [lose_answers, toggle_the_api, redis.restart, redis.pause, redis.resume]
+        kinds = [partial(relays.disturb, chance)] * len(others) + others
+        # At the end all serve again.
+        ends = [partial(setattr, api.faulty, "away", False), redis.resume]
+        disturbances = [*chance.choices(kinds, k=60), *ends]
+        record_and_disturb(redis, backend, tmp_path, relays, disturbances)
+        # An API without an ability refuses what needs it; then relays do without.
+        assert problems(api, redis, refuses=name != "whole") == []
+        assert leftovers(redis) == []
+    assert anyio.run(wrongly_stored, api.path) == []
+
+
+def record_and_disturb(
+    redis: RedisServerProcess,
+    backend: str,
+    folder: Path,
+    relays: RelayProcesses,
+    disturbances: Sequence[Callable[[], object]],
+) -> None:
+    """Let an agent record, a part before each disturbance, and wait until relays have sent all."""
+    with agent_process(redis.url, backend, folder / "agent.log") as agent:
         # Before the first has announced itself, there would be nothing to disturb.
         wait_until(lambda: redis.cli("EXISTS", "pf:relays"))
-        for number in range(1, disturbances + 1):
-            agent.go_on(STEPS * number // disturbances)
-            relays.disturb(chance)
+        for number, disturb in enumerate(disturbances, 1):
+            agent.go_on(STEPS * number // len(disturbances))
+            disturb()
             time.sleep(PAUSE)
         statistics = agent.end()
         relays.resume()
         wait_until(lambda: not lag(redis))
         relays.stop()
     assert (statistics["accepted"], statistics["delivered"]) == (OPERATIONS, OPERATIONS)
-    assert problems(api, redis) == []
-    assert leftovers(redis) == []
-    assert anyio.run(wrongly_stored, api.path) == []
 
 
 async def wrongly_stored(path: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from support.relayed import ServedApi, lag, written
 from support.relays import relaying, until, wait_until
 from support.serving import serving
 
+import prefactor_core.relay
 from prefactor_core.operations import Operation
 from prefactor_core.operations.identifiers import generate
 from prefactor_core.relay.entry import encode
@@ -268,6 +270,29 @@ def test_a_prefix_is_that_of_the_option_before_that_of_the_address(
     }.items():
         code, shown, errors = run_here("relay", *words, "--json", cwd=tmp_path, **address)
         assert (code, errors, len(json.loads(shown))) == (0, "", count)
+
+
+def test_users_need_no_more_for_the_commands_than_the_docstring_says(
+    redis: RedisServerProcess, api: ServedApi, tmp_path: Path
+) -> None:
+    said = prefactor_core.relay.__doc__ or ""
+    keys, other_keys, *commands = said.split("\n    relay    ")[1].split("\n\n")[0].split()
+    commands += re.findall(r"need ``(.+?)``", said)[0].split()
+    rights = [keys, other_keys, *(f"+{command}" for command in commands)]
+    redis.cli("ACL", "SETUSER", "relay", "reset", "on", ">sesame", *rights)
+    address = {"PREFACTOR_REDIS_URL": redis.url.replace("unix://", "unix://relay:sesame@")}
+    address["PREFACTOR_API_URL"] = api.url
+    refuse(redis, register(generate(0)))
+    redis.cli("ACL", "LOG", "RESET")
+    for words in (["status"], ["refused"], ["refused", "--retry"], ["refused", "--drop"]):
+        code, shown, errors = run_here("relay", *words, cwd=tmp_path, **address)
+        assert (code, errors) == (0, "")
+        assert "sesame" not in shown
+    with serving(*RELAY, cwd=tmp_path, **address) as process:
+        assert " lag " in process.line(" 16 shards")
+        assert process.stop(signal.SIGTERM) == 0
+        assert "sesame" not in "".join(process.rest())
+    assert redis.cli("ACL", "LOG") == []
 
 
 # --- relay

@@ -14,7 +14,7 @@ from support.harness import FaultyApi
 from support.redis_server import WAIT, RedisServerProcess
 from support.server import serving_app
 
-from prefactor_core.local import LocalPrefactor, open_local_prefactor
+from prefactor_core.local import Faults, LocalPrefactor, open_local_prefactor
 from prefactor_core.operations import Operation
 from prefactor_core.operations.identifiers import without_partition
 from prefactor_core.relay.keys import SHARDS, Keys
@@ -32,12 +32,12 @@ class ServedApi:
 
 
 @contextmanager
-def served_api(path: Path) -> Generator[ServedApi]:
+def served_api(path: Path, faults: Faults | None = None) -> Generator[ServedApi]:
     opened: Queue[tuple[LocalPrefactor, FaultyApi]] = Queue()
 
     @asynccontextmanager
     async def opening() -> AsyncGenerator[ASGIApp]:
-        async with open_local_prefactor(str(path)) as app:
+        async with open_local_prefactor(str(path), faults=faults) as app:
             faulty = FaultyApi(app)
             opened.put((app, faulty))
             yield faulty
@@ -78,17 +78,19 @@ def problems(
     prefix: str = "pf",
     *,
     gone: frozenset[str] = frozenset(),
+    refuses: bool = False,
 ) -> list[str]:
     """What the API did that is not what agents wrote: out of order, missing, or twice.
 
-    ``gone``: the runs that Redis lost on purpose; the API refuses what is left of them.
+    ``gone``: the runs that Redis lost on purpose. ``refuses``: whether the API refuses some
+    requests, which are sent again in another form.
     """
     wrote = written(redis, prefix)
     run_of = wrote.run_of
     done: dict[str, dict[str, None]] = {run: {} for run in wrote.runs}
     wrong: list[str] = []
     for call in api.faulty.operations:
-        if call.method != "POST" or "idempotency_key" not in call.body:
+        if call.method != "POST" or "idempotency_key" not in (call.body or ()):
             continue
         # A relay that asks for the final id of a run registers it under another key.
         key = call.body["idempotency_key"].removesuffix("-by-id")
@@ -102,7 +104,7 @@ def problems(
             continue
         missing = [key for key in keys if key not in done[run]]
         wrong.append(f"run {run}: missing {missing}, done in this order: {list(done[run])}")
-    if api.local.refusals and not gone:
+    if api.local.refusals and not refuses:
         wrong.append(f"refused: {api.local.refusals}")
     return wrong
 
@@ -110,21 +112,21 @@ def problems(
 def leftovers(redis: RedisServerProcess, prefix: str = "pf") -> list[str]:
     """What is still on the server although all runs have ended and all is settled."""
     keys = Keys(prefix)
-    left = [
-        f"{key}: {length}"
-        for shard in range(SHARDS)
-        for key, length in (
-            (keys.operations(shard), redis.cli("XLEN", keys.operations(shard))),
-            (keys.runs(shard), redis.cli("SCARD", keys.runs(shard))),
-        )
-        if length
-    ]
-    if refused := redis.cli("XLEN", keys.refused):
-        left.append(f"{keys.refused}: {refused}")
-    return [*left, *redis.cli("KEYS", f"{prefix}:run:*")]
+    sets = [key for shard in range(SHARDS) if redis.cli("SCARD", key := keys.runs(shard))]
+    refused = [keys.refused] if redis.cli("XLEN", keys.refused) else []
+    streams = [f"{lag(redis, prefix)} entries"] if lag(redis, prefix) else []
+    return [*streams, *sets, *refused, *redis.cli("KEYS", f"{prefix}:run:*")]
+
+
+_LAG = """
+local sum = 0
+for _, key in ipairs(KEYS) do sum = sum + redis.call('XLEN', key) end
+return sum
+"""
 
 
 def lag(redis: RedisServerProcess, prefix: str = "pf") -> int:
     """How many entries are not settled."""
-    keys = Keys(prefix)
-    return sum(redis.cli("XLEN", keys.operations(shard)) for shard in range(SHARDS))
+    streams = [Keys(prefix).operations(shard) for shard in range(SHARDS)]
+    count: int = redis.cli("EVAL", _LAG, len(streams), *streams)
+    return count

@@ -23,7 +23,7 @@ from prefactor_core.config import HttpClientConfig, QueueConfig
 from prefactor_core.config.redis import RedisAddress, without_password
 from prefactor_core.relay.relay import Relay, RelayConfig, open_relay
 
-WAIT = 15
+WAIT = 60
 """Seconds for what takes some, on a machine that is busy."""
 
 LONG_WAIT = 300
@@ -97,7 +97,8 @@ class RelayProcess:
         self.resume()
         self._process.send_signal(signal.SIGTERM)
         code = self._process.wait(WAIT)
-        assert code == 0, self.said
+        # One that has said nothing was still importing when the signal came.
+        assert code == 0 or (code == -signal.SIGTERM and not self.said), (code, self.said)
         assert "Traceback" not in self.said
         assert " ERROR " not in self.said
 

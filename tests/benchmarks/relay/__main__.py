@@ -14,6 +14,9 @@ from benchmarks.relay.processes import cpu_of, produce, relays, wait_for
 from benchmarks.results import Spread
 from benchmarks.serving import ServerProcess, serve
 from benchmarks.tables import make_console, show_goals, show_rows
+from benchmarks.wire import make_id
+from prefactor_core.operations import identifiers
+from prefactor_core.relay.keys import Keys
 
 _LOOPS = ("asyncio", "trio")
 _PRODUCERS = (1, 2, 4)
@@ -112,6 +115,9 @@ class Measuring:
 
     def _empty(self, redis: RedisServerProcess, number: int) -> tuple[float, float]:
         self._server.prepare(0.0)
+        # As the first relay would have left it: the ids of agents are final.
+        partition = identifiers.partition_of(make_id(1))
+        redis.cli("HSET", Keys("pf").config, "partition", partition)
         size = self._size // _RUNS
         done = produce("client", redis.url, _RUNS, size, "asyncio")
         operations = sum(one.operations for one in done)
