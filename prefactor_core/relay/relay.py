@@ -60,6 +60,9 @@ _NEVER_AFTER: Final = 86_400.0
 _REDIS_SECONDS: Final = 10.0
 """Seconds for one command: longer than a lease, and shorter than what a supervisor waits."""
 
+_LAST_SECONDS: Final = 2.0
+"""Seconds for giving up a lease."""
+
 _UNKNOWN: Final = "unknown"
 
 
@@ -303,8 +306,14 @@ class Relay:
     async def _gain(self, group: anyio.abc.TaskGroup, shard: int) -> None:
         config = self._config
         lease = Lease(self._server, self._keys, shard, self._holder, config.lease, self._outage)
-        if not await lease.gain():
-            return
+        try:
+            if not await lease.gain():
+                return
+        except BaseException:
+            # No answer, or the end: Redis may have given it all the same.
+            with anyio.move_on_after(_LAST_SECONDS, shield=True), suppress(PrefactorApiError):
+                await lease.release()
+            raise
         self._leases[shard] = lease
         self._workers[shard] = ShardWorker(
             lease,
@@ -327,7 +336,7 @@ class Relay:
             log(logger, logging.ERROR, message, shard, error=error)
             self._rests[shard] = anyio.current_time() + _REST_SECONDS
         finally:
-            with anyio.move_on_after(2, shield=True), suppress(PrefactorApiError):
+            with anyio.move_on_after(_LAST_SECONDS, shield=True), suppress(PrefactorApiError):
                 await lease.release()
             del self._workers[shard], self._leases[shard]
             self._changed.set()
