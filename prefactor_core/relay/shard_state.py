@@ -122,6 +122,12 @@ class ShardState:
         """
         self.read_from = _NEW
         self.is_at_end = len(ids) < most
+        if self.is_at_end and (gone := self._known.difference(self._unsettled, ids)):
+            # Somebody has deleted their entries.
+            self._commands.append(["HDEL", self._keys.done(self._shard), *gone])
+            for id in gone:
+                self._known.discard(id)
+                self._done.pop(id, None)
         if ids:
             self.last_id = max(self.last_id, ids[-1], key=_position)
         return [id for id in ids if id not in self._unsettled]
@@ -173,6 +179,7 @@ class ShardState:
             done = self._keys.done(self._shard)
             for entry_id in self._changed:
                 if self._unsettled[entry_id]:
+                    self._known.add(entry_id)  # perhaps: the step may not be answered
                     carried.append(["HSET", done, entry_id, f"{self._done[entry_id]:x}"])
             if self._written:
                 stream = self._keys.operations(self._shard)
@@ -185,7 +192,6 @@ class ShardState:
     def written(self) -> None:
         """Note that the last :meth:`words` are carried out."""
         if self._taken == len(self._commands):
-            self._known |= self._changed
             self._changed.clear()
         del self._commands[: self._taken]
         for entry_id in self._written:
