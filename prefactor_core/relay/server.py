@@ -105,7 +105,8 @@ class RedisServer:
         try:
             with unrecorded(), anyio.fail_after(self._timeout + waits):
                 await self._ready.wait()
-                assert self._client is not None
+                if self._client is None:
+                    raise RuntimeError("the connection is closed")
                 request = self._client.create_request(
                     name.encode(), *words[1:], callback=_unchanged
                 )
@@ -137,7 +138,8 @@ class RedisServer:
         try:
             with unrecorded(), anyio.fail_after(self._timeout):
                 await self._ready.wait()
-                assert self._client is not None
+                if self._client is None:
+                    raise RuntimeError("the connection is closed")
                 async with self._client.pipeline(transaction=False, raise_on_error=False) as pipe:
                     requests = [
                         pipe.create_request(str(words[0]).encode(), *words[1:], callback=_unchanged)

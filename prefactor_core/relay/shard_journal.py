@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 
 
 class Origin(Struct, eq=False):
-    """Where an operation comes from. ``entry_id``: empty if this relay has made it. ``is_aside``:
-    whether it was given up."""
+    """Where an operation comes from. ``entry_id``: empty if this relay has made it. ``place``: in
+    the entry. ``is_aside``: whether it was given up."""
 
     entry_id: str
     agent: str
     recorded: Operation
+    place: int = 0
     is_aside: bool = False
 
 
@@ -68,7 +69,7 @@ class ShardJournal(NoJournal):
             assert isinstance(origin, Origin)
             self._follow(item, origin)
             if origin.entry_id:
-                self._state.settled(origin.entry_id)
+                self._state.settled(origin.entry_id, origin.place)
 
     def set_aside(
         self, item: Item, reason: str, error: str | None, addressed: Operation | None = None

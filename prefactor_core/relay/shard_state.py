@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
@@ -23,8 +24,9 @@ _MOST_WORDS: Final = 4_000
 class ShardState:
     """The entries of one shard that a relay has read, and its open runs.
 
-    An entry is settled when all its operations are; then it is acknowledged and deleted. What is to
-    be written to the server waits here as commands, until a step has carried them out.
+    An entry is settled when all its operations are; then it is acknowledged and deleted. Until then
+    the server knows which ones are: nobody sends them again, perhaps in another form than before.
+    What is to be written to the server waits here as commands, until a step has carried them out.
 
     ``read_from``: where to read next. A relay that has just gained the shard begins with the oldest
     entry, whether another relay has read it or not. ``last_id``: the newest entry that was read.
@@ -42,6 +44,11 @@ class ShardState:
         self.is_at_end = False
         # How many operations of an entry are not settled; 0 until the server has deleted it.
         self._unsettled: dict[str, int] = {}
+        # The settled operations of an entry, as bits; and the entries of which the server has to
+        # learn some, and of which it knows some.
+        self._done: dict[str, int] = {}
+        self._changed: set[str] = set()
+        self._known: set[str] = set()
         self._commands: list[Command] = []
         # What the last words carry out: so many commands, and the ends of these entries.
         self._taken = 0
@@ -62,7 +69,7 @@ class ShardState:
     @property
     def has_changes(self) -> bool:
         """Whether anything is to be written."""
-        return bool(self._commands) or 0 in self._unsettled.values()
+        return bool(self._commands or self._changed) or 0 in self._unsettled.values()
 
     @property
     def unsettled(self) -> int:
@@ -115,6 +122,12 @@ class ShardState:
         """
         self.read_from = _NEW
         self.is_at_end = len(ids) < most
+        if self.is_at_end and (gone := self._known.difference(self._unsettled, ids)):
+            # Somebody has deleted their entries.
+            self._commands.append(["HDEL", self._keys.done(self._shard), *gone])
+            for id in gone:
+                self._known.discard(id)
+                self._done.pop(id, None)
         if ids:
             self.last_id = max(self.last_id, ids[-1], key=_position)
         return [id for id in ids if id not in self._unsettled]
@@ -124,15 +137,28 @@ class ShardState:
         before newer ones."""
         self.read_from = _BEGINNING
 
-    def took(self, entry_id: str, operations: int, size: int = 0) -> None:
-        """Note that an entry of ``size`` bytes has so many operations to settle."""
-        self._unsettled[entry_id] = operations
+    def load_done(self, fields: Mapping[bytes, bytes]) -> None:
+        """Note which operations of entries earlier relays have settled."""
+        for name, value in fields.items():
+            with suppress(ValueError):
+                self._done[name.decode()] = int(value, 16)
+        self._known.update(self._done)
+
+    def took(self, entry_id: str, operations: int, size: int = 0) -> list[int]:
+        """Note that an entry of ``size`` bytes has so many operations; return the places of those
+        that are to be settled."""
+        done = self._done.get(entry_id, 0)
+        left = [place for place in range(operations) if not done >> place & 1]
+        self._unsettled[entry_id] = len(left)
         self._bytes[entry_id] = size
         self.bytes += size
+        return left
 
-    def settled(self, entry_id: str, operations: int = 1) -> None:
-        """Note that operations of an entry are delivered, or set aside."""
-        self._unsettled[entry_id] -= operations
+    def settled(self, entry_id: str, place: int) -> None:
+        """Note that the operation at ``place`` of an entry is delivered, or set aside."""
+        self._unsettled[entry_id] -= 1
+        self._done[entry_id] = self._done.get(entry_id, 0) | 1 << place
+        self._changed.add(entry_id)
 
     def words(self) -> list[Word]:
         """The commands to carry out next, each as the number of its words and the words; the same
@@ -150,17 +176,28 @@ class ShardState:
             self._written = [id for id, left in self._unsettled.items() if left == 0][
                 : self._most_words
             ]
+            done = self._keys.done(self._shard)
+            for entry_id in self._changed:
+                if self._unsettled[entry_id]:
+                    self._known.add(entry_id)  # perhaps: the step may not be answered
+                    carried.append(["HSET", done, entry_id, f"{self._done[entry_id]:x}"])
             if self._written:
                 stream = self._keys.operations(self._shard)
                 carried.append(["XACK", stream, GROUP, *self._written])
                 carried.append(["XDEL", stream, *self._written])
+                if known := self._known.intersection(self._written):
+                    carried.append(["HDEL", done, *known])
         return list(chain.from_iterable([str(len(c)), *c] for c in carried))
 
     def written(self) -> None:
         """Note that the last :meth:`words` are carried out."""
+        if self._taken == len(self._commands):
+            self._changed.clear()
         del self._commands[: self._taken]
         for entry_id in self._written:
             del self._unsettled[entry_id]
+            self._done.pop(entry_id, None)
+            self._known.discard(entry_id)
             self.bytes -= self._bytes.pop(entry_id)
         self._taken, self._written = 0, []
 
