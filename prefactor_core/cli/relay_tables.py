@@ -10,8 +10,9 @@ from prefactor_core.cli.table import Column, Row, print_heading, print_table
 from prefactor_core.cli.terminal import say
 from prefactor_core.cli.texts import one_line, time_of
 from prefactor_core.models.clock import to_datetime
+from prefactor_core.relay.entry import milliseconds_of_entry
 from prefactor_core.relay.refused import RefusedOperation
-from prefactor_core.relay.status import RelaysStatus, milliseconds_of_entry
+from prefactor_core.relay.status import RelaysStatus
 
 _SHARDS: Final = (
     Column("shard, relay"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from prefactor_core.client.connection import open_api
@@ -58,13 +58,13 @@ class _DirectRoute:
         )
 
 
-@asynccontextmanager
 async def open_route(
+    stack: AsyncExitStack,
     config: PrefactorCoreConfig,
     asgi_app: AsgiApp | None,
     sdk_header_entry: Callable[[], str | None],
-) -> AsyncGenerator[Route]:
-    """Open the route that ``config`` asks for; see :func:`open_api`. No request is sent.
+) -> Route:
+    """Open the route that ``config`` asks for, until ``stack`` closes. No request is sent.
 
     Raises :class:`PrefactorValueError` as :func:`open_api`, and for Redis without its extra, or
     with a file for TLS that cannot be used.
@@ -77,11 +77,10 @@ async def open_route(
 
         route = RedisRoute(http, address)
         await route.server.prepare()
-        yield route
-    else:
-        timeout = config.registration_timeout
-        async with open_api(http, asgi_app, sdk_header_entry, timeout) as api:
-            yield _DirectRoute(api)
+        return route
+    # Not a generator around another one: if the client is never closed, asyncio ends both at once.
+    api = open_api(http, asgi_app, sdk_header_entry, config.registration_timeout)
+    return _DirectRoute(await stack.enter_async_context(api))
 
 
 @asynccontextmanager

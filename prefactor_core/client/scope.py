@@ -121,9 +121,7 @@ class ClientScope:
         http, queueing = config.http_config, config.queue_config
         checks = _payload_checks(config)
         async with AsyncExitStack() as opening:
-            route = await opening.enter_async_context(
-                open_route(config, asgi_app, sdk_header_entry)
-            )
+            route = await open_route(opening, config, asgi_app, sdk_header_entry)
             if config.validate_token:
                 try:
                     await _check_secret(route, config.registration_timeout)

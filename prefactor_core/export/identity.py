@@ -197,6 +197,10 @@ class RunIdentity:
         was not lost."""
         return [(id, *lost) for id, lost in list(self._lost_spans.items())]
 
+    def lost_span(self, span_id: str) -> tuple[str, str | None] | None:
+        """Why a span was lost, and the nearest ancestor that was not; None if it was not."""
+        return self._lost_spans.get(_bare(span_id))
+
     def restore_lost_span(self, span_id: str, reason: str, parent_span_id: str | None) -> None:
         """Note a span that an earlier process has lost."""
         self._lost_spans[_bare(span_id)] = (reason, parent_span_id)

@@ -20,8 +20,8 @@ no harm.
     relay    ~{pf:*}:* ~pf:*
              hello auth ping select info time eval evalsha get set del pexpire hget hset hsetnx hdel
              hgetall sadd srem smembers zadd zrange zrem zremrangebyscore xadd xread xreadgroup
-             xgroup xack xdel
+             xgroup xack xdel xlen
 
-The commands ``relay status`` and ``relay refused`` need ``xlen xpending xrange xrevrange``, too.
+The commands ``relay status`` and ``relay refused`` need ``xpending xrange xrevrange``, too.
 The command ``relay`` needs them for the lag in its progress and metrics, and does without.
 """

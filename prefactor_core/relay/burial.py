@@ -10,7 +10,11 @@ from msgspec import Raw
 
 from prefactor_core.journal.burial import end_of_run, end_of_span, start_of_run
 from prefactor_core.operations import Operation
+from prefactor_core.operations.identifiers import is_pfid, milliseconds_of
 from prefactor_core.relay.run_record import OpenSpan, RunRecord
+
+_LONGEST_REST: Final = 10 * 10**9
+"""Nanoseconds for which an agent may have lived after its last beat."""
 
 _ERROR: Final = Raw(
     msgspec.json.encode(
@@ -29,10 +33,15 @@ _ERROR: Final = Raw(
 def burial_of(run: RunRecord, at: int) -> Iterator[Operation]:
     """The operations that fail the open spans of ``run``, children first, and the run itself.
 
-    ``at``: nanoseconds since 1970. Every relay makes the same keys of the same ids, so that
+    ``at``: nanoseconds since 1970; later if an id of the run is: an agent goes on for a while after
+    its last beat. Every relay makes the same keys of the same ids, so that
     nothing ends twice.
     """
     instance_id = run.instance_id
+    open_ids = [instance_id, *(span.span_id for span in run.open_spans())]
+    times = [1_000_000 * milliseconds_of(id) for id in open_ids if is_pfid(id)]
+    # An id that the caller made may be of any time.
+    at = max([at, *(time for time in times if time <= at + _LONGEST_REST)])
     if not run.is_started:
         yield start_of_run(instance_id, at)
     spans = {span.span_id: span for span in run.open_spans()}
@@ -52,29 +61,45 @@ def _depth(span: OpenSpan, spans: Mapping[str, OpenSpan]) -> int:
 class Heartbeats:
     """How long agents have been silent, as far as this relay could hear them.
 
-    Only a change of an agent's beat counts, and only the time between two readings of the server:
-    neither the clocks of other machines nor an outage of Redis makes an agent silent.
+    Only a change of an agent's beat counts, or an entry of the agent, and only the time between two
+    readings of the server: neither the clocks of other machines nor an outage of Redis makes an
+    agent silent. ``readings``: how many there were.
     """
 
     def __init__(self, longest_step: float) -> None:
         self._longest_step = longest_step
+        self.readings = 0
         self._heard = 0.0
         self._read_at: float | None = None
         # The last beat of an agent, and the time of hearing by which it was new.
         self._beats: dict[str, tuple[bytes | None, float]] = {}
+        self._last_times: dict[str, int] = {}
 
-    def read(self, beats: Mapping[bytes, bytes], now: float) -> None:
-        """Note what the server has; ``now``: seconds of a clock that never goes back."""
+    def read(self, beats: Mapping[bytes, bytes], now: float, server_time: int) -> None:
+        """Note what the server has; ``now``: seconds of a clock that never goes back.
+        ``server_time``: milliseconds since 1970 by the server's clock."""
         if self._read_at is not None:
             self._heard += min(now - self._read_at, self._longest_step)
         self._read_at = now
+        self.readings += 1
         for name, beat in beats.items():
             agent = name.decode(errors="replace")
             if self._beats.get(agent, (None, 0.0))[0] != beat:
                 self._beats[agent] = beat, self._heard
+                self._last_times[agent] = server_time
         for agent, (last, _) in list(self._beats.items()):
             if last is not None and agent.encode() not in beats:
                 self._beats[agent] = None, self._heard
+
+    def wrote(self, agent: str, server_time: int) -> None:
+        """Note an entry that was read, and that an agent wrote at ``server_time``: Redis may
+        forbid the agent its beat."""
+        self._beats[agent] = self._beats.get(agent, (None, 0.0))[0], self._heard
+        self._last_times[agent] = max(self._last_times.get(agent, 0), server_time)
+
+    def last_time(self, agent: str) -> int:
+        """The server's time at the last beat or entry of an agent; 0 if it is not known."""
+        return self._last_times.get(agent, 0)
 
     def silence(self, agent: str) -> float:
         """The seconds for which an agent was silent. One that was never heard is silent since it
@@ -90,4 +115,6 @@ class Heartbeats:
         """Forget the agents that were silent for ``seconds``; return those whose beat the server
         still has."""
         gone = [agent for agent in self._beats if self.silence(agent) > seconds]
+        for agent in gone:
+            self._last_times.pop(agent, None)
         return [agent for agent in gone if self._beats.pop(agent)[0] is not None]

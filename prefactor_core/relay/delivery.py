@@ -12,6 +12,7 @@ from prefactor_core.export.loss_report import LossReport
 from prefactor_core.export.worker_queue import WorkerQueue
 from prefactor_core.queue.event_loop import EventLoop
 from prefactor_core.queue.retry_policy import Backoff
+from prefactor_core.relay.terminations import Terminations
 
 if TYPE_CHECKING:
     from prefactor_core.api.client import ApiClient
@@ -25,7 +26,9 @@ class Delivery:
     read now.
     """
 
-    def __init__(self, api: ApiClient, config: QueueConfig, backoff: Backoff) -> None:
+    def __init__(
+        self, api: ApiClient, config: QueueConfig, backoff: Backoff, terminations: Terminations
+    ) -> None:
         self.api = api
         self.config = config
         self.event_loop = EventLoop.here()
@@ -33,6 +36,7 @@ class Delivery:
         self.counters = Counters(self.breaker)
         self.losses = LossReport(self.counters, self.event_loop)
         self.limits = ApiLimits(self.counters, config.max_batch_bytes)
+        self.terminations = terminations
         self.account_id: str | None = None
         self.terminated = self.buried = 0
         self.worker_queues: set[WorkerQueue] = set()

@@ -50,3 +50,8 @@ def decode(id: str, fields: Mapping[bytes, bytes]) -> Entry:
         return Entry(id, agent, _decoder.decode(fields[b"ops"]))
     except (KeyError, UnicodeDecodeError, RecursionError, msgspec.DecodeError) as error:
         raise EntryUnreadableError(f"entry {id} cannot be read: {type(error).__name__}") from None
+
+
+def milliseconds_of_entry(id: str) -> int:
+    """The time of an entry by its id, in milliseconds since 1970, by the server's clock."""
+    return int(id.partition("-")[0])

@@ -32,6 +32,7 @@ from prefactor_core.relay.redis_outage import RedisOutage
 from prefactor_core.relay.scripts import ANNOUNCE, CONFIGURE
 from prefactor_core.relay.server import RedisServer, Word, open_server
 from prefactor_core.relay.shard_worker import ShardWorker
+from prefactor_core.relay.terminations import Terminations
 
 if TYPE_CHECKING:
     from prefactor_core.api.client import ApiClient
@@ -52,6 +53,15 @@ _REST_SECONDS: Final = 5.0
 
 _FORGET_AFTER: Final = 600.0
 """Seconds for which the heartbeat of an agent whose runs have ended is kept, in addition."""
+
+_NEVER_AFTER: Final = 86_400.0
+"""Seconds after which the heartbeat of an agent is forgotten that is never taken for dead."""
+
+_REDIS_SECONDS: Final = 10.0
+"""Seconds for one command: longer than a lease, and shorter than what a supervisor waits."""
+
+_LAST_SECONDS: Final = 2.0
+"""Seconds for giving up a lease."""
 
 _UNKNOWN: Final = "unknown"
 
@@ -123,7 +133,7 @@ async def open_relay(api: ApiClient, config: RelayConfig) -> AsyncGenerator[Rela
     :class:`PrefactorValueError` if its keys are those of another API, or if it could throw away
     what it has accepted.
     """
-    server = RedisServer(config.redis, config.redis_password)
+    server = RedisServer(config.redis, config.redis_password, timeout=_REDIS_SECONDS)
     async with open_server(server):
         keys = Keys(config.redis.prefix)
         await _check_policy(server)
@@ -134,7 +144,19 @@ async def open_relay(api: ApiClient, config: RelayConfig) -> AsyncGenerator[Rela
                 f"the relays with the prefix {keys.prefix!r} at {server.address} deliver to "
                 f"{shown}, and this one is for {api.api_url}: give it a prefix of its own"
             )
+        partition = await server.run("HGET", keys.config, "partition")
+        if not _is_partition(cast("bytes | None", partition)):
+            raise PrefactorValueError(
+                f"the field partition of {keys.config} at {server.address} is no partition: delete "
+                "it, and a relay finds it out"
+            )
         yield Relay(api, server, keys, config)
+
+
+def _is_partition(text: bytes | None) -> bool:
+    if text is None or text == _UNKNOWN.encode():
+        return True
+    return text.isdigit() and int(text) <= identifiers.MAX_PARTITION
 
 
 async def _check_policy(server: RedisServer) -> None:
@@ -164,13 +186,16 @@ class Relay:
             multiplier=config.retry_multiplier,
             cap=config.max_retry_delay,
         )
-        self._delivery = Delivery(api, config.queue_config, self._backoff)
         self._outage = RedisOutage()
+        terminations = Terminations(server, keys, self._outage)
+        self._delivery = Delivery(api, config.queue_config, self._backoff, terminations)
+        # What is known of the account, for a server that loses it.
+        self._facts = ["api", api.api_url]
         self._heartbeats = Heartbeats(2 * _HEARTBEATS_EVERY)
         self._workers: dict[int, ShardWorker] = {}
         self._leases: dict[int, Lease] = {}
         self._rests: dict[int, float] = {}
-        self._stopping = anyio.Event()
+        self._until_stop = anyio.CancelScope()
         self._changed = anyio.Event()
 
     @property
@@ -180,7 +205,7 @@ class Relay:
 
     def stop(self) -> None:
         """End :meth:`run` after the requests that are on their way."""
-        self._stopping.set()
+        self._until_stop.cancel()
 
     def statistics(self) -> RelayStatistics:
         """What it has done so far."""
@@ -204,27 +229,22 @@ class Relay:
         """Deliver until :meth:`stop`; then give all shards to the other relays."""
         async with anyio.create_task_group() as group:
             group.start_soon(self._delivery.losses.serve, name="loss-report")
-            with anyio.CancelScope() as learning:
-                group.start_soon(self._stop_learning, learning)
-                await self._learn_account()
-            if not self._stopping.is_set():
-                group.start_soon(self._hear, name="heartbeats")
-                group.start_soon(self._ring, name="arrivals")
             try:
-                while not self._stopping.is_set():
-                    await self._turn(group)
-                    with anyio.move_on_after(self._config.lease / _TURNS_A_LEASE):
-                        await self._stopping.wait()
+                # A server that answers nothing must not hold up the end.
+                with self._until_stop:
+                    await self._learn_account()
+                    group.start_soon(self._delivery.terminations.serve, name="terminations")
+                    group.start_soon(self._hear, name="heartbeats")
+                    group.start_soon(self._ring, name="arrivals")
+                    while True:
+                        await self._turn(group)
+                        await anyio.sleep(self._config.lease / _TURNS_A_LEASE)
             finally:
                 # Shielded: leases that are not given up hold the others up for seconds.
                 with anyio.move_on_after(_STOP_SECONDS, shield=True):
                     await self._leave()
                 self._delivery.losses.close()
                 group.cancel_scope.cancel()
-
-    async def _stop_learning(self, learning: anyio.CancelScope) -> None:
-        await self._stopping.wait()
-        learning.cancel()
 
     async def _learn_account(self) -> None:
         """Find out the partition of the account's ids, from Redis or from the API."""
@@ -237,6 +257,7 @@ class Relay:
                         CONFIGURE, [self._keys.config], "partition", await self._ask_partition()
                     )
                 text = cast("bytes", partition).decode()
+                self._facts += ["partition", text]
                 if text != _UNKNOWN:
                     self._delivery.account_id = identifiers.generate(int(text))
                 return
@@ -278,14 +299,21 @@ class Relay:
 
     async def _announce(self) -> set[str]:
         milliseconds = round(1000 * self._config.lease)
-        relays = await self._server.call(ANNOUNCE, [self._keys.relays], self._holder, milliseconds)
+        keys = [self._keys.relays, self._keys.config]
+        relays = await self._server.call(ANNOUNCE, keys, self._holder, milliseconds, *self._facts)
         return {relay.decode() for relay in cast("Sequence[bytes]", relays)}
 
     async def _gain(self, group: anyio.abc.TaskGroup, shard: int) -> None:
         config = self._config
         lease = Lease(self._server, self._keys, shard, self._holder, config.lease, self._outage)
-        if not await lease.gain():
-            return
+        try:
+            if not await lease.gain():
+                return
+        except BaseException:
+            # No answer, or the end: Redis may have given it all the same.
+            with anyio.move_on_after(_LAST_SECONDS, shield=True), suppress(PrefactorApiError):
+                await lease.release()
+            raise
         self._leases[shard] = lease
         self._workers[shard] = ShardWorker(
             lease,
@@ -308,7 +336,7 @@ class Relay:
             log(logger, logging.ERROR, message, shard, error=error)
             self._rests[shard] = anyio.current_time() + _REST_SECONDS
         finally:
-            with anyio.move_on_after(2, shield=True), suppress(PrefactorApiError):
+            with anyio.move_on_after(_LAST_SECONDS, shield=True), suppress(PrefactorApiError):
                 await lease.release()
             del self._workers[shard], self._leases[shard]
             self._changed.set()
@@ -321,14 +349,25 @@ class Relay:
         while self._workers:
             self._changed = anyio.Event()
             await self._changed.wait()
+        with suppress(PrefactorApiError):
+            await self._delivery.terminations.tell()
 
     async def _hear(self) -> None:
         """Read the heartbeats of agents."""
         while True:
             try:
-                beats = await self._server.run("HGETALL", self._keys.agents)
-                self._heartbeats.read(cast("Mapping[bytes, bytes]", beats), time.monotonic())
-                gone = self._heartbeats.forget(self._config.bury_after + _FORGET_AFTER)
+                beats, clock = await self._server.run_all(
+                    [["HGETALL", self._keys.agents], ["TIME"]]
+                )
+                seconds, microseconds = map(int, cast("Sequence[bytes]", clock))
+                self._heartbeats.read(
+                    cast("Mapping[bytes, bytes]", beats),
+                    time.monotonic(),
+                    1000 * seconds + microseconds // 1000,
+                )
+                gone = self._heartbeats.forget(
+                    _FORGET_AFTER + min(self._config.bury_after, _NEVER_AFTER)
+                )
                 if gone:
                     await self._server.run("HDEL", self._keys.agents, *gone)
             except PrefactorApiError as error:

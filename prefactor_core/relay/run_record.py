@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from prefactor_core.operations import Operation
+from prefactor_core.operations import Operation, identifiers
 
 if TYPE_CHECKING:
     from prefactor_core.relay.server import Word
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 Command: TypeAlias = "Sequence[Word]"
 
 _LOST_RUN: Final = "lost"
+_NO_PARTITION: Final = "0" * 32
+
+_MOST_AGENTS: Final = 20
+"""Agents that a record names: a run that is handed on again and again may have had any number."""
+
+_MOST_SPANS: Final = 10_000
+"""Spans that were given up, and ended ones with other ids, that a record names: the last ones, as
+:class:`~prefactor_core.export.identity.RunIdentity` does."""
 
 
 class Form(Struct, frozen=True, array_like=True):
@@ -52,6 +60,13 @@ class RunRecord:
         self._key = key
         self._commands = commands
         self._fields = {name.decode(): value for name, value in (fields or {}).items()}
+        # The names of the fields of which only the last ones are kept, oldest first.
+        self._lost = dict.fromkeys(name for name in self._fields if name.startswith("lost:"))
+        self._ended = {
+            name: None
+            for name in self._fields
+            if name.startswith("api_id:") and f"span:{name[7:]}" not in self._fields
+        }
 
     @property
     def instance_id(self) -> str:
@@ -59,9 +74,9 @@ class RunRecord:
         return self._text("instance_id")
 
     @property
-    def agent(self) -> str:
-        """The name of the agent that wrote its operations last."""
-        return self._text("agent")
+    def agents(self) -> list[str]:
+        """The names of the agents that wrote its operations, and were not found to be gone."""
+        return [name for name, _ in self._all("agent:")]
 
     @property
     def agent_id(self) -> str | None:
@@ -83,10 +98,32 @@ class RunRecord:
         """Why nothing of the run can be delivered; None if it can."""
         return self._text(_LOST_RUN) or None
 
+    def check(self) -> None:
+        """Raise :class:`ValueError` if a part of it cannot be read."""
+        if not self.instance_id:
+            raise ValueError("no run")
+        for _ in (*self.open_spans(), *self.span_ids(), *self.lost_spans(), *self.agents):
+            pass
+        for _, value in self._all("form:"):
+            msgspec.json.decode(value, type=Form)
+        for name in ("agent_id", "api_id", _LOST_RUN):
+            self._text(name)
+
     def set(self, **values: str | None) -> None:
         """Set the fields that are texts; None removes one."""
         for name, value in values.items():
             self._put(name, None if value is None else value.encode())
+
+    def written_by(self, agent: str) -> None:
+        """Note an agent that wrote an operation of the run."""
+        if (name := f"agent:{agent}") not in self._fields:
+            for first in self.agents[: 1 - _MOST_AGENTS]:
+                self.left_by(first)
+            self._put(name, b"")
+
+    def left_by(self, agent: str) -> None:
+        """Note that an agent is gone, while another one has the run."""
+        self._put(f"agent:{agent}", None)
 
     def open_spans(self) -> Iterator[OpenSpan]:
         """The open spans, in no order."""
@@ -98,8 +135,10 @@ class RunRecord:
         self._put(f"span:{span.span_id}", msgspec.json.encode(span))
 
     def span_ended(self, span_id: str) -> None:
-        """Note that the end of a span is delivered."""
+        """Note that the end of a span is delivered: only later children still need its id."""
         self._put(f"span:{span_id}", None)
+        if (name := f"api_id:{span_id}") in self._fields:
+            self._keep(self._ended, name)
 
     def span_ids(self) -> Iterator[tuple[str, str]]:
         """The spans to which the API gave other ids, and these."""
@@ -117,11 +156,16 @@ class RunRecord:
 
     def span_lost(self, span_id: str, span: LostSpan) -> None:
         """Note that a span was given up."""
-        self._put(f"lost:{span_id}", msgspec.json.encode(span))
+        name = _lost(span_id)
+        self._put(name, msgspec.json.encode(span))
+        self._keep(self._lost, name)
 
     def found_span(self, span_id: str) -> None:
         """Note that a span which was given up is sent once more."""
-        self._put(f"lost:{span_id}", None)
+        name = _lost(span_id)
+        if self._lost and name in self._fields:
+            self._put(name, None)
+            self._lost.pop(name, None)
 
     def form(self, key: str) -> Form | None:
         """The form in which the operation with that idempotency key was sent, if it is another one
@@ -150,6 +194,15 @@ class RunRecord:
         found = [(n, v) for n, v in self._fields.items() if n.startswith(prefix)]
         return [(name.removeprefix(prefix), value) for name, value in found]
 
+    def _keep(self, kept: dict[str, None], name: str) -> None:
+        """Note that a field is the newest of its kind; forget the oldest if there are too many."""
+        kept.pop(name, None)
+        kept[name] = None
+        if len(kept) > _MOST_SPANS:
+            oldest = next(iter(kept))
+            del kept[oldest]
+            self._put(oldest, None)
+
     def _put(self, name: str, value: bytes | None) -> None:
         if self._fields.get(name) == value:
             return
@@ -159,3 +212,8 @@ class RunRecord:
         else:
             self._fields[name] = value
             self._commands.append(["HSET", self._key, name, value])
+
+
+def _lost(span_id: str) -> str:
+    """The field of a span that was given up; the same for its provisional and its final id."""
+    return f"lost:{identifiers.with_partition_of(_NO_PARTITION, span_id)}"

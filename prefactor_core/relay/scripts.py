@@ -8,13 +8,17 @@ from prefactor_core.relay.server import Script
 
 ANNOUNCE: Final = Script(
     """
-    -- KEYS: relays. ARGV: the relay, milliseconds until it counts as gone.
-    -- Returns the relays that do not. By the server's clock, as those of the machines differ.
+    -- KEYS: relays, config. ARGV: the relay, milliseconds until it counts as gone; fields of the
+    -- config, which a server that has lost its data lacks. Returns the relays that do not count as
+    -- gone: by the server's clock, as those of the machines differ.
     local time = redis.call('TIME')
     local now = time[1] * 1000 + math.floor(time[2] / 1000)
     redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
     redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.0f', now - ARGV[2]))
     redis.call('PEXPIRE', KEYS[1], ARGV[2])
+    for place = 3, #ARGV, 2 do
+        redis.call('HSETNX', KEYS[2], ARGV[place], ARGV[place + 1])
+    end
     return redis.call('ZRANGE', KEYS[1], 0, -1)
     """
 )
@@ -54,25 +58,36 @@ RENEW: Final = Script(
 STEP: Final = Script(
     """
     -- KEYS: lease, stream. ARGV: the relay, milliseconds, group, from where to read, how many
-    -- entries; then commands, each as the number of its words and the words. All relays are one
-    -- consumer: what was read and not acknowledged is read again, from its id on; '>' reads what
-    -- was never read, '' reads nothing. Returns 0, or 1 and the entries if the relay has the lease.
+    -- entries, 1 if the relay has then settled all that it has read; then commands, each as the
+    -- number of its words and the words. '>' reads on, '0' reads from the beginning of the stream,
+    -- also what was read before and not acknowledged, '' reads nothing.
+    -- Returns 0, or 1 and the entries if the relay has the lease.
     if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {0} end
     redis.call('PEXPIRE', KEYS[1], ARGV[2])
-    local place = 6
+    local place = 7
     while ARGV[place] do
         local last = place + ARGV[place]
         redis.call(unpack(ARGV, place + 1, last))
         place = last + 1
     end
     if ARGV[4] == '' then return {1, {}} end
+    local function begin()
+        redis.pcall('XGROUP', 'DESTROY', KEYS[2], ARGV[3])
+        redis.call('XGROUP', 'CREATE', KEYS[2], ARGV[3], '0', 'MKSTREAM')
+    end
     local read = {
-        'XREADGROUP', 'GROUP', ARGV[3], 'relay', 'COUNT', ARGV[5], 'STREAMS', KEYS[2], ARGV[4]
+        'XREADGROUP', 'GROUP', ARGV[3], 'relay', 'COUNT', ARGV[5], 'STREAMS', KEYS[2], '>'
     }
+    if ARGV[4] == '0' then begin() end
     local answer = redis.pcall(unpack(read))
     if answer and answer.err then
-        -- The stream is new, or it or its group was deleted: from the beginning.
-        redis.call('XGROUP', 'CREATE', KEYS[2], ARGV[3], '0', 'MKSTREAM')
+        -- The stream or its group was deleted.
+        begin()
+        answer = redis.call(unpack(read))
+    elseif not answer and ARGV[6] == '1' and redis.call('XLEN', KEYS[2]) > 0 then
+        -- Nobody would ever read the rest: somebody has read it for another consumer, or has
+        -- deleted the consumer that read it.
+        begin()
         answer = redis.call(unpack(read))
     end
     return {1, answer and answer[1][2] or {}}

@@ -31,6 +31,7 @@ Word: TypeAlias = str | bytes | int
 Answer: TypeAlias = "int | bytes | Sequence[Answer] | Mapping[bytes, bytes] | None"
 
 _FULL: Final = "OOM"
+_NO_SCRIPT: Final = "no_script"
 
 
 class Script:
@@ -157,7 +158,10 @@ class RedisServer:
         """Run a script; bring it to the server first if the server lacks it."""
         try:
             return await self.run("EVALSHA", script.sha, len(keys), *keys, *words)
-        except ScriptMissingError:
+        except PrefactorContractError as error:
+            if error.code != _NO_SCRIPT:
+                raise
+            # The server was restarted, or has never had it.
             return await self.run("EVAL", script.text, len(keys), *keys, *words)
 
     async def _make_client(self) -> coredis.Redis[bytes]:
@@ -193,7 +197,7 @@ class RedisServer:
         where, text = f"{name} at {self.address}", str(error)
         match error:
             case exceptions.NoScriptError():
-                return ScriptMissingError(f"{where}: the script is not there")
+                return PrefactorContractError(f"{where}: no such script", code=_NO_SCRIPT)
             case exceptions.AuthenticationError() | exceptions.AuthorizationError():
                 # The text names users and commands, no arguments.
                 return PrefactorAuthError(f"{where}: {text}")
@@ -211,10 +215,6 @@ class RedisServer:
                 )
             case _:
                 return PrefactorContractError(f"{where}: {type(error).__name__}")
-
-
-class ScriptMissingError(PrefactorContractError):
-    """The server does not have a script: it was restarted, or has never had it."""
 
 
 @asynccontextmanager

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
@@ -23,9 +23,6 @@ from prefactor_core.relay.shard_state import ShardState
 
 if TYPE_CHECKING:
     from prefactor_core.export.identity import Identities
-
-STOPPED_FOR: Final = 86_400
-"""Seconds for which a termination is kept for its agent."""
 
 
 class Origin(Struct, eq=False):
@@ -50,10 +47,6 @@ class ShardJournal(NoJournal):
     def __init__(self, state: ShardState, identities: Identities) -> None:
         self._state = state
         self._identities = identities
-
-    def terminated(self, instance_id: str, reason: str) -> None:
-        """Note that the API has terminated a run."""
-        self._state.stop(instance_id, reason, STOPPED_FOR)
 
     def identified(self, instance_id: str, span_id: str | None, api_id: str) -> None:
         # A run has its record from the moment its registration is settled.
@@ -97,12 +90,10 @@ class ShardJournal(NoJournal):
             record.set(lost=reason)
         elif isinstance(operation, CreateSpan):
             lost = self._state.runs.get(operation.instance_id)
-            if lost is not None:
-                for span_id, why, parent_id in self._lost_spans(operation):
-                    lost.span_lost(span_id, LostSpan(why, parent_id))
-
-    def _lost_spans(self, operation: CreateSpan) -> Sequence[tuple[str, str, str | None]]:
-        return self._identities.of(operation.instance_id).lost_spans()
+            run = self._identities.of(operation.instance_id)
+            why = run.lost_span(operation.span_id)
+            if lost is not None and why is not None:
+                lost.span_lost(operation.span_id, LostSpan(*why))
 
     def _follow(self, item: Item, origin: Origin) -> None:
         """Keep what another relay would have to know, after an operation is settled."""
@@ -118,11 +109,13 @@ class ShardJournal(NoJournal):
         if record is None:
             return
         record.sent(item.keys[0])
-        if origin.agent and record.agent != origin.agent:
-            record.set(agent=origin.agent)
+        if origin.agent:
+            record.written_by(origin.agent)
         if isinstance(operation, CreateSpan):
             status = operation.status
-            if not (is_terminal(status) or origin.is_aside):
+            if is_terminal(status) or origin.is_aside:
+                record.span_ended(operation.span_id)
+            else:
                 started = status is SpanStatus.ACTIVE
                 span = OpenSpan(operation.span_id, operation.parent_span_id, started)
                 record.span_opened(span)

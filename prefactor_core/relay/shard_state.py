@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
+from prefactor_core.relay.entry import milliseconds_of_entry
 from prefactor_core.relay.keys import GROUP, Keys
 from prefactor_core.relay.run_record import Command, RunRecord
 
@@ -25,9 +26,10 @@ class ShardState:
     An entry is settled when all its operations are; then it is acknowledged and deleted. What is to
     be written to the server waits here as commands, until a step has carried them out.
 
-    ``read_from``: where to read next. A relay that has just gained the shard begins with the
-    entries that were read and not acknowledged, by itself or by another one; only then it reads
-    new ones. ``last_id``: the newest entry that was read. ``most_words``: of commands in one step.
+    ``read_from``: where to read next. A relay that has just gained the shard begins with the oldest
+    entry, whether another relay has read it or not. ``last_id``: the newest entry that was read.
+    ``is_at_end``: whether the last read found everything that there was. ``bytes``: of the entries
+    that are not settled. ``most_words``: of commands in one step.
     """
 
     def __init__(self, keys: Keys, shard: int, most_words: int = _MOST_WORDS) -> None:
@@ -37,18 +39,25 @@ class ShardState:
         self.runs: dict[str, RunRecord] = {}
         self.read_from = _BEGINNING
         self.last_id = "0-0"
+        self.is_at_end = False
         # How many operations of an entry are not settled; 0 until the server has deleted it.
         self._unsettled: dict[str, int] = {}
         self._commands: list[Command] = []
         # What the last words carry out: so many commands, and the ends of these entries.
         self._taken = 0
         self._written: list[str] = []
+        self._bytes: dict[str, int] = {}
+        self.bytes = 0
 
     @property
-    def is_drained(self) -> bool:
-        """Whether all entries that were ever read are settled, and the last read found no new
-        one."""
-        return self.read_from == _NEW and not any(self._unsettled.values())
+    def last_time(self) -> int:
+        """The time of the newest entry that was read, in milliseconds since 1970."""
+        return milliseconds_of_entry(self.last_id)
+
+    @property
+    def will_have_none(self) -> bool:
+        """Whether the last :meth:`words` delete all entries that were read."""
+        return len(self._written) == len(self._unsettled)
 
     @property
     def has_changes(self) -> bool:
@@ -73,7 +82,9 @@ class ShardState:
             key = self._keys.run(instance_id)
             record = self.runs[instance_id] = RunRecord(key, self._commands)
             self._commands.append(["SADD", self._keys.runs(self._shard), key])
-        record.set(instance_id=instance_id, agent=agent, agent_id=agent_id)
+        record.set(instance_id=instance_id, agent_id=agent_id)
+        if agent:
+            record.written_by(agent)
         return record
 
     def close_run(self, instance_id: str) -> None:
@@ -83,25 +94,27 @@ class ShardState:
             record.delete()
             self.forget(self._keys.run(instance_id))
 
+    def delete(self, key: str) -> None:
+        """Forget a run of which the server has nothing that can be read."""
+        self._commands.append(["DEL", key])
+        self.forget(key)
+
     def forget(self, key: str) -> None:
         """Forget a run of which the server has nothing, and only its name in the set."""
         self._commands.append(["SREM", self._keys.runs(self._shard), key])
-
-    def stop(self, instance_id: str, reason: str, seconds: int) -> None:
-        """Tell the run's agent for ``seconds`` that the API has terminated the run."""
-        self._commands.append(["SET", self._keys.stop(instance_id), reason, "EX", seconds])
 
     def set_aside(self, fields: Sequence[Word]) -> None:
         """Keep what cannot be delivered; ``fields``: names and values by turns."""
         self._commands.append(["XADD", self._keys.refused, "*", *fields, "shard", str(self._shard)])
 
-    def has_read(self, ids: Sequence[str]) -> list[str]:
-        """Note the entries that a step has read; return the ones that are new.
+    def has_read(self, ids: Sequence[str], most: int) -> list[str]:
+        """Note the entries that a step has read, of which it wanted ``most``; return the ones that
+        are new.
 
-        An entry is read twice if its group was deleted.
+        An entry is read again after a step that was not answered, or if its group was deleted.
         """
-        if self.read_from != _NEW:
-            self.read_from = ids[-1] if ids else _NEW
+        self.read_from = _NEW
+        self.is_at_end = len(ids) < most
         if ids:
             self.last_id = max(self.last_id, ids[-1], key=_position)
         return [id for id in ids if id not in self._unsettled]
@@ -109,12 +122,13 @@ class ShardState:
     def unanswered(self) -> None:
         """Note that a step was not answered: it may have read entries, which are to be read again
         before newer ones."""
-        if self.read_from == _NEW:
-            self.read_from = self.last_id
+        self.read_from = _BEGINNING
 
-    def took(self, entry_id: str, operations: int) -> None:
-        """Note that an entry has so many operations to settle."""
+    def took(self, entry_id: str, operations: int, size: int = 0) -> None:
+        """Note that an entry of ``size`` bytes has so many operations to settle."""
         self._unsettled[entry_id] = operations
+        self._bytes[entry_id] = size
+        self.bytes += size
 
     def settled(self, entry_id: str, operations: int = 1) -> None:
         """Note that operations of an entry are delivered, or set aside."""
@@ -147,6 +161,7 @@ class ShardState:
         del self._commands[: self._taken]
         for entry_id in self._written:
             del self._unsettled[entry_id]
+            self.bytes -= self._bytes.pop(entry_id)
         self._taken, self._written = 0, []
 
 

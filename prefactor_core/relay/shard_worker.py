@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final, cast
 
@@ -24,7 +24,7 @@ from prefactor_core.operations import CreateSpan, Operation, RegisterAgentInstan
 from prefactor_core.queue.memory import InMemoryQueue
 from prefactor_core.relay.burial import Heartbeats, burial_of
 from prefactor_core.relay.delivery import Delivery
-from prefactor_core.relay.entry import EntryUnreadableError, decode
+from prefactor_core.relay.entry import EntryUnreadableError, decode, milliseconds_of_entry
 from prefactor_core.relay.final_ids import with_final_ids
 from prefactor_core.relay.keys import GROUP
 from prefactor_core.relay.lease import Lease
@@ -38,8 +38,14 @@ logger = logging.getLogger("prefactor_core.relay")
 _ENTRIES: Final = 4
 """Entries that one step reads; each is a whole batch of an agent."""
 
+_BATCHES: Final = 4
+"""Batches that are read ahead: a run does not wait behind all operations of another one."""
+
 _RUNS: Final = 100
 """Records of open runs that are read in one round trip."""
+
+_LONGEST_REST: Final = 10_000
+"""Milliseconds for which an agent may write after its last beat."""
 
 _IDLE_SECONDS: Final = 5.0
 """Seconds after which an idle shard looks around without having been woken."""
@@ -76,7 +82,6 @@ class ShardWorker(Worker):
         self._identities = Identities()
         self._state = ShardState(lease.keys, lease.shard)
         journal = ShardJournal(self._state, self._identities)
-        self._shard_journal = journal
         completion = _Completion(
             counters,
             self._identities,
@@ -90,7 +95,8 @@ class ShardWorker(Worker):
         super().__init__(
             queue, buffer, sender, delivery.breaker, counters, delivery.config, journal
         )
-        self._most_waiting = 4 * delivery.config.max_batch_operations
+        self._most_waiting = _BATCHES * delivery.config.max_batch_operations
+        self._most_bytes = _BATCHES * delivery.config.max_batch_bytes
         self._poll = StatusPoll(
             delivery.api,
             self._identities,
@@ -101,13 +107,21 @@ class ShardWorker(Worker):
         )
         self._is_leaving = False
         self._is_idle = False
-        # The runs whose ends are in the batcher.
+        # The runs whose ends are in the batcher; and with which heartbeats all others were judged.
         self._burying: set[str] = set()
+        self._judged = 0
 
     @property
     def is_idle(self) -> bool:
         """Whether a new entry should wake it."""
-        return self._is_idle or self._worker_queue.waits_for_more
+        return self._is_idle or (self._worker_queue.waits_for_more and self._has_room)
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether it has so little to send that it may read on."""
+        return (
+            self._batcher.operations < self._most_waiting and self._state.bytes < self._most_bytes
+        )
 
     @property
     def last_id(self) -> str:
@@ -148,18 +162,18 @@ class ShardWorker(Worker):
         state = self._state
         while True:
             await anyio.lowlevel.checkpoint()
-            reads = not self._is_leaving and self._batcher.operations < self._most_waiting
+            reads = not self._is_leaving and self._has_room
             if (reads or state.has_changes) and not await self._step(reads=reads):
                 return False
             if self._is_leaving:
                 if state.has_changes:
                     continue
                 return False
+            if reads and self._judged != self._heartbeats.readings:
+                self._bury()
             if self._batcher:
                 return True
-            if state.is_drained:
-                self._bury()
-            if not (self._batcher or state.has_changes):
+            if not state.has_changes:
                 await self._wait_for_entries()
 
     async def _send_batch(self, batch: list[BatchItem]) -> None:
@@ -187,6 +201,7 @@ class ShardWorker(Worker):
                 STEP,
                 [lease.key, lease.keys.operations(lease.shard)],
                 *(lease.holder, lease.milliseconds, GROUP, read_from, _ENTRIES),
+                int(state.will_have_none),
                 *words,
             )
         except PrefactorApiError as error:
@@ -202,39 +217,42 @@ class ShardWorker(Worker):
             return False
         state.written()
         if reads:
-            read = cast("Sequence[tuple[bytes, Sequence[bytes] | None]]", answer[1])
+            read = cast("Sequence[tuple[bytes, Sequence[bytes]]]", answer[1])
             entries = {id.decode(): fields for id, fields in read}
-            for entry_id in state.has_read(list(entries)):
+            for entry_id in state.has_read(list(entries), _ENTRIES):
                 self._take(entry_id, entries[entry_id])
         return True
 
-    def _take(self, entry_id: str, words: Sequence[bytes] | None) -> None:
-        if words is None:
-            # Read before, and deleted since: there is nothing to be done but to acknowledge it.
-            self._state.took(entry_id, 0)
-            return
+    def _take(self, entry_id: str, words: Sequence[bytes]) -> None:
         fields = dict(zip(words[::2], words[1::2], strict=False))
         try:
             entry = decode(entry_id, fields)
-        except EntryUnreadableError as error:
-            log(logger, logging.ERROR, "an entry is set aside whole: %s", error)
+            account_id = self._delivery.account_id
+            operations = [with_final_ids(recorded, account_id) for recorded in entry.operations]
+        except Exception as error:
+            # Of whatever kind, such as an id that is none: else its shard would stand still.
+            message = f"entry {entry_id} cannot be read: {type(error).__name__}"
+            if isinstance(error, EntryUnreadableError):
+                message = str(error)
+            log(logger, logging.ERROR, "an entry is set aside whole: %s", message)
             self._state.took(entry_id, 0)
             ops, agent, version = (fields.get(name, b"") for name in (b"ops", b"agent", b"version"))
             # With its version: a later relay may be able to read it.
             self._state.set_aside(
                 [
                     *("op", ops, "version", version, "reason", "unreadable"),
-                    *("error", str(error), "agent", agent),
+                    *("error", message, "agent", agent),
                 ]
             )
             return
-        self._state.took(entry_id, len(entry.operations))
-        for operation in entry.operations:
-            self._add_recorded(operation, Origin(entry_id, entry.agent, operation))
+        self._heartbeats.wrote(entry.agent, milliseconds_of_entry(entry_id))
+        size = sum(operation.size for operation in operations)
+        self._state.took(entry_id, len(operations), size)
+        for recorded, operation in zip(entry.operations, operations, strict=True):
+            self._add_recorded(operation, Origin(entry_id, entry.agent, recorded))
 
-    def _add_recorded(self, recorded: Operation, origin: Origin) -> None:
-        operation = with_final_ids(recorded, self._delivery.account_id)
-        key, given_id = recorded.idempotency_key, self._identities.given_ids
+    def _add_recorded(self, operation: Operation, origin: Origin) -> None:
+        key, given_id = origin.recorded.idempotency_key, self._identities.given_ids
         record = self._state.runs.get(operation.instance_id)
         original = None
         if isinstance(operation, RegisterAgentInstance):
@@ -273,8 +291,7 @@ class ShardWorker(Worker):
 
     def _terminated(self, instance_id: str, reason: str) -> None:
         self._delivery.terminated += 1
-        self._shard_journal.terminated(instance_id, reason)
-        self.wake()
+        self._delivery.terminations.heard(instance_id, reason)
 
     async def _load_runs(self) -> None:
         """Learn of the runs that an earlier relay has left open."""
@@ -286,12 +303,21 @@ class ShardWorker(Worker):
             found = await lease.server.run_all([["HGETALL", name] for name in some])
             for name, fields in zip(some, found, strict=True):
                 if fields:
-                    record = self._state.load(name, cast("dict[bytes, bytes]", fields))
-                    self._restore(record)
+                    self._restore(name, cast("dict[bytes, bytes]", fields))
                 else:
                     self._state.forget(name)
 
-    def _restore(self, record: RunRecord) -> None:
+    def _restore(self, name: str, fields: Mapping[bytes, bytes]) -> None:
+        try:
+            record = RunRecord(name, [], fields)
+            record.check()
+        except ValueError as error:
+            # A server that was replaced by an older copy may lack a part of it.
+            message = "what was kept of a run at %s cannot be read, and is forgotten (%s)"
+            log(logger, logging.ERROR, message, name, type(error).__name__)
+            self._state.delete(name)
+            return
+        record = self._state.load(name, fields)
         run = self._run(record.instance_id)
         run.agent_id, run.lost = record.agent_id, record.lost
         if record.api_id != record.instance_id:
@@ -302,22 +328,39 @@ class ShardWorker(Worker):
             run.restore_lost_span(span_id, lost.reason, lost.parent_span_id)
 
     def _bury(self) -> None:
-        """End the runs whose agents are gone, of which nothing is left to read."""
+        """End the runs whose agents are gone, of which nothing is left to read or to send."""
+        heartbeats = self._heartbeats
         self._burying &= self._state.runs.keys()
+        waiting: set[str] | None = None
         for record in list(self._state.runs.values()):
-            instance_id, agent = record.instance_id, record.agent
-            if instance_id in self._burying or self._heartbeats.silence(agent) < self._bury_after:
+            # Runs whose agents are unknown have one that was never heard.
+            instance_id, agents = record.instance_id, record.agents or [""]
+            silent = [agent for agent in agents if heartbeats.silence(agent) >= self._bury_after]
+            if instance_id in self._burying or len(silent) < len(agents):
+                for agent in silent:
+                    record.left_by(agent)
                 continue
+            last_time = max(map(heartbeats.last_time, agents))
+            if not (self._state.is_at_end or self._state.last_time > last_time + _LONGEST_REST):
+                continue  # an entry of it may be among those that are not read yet
+            if waiting is None:
+                waiting = {item.operation.instance_id for item in self._batcher.items()}
+            if instance_id in waiting:
+                continue
+            if not self._has_room:
+                return  # the next round goes on
             if record.lost is not None:
                 self._identities.forget(instance_id)
                 self._state.close_run(instance_id)
                 continue
             message = "agent %s is gone: its run %s ends as failed"
-            log(logger, logging.WARNING, message, agent, instance_id)
+            log(logger, logging.WARNING, message, agents[-1], instance_id)
             self._burying.add(instance_id)
             self._delivery.buried += 1
-            for operation in burial_of(record, self._heartbeats.last(agent) or time.time_ns()):
+            lasts = [last for agent in agents if (last := heartbeats.last(agent)) is not None]
+            for operation in burial_of(record, max(lasts, default=time.time_ns())):
                 self._add_recorded(operation, Origin("", "", operation))
+        self._judged = heartbeats.readings
 
 
 class _Buffer(Buffer):

@@ -7,6 +7,7 @@ from typing import Final, cast
 
 from msgspec import Struct
 
+from prefactor_core.relay.entry import milliseconds_of_entry
 from prefactor_core.relay.keys import GROUP, SHARDS, Keys
 from prefactor_core.relay.server import RedisServer, Script
 
@@ -111,11 +112,6 @@ async def read_status(server: RedisServer, keys: Keys) -> RelaysStatus:
         refused=cast("int", refused),
         refused_age=_age_of(now, first_refused[0]) if first_refused else None,
     )
-
-
-def milliseconds_of_entry(id: str) -> int:
-    """The time of an entry by its id, in milliseconds since 1970."""
-    return int(id.partition("-")[0])
 
 
 async def _read_shards(server: RedisServer, keys: Keys) -> tuple[float, list[ShardStatus]]:

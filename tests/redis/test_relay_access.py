@@ -26,7 +26,7 @@ RELAY_USER = (
     f"resetkeys ~{{pf:*}}:* ~pf:* {CONNECTION} "
     "+info +time +eval +evalsha +get +set +del +pexpire +hget +hset +hsetnx +hdel +hgetall "
     "+sadd +srem +smembers +zadd +zrange +zrem +zremrangebyscore "
-    "+xadd +xread +xreadgroup +xgroup +xack +xdel"
+    "+xadd +xread +xreadgroup +xgroup +xack +xdel +xlen"
 )
 
 

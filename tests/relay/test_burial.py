@@ -23,7 +23,8 @@ AT = 1_796_000_000_000_000_000
 
 def record(*spans: OpenSpan, started: bool = True) -> RunRecord:
     run = RunRecord("pf:run:x", [])
-    run.set(instance_id=RUN, agent="a", started="1" if started else None)
+    run.set(instance_id=RUN, started="1" if started else None)
+    run.written_by("a")
     for span in spans:
         run.span_opened(span)
     return run
@@ -74,7 +75,7 @@ def test_what_is_kept_of_a_run_is_read_as_it_was_written() -> None:
     fields = {name.encode(): value for name, value in run._fields.items()}
     again = RunRecord("pf:run:x", commands, fields)  # type: ignore[arg-type]
     assert list(again.open_spans()) == list(run.open_spans())
-    assert (again.api_id, again.lost, again.agent_id, again.agent) == ("b", "refused", "x", "a")
+    assert (again.api_id, again.lost, again.agent_id, again.agents) == ("b", "refused", "x", ["a"])
     assert list(again.span_ids()) == [("s", "t")]
     assert commands == []
 
@@ -86,7 +87,7 @@ def beats(**values: int) -> dict[bytes, bytes]:
 def test_an_agent_whose_beat_changes_is_never_silent() -> None:
     heartbeats = Heartbeats(10.0)
     for second in range(0, 100, 5):
-        heartbeats.read(beats(a=second, b=7), float(second))
+        heartbeats.read(beats(a=second, b=7), float(second), 0)
         assert heartbeats.silence("a") == 0
     assert heartbeats.silence("b") == 95
     assert heartbeats.last("a") == 95_000_000
@@ -95,29 +96,29 @@ def test_an_agent_whose_beat_changes_is_never_silent() -> None:
 
 def test_an_outage_of_redis_makes_no_agent_silent() -> None:
     heartbeats = Heartbeats(10.0)
-    heartbeats.read(beats(a=1), 0.0)
-    heartbeats.read(beats(a=1), 10_000.0)
+    heartbeats.read(beats(a=1), 0.0, 0)
+    heartbeats.read(beats(a=1), 10_000.0, 0)
     assert heartbeats.silence("a") == 10
 
 
 def test_an_agent_that_was_never_heard_is_silent_from_the_first_question_on() -> None:
     heartbeats = Heartbeats(10.0)
-    heartbeats.read({}, 0.0)
-    heartbeats.read({}, 5.0)
+    heartbeats.read({}, 0.0, 0)
+    heartbeats.read({}, 5.0, 0)
     assert heartbeats.silence("a") == 0
-    heartbeats.read({}, 10.0)
+    heartbeats.read({}, 10.0, 0)
     assert heartbeats.silence("a") == 5
-    heartbeats.read(beats(a=1), 15.0)
+    heartbeats.read(beats(a=1), 15.0, 0)
     assert heartbeats.silence("a") == 0
 
 
 def test_agents_that_were_silent_for_long_are_forgotten() -> None:
     heartbeats = Heartbeats(10.0)
     for second in range(0, 50, 10):
-        heartbeats.read(beats(a=second, b=1) if second < 30 else beats(a=second), float(second))
+        heartbeats.read(beats(a=second, b=1) if second < 30 else beats(a=second), float(second), 0)
         heartbeats.silence("never")
     assert heartbeats.forget(100) == []
-    heartbeats.read(beats(a=40), 50.0)
-    heartbeats.read(beats(a=40), 60.0)
+    heartbeats.read(beats(a=40), 50.0, 0)
+    heartbeats.read(beats(a=40), 60.0, 0)
     assert heartbeats.forget(15) == ["a"]
     assert heartbeats.silence("b") == 0  # asked anew

@@ -55,13 +55,17 @@ class Server:
             words = words[length + 1 :]
         if read_from == "":
             return []
-        if read_from == ">":
-            new = [n for n in sorted(self.entries) if n >= self.next_new][:count]
-            self.read.update(new)
-            self.next_new = new[-1] + 1 if new else self.next_new
-            return new
-        after = int(read_from.partition("-")[0])
-        return [n for n in sorted(self.read) if n > after][:count]
+        if read_from == "0":
+            self.delete_group()
+        new = [n for n in sorted(self.entries) if n >= self.next_new][:count]
+        self.read.update(new)
+        self.next_new = new[-1] + 1 if new else self.next_new
+        return new
+
+    def delete_group(self) -> None:
+        """The script makes the group again, from the beginning of the stream."""
+        self.read.clear()
+        self.next_new = 1
 
     def _run(self, words: list[str | bytes]) -> None:
         match words:
@@ -166,7 +170,7 @@ class ShardMachine(RuleBasedStateMachine):
         if not reads:
             return
         ids = [f"{number}-0" for number in answer]
-        for id in state.has_read(ids):
+        for id in state.has_read(ids, count):
             operations = self.server.entries.get(number(id), [])
             state.took(id, len(operations))
             self.relays[relay].waiting += [(id, run, place) for run, place in operations]
@@ -193,9 +197,7 @@ class ShardMachine(RuleBasedStateMachine):
         elif what == "a relay dies":
             self.relays.pop(relay, None)
         else:
-            # The script makes the group again, from the beginning of the stream.
-            self.server.read.clear()
-            self.server.next_new = 1
+            self.server.delete_group()
 
     @invariant()
     def the_operations_of_a_run_arrive_in_order(self) -> None:
@@ -219,7 +221,7 @@ class ShardMachine(RuleBasedStateMachine):
             self.take_a_step(0, 3, True, True)
             for _, run, _ in list(relay.waiting):
                 self.deliver_the_next_of_a_run(relay, run)
-        assert relay.state.is_drained
+        assert relay.state.is_at_end
         assert not relay.state.has_changes
         assert relay.state.unsettled == 0
         assert self.server.entries == {}

@@ -113,8 +113,9 @@ def on_create_of(name: str, fault: object) -> Callable[[Call], object]:
 class FaultyApi:
     """An ASGI application in front of another: it records the calls, and can spoil them.
 
-    ``away``: connections are refused. ``hanging``: no call is answered. ``lost_answers``: so
-    many requests are done, and their answers lost.
+    ``away``: connections are refused. ``hanging``: no call is answered. ``held``:
+    calls whose path has one of these as its last word wait. ``lost_answers``: so many requests are
+    done, and their answers lost.
 
     ``faults``: maps the last word of a path to what is given instead of the application's
     answer: a status, an answer (status, headers, body), an exception, a function that is
@@ -129,6 +130,7 @@ class FaultyApi:
     calls: list[Call] = field(default_factory=list)
     away: bool = False
     hanging: bool = False
+    held: frozenset[str] = frozenset()
     lost_answers: int = 0
     faults: dict[str, Any] = field(default_factory=dict)
 
@@ -158,6 +160,8 @@ class FaultyApi:
             raise ConnectionRefusedError("nobody is there")
         if self.hanging:
             await anyio.sleep_forever()
+        while call.name in self.held:  # noqa: ASYNC110 - by another thread
+            await anyio.sleep(0.02)
         fault, refused = self._fault_of(call)
         if isinstance(fault, BaseException):
             raise fault
