@@ -177,15 +177,12 @@ class RunRecord:
         """Note the form of an operation, before it is sent."""
         self._put(f"form:{key}", msgspec.json.encode(form))
 
-    def sent(self, key: str) -> None:
-        """Forget the form of an operation that is settled."""
-        if (name := f"form:{key}") in self._fields:
-            self._put(name, None)
-
-    def delete(self) -> None:
-        """Forget the run."""
-        self._fields.clear()
-        self._commands.append(["DEL", self._key])
+    def sent(self, key: str) -> Command | None:
+        """Forget the form of an operation that is settled; return the command that does so on the
+        server, if there is one."""
+        if self._fields.pop(name := f"form:{key}", None) is None:
+            return None
+        return ["HDEL", self._key, name]
 
     def _text(self, name: str) -> str:
         return self._fields.get(name, b"").decode()

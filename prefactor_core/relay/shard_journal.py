@@ -100,7 +100,7 @@ class ShardJournal(NoJournal):
         operation, state = item.operation, self._state
         record = state.runs.get(operation.instance_id)
         if isinstance(operation, FinishAgentInstance):
-            state.close_run(operation.instance_id)
+            state.close_run(operation.instance_id, origin.entry_id)
             return
         if isinstance(operation, RegisterAgentInstance) and not origin.is_aside:
             record = state.open_run(operation.instance_id, origin.agent, operation.agent_id)
@@ -108,7 +108,7 @@ class ShardJournal(NoJournal):
             record.set(api_id=run.id if run.id != run.recorded_id else None)
         if record is None:
             return
-        record.sent(item.keys[0])
+        state.sent(record, item.keys[0], origin.entry_id)
         if origin.agent:
             record.written_by(origin.agent)
         if isinstance(operation, CreateSpan):
