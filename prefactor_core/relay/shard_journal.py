@@ -112,6 +112,7 @@ class ShardJournal(NoJournal):
         record.sent(item.keys[0])
         if origin.agent:
             record.written_by(origin.agent)
+            record.happened(_end_of(operation))
         if isinstance(operation, CreateSpan):
             status = operation.status
             if is_terminal(status) or origin.is_aside:
@@ -124,6 +125,12 @@ class ShardJournal(NoJournal):
             record.span_ended(operation.span_id)
         elif isinstance(operation, StartAgentInstance) and not origin.is_aside:
             record.set(started="1")
+
+
+def _end_of(operation: Operation) -> int:
+    """The time of the last event that an operation tells of, in nanoseconds since 1970."""
+    ended = operation.finished_at if isinstance(operation, CreateSpan) else None
+    return operation.timestamp if ended is None else ended
 
 
 def has_own_form(item: Item) -> bool:

@@ -364,7 +364,9 @@ class ShardWorker(Worker):
             self._burying.add(instance_id)
             self._delivery.buried += 1
             lasts = [last for agent in agents if (last := heartbeats.last(agent)) is not None]
-            for operation in burial_of(record, max(lasts, default=time.time_ns())):
+            for operation in burial_of(
+                record, max(lasts, default=record.last_time or time.time_ns())
+            ):
                 self._add_recorded(operation, Origin("", "", operation))
         self._judged = heartbeats.readings
 
