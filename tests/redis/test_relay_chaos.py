@@ -58,8 +58,8 @@ def test_relays_killed_and_paused_bring_each_operation_once_and_in_order(
     with relay_processes(start(redis.url, api.url), RELAYS, tmp_path) as relays:
         disturbances = [partial(relays.disturb, chance)] * (120 if has_time else 6)
         record_and_disturb(redis, backend, tmp_path, relays, disturbances)
-    assert problems(api, redis) == []
     assert leftovers(redis) == []
+    assert problems(api, redis) == []
     assert anyio.run(wrongly_stored, api.path) == []
 
 
@@ -92,9 +92,9 @@ def test_relays_redis_and_the_api_fail_at_once_and_each_operation_is_there_once_
         ends = [partial(setattr, api.faulty, "away", False), redis.resume]
         disturbances = [*chance.choices(kinds, k=60), *ends]
         record_and_disturb(redis, backend, tmp_path, relays, disturbances)
+        assert leftovers(redis) == []
         # An API without an ability refuses what needs it; then relays do without.
         assert problems(api, redis, refuses=name != "whole") == []
-        assert leftovers(redis) == []
     assert anyio.run(wrongly_stored, api.path) == []
 
 

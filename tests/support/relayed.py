@@ -113,7 +113,8 @@ def leftovers(redis: RedisServerProcess, prefix: str = "pf") -> list[str]:
     """What is still on the server although all runs have ended and all is settled."""
     keys = Keys(prefix)
     sets = [key for shard in range(SHARDS) if redis.cli("SCARD", key := keys.runs(shard))]
-    refused = [keys.refused] if redis.cli("XLEN", keys.refused) else []
+    entries = redis.cli("XRANGE", keys.refused, "-", "+")
+    refused = [f"{keys.refused}: {fields}" for _, fields in entries]
     streams = [f"{lag(redis, prefix)} entries"] if lag(redis, prefix) else []
     return [*streams, *sets, *refused, *redis.cli("KEYS", f"{prefix}:run:*")]
 
