@@ -13,8 +13,9 @@ streams, the shards. An operation is settled when it is delivered, or set aside 
       |                                  |           which runs and spans are open
     RedisServer    commands, errors    RedisServer, ApiClient
 
-What ACL users need at least, for the prefix ``pf``. From 7.2 on, a refused ``CLIENT SETINFO`` does
-no harm.
+The least rights of ACL users, for the prefix ``pf``: their keys, and their commands, each with a
+``+`` in ``ACL SETUSER agent on >PASSWORD resetkeys ~... -@all +hello ...``. From 7.2 on, a refused
+``CLIENT SETINFO`` does no harm.
 
     agent    ~{pf:*}:ops ~pf:agents ~pf:relays ~pf:config ~pf:stop:*
              hello auth ping select info xadd hget hset hdel mget exists eval evalsha
@@ -23,6 +24,6 @@ no harm.
              hgetall sadd srem smembers zadd zrange zrem zremrangebyscore xadd xread xreadgroup
              xgroup xack xdel xlen
 
-The commands ``relay status`` and ``relay refused`` need ``xpending xrange xrevrange``, too.
-The command ``relay`` needs them for the lag in its progress and metrics, and does without.
+``relay status`` and ``relay refused`` on the command line also need ``xpending xrange xrevrange``.
+Without these, ``relay`` delivers as ever, and shows no lag in its progress and metrics.
 """
