@@ -139,7 +139,7 @@ def span(
     instance = current_instance()
     if instance is not None:
         try:
-            return instance.span(schema_name, parent_span_id, payload)  # type: ignore[arg-type]
+            return instance.span(schema_name, parent_span_id, payload)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         except ClientNotInitializedError:
             pass  # another thread has just closed the client
         except ClientScopeError:

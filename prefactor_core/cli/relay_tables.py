@@ -15,7 +15,7 @@ from prefactor_core.relay.refused import RefusedOperation
 from prefactor_core.relay.status import RelaysStatus
 
 _SHARDS: Final = (
-    Column("shard, relay"),
+    Column("shard  relay"),
     Column("waiting", is_number=True),
     Column("pending", is_number=True),
     Column("oldest", is_number=True),
@@ -25,6 +25,7 @@ _RELAYS: Final = (
     Column("shards", is_number=True),
     Column("last announcement", is_number=True),
 )
+_NO_ERROR: Final = "given up with its run or parent span"
 _REFUSED: Final = (Column("refused"), Column("reason"), Column("age", is_number=True))
 
 
@@ -35,7 +36,7 @@ def print_status(status: RelaysStatus) -> None:
     rows = [
         Row(
             (
-                f"{shard.shard} {_name(shard.owner or '-')}",
+                f"{shard.shard:>5}  {_name(shard.owner or '-')}",
                 f"{shard.waiting:,}",
                 f"{shard.pending:,}",
                 age_text(shard.age),
@@ -53,12 +54,13 @@ def print_status(status: RelaysStatus) -> None:
         print_table(_RELAYS, relays)
     waiting = sum(shard.waiting for shard in status.shards)
     pending = sum(shard.pending for shard in status.shards)
-    say(f"\n{waiting:,} entries waiting, {pending:,} pending")
+    say(f"\n{_count(waiting, 'entry', 'entries')} waiting, {pending:,} pending")
     say(f"{len(status.relays) or 'no'} relay{'' if len(status.relays) == 1 else 's'} alive")
     said = f", oldest heartbeat {age_text(status.heartbeat_age)} ago" if status.agents else ""
-    say(f"{status.agents:,} agent{'' if status.agents == 1 else 's'}{said}")
+    say(f"{_count(status.agents, 'agent', 'agents')}{said}")
     said = f", oldest {age_text(status.refused_age)} ago: see relay refused"
-    say(f"{status.refused:,} operations refused{said if status.refused else ''}")
+    refused = _count(status.refused, "operation", "operations")
+    say(f"{refused} refused{said if status.refused else ''}")
 
 
 def print_refused(found: Sequence[dict[str, Any]]) -> None:
@@ -73,7 +75,7 @@ def print_refused(found: Sequence[dict[str, Any]]) -> None:
         )
         span = "" if each["span_id"] is None else f" span {each['span_id']}"
         run = each["instance_id"] or "?"
-        rows.append(Row(cells, one_line(f"run {run}{span}: {each['error'] or 'no error text'}")))
+        rows.append(Row(cells, one_line(f"run {run}{span}: {each['error'] or _NO_ERROR}")))
     print_table(_REFUSED, rows, below="run, span, error")
     say(f"{len(rows)} refused operation{'' if len(rows) == 1 else 's'}")
 
@@ -91,6 +93,10 @@ def document(refused: RefusedOperation) -> dict[str, Any]:
         "error": refused.error,
         "agent": refused.agent,
     }
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
 
 
 def _name(holder: str) -> str:

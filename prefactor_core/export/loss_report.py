@@ -35,12 +35,15 @@ class LossReport:
     when it is over.
 
     The kinds of loss are the reasons of ``statistics().dropped`` and :data:`NO_PARENT`. One worker
-    runs :meth:`serve`.
+    runs :meth:`serve`. ``dropped_are``: what becomes of dropped operations, for the log.
     """
 
-    def __init__(self, counters: Counters, event_loop: EventLoop) -> None:
+    def __init__(
+        self, counters: Counters, event_loop: EventLoop, dropped_are: str = "dropped"
+    ) -> None:
         self._counters = counters
         self._event_loop = event_loop
+        self._dropped_are = dropped_are
         self._began = anyio.Event()
         self._closing = anyio.Event()
         self._spans_without_parent = 0
@@ -92,7 +95,13 @@ class LossReport:
     def _report_begin(self, kind: str, detail: str | None = None) -> None:
         self._began.set()
         message = "Prefactor: %s: %s. More of it is counted, and said once a minute"
-        log(logger, logging.WARNING, message, _named(kind), detail or _WHY.get(kind, "see there"))
+        log(
+            logger,
+            logging.WARNING,
+            message,
+            self._named(kind),
+            detail or _WHY.get(kind, "see there"),
+        )
 
     def _report_last_minute(self) -> None:
         counts = self._counts()
@@ -100,11 +109,10 @@ class LossReport:
             if new := counts[kind] - reported:
                 self._reported[kind] = counts[kind]
                 message = "Prefactor: %s: %d more in the last %d s"
-                log(logger, logging.WARNING, message, _named(kind), new, _INTERVAL)
+                log(logger, logging.WARNING, message, self._named(kind), new, _INTERVAL)
             else:
                 del self._reported[kind]
-                log(logger, logging.INFO, "Prefactor: no longer: %s", _named(kind))
+                log(logger, logging.INFO, "Prefactor: no longer: %s", self._named(kind))
 
-
-def _named(kind: str) -> str:
-    return kind if kind == NO_PARENT else f"operations are dropped ({kind})"
+    def _named(self, kind: str) -> str:
+        return kind if kind == NO_PARENT else f"operations are {self._dropped_are} ({kind})"

@@ -132,7 +132,7 @@ async def serve(site: Site) -> None:
         timeout_keep_alive=_KEEP_ALIVE,
     )
     # Its annotation says int.
-    config.timeout_graceful_shutdown = _GRACE  # type: ignore[assignment]
+    config.timeout_graceful_shutdown = _GRACE  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
     async with anyio.create_task_group() as tasks:
         if site.keep is not None:
             tasks.start_soon(site.keep)

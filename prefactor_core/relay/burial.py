@@ -22,7 +22,7 @@ _ERROR: Final = Raw(
             "error": {
                 "type": "agent_gone",
                 "message": "the agent's heartbeats ended while this span was open; the time is "
-                "that of the last one",
+                "that of its last sign of life",
                 "stacktrace": "",
             }
         }
@@ -33,14 +33,15 @@ _ERROR: Final = Raw(
 def burial_of(run: RunRecord, at: int) -> Iterator[Operation]:
     """The operations that fail the open spans of ``run``, children first, and the run itself.
 
-    ``at``: nanoseconds since 1970; later if an id of the run is: an agent goes on for a while after
-    its last beat. Every relay makes the same keys of the same ids, so that
-    nothing ends twice.
+    ``at``: the agent's last beat, in nanoseconds since 1970. The end is later if an event of the
+    run is: an agent goes on for a while after its last beat. Every relay makes the same operations
+    of the same record, so that nothing ends twice.
     """
     instance_id = run.instance_id
     open_ids = [instance_id, *(span.span_id for span in run.open_spans())]
     times = [1_000_000 * milliseconds_of(id) for id in open_ids if is_pfid(id)]
-    # An id that the caller made may be of any time.
+    times.append(run.last_time)
+    # The caller can give ids and times of any moment.
     at = max([at, *(time for time in times if time <= at + _LONGEST_REST)])
     if not run.is_started:
         yield start_of_run(instance_id, at)

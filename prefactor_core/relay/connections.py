@@ -37,7 +37,7 @@ _silent: Final[list[socket.socket]] = []
 class _Connection(BaseConnection):
     async def _connect(self) -> ByteStream:
         try:
-            stream = await super()._connect()  # type: ignore[safe-super]
+            stream = await super()._connect()  # type: ignore[safe-super]  # pyright: ignore[reportAbstractUsage]
         except BaseException:
             # coredis closes them only after it has connected.
             for part in vars(self).values():

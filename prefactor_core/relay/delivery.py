@@ -34,7 +34,7 @@ class Delivery:
         self.event_loop = EventLoop.here()
         self.breaker = CircuitBreaker(backoff)
         self.counters = Counters(self.breaker)
-        self.losses = LossReport(self.counters, self.event_loop)
+        self.losses = LossReport(self.counters, self.event_loop, "kept aside: see `relay refused`")
         self.limits = ApiLimits(self.counters, config.max_batch_bytes)
         self.terminations = terminations
         self.account_id: str | None = None

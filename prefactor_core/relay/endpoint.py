@@ -75,7 +75,7 @@ async def serve(listener: socket.socket, monitor: Monitor) -> None:
         proxy_headers=False,
     )
     # Its annotation says int.
-    config.timeout_graceful_shutdown = _GRACE  # type: ignore[assignment]
+    config.timeout_graceful_shutdown = _GRACE  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
     server = _Server(config)
     try:
         await server.serve(sockets=[listener])

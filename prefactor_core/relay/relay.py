@@ -28,6 +28,7 @@ from prefactor_core.relay.delivery import Delivery
 from prefactor_core.relay.keys import Keys
 from prefactor_core.relay.lease import Lease
 from prefactor_core.relay.ownership import shards_of
+from prefactor_core.relay.preconditions import UNKNOWN, check_account, check_policy
 from prefactor_core.relay.redis_outage import RedisOutage
 from prefactor_core.relay.scripts import ANNOUNCE, CONFIGURE
 from prefactor_core.relay.server import RedisServer, Word, open_server
@@ -62,8 +63,6 @@ _REDIS_SECONDS: Final = 10.0
 
 _LAST_SECONDS: Final = 2.0
 """Seconds for giving up a lease."""
-
-_UNKNOWN: Final = "unknown"
 
 
 class RelayConfig(Struct, kw_only=True):
@@ -136,38 +135,9 @@ async def open_relay(api: ApiClient, config: RelayConfig) -> AsyncGenerator[Rela
     server = RedisServer(config.redis, config.redis_password, timeout=_REDIS_SECONDS)
     async with open_server(server):
         keys = Keys(config.redis.prefix)
-        await _check_policy(server)
-        known = await server.call(CONFIGURE, [keys.config], "api", api.api_url)
-        if known != api.api_url.encode():
-            shown = cast("bytes", known).decode(errors="replace")
-            raise PrefactorValueError(
-                f"the relays with the prefix {keys.prefix!r} at {server.address} deliver to "
-                f"{shown}, and this one is for {api.api_url}: give it a prefix of its own"
-            )
-        partition = await server.run("HGET", keys.config, "partition")
-        if not _is_partition(cast("bytes | None", partition)):
-            raise PrefactorValueError(
-                f"the field partition of {keys.config} at {server.address} is no partition: delete "
-                "it, and a relay finds it out"
-            )
+        await check_policy(server)
+        await check_account(server, keys, api.api_url)
         yield Relay(api, server, keys, config)
-
-
-def _is_partition(text: bytes | None) -> bool:
-    if text is None or text == _UNKNOWN.encode():
-        return True
-    return text.isdigit() and int(text) <= identifiers.MAX_PARTITION
-
-
-async def _check_policy(server: RedisServer) -> None:
-    text = cast("bytes", await server.run("INFO", "memory")).decode()
-    facts = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    policy = facts.get("maxmemory_policy", "noeviction")
-    if facts.get("maxmemory", "0") != "0" and policy != "noeviction":
-        raise PrefactorValueError(
-            f"{server.address} has maxmemory-policy {policy}: with a full memory it would throw "
-            "away what agents have recorded. Set it to noeviction"
-        )
 
 
 class Relay:
@@ -258,7 +228,7 @@ class Relay:
                     )
                 text = cast("bytes", partition).decode()
                 self._facts += ["partition", text]
-                if text != _UNKNOWN:
+                if text != UNKNOWN:
                     self._delivery.account_id = identifiers.generate(int(text))
                 return
             except PrefactorApiError as error:
@@ -274,7 +244,7 @@ class Relay:
         except PrefactorApiError as error:
             if lacks_call(error) and is_of_the_api(error):
                 # Runs get their ids from the answers to their registrations, then.
-                return _UNKNOWN
+                return UNKNOWN
             raise
 
     async def _turn(self, group: anyio.abc.TaskGroup) -> None:

@@ -18,6 +18,8 @@ Command: TypeAlias = "Sequence[Word]"
 _LOST_RUN: Final = "lost"
 _NO_PARTITION: Final = "0" * 32
 
+_SECOND: Final = 10**9
+
 _MOST_AGENTS: Final = 20
 """Agents that a record names: a run that is handed on again and again may have had any number."""
 
@@ -94,6 +96,12 @@ class RunRecord:
         return "started" in self._fields
 
     @property
+    def last_time(self) -> int:
+        """The end of the second of its last delivered event, in nanoseconds since 1970; 0 before
+        the first."""
+        return int(self._text("last_time") or 0)
+
+    @property
     def lost(self) -> str | None:
         """Why nothing of the run can be delivered; None if it can."""
         return self._text(_LOST_RUN) or None
@@ -108,6 +116,7 @@ class RunRecord:
             msgspec.json.decode(value, type=Form)
         for name in ("agent_id", "api_id", _LOST_RUN):
             self._text(name)
+        _ = self.last_time
 
     def set(self, **values: str | None) -> None:
         """Set the fields that are texts; None removes one."""
@@ -120,6 +129,12 @@ class RunRecord:
             for first in self.agents[: 1 - _MOST_AGENTS]:
                 self.left_by(first)
             self._put(name, b"")
+
+    def happened(self, at: int) -> None:
+        """Note the time of an event, in nanoseconds since 1970. It is rounded up to a second:
+        Redis is written to once for many events."""
+        if at > self.last_time:
+            self._put("last_time", str(-(-at // _SECOND) * _SECOND).encode())
 
     def left_by(self, agent: str) -> None:
         """Note that an agent is gone, while another one has the run."""
@@ -177,12 +192,15 @@ class RunRecord:
         """Note the form of an operation, before it is sent."""
         self._put(f"form:{key}", msgspec.json.encode(form))
 
-    def sent(self, key: str) -> Command | None:
-        """Forget the form of an operation that is settled; return the command that does so on the
-        server, if there is one."""
-        if self._fields.pop(name := f"form:{key}", None) is None:
-            return None
-        return ["HDEL", self._key, name]
+    def sent(self, key: str) -> None:
+        """Forget the form of an operation that is settled."""
+        if (name := f"form:{key}") in self._fields:
+            self._put(name, None)
+
+    def delete(self) -> None:
+        """Forget the run."""
+        self._fields.clear()
+        self._commands.append(["DEL", self._key])
 
     def _text(self, name: str) -> str:
         return self._fields.get(name, b"").decode()

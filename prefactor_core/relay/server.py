@@ -32,6 +32,8 @@ Answer: TypeAlias = "int | bytes | Sequence[Answer] | Mapping[bytes, bytes] | No
 
 _FULL: Final = "OOM"
 _NO_SCRIPT: Final = "no_script"
+_FORBIDDEN_IN_SCRIPT: Final = ("ACL failure", "The user executing the script can't")
+"""What Redis from 7.2 on, and 7.0, answer to a script whose user may not do all that is in it."""
 
 
 class Script:
@@ -103,7 +105,8 @@ class RedisServer:
         try:
             with unrecorded(), anyio.fail_after(self._timeout + waits):
                 await self._ready.wait()
-                assert self._client is not None
+                if self._client is None:
+                    raise RuntimeError("the connection is closed")
                 request = self._client.create_request(
                     name.encode(), *words[1:], callback=_unchanged
                 )
@@ -135,7 +138,8 @@ class RedisServer:
         try:
             with unrecorded(), anyio.fail_after(self._timeout):
                 await self._ready.wait()
-                assert self._client is not None
+                if self._client is None:
+                    raise RuntimeError("the connection is closed")
                 async with self._client.pipeline(transaction=False, raise_on_error=False) as pipe:
                     requests = [
                         pipe.create_request(str(words[0]).encode(), *words[1:], callback=_unchanged)
@@ -201,7 +205,7 @@ class RedisServer:
             case exceptions.AuthenticationError() | exceptions.AuthorizationError():
                 # The text names users and commands, no arguments.
                 return PrefactorAuthError(f"{where}: {text}")
-            case _ if "ACL failure" in text:
+            case _ if any(words in text for words in _FORBIDDEN_IN_SCRIPT):
                 return PrefactorAuthError(f"{where}: a command of the script is forbidden")
             case exceptions.BusyLoadingError() | exceptions.ReadOnlyError():
                 return PrefactorServerError(f"{where}: the server is not ready", code="not_ready")

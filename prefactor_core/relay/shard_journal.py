@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 
 
 class Origin(Struct, eq=False):
-    """Where an operation comes from. ``entry_id``: empty if this relay has made it. ``is_aside``:
-    whether it was given up."""
+    """Where an operation comes from. ``entry_id``: empty if this relay has made it. ``place``: in
+    the entry. ``is_aside``: whether it was given up."""
 
     entry_id: str
     agent: str
     recorded: Operation
+    place: int = 0
     is_aside: bool = False
 
 
@@ -68,7 +69,7 @@ class ShardJournal(NoJournal):
             assert isinstance(origin, Origin)
             self._follow(item, origin)
             if origin.entry_id:
-                self._state.settled(origin.entry_id)
+                self._state.settled(origin.entry_id, origin.place)
 
     def set_aside(
         self, item: Item, reason: str, error: str | None, addressed: Operation | None = None
@@ -100,7 +101,7 @@ class ShardJournal(NoJournal):
         operation, state = item.operation, self._state
         record = state.runs.get(operation.instance_id)
         if isinstance(operation, FinishAgentInstance):
-            state.close_run(operation.instance_id, origin.entry_id)
+            state.close_run(operation.instance_id)
             return
         if isinstance(operation, RegisterAgentInstance) and not origin.is_aside:
             record = state.open_run(operation.instance_id, origin.agent, operation.agent_id)
@@ -108,9 +109,10 @@ class ShardJournal(NoJournal):
             record.set(api_id=run.id if run.id != run.recorded_id else None)
         if record is None:
             return
-        state.sent(record, item.keys[0], origin.entry_id)
+        record.sent(item.keys[0])
         if origin.agent:
             record.written_by(origin.agent)
+            record.happened(_end_of(operation))
         if isinstance(operation, CreateSpan):
             status = operation.status
             if is_terminal(status) or origin.is_aside:
@@ -123,6 +125,12 @@ class ShardJournal(NoJournal):
             record.span_ended(operation.span_id)
         elif isinstance(operation, StartAgentInstance) and not origin.is_aside:
             record.set(started="1")
+
+
+def _end_of(operation: Operation) -> int:
+    """The time of the last event that an operation tells of, in nanoseconds since 1970."""
+    ended = operation.finished_at if isinstance(operation, CreateSpan) else None
+    return operation.timestamp if ended is None else ended
 
 
 def has_own_form(item: Item) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain, islice, takewhile
+from contextlib import suppress
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from prefactor_core.relay.entry import milliseconds_of_entry
@@ -23,8 +24,9 @@ _MOST_WORDS: Final = 4_000
 class ShardState:
     """The entries of one shard that a relay has read, and its open runs.
 
-    An entry is settled when all its operations are; then it is acknowledged and deleted. What is to
-    be written to the server waits here as commands, until a step has carried them out.
+    An entry is settled when all its operations are; then it is acknowledged and deleted. Until then
+    the server knows which ones are: nobody sends them again, perhaps in another form than before.
+    What is to be written to the server waits here as commands, until a step has carried them out.
 
     ``read_from``: where to read next. A relay that has just gained the shard begins with the oldest
     entry, whether another relay has read it or not. ``last_id``: the newest entry that was read.
@@ -42,11 +44,12 @@ class ShardState:
         self.is_at_end = False
         # How many operations of an entry are not settled; 0 until the server has deleted it.
         self._unsettled: dict[str, int] = {}
+        # The settled operations of an entry, as bits; and the entries of which the server has to
+        # learn some, and of which it knows some.
+        self._done: dict[str, int] = {}
+        self._changed: set[str] = set()
+        self._known: set[str] = set()
         self._commands: list[Command] = []
-        # What is to be forgotten when the entry with this position is deleted: until then another
-        # relay may have to send again what was settled, in the same form. In this order.
-        self._late: list[tuple[tuple[int, int], str, list[Command]]] = []
-        self._forgotten = 0
         # What the last words carry out: so many commands, and the ends of these entries.
         self._taken = 0
         self._written: list[str] = []
@@ -66,8 +69,7 @@ class ShardState:
     @property
     def has_changes(self) -> bool:
         """Whether anything is to be written."""
-        oldest = next(iter(self._unsettled.values()), None)
-        return bool(self._commands or self._can_forget()) or oldest == 0
+        return bool(self._commands or self._changed) or 0 in self._unsettled.values()
 
     @property
     def unsettled(self) -> int:
@@ -86,41 +88,18 @@ class ShardState:
         if record is None:
             key = self._keys.run(instance_id)
             record = self.runs[instance_id] = RunRecord(key, self._commands)
-            if any(late_key == key for _, late_key, _ in self._late):
-                # It has ended, and begins again, as its entries are there twice.
-                self._late = [late for late in self._late if late[1] != key]
-                self._commands.append(["DEL", key])
             self._commands.append(["SADD", self._keys.runs(self._shard), key])
         record.set(instance_id=instance_id, agent_id=agent_id)
         if agent:
             record.written_by(agent)
         return record
 
-    def close_run(self, instance_id: str, entry_id: str = "") -> None:
-        """Forget a run that has ended, when the entry is deleted that has ended it."""
-        if self.runs.pop(instance_id, None) is not None:
-            key = self._keys.run(instance_id)
-            self._later(entry_id, key, ["DEL", key], ["SREM", self._keys.runs(self._shard), key])
-
-    def sent(self, record: RunRecord, key: str, entry_id: str) -> None:
-        """Forget the form of an operation that is settled, when its entry is deleted; ``key``: its
-        idempotency key."""
-        if (command := record.sent(key)) is not None:
-            self._later(entry_id, str(command[1]), command)
-
-    def _later(self, entry_id: str, key: str, *commands: Command) -> None:
-        self._late.append((_position(entry_id or "0-0"), key, list(commands)))
-        self._late.sort(key=lambda late: late[0])
-
-    def _can_forget(self) -> int:
-        """How many of the late ones need not wait any longer."""
-        if not self._late:
-            return 0
-        first = next(islice(self._unsettled, len(self._written), None), None)
-        if first is None:
-            return len(self._late)
-        oldest = _position(first)
-        return sum(position < oldest for position, _, _ in self._late)
+    def close_run(self, instance_id: str) -> None:
+        """Forget a run that has ended."""
+        record = self.runs.pop(instance_id, None)
+        if record is not None:
+            record.delete()
+            self.forget(self._keys.run(instance_id))
 
     def delete(self, key: str) -> None:
         """Forget a run of which the server has nothing that can be read."""
@@ -143,6 +122,12 @@ class ShardState:
         """
         self.read_from = _NEW
         self.is_at_end = len(ids) < most
+        if self.is_at_end and (gone := self._known.difference(self._unsettled, ids)):
+            # Somebody has deleted their entries.
+            self._commands.append(["HDEL", self._keys.done(self._shard), *gone])
+            for id in gone:
+                self._known.discard(id)
+                self._done.pop(id, None)
         if ids:
             self.last_id = max(self.last_id, ids[-1], key=_position)
         return [id for id in ids if id not in self._unsettled]
@@ -152,23 +137,33 @@ class ShardState:
         before newer ones."""
         self.read_from = _BEGINNING
 
-    def took(self, entry_id: str, operations: int, size: int = 0) -> None:
-        """Note that an entry of ``size`` bytes has so many operations to settle."""
-        self._unsettled[entry_id] = operations
-        if operations:
-            self._bytes[entry_id] = size
-            self.bytes += size
+    def load_done(self, fields: Mapping[bytes, bytes]) -> None:
+        """Note which operations of entries earlier relays have settled."""
+        for name, value in fields.items():
+            with suppress(ValueError):
+                self._done[name.decode()] = int(value, 16)
+        self._known.update(self._done)
 
-    def settled(self, entry_id: str, operations: int = 1) -> None:
-        """Note that operations of an entry are delivered, or set aside."""
-        self._unsettled[entry_id] -= operations
-        if not self._unsettled[entry_id]:
-            self.bytes -= self._bytes.pop(entry_id)
+    def took(self, entry_id: str, operations: int, size: int = 0) -> list[int]:
+        """Note that an entry of ``size`` bytes has so many operations; return the places of those
+        that are to be settled."""
+        done = self._done.get(entry_id, 0)
+        left = [place for place in range(operations) if not done >> place & 1]
+        self._unsettled[entry_id] = len(left)
+        self._bytes[entry_id] = size
+        self.bytes += size
+        return left
+
+    def settled(self, entry_id: str, place: int) -> None:
+        """Note that the operation at ``place`` of an entry is delivered, or set aside."""
+        self._unsettled[entry_id] -= 1
+        self._done[entry_id] = self._done.get(entry_id, 0) | 1 << place
+        self._changed.add(entry_id)
 
     def words(self) -> list[Word]:
         """The commands to carry out next, each as the number of its words and the words; the same
         ones again until :meth:`written`."""
-        self._taken, self._written, self._forgotten = 0, [], 0
+        self._taken, self._written = 0, []
         words = 0
         for command in self._commands:
             words += len(command) + 1
@@ -178,29 +173,33 @@ class ShardState:
         carried = self._commands[: self._taken]
         # After the last change only: an entry that is deleted must have left its traces.
         if self._taken == len(self._commands):
-            self._written = self._first_settled()
+            self._written = [id for id, left in self._unsettled.items() if left == 0][
+                : self._most_words
+            ]
+            done = self._keys.done(self._shard)
+            for entry_id in self._changed:
+                if self._unsettled[entry_id]:
+                    self._known.add(entry_id)  # perhaps: the step may not be answered
+                    carried.append(["HSET", done, entry_id, f"{self._done[entry_id]:x}"])
             if self._written:
                 stream = self._keys.operations(self._shard)
                 carried.append(["XACK", stream, GROUP, *self._written])
                 carried.append(["XDEL", stream, *self._written])
-            self._forgotten = min(self._can_forget(), self._most_words)
-            for _, _, commands in self._late[: self._forgotten]:
-                carried += commands
+                if known := self._known.intersection(self._written):
+                    carried.append(["HDEL", done, *known])
         return list(chain.from_iterable([str(len(c)), *c] for c in carried))
-
-    def _first_settled(self) -> list[str]:
-        """The entries that can be deleted: an entry stays as long as an older one does, or a relay
-        that begins with the older one would not meet what ended its runs."""
-        settled = takewhile(lambda id: not self._unsettled[id], self._unsettled)
-        return list(islice(settled, self._most_words))
 
     def written(self) -> None:
         """Note that the last :meth:`words` are carried out."""
+        if self._taken == len(self._commands):
+            self._changed.clear()
         del self._commands[: self._taken]
-        del self._late[: self._forgotten]
         for entry_id in self._written:
             del self._unsettled[entry_id]
-        self._taken, self._written, self._forgotten = 0, [], 0
+            self._done.pop(entry_id, None)
+            self._known.discard(entry_id)
+            self.bytes -= self._bytes.pop(entry_id)
+        self._taken, self._written = 0, []
 
 
 def _position(id: str) -> tuple[int, int]:

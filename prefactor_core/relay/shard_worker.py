@@ -247,9 +247,9 @@ class ShardWorker(Worker):
             return
         self._heartbeats.wrote(entry.agent, milliseconds_of_entry(entry_id))
         size = sum(operation.size for operation in operations)
-        self._state.took(entry_id, len(operations), size)
-        for recorded, operation in zip(entry.operations, operations, strict=True):
-            self._add_recorded(operation, Origin(entry_id, entry.agent, recorded))
+        for place in self._state.took(entry_id, len(operations), size):
+            origin = Origin(entry_id, entry.agent, entry.operations[place], place)
+            self._add_recorded(operations[place], origin)
 
     def _add_recorded(self, operation: Operation, origin: Origin) -> None:
         key, given_id = origin.recorded.idempotency_key, self._identities.given_ids
@@ -296,7 +296,13 @@ class ShardWorker(Worker):
     async def _load_runs(self) -> None:
         """Learn of the runs that an earlier relay has left open."""
         lease = self._lease
-        members = await lease.server.run("SMEMBERS", lease.keys.runs(lease.shard))
+        members, done = await lease.server.run_all(
+            [
+                ["SMEMBERS", lease.keys.runs(lease.shard)],
+                ["HGETALL", lease.keys.done(lease.shard)],
+            ]
+        )
+        self._state.load_done(cast("dict[bytes, bytes]", done))
         names = [name.decode() for name in cast("Sequence[bytes]", members)]
         for begin in range(0, len(names), _RUNS):
             some = names[begin : begin + _RUNS]
@@ -358,7 +364,9 @@ class ShardWorker(Worker):
             self._burying.add(instance_id)
             self._delivery.buried += 1
             lasts = [last for agent in agents if (last := heartbeats.last(agent)) is not None]
-            for operation in burial_of(record, max(lasts, default=time.time_ns())):
+            for operation in burial_of(
+                record, max(lasts, default=record.last_time or time.time_ns())
+            ):
                 self._add_recorded(operation, Origin("", "", operation))
         self._judged = heartbeats.readings
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import itertools
 import time
+from pathlib import Path
 
 import anyio
 import msgspec
 import pytest
-from support.harness import AGENT, make_registry
+from msgspec.structs import replace
+from support.harness import AGENT, Call, make_registry
 from support.redis_server import RedisServerProcess
 from support.relay_runs import RUNS, WHOLE, all_is_there, record, recording, stored
-from support.relayed import ServedApi, lag
+from support.relayed import ServedApi, lag, served_api
 from support.relays import WAIT, a_relay, relaying, until
 
 from prefactor_core import PrefactorTerminatedError, PrefactorValueError, open_prefactor
 from prefactor_core.client.connection import open_api
 from prefactor_core.config import HttpClientConfig
+from prefactor_core.local import Faults
 from prefactor_core.models.lifecycle import SpanStatus
 from prefactor_core.operations import (
     CreateSpan,
@@ -169,12 +172,14 @@ async def test_a_relay_holds_so_many_bytes_of_a_shard_and_no_more(
     redis: RedisServerProcess, api: ServedApi
 ) -> None:
     run = identifiers.generate(0)
-    api.faulty.away = True
-    write(redis, "a", *beginning(run))
-    for _ in range(40):
-        write(redis, "a", span_of(run, 900_000))
     async with relaying(redis.url, api.url) as relay:
-        await until(lambda: len(api.faulty.calls) > 10)
+        await until(lambda: len(relay.statistics().shards) == SHARDS)
+        api.faulty.away = True
+        write(redis, "a", *beginning(run))
+        for _ in range(40):
+            write(redis, "a", span_of(run, 900_000))
+        calls = len(api.faulty.calls)
+        await until(lambda: len(api.faulty.calls) > calls + 20)
         assert relay.statistics().pending < 15
         api.faulty.away = False
         await until(lambda: not lag(redis))
@@ -230,3 +235,32 @@ async def test_runs_of_agents_that_are_gone_end_and_no_others(
             identifiers.without_partition(gone): "failed",
             **dict.fromkeys(map(identifiers.without_partition, (of_two, mute, busy)), "active"),
         }
+
+
+async def test_what_one_relay_has_delivered_another_does_not_send_in_another_form(
+    redis: RedisServerProcess, tmp_path: Path
+) -> None:
+    run = identifiers.generate(0)
+    first = span_of(run)
+    second = replace(span_of(run, 1_000), parent_span_id=first.span_id)
+    with served_api(tmp_path / "prefactor.db", Faults(given_ids=False)) as api:
+
+        def second_only(call: Call) -> int | None:
+            return 503 if len(call.body["details"]["payload"]["text"]) else None
+
+        api.faulty.faults = {"agent_spans": second_only}
+        write(redis, "a", *beginning(run), first, second)
+        async with relaying(redis.url, api.url):
+            await until(lambda: redis.cli("HLEN", KEYS.done(shard_of(run))))
+            await until(lambda: "agent_spans" in api.faulty.names())
+            # The next step has written it down.
+            await until(lambda: redis.cli("KEYS", KEYS.run(run)))
+            await anyio.sleep(0.5)
+        api.faulty.faults = {}
+        async with relaying(redis.url, api.url):
+            await until(lambda: not lag(redis))
+            await until(lambda: not redis.cli("EXISTS", KEYS.done(shard_of(run))))
+        assert redis.cli("XLEN", KEYS.refused) == 0
+        (found,) = await stored(api)
+        child = "agent:run", "active", []
+        assert found.shape == ("active", [("agent:run", "active", [child])])

@@ -71,7 +71,7 @@ def test_an_empty_server_has_shards_and_nothing_in_them(
     assert (code, errors) == (0, "")
     heading, titles, *rows = shown.splitlines()
     assert heading == f"{redis.url}, prefix pf"
-    assert titles.split() == ["shard,", "relay", "waiting", "pending", "oldest"]
+    assert titles.split() == ["shard", "relay", "waiting", "pending", "oldest"]
     assert [row.split() for row in rows[:SHARDS]] == [
         [str(shard), "-", "0", "0"] for shard in range(SHARDS)
     ]
@@ -108,7 +108,7 @@ async def test_status_shows_what_waits_what_is_pending_and_who_has_it(
         async with recording(redis.url):
             await until(lambda: redis.cli("HLEN", KEYS.agents))
             document = json.loads(await status("--json"))
-            assert f"\n{shard} build-7 " in (shown := await status())
+            assert f"\n{shard:>5}  build-7 " in (shown := await status())
         (owner,) = document["relays"]
         assert owner["name"].startswith("build-7/")
         assert (owner["shards"], document["api"]) == ([*range(SHARDS)], api.url)
@@ -118,7 +118,7 @@ async def test_status_shows_what_waits_what_is_pending_and_who_has_it(
         assert (document["agents"], document["refused"], document["partition"]) == (1, 1, "5")
         assert 0 <= document["heartbeat_age"] < 60
         assert "\n1 relay alive\n1 agent, oldest heartbeat " in shown
-        assert "\n1 operations refused, oldest " in shown
+        assert "\n1 operation refused, oldest " in shown
         api.faulty.away = False
         await until(lambda: not lag(redis))
     write(redis, register(run_id))

@@ -67,16 +67,33 @@ def test_a_run_that_has_not_started_is_started_and_a_span_that_never_starts_is_c
     assert {start.timestamp, end.timestamp, finish.timestamp} == {AT}
 
 
+def test_a_buried_run_ends_after_the_last_event_that_was_delivered() -> None:
+    """An agent that dies soon after its first beat has recorded since."""
+    run = record(OpenSpan(identifiers.generate(5), None, True))
+    run.happened(AT + 3_100_000_000)
+    run.happened(AT + 2)
+    assert {end.timestamp for end in burial_of(run, AT)} == {AT + 4_000_000_000}
+
+
+def test_a_time_that_the_caller_has_invented_ends_no_run() -> None:
+    run = record()
+    run.happened(AT + 3_600 * 10**9)
+    (end,) = burial_of(run, AT)
+    assert end.timestamp == AT
+
+
 def test_what_is_kept_of_a_run_is_read_as_it_was_written() -> None:
     commands: list[object] = []
     run = record(OpenSpan(identifiers.generate(5), None, True))
     run.set(api_id="b", lost="refused", agent_id="x")
+    run.happened(AT - 1)
     run.span_made("s", "t")
     fields = {name.encode(): value for name, value in run._fields.items()}
     again = RunRecord("pf:run:x", commands, fields)  # type: ignore[arg-type]
     assert list(again.open_spans()) == list(run.open_spans())
     assert (again.api_id, again.lost, again.agent_id, again.agents) == ("b", "refused", "x", ["a"])
     assert list(again.span_ids()) == [("s", "t")]
+    assert again.last_time == AT
     assert commands == []
 
 

@@ -75,10 +75,11 @@ class Server:
                 for id in ids:
                     self.entries.pop(number(id), None)
             case ["HSET", key, name, value]:
-                assert isinstance(value, bytes)
+                value = value.encode() if isinstance(value, str) else value
                 self.hashes[str(key)][str(name)] = value
-            case ["HDEL", key, name]:
-                self.hashes[str(key)].pop(str(name), None)
+            case ["HDEL", key, *names]:
+                for name in names:
+                    self.hashes[str(key)].pop(str(name), None)
             case ["DEL", key]:
                 self.hashes.pop(str(key), None)
             case ["SADD", _, key]:
@@ -98,7 +99,7 @@ class Relay:
     """A relay that has had the lease: what it has read, in order, and not settled."""
 
     state: ShardState
-    waiting: list[tuple[str, str, int]] = field(default_factory=list)
+    waiting: list[tuple[str, str, int, int]] = field(default_factory=list)
 
 
 class ShardMachine(RuleBasedStateMachine):
@@ -150,6 +151,8 @@ class ShardMachine(RuleBasedStateMachine):
         self.server.holder = relay
         state = ShardState(Keys("pf"), 0, most_words=12)
         self.relays[relay] = Relay(state)
+        done = self.server.hashes[Keys("pf").done(0)]
+        state.load_done({name.encode(): value for name, value in done.items()})
         for key in self.server.runs:
             fields = {n.encode(): v for n, v in self.server.hashes[key].items()}
             if fields:
@@ -172,15 +175,17 @@ class ShardMachine(RuleBasedStateMachine):
         ids = [f"{number}-0" for number in answer]
         for id in state.has_read(ids, count):
             operations = self.server.entries.get(number(id), [])
-            state.took(id, len(operations))
-            self.relays[relay].waiting += [(id, run, place) for run, place in operations]
+            self.relays[relay].waiting += [
+                (id, *operations[position], position)
+                for position in state.took(id, len(operations))
+            ]
 
     def deliver_the_next_of_a_run(self, relay: Relay, run: str) -> None:
         item = next((item for item in relay.waiting if item[1] == run), None)
         if item is None:
             return
         relay.waiting.remove(item)
-        entry_id, run, place = item
+        entry_id, run, place, position = item
         if place not in self.arrived[run]:
             self.arrived[run].append(place)
         if place % 3 == 0:
@@ -188,7 +193,7 @@ class ShardMachine(RuleBasedStateMachine):
         else:
             record = relay.state.open_run(run, "agent", None)
             record.span_opened(OpenSpan(f"span-{place}", None, True))
-        relay.state.settled(entry_id)
+        relay.state.settled(entry_id, position)
 
     @rule(relay=places, what=st.sampled_from(["the lease ends", "a relay dies", "no group"]))
     def disturb(self, relay: int, what: str) -> None:
@@ -219,13 +224,14 @@ class ShardMachine(RuleBasedStateMachine):
         relay = self.relays[0]
         for _ in range(10 + 4 * self.server.newest):
             self.take_a_step(0, 3, True, True)
-            for _, run, _ in list(relay.waiting):
+            for _, run, _, _ in list(relay.waiting):
                 self.deliver_the_next_of_a_run(relay, run)
         assert relay.state.is_at_end
         assert not relay.state.has_changes
         assert relay.state.unsettled == 0
         assert self.server.entries == {}
         assert self.server.read == set()
+        assert not self.server.hashes[Keys("pf").done(0)]
         self.the_operations_of_a_run_arrive_in_order()
         self.what_is_deleted_has_arrived()
         self.what_is_kept_of_runs_is_what_is_open()

@@ -1,4 +1,5 @@
 """The public API as type checkers see it: checked, never run."""
+# pyright: reportUnnecessaryTypeIgnoreComment=true
 
 from __future__ import annotations
 
@@ -149,9 +150,9 @@ async def as_in_0_5_3(client: PrefactorCoreClient, registry: SchemaRegistry) -> 
 
 
 async def the_other_way() -> None:
-    with open_prefactor():  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    with open_prefactor():  # type: ignore[attr-defined]  # pyright: ignore[reportGeneralTypeIssues]
         pass
-    async with open_prefactor_sync():  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    async with open_prefactor_sync():  # type: ignore[attr-defined]  # pyright: ignore[reportGeneralTypeIssues]
         pass
 
 
@@ -192,7 +193,7 @@ def synchronous(registry: SchemaRegistry) -> None:
         client.create_agent_instance(1)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
         client.agent_instance("agent", {}, id="…")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
         client.agent_instance("agent", 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-        client.create_span(instance)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+        client.create_span(instance)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
         client.span(instance.id, 3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
         client.finish_span()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
         client.statistics(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

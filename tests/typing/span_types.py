@@ -1,4 +1,5 @@
 """Typed spans as type checkers see them: checked, never run."""
+# pyright: reportUnnecessaryTypeIgnoreComment=true
 
 from __future__ import annotations
 
@@ -85,7 +86,7 @@ def registered() -> None:
     assert_type(registry.register_type("agent:x", {"type": "object"}), None)
     assert_type(Ask("Hello"), Ask)
     registry.register_type("agent:x")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
-    registry.register_type("agent:x", params=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    registry.register_type("agent:x", params=3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     registry.span_type("agent:x")(3)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
 
 
@@ -117,7 +118,7 @@ async def of_any_other_class(client: PrefactorCoreClient, instance: AgentInstanc
         named.start_nowait(Plain("Hello"))
     assert_type(await instance.create_span(Ask("Hello")), str)
     instance.span(3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
-    instance.span(Ask("Hello"), payload={})  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    instance.span(Ask("Hello"), payload={})  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
 
 
 def in_synchronous_code(client: SyncPrefactorClient, instance: AgentInstanceHandle) -> None:
@@ -197,10 +198,10 @@ async def decorated(instance: AgentInstanceHandle) -> None:
     assert_type(instance.traced()(with_parentheses)("x"), int)
     assert_type(instance.traced(ToolCall, tool="t")(with_parentheses)("x"), int)
     bare(3)  # type: ignore[arg-type, unused-coroutine]  # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
-    model()  # type: ignore[call-arg, unused-coroutine]  # pyright: ignore[reportCallIssue, reportUnusedCoroutine]
+    model()  # type: ignore[call-arg, unused-coroutine]  # pyright: ignore[reportCallIssue]
     Agent().bare("x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     traced(3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
-    traced("agent:tool", model="m")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    traced("agent:tool", model="m")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     traced(LLMCall, exclude=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 

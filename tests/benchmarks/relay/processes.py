@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,11 +19,27 @@ _ROOT = Path(__file__).parents[3]
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def produce(kind: str, url: str, producers: int, operations: int, loop: str) -> Sequence[Produced]:
-    """Let ``producers`` processes write ``operations`` each, all at once."""
-    words = [sys.executable, "-m", "benchmarks.relay.producing", kind, url, str(operations), loop]
+def produce(
+    kind: str,
+    url: str,
+    producers: int,
+    operations: int,
+    loop: str = "asyncio",
+    runs: int = 1,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> Sequence[Produced]:
+    """Let ``producers`` processes write ``operations`` each, all at once; call ``meanwhile`` again
+    and again until all have ended."""
+    words = [sys.executable, "-m", "benchmarks.relay.producing", kind, url, str(operations)]
+    words += [str(runs), loop]
     started = [
-        subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment())
+        subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # it says that no relay is alive
+            env=_environment(),
+        )
         for _ in range(producers)
     ]
     for process in started:
@@ -33,6 +49,9 @@ def produce(kind: str, url: str, producers: int, operations: int, loop: str) -> 
         assert process.stdin is not None
         process.stdin.write(b"\n")
         process.stdin.flush()
+    while any(process.poll() is None for process in started):
+        meanwhile()
+        time.sleep(0.02)
     outputs = [process.communicate()[0] for process in started]
     return [msgspec.json.decode(output, type=Produced) for output in outputs]
 
@@ -61,9 +80,8 @@ def cpu_of(process: int) -> float:
     return (int(words[11]) + int(words[12])) / _TICKS
 
 
-def wait_for(count: int, seconds: float, counted: object) -> None:
+def wait_for(count: int, seconds: float, counted: Callable[[], int]) -> None:
     """Wait until ``counted`` returns ``count``."""
-    assert callable(counted)
     deadline = time.monotonic() + seconds
     while counted() < count:
         if time.monotonic() > deadline:

@@ -1,8 +1,9 @@
-"""A producer: ``python -m benchmarks.relay.producing KIND URL OPERATIONS LOOP``.
+"""A producer: ``python -m benchmarks.relay.producing KIND URL OPERATIONS RUNS LOOP``.
 
 It prints a line when it is ready, waits for one on its standard input, works, and prints a
-:class:`Produced` as JSON. KIND is ``carrier`` (only what brings batches to Redis) or ``client`` (an
-agent, from the recording of spans to the end of its scope).
+:class:`Produced` as JSON. KIND is ``carrier`` (only what brings batches to Redis), ``client`` (an
+agent, from the recording of spans to their delivery) or ``paced`` (an agent that records 1,000
+spans a second). Clients divide the operations among RUNS at once.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from prefactor_core.relay.server import RedisServer, open_server
 
 _BATCH = 200
 _TASKS = 50
+_RATE = 1_000
+_TURN = 0.02
 _VERSION = {"name": "Benchmarks", "external_identifier": "v1"}
 
 
@@ -39,8 +42,11 @@ class Produced(Struct):
     cpu: float
 
 
-def main(kind: str, url: str, operations: int, loop: str) -> None:
-    produced = anyio.run(_carry if kind == "carrier" else _record, url, operations, backend=loop)
+def main(kind: str, url: str, operations: int, runs: int, loop: str) -> None:
+    if kind == "carrier":
+        produced = anyio.run(_carry, url, operations, backend=loop)
+    else:
+        produced = anyio.run(_record, url, operations, runs, kind == "paced", backend=loop)
     sys.stdout.write(msgspec.json.encode(produced).decode() + "\n")
 
 
@@ -89,27 +95,40 @@ def _batch() -> Sequence[CreateSpan]:
     ]
 
 
-async def _record(url: str, operations: int) -> Produced:
+async def _record(url: str, operations: int, runs: int, is_paced: bool) -> Produced:
     bodies = Bodies(400)
 
-    async def work(instance: AgentInstanceHandle) -> None:
-        for _ in range(operations // _TASKS):
+    async def work(instance: AgentInstanceHandle, spans: int) -> None:
+        for _ in range(spans):
             with instance.span("agent:llm", payload=bodies.payload) as span:
                 await anyio.lowlevel.checkpoint()
                 span.set_result(bodies.result)
+
+    async def run() -> None:
+        async with client.agent_instance("benchmarks", _VERSION) as instance:
+            if is_paced:
+                began, done = anyio.current_time(), 0
+                while done < operations // runs:
+                    due = int((anyio.current_time() - began) * _RATE / runs) + 1
+                    await work(instance, min(due, operations // runs) - done)
+                    done = min(due, operations // runs)
+                    await anyio.sleep(_TURN)
+                return
+            async with anyio.create_task_group() as group:
+                for _ in range(_TASKS):
+                    group.start_soon(work, instance, operations // runs // _TASKS)
 
     async with open_client(url, drain_timeout=600) as client:
         async with client.agent_instance("benchmarks", _VERSION):
             pass  # the connection is open, and everything imported
         await client.flush()
         began = _wait_for_start()
-        async with client.agent_instance("benchmarks", _VERSION) as instance:
-            async with anyio.create_task_group() as group:
-                for _ in range(_TASKS):
-                    group.start_soon(work, instance)
+        async with anyio.create_task_group() as group:
+            for _ in range(runs):
+                group.start_soon(run)
         await client.flush()
         return _since(began, operations)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])

@@ -1,0 +1,53 @@
+"""Preconditions: what a relay asks of a server before it reads there."""
+
+from __future__ import annotations
+
+from typing import Final, cast
+
+from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.operations import identifiers
+from prefactor_core.relay.keys import Keys
+from prefactor_core.relay.scripts import CONFIGURE
+from prefactor_core.relay.server import RedisServer
+
+UNKNOWN: Final = "unknown"
+"""The partition of an API that tells none."""
+
+
+async def check_policy(server: RedisServer) -> None:
+    """Raise :class:`PrefactorValueError` if the server could throw away what agents recorded."""
+    text = cast("bytes", await server.run("INFO", "memory")).decode()
+    facts = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    policy = facts.get("maxmemory_policy", "noeviction")
+    if facts.get("maxmemory", "0") != "0" and policy != "noeviction":
+        raise PrefactorValueError(
+            f"{server.address} has maxmemory-policy {policy}: with a full memory it would throw "
+            "away what agents have recorded. Set it to noeviction"
+        )
+
+
+async def check_account(server: RedisServer, keys: Keys, api_url: str) -> None:
+    """Take the keys for the API at ``api_url``, if they are no other's yet.
+
+    Raises :class:`PrefactorValueError` if they are, or if their partition is none.
+    """
+    known = cast("bytes", await server.call(CONFIGURE, [keys.config], "api", api_url))
+    if known != api_url.encode():
+        raise PrefactorValueError(
+            f"the relays with the prefix {keys.prefix!r} at {server.address} deliver to "
+            f"{known.decode(errors='replace')}, and this one is for {api_url}: give it a prefix of "
+            f"its own; or, if that API has moved here, end all relays, and delete the field api of "
+            f"{keys.config}"
+        )
+    partition = await server.run("HGET", keys.config, "partition")
+    if not _is_partition(cast("bytes | None", partition)):
+        raise PrefactorValueError(
+            f"the field partition of {keys.config} at {server.address} is no partition: delete "
+            "it, and a relay finds it out"
+        )
+
+
+def _is_partition(text: bytes | None) -> bool:
+    if text is None or text == UNKNOWN.encode():
+        return True
+    return text.isdigit() and int(text) <= identifiers.MAX_PARTITION
