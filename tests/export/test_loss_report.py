@@ -129,6 +129,7 @@ async def test_a_relay_says_where_its_refused_operations_are(
 ) -> None:
     async with served(caplog) as losses:
         report = LossReport(losses.counters, losses.event_loop, "kept aside for `relay refused`")
+        losses.counters.drop("refused", 1, 0)
         report.dropped("refused", "it is given up")
         (said,) = losses.said()
     assert "operations are kept aside for `relay refused` (refused): it is given up." in said
