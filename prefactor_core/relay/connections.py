@@ -33,7 +33,7 @@ from prefactor_core.config.redis import RedisAddress
 
 _connections: Final[WeakSet[BaseConnection]] = WeakSet()
 
-# Open, or the sockets in a child would be at their end, and wake tasks there that cannot run.
+# Kept open: else the sockets in a child would read an end, and wake tasks that cannot run there.
 _silent: Final[list[socket.socket]] = []
 
 
@@ -125,8 +125,8 @@ def _replace_in_child() -> None:
     """Put a socket on which nothing arrives into the place of each connection's.
 
     A child whose main task goes on ends the tasks of its copy of asyncio's loop. These would close
-    the connections, and make the parent's loop watch its own no more: parent and child share the
-    selector of the system.
+    the connections, and remove the parent's sockets from the system's selector, which parent and
+    child share.
     """
     streams = [connection.stream for connection in _connections if connection.stream is not None]
     if streams:
