@@ -28,6 +28,39 @@ def bare(folder: Path, *command: str, **environment: str) -> CompletedProcess[st
     return run("-c", code, cwd=folder, **environment)
 
 
+SEVERAL = """
+import json, runpy, sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import BytesIO, TextIOWrapper
+for name in EXTRAS: sys.modules[name] = None
+results = []
+for command in COMMANDS:
+    sys.argv = ["-m", *command]
+    output, errors = (TextIOWrapper(BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    code = None
+    with redirect_stdout(output), redirect_stderr(errors):
+        try:
+            runpy.run_module("prefactor_core", run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+            if isinstance(code, str):  # as the interpreter does it
+                print(code, file=errors)
+                code = 1
+    results.append([code or 0, *(text.buffer.getvalue().decode() for text in (output, errors))])
+print(json.dumps(results))
+"""
+
+
+def bare_in_turn(
+    folder: Path, *commands: tuple[str, ...], **environment: str
+) -> list[tuple[int, str, str]]:
+    """The exit codes, outputs and errors of commands one after another in such a process."""
+    code = SEVERAL.replace("EXTRAS", repr(EXTRAS)).replace("COMMANDS", repr(commands))
+    result = run("-c", code, cwd=folder, **environment)
+    assert (result.returncode, result.stderr) == (0, "")
+    return [(code, output, errors) for code, output, errors in json.loads(result.stdout)]
+
+
 @pytest.fixture
 def service(tmp_path: Path) -> Generator[dict[str, str]]:
     """A service with one run of agent a1, which has a failed span: how to reach it."""
@@ -44,14 +77,18 @@ def service(tmp_path: Path) -> Generator[dict[str, str]]:
         yield {"PREFACTOR_API_URL": url, "PREFACTOR_API_TOKEN": "right"}
 
 
-@pytest.mark.parametrize("command", [(), ("demo",), ("--help",), ("journal", "ls"), ("relay",)])
-def test_it_says_what_to_install(tmp_path: Path, command: tuple[str, ...]) -> None:
-    result = bare(tmp_path, *command)
-    assert (result.returncode, result.stdout) == (1, "")
-    assert "pip install '.[local]'" in result.stderr
-    assert "'.[local,redis]' for the command relay" in result.stderr
-    assert "runs [--agent AGENT]" in result.stderr
-    assert "Traceback" not in result.stderr
+def test_it_says_what_to_install(tmp_path: Path) -> None:
+    first = bare(tmp_path)
+    others = [("demo",), ("--help",), ("journal", "ls"), ("relay",)]
+    for code, shown, errors in (
+        (first.returncode, first.stdout, first.stderr),
+        *bare_in_turn(tmp_path, *others),
+    ):
+        assert (code, shown) == (1, "")
+        assert "pip install '.[local]'" in errors
+        assert "'.[local,redis]' for the command relay" in errors
+        assert "runs [--agent AGENT]" in errors
+        assert "Traceback" not in errors
 
 
 def test_it_shows_what_the_whole_command_line_shows(
@@ -59,7 +96,7 @@ def test_it_shows_what_the_whole_command_line_shows(
 ) -> None:
     _, document, _ = run_here("tree", "a1", "--json", cwd=tmp_path, **service)
     span_id = json.loads(document)["agent_spans"][0]["id"]
-    for command in (
+    commands = (
         ("runs",),
         ("runs", "--status", "active", "--limit", "1", "--agent", "a1", "--json"),
         ("tree", "a1"),
@@ -69,11 +106,11 @@ def test_it_shows_what_the_whole_command_line_shows(
         ("export", "a1"),
         ("export", "a1", "--json"),
         ("export", "a1", "--json", "--format", "json"),
-    ):
-        result = bare(tmp_path, *command, **service)
-        assert result.stderr == ""
-        assert (result.returncode, result.stdout) == (0, _shown(tmp_path, command, service))
-        assert result.stdout
+    )
+    results = bare_in_turn(tmp_path, *commands, **service)
+    for command, result in zip(commands, results, strict=True):
+        assert result == (0, _shown(tmp_path, command, service), "")
+        assert result[1]
 
 
 def _shown(folder: Path, command: tuple[str, ...], service: dict[str, str]) -> str:

@@ -17,6 +17,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, help="which relays to disturb, and how")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without ``--minute``, leave out what takes one."""
+    if not config.getoption("--minute"):
+        long = [item for item in items if item.get_closest_marker("minute") is not None]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in set(long)]
+
+
 @pytest.fixture
 def redis() -> Generator[RedisServerProcess]:
     """A server that is empty; it starts in some hundredths of a second."""

@@ -63,6 +63,7 @@ def test_relays_killed_and_paused_bring_each_operation_once_and_in_order(
     assert anyio.run(wrongly_stored, api.path) == []
 
 
+@pytest.mark.minute
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("name", APIS)
 def test_relays_redis_and_the_api_fail_at_once_and_each_operation_is_there_once_and_in_order(
@@ -71,10 +72,7 @@ def test_relays_redis_and_the_api_fail_at_once_and_each_operation_is_there_once_
     name: str,
     tmp_path: Path,
     chance: random.Random,
-    has_time: bool,
 ) -> None:
-    if not has_time:
-        pytest.skip("takes a minute: --minute")
     with (
         served_api(tmp_path / "prefactor.db", faults=APIS[name]) as api,
         relay_processes(relay_on(backend, redis.url, api.url), RELAYS, tmp_path) as relays,
