@@ -84,11 +84,12 @@ _run = click.option("--run", "run_id", metavar="ID", help="Only the operations o
 )
 @click.option(
     "--bury-after",
-    type=_ANY_SECONDS,
+    type=click.FloatRange(min=15),
     metavar="SECONDS",
     default=300.0,
     show_default=True,
-    help="End a run as failed when its agent has given no sign of life for so long; inf: never.",
+    help="End a run as failed when its agent has given no sign of life for so long; at least 15, "
+    "as agents give one each 5; inf: never.",
 )
 @click.option(
     "--poll",

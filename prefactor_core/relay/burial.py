@@ -60,7 +60,7 @@ def _depth(span: OpenSpan, spans: Mapping[str, OpenSpan]) -> int:
 
 
 class Heartbeats:
-    """How long agents have been silent, as far as this relay could hear them.
+    """How long agents have been silent, as far as this relay has seen.
 
     Only a change of an agent's beat counts, or an entry of the agent, and only the time between two
     readings of the server: neither the clocks of other machines nor an outage of Redis makes an
@@ -103,8 +103,8 @@ class Heartbeats:
         return self._last_times.get(agent, 0)
 
     def silence(self, agent: str) -> float:
-        """The seconds for which an agent was silent. One that was never heard is silent since it
-        is asked for."""
+        """The seconds for which an agent was silent. An agent without a beat or entry is silent
+        from the first call on."""
         return self._heard - self._beats.setdefault(agent, (None, self._heard))[1]
 
     def last(self, agent: str) -> int | None:

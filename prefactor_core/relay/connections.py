@@ -5,16 +5,19 @@ Imported by the first server that is opened, in a thread.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import ssl
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any, Final, cast
 from weakref import WeakSet
 
 import anyio
 import coredis
-from anyio.abc import ByteStream, SocketAttribute
+from anyio import TASK_STATUS_IGNORED
+from anyio.abc import ByteStream, SocketAttribute, TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from coredis.connection import (
     BaseConnection,
@@ -30,11 +33,20 @@ from prefactor_core.config.redis import RedisAddress
 
 _connections: Final[WeakSet[BaseConnection]] = WeakSet()
 
-# Open, or the sockets in a child would be at their end, and wake tasks there that cannot run.
+# Kept open: else the sockets in a child would read an end, and wake tasks that cannot run there.
 _silent: Final[list[socket.socket]] = []
 
 
+# Whether the running task is that of a connection of ours: what fails there is raised and reported.
+_is_ours: Final[ContextVar[bool]] = ContextVar("prefactor_core_redis_connection", default=False)
+logging.getLogger("coredis").addFilter(lambda _: not _is_ours.get())
+
+
 class _Connection(BaseConnection):
+    async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
+        _is_ours.set(True)
+        await super().run(task_status=task_status)
+
     async def _connect(self) -> ByteStream:
         try:
             stream = await super()._connect()  # type: ignore[safe-super]  # pyright: ignore[reportAbstractUsage]
@@ -113,8 +125,8 @@ def _replace_in_child() -> None:
     """Put a socket on which nothing arrives into the place of each connection's.
 
     A child whose main task goes on ends the tasks of its copy of asyncio's loop. These would close
-    the connections, and make the parent's loop watch its own no more: parent and child share the
-    selector of the system.
+    the connections, and remove the parent's sockets from the system's selector, which parent and
+    child share.
     """
     streams = [connection.stream for connection in _connections if connection.stream is not None]
     if streams:

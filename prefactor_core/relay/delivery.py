@@ -1,4 +1,4 @@
-"""Delivery: what all shards of a relay deliver with."""
+"""Delivery: the API, its state and the counters, which all shards of a relay share."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Delivery:
-    """The API, its state as the requests of all shards have shown it, and the counts of all.
+    """The API client, circuit breaker, limits and counters of all shards.
 
     ``account_id``: a PFID of the account's partition; None while that is unknown.
-    ``terminated``, ``buried``: how many runs were. ``worker_queues``: those of the shards that are
+    ``terminated``, ``buried``: numbers of runs. ``worker_queues``: those of the shards that are
     read now.
     """
 
@@ -34,7 +34,7 @@ class Delivery:
         self.event_loop = EventLoop.here()
         self.breaker = CircuitBreaker(backoff)
         self.counters = Counters(self.breaker)
-        self.losses = LossReport(self.counters, self.event_loop, "kept aside: see `relay refused`")
+        self.losses = LossReport(self.counters, self.event_loop, "kept aside for `relay refused`")
         self.limits = ApiLimits(self.counters, config.max_batch_bytes)
         self.terminations = terminations
         self.account_id: str | None = None
@@ -42,6 +42,6 @@ class Delivery:
         self.worker_queues: set[WorkerQueue] = set()
 
     def wake(self) -> None:
-        """Wake the workers of all shards: the reasons of their waits may have changed."""
+        """Wake the workers of all shards: what they wait for may have happened."""
         for worker_queue in self.worker_queues:
             worker_queue.wake()

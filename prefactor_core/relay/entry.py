@@ -33,7 +33,7 @@ class Entry(Struct, frozen=True):
 
 
 def encode(agent: str, operations: Sequence[Operation]) -> list[bytes]:
-    """The fields of an entry, names and values by turns. ``operations`` are of one shard."""
+    """The fields of an entry, alternating names and values. ``operations`` are of one shard."""
     return [b"version", _VERSION, b"agent", agent.encode(), b"ops", _encoder.encode(operations)]
 
 

@@ -29,7 +29,7 @@ class Keys:
     ``pf:stop:<id>``  string  why the API has terminated a run; for a day
     ``pf:agents``     hash    the last heartbeat of each agent, in milliseconds since 1970
     ``pf:relays``     zset    the relays by their last announcement
-    ``pf:config``     hash    what the first relay found out: ``api``, ``partition``
+    ``pf:config``     hash    the address of the API, the partition: ``api``, ``partition``
     ``pf:refused``    stream  the operations that the API refused, with the reasons
     ================  ======  ======================================================================
     """

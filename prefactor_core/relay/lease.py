@@ -9,7 +9,7 @@ from prefactor_core.relay.server import RedisServer
 
 
 class Lease:
-    """The lease of ``shard`` for ``holder``, a text that no other relay has.
+    """The lease of ``shard`` for ``holder``, the unique name of a relay.
 
     It lasts for ``seconds`` after each renewal; ``is_lost`` says that another relay may have it
     now. The methods raise a :class:`~prefactor_core.PrefactorApiError` if Redis does not answer.
@@ -34,7 +34,7 @@ class Lease:
         self.is_lost = False
 
     async def gain(self) -> bool:
-        """Take it if nobody has it; return whether it is this holder's now."""
+        """Take it if it is free; return whether it is this holder's now."""
         answer = await self.server.call(GAIN, [self.key], self.holder, self.milliseconds)
         self.is_lost = not answer
         return bool(answer)

@@ -32,7 +32,11 @@ def _lines(moment: Moment) -> Iterator[str]:
     ):
         yield from _metric(f"{total}_total", "counter", what, {"": value})
     for gauge, what, number in (
-        ("pending_operations", "Operations that are read and not settled.", statistics.pending),
+        (
+            "pending_operations",
+            "Operations read, not yet delivered or refused.",
+            statistics.pending,
+        ),
         ("shards", "Shards that the relay holds.", len(statistics.shards)),
         (
             "outage_seconds",
@@ -55,7 +59,7 @@ def _lines(moment: Moment) -> Iterator[str]:
         ),
         (
             "pending_entries",
-            "Entries of a shard that are read and not settled.",
+            "Entries that are read, and not yet delivered or refused.",
             [shard.pending for shard in held],
         ),
         (

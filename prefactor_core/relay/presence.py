@@ -43,14 +43,12 @@ class Presence:
     API has terminated one of its open runs. A :class:`~prefactor_core.export.exporter.Job` of the
     exporter.
 
-    It says, once each time, that no relay is alive, and that there is one again; and that the
-    server may throw operations away when its memory is full. Other problems are for the workers to
-    report, who meet them, too.
+    The log has a line when no relay is alive, when one is again, and if the server may throw
+    operations away when its memory is full. The workers report other problems.
 
-    ``drained``: returns when everything is delivered. The heartbeat goes on until then, after
-    :meth:`close`; then it is removed, so that relays wait for nothing more. It stays there if
-    the drain is broken off: relays end the open runs, then. ``terminations``: whether to ask for
-    them.
+    ``drained``: returns when everything is delivered. After :meth:`close` the heartbeat goes on
+    until then, and is removed. If the drain is broken off, the heartbeat stays on the server:
+    relays end the open runs after a while. ``terminations``: whether to ask for them.
     """
 
     def __init__(

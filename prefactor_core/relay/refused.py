@@ -52,8 +52,8 @@ class RefusedOperation(Struct, frozen=True, kw_only=True):
 
 
 class Retried(Struct):
-    """``given``: how many operations, or whole entries, the relays have again; ``unreadable``: how
-    many stay where they are."""
+    """``given``: the number of operations, or whole entries, that the relays have again;
+    ``unreadable``: the number of those that stay refused."""
 
     given: int = 0
     unreadable: int = 0
@@ -71,8 +71,9 @@ async def read_refused(
 async def retry(server: RedisServer, keys: Keys, run: str | None = None) -> Retried:
     """Put them at the end of their shards, in their order, for the relays.
 
-    An error in between leaves no gap: operations are deleted here when they are there. Operations
-    that were put there and not deleted are sent twice, which their keys make harmless.
+    Operations are written to the shards first, and then deleted from the refused ones: an error in
+    between loses nothing. An operation that was written and not deleted is sent twice, which its
+    key makes harmless.
     """
     retried = Retried()
     async for page in _pages(server, keys, run):
@@ -135,8 +136,8 @@ class _Batch(Struct):
 async def _pages(
     server: RedisServer, keys: Keys, run: str | None
 ) -> AsyncGenerator[list[RefusedOperation]]:
-    """What is in the stream now. What relays add meanwhile is not: it may be the answer to a
-    retry."""
+    """The stream as it is now, without operations that relays add meanwhile: a retry may have
+    been refused again."""
     newest = _entries(await server.run("XREVRANGE", keys.refused, "+", "-", "COUNT", 1))
     if not newest:
         return

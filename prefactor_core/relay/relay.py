@@ -50,7 +50,7 @@ _STOP_SECONDS: Final = 35.0
 """Seconds for the requests on their way, when a relay stops: those of one request, and a few."""
 
 _REST_SECONDS: Final = 5.0
-"""Seconds for which a shard rests at which a bug of ours has shown itself."""
+"""Seconds for which this relay leaves a shard after an error that was not expected."""
 
 _FORGET_AFTER: Final = 600.0
 """Seconds for which the heartbeat of an agent whose runs have ended is kept, in addition."""
@@ -149,7 +149,7 @@ class Relay:
         self._server = server
         self._keys = keys
         self._config = config
-        # Another process may have the same name.
+        # The addition is unique: another process may have the same name.
         self._holder = f"{config.name}/{token_hex(4)}"
         self._backoff = Backoff(
             base=config.queue_config.retry_delay_base,
@@ -159,12 +159,12 @@ class Relay:
         self._outage = RedisOutage()
         terminations = Terminations(server, keys, self._outage)
         self._delivery = Delivery(api, config.queue_config, self._backoff, terminations)
-        # What is known of the account, for a server that loses it.
+        # The fields of the account, to write them again on a server that has lost its data.
         self._facts = ["api", api.api_url]
         self._heartbeats = Heartbeats(2 * _HEARTBEATS_EVERY)
         self._workers: dict[int, ShardWorker] = {}
         self._leases: dict[int, Lease] = {}
-        self._rests: dict[int, float] = {}
+        self._paused_until: dict[int, float] = {}
         self._until_stop = anyio.CancelScope()
         self._changed = anyio.Event()
 
@@ -204,8 +204,8 @@ class Relay:
                 with self._until_stop:
                     await self._learn_account()
                     group.start_soon(self._delivery.terminations.serve, name="terminations")
-                    group.start_soon(self._hear, name="heartbeats")
-                    group.start_soon(self._ring, name="arrivals")
+                    group.start_soon(self._read_heartbeats, name="heartbeats")
+                    group.start_soon(self._wake_idle_shards, name="arrivals")
                     while True:
                         await self._turn(group)
                         await anyio.sleep(self._config.lease / _TURNS_A_LEASE)
@@ -260,7 +260,7 @@ class Relay:
             for shard in self._workers.keys() - wanted:
                 self._workers[shard].leave()
             for shard in sorted(wanted - self._workers.keys()):
-                if self._rests.get(shard, 0.0) <= anyio.current_time():
+                if self._paused_until.get(shard, 0.0) <= anyio.current_time():
                     await self._gain(group, shard)
         except PrefactorApiError as error:
             self._outage.failed(error)
@@ -304,7 +304,7 @@ class Relay:
             # A bug of ours must not take the other shards with it, nor spin.
             message = "shard %d met an error that was not expected, and rests"
             log(logger, logging.ERROR, message, shard, error=error)
-            self._rests[shard] = anyio.current_time() + _REST_SECONDS
+            self._paused_until[shard] = anyio.current_time() + _REST_SECONDS
         finally:
             with anyio.move_on_after(_LAST_SECONDS, shield=True), suppress(PrefactorApiError):
                 await lease.release()
@@ -320,9 +320,9 @@ class Relay:
             self._changed = anyio.Event()
             await self._changed.wait()
         with suppress(PrefactorApiError):
-            await self._delivery.terminations.tell()
+            await self._delivery.terminations.write()
 
-    async def _hear(self) -> None:
+    async def _read_heartbeats(self) -> None:
         """Read the heartbeats of agents."""
         while True:
             try:
@@ -346,10 +346,10 @@ class Relay:
                 worker.wake()
             await anyio.sleep(_HEARTBEATS_EVERY)
 
-    async def _ring(self) -> None:
+    async def _wake_idle_shards(self) -> None:
         """Wake the shards that have nothing to do when an entry arrives.
 
-        The read is short, as it is not of the shards that become idle meanwhile.
+        The read blocks for a short time: it does not cover shards that become idle meanwhile.
         """
         while True:
             idle = {

@@ -1,4 +1,4 @@
-"""RunRecord: what a relay must know of an open run, so that another relay can go on. Pure."""
+"""RunRecord: the state of an open run on the server, with which another relay goes on. Pure."""
 
 from __future__ import annotations
 

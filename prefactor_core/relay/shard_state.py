@@ -1,4 +1,4 @@
-"""ShardState: what a relay has read of a shard, and what is to be written back. Pure."""
+"""ShardState: the entries of a shard that a relay has read, and the changes to write. Pure."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class ShardState:
         self._commands.append(["SREM", self._keys.runs(self._shard), key])
 
     def set_aside(self, fields: Sequence[Word]) -> None:
-        """Keep what cannot be delivered; ``fields``: names and values by turns."""
+        """Keep what cannot be delivered; ``fields``: alternating names and values."""
         self._commands.append(["XADD", self._keys.refused, "*", *fields, "shard", str(self._shard)])
 
     def has_read(self, ids: Sequence[str], most: int) -> list[str]:

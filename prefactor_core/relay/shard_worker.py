@@ -140,7 +140,7 @@ class ShardWorker(Worker):
     async def run(self) -> None:
         """Deliver until :meth:`leave`, or until another relay has the lease.
 
-        Raises a :class:`~prefactor_core.PrefactorApiError` if Redis does not tell of the open runs.
+        Raises a :class:`~prefactor_core.PrefactorApiError` if the open runs cannot be read.
         """
         self._delivery.worker_queues.add(self._worker_queue)
         try:
@@ -291,10 +291,10 @@ class ShardWorker(Worker):
 
     def _terminated(self, instance_id: str, reason: str) -> None:
         self._delivery.terminated += 1
-        self._delivery.terminations.heard(instance_id, reason)
+        self._delivery.terminations.add(instance_id, reason)
 
     async def _load_runs(self) -> None:
-        """Learn of the runs that an earlier relay has left open."""
+        """Read the open runs, as an earlier relay has left them."""
         lease = self._lease
         members, done = await lease.server.run_all(
             [
@@ -364,9 +364,9 @@ class ShardWorker(Worker):
             self._burying.add(instance_id)
             self._delivery.buried += 1
             lasts = [last for agent in agents if (last := heartbeats.last(agent)) is not None]
-            for operation in burial_of(
-                record, max(lasts, default=record.last_time or time.time_ns())
-            ):
+            now = time.time_ns()
+            at = max(lasts, default=min(record.last_time or now, now))
+            for operation in burial_of(record, at):
                 self._add_recorded(operation, Origin("", "", operation))
         self._judged = heartbeats.readings
 

@@ -16,41 +16,43 @@ _KEPT: Final = 86_400
 
 _TRY_AGAIN_AFTER: Final = 0.5
 
-_TELL: Final = Script("return redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])")
+_WRITE: Final = Script("return redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])")
 
 
 class Terminations:
-    """Writes down the terminations that a relay hears of, at once: the steps of a shard wait for
-    the request to the API that is on its way. A relay that no longer has the shard may do it, too.
+    """Writes terminations to Redis for the agents, as soon as the API has reported them.
+
+    Not in the next step of the shard: that waits for the request to the API that is on its way. A
+    relay that has lost the shard may still write them.
     """
 
     def __init__(self, server: RedisServer, keys: Keys, outage: RedisOutage) -> None:
         self._server = server
         self._keys = keys
         self._outage = outage
-        self._untold: dict[str, str] = {}
-        self._heard = anyio.Event()
+        self._unwritten: dict[str, str] = {}
+        self._added = anyio.Event()
 
-    def heard(self, instance_id: str, reason: str) -> None:
+    def add(self, instance_id: str, reason: str) -> None:
         """Note that the API has terminated a run."""
-        self._untold[instance_id] = reason
-        self._heard.set()
+        self._unwritten[instance_id] = reason
+        self._added.set()
 
     async def serve(self) -> None:
-        """Tell agents, until it is cancelled."""
+        """Write them, until it is cancelled."""
         while True:
-            await self._heard.wait()
+            await self._added.wait()
             try:
-                await self.tell()
+                await self.write()
             except PrefactorApiError as error:
                 self._outage.failed(error)
                 await anyio.sleep(_TRY_AGAIN_AFTER)
 
-    async def tell(self) -> None:
-        """Tell agents what was heard. Raises a :class:`~prefactor_core.PrefactorApiError` if Redis
-        does not answer: the rest is told by the next call."""
-        while self._untold:
-            instance_id, reason = next(iter(self._untold.items()))
-            await self._server.call(_TELL, [self._keys.stop(instance_id)], reason, _KEPT)
-            self._untold.pop(instance_id, None)
-        self._heard = anyio.Event()
+    async def write(self) -> None:
+        """Write those that were added. Raises a :class:`~prefactor_core.PrefactorApiError` if
+        Redis does not answer: the next call writes the rest."""
+        while self._unwritten:
+            instance_id, reason = next(iter(self._unwritten.items()))
+            await self._server.call(_WRITE, [self._keys.stop(instance_id)], reason, _KEPT)
+            self._unwritten.pop(instance_id, None)
+        self._added = anyio.Event()

@@ -124,6 +124,17 @@ async def test_a_loss_a_week_later_is_a_new_one(caplog: pytest.LogCaptureFixture
 
 
 @virtual_time
+async def test_a_relay_says_where_its_refused_operations_are(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with served(caplog) as losses:
+        report = LossReport(losses.counters, losses.event_loop, "kept aside for `relay refused`")
+        report.dropped("refused", "it is given up")
+        (said,) = losses.said()
+    assert "operations are kept aside for `relay refused` (refused): it is given up." in said
+
+
+@virtual_time
 async def test_each_reason_has_an_episode_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
     async with served(caplog) as losses:
         losses.drop("refused", 2)

@@ -152,7 +152,10 @@ async def test_a_server_that_has_forgotten_all_scripts_gets_them_again(
 async def test_a_paused_server_delays_and_loses_nothing(
     redis: RedisServerProcess, api: ServedApi
 ) -> None:
-    async with relaying(redis.url, api.url), relaying(redis.url, api.url):
+    async with (
+        relaying(redis.url, api.url, lease=1.0),
+        relaying(redis.url, api.url, lease=1.0),
+    ):
         async with recording(redis.url) as client:
             await record(client)
             redis.pause()

@@ -55,7 +55,8 @@ async def test_the_runs_of_a_killed_agent_are_ended_as_failed_children_first(
     # Another relay than that which saw them begin; no agent lives, and none is waited for.
     async with relaying(redis.url, api.url, bury_after=0.5) as relay:
         await until(lambda: not leftovers(redis))
-        assert relay.statistics().buried == RUNS
+        # Twice, if the machine is so slow that a lease is lost meanwhile.
+        assert relay.statistics().buried >= RUNS
     runs = await all_stored(api)
     assert {run.status for run in runs} == {"failed"}
     for run in runs:

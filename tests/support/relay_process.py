@@ -30,7 +30,5 @@ async def main(options: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    # It logs the traceback of each connection that fails.
-    logging.getLogger("coredis").setLevel(logging.CRITICAL)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     anyio.run(main, msgspec.json.decode(sys.argv[2]), backend=sys.argv[1])

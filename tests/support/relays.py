@@ -34,15 +34,14 @@ LONG_WAIT = 300
 
 @asynccontextmanager
 async def a_relay(redis: str, api_url: str, **options: Any) -> AsyncGenerator[Relay]:
-    """Open a relay whose lease is so short that tests need not wait long for another to take over;
-    it does not run yet."""
+    """Open a relay whose pauses are short; it does not run yet."""
     url, password = without_password(redis)
     config = RelayConfig(
         redis=RedisAddress.parse(url),
         redis_password=password,
         queue_config=QueueConfig(retry_delay_base=0.02),
         max_retry_delay=0.2,
-        **{"lease": 1.0, **options},
+        **options,
     )
     async with open_api(HttpClientConfig(api_url)) as api, open_relay(api, config) as relay:
         yield relay
@@ -188,7 +187,8 @@ def relay_on(backend: str, redis: str, api_url: str) -> Callable[[str], Sequence
     """A relay with a short lease, on the loop of ``backend``."""
 
     def command(name: str) -> Sequence[str]:
-        options = {"redis": redis, "api_url": api_url, "name": name}
+        # Another takes over soon.
+        options = {"redis": redis, "api_url": api_url, "name": name, "lease": 1.0}
         return ["-m", "support.relay_process", backend, msgspec.json.encode(options).decode()]
 
     return command
