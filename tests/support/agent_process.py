@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from support.commands import REPOSITORY
-from support.relays import LONG_WAIT
+from support.relays import LONG_WAIT, REPOSITORY
 
 
 class AgentProcess:

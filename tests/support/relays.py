@@ -16,12 +16,14 @@ from typing import Any
 
 import anyio
 import msgspec
-from support.commands import REPOSITORY
 
 from prefactor_core.client.connection import open_api
 from prefactor_core.config import HttpClientConfig, QueueConfig
 from prefactor_core.config.redis import RedisAddress, without_password
 from prefactor_core.relay.relay import Relay, RelayConfig, open_relay
+
+# Not from support.commands, which imports pytest: each process of a relay would, too.
+REPOSITORY = Path(__file__).parents[2]
 
 WAIT = 60
 """Seconds for what takes some, on a machine that is busy."""
