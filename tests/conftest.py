@@ -21,7 +21,7 @@ os.environ.pop("PREFACTOR_JOURNAL", None)
 
 # Continuous integration and developers see the same examples, and no machine's speed counts. Few:
 # the same examples each time find nothing new.
-settings.register_profile("prefactor", deadline=None, derandomize=True, max_examples=30)
+settings.register_profile("prefactor", deadline=None, derandomize=True, max_examples=20)
 # For looking for more, with other examples each time: just fuzz.
 settings.register_profile("fuzz", deadline=None, derandomize=False, max_examples=1250)
 # For looking whether it works at all, with other versions of what it needs: just test-lowest.

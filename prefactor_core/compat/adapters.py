@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Protocol
 
@@ -39,6 +39,12 @@ class Terminated(BaseExceptionGroup[PrefactorTerminatedError]):
     asynchronous callback handler. So it raises this group of one error. The scope of the run raises
     the error itself; where there is none, ``except* PrefactorTerminatedError`` catches it.
     """
+
+    def derive(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, excs: Sequence[PrefactorTerminatedError], /
+    ) -> Terminated:
+        """The same kind of group, when ``except*`` or a task group divides it."""
+        return Terminated(self.message, excs)
 
 
 def _is_swallowed() -> bool:

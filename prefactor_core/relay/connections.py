@@ -16,7 +16,6 @@ from weakref import WeakSet
 
 import anyio
 import coredis
-from anyio import TASK_STATUS_IGNORED
 from anyio.abc import ByteStream, SocketAttribute, TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from coredis.connection import (
@@ -43,7 +42,7 @@ logging.getLogger("coredis").addFilter(lambda _: not _is_ours.get())
 
 
 class _Connection(BaseConnection):
-    async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         _is_ours.set(True)
         await super().run(task_status=task_status)
 
