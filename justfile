@@ -56,7 +56,7 @@ test-lowest *options: (_install venv "dev")
 
 # Drive the pages in a real browser; installs Debian's Chromium where root and apt-get are.
 test-browser *options: _chromium _browser
-    {{ python }} -m pytest -n 2 --dist loadfile tests/browser {{ options }}
+    {{ python }} -m pytest -n 3 --dist loadfile tests/browser {{ options }}
 
 # Run the cells of notebooks in a kernel of Jupyter and in the shell of IPython.
 test-notebook *options: (_install ".venv-notebook" "local" "pytest" "hypothesis" "trio" "ipykernel" "jupyter-client")

@@ -9,10 +9,10 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Final, cast
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 import anyio
 import coredis
@@ -42,21 +42,30 @@ logging.getLogger("coredis").addFilter(lambda _: not _is_ours.get())
 
 
 class _Connection(BaseConnection):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # coredis closes them only at the end of a connection that was made, and anyio warns of each
+        # that is collected open.
+        streams: list[MemoryObjectSendStream[Any] | MemoryObjectReceiveStream[Any]] = [
+            part
+            for part in vars(self).values()
+            if isinstance(part, MemoryObjectSendStream | MemoryObjectReceiveStream)
+        ]
+        finalize(self, _close, streams)
+
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         _is_ours.set(True)
         await super().run(task_status=task_status)
 
     async def _connect(self) -> ByteStream:
-        try:
-            stream = await super()._connect()  # type: ignore[safe-super]  # pyright: ignore[reportAbstractUsage]
-        except BaseException:
-            # coredis closes them only after it has connected.
-            for part in vars(self).values():
-                if isinstance(part, MemoryObjectSendStream | MemoryObjectReceiveStream):
-                    part.close()
-            raise
+        stream = await super()._connect()  # type: ignore[safe-super]  # pyright: ignore[reportAbstractUsage]
         _connections.add(self)
         return stream
+
+
+def _close(streams: Sequence[MemoryObjectSendStream[Any] | MemoryObjectReceiveStream[Any]]) -> None:
+    for stream in streams:
+        stream.close()
 
 
 class _Tcp(_Connection, TCPConnection):
