@@ -20,7 +20,7 @@ waiting := "\\b(async|await|anyio|trio|asyncio)\\b|BaseException|ExceptionGroup|
 # ASYNC114, ASYNC128: commands wait for the connection, which coredis starts.
 survivors := "prefactor_core/agent/cancellation.py:ASYNC103,ASYNC104 prefactor_core/queue/workers.py:ASYNC103,ASYNC104 prefactor_core/client/loop_thread.py:ASYNC103,ASYNC104 prefactor_core/export/termination.py:ASYNC103 prefactor_core/payloads/timebox.py:ASYNC103,ASYNC104 prefactor_core/queue/daemon_thread.py:ASYNC103 prefactor_core/relay/server.py:ASYNC103,ASYNC113 prefactor_core/relay/connections.py:ASYNC114,ASYNC128"
 # The code that waits, sends, or holds threads and signals: what another loop could break.
-on_a_loop := "tests/agent/test_generators.py tests/agent/test_runs_in_threads.py tests/agent/test_turns.py tests/client tests/processes/test_signals.py tests/queue"
+on_a_loop := "tests/agent/test_generators.py tests/agent/test_runs_in_threads.py tests/agent/test_turns.py tests/client/test_scope.py tests/client/test_threads.py tests/processes/test_signals.py tests/queue"
 # What calls anyio (queue), httpx (api) and msgspec (the stored answers, the capture of values,
 # schemas from types) itself, and two properties that go through all of them, the client included.
 on_dependencies := "tests/api tests/local/test_bulk.py tests/local/test_states.py tests/payloads/test_capture.py tests/properties/test_delivery_machine.py tests/properties/test_outcomes.py tests/queue tests/schema_registry/test_type_schema.py"
@@ -56,7 +56,7 @@ test-lowest *options: (_install venv "dev")
 
 # Drive the pages in a real browser; installs Debian's Chromium where root and apt-get are.
 test-browser *options: _chromium _browser
-    {{ python }} -m pytest -n 3 --dist loadfile tests/browser {{ options }}
+    {{ python }} -m pytest -n 2 --dist loadfile tests/browser {{ options }}
 
 # Run the cells of notebooks in a kernel of Jupyter and in the shell of IPython.
 test-notebook *options: (_install ".venv-notebook" "local" "pytest" "hypothesis" "trio" "ipykernel" "jupyter-client")

@@ -14,25 +14,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--minute", action="store_true", help="disturb the relays of the command for a minute"
     )
-    parser.addoption(
-        "--one-loop", action="store_true", help="run the tests of relays on asyncio only"
-    )
     parser.addoption("--seed", type=int, help="which relays to disturb, and how")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without ``--minute``, leave out what takes one; with ``--one-loop``, relays on trio. Those of
-    the command line run on asyncio; agents are on both loops in any case."""
-    left_out = [
-        item
-        for item in items
-        if (item.get_closest_marker("minute") is not None and not config.getoption("--minute"))
-        or (
-            config.getoption("--one-loop")
-            and item.path.name.startswith("test_relay_")
-            and "[trio" in item.name
-        )
-    ]
+    """Without ``--minute``, leave out what takes one."""
+    if config.getoption("--minute"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("minute") is not None]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in set(left_out)]
 
