@@ -171,12 +171,7 @@ class RunsPage {
 
   apply({ runs, total, deleted }) {
     this.mayHaveDeleted ||= deleted;
-    const wasEmpty = this.facts?.total === 0;
-    if (wasEmpty && runs.length > 0) {
-      this.facts.total = total ?? runs.length;
-      this.context.navigate(`/runs/${runs[0].id}`);
-      return;
-    }
+    if (this.openFirst(runs, total)) return;
     for (const run of runs) {
       const row = this.rows.get(run.id);
       if (row !== undefined) this.showNewer(row, run);
@@ -187,12 +182,21 @@ class RunsPage {
     this.refreshSoon();
   }
 
+  /** Open the first run of a file that was empty, whichever tells of it: the stream, or a request
+   * that the stream caused. Return whether there is one. */
+  openFirst(runs, total) {
+    if (this.facts?.total !== 0 || runs.length === 0) return false;
+    this.facts.total = total ?? runs.length;
+    this.context.navigate(`/runs/${runs[0].id}`);
+    return true;
+  }
+
   /** Ask for counts, and for new runs that match the filters, at most once a second. */
   refreshSoon() {
     this.refreshing ??= setTimeout(async () => {
       const answer = await this.read(null);
       this.refreshing = null;
-      if (answer === null) return;
+      if (answer === null || this.openFirst(answer.runs, answer.total)) return;
       for (const run of answer.runs) {
         const row = this.rows.get(run.id);
         if (row !== undefined) this.showNewer(row, run);
