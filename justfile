@@ -160,9 +160,9 @@ fmt: (_install venv "dev")
     {{ venv }}/bin/ruff format .
     {{ venv }}/bin/ruff check --fix .
 
-# Make a virtual environment with an extra (and more) in it, unless it is up to date: dev has all.
+# Make a virtual environment with an extra (and more) in it, unless it is up to date.
 _install folder extra *more:
     @[ -x {{ folder }}/bin/python ] || python3 -m venv {{ folder }}
-    @[ {{ folder }}/.installed-{{ extra }} -nt pyproject.toml ] || [ {{ folder }}/.installed-dev -nt pyproject.toml ] || { \
+    @[ {{ folder }}/.installed-{{ extra }} -nt pyproject.toml ] || { \
         {{ folder }}/bin/python -m pip install -q --disable-pip-version-check --no-compile -e '.[{{ extra }}]' {{ more }} \
         && touch {{ folder }}/.installed-{{ extra }}; }
