@@ -276,7 +276,7 @@ class Sender:
         log(
             logger,
             logging.ERROR if denied else logging.WARNING,
-            "%s does not take operations (%s); they are kept and tried again until the scope ends",
+            "%s does not take operations (%s); they are kept and tried again",
             self._carrier.receiver,
             error,
         )

@@ -10,19 +10,29 @@ from prefactor_core.relay.keys import Keys
 from prefactor_core.relay.scripts import CONFIGURE
 from prefactor_core.relay.server import RedisServer
 
+SAFE_POLICY: Final = "noeviction"
+
 UNKNOWN: Final = "unknown"
 """The partition of an API that tells none."""
 
 
-async def check_policy(server: RedisServer) -> None:
-    """Raise :class:`PrefactorValueError` if the server could throw away what agents recorded."""
+async def unsafe_policy(server: RedisServer) -> str | None:
+    """The ``maxmemory-policy`` of a server that could throw away what agents recorded; None if it
+    could not: its memory has no bound, or it refuses what is new when that is full."""
     text = cast("bytes", await server.run("INFO", "memory")).decode()
     facts = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    policy = facts.get("maxmemory_policy", "noeviction")
-    if facts.get("maxmemory", "0") != "0" and policy != "noeviction":
+    policy = facts.get("maxmemory_policy", SAFE_POLICY)
+    is_bounded = facts.get("maxmemory", "0") != "0"
+    return policy if is_bounded and policy != SAFE_POLICY else None
+
+
+async def check_policy(server: RedisServer) -> None:
+    """Raise :class:`PrefactorValueError` if the server could throw away what agents recorded."""
+    policy = await unsafe_policy(server)
+    if policy is not None:
         raise PrefactorValueError(
             f"{server.address} has maxmemory-policy {policy}: with a full memory it would throw "
-            "away what agents have recorded. Set it to noeviction"
+            f"away what agents have recorded. Set it to {SAFE_POLICY}"
         )
 
 

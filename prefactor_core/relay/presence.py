@@ -16,6 +16,7 @@ from prefactor_core.exceptions.log import log
 from prefactor_core.export.identity import Identities
 from prefactor_core.queue.event_loop import EventLoop
 from prefactor_core.relay.keys import Keys
+from prefactor_core.relay.preconditions import SAFE_POLICY, unsafe_policy
 from prefactor_core.relay.server import RedisServer, Script
 
 logger = logging.getLogger("prefactor_core.relay.presence")
@@ -29,8 +30,6 @@ _HEARTBEAT: Final = 5.0
 _MOST_KEYS: Final = 1_000
 
 _LEAVE_TIMEOUT: Final = 1.0
-
-_SAFE_POLICY: Final = "noeviction"
 
 # A script, which may run when the memory is full: relays must not take the agent for dead then.
 _BEAT: Final = Script(
@@ -147,16 +146,13 @@ class Presence:
         log(logger, logging.WARNING, message, self._server.address)
 
     async def _check_policy(self) -> None:
-        text = cast("bytes", await self._server.run("INFO", "memory")).decode()
-        lines = [line.partition(":") for line in text.splitlines()]
-        values = {name: value for name, _, value in lines}
-        policy = values.get("maxmemory_policy", _SAFE_POLICY)
-        if int(values.get("maxmemory", 0)) and policy != _SAFE_POLICY:
+        policy = await unsafe_policy(self._server)
+        if policy is not None:
             message = (
                 "%s throws operations away when its memory is full: its maxmemory-policy is %s, "
                 "and must be %s"
             )
-            log(logger, logging.ERROR, message, self._server.address, policy, _SAFE_POLICY)
+            log(logger, logging.ERROR, message, self._server.address, policy, SAFE_POLICY)
 
     async def _ask_for_terminations(self) -> None:
         open_runs = self._identities.open_runs()

@@ -106,6 +106,7 @@ class ShardJournal(NoJournal):
         if isinstance(operation, RegisterAgentInstance) and not origin.is_aside:
             record = state.open_run(operation.instance_id, origin.agent, operation.agent_id)
             run = self._identities.of(operation.instance_id)
+            run.registered = True  # also if the answer was that it is there already
             record.set(api_id=run.id if run.id != run.recorded_id else None)
         if record is None:
             return

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 from support.harness import AGENT, make_config, make_registry
 from support.redis_server import RedisServerProcess, redis_server
@@ -293,6 +294,24 @@ async def test_an_operation_that_the_api_refuses_goes_aside_and_the_rest_goes_on
     assert '"agent:refused"' in aside["op"]
     assert aside["shard"] == str(shard_of(run.id))
     assert "sesame" not in aside["error"]
+
+
+async def test_an_api_that_refuses_given_ids_of_runs_registers_them_under_its_own(
+    redis: RedisServerProcess, api: ServedApi
+) -> None:
+    no = {"status": "error", "code": "invalid_value", "message": "no"}
+    body = {"status": "error", "code": "validation_errors", "message": "no", "errors": {"id": no}}
+    refusal = 422, {}, msgspec.json.encode(body)
+    api.faulty.faults = {"register": lambda call: refusal if call.body.get("id") else None}
+    async with relaying(redis.url, api.url) as relay:
+        async with recording(redis.url) as client:
+            ids = await record(client)
+        await until(lambda: not lag(redis))
+        assert relay.statistics().refused == 0
+    runs = await stored(api)
+    assert [run.shape for run in runs] == [WHOLE] * RUNS
+    assert not {run.id for run in runs} & set(ids)
+    assert leftovers(redis) == []
 
 
 async def test_an_entry_that_cannot_be_read_goes_aside_whole_and_the_rest_goes_on(
