@@ -50,15 +50,17 @@ class LoopThread:
 
     def open(self) -> None:
         """Return when the scope is open. Raises the error of entering it."""
-        self._thread.start()
         try:
+            self._thread.start()
             self._loop = self._opened.result()
+            # Exit handlers run in the reverse order of registration, while daemon threads still
+            # run: this one runs before logging shuts down and before the loss is logged.
+            atexit.register(self._close_at_exit)
         except BaseException:
-            self._opened.cancel()  # Ctrl-C: nobody will close the scope
+            # Ctrl-C, before any of these lines or after: nobody will close the scope.
+            if not self._opened.cancel() and self._opened.exception() is None:
+                self._soon(self._break_off, self._opened.result())
             raise
-        # Exit handlers run in the reverse order of registration, while daemon threads still run:
-        # this one runs before logging shuts down and before the loss is logged.
-        atexit.register(self._close_at_exit)
 
     def close(self, error: BaseException | None) -> None:
         """Leave the scope, whose body ended with ``error``; return when the thread has ended or is
@@ -67,17 +69,18 @@ class LoopThread:
         Raises :class:`ClientScopeError` in this thread, which would wait for its own end.
         """
         self._check_thread()
-        atexit.unregister(self._close_at_exit)
         if not self._thread.is_alive():
+            atexit.unregister(self._close_at_exit)
             return  # a fork has nothing to close
-        self._body_error = error
-        with suppress(RuntimeError):  # it has just ended
-            self._loop.call_soon_threadsafe(self._leaving.set)
         try:
+            atexit.unregister(self._close_at_exit)
+            self._body_error = error
+            self._soon(self._leaving.set, self._loop)
             self._wait(self._seconds + _GRACE)
         except BaseException:
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._break_off)
+            # Ctrl-C, before any of these lines or after: the thread may not know yet that it is to
+            # leave the scope.
+            self._soon(self._break_off, self._loop)
             self._wait(_GRACE)
             raise
         failure, self._failure = self._failure, None
@@ -91,6 +94,10 @@ class LoopThread:
                 self.close(asyncio.CancelledError("the program ended"))
             except Exception as error:
                 log(logger, logging.ERROR, "the client could not be closed", error=error)
+
+    def _soon(self, call: Callable[[], object], loop: asyncio.AbstractEventLoop) -> None:
+        with suppress(RuntimeError):  # it has just ended
+            loop.call_soon_threadsafe(call)
 
     def _wait(self, seconds: float) -> None:
         """Wait until the thread has ended, for at most so many seconds."""
@@ -147,6 +154,7 @@ class LoopThread:
         self._ended.set()
 
     def _break_off(self) -> None:
+        self._leaving.set()
         # By Task.cancel(): no other cancellation passes the shield of the drain. But only once the
         # scope is being left; an earlier one would keep it from being left at all.
         if self._exiting:

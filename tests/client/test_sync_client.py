@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -11,7 +12,8 @@ import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
@@ -36,9 +38,13 @@ from prefactor_core import (
     open_prefactor_sync,
     traced,
 )
+from prefactor_core.client import loop_thread
 from prefactor_core.local.app import MEMORY, LocalPrefactor
 from prefactor_core.local.store import Store
 from prefactor_core.testing import Recording, open_recording
+
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
 
 FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 CTRL_C = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT for one process")
@@ -561,11 +567,14 @@ LOST = {"in the body": 0, "while registering": 3, "while draining": 2}
 @CTRL_C
 @pytest.mark.parametrize("when", INTERRUPTED)
 def test_ctrl_c_goes_on_from_the_scope(when: str) -> None:
-    code = """
+    code = f"""
 app = LocalPrefactor(Store(MEMORY))
 api = FaultyApi(app)
+draining = {when == "while draining"}
 
 async def hang(scope, receive, send):
+    while draining and client.core.is_open:
+        await anyio.sleep(0.01)  # before, the main thread may still be in the block
     say("ready")
     try:
         await anyio.sleep_forever()
@@ -587,6 +596,71 @@ given_up = threading.Event()
     said = f"{loss}; no answer came in time\n" if lost else ""
     assert (process.returncode, errors) == (0, said)
     assert output.splitlines() == SAID[when]
+
+
+def interrupt(call: Callable[[], object], line: int) -> bool:
+    """Make the call, and interrupt it as Ctrl-C does, before the given one of the lines that it
+    executes in loop_thread.py; return whether it has so many."""
+    left, before = line, sys.gettrace()
+
+    def trace(frame: FrameType, event: str, argument: object) -> TraceFunction | None:
+        nonlocal left
+        if frame.f_code.co_filename != loop_thread.__file__:
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        assert left == 0
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_ctrl_c_at_any_line_of_opening_leaves_nothing_open(recording: Recording) -> None:
+    for line in itertools.count(1):
+        client = recording.open_sync()
+        interrupted = interrupt(client.open, line)
+        threads = [each for each in threading.enumerate() if each.name == "prefactor-core"]
+        if not interrupted:
+            client.close()
+        for thread in threads:
+            thread.join(20)
+            assert not thread.is_alive()
+        assert not client.core.is_open
+        if not interrupted:
+            break
+    assert line > 5
+
+
+def test_ctrl_c_at_any_line_of_closing_ends_the_thread_and_accounts_for_all(
+    api: FaultyApi,
+) -> None:
+    closed_by_ctrl_c = 0
+    for line in itertools.count(1):
+        api.hanging = False
+        client = open_at(api, drain_timeout=0).open()
+        with client.agent_instance(**AGENT):
+            client.flush()
+            api.hanging = True
+        interrupted = interrupt(client.close, line)
+        if client.core.is_open:  # as if it had not been called
+            assert line <= 4  # before its first statement that changes something
+            client.close()
+        elif interrupted:
+            closed_by_ctrl_c += 1
+        assert "prefactor-core" not in [thread.name for thread in threading.enumerate()]
+        assert (client.statistics().pending, client.statistics().lost) == (0, 1)
+        if not interrupted:
+            break
+    assert closed_by_ctrl_c > 5
 
 
 @FORK
