@@ -18,6 +18,8 @@ from prefactor_core.context_stack import SpanContextStack
 from prefactor_core.context_stack.finders import finders, found_spans
 from prefactor_core.exceptions import (
     PrefactorTerminatedError,
+    PrefactorValueError,
+    in_message,
 )
 from prefactor_core.exceptions.checks import to_time
 from prefactor_core.exceptions.uncopyable import Uncopyable
@@ -182,6 +184,10 @@ class AgentInstanceHandle(RunAliases, Uncopyable):
         It runs in the task that receives the termination, so it must return soon. An exception of
         it is logged. A run that has ended is not terminated any more.
         """
+        if not callable(callback):
+            raise PrefactorValueError(
+                f"callback must be a function of the reason, got {in_message(callback)}"
+            )
         self._termination.watch(callback)
 
     def check(self) -> None:

@@ -13,6 +13,7 @@ from prefactor_core.agent.traced_generator import async_generator_function, gene
 from prefactor_core.agent.traced_value import complete_or_wrap
 from prefactor_core.config.lazy_module import LazyModule
 from prefactor_core.exceptions import PrefactorValueError, in_message
+from prefactor_core.exceptions.checks import check_flag
 
 if TYPE_CHECKING:
     from prefactor_core.agent import traced_types
@@ -55,10 +56,11 @@ def traced_by(
         )
     else:
         make = partial(TracedFunction, what)
-    if isinstance(exclude, str):
+    if not isinstance(exclude, Collection) or isinstance(exclude, str | bytes):
         raise PrefactorValueError(
             f"exclude must be a collection of names, such as ('query',), got {in_message(exclude)}"
         )
+    check_flag("capture_result", capture_result)
     if reduce is not None and not callable(reduce):
         raise PrefactorValueError(
             f"reduce must be a function of a list, got {type(reduce).__qualname__}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, MutableMapping
 from functools import partial
-from typing import TYPE_CHECKING, Unpack, overload
+from typing import TYPE_CHECKING, Unpack, get_args, overload
 
 from prefactor_core.agent.instance import AgentInstanceHandle, Client
 from prefactor_core.agent.scope import AgentInstanceScope
@@ -17,6 +17,7 @@ from prefactor_core.client.run_arguments import (
 )
 from prefactor_core.config import OnRefused, PrefactorCoreConfig
 from prefactor_core.config.lazy_module import LazyModule
+from prefactor_core.exceptions.checks import check_choice, to_optional_text
 from prefactor_core.exceptions.uncopyable import Uncopyable
 from prefactor_core.operations import Purpose
 from prefactor_core.schema_registry import Schema
@@ -132,8 +133,8 @@ class RecordingClient(RecordingById, Uncopyable):
         The sender has written its step there by :meth:`inject`, or as a ``traceparent``. The API
         knows no parent in another run, so the spans of this run that have no parent name the
         step in their payloads, as ``prefactor_caused_by``. The OpenTelemetry export of this run
-        belongs to the trace of that step. Malformed headers are ignored and logged. A sender can
-        name any step: take no headers from strangers.
+        belongs to the trace of that step. Malformed headers, also what is no headers at
+        all, are ignored and logged. A sender can name any step: take no headers from strangers.
         ``on_refused``: if the API refuses, ``"raise"`` its error, or ``"log"`` it and let the run
         go on unrecorded.
 
@@ -145,7 +146,8 @@ class RecordingClient(RecordingById, Uncopyable):
         unknown, and a :class:`PrefactorApiError` if the API refuses.
         """
         instances = self.instance_manager
-        version = checked_version(agent_id, agent_version, options)
+        version = checked_version(agent_id, agent_version, options, "instance_id", "on_refused")
+        check_choice("on_refused", on_refused, get_args(OnRefused))
         registered = await instances.register(
             agent_id,
             version,
@@ -224,12 +226,15 @@ class RecordingClient(RecordingById, Uncopyable):
         OpenTelemetry is current, OpenTelemetry writes its own context there instead. ``baggage``
         gets the ids of run and span in Prefactor, beside what others have written; a run that the
         API has not registered yet has only a ``traceparent``.
+
+        Raises nothing: headers that cannot be changed stay as they are, and the log has a warning.
         """
         propagation.inject(headers, self)
 
     def _schema_version(
         self, agent_id: str | None, given: Schema | None, external_id: str | None
     ) -> Schema:
+        external_id = to_optional_text("external_schema_version_id", external_id)
         if given is not None:
             return choose_schema_version(agent_id, given, external_id)
         registry = self.config.schema_registry or default_types.DEFAULT_TYPES

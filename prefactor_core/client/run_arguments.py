@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar
 
 from prefactor_core.config.lazy_module import LazyModule
 from prefactor_core.exceptions import PrefactorValueError, in_message
+from prefactor_core.exceptions.checks import check_text, nearest_hint
 from prefactor_core.operations import Purpose
 
 if TYPE_CHECKING:
@@ -16,6 +17,14 @@ else:
     trace_headers = LazyModule("prefactor_core.operations.trace_headers")
 
 T = TypeVar("T")
+
+_ARGUMENTS: Final = (
+    "agent_id",
+    "agent_version",
+    "agent_schema_version",
+    "external_schema_version_id",
+)
+"""The named arguments of every call that makes a run."""
 
 
 class RunOptions(TypedDict, total=False):
@@ -28,21 +37,28 @@ class RunOptions(TypedDict, total=False):
 
 
 def checked_version(
-    agent_id: str | None, agent_version: Mapping[str, object] | None, options: Mapping[str, object]
+    agent_id: str | None,
+    agent_version: Mapping[str, object] | None,
+    options: Mapping[str, object],
+    *others: str,
 ) -> Mapping[str, object]:
     """Return ``agent_version``. Raise :class:`PrefactorValueError` without one, for an unknown
-    option, and for an ``agent_id`` that is none."""
+    option, and for an ``agent_id`` that is none.
+
+    ``others``: the options of the caller beside those of every run.
+    """
+    known = (*_ARGUMENTS, *others, *RunOptions.__annotations__)
     for name in options.keys() - RunOptions.__annotations__.keys():
         raise PrefactorValueError(
-            f"there is no option {in_message(name)} of a run: use agent_id, agent_version, "
-            "agent_schema_version, instance_id, external_schema_version_id, on_refused, "
-            f"{', '.join(RunOptions.__annotations__)}"
+            f"there is no option {in_message(name)} of a run{nearest_hint(name, known)}: use "
+            f"{', '.join(known)}"
         )
-    if agent_id is not None and not (isinstance(agent_id, str) and agent_id):
+    if agent_id is not None and not (isinstance(agent_id, str) and agent_id.strip()):
         raise PrefactorValueError(
             f"agent_id must be the id of an agent, got {in_message(agent_id)}; leave it out "
             "only where the API token stands for an agent, and give agent_version= by name then"
         )
+    check_text("agent_id", agent_id or "")
     if agent_version is None:
         raise PrefactorValueError(
             "agent_version is required: pass agent_version={'name': 'My agent', "

@@ -6,6 +6,7 @@ The classes are plain mutable structs: an assignment after construction is not c
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import (
     TYPE_CHECKING,
@@ -30,6 +31,10 @@ from prefactor_core.config.queue import QueueConfig as QueueConfig
 from prefactor_core.config.redis import is_redis
 from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.exceptions.checks import (
+    check_choice,
+    check_flag,
+    nearest,
+    nearest_hint,
     to_at_least,
     to_folder,
     to_positive,
@@ -97,13 +102,15 @@ def check_options(options: Mapping[str, object], *others: str) -> None:
 
     ``others``: the other options of the caller, for the message.
     """
+    names = (*others, *PrefactorOptions.__annotations__)
+    of_queue = [option.name for option in fields(QueueConfig)]
     for name in options.keys() - PrefactorOptions.__annotations__.keys():
-        known = ", ".join((*others, *PrefactorOptions.__annotations__))
+        hint, use = nearest_hint(name, names), ", ".join(names)
         if name == "http_config":
-            known = "api_url and api_token; or make a PrefactorCoreConfig"
-        elif name in {option.name for option in fields(QueueConfig)}:
-            known = f"queue_config=QueueConfig({name}=...)"
-        raise PrefactorValueError(f"there is no option {in_message(name)} here: use {known}")
+            hint, use = "", "api_url and api_token; or make a PrefactorCoreConfig"
+        elif (near := nearest(name, (*names, *of_queue))) in of_queue:
+            hint, use = "", f"queue_config=QueueConfig({near}=...)"
+        raise PrefactorValueError(f"there is no option {in_message(name)} here{hint}: use {use}")
 
 
 class PrefactorCoreConfig(Struct, kw_only=True):
@@ -222,29 +229,18 @@ class PrefactorCoreConfig(Struct, kw_only=True):
         )
         self.cancel_on_signals = to_signals("cancel_on_signals", self.cancel_on_signals)
         for name in ("enabled", "validate_token", "raise_on_loss", "capture_payloads"):
-            if not isinstance(getattr(self, name), bool):
-                raise PrefactorValueError(
-                    f"{name} must be True or False, got {in_message(getattr(self, name))}"
-                )
-        if self.check_payloads not in get_args(CheckMode):
-            raise PrefactorValueError(
-                "check_payloads must be 'off', 'warn' or 'raise', got "
-                f"{in_message(self.check_payloads)}"
-            )
-        if self.on_refused not in get_args(OnRefused):
-            raise PrefactorValueError(
-                f"on_refused must be 'log' or 'raise', got {in_message(self.on_refused)}"
-            )
+            check_flag(name, getattr(self, name))
+        check_choice("check_payloads", self.check_payloads, get_args(CheckMode))
+        check_choice("on_refused", self.on_refused, get_args(OnRefused))
         self.max_payload_bytes = to_at_least("max_payload_bytes", self.max_payload_bytes, 1024)
         if self.redact is not None and not callable(self.redact):
             raise PrefactorValueError(f"redact must be a function, got {in_message(self.redact)}")
         if self.journal is None:
-            self.journal = os.environ.get("PREFACTOR_JOURNAL", "").strip()
-        self.journal = to_folder("journal", self.journal)
-        if self.journal_sync not in get_args(JournalSync):
-            raise PrefactorValueError(
-                f"journal_sync must be 'process' or 'disk', got {in_message(self.journal_sync)}"
-            )
+            text = os.environ.get("PREFACTOR_JOURNAL", "").strip()
+            self.journal = to_folder("PREFACTOR_JOURNAL in the environment", text)
+        else:
+            self.journal = to_folder("journal", self.journal)
+        check_choice("journal_sync", self.journal_sync, get_args(JournalSync))
         self.journal_max_bytes = to_at_least(
             "journal_max_bytes", self.journal_max_bytes, _LEAST_JOURNAL_BYTES
         )
@@ -287,6 +283,7 @@ class PrefactorCoreConfig(Struct, kw_only=True):
         server ignores the token of the environment.
         Raises :class:`PrefactorValueError` if there is no URL, or no token for another machine.
         """
+        check_options(options, "api_url", "api_token")
         # A SecretStr, so that no traceback with locals shows it.
         api_token = SecretStr(api_token) if isinstance(api_token, str) else api_token
         enabled = options.get("enabled")
@@ -294,17 +291,28 @@ class PrefactorCoreConfig(Struct, kw_only=True):
             # Nothing is sent, so no address is needed.
             options["enabled"] = False
             api_url, api_token = _NOWHERE, None
-        url = to_text("api_url", api_url or "") or os.environ.get("PREFACTOR_API_URL", "").strip()
+        variables: dict[str, str] = {}  # those that are read, by the names of their fields
+        url = to_text("api_url", api_url or "")
+        if not url:
+            url = os.environ.get("PREFACTOR_API_URL", "").strip()
+            variables["api_url"] = "PREFACTOR_API_URL"
         if not url:
             raise PrefactorValueError(_NOTHING_CONFIGURED)
         if "@" in url:
             url = SecretStr(url)  # it may hold the password of a Redis server
         if not api_token and not url.startswith(LOCAL_PREFIX) and not is_redis(url):
             api_token = SecretStr(os.environ.get("PREFACTOR_API_TOKEN", ""))
-        return cls(
-            http_config=HttpClientConfig(api_url=url, api_token=api_token or ""),
-            **options,
-        )
+            if api_token:
+                variables["api_token"] = "PREFACTOR_API_TOKEN"
+        try:
+            http_config = HttpClientConfig(api_url=url, api_token=api_token or "")
+        except PrefactorValueError as error:
+            message = str(error)
+        else:
+            return cls(http_config=http_config, **options)
+        for field_name, variable in variables.items():
+            message = re.sub(rf"\b{field_name}\b(?!=)", variable, message)
+        raise PrefactorValueError(message)
 
 
 def _enabled_by_environment() -> bool:
@@ -334,10 +342,11 @@ def _struct(name: str, value: object, cls: type[_Config]) -> _Config:
     del value
     if isinstance(given.get("api_token"), str):
         given["api_token"] = SecretStr(given["api_token"])
-    unknown = sorted(given.keys() - set(names))
-    if unknown:
+    others = sorted(given.keys() - set(names))
+    if others:
+        hint = nearest_hint(others[0], names)
         raise PrefactorValueError(
-            f"{name} has no field {in_message(unknown[0])}; its fields are {', '.join(names)}"
+            f"{name} has no field {in_message(others[0])}{hint}; its fields are {', '.join(names)}"
         )
     if cls is HttpClientConfig and "api_url" not in given:
         raise PrefactorValueError(

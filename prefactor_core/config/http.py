@@ -123,6 +123,12 @@ class HttpClientConfig(Struct):
             raise PrefactorValueError(
                 f"api_url must have a host, and a port up to 65535 if any, got {self.api_url!r}"
             )
+        elif not set(self.api_url).isdisjoint("?# "):
+            # Not shown: a query may hold a secret.
+            raise PrefactorValueError(
+                "api_url must end with its path, and hold no '?', '#' or blank: paths are added "
+                "to it"
+            )
         elif not self.api_token and not (
             is_loopback(host) and self.api_url.lower().startswith("http://")
         ):
@@ -132,10 +138,15 @@ class HttpClientConfig(Struct):
                 "need none"
             )
         # The value is a secret: the message does not show it.
-        if not self.api_token.isascii() or not self.api_token.isprintable():
+        is_password = is_redis(self.api_url)  # and may have blanks
+        if (
+            not self.api_token.isascii()
+            or not self.api_token.isprintable()
+            or (" " in self.api_token and not is_password)
+        ):
             raise PrefactorValueError(
-                "api_token has a character that no token has (a line break, or one beyond ASCII); "
-                "was it copied whole and alone?"
+                "api_token has a character that no token has (a blank, a line break, or one beyond "
+                "ASCII); was it copied whole and alone?"
             )
         self.request_timeout = to_positive("request_timeout", self.request_timeout)
         self.connect_timeout = to_positive("connect_timeout", self.connect_timeout)

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
 from prefactor_core.exceptions.checks import (
+    check_choice,
     to_at_least,
     to_count,
     to_positive,
@@ -84,7 +85,4 @@ class QueueConfig(Struct):
             "max_pending_bytes",
         ):
             setattr(self, name, to_at_least(name, getattr(self, name), 1))
-        if self.when_full not in ("drop", "wait"):
-            raise PrefactorValueError(
-                f"when_full must be 'drop' or 'wait', got {in_message(self.when_full)}"
-            )
+        check_choice("when_full", self.when_full, ("drop", "wait"))

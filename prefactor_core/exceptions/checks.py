@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC
 from typing import TYPE_CHECKING, cast
 
@@ -21,6 +21,15 @@ from prefactor_core.models.lifecycle import OUTCOMES
 
 if TYPE_CHECKING:
     import signal
+
+_MOST_LEVELS = 32
+"""How deep the part is looked for that cannot be written as JSON; a value may hold itself."""
+
+_NEAR = 0.8
+"""The likeness of a misspelled name, from 0 to 1: a wrong letter, or two."""
+
+_LONG_NAME = 60
+"""Comparing names takes the square of their length."""
 
 # Of printable ASCII: it goes into a header.
 _SDK_ENTRY = r"[!-~]+@[!-?A-~]+( [!-~]+@[!-?A-~]+)*"
@@ -71,11 +80,16 @@ def to_optional_text(name: str, value: str | None) -> str | None:
         raise PrefactorValueError(
             f"{name} must be a text that is not empty, got {in_message(value)}"
         )
+    check_text(name, value or "")
+    return value
+
+
+def check_text(name: str, value: object) -> None:
+    """Raise :class:`PrefactorValueError` if this is no string that can be sent."""
     try:
-        (value or "").encode()
+        to_text(name, value).encode()
     except UnicodeEncodeError:
         raise PrefactorValueError(f"{name} must be a text without lone surrogates") from None
-    return value
 
 
 def to_json_object(name: str, value: Mapping[str, object]) -> Raw:
@@ -85,7 +99,32 @@ def to_json_object(name: str, value: Mapping[str, object]) -> Raw:
     try:
         return Raw(msgspec.json.encode(value))
     except Exception as error:
-        raise PrefactorValueError(f"{name} cannot be written as JSON: {error}") from None
+        problem = json_problem(value, error)
+    raise PrefactorValueError(f"{name} cannot be written as JSON: {problem}")
+
+
+def json_problem(value: object, error: Exception) -> str:
+    """The reason why ``value`` cannot be written as JSON, and the place in it.
+
+    ``error``: that of writing it.
+    """
+    place = ""
+    for _ in range(_MOST_LEVELS):
+        parts: Iterable[tuple[object, object]] = ()
+        if isinstance(value, Mapping):
+            parts = cast("Mapping[object, object]", value).items()
+        elif isinstance(value, list | tuple):
+            parts = enumerate(cast("list[object]", value))
+        for key, part in parts:
+            try:
+                msgspec.json.encode(part)
+            except Exception as problem:
+                place, value, error = f"{place}[{in_message(key)}]", part, problem
+                break
+        else:
+            break
+    reason = "a lone surrogate in a text" if isinstance(error, UnicodeEncodeError) else str(error)
+    return f"at {place}: {reason}" if place else reason
 
 
 def to_number(name: str, value: object) -> float:
@@ -135,7 +174,11 @@ def to_folder(name: str, value: object) -> str:
     path: object = value
     if isinstance(value, os.PathLike):
         path = os.fspath(cast("os.PathLike[str]", value))
-    if not isinstance(path, str) or "\0" in path:
+    try:
+        is_path = isinstance(path, str) and b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        is_path = False
+    if not isinstance(path, str) or not is_path:
         raise PrefactorValueError(f"{name} must be the path of a folder, got {in_message(path)}")
     try:
         return os.path.abspath(os.path.expanduser(path)) if path else ""  # noqa: PTH100, PTH111
@@ -217,25 +260,56 @@ def to_signals(name: str, value: object) -> tuple[signal.Signals, ...]:
         return ()
     import signal  # here: it takes time to import, and most programs do not need it
 
+    signals: list[signal.Signals] = []
+    wrong = value
     try:
-        signals = tuple(signal.Signals(number) for number in cast("Iterable[int]", value))
+        # A text would be its letters.
+        for number in cast("Iterable[int]", 0 if isinstance(value, str) else value):
+            wrong = number
+            signals.append(signal.Signals(number))
     except (TypeError, ValueError):
-        signals = None
-    if signals is None:
         raise PrefactorValueError(
-            f"{name} must be signals, such as (signal.SIGTERM,), got {in_message(value)}"
-        )
+            f"{name} must be signals, such as (signal.SIGTERM,), got {in_message(wrong)}"
+        ) from None
     for number in signals:
         if number.name in ("SIGKILL", "SIGSTOP"):
             raise PrefactorValueError(
                 f"{name} must be signals that can be handled, got {in_message(number)}"
             )
-    return signals
+    return tuple(signals)
+
+
+def nearest_hint(name: str, known: Iterable[str]) -> str:
+    """Return a part of a message that names the known name nearest to a misspelled one, if any."""
+    near = nearest(name, known)
+    return f"; the nearest is {near!r}" if near else ""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the known name that a misspelled one stands for; empty if none is near."""
+    from difflib import get_close_matches  # here: only errors need it
+
+    return "".join(get_close_matches(name[:_LONG_NAME], known, n=1, cutoff=_NEAR))
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise :class:`PrefactorValueError` if ``value`` is none of these texts."""
+    if value not in choices:
+        *others, last = map(repr, choices)
+        raise PrefactorValueError(
+            f"{name} must be {', '.join(others)} or {last}, got {in_message(value)}"
+        )
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise :class:`PrefactorValueError` if ``value`` is neither True nor False."""
+    if not isinstance(value, bool):
+        raise PrefactorValueError(f"{name} must be True or False, got {in_message(value)}")
 
 
 def check_outcome(status: str, name: str = "status") -> None:
     """Raise :class:`PrefactorValueError` if this is no status of an end."""
-    if status not in OUTCOMES:
+    if not isinstance(status, str) or status not in OUTCOMES:
         raise PrefactorValueError(
             f"{name} must be one of {', '.join(sorted(OUTCOMES))}, got {in_message(status)}"
         )

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, cast
 import msgspec
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
+from prefactor_core.exceptions.checks import check_text, json_problem
 from prefactor_core.schema_registry.data_risk import DataRisk, data_risk_json
 
 Schema: TypeAlias = Mapping[str, Any]
@@ -18,6 +19,7 @@ Schema: TypeAlias = Mapping[str, Any]
 def check_name(name: object) -> None:
     if not isinstance(name, str) or not name:
         raise PrefactorValueError(f"the name of a span type must be a text, got {in_message(name)}")
+    check_text("the name of a span type", name)
 
 
 def checked_schema(name: str, field: str, schema: object) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def checked_schema(name: str, field: str, schema: object) -> dict[str, Any]:
         msgspec.json.encode(copied)
     except Exception as error:
         raise PrefactorValueError(
-            f"{field} of {name!r} cannot be written as JSON: {error}"
+            f"{field} of {name!r} cannot be written as JSON: {json_problem(copied, error)}"
         ) from None
     return copied
 
@@ -55,12 +57,14 @@ def entry_of(
     **schemas: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Return an entry of ``span_type_schemas`` or ``quality_schemas``, without what is None."""
+    texts = {"title": title, "description": description, "template": template}
+    for field, text in texts.items():
+        if text is not None:
+            check_text(f"{field} of {name!r}", text)
     entry = {
         "name": name,
         **schemas,
-        "title": title,
-        "description": description,
-        "template": template,
+        **texts,
         "data_risk": None if data_risk is None else data_risk_json(name, data_risk),
     }
     return {key: value for key, value in entry.items() if value is not None}

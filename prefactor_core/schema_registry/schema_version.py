@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from prefactor_core.exceptions import PrefactorValueError, in_message
+from prefactor_core.exceptions.checks import json_problem
 from prefactor_core.schema_registry.entries import Schema
 from prefactor_core.schema_registry.registry import SchemaRegistry
 
@@ -45,7 +46,7 @@ def choose_schema_version(
             content = content_hash({**given, "external_identifier": ""})
         except Exception as error:
             raise PrefactorValueError(
-                f"agent_schema_version cannot be written as JSON: {error}"
+                f"agent_schema_version cannot be written as JSON: {json_problem(given, error)}"
             ) from None
         parts = ["auto", agent_id, content]
         external_id = "-".join(part for part in parts if part is not None)

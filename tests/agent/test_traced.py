@@ -581,6 +581,20 @@ def test_misuse_is_a_clear_error_at_decoration() -> None:
             "exclude names 'm', .* it has none",
         ),
         (lambda: traced("agent:tool", exclude="key"), "exclude must be a collection .*, got 'key'"),
+        *(
+            (
+                lambda wrong=wrong: traced("agent:tool", exclude=wrong),
+                "exclude must be a collection",
+            )
+            for wrong in (5, None, True, b"key")
+        ),
+        *(
+            (
+                lambda wrong=wrong: traced("agent:tool", capture_result=wrong),
+                "capture_result must be True or False, got",
+            )
+            for wrong in (0, None, "no", [])
+        ),
         (lambda: traced("agent:tool", reduce="")(_generator), "reduce must be a function"),  # type: ignore[arg-type]
         (lambda: traced("agent:tool", reduce="".join)(_plain), "generators, and _plain is none"),
         (lambda: traced("agent:tool", reduce="".join)(_coroutine), "_coroutine is none"),

@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 import re
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +14,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import structs
 from rich.pretty import pretty_repr
-from support.cases import for_each
+from support.cases import case, for_each
 
 from prefactor_core import (
     HttpClientConfig,
@@ -25,6 +27,7 @@ from prefactor_core import (
     SchemaRegistry,
     open_prefactor,
 )
+from prefactor_core.config.core import PrefactorOptions
 from prefactor_core.payloads.redaction import REDACT_SECRETS
 from prefactor_core.payloads.secret_str import SecretStr
 
@@ -72,6 +75,14 @@ REFUSED_HTTP: list[tuple[str, Any, str]] = [
             "api_url 'local:' names no file: write 'local:PATH', or 'local::memory:' for a "
             "database that is gone afterwards"
         ),
+    ),
+    *(
+        (
+            "api_url",
+            url,
+            "api_url must end with its path, and hold no '?', '#' or blank: paths are added to it",
+        )
+        for url in (f"{URL}?y=1", f"{URL}/path?", f"{URL}/#part", f"{URL}/a path", "https://a b.c")
     ),
     ("api_token", "", _TOKEN_REQUIRED),
     ("api_token", "  ", _TOKEN_REQUIRED),
@@ -180,7 +191,10 @@ REFUSED_CORE: list[tuple[str, Any, str]] = [
     ),
     *(
         ("journal", value, f"journal must be the path of a folder, got {shown}")
-        for value, shown in ((1, "1"), (b"x", "bytes"), ("a\0b", "a text of length 3"))
+        for value, shown in (
+            *((1, "1"), (b"x", "bytes"), ("a\0b", "a text of length 3")),
+            ("a\ud800", "a text of length 2"),
+        )
     ),
     ("journal_sync", "power", "journal_sync must be 'process' or 'disk', got 'power'"),
     ("journal_max_bytes", 999_999, "journal_max_bytes must be at least 1000000, got 999999"),
@@ -524,7 +538,10 @@ def test_a_part_of_a_secret_is_a_secret() -> None:
     assert (str(secret), secret[:8] + "", len(secret)) == (TOKEN, TOKEN[:8], len(TOKEN))
 
 
-@for_each("token", [f"{TOKEN}\nX-Header: 1", f"{TOKEN}\x00", f"{TOKEN}é", TOKEN.encode(), [TOKEN]])
+@for_each(
+    "token",
+    [f"{TOKEN}\nX-Header: 1", f"{TOKEN}\x00", f"{TOKEN}é", f"{TOKEN} x", TOKEN.encode(), [TOKEN]],
+)
 def test_a_refused_token_is_not_shown(token: Any) -> None:
     with pytest.raises(PrefactorValueError, match="api_token") as caught:
         http(api_token=token)
@@ -600,3 +617,77 @@ def test_a_config_with_another_field_is_a_new_one_and_checked() -> None:
         config.replace(drain_timeout=-1)
     with pytest.raises(PrefactorValueError, match="drain_timeout must be non-negative"):
         open_prefactor(config, drain_timeout=-1)
+
+
+FIELDS = [
+    *((PrefactorCoreConfig.from_env, name) for name in PrefactorOptions.__annotations__),
+    *((open_prefactor, name) for name in (*PrefactorOptions.__annotations__, "api_token")),
+    *((lambda **field: core(queue_config=field), f.name) for f in structs.fields(QueueConfig)),
+    *(
+        (lambda **field: core(http_config={"api_url": URL, **field}), f.name)
+        for f in structs.fields(HttpClientConfig)
+    ),
+]
+
+
+@for_each(("take", "name"), FIELDS)
+def test_for_a_misspelled_field_the_nearest_is_named(take: Any, name: str) -> None:
+    for place in range(1, len(name)):
+        misspelled = name[:place] + name[place + 1 :]
+        with case(misspelled), pytest.raises(PrefactorValueError) as caught:
+            take(**{misspelled: 1})
+        assert f"the nearest is {name!r}" in str(caught.value) or misspelled in ("edact", "redct")
+
+
+def test_a_field_of_another_class_is_shown_in_its_place() -> None:
+    for name in ("num_workers", "num_worker"):
+        with pytest.raises(PrefactorValueError, match=r"use queue_config=QueueConfig\(num_w"):
+            open_prefactor(**{name: 2})  # type: ignore[arg-type]
+
+
+VARIABLES = [
+    ({"PREFACTOR_API_URL": "example"}, "PREFACTOR_API_URL must begin with"),
+    ({"PREFACTOR_API_URL": "https://a@b.c"}, "PREFACTOR_API_URL must not hold a user name"),
+    ({"PREFACTOR_API_URL": "https://"}, "PREFACTOR_API_URL must have a host"),
+    ({"PREFACTOR_API_URL": f"{URL}?a=1"}, "PREFACTOR_API_URL must end with its path"),
+    ({"PREFACTOR_API_URL": "local:"}, "PREFACTOR_API_URL 'local:' names no file"),
+    ({"PREFACTOR_API_URL": "redis://h/x"}, "the database in PREFACTOR_API_URL must be a number"),
+    ({"PREFACTOR_API_URL": URL, "PREFACTOR_API_TOKEN": "a\nb"}, "PREFACTOR_API_TOKEN has a char"),
+    ({"PREFACTOR_API_URL": "local:x", "PREFACTOR_ENABLED": "yes"}, "PREFACTOR_ENABLED in the"),
+]
+
+
+@pytest.mark.parametrize(("variables", "message"), VARIABLES)
+def test_the_error_of_a_variable_names_the_variable(
+    env: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    for name, text in variables.items():
+        env.setenv(name, text)
+    with pytest.raises(PrefactorValueError) as caught:
+        PrefactorCoreConfig.from_env()
+    assert str(caught.value).startswith(message)
+
+
+def test_the_error_of_an_argument_does_not_name_a_variable(env: pytest.MonkeyPatch) -> None:
+    env.setenv("PREFACTOR_API_URL", "example")
+    env.setenv("PREFACTOR_API_TOKEN", "a\nb")
+    with pytest.raises(PrefactorValueError, match="^api_url must begin with"):
+        PrefactorCoreConfig.from_env(api_url="nothing")
+    with pytest.raises(PrefactorValueError, match="^api_token has a character"):
+        PrefactorCoreConfig.from_env(api_url=URL, api_token="c\nd")
+
+
+@for_each(
+    ("signals", "shown"),
+    [
+        (("SIGTERM",), "'SIGTERM'"),
+        ([signal.SIGTERM, 0], "0"),
+        ("SIGTERM", "'SIGTERM'"),
+        (signal.SIGTERM, "Signals"),
+        ([None], "None"),
+    ],
+)
+def test_of_signals_the_wrong_one_is_shown(signals: Any, shown: str) -> None:
+    message = f"cancel_on_signals must be signals, such as (signal.SIGTERM,), got {shown}"
+    with pytest.raises(PrefactorValueError, match=exactly(message)):
+        core(cancel_on_signals=signals)

@@ -35,6 +35,7 @@ from prefactor_core import (
     Operation,
     PrefactorCoreClient,
     PrefactorTerminatedError,
+    PrefactorValueError,
     open_prefactor,
 )
 from prefactor_core.agent.instance import context_runs
@@ -439,6 +440,13 @@ async def test_a_run_that_has_ended_does_not_hear_of_a_late_termination(
         assert (instance.terminated, reasons) == (None, [])
     assert_terminated(await stored_run(api))
     assert warnings(caplog) == []
+
+
+async def test_a_callback_that_cannot_be_called_is_an_error_at_once(api: FaultyApi) -> None:
+    async with opened(api) as client, client.agent_instance(**AGENT) as instance:
+        for wrong in (5, None, "print", []):
+            with pytest.raises(PrefactorValueError, match="callback must be a function of the re"):
+                instance.on_terminate(wrong)  # type: ignore[arg-type]
 
 
 # Several runs.

@@ -490,3 +490,22 @@ def test_a_version_without_an_identifier_gets_one_from_its_content() -> None:
 def test_a_version_that_cannot_be_sent_is_refused(given: Any, message: str) -> None:
     with pytest.raises(PrefactorValueError, match=message):
         choose_schema_version("agent", given, None)
+
+
+@for_each("text", ["\ud800", 5, b"x", ["x"]])
+def test_a_text_of_a_span_type_that_cannot_be_sent_is_an_error_that_names_it(text: Any) -> None:
+    registry = SchemaRegistry()
+    for field in ("title", "description", "template"):
+        for register in (registry.register_type, registry.register_quality_schema):
+            with pytest.raises(PrefactorValueError, match=f"^{field} of 'x' must be a "):
+                register("x", {"type": "object"}, **{field: text})
+    for register in (registry.register, registry.register_result, registry.register_type):
+        with pytest.raises(PrefactorValueError, match="^the name of a span type must be a text"):
+            register(text, {"type": "object"})
+    assert registry.list_schemas() == []
+
+
+def test_the_error_of_a_schema_says_where_the_problem_is() -> None:
+    problem = r"^schema of 'x' cannot be written as JSON: at \['properties'\]\['a'\]\['title'\]"
+    with pytest.raises(PrefactorValueError, match=problem):
+        SchemaRegistry().register("x", {"properties": {"a": {"title": "\ud800"}}})
