@@ -149,8 +149,9 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     ``raise_on_loss``: whether a scope that lost something ends with a
     :class:`~prefactor_core.PrefactorTelemetryFailureError`, if its body did not raise.
     ``check_payloads``: for development. ``"warn"`` logs, once each, the problems of payloads and of
-    results of complete spans by the schemas of their run, and unregistered span types;
-    ``"raise"`` raises :class:`PrefactorValueError` for them. Needs the extra ``check``.
+    results of complete spans by the schemas of their run, unregistered span types, fields that
+    look misspelled, and results of another type; ``"raise"`` raises :class:`PrefactorValueError`
+    for them. Needs the extra ``check``.
     ``capture_payloads``: False records spans and times, but no payloads, results and quality
     payloads; of an error only its type.
     ``max_payload_bytes``: the limit for the JSON of one payload or result, at least 1,024 bytes;

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.exceptions.log import log
 from prefactor_core.schema_registry.sensitive import sensitive_labels
+from prefactor_core.schema_registry.undeclared import undeclared_fields
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
@@ -36,7 +37,9 @@ class SchemaCheck:
     """Compares payloads with the schemas of an ``agent_schema_version``.
 
     Each method returns one short text for each problem, at most ten; none if the value fits or
-    there is no schema. ``span_type_schemas`` take precedence over the two maps. Sensitive values
+    there is no schema. A field that the schema does not declare is a problem if it looks like a
+    misspelling of one that is missing, or if a result has only fields of another type.
+    ``span_type_schemas`` take precedence over the two maps. Sensitive values
     are checked without their tagged form, and never shown. A payload that was withheld, or has a
     part that was too large, is not checked. References to other documents are never fetched.
 
@@ -129,11 +132,14 @@ class SchemaCheck:
             if compiled is None or isinstance(compiled, str):
                 return [] if compiled is None else [compiled]
             check_size(value)
-            if compiled.surely_fits(value):
-                return []
-            errors = compiled.problems(_unwrapped(value))
-            problems = [_described(part, error) for error in islice(errors, _MOST_PROBLEMS)]
-            return [] if problems and _is_marked(value) else problems
+            problems: list[str] = []
+            if not compiled.surely_fits(value):
+                errors = compiled.problems(_unwrapped(value))
+                problems = [_described(part, error) for error in islice(errors, _MOST_PROBLEMS)]
+                if problems and _is_marked(value):
+                    return []
+            problems += undeclared_fields(part, schemas, name, value)
+            return problems[:_MOST_PROBLEMS]
         except NotCheckedError as error:
             self._leave_out(key, error)
             return []

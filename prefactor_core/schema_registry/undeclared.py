@@ -1,0 +1,79 @@
+"""Fields that fit a schema only because it does not declare them: misspelled ones, and those of
+another type. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any, Final, cast
+
+# The library adds these itself.
+_ADDED: Final = frozenset(
+    {
+        *("error", "inputs", "ai", "token_usage", "prefactor_caused_by", "otel", "attributes"),
+        *("value", "result", "items", "items_left_out"),
+    }
+)
+# A schema with one of these may declare fields in other places.
+_OTHER_PLACES: Final = frozenset(
+    {
+        *("$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "patternProperties"),
+        *("dependentSchemas", "propertyNames", "unevaluatedProperties"),
+    }
+)
+_SHORTEST: Final = 4
+_LONGEST: Final = 60
+_LONG_ENOUGH: Final = 6
+_MOST_FIELDS: Final = 40
+
+
+def undeclared_fields(
+    part: str, schemas: Mapping[str, object], name: str, value: object
+) -> list[str]:
+    """Return one text for each field of ``value`` that is named like one which the schema ``name``
+    declares and ``value`` does not have; and one for a result that has only fields of another type.
+    """
+    declared = _declared(schemas.get(name))
+    if not declared or not isinstance(value, dict):
+        return []
+    fields = cast("dict[str, object]", value)
+    others = [each for each in islice(fields, _MOST_FIELDS) if each not in declared]
+    own = [field for field in others if field not in _ADDED]
+    absent = [each for each in islice(declared, _MOST_FIELDS) if each not in fields]
+    problems = [
+        f"{part}.{field}: is no declared field; the nearest is {each!r}"
+        for field in own
+        for each in absent
+        if _is_near(field, each)
+    ]
+    if own and len(others) == len(fields) and part == "result" and not problems:
+        for other, schema in schemas.items():
+            if _declared(schema).keys() >= set(others):
+                return [f"{part}: has no declared field, but those of {other!r}"]
+    return problems
+
+
+def _declared(schema: Any) -> Mapping[str, object]:
+    """The fields that a schema declares; none if it says more of other fields."""
+    if not isinstance(schema, dict) or not _OTHER_PLACES.isdisjoint(schema):
+        return {}
+    keywords = cast("dict[str, object]", schema)
+    properties = keywords.get("properties")
+    if keywords.get("additionalProperties", True) is not True or not isinstance(properties, dict):
+        return {}
+    return cast("dict[str, object]", properties)
+
+
+def _is_near(field: str, name: str) -> bool:
+    """Whether ``field`` is a misspelling of ``name``: in another case, with a letter more, less or
+    wrong, or with letters exchanged. Not with a wrong letter in a short name: ``top_k`` is no
+    misspelling of ``top_p``."""
+    if not _SHORTEST <= len(name) <= _LONGEST:
+        return False
+    texts = (text.replace("_", "").lower() for text in (field, name))
+    short, long = sorted(texts, key=len)
+    if len(long) == len(short) + 1:
+        return any(long[:at] + long[at + 1 :] == short for at in range(len(long)))
+    wrong = sum(map(str.__ne__, short, long))
+    is_one = wrong <= 1 and len(long) >= _LONG_ENOUGH
+    return len(long) == len(short) and (is_one or sorted(short) == sorted(long))
