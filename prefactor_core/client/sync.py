@@ -19,6 +19,7 @@ from prefactor_core.client.client import (
 )
 from prefactor_core.config import PrefactorCoreConfig
 from prefactor_core.exceptions import (
+    ClientNotInitializedError,
     ClientScopeError,
     PrefactorCoreError,
     PrefactorValueError,
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_NOT_OPEN = (
+    "the client is not open, or closed already: use it inside "
+    "'with open_prefactor_sync(...) as client:', or between open() and close()"
+)
 
 
 def open_prefactor_sync(
@@ -54,7 +60,12 @@ def _direct(
     """A method that waits for nothing: it runs in the caller's thread."""
 
     def call(self: SyncPrefactorClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return method(self.core, *args, **kwargs)
+        try:
+            return method(self.core, *args, **kwargs)
+        except ClientNotInitializedError:
+            if self.core.is_open:
+                raise
+        raise ClientNotInitializedError(_NOT_OPEN)
 
     update_wrapper(call, method)
     return call
@@ -200,7 +211,10 @@ class SyncPrefactorClient(Uncopyable):
 
         Raises :class:`ClientNotInitializedError` outside the scope.
         """
-        _ = self.core.instance_manager  # raises
+        try:
+            _ = self.core.instance_manager
+        except ClientNotInitializedError:
+            raise ClientNotInitializedError(_NOT_OPEN) from None
         return _at_once(function()) if self._loop is None else self._loop.call(function)
 
 

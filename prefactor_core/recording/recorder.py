@@ -92,8 +92,8 @@ class Recorder(Uncopyable):
         self.event_loop.check_process()
         if self.closed:
             raise ClientNotInitializedError(
-                "the client is not open, or closed already: use it inside "
-                "'async with open_prefactor(...) as client:', or between initialize() and close()"
+                "the client is not open, or closed already: record inside of its block, or before "
+                "its close()"
             )
 
     def name(self, schema_name: str) -> str:

@@ -436,18 +436,22 @@ def test_use_outside_of_the_scope_is_a_clear_error(recording: Recording, enabled
             lambda: client.create_span("0" * 32, "agent:run"),
             lambda: client.finish_span("0" * 32),
             lambda: client.span("0" * 32, "agent:run"),
+            lambda: client.record_quality("0" * 32, "score", {"score": 1}),
+            lambda: client.inject({}),
             client.flush,
         ):
-            with pytest.raises(ClientNotInitializedError, match="not open, or closed"):
+            with pytest.raises(ClientNotInitializedError, match="not open, or closed") as raised:
                 call()
+            assert "'with open_prefactor_sync(...) as client:'" in str(raised.value)
         assert client.statistics().pending == 0
 
     check()
     with client, client.agent_instance(**AGENT) as instance:
         pass
     check()
-    with pytest.raises(ClientNotInitializedError):
+    with pytest.raises(ClientNotInitializedError) as raised:
         instance.span("agent:run")
+    assert "async" not in str(raised.value)
 
 
 async def test_a_scope_may_be_opened_where_an_event_loop_runs(recording: Recording) -> None:
