@@ -155,7 +155,9 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     ``capture_payloads``: False records spans and times, but no payloads, results and quality
     payloads; of an error only its type.
     ``max_payload_bytes``: the limit for the JSON of one payload or result, at least 1,024 bytes;
-    in a larger one the largest strings are cut, with a note of the missing characters.
+    in a larger one the largest strings are cut, with a note of the missing characters. If it is
+    large by many small values, ``{"$truncated": {"bytes": …}}`` replaces the largest lists and
+    objects in it, and the whole payload only if none of them is large. Short values beside stay.
     ``redact``: a function that takes every payload and result, as decoded JSON, and returns the
     part that is recorded; :func:`~prefactor_core.redact_keys` and
     :func:`~prefactor_core.redact_credentials` make such functions. The default is that of

@@ -52,7 +52,8 @@ class Capture:
 
     ``max_payload_bytes``: the limit for one payload, at least 1,024. In a larger payload the
     largest strings are cut, and each ends with the number of missing characters; if that is not
-    enough, ``{"$truncated": {"bytes": …}}`` replaces the payload.
+    enough, ``{"$truncated": {"bytes": …}}`` replaces the largest lists and objects, or in the end
+    the payload.
     ``redact``: takes each payload, a dict decoded from JSON that it may change, and returns the
     part that may be seen. It runs before any other code sees the payload, and before anything is
     cut. If it raises, or returns no mapping, ``{"$withheld": …}`` replaces the payload.

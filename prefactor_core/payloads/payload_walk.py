@@ -196,14 +196,16 @@ class Walk:
         try:
             return parts()
         except TooLargeError:
-            # Of nested containers the innermost is left out.
-            if self._floor == 0 or self._effort < 0:
+            # Of nested containers the innermost is left out: one that has no room for its own
+            # parts, or one that took more than a payload when the room for all was used up.
+            if (self._floor == 0 and room - self._room <= self.limit) or self._effort < 0:
                 raise
             self.lose("truncated")
             self._room = room - SHORT
             return {"$truncated": {"more_than_bytes": self.limit}}
         finally:
-            self._floor = floor
+            # Containers inside do not count: together, fit() decides which of them are left out.
+            self._floor = max(0, floor - (room - self._room))
 
     def listed(self, items: list[Any], around: Around) -> object:
         """Return a list of these items; ``items`` may be changed."""

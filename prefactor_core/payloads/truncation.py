@@ -1,4 +1,5 @@
-"""JSON within a limit of bytes: the largest strings are cut first, and say so. Pure."""
+"""JSON within a limit of bytes: the largest strings are cut first, then the largest containers
+are left out, and all say so. Pure."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ SHORT: Final = 64
 BUFFERS: Final = (2_048, 65_536, 1_000_000, 16_000_000)
 # The encoder reserves room for the longest number before it writes a short one.
 _RESERVE: Final = 64
+_MARKER: Final = len('{"$truncated":{"bytes":1000000000}}')
 _CONTAINERS: Final[tuple[type[Any], ...]] = (dict, list)
 
 
@@ -67,8 +69,8 @@ def fit(tree: dict[str, object], limit: int, lost: set[str] | None = None) -> by
 
     ``tree`` has only values of JSON, and is not changed. Strings of more than 64 characters are
     cut, the largest first and all to about the same size; each ends with the number of missing
-    characters. If that is not enough, markers replace the largest fields. ``truncated`` is added
-    to ``lost`` then. Raises :class:`TooLargeError` if there are too many fields.
+    characters. If that is not enough, markers replace the largest containers, at any depth.
+    ``truncated`` is added to ``lost`` then. Raises :class:`TooLargeError` if there are too many fields.
     """
     try:
         return encode_within(tree, limit)
@@ -79,29 +81,40 @@ def fit(tree: dict[str, object], limit: int, lost: set[str] | None = None) -> by
     try:
         return _cut(own, limit)
     except TooLargeError:
-        own = _without_largest(cast("dict[str, object]", unshared(tree)), limit)
+        own = cast("dict[str, object]", unshared(tree))
+        _without_largest(own, _least(own), limit)
     try:
         return encode_within(own, limit)
     except (BufferError, UnicodeError):
         return _cut(own, limit)
 
 
-def _without_largest(tree: dict[str, object], limit: int) -> dict[str, object]:
-    """Replace the largest fields, in the order of size, until the rest fits."""
-    sizes = {name: len(_encoder.encode({name: _least(value)})) for name, value in tree.items()}
+def _without_largest(tree: Any, least: Any, limit: int) -> None:
+    """Replace the largest parts of a container, in the order of size, until the rest fits.
+
+    ``least``: the same tree with all strings as short as they may become. A part is a container
+    whose own largest parts go first; if it cannot be made small enough, a marker replaces it.
+    """
+    keys = list(tree) if isinstance(tree, dict) else range(len(tree))
+    sizes = {key: len(_encoder.encode({str(key): least[key]})) for key in keys}
     room = limit - sum(sizes.values())
-    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+    for key in sorted(sizes, key=lambda key: (-sizes[key], key)):
         if room >= 0:
-            return tree
-        marker = {"$truncated": {"bytes": len(_encoder.encode(tree[name]))}}
-        saved = sizes[name] - len(_encoder.encode({name: marker}))
-        if saved <= 0:
-            break  # the other fields are as small
-        tree[name] = marker
-        room += saved
+            return
+        part, size = tree[key], len(_encoder.encode(least[key]))
+        if size <= _MARKER:
+            continue
+        if size + room >= _MARKER and isinstance(part, _CONTAINERS):
+            try:
+                _without_largest(part, least[key], size + room - len("{}"))
+            except TooLargeError:
+                pass
+            else:
+                return
+        tree[key] = marker = {"$truncated": {"bytes": len(_encoder.encode(part))}}
+        room += size - len(_encoder.encode(marker))
     if room < 0:
         raise TooLargeError
-    return tree
 
 
 def _least(tree: object) -> object:

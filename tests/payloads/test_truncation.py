@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from itertools import product
 from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.cases import for_each
+from support.examples import examples
 
 from prefactor_core.payloads.capture import Capture
 from prefactor_core.payloads.jsonable import TooLargeError
@@ -153,6 +155,63 @@ def test_what_cutting_strings_cannot_make_fit_goes_itself_and_nothing_beside_it(
                 inner, whole_inner = inner[step], whole_inner[step]
             assert is_marker_of(whole_inner.pop(name), inner.pop(name))
         assert stored == whole
+
+
+# Large by many small values: by their number.
+MANY_SMALL: dict[str, Callable[[int], object]] = {
+    "numbers": lambda count: list(range(count)),
+    "nothings": lambda count: [None] * count,
+    "rows": lambda count: [{"id": n, "v": 2 * n} for n in range(count)],
+    "pairs": lambda count: [[n, -n] for n in range(count)],
+    "short texts": lambda count: ["short"] * count,
+    "fields": lambda count: {f"k{n}": n for n in range(count)},
+    "nested rows": lambda count: {"a": [{"b": {"c": n}} for n in range(count)]},
+}
+
+
+@given(
+    st.sampled_from([*MANY_SMALL]),
+    st.sampled_from([600, 1_000, 1_500, 3_000, 20_000]),
+    st.lists(st.sampled_from(["object", "list"]), max_size=6),
+    st.booleans(),
+    st.booleans(),
+)
+@settings(max_examples=examples(150), deadline=None)
+def test_beside_many_small_values_short_ones_stay_at_every_depth(
+    kind: str, count: int, around: list[str], is_first: bool, natively: bool
+) -> None:
+    large = MANY_SMALL[kind](count)
+    payload: Any = {"rows": large, "question": "what?"}
+    for each in around:
+        beside: object = "short" if natively else PurePosixPath("short")
+        pair = [payload, beside] if is_first else [beside, payload]
+        payload = dict(zip("ab", pair, strict=True)) if each == "object" else pair
+    stored = cut({"input": payload, "more": 1}, 4_096)
+    assert stored.pop("more") == 1
+    inner = stored.pop("input")
+    for each in reversed(around):
+        at = 0 if is_first else 1
+        key = "ab"[at] if each == "object" else at
+        assert inner["ab"[1 - at] if each == "object" else 1 - at] == "short"
+        inner = inner[key]
+    assert inner["question"] == "what?"
+    if kind != "nested rows":
+        kept = inner["rows"] == large
+        assert kept or inner["rows"].keys() == {"$truncated"}
+
+
+@given(st.lists(st.integers(1, 3_000), min_size=2, max_size=12))
+@settings(max_examples=examples(50), deadline=None)
+def test_of_several_containers_the_largest_go_and_no_more_than_must(counts: list[int]) -> None:
+    lists = {f"k{n}": [7] * count for n, count in enumerate(counts)}
+    stored = cut({"input": lists}, 4_096)["input"]
+    kept = {name: part for name, part in stored.items() if part == lists[name]}
+    gone = [len(lists[name]) for name in lists if name not in kept]
+    assert stored.keys() == lists.keys()
+    assert max(map(len, kept.values()), default=0) <= min(gone, default=3_000)
+    # The smallest that has gone would not have fitted.
+    room = 4_096 - len(msgspec.json.encode({"input": stored}))
+    assert not gone or 2 * min(gone) > room - 64
 
 
 def test_a_list_that_is_too_large_goes_as_the_value_that_it_is() -> None:
