@@ -71,6 +71,11 @@ class SpanContext(SpanLifecycle[Result]):
     The result of a ``SpanContext[Answer]``, the span of a type with classes, is an ``Answer``: an
     object whose fields are those of the result. The result of any other span is a mapping.
 
+    Payload and result are recorded as JSON objects. A value without fields becomes the field
+    ``value``, as in ``{"value": 5}``. NaN and infinity become null, a lone surrogate becomes ``?``,
+    and an object that JSON cannot hold its ``repr``. Parts that are too large are cut or left out,
+    and say so (``max_payload_bytes`` of :class:`~prefactor_core.PrefactorCoreConfig`).
+
     ``started_at=`` and ``timestamp=`` give another time than now: a datetime with a time zone. One
     without, or an end before the span's start, raises
     :class:`~prefactor_core.PrefactorValueError`, and nothing is recorded.
@@ -90,7 +95,8 @@ class SpanContext(SpanLifecycle[Result]):
         return self.run.span_id(self.recorded_id)
 
     def set_result(self, data: Result) -> None:
-        """Merge ``data`` into the result of the span; later keys win."""
+        """Merge ``data`` into the result of the span; later keys win. ``data`` without fields, a
+        number say, becomes the field ``value``. Nothing happens after the end of the span."""
         result = self.result
         if result is None:
             return  # it has ended

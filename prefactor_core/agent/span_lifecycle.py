@@ -48,9 +48,10 @@ class SpanLifecycle(SpanRecord, Generic[Result]):
         it names one, is the innermost open span of its run in the calling context. It never waits,
         also with ``when_full="wait"``.
 
-        Raises :class:`~prefactor_core.PrefactorCoreError` if the span was begun or entered before.
+        Raises :class:`~prefactor_core.PrefactorCoreError` if the span was begun or entered before,
+        or has ended.
         """
-        if self.was_entered:
+        if self.was_entered or self.status not in OPEN:
             raise self._entered_before()
         self.was_entered = self.is_detached = True
         try:
@@ -68,7 +69,8 @@ class SpanLifecycle(SpanRecord, Generic[Result]):
         error: BaseException | None = None,
         timestamp: datetime | None = None,
     ) -> None:
-        """End a span of :meth:`begin`, now or at ``timestamp``, as leaving its block does.
+        """End a span of :meth:`begin`, now or at ``timestamp``, as leaving its block does. A span
+        that was not begun is recorded as one of this moment.
 
         ``outcome``: ``complete``, ``failed`` or ``cancelled``; by default that of a block which
         ``error`` leaves, ``complete`` without an error. ``result`` is merged into the result.
@@ -209,6 +211,7 @@ class SpanLifecycle(SpanRecord, Generic[Result]):
                 raise
 
     def _entered_before(self) -> PrefactorCoreError:
+        what = "was entered before" if self.was_entered else "has ended before it was begun"
         return PrefactorCoreError(
-            f"the {self.schema_name!r} span was entered before: call span() again for another"
+            f"the {self.schema_name!r} span {what}: call span() again for another"
         )

@@ -176,7 +176,8 @@ class RecordingById(ABC):
         ``schema_name``: its span type; or its parameters, an object of a class that is registered
         for a span type. ``parent_span_id``: by default the innermost open span of the same run in
         this context. ``span_id``: your own PFID. ``payload``: the parameters of the span, unless
-        :meth:`SpanContext.start` is given others. A mapping in the fourth place, which is that of
+        :meth:`SpanContext.start` is given others: a mapping or an object with fields; anything else
+        becomes the field ``value``. A mapping in the fourth place, which is that of
         the payload in prefactor-core 0.5.3, is the payload.
         """
         if span_id is not None and payload is None and isinstance(span_id, Mapping):

@@ -180,6 +180,18 @@ class PrefactorContractError(PrefactorApiError):
     """
 
 
+def with_article(noun: str) -> str:
+    """Return a noun, which may be in quotes, with its indefinite article."""
+    return f"{'an' if noun.lstrip(_QUOTES)[:1] in tuple('aeioAEIO') else 'a'} {noun}"
+
+
+def type_in_message(value: object) -> str:
+    """Return the name of the type of a value, with its article."""
+    return with_article(type(value).__qualname__)
+
+
+_QUOTES: Final = "'\""
+
 # An id, a word or blanks: a UUID has 36 characters, secrets have more.
 _WORD: Final = r"[\w.:@/+-]{0,36}|\s{0,36}"
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from prefactor_core.exceptions import PrefactorValueError, in_message
+from prefactor_core.exceptions import PrefactorValueError, in_message, type_in_message
 from prefactor_core.local.errors import ApiError
 
 TOKEN_PREFIX: Final = "pflocal_"
@@ -45,7 +45,7 @@ class Tokens:
         # No message shows a token.
         for token in (account, *self._deployments):
             if token is not None and not (isinstance(token, str) and token.strip()):
-                kind = "an empty one" if isinstance(token, str) else f"a {type(token).__name__}"
+                kind = "an empty one" if isinstance(token, str) else type_in_message(token)
                 raise PrefactorValueError(f"every token must be a text, got {kind}")
         if account in self._deployments:
             raise PrefactorValueError("api_token is one of deployment_tokens, too")
@@ -80,7 +80,7 @@ def check_account(caller: Deployment | None) -> None:
 def _checked(deployments: Mapping[str, Deployment] | None) -> dict[str, Deployment]:
     if not isinstance(deployments, Mapping | None):
         raise PrefactorValueError(
-            f"deployment_tokens must map tokens to deployments, got a {type(deployments).__name__}"
+            f"deployment_tokens must map tokens to deployments, got {type_in_message(deployments)}"
         )
     for deployment in (deployments or {}).values():
         if not isinstance(deployment, Deployment):

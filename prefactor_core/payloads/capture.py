@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Raw, Struct
 from msgspec.json import Decoder, Encoder
 
-from prefactor_core.exceptions import PrefactorValueError, in_message
+from prefactor_core.exceptions import PrefactorValueError, in_message, type_in_message
 from prefactor_core.exceptions.log import log
 from prefactor_core.payloads.error_description import ErrorDescription
 from prefactor_core.payloads.markers import full_type_name
@@ -217,7 +217,7 @@ class Capture:
             # Copied: a mapping with code of its own may look different the next time.
             if isinstance(redacted, Mapping):
                 return dict(cast("Mapping[object, object]", redacted))
-            problem = f"gave a {type(redacted).__qualname__}, which is no mapping"
+            problem = f"gave {type_in_message(redacted)}, which is no mapping"
         except Exception as error:
             # Without the message, which may quote the payload.
             problem = f"raised {full_type_name(type(error))}"

@@ -70,7 +70,8 @@ def fit(tree: dict[str, object], limit: int, lost: set[str] | None = None) -> by
     ``tree`` has only values of JSON, and is not changed. Strings of more than 64 characters are
     cut, the largest first and all to about the same size; each ends with the number of missing
     characters. If that is not enough, markers replace the largest containers, at any depth.
-    ``truncated`` is added to ``lost`` then. Raises :class:`TooLargeError` if there are too many fields.
+    ``truncated`` is added to ``lost`` then. Raises :class:`TooLargeError` if there are too many
+    fields.
     """
     try:
         return encode_within(tree, limit)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from msgspec import Raw
 
-from prefactor_core.exceptions import PrefactorValueError, in_message
+from prefactor_core.exceptions import PrefactorValueError, in_message, type_in_message
 from prefactor_core.export.identity import RunIdentity
 from prefactor_core.operations import RecordQuality, identifiers
 from prefactor_core.payloads.markers import utf8
@@ -67,7 +67,7 @@ class QualityManager:
             # Its value is not shown: redact= might have hidden it.
             raise PrefactorValueError(
                 "payload must be a mapping or an object with fields, or None to remove the quality "
-                f"payload {name!r}, got a {type(payload).__qualname__}"
+                f"payload {name!r}, got {type_in_message(payload)}"
             )
         if not self._recorder.records:
             return None

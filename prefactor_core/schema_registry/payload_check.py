@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 from msgspec import Raw
 
-from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.exceptions import PrefactorValueError, with_article
 from prefactor_core.exceptions.log import log
 from prefactor_core.schema_registry.schema_check import SchemaCheck
 
@@ -69,13 +69,13 @@ class PayloadCheck:
     def payload(self, schema_name: str, payload: Raw) -> None:
         """Check the payload that a span starts with."""
         problems = _problems(self._schemas.payload, schema_name, payload)
-        what = f"the payload of a {schema_name!r} span"
+        what = f"the payload of {with_article(repr(schema_name))} span"
         self._checks.report(what, problems, is_registered=self._schemas.has_type(schema_name))
 
     def result(self, schema_name: str, result: Raw) -> None:
         """Check the result of a complete span."""
         problems = _problems(self._schemas.result, schema_name, result)
-        self._checks.report(f"the result of a {schema_name!r} span", problems)
+        self._checks.report(f"the result of {with_article(repr(schema_name))} span", problems)
 
     def quality(self, name: str, payload: Raw) -> None:
         """Check a quality payload of the run."""

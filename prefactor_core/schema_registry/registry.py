@@ -348,7 +348,7 @@ class SchemaRegistry:
         """
         if not isinstance(other, SchemaRegistry):
             raise PrefactorValueError(
-                f"only a SchemaRegistry can be merged, got a {type(other).__qualname__}"
+                f"only a SchemaRegistry can be merged, got {in_message(other)}"
             )
         pairs = [
             ("span_schemas", self._span_schemas, other._span_schemas),

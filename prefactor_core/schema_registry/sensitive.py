@@ -7,7 +7,7 @@ from typing import Final, Literal, TypeAlias, cast, get_args
 
 from msgspec import Struct, field
 
-from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.exceptions import PrefactorValueError, type_in_message
 
 DataCategory: TypeAlias = Literal[
     "personal_identifiers",
@@ -75,7 +75,7 @@ def sensitive(value: str | float | bool, *labels: DataCategory) -> Sensitive:
         return Sensitive(kind="number", labels=labels, value=int.__int__(value))
     if isinstance(value, float) and math.isfinite(value):
         return Sensitive(kind="number", labels=labels, value=float.__float__(value))
-    what = "no finite number" if isinstance(value, float) else f"a {type(value).__qualname__}"
+    what = "no finite number" if isinstance(value, float) else type_in_message(value)
     raise PrefactorValueError(
         f"the value of sensitive() must be a text, a finite number or a boolean, and is {what}: "
         "mark the parts of what is larger"

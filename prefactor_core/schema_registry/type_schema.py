@@ -21,7 +21,7 @@ from typing import (
 
 import msgspec
 
-from prefactor_core.exceptions import PrefactorValueError, in_message
+from prefactor_core.exceptions import PrefactorValueError, in_message, type_in_message
 
 if TYPE_CHECKING:
     from msgspec.inspect import NamedTupleType, StructType
@@ -273,4 +273,4 @@ def _shown(cls: object) -> str:
     if isinstance(cls, type):
         return cls.__qualname__
     # Only the class of an object: it may be a payload.
-    return repr(cls) if get_origin(cls) is not None else f"a {type(cls).__qualname__}"
+    return repr(cls) if get_origin(cls) is not None else type_in_message(cls)

@@ -216,6 +216,30 @@ async def test_a_span_is_opened_once_by_a_block_or_by_hand() -> None:
     assert r.run.named("agent:llm").result == {"early": True}
 
 
+ENDS: dict[str, Callable[[SpanContext], object]] = {
+    "end": lambda span: span.end(),
+    "end as failed": lambda span: span.end("failed"),
+    "end by an error": lambda span: span.end(error=ValueError("no")),
+    "complete": lambda span: span.complete_nowait(),
+    "fail": lambda span: span.fail_nowait(),
+    "cancel": lambda span: span.cancel_nowait(),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+async def test_a_span_that_has_ended_is_not_begun(end: str) -> None:
+    async with recording() as r:
+        span = r.instance.span("agent:tool")
+        ENDS[end](span)
+        for _ in range(2):
+            with pytest.raises(PrefactorCoreError, match="has ended before it was begun"):
+                span.begin()
+        # A block only runs: the run, which other code may finish, may have ended the span.
+        with span:
+            assert current_span() is None
+    assert len(r.run.roots) == 1
+
+
 async def test_misuse_of_an_end_is_a_clear_error_and_ends_nothing() -> None:
     async with recording() as r:
         span = r.instance.span("agent:tool").begin()

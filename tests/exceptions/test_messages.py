@@ -32,7 +32,7 @@ from prefactor_core import (
     TaskExecutor,
     open_prefactor,
 )
-from prefactor_core.exceptions import in_message
+from prefactor_core.exceptions import in_message, type_in_message, with_article
 from prefactor_core.local import Faults, open_local_prefactor
 from prefactor_core.payloads.secret_str import SecretStr
 
@@ -268,3 +268,16 @@ def test_of_a_text_only_a_word_is_shown(text: str) -> None:
 )
 def test_of_a_value_only_a_number_is_shown(value: object, shown: str) -> None:
     assert in_message(value) == shown
+
+
+@for_each(
+    ("noun", "shown"),
+    [
+        *(("int", "an int"), ("object", "an object"), ("Exception", "an Exception")),
+        *(("list", "a list"), ("'agent:run'", "an 'agent:run'"), ('"it\'s"', 'an "it\'s"')),
+        *(("'llm'", "a 'llm'"), ("UUID", "a UUID"), ("", "a ")),
+    ],
+)
+def test_a_noun_has_the_article_of_its_first_letter(noun: str, shown: str) -> None:
+    assert with_article(noun) == shown
+    assert type_in_message(5) == "an int"

@@ -217,7 +217,7 @@ async def test_a_deployment_knows_the_runs_of_no_other(token: str) -> None:
 
 WRONG_OPTIONS = [
     ({"api_token": " "}, "every token must be a text, got an empty one"),
-    ({"api_token": 5}, "every token must be a text, got a int"),
+    ({"api_token": 5}, "every token must be a text, got an int"),
     ({"deployment_tokens": {"": Deployment(agent_id="a1")}}, "got an empty one"),
     ({"deployment_tokens": {"s3cret": "a1"}}, "must be a Deployment, got 'a1'"),
     ({"deployment_tokens": ["s3cret"]}, "must map tokens to deployments, got a list"),

@@ -41,8 +41,8 @@ registry.register_type("agent:ask", params=Ask, result=Answer)
 registry.register_type("agent:any", {"type": "object"})
 registry.register_quality_schema("score", {"properties": {"score": {"type": "number"}}})
 
-PROMPT = "the payload of a 'agent:ask' span does not fit its schema: payload.prompt: 3 is not of"
-RESPONSE = "the result of a 'agent:ask' span does not fit its schema: result.response: 3 is not"
+PROMPT = "the payload of an 'agent:ask' span does not fit its schema: payload.prompt: 3 is not of"
+RESPONSE = "the result of an 'agent:ask' span does not fit its schema: result.response: 3 is not"
 
 
 async def test_by_default_nothing_is_checked(prefactor: Recording) -> None:
