@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from prefactor_core.operations import (
@@ -14,7 +16,52 @@ from prefactor_core.operations.identifiers import (
     is_provisional,
     partition_of,
     with_partition_of,
+    without_partition,
 )
+
+_ENDED_KEPT: Final = 1_000
+"""Ended runs whose ids are kept: the last ones, as
+:class:`~prefactor_core.export.identity.Identities` does."""
+
+
+class FinalIds:
+    """The ids of a shard's runs, also of those that began before the partition was known.
+
+    The API has given these ids of its own, which are known by the provisional ones: they keep these
+    to their end, while agents may have learned the partition already.
+    """
+
+    def __init__(self) -> None:
+        # By the part that both ids of a run have.
+        self._provisional: dict[str, str] = {}
+        self._ended: dict[str, None] = {}
+
+    def began(self, instance_id: str) -> None:
+        """Note a run with this id: it keeps it, if that is a provisional one."""
+        if is_provisional(instance_id):
+            bare = without_partition(instance_id)
+            self._provisional[bare] = instance_id
+            self._ended.pop(bare, None)
+
+    def ended(self, instance_id: str) -> None:
+        """Note the end of a run: its quality may still be recorded."""
+        bare = without_partition(instance_id)
+        if bare in self._provisional:
+            self._ended[bare] = None
+            if len(self._ended) > _ENDED_KEPT:
+                oldest = next(iter(self._ended))
+                del self._ended[oldest], self._provisional[oldest]
+
+    def final(self, operation: Operation, related_id: str | None) -> Operation:
+        """The operation with the ids that it is to have. ``related_id``: a PFID of the account's
+        partition; None while that is unknown."""
+        if self._provisional:
+            kept = self._provisional.get(without_partition(operation.instance_id))
+            if kept is not None:
+                return msgspec.structs.replace(operation, instance_id=kept)
+        if related_id is None and isinstance(operation, RegisterAgentInstance):
+            self.began(operation.instance_id)
+        return with_final_ids(operation, related_id)
 
 
 def with_final_ids(operation: Operation, account_id: str | None) -> Operation:

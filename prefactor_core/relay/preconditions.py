@@ -12,9 +12,6 @@ from prefactor_core.relay.server import RedisServer
 
 SAFE_POLICY: Final = "noeviction"
 
-UNKNOWN: Final = "unknown"
-"""The partition of an API that tells none."""
-
 
 async def unsafe_policy(server: RedisServer) -> str | None:
     """The ``maxmemory-policy`` of a server that could throw away what agents recorded; None if it
@@ -58,6 +55,4 @@ async def check_account(server: RedisServer, keys: Keys, api_url: str) -> None:
 
 
 def _is_partition(text: bytes | None) -> bool:
-    if text is None or text == UNKNOWN.encode():
-        return True
-    return text.isdigit() and int(text) <= identifiers.MAX_PARTITION
+    return text is None or (text.isdigit() and int(text) <= identifiers.MAX_PARTITION)

@@ -32,6 +32,8 @@ Answer: TypeAlias = "int | bytes | Sequence[Answer] | Mapping[bytes, bytes] | No
 
 _FULL: Final = "OOM"
 _NO_SCRIPT: Final = "no_script"
+_TLS: Final = "tls"
+_NO_DATABASE: Final = "DB index is out of range"
 _FORBIDDEN_IN_SCRIPT: Final = ("ACL failure", "The user executing the script can't")
 """What Redis from 7.2 on, and 7.0, answer to a script whose user may not do all that is in it."""
 
@@ -54,7 +56,8 @@ class RedisServer:
     ====================================  ==========================================================
     Error                                 Reason
     ====================================  ==========================================================
-    ``PrefactorUnreachableError``         no connection, a broken one, or no answer in time
+    ``PrefactorUnreachableError``         no connection, a broken one, or no answer in time;
+                                          code ``tls`` if TLS does not accept the other side
     ``PrefactorAuthError``                the password, or a command that the ACL forbids
     ``PrefactorRateLimitError``           the memory is full: the server is busy
     ``PrefactorServerError``              the server loads its data, or is a replica
@@ -212,13 +215,36 @@ class RedisServer:
             case exceptions.ConnectionError() | OSError() | RuntimeError():
                 # The reason, as of a certificate that is not valid, is in the cause.
                 cause = "" if error.__cause__ is None else f" ({_first_line(str(error.__cause__))})"
-                return PrefactorUnreachableError(f"{where}: {_first_line(text)}{cause}")
+                code = _TLS if self._is_of_tls(error.__cause__) else "unknown"
+                return PrefactorUnreachableError(f"{where}: {_first_line(text)}{cause}", code=code)
             case _ if text.startswith(_FULL):
                 return PrefactorRateLimitError(
                     f"{where}: the memory of the server is full (maxmemory)", code="full"
                 )
+            case _ if _NO_DATABASE in text:
+                message = f"{where}: there is no database {self.address.database}"
+                return PrefactorContractError(message)
             case _:
                 return PrefactorContractError(f"{where}: {type(error).__name__}")
+
+    def _is_of_tls(self, cause: BaseException | None) -> bool:
+        if not self.address.tls:
+            return False
+        import ssl  # here: it takes milliseconds to import
+
+        # The end of a connection in its handshake may come from a server that stops.
+        return isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError)
+
+
+def may_pass(error: PrefactorApiError) -> bool:
+    """Whether ``error`` may end without a change of the address, the password or the rights: the
+    server is away, starts, is a replica for now, or is full."""
+    return (
+        isinstance(
+            error, PrefactorUnreachableError | PrefactorServerError | PrefactorRateLimitError
+        )
+        and error.code != _TLS
+    )
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from prefactor_core.relay.entry import milliseconds_of_entry
+from prefactor_core.relay.final_ids import FinalIds
 from prefactor_core.relay.keys import GROUP, Keys
 from prefactor_core.relay.run_record import Command, RunRecord
 
@@ -39,6 +40,7 @@ class ShardState:
         self._shard = shard
         self._most_words = most_words
         self.runs: dict[str, RunRecord] = {}
+        self.ids = FinalIds()
         self.read_from = _BEGINNING
         self.last_id = "0-0"
         self.is_at_end = False
@@ -80,6 +82,7 @@ class ShardState:
         """Add an open run, as an earlier relay has left it."""
         record = RunRecord(key, self._commands, fields)
         self.runs[record.instance_id] = record
+        self.ids.began(record.instance_id)
         return record
 
     def open_run(self, instance_id: str, agent: str, agent_id: str | None) -> RunRecord:
@@ -96,6 +99,7 @@ class ShardState:
 
     def close_run(self, instance_id: str) -> None:
         """Forget a run that has ended."""
+        self.ids.ended(instance_id)
         record = self.runs.pop(instance_id, None)
         if record is not None:
             record.delete()

@@ -25,7 +25,6 @@ from prefactor_core.queue.memory import InMemoryQueue
 from prefactor_core.relay.burial import Heartbeats, burial_of
 from prefactor_core.relay.delivery import Delivery
 from prefactor_core.relay.entry import EntryUnreadableError, decode, milliseconds_of_entry
-from prefactor_core.relay.final_ids import with_final_ids
 from prefactor_core.relay.keys import GROUP
 from prefactor_core.relay.lease import Lease
 from prefactor_core.relay.run_record import RunRecord
@@ -227,8 +226,8 @@ class ShardWorker(Worker):
         fields = dict(zip(words[::2], words[1::2], strict=False))
         try:
             entry = decode(entry_id, fields)
-            account_id = self._delivery.account_id
-            operations = [with_final_ids(recorded, account_id) for recorded in entry.operations]
+            related_id = self._delivery.account.related_id
+            operations = [self._state.ids.final(each, related_id) for each in entry.operations]
         except Exception as error:
             # Of whatever kind, such as an id that is none: else its shard would stand still.
             message = f"entry {entry_id} cannot be read: {type(error).__name__}"
@@ -296,12 +295,14 @@ class ShardWorker(Worker):
     async def _load_runs(self) -> None:
         """Read the open runs, as an earlier relay has left them."""
         lease = self._lease
-        members, done = await lease.server.run_all(
+        members, done, partition = await lease.server.run_all(
             [
                 ["SMEMBERS", lease.keys.runs(lease.shard)],
                 ["HGETALL", lease.keys.done(lease.shard)],
+                ["HGET", lease.keys.config, "partition"],
             ]
         )
+        self._delivery.account.found(cast("bytes | None", partition))
         self._state.load_done(cast("dict[bytes, bytes]", done))
         names = [name.decode() for name in cast("Sequence[bytes]", members)]
         for begin in range(0, len(names), _RUNS):

@@ -1,0 +1,81 @@
+"""Account: the partition of the account's ids, which agents and relays find on the server."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, cast
+
+import anyio
+
+from prefactor_core.exceptions import PrefactorApiError
+from prefactor_core.exceptions.log import log
+from prefactor_core.export.failures import is_of_the_api, lacks_call
+from prefactor_core.operations import identifiers
+from prefactor_core.queue.retry_policy import Backoff
+from prefactor_core.relay.keys import Keys
+from prefactor_core.relay.scripts import CONFIGURE
+from prefactor_core.relay.server import RedisServer
+
+if TYPE_CHECKING:
+    from prefactor_core.api.client import ApiClient
+
+logger = logging.getLogger("prefactor_core.relay")
+
+
+class Account:
+    """Finds out the partition: from Redis, where another relay has written it down, or from the API
+    (``POST pfid/generate``); then it is written down.
+
+    An API without that call is asked again, after longer and longer waits: a later version may have
+    it. Until then runs get their ids from the answers to their registrations.
+
+    ``related_id``: a PFID of the partition; None while the partition is unknown. ``answered``: set
+    as soon as the API, or another relay, has given an answer. ``facts``: the known fields of
+    ``pf:config``, alternating names and values.
+    """
+
+    def __init__(self, server: RedisServer, keys: Keys, api: ApiClient, backoff: Backoff) -> None:
+        self._server = server
+        self._keys = keys
+        self._api = api
+        self._backoff = backoff
+        self.related_id: str | None = None
+        self.answered = anyio.Event()
+        self.facts = ["api", api.api_url]
+
+    async def serve(self) -> None:
+        """Ask until the partition is known."""
+        attempts, was_lacking = 0, False
+        while self.related_id is None:
+            try:
+                await self._learn()
+            except (PrefactorApiError, ValueError) as error:
+                attempts += 1
+                if lacks_call(error) and is_of_the_api(error):
+                    if not was_lacking:
+                        message = "the API tells no partition, and is asked again later (%s)"
+                        log(logger, logging.WARNING, message, error)
+                    was_lacking = True
+                    self.answered.set()
+                elif attempts == 1:
+                    message = "a relay waits for its first answer (%s)"
+                    log(logger, logging.WARNING, message, error)
+                await anyio.sleep(self._backoff.delay(attempts))
+        if was_lacking:
+            log(logger, logging.INFO, "the partition of the account is known now")
+        self.answered.set()
+
+    async def _learn(self) -> None:
+        partition = await self._server.run("HGET", self._keys.config, "partition")
+        if partition is None:
+            of_api = identifiers.partition_of(await self._api.generate_pfid())
+            # Another relay may have been faster.
+            partition = await self._server.call(CONFIGURE, [self._keys.config], "partition", of_api)
+        self.found(cast("bytes", partition))
+
+    def found(self, partition: bytes | None) -> None:
+        """Note the field ``partition`` of ``pf:config``. A relay reads it before each shard that it
+        gains: the relay before it may have registered runs with ids of the partition."""
+        if partition is not None and self.related_id is None:
+            self.related_id = identifiers.generate(int(partition))
+            self.facts += ["partition", partition.decode()]
