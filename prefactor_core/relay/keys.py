@@ -25,6 +25,7 @@ class Keys:
     ``{pf:N}:lease``  string  the name of the relay that reads shard N, for a few seconds
     ``{pf:N}:runs``   set     the open runs of shard N, as in ``pf:run:<id>``
     ``{pf:N}:done``   hash    which operations of an entry are settled, until all are
+    ``{pf:N}:step``   string  the last step of shard N: its changes are not made twice
     ``pf:run:<id>``   hash    an open run: its agent, its open spans, the API's ids
     ``pf:stop:<id>``  string  why the API has terminated a run; for a day
     ``pf:agents``     hash    the last heartbeat of each agent, in milliseconds since 1970
@@ -52,6 +53,9 @@ class Keys:
 
     def done(self, shard: int) -> str:
         return f"{{{self.prefix}:{shard}}}:done"
+
+    def step(self, shard: int) -> str:
+        return f"{{{self.prefix}:{shard}}}:step"
 
     def run(self, instance_id: str) -> str:
         return f"{self.prefix}:run:{without_partition(instance_id)}"

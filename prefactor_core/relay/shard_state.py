@@ -32,7 +32,8 @@ class ShardState:
     ``read_from``: where to read next. A relay that has just gained the shard begins with the oldest
     entry, whether another relay has read it or not. ``last_id``: the newest entry that was read.
     ``is_at_end``: whether the last read found everything that there was. ``bytes``: of the entries
-    that are not settled. ``most_words``: of commands in one step.
+    that are not settled. ``steps``: how many :meth:`words` there were. ``most_words``: of commands
+    in one step.
     """
 
     def __init__(self, keys: Keys, shard: int, most_words: int = _MOST_WORDS) -> None:
@@ -52,9 +53,10 @@ class ShardState:
         self._changed: set[str] = set()
         self._known: set[str] = set()
         self._commands: list[Command] = []
-        # What the last words carry out: so many commands, and the ends of these entries.
-        self._taken = 0
+        # The words that are not carried out yet, and the entries that they delete.
+        self._words: list[Word] = []
         self._written: list[str] = []
+        self.steps = 0
         self._bytes: dict[str, int] = {}
         self.bytes = 0
 
@@ -71,7 +73,7 @@ class ShardState:
     @property
     def has_changes(self) -> bool:
         """Whether anything is to be written."""
-        return bool(self._commands or self._changed) or 0 in self._unsettled.values()
+        return bool(self._words or self._commands or self._changed) or 0 in self._unsettled.values()
 
     @property
     def unsettled(self) -> int:
@@ -166,17 +168,23 @@ class ShardState:
 
     def words(self) -> list[Word]:
         """The commands to carry out next, each as the number of its words and the words; the same
-        ones again until :meth:`written`."""
-        self._taken, self._written = 0, []
-        words = 0
-        for command in self._commands:
+        ones again until :meth:`written`, whatever is added meanwhile."""
+        if not self._words:
+            self._words = list(chain.from_iterable([str(len(c)), *c] for c in self._next()))
+            self.steps += 1
+        return self._words
+
+    def _next(self) -> list[Command]:
+        commands, words, taken = self._commands, 0, 0
+        for command in commands:
             words += len(command) + 1
-            if words > self._most_words and self._taken:
+            if words > self._most_words and taken:
                 break
-            self._taken += 1
-        carried = self._commands[: self._taken]
+            taken += 1
+        carried = commands[:taken]
+        del commands[:taken]
         # After the last change only: an entry that is deleted must have left its traces.
-        if self._taken == len(self._commands):
+        if not commands:
             self._written = [id for id, left in self._unsettled.items() if left == 0][
                 : self._most_words
             ]
@@ -185,25 +193,23 @@ class ShardState:
                 if self._unsettled[entry_id]:
                     self._known.add(entry_id)  # perhaps: the step may not be answered
                     carried.append(["HSET", done, entry_id, f"{self._done[entry_id]:x}"])
+            self._changed.clear()
             if self._written:
                 stream = self._keys.operations(self._shard)
                 carried.append(["XACK", stream, GROUP, *self._written])
                 carried.append(["XDEL", stream, *self._written])
                 if known := self._known.intersection(self._written):
                     carried.append(["HDEL", done, *known])
-        return list(chain.from_iterable([str(len(c)), *c] for c in carried))
+        return carried
 
     def written(self) -> None:
         """Note that the last :meth:`words` are carried out."""
-        if self._taken == len(self._commands):
-            self._changed.clear()
-        del self._commands[: self._taken]
         for entry_id in self._written:
             del self._unsettled[entry_id]
             self._done.pop(entry_id, None)
             self._known.discard(entry_id)
             self.bytes -= self._bytes.pop(entry_id)
-        self._taken, self._written = 0, []
+        self._words, self._written = [], []
 
 
 def _position(id: str) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from secrets import token_hex
 from typing import Final, cast
 
 import anyio
@@ -80,6 +81,7 @@ class ShardWorker(Worker):
         self._bury_after = bury_after
         self._identities = Identities()
         self._state = ShardState(lease.keys, lease.shard)
+        self._name = token_hex(8)  # of its steps: this relay may gain the shard again
         journal = ShardJournal(self._state, self._identities)
         completion = _Completion(
             counters,
@@ -198,9 +200,10 @@ class ShardWorker(Worker):
         try:
             answered = await lease.server.call(
                 STEP,
-                [lease.key, lease.keys.operations(lease.shard)],
+                [lease.key, lease.keys.operations(lease.shard), lease.keys.step(lease.shard)],
                 *(lease.holder, lease.milliseconds, GROUP, read_from, _ENTRIES),
                 int(state.will_have_none),
+                f"{self._name}-{state.steps}",
                 *words,
             )
         except PrefactorApiError as error:
