@@ -13,7 +13,7 @@ from support.relays import relaying, until
 
 from prefactor_core.operations import identifiers
 from prefactor_core.operations.identifiers import partition_of
-from prefactor_core.relay.keys import SHARDS, Keys
+from prefactor_core.relay.keys import SHARDS, Keys, shard_of
 
 KEYS = Keys("pf")
 
@@ -66,19 +66,23 @@ async def test_a_run_that_began_before_goes_on_under_the_id_that_the_api_gave_it
 async def test_a_relay_that_gains_a_shard_learns_what_the_one_before_knew(
     redis: RedisServerProcess, api: ServedApi
 ) -> None:
-    provisional = identifiers.generate(0)
-    async with relaying(redis.url, api.url):
-        write(redis, "a", *beginning(provisional))
-        await until(lambda: "start" in api.faulty.names() and not lag(redis))
-    partition = redis.cli("HGET", KEYS.config, "partition")
-    redis.cli("HDEL", KEYS.config, "partition")
     api.faulty.faults = {"generate": 404}
-    async with relaying(redis.url, api.url) as relay:
-        await until(lambda: api.faulty.calls[-1].name == "generate")
-        redis.cli("HSET", KEYS.config, "partition", partition)
-        await until(lambda: len(relay.statistics().shards) == SHARDS)
-        write(redis, "a", span_of(provisional))
+    async with relaying(redis.url, api.url) as ignorant:
+        await until(lambda: len(ignorant.statistics().shards) == SHARDS)
+        # It asks again, and gets no answer for now.
+        api.faulty.held = frozenset({"generate"})
+        await until(lambda: any(call.status == 0 for call in api.faulty.calls))
+        redis.cli("HSET", KEYS.config, "partition", 12_345)
+        async with relaying(redis.url, api.url) as other:
+            await until(lambda: other.statistics().shards)
+            run = identifiers.generate(0)
+            while shard_of(run) not in other.statistics().shards:
+                run = identifiers.generate(0)
+            write(redis, "a", *beginning(run))
+            await until(lambda: "start" in api.faulty.names() and not lag(redis))
+        await until(lambda: len(ignorant.statistics().shards) == SHARDS)
+        write(redis, "a", span_of(run))
         await until(lambda: not lag(redis))
-    (run,) = await stored(api)
-    assert run.shape == ("active", [("agent:run", "active", [])])
+        api.faulty.held = frozenset()
     assert redis.cli("XLEN", KEYS.refused) == 0
+    assert "agent_spans" in api.faulty.names()
