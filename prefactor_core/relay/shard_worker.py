@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from secrets import token_hex
 from typing import Final, cast
 
@@ -23,14 +21,14 @@ from prefactor_core.export.status_poll import StatusPoll
 from prefactor_core.export.worker import Worker
 from prefactor_core.operations import CreateSpan, Operation, RegisterAgentInstance
 from prefactor_core.queue.memory import InMemoryQueue
-from prefactor_core.relay.burial import Heartbeats, burial_of
+from prefactor_core.relay.burial import Heartbeats
 from prefactor_core.relay.delivery import Delivery
 from prefactor_core.relay.entry import EntryUnreadableError, decode, milliseconds_of_entry
 from prefactor_core.relay.keys import GROUP
 from prefactor_core.relay.lease import Lease
-from prefactor_core.relay.run_record import RunRecord
 from prefactor_core.relay.scripts import STEP
 from prefactor_core.relay.shard_journal import Origin, ShardJournal, has_own_form
+from prefactor_core.relay.shard_runs import ShardRuns
 from prefactor_core.relay.shard_state import ShardState
 
 logger = logging.getLogger("prefactor_core.relay")
@@ -78,10 +76,12 @@ class ShardWorker(Worker):
         self._lease = lease
         self._delivery = delivery
         self._heartbeats = heartbeats
-        self._bury_after = bury_after
         self._identities = Identities()
         self._state = ShardState(lease.keys, lease.shard)
         self._name = token_hex(8)  # of its steps: this relay may gain the shard again
+        self._runs = ShardRuns(
+            lease, delivery, heartbeats, self._state, self._identities, bury_after
+        )
         journal = ShardJournal(self._state, self._identities)
         completion = _Completion(
             counters,
@@ -108,9 +108,6 @@ class ShardWorker(Worker):
         )
         self._is_leaving = False
         self._is_idle = False
-        # The runs whose ends are in the batcher; and with which heartbeats all others were judged.
-        self._burying: set[str] = set()
-        self._judged = 0
 
     @property
     def is_idle(self) -> bool:
@@ -145,7 +142,7 @@ class ShardWorker(Worker):
         """
         self._delivery.worker_queues.add(self._worker_queue)
         try:
-            await self._load_runs()
+            await self._runs.load()
             async with anyio.create_task_group() as group:
                 group.start_soon(self._poll.serve, name=f"status-poll-{self._lease.shard}")
                 await self.serve()
@@ -170,7 +167,7 @@ class ShardWorker(Worker):
                 if state.has_changes:
                     continue
                 return False
-            if reads and self._judged != self._heartbeats.readings:
+            if reads:
                 self._bury()
             if self._batcher:
                 return True
@@ -258,7 +255,7 @@ class ShardWorker(Worker):
         record = self._state.runs.get(operation.instance_id)
         original = None
         if isinstance(operation, RegisterAgentInstance):
-            run = self._run(operation.instance_id)
+            run = self._runs.add(operation.instance_id)
             # What was refused may be sent once more.
             run.lost, run.agent_id = None, operation.agent_id
             if record is None:
@@ -266,9 +263,7 @@ class ShardWorker(Worker):
             else:
                 record.set(lost=None)
         else:
-            run = self._identities.of(operation.instance_id)
-            if not self._identities.knows(operation.instance_id):
-                self._watch(self._identities.keep(run))
+            run = self._runs.of(operation.instance_id)
         if isinstance(operation, CreateSpan):
             run.found_span(operation.span_id)
             if record is not None:
@@ -281,98 +276,13 @@ class ShardWorker(Worker):
         self._counters.queued += 1
         self._counters.queued_bytes += item.size
 
-    def _run(self, instance_id: str) -> RunIdentity:
-        if not self._identities.knows(instance_id):
-            self._watch(self._identities.add(instance_id))
-        return self._identities.of(instance_id)
-
-    def _watch(self, run: RunIdentity) -> None:
-        termination = run.termination
-        if termination.reason is None and not termination.is_watched:
-            run.termination.watch(partial(self._terminated, run.recorded_id))
-
-    def _terminated(self, instance_id: str, reason: str) -> None:
-        self._delivery.terminated += 1
-        self._delivery.terminations.add(instance_id, reason)
-
-    async def _load_runs(self) -> None:
-        """Read the open runs, as an earlier relay has left them."""
-        lease = self._lease
-        members, done, partition = await lease.server.run_all(
-            [
-                ["SMEMBERS", lease.keys.runs(lease.shard)],
-                ["HGETALL", lease.keys.done(lease.shard)],
-                ["HGET", lease.keys.config, "partition"],
-            ]
-        )
-        self._delivery.account.found(cast("bytes | None", partition))
-        self._state.load_done(cast("dict[bytes, bytes]", done))
-        names = [name.decode() for name in cast("Sequence[bytes]", members)]
-        for begin in range(0, len(names), _RUNS):
-            some = names[begin : begin + _RUNS]
-            found = await lease.server.run_all([["HGETALL", name] for name in some])
-            for name, fields in zip(some, found, strict=True):
-                if fields:
-                    self._restore(name, cast("dict[bytes, bytes]", fields))
-                else:
-                    self._state.forget(name)
-
-    def _restore(self, name: str, fields: Mapping[bytes, bytes]) -> None:
-        try:
-            record = RunRecord(name, [], fields)
-            record.check()
-        except ValueError as error:
-            # A server that was replaced by an older copy may lack a part of it.
-            message = "what was kept of a run at %s cannot be read, and is forgotten (%s)"
-            log(logger, logging.ERROR, message, name, type(error).__name__)
-            self._state.delete(name)
-            return
-        record = self._state.load(name, fields)
-        run = self._run(record.instance_id)
-        run.agent_id, run.lost = record.agent_id, record.lost
-        if record.api_id != record.instance_id:
-            self._identities.registered(record.instance_id, record.api_id)
-        for span_id, api_id in record.span_ids():
-            run.span_made(span_id, api_id)
-        for span_id, lost in record.lost_spans():
-            run.restore_lost_span(span_id, lost.reason, lost.parent_span_id)
-
     def _bury(self) -> None:
         """End the runs whose agents are gone, of which nothing is left to read or to send."""
-        heartbeats = self._heartbeats
-        self._burying &= self._state.runs.keys()
-        waiting: set[str] | None = None
-        for record in list(self._state.runs.values()):
-            # Runs whose agents are unknown have one that was never heard.
-            instance_id, agents = record.instance_id, record.agents or [""]
-            silent = [agent for agent in agents if heartbeats.silence(agent) >= self._bury_after]
-            if instance_id in self._burying or len(silent) < len(agents):
-                for agent in silent:
-                    record.left_by(agent)
-                continue
-            last_time = max(map(heartbeats.last_time, agents))
-            if not (self._state.is_at_end or self._state.last_time > last_time + _LONGEST_REST):
-                continue  # an entry of it may be among those that are not read yet
-            if waiting is None:
-                waiting = {item.operation.instance_id for item in self._batcher.items()}
-            if instance_id in waiting:
-                continue
-            if not self._has_room:
-                return  # the next round goes on
-            if record.lost is not None:
-                self._identities.forget(instance_id)
-                self._state.close_run(instance_id)
-                continue
-            message = "agent %s is gone: its run %s ends as failed"
-            log(logger, logging.WARNING, message, agents[-1], instance_id)
-            self._burying.add(instance_id)
-            self._delivery.buried += 1
-            lasts = [last for agent in agents if (last := heartbeats.last(agent)) is not None]
-            now = time.time_ns()
-            at = max(lasts, default=min(record.last_time or now, now))
-            for operation in burial_of(record, at):
+        for operations in self._runs.burials(self._batcher):
+            for operation in operations:
                 self._add_recorded(operation, Origin("", "", operation))
-        self._judged = heartbeats.readings
+            if not self._has_room:
+                break  # the next round goes on
 
 
 class _Buffer(Buffer):
