@@ -31,7 +31,8 @@ class ShardRuns:
     """The open runs of the shard that a relay has the ``lease`` of; their records are in ``state``.
 
     The terminations of all runs are noted for their agents. ``heartbeats``: of all agents. An agent
-    that was silent for ``bury_after`` seconds is gone.
+    that was silent for ``bury_after`` seconds is gone. ``burying``: the runs whose ends are to be
+    sent.
     """
 
     def __init__(
@@ -49,9 +50,8 @@ class ShardRuns:
         self._state = state
         self._identities = identities
         self._bury_after = bury_after
-        # The runs whose ends are in the batcher; and with which heartbeats all others were judged.
-        self._burying: set[str] = set()
-        self._judged = 0
+        self.burying: set[str] = set()
+        self._judged = 0  # with which heartbeats all runs were judged
 
     def add(self, instance_id: str) -> RunIdentity:
         """The identity of a run of this shard, which is registered here, or was."""
@@ -123,13 +123,13 @@ class ShardRuns:
         heartbeats = self._heartbeats
         if self._judged == heartbeats.readings:
             return
-        self._burying &= self._state.runs.keys()
+        self.burying &= self._state.runs.keys()
         waiting: set[str] | None = None
         for record in list(self._state.runs.values()):
             # Runs whose agents are unknown have one that was never heard.
             instance_id, agents = record.instance_id, record.agents or [""]
             silent = [agent for agent in agents if heartbeats.silence(agent) >= self._bury_after]
-            if instance_id in self._burying or len(silent) < len(agents):
+            if instance_id in self.burying or len(silent) < len(agents):
                 for agent in silent:
                     record.left_by(agent)
                 continue
@@ -146,7 +146,7 @@ class ShardRuns:
                 continue
             message = "agent %s is gone: its run %s ends as failed"
             log(logger, logging.WARNING, message, agents[-1], instance_id)
-            self._burying.add(instance_id)
+            self.burying.add(instance_id)
             self._delivery.buried += 1
             lasts = [last for agent in agents if (last := heartbeats.last(agent)) is not None]
             now = time.time_ns()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Final
@@ -27,13 +27,15 @@ class ShardState:
 
     An entry is settled when all its operations are; then it is acknowledged and deleted. Until then
     the server knows which ones are: nobody sends them again, perhaps in another form than before.
+    The relay can pass operations over, and read their entries again later.
+
     What is to be written to the server waits here as commands, until a step has carried them out.
 
     ``read_from``: where to read next. A relay that has just gained the shard begins with the oldest
     entry, whether another relay has read it or not. ``last_id``: the newest entry that was read.
     ``is_at_end``: whether the last read found everything that there was. ``bytes``: of the entries
-    that are not settled. ``steps``: how many :meth:`words` there were. ``most_words``: of commands
-    in one step.
+    of which an operation is held in memory. ``steps``: how many :meth:`words` there were.
+    ``most_words``: of commands in one step.
     """
 
     def __init__(self, keys: Keys, shard: int, most_words: int = _MOST_WORDS) -> None:
@@ -47,6 +49,8 @@ class ShardState:
         self.is_at_end = False
         # How many operations of an entry are not settled; 0 until the server has deleted it.
         self._unsettled: dict[str, int] = {}
+        # The operations of an entry that are held in memory, as bits.
+        self._held: dict[str, int] = {}
         # The settled operations of an entry, as bits; and the entries of which the server has to
         # learn some, and of which it knows some.
         self._done: dict[str, int] = {}
@@ -124,7 +128,8 @@ class ShardState:
         """Note the entries that a step has read, of which it wanted ``most``; return the ones that
         are new.
 
-        An entry is read again after a step that was not answered, or if its group was deleted.
+        An entry is read again after :meth:`read_again`, or if its group was deleted. One of which
+        operations were passed over is new, too.
         """
         self.read_from = _NEW
         self.is_at_end = len(ids) < most
@@ -136,12 +141,15 @@ class ShardState:
                 self._done.pop(id, None)
         if ids:
             self.last_id = max(self.last_id, ids[-1], key=_position)
-        return [id for id in ids if id not in self._unsettled]
+        held, unsettled = self._held, self._unsettled
+        return [id for id in ids if unsettled.get(id, -1) != held.get(id, 0).bit_count()]
 
-    def unanswered(self) -> None:
-        """Note that a step was not answered: it may have read entries, which are to be read again
-        before newer ones."""
+    def read_again(self) -> None:
+        """Read from the beginning before newer entries: those that were passed over, or that a step
+        has read of which the answer is lost."""
         self.read_from = _BEGINNING
+        self.last_id = "0-0"
+        self.is_at_end = False
 
     def load_done(self, fields: Mapping[bytes, bytes]) -> None:
         """Note which operations of entries earlier relays have settled."""
@@ -150,21 +158,44 @@ class ShardState:
                 self._done[name.decode()] = int(value, 16)
         self._known.update(self._done)
 
-    def took(self, entry_id: str, operations: int, size: int = 0) -> list[int]:
+    def took(
+        self, entry_id: str, operations: int, size: int = 0, passed_over: Collection[int] = ()
+    ) -> list[int]:
         """Note that an entry of ``size`` bytes has so many operations; return the places of those
-        that are to be settled."""
-        done = self._done.get(entry_id, 0)
+        that are to be settled now, without those that are held already, or at the places
+        ``passed_over``."""
+        done, held = self._done.get(entry_id, 0), self._held.get(entry_id, 0)
         left = [place for place in range(operations) if not done >> place & 1]
+        new = [place for place in left if not held >> place & 1 and place not in passed_over]
         self._unsettled[entry_id] = len(left)
         self._bytes[entry_id] = size
-        self.bytes += size
-        return left
+        if new and not held:
+            self.bytes += size
+        self._held[entry_id] = held | sum(1 << place for place in new)
+        self._forget_unheld(entry_id)
+        return new
+
+    def put_back(self, entry_id: str, place: int) -> None:
+        """Pass over an operation that :meth:`took` has returned."""
+        self._release(entry_id, place)
+        self._forget_unheld(entry_id)
 
     def settled(self, entry_id: str, place: int) -> None:
         """Note that the operation at ``place`` of an entry is delivered, or set aside."""
+        self._release(entry_id, place)
         self._unsettled[entry_id] -= 1
         self._done[entry_id] = self._done.get(entry_id, 0) | 1 << place
         self._changed.add(entry_id)
+
+    def _release(self, entry_id: str, place: int) -> None:
+        self._held[entry_id] &= ~(1 << place)
+        if not self._held[entry_id]:
+            self.bytes -= self._bytes[entry_id]
+
+    def _forget_unheld(self, entry_id: str) -> None:
+        """Forget an entry of which nothing is held or settled: any number may be passed over."""
+        if self._unsettled[entry_id] and not (self._held[entry_id] or self._done.get(entry_id)):
+            del self._unsettled[entry_id], self._held[entry_id], self._bytes[entry_id]
 
     def words(self) -> list[Word]:
         """The commands to carry out next, each as the number of its words and the words; the same
@@ -205,10 +236,9 @@ class ShardState:
     def written(self) -> None:
         """Note that the last :meth:`words` are carried out."""
         for entry_id in self._written:
-            del self._unsettled[entry_id]
+            del self._unsettled[entry_id], self._held[entry_id], self._bytes[entry_id]
             self._done.pop(entry_id, None)
             self._known.discard(entry_id)
-            self.bytes -= self._bytes.pop(entry_id)
         self._words, self._written = [], []
 
 

@@ -106,6 +106,8 @@ class ShardWorker(Worker):
             delivery.event_loop,
             poll_interval,
         )
+        # The runs whose operations stay on the server until one that fails is settled.
+        self._passed_over: set[str] = set()
         self._is_leaving = False
         self._is_idle = False
 
@@ -117,9 +119,8 @@ class ShardWorker(Worker):
     @property
     def _has_room(self) -> bool:
         """Whether it has so little to send that it may read on."""
-        return (
-            self._batcher.operations < self._most_waiting and self._state.bytes < self._most_bytes
-        )
+        operations, bytes = self._batcher.operations, self._state.bytes
+        return operations < self._most_waiting and bytes < self._most_bytes
 
     @property
     def last_id(self) -> str:
@@ -160,7 +161,8 @@ class ShardWorker(Worker):
         state = self._state
         while True:
             await anyio.lowlevel.checkpoint()
-            reads = not self._is_leaving and self._has_room
+            self._pass_over_failing_runs()
+            reads, added = not self._is_leaving and self._has_room, self._batcher.added
             if (reads or state.has_changes) and not await self._step(reads=reads):
                 return False
             if self._is_leaving:
@@ -169,10 +171,44 @@ class ShardWorker(Worker):
                 return False
             if reads:
                 self._bury()
+            took_none = reads and self._batcher.added == added
+            if took_none and self._passed_over and not state.is_at_end:
+                continue  # all was passed over: other runs come after it, and wait for no probe
+            if self._breaker.is_open and self._drop_lost():
+                continue
             if self._batcher:
                 return True
             if not state.has_changes:
                 await self._wait_for_entries()
+
+    def _pass_over_failing_runs(self) -> None:
+        """Leave to the server what waits for an operation at which the API fails, if there is no
+        room for more: other runs need the room, and only an operation of theirs that the API
+        accepts shows that it is not in an outage."""
+        batcher, passed_over = self._batcher, self._passed_over
+        if not (passed_over or not self._has_room):
+            return
+        failing = batcher.failing()
+        if not passed_over <= failing:
+            passed_over &= failing
+            self._state.read_again()
+        if self._has_room:
+            return
+        # The end of a run whose agent is gone is in no entry.
+        for instance_id in failing - self._runs.burying:
+            for item in batcher.take_back(instance_id):
+                assert isinstance(item.noted, Origin)
+                self._state.put_back(item.noted.entry_id, item.noted.place)
+                self._counters.hand_back(item.count, item.size)
+                passed_over.add(instance_id)
+
+    def _drop_lost(self) -> bool:
+        """Set aside all that is lost with its run or span; return whether there was any. While the
+        API fails, a batch has one operation, and other runs would wait for thousands."""
+        drop = self._sender.completion.drop_if_lost
+        lost = [item for item in self._batcher.items() if drop(item)]
+        self._remove_completed(lost)
+        return bool(lost)
 
     async def _send_batch(self, batch: list[BatchItem]) -> None:
         # Worker has noted the forms of the items. They must be on the server before the request.
@@ -205,7 +241,7 @@ class ShardWorker(Worker):
             )
         except PrefactorApiError as error:
             # The lease may be gone by now: the next step that is answered tells.
-            state.unanswered()
+            state.read_again()
             lease.outage.failed(error)
             await self._worker_queue.pause(_TRY_AGAIN_AFTER)
             return not self._is_leaving
@@ -246,7 +282,12 @@ class ShardWorker(Worker):
             return
         self._heartbeats.wrote(entry.agent, milliseconds_of_entry(entry_id))
         size = sum(operation.size for operation in operations)
-        for place in self._state.took(entry_id, len(operations), size):
+        passed_over = [
+            place
+            for place, operation in enumerate(operations if self._passed_over else ())
+            if operation.instance_id in self._passed_over
+        ]
+        for place in self._state.took(entry_id, len(operations), size, passed_over):
             origin = Origin(entry_id, entry.agent, entry.operations[place], place)
             self._add_recorded(operations[place], origin)
 

@@ -39,9 +39,8 @@ async def a_relay(redis: str, api_url: str, **options: Any) -> AsyncGenerator[Re
     config = RelayConfig(
         redis=RedisAddress.parse(url),
         redis_password=password,
-        queue_config=QueueConfig(retry_delay_base=0.02),
         max_retry_delay=0.2,
-        **options,
+        **{"queue_config": QueueConfig(retry_delay_base=0.02), **options},
     )
     async with open_api(HttpClientConfig(api_url)) as api, open_relay(api, config) as relay:
         yield relay
