@@ -319,8 +319,8 @@ async def test_an_agent_learns_that_relays_have_ended_its_runs_and_goes_on(
                     await anyio.sleep(0.6)  # it asks again
                     assert one.terminated is None
                     assert (other.recorded, one.recorded, two.recorded) == (True, False, False)
-            operations = await contents.operations()
-    of_one = [op for op in operations if op.instance_id == one.id]
+            shards = (await contents.by_shard()).values()
+    of_one = [op for operations in shards for op in operations if op.instance_id == one.id]
     assert shape_of(of_one) == ["REGISTER_AGENT_INSTANCE", "START_AGENT_INSTANCE"]
     ((level, message),) = messages_with(caplog, "have ended agent instance")
     assert level == logging.WARNING
