@@ -210,6 +210,37 @@ async def test_a_full_server_is_busy_and_loses_nothing(
     assert "hidden" not in caplog.text
 
 
+async def test_a_server_that_is_full_again_and_again_is_one_outage(
+    redis: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, AGENT_LOGGERS)
+    async with contents_of(redis.url) as contents:
+        with anyio.fail_after(60):
+            async with open_prefactor(
+                api_url=redis.url,
+                registration_timeout=0.2,
+                queue_config={"retry_delay_base": 0.02},
+                drain_timeout=30,
+            ) as client:
+                for _ in range(4):
+                    await contents.do("CONFIG", "SET", "maxmemory", 1)
+                    retries = client.statistics().retries
+                    async with client.agent_instance(**AGENT) as run:
+                        with run.span("agent:tool"):
+                            pass
+
+                    async def has_failed(retries: int = retries) -> bool:
+                        return client.statistics().retries > retries + 6
+
+                    await until(has_failed)
+                    await contents.do("CONFIG", "SET", "maxmemory", 0)
+                    await client.flush()
+    assert client.statistics().lost == 0
+    assert len(messages_with(caplog, "does not take operations")) == 1
+    ((_, ended),) = messages_with(caplog, "accepts operations again")
+    assert ended == caplog.records[-1].getMessage()
+
+
 async def test_a_wrong_password_keeps_the_operations_and_says_so_once(
     redis: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
