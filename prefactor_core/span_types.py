@@ -6,6 +6,27 @@ function that calls a model. ``standard_types()`` is a registry to add your own 
 but the first are optional; omitted fields are not recorded. Objects of these classes are recorded
 in their state at the opening of the span, or at the setting of the result.
 
+===================  ===========================================================================
+class                fields
+===================  ===========================================================================
+``AgentRun``         ``input``, ``agent``, ``conversation_id``
+``AgentRunResult``   ``output``, ``error``
+``LLMCall``          ``model``, ``prompt``, ``messages``, ``system``, ``tools``, ``provider``,
+                     ``temperature``, ``top_p``, ``max_tokens``, ``token_usage``
+``LLMResult``        ``response``, ``tool_calls``, ``finish_reason``, ``token_usage``, ``cost`` (US
+                     dollars), ``model``, ``response_id``, ``time_to_first_token`` (seconds),
+                     ``error``
+``ToolCall``         ``tool``, ``arguments``, ``call_id``
+``ToolResult``       ``output``, ``error``
+``Retrieval``        ``query``, ``source``, ``top_k``
+``RetrievalResult``  ``documents``, ``error``
+``Feedback``         ``rating``, ``comment``
+``TokenUsage``       ``prompt_tokens``, ``completion_tokens``, ``total_tokens``,
+                     ``cache_read_tokens``, ``cache_write_tokens``, ``reasoning_tokens``
+``Document``         ``id``, ``text``, ``score``, ``metadata``
+``StepError``        ``type``, ``message``, ``stacktrace``
+===================  ===========================================================================
+
 Their names in OpenTelemetry's semantic conventions for generative AI:
 
 ===========================================  ==================================================

@@ -44,6 +44,11 @@ CHAPTERS = {
         "typed-steps",
         r"refused: .*agent:transfer.*\nlost operations: 0\n",
     ),
+    "decorated_functions.py": (
+        ON_TRIO,
+        "decorated-functions",
+        r"21\.9 km high\nlost operations: 0\n",
+    ),
     "across_processes.py": (
         ON_TRIO,
         "across-processes",

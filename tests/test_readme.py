@@ -1,4 +1,7 @@
-"""Every Python block of the README runs as it stands, in an empty folder: scripts and tests."""
+"""Every Python block of the README runs as it stands, in an empty folder: scripts and tests.
+
+A block that only decorates functions is followed by a call of one; a test finds an agent to import.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,21 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
+import click
 import pytest
 from msgspec import Struct
 from msgspec.structs import fields
-from support.harness import stored_runs
+from support.harness import StoredRun, stored_runs
 
 from prefactor_core import HttpClientConfig, PrefactorCoreConfig, QueueConfig, span_types
+from prefactor_core.cli.main import main
 from prefactor_core.local import open_local_prefactor
+from prefactor_core.schema_registry.type_schema import result_type_of
 
 REPOSITORY = Path(__file__).parent.parent
 README = REPOSITORY / "README.md"
@@ -24,11 +32,37 @@ TEXT = README.read_text("utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 TESTS = [block for block in BLOCKS if "def test_" in block]
 SCRIPTS = [block for block in BLOCKS if block not in TESTS]
+A_CALL = """
+
+import anyio
+from prefactor_core import open_prefactor
+
+
+async def main() -> None:
+    async with open_prefactor(api_url="local:runs.db") as client:
+        async with client.agent_instance("my-agent", {"name": "My agent"}):
+            assert await ask("Olympus", temperature=0.5) == "Olympus at 0.5"
+
+
+anyio.run(main)
+"""
+AN_AGENT = """
+from prefactor_core import PrefactorCoreClient
+from prefactor_core.span_types import LLMCall, LLMResult
+
+
+async def answer(client: PrefactorCoreClient, question: str) -> None:
+    async with client.agent_instance("my-agent", {"name": "My agent"}) as instance:
+        async with instance.span(LLMCall(model="small-1", prompt=question)) as span:
+            span.set_result(LLMResult(response="Hi there"))
+"""
 
 
 @pytest.mark.parametrize("block", SCRIPTS, ids=range(len(SCRIPTS)))
 def test_a_block_of_the_readme_runs_and_records_without_a_word(block: str, tmp_path: Path) -> None:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PREFACTOR_")}
+    if "async def main(" not in block:
+        block += A_CALL
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", block],
         cwd=tmp_path,
@@ -39,23 +73,30 @@ def test_a_block_of_the_readme_runs_and_records_without_a_word(block: str, tmp_p
         check=False,
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-    if "local:runs.db" in block:
-        shape = anyio.run(stored_shape, tmp_path / "runs.db")
-        search = [("agent:tool_call", "complete", [])] if "await search(" in block else []
-        assert shape == ("complete", [("agent:llm_call", "complete", search)])
+    run = anyio.run(stored_run, tmp_path / "runs.db")
+    assert run.shape == ("complete", [("agent:llm_call", "complete", [])])
+    if "@traced" in block:
+        call = run.named("agent:llm_call")
+        assert {**call.payload, "inputs": None} == {
+            "model": "small-1",
+            "prompt": "Olympus",
+            "temperature": 0.5,
+            "inputs": None,
+        }
+        assert call.result == {"response": "Olympus at 0.5"}
 
 
-async def stored_shape(path: Path) -> tuple[object, ...]:
+async def stored_run(path: Path) -> StoredRun:
     async with open_local_prefactor(str(path)) as app:
         (run,) = await stored_runs(app, "my-agent")
-    return run.shape
+    return run
 
 
 @pytest.mark.parametrize("block", TESTS, ids=range(len(TESTS)))
 def test_a_test_of_the_readme_passes_on_both_backends(
     block: str, pytester: pytest.Pytester
 ) -> None:
-    pytester.makepyfile(block)
+    pytester.makepyfile(my_agent=AN_AGENT, test_of_the_readme=block)
     result = pytester.runpytest_subprocess("-v", "-W", "error", timeout=60)
     assert result.ret == 0
     result.stdout.fnmatch_lines_random(["*[[]asyncio[]] PASSED*", "*[[]trio[]] PASSED*"])
@@ -141,23 +182,56 @@ def test_the_docstring_of_a_configuration_has_all_its_options() -> None:
         assert options <= set(re.findall(r"``(\w+)``", config.__doc__ or "")), config
 
 
-def test_the_table_of_the_standard_types_has_all_their_fields() -> None:
-    registered = set(span_types.standard_types().list_schemas())
-    filled_in = {"inputs", "ai"}
+FILLED_IN = {"inputs", "ai"}
 
-    def names_of(name: str) -> set[str]:
-        cls: type[Struct] = getattr(span_types, name)
-        return {field.name for field in fields(cls)} - filled_in
 
+def test_the_docstring_of_the_standard_types_has_all_their_fields() -> None:
+    document = span_types.__doc__ or ""
+    rule = r"={10,}  ={50,}\n"
+    table = re.search(rf"{rule}class +fields\n{rule}(.*?){rule}", document, re.DOTALL)
+    assert table is not None
+    documented: dict[str, set[str]] = {}
+    for row in re.split(r"\n(?=`)", table[1]):
+        name, *names = re.findall(r"``(\w+)``", row)
+        documented[name] = set(names)
+    assert documented == {
+        cls.__name__: {field.name for field in fields(cls)} - FILLED_IN
+        for cls in vars(span_types).values()
+        if isinstance(cls, type)
+        and issubclass(cls, Struct)
+        and cls.__module__ == "prefactor_core.span_types"
+    }
+
+
+def test_the_table_of_the_standard_types_has_all_of_them() -> None:
     documented = set[str]()
-    for names, payload, result in cells_of("class and span type"):
-        cls, span_type = quoted(names)
+    for classes, what in cells_of("payload, and result"):
+        cls: type[Struct] = getattr(span_types, quoted(classes)[0])
+        (span_type,) = quoted(what)
+        assert (cls.__doc__ or "").startswith(f"``{span_type}``: ")
         documented.add(span_type)
-        assert set(quoted(payload)) == names_of(cls)
-        if result:
-            result_cls, *result_fields = quoted(result)
-            assert set(result_fields) == names_of(result_cls)
-    assert documented == registered
+        result = result_type_of(cls)
+        assert quoted(classes)[1:] == ([result.__name__] if result else [])
+    assert documented == set(span_types.standard_types().list_schemas())
+
+
+def names_of(group: click.Group) -> Iterator[str]:
+    for name, command in group.commands.items():
+        yield name
+        if isinstance(command, click.Group):
+            yield from (f"{name} {inner}" for inner in names_of(command))
+
+
+@pytest.mark.parametrize("name", sorted(set(names_of(main)) - {"show"}))  # an older name of tree
+def test_the_readme_has_every_command(name: str) -> None:
+    outer, _, inner = name.partition(" ")
+    assert re.search(rf"(`|prefactor_core |{outer} ){inner or outer}\b", TEXT)
+
+
+def test_the_readme_has_every_extra() -> None:
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+    for extra in extras["optional-dependencies"].keys() - {"dev"}:
+        assert f"`{extra}`" in TEXT
 
 
 def test_every_link_leads_to_a_file() -> None:

@@ -53,7 +53,9 @@ class AgentInstanceScope(RunScope):
 
     Registers and starts the run on entering, and ends it on leaving: ``complete``, ``failed`` if
     the block raised, ``cancelled`` if it was cancelled. An exception of the block is raised on,
-    unchanged. The scope can be entered once; the task that entered it must leave it.
+    unchanged. The scope can be entered once. The task that entered it must leave it, and an
+    asynchronous generator must not yield inside of it. Where one task begins a run and another ends
+    it, call ``create_agent_instance()``, ``start()`` and ``finish()``.
 
     When the API terminates the run, the block is cancelled, as by a time-out, and the scope raises
     a :class:`~prefactor_core.PrefactorTerminatedError`. If the block raises another error while it

@@ -45,14 +45,25 @@ class SpanContext(SpanLifecycle[Result]):
     span is open from the entering of the block; spans that are opened inside it become its
     children. It ends with the block: ``complete``, ``failed`` with the error as result if the block
     raises, ``cancelled`` if it is cancelled. An exception of the block is raised on, unchanged.
+    ``span()`` alone records nothing: enter it.
+
+    The result of a failed block has ``error``: its ``type``, ``message`` and ``stacktrace``. So has
+    that of every span that the exception leaves: the innermost makes the description, the others
+    repeat it.
 
     Inside the block, :meth:`start` sets the start of the work and its payload (without it, the time
     of entering and the payload given to ``span()`` count). :meth:`complete`, :meth:`fail` and
-    :meth:`cancel` end the span early. The first end counts; later calls change nothing. No method
-    waits for the API or raises because of it. ``start_nowait()``, ``complete_nowait()``,
-    ``fail_nowait()`` and ``cancel_nowait()`` only record, for synchronous code. The ``async``
-    methods record, and yield to the event loop if they have not done so for a millisecond. So
-    other tasks run, and a cancellation arrives, even in a loop of only such calls.
+    :meth:`cancel` end the span early. The first end counts: later calls, and a block that raises
+    later, change nothing. No method waits for the API or raises because of it. ``start_nowait()``,
+    ``complete_nowait()``, ``fail_nowait()`` and ``cancel_nowait()`` only record, for synchronous
+    code. The ``async`` methods record, and yield to the event loop if they have not done so for a
+    millisecond. So other tasks run, and a cancellation arrives, even in a loop of only such calls.
+
+    A span is sent when it ends, as one operation, or two if it is cancelled. It is reported
+    earlier, as ``active``, its ancestors first, by :meth:`start`, when an operation of a child is
+    recorded, or when it is open for longer than ``report_after``
+    (:class:`~prefactor_core.QueueConfig`): so Prefactor and the kill switch see the running step.
+    The API takes no payload after the create.
 
     A callback that starts a step which another one ends has no block: :meth:`begin` opens the span
     without making it the current one, and :meth:`end` ends it, in any thread.

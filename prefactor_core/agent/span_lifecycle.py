@@ -106,7 +106,9 @@ class SpanLifecycle(SpanRecord, Generic[Result]):
     ) -> None:
         """Start the work, now or at ``started_at``, with ``payload`` as its parameters.
 
-        Starts its ancestors first, with the times of their entering. A second call does nothing.
+        Reports the span at once, and its ancestors first, with the times of their entering. A
+        second call does nothing. Once the span has been reported, a payload that comes only now is
+        not recorded, which a warning says.
         """
         self.start_nowait(payload, started_at=started_at)
         if self.recorder.event_loop.is_turn_due():

@@ -100,7 +100,8 @@ _run = click.option("--run", "run_id", metavar="ID", help="Only the operations o
     default=300.0,
     show_default=True,
     help="End a run as failed when its agent has given no sign of life for so long; at least 15, "
-    "as agents give one each 5; inf: never.",
+    "as agents give one each 5; inf: never. An agent that comes back goes on, says so in its log, "
+    "and drops what it records in that run.",
 )
 @click.option(
     "--poll",
@@ -133,6 +134,10 @@ def relay(
 
     Agents write there with PREFACTOR_API_URL=redis://... Any number of relays share the work: when
     one goes, the others take over after a few seconds.
+
+    A Redis server or an API that does not answer yet is waited for, with one line in the log. A
+    password, certificate, database or maxmemory-policy with which no wait helps, and keys of
+    another API, end the relay with exit code 1.
 
     SIGTERM and Ctrl-C let the relay finish its requests and leave, with exit code 0; a second one
     ends it at once. Nothing is lost either way.

@@ -49,7 +49,12 @@ def serve(
     """Serve the API on a database file, and the pages that show what agents do.
 
     Agents record through the server with PREFACTOR_API_URL=http://127.0.0.1:8787, or beside it
-    into the same file with PREFACTOR_API_URL=local:prefactor.db. Ctrl-C ends the server.
+    into the same file with PREFACTOR_API_URL=local:prefactor.db. Neither needs a token, and nothing
+    leaves this machine. Ctrl-C ends the server.
+
+    The pages show each run as a waterfall, with a search, its errors, idle gaps and critical path,
+    each step with its input and result, and a button that stops the run. The key ? lists the keys
+    of a page.
     """
     run(_serve, db, host, port, token, keep_days, opens)
 

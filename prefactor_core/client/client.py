@@ -120,6 +120,11 @@ class PrefactorCoreClient(ClientAliases, RecordingClient):
     exception of the block leaves it as the same object. The client can be opened again after that.
     Any task may use it, and any thread may record.
 
+    Its loggers are those below ``prefactor_core``. ``ERROR``: a refused run or token, a Redis
+    server that may throw operations away, or a bug. ``WARNING``: an outage, a loss (its size once a
+    minute), a payload that is not whole, a rest in the journal. ``INFO``: recovery, an adopted
+    journal, changed assumptions about the API.
+
     ``queue``: your own queue for operations. One worker empties it, which keeps the order of every
     run. By default each of the ``config.queue_config.num_workers`` workers has an
     :class:`InMemoryQueue`.

@@ -109,14 +109,16 @@ class RecordingClient(RecordingById, Uncopyable):
         """Register a run and give its handle; the one call that waits for the API.
 
         If the API cannot be reached within ``config.registration_timeout`` seconds, the run
-        goes on under a provisional id, and is registered in the background.
+        goes on under a provisional id, and is registered in the background. During an outage it
+        does so at once.
 
         ``agent_id``, ``environment_id``: leave them out if the token stands for an agent in an
         environment.
         ``agent_version``: name, external_identifier, description (POST agent_instance/register);
-        required. Unless it has a ``runtime_environment``, that of
-        :func:`build_runtime_environment` is added. If the API refuses the version with it, having
-        stored the version without one or with another, it is registered as you gave it.
+        required. The identifier stands for the details: change both together. Unless it has a
+        ``runtime_environment``, that of :func:`build_runtime_environment` is added. If the API
+        refuses the version with it, having stored the version without one or with another, it is
+        registered as you gave it.
         ``agent_schema_version``: the span types, in the form of the API. By default they come
         from the schema registry of the configuration, or without one are the standard types,
         identified by ``external_schema_version_id`` or else by a hash of their content, so that

@@ -163,6 +163,11 @@ class SyncPrefactorClient(Uncopyable):
 
         async def __aexit__(self, *error: object) -> None: ...
 
+    @property
+    def is_open(self) -> bool:
+        """Whether runs can be recorded: from the opening of the scope until its end begins."""
+        return self.core.is_open
+
     create_agent_instance = _waiting(PrefactorCoreClient.create_agent_instance)
     agent_instance = _entering(PrefactorCoreClient.agent_instance)
     create_span = _direct(PrefactorCoreClient.create_span_nowait)

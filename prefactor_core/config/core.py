@@ -115,8 +115,9 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     ``queue_config``: a :class:`QueueConfig` or a mapping of its fields.
     ``schema_registry``: span types to register with every agent instance. None, the default, stands
     for the standard types, :func:`prefactor_core.span_types.standard_types`.
-    ``enabled``: False switches everything off: all calls work as usual, and nothing is recorded
-    or sent. The default is ``PREFACTOR_ENABLED`` in the environment (0 or 1), else True.
+    ``enabled``: False switches everything off: all calls work as usual, nothing is recorded, sent
+    or opened, a span costs less than a microsecond, and ``async with`` gives no turn to other
+    tasks. The default is ``PREFACTOR_ENABLED`` in the environment (0 or 1), else True.
     ``sdk_header_entry``: the package that builds on this one, ``package@version``, or several
     divided by a blank; the API receives it with every request and every run.
     ``validate_token``: whether opening the client asks the API if it accepts the token. A wrong
@@ -127,9 +128,10 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     run, and opening for a new local file that other processes have locked.
     ``on_refused``: the treatment of a run whose registration the API refuses (a wrong token, an
     unknown agent, an ``external_identifier`` that is taken). ``"log"``: one ERROR in the log, and
-    the run goes on unrecorded: ``instance.recorded`` is False, and its operations count as
-    dropped, ``refused``. ``"raise"``: entering ``agent_instance()`` raises the
-    :class:`~prefactor_core.PrefactorApiError`, as ``create_agent_instance()`` always does.
+    the run goes on unrecorded: ``instance.recorded`` is False, and its operations count as dropped,
+    ``refused``. A gateway's HTML page is an outage, not a refusal. ``"raise"``: entering
+    ``agent_instance()`` raises the :class:`~prefactor_core.PrefactorApiError`, as
+    ``create_agent_instance()`` always does.
     ``drain_timeout``: how long leaving the scope waits until everything is delivered.
     ``termination_poll_interval``: how often the API is asked whether it has terminated a run;
     with ``math.inf`` only the answers to spans tell it. A Redis server is asked each half second,

@@ -53,10 +53,12 @@ class HttpClientOptions(Protocol):
 class HttpClientConfig(Struct):
     """The address of the API and how to call it. All times are in seconds.
 
-    ``api_url``: ``https://…`` or ``http://…``; or ``local:PATH``, the same API on an SQLite
-    file inside this process; or the Redis server from which a relay brings operations to the API:
-    ``redis://USER:PASSWORD@HOST:PORT/DATABASE``, ``rediss://…`` with TLS, ``unix:///SOCKET``, each
-    with ``?prefix=`` if the relay has one. A password is moved from there to ``api_token``.
+    ``api_url``: ``https://…`` or ``http://…``; or ``local:PATH``, the same API on an SQLite file
+    inside this process, which other processes may use as well (while one of them has it locked,
+    that is an outage like any other); or the Redis server from which a relay brings operations to
+    the API: ``redis://USER:PASSWORD@HOST:PORT/DATABASE``, ``rediss://…`` with TLS,
+    ``unix:///SOCKET``, each with ``?prefix=`` if the relay has one. A password is moved from there
+    to ``api_token``.
     ``request_timeout``: for one attempt, from connecting to the whole answer.
     ``connect_timeout``: for connecting alone.
     ``max_retries``: the further attempts that an agent waits for while its run is being
@@ -71,6 +73,9 @@ class HttpClientConfig(Struct):
     ``retry_on_status_codes``: HTTP statuses that mean "try again", besides every 5xx and 429.
     ``default_idempotency_key``: accepted for compatibility, without effect: every operation has
     a key of its own.
+
+    Proxies and certificates come from ``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY``, ``NO_PROXY``,
+    ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` in the environment; ``local:PATH`` reads none of them.
 
     Raises :class:`PrefactorValueError` for a value out of its bounds.
     """

@@ -94,11 +94,14 @@ class Exporter:
         self._background.append(serve)
 
     async def __aenter__(self) -> Self:
+        # Between its queue and the batcher, an operation is in a local variable for an instant:
+        # Ctrl-C would lose it there.
+        uninterrupted = self.event_loop.without_ctrl_c
         self._workers = Workers(
-            self._serving,
+            [uninterrupted(serve) for serve in self._serving],
             self._close_queues,
             drain_timeout=self._drain_timeout,
-            background=self._background,
+            background=[uninterrupted(serve) for serve in self._background],
         )
         await self._workers.__aenter__()
         return self
@@ -112,6 +115,7 @@ class Exporter:
         try:
             await self._workers.__aexit__(exc_type, error, traceback)  # noqa: ASYNC102
         finally:
+            self.sender.close()
             # What the journal has stays pending, for the next process.
             self.counters.drop_rest("drain_timeout", self._journal.pending)
             self.buffer.close()

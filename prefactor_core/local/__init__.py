@@ -4,10 +4,10 @@ HTTP requests come in as ASGI, from an ``ApiClient`` or a web server; JSON answe
 and spans go into the file. Read ``app`` first: it routes a request by the table in ``endpoints``,
 from which ``openapi`` makes a document, to ``service`` (runs, spans), ``agents``, ``resources``
 (all other objects) or ``bulk``. Those check it (``requests``, ``tokens``), change the tables
-(``store``) in one transaction (``idempotency``), and show what is stored (``views``,
-``pagination``, ``summaries``; ``answers`` has the forms). ``errors`` are the error responses,
-``faults`` those made on purpose; ``opening`` opens the file. ``server`` serves all this and the
-pages of ``viewer`` at a port, behind ``access``, which checks who asks.
+(``store``; ``at_fork`` closes it for a moment) in one transaction (``idempotency``), and show what
+is stored (``views``, ``pagination``, ``summaries``; ``answers`` has the forms). ``errors`` are the
+error responses, ``faults`` those made on purpose; ``opening`` opens the file. ``server`` serves all
+this and the pages of ``viewer`` at a port, behind ``access``, which checks who asks.
 """
 
 from importlib.util import find_spec

@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Final, TypeVar
 
+from prefactor_core.local import at_fork
 from prefactor_core.local.migrations import (
     ADD_DEFAULT_ENVIRONMENT,
     MIGRATIONS,
@@ -50,8 +52,8 @@ class Store:
     """One open database. Any thread may use it inside :meth:`transaction`, one at a time.
 
     ``path`` is a file name, or ``:memory:`` for a database that is gone after :meth:`close`.
-    Several processes may have the same file open. A file of an earlier version is migrated; a file
-    of a later version raises :class:`ValueError`.
+    Several processes may have the same file open, forks of this one too. A file of an earlier
+    version is migrated; a file of a later version raises :class:`ValueError`.
     """
 
     def __init__(
@@ -72,31 +74,80 @@ class Store:
         tables of an earlier version, raises :class:`ValueError`.
         """
         self.path = path
+        self._file = Path(path).absolute()
         self._read_only = read_only
         self._turn = threading.RLock()
         self._revision: int | None = None
         self._lock_timeout = lock_timeout
         self._opened_by = time.monotonic() + opening_timeout
         self._is_opening = False
-        if read_only:
-            self._connection = connect(path)
-        else:
+        self._checks_references = True
+        self._opened: sqlite3.Connection | None = None
+        if path != MEMORY and not read_only:
+            _create_private(path)
+        with self._turn:
+            self._opened = self._connect()
             if path != MEMORY:
-                _create_private(path)
+                at_fork.opened(self)
+            try:
+                if read_only:
+                    check_version(self._connection)
+                # A file that is up to date is opened without a lock.
+                self.account_id = self.until_free(self._find_account) or self.until_free(
+                    self._migrate
+                )
+                self._configure(self._opened)
+            except BaseException:
+                self.close()
+                raise
+
+    def _connect(self) -> sqlite3.Connection:
+        if self._read_only:
+            connection = connect(str(self._file))
+        else:
+            in_memory = self.path == MEMORY
             # isolation_level=None: only transaction() opens transactions.
-            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        try:
-            if read_only:
-                check_version(self._connection)
-            self._connection.row_factory = sqlite3.Row
-            self._connection.execute(f"PRAGMA busy_timeout = {_ATTEMPT}")
-            # A file that is up to date is opened without a lock.
-            self.account_id = self.until_free(self._find_account) or self.until_free(self._migrate)
-            self._connection.execute("PRAGMA synchronous = NORMAL")
-            self._connection.execute("PRAGMA foreign_keys = ON")
-        except BaseException:
-            self._connection.close()
-            raise
+            connection = sqlite3.connect(
+                MEMORY if in_memory else f"{self._file.as_uri()}?mode=rw",
+                uri=not in_memory,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+        connection.row_factory = sqlite3.Row
+        connection.execute(f"PRAGMA busy_timeout = {_ATTEMPT}")
+        return connection
+
+    def _configure(self, connection: sqlite3.Connection) -> None:
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA foreign_keys = {'ON' if self._checks_references else 'OFF'}")
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        """The connection, which is opened again after a fork."""
+        if self._opened is None:
+            connection = self._connect()
+            self._configure(connection)
+            self._opened = connection
+        return self._opened
+
+    def rest(self, seconds: float) -> bool:
+        """Close the connection to the file, and let no thread use it until :meth:`wake`.
+
+        ``seconds``: the longest wait for the transaction of another thread. Returns False, having
+        done nothing, after that.
+        """
+        if not self._turn.acquire(timeout=seconds):
+            return False
+        # The thread itself may be in a transaction.
+        if self._opened is not None and not self._opened.in_transaction:
+            with suppress(sqlite3.Error):
+                self._opened.close()
+            self._opened = None
+        return True
+
+    def wake(self) -> None:
+        """Undo :meth:`rest`, in the same thread: the next use opens the file again."""
+        self._turn.release()
 
     def _find_account(self) -> str | None:
         """The id of the account, or None for a file that needs :meth:`_migrate`."""
@@ -141,12 +192,16 @@ class Store:
 
     def ignore_references(self) -> None:
         """Let rows be deleted that others refer to. SQLite has no index to find those others."""
-        self._connection.execute("PRAGMA foreign_keys = OFF")
+        with self._turn:
+            self._checks_references = False
+            self._configure(self._connection)
 
     def close(self) -> None:
         """Close the file."""
         with self._turn:
-            self._connection.close()
+            at_fork.closed(self)
+            if self._opened is not None:
+                self._opened.close()
 
     @contextmanager
     def transaction(self, *, waits: bool = True, part: bool = True) -> Generator[None]:
@@ -235,12 +290,14 @@ class Store:
 
     def one(self, query: str, *values: object) -> Row | None:
         """The first row, or None."""
-        row: Row | None = self._execute(query, values).fetchone()
-        return row
+        with self._turn:
+            row: Row | None = self._execute(query, values).fetchone()
+            return row
 
     def all(self, query: str, *values: object) -> list[Row]:
         """All rows."""
-        return self._execute(query, values).fetchall()
+        with self._turn:
+            return self._execute(query, values).fetchall()
 
     def insert(self, table: str, row: Mapping[str, object]) -> int:
         """Insert a row and return its rowid. ``table`` and the keys must come from the code, never

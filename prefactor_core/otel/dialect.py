@@ -23,9 +23,9 @@ class Dialect(Struct, frozen=True, kw_only=True):
     fact counts.
     ``lists``: prefixes of indexed attributes (``llm.input_messages.0.message.role``), with the name
     of the fact that the list is.
-    ``names``: the last words of the names of spans (``openai.chat``), with their span types; for
-    spans whose instrumentation scope begins with ``scope``, unless their attributes say otherwise.
-    ``*`` is any word.
+    ``names``: words of the names of spans, as chat in ``openai.chat`` and in ``chat small-1``, with
+    their span types; for spans whose instrumentation scope begins with ``scope``, unless their
+    attributes say otherwise. ``*`` is any word.
     ``late``: instrumentation scopes that set nearly all attributes as a span ends. Such a span is
     recorded at its end.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from prefactor_core.otel.dialect import LLM, Dialect
+from prefactor_core.otel.dialect import LLM, RUN, TOOL, Dialect
 
 GOOGLE_ADK: Final = Dialect(
     facts={
@@ -14,6 +14,6 @@ GOOGLE_ADK: Final = Dialect(
         "gcp.vertex.agent.llm_response": "output",
         "gcp.vertex.agent.session_id": "conversation_id",
     },
-    names={"call_llm": LLM},
+    names={"call_llm": LLM, "execute_tool": TOOL, "invoke_agent": RUN},
     scope="gcp.vertex.agent",
 )

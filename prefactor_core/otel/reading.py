@@ -171,7 +171,7 @@ def span_type(name: str, scope: str, attributes: Mapping[str, object]) -> str | 
             if isinstance(kind, str) and kind.lower() in types:
                 return types[kind.lower()]
     for names in _names_in(scope):
-        found = names.get(name.rpartition(".")[2]) or names.get("*")
+        found = names.get(name.partition(" ")[0].rpartition(".")[2]) or names.get("*")
         if found is not None:
             return found
     if "gen_ai.request.model" in attributes and not says_something:

@@ -98,7 +98,7 @@ def to_step(name: str, facts: Facts, *, counts_tokens: bool = True) -> Step:
 def _run(name: str, facts: Facts) -> Step:
     params = AgentRun(
         input=_input(facts),
-        agent=_text(facts.take("agent", "entity")) or name,
+        agent=_text(facts.take("agent", "entity")) or name.removeprefix("invoke_agent "),
         conversation_id=_text(facts.take("conversation_id")),
     )
     return params, AgentRunResult(output=_output(facts))
@@ -179,7 +179,7 @@ def _tool_call(name: str, facts: Facts) -> Step:
     elif given is not None:
         arguments = {"input": given}
     params = ToolCall(
-        tool=_text(facts.take("tool", "entity")) or name,
+        tool=_text(facts.take("tool", "entity")) or name.removeprefix("execute_tool "),
         arguments=arguments,
         call_id=_text(facts.take("call_id")),
     )

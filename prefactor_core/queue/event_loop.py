@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextvars import Context
 from functools import partial
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Final, Self, TypeAlias, TypeVarTuple, cast
+from typing import TYPE_CHECKING, Final, Self, TypeAlias, TypeVar, TypeVarTuple, cast
 from weakref import WeakSet, ref
 
 import anyio.lowlevel
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     import trio
 
+T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _TRIO: Final = "run_sync_soon"
@@ -200,6 +201,15 @@ class EventLoop:
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda task: on_cancelled() if task.cancelled() else None)
         return task
+
+    def without_ctrl_c(self, function: Callable[[], T]) -> Callable[[], T]:
+        """The same function or coroutine function, in which trio raises no Ctrl-C: it raises it in
+        the main task instead, as asyncio always does."""
+        if self._trio is None:
+            return function
+        import trio
+
+        return trio.lowlevel.enable_ki_protection(function)
 
     def call_later(self, seconds: float, function: Callable[[], object]) -> None:
         """Make asyncio's loop call ``function`` after ``seconds``, unless the task that opened the

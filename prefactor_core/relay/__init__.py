@@ -13,6 +13,21 @@ streams, the shards. An operation is settled when it is delivered, or set aside 
       |                                  |           which runs and spans are open
     RedisServer    commands, errors    RedisServer, ApiClient
 
+Agents need no token. Bounds, journal, drain and statistics of a client are as ever, except that an
+operation is delivered when Redis has it. Each operation has one effect at the API, also while
+relays die and others take over.
+
+The server is a Redis of 7.0 or later, or Valkey. It needs ``appendonly yes``, and
+``maxmemory-policy noeviction``: one that is full is then busy, and nothing is lost. ``?prefix=`` in
+the address of an agent and ``--prefix`` of a relay let accounts share a server.
+
+``python -m prefactor_core relay`` is a relay, with PREFACTOR_API_TOKEN for the API and
+PREFACTOR_REDIS_URL for the server. ``--poll`` (5 seconds): how often it asks the API for
+terminations; the agent sees one a second later. ``--bury-after`` (300 seconds): the runs of an
+agent that is silent for so long end as failed. ``--listen``: where it serves metrics. ``relay
+status`` shows what waits and who is alive (``--watch``, ``--json``), ``relay refused`` what the API
+has refused, which is kept until ``--retry`` or ``--drop``.
+
 The least rights of ACL users, for the prefix ``pf``: their keys, and their commands, each with a
 ``+`` in ``ACL SETUSER agent on >PASSWORD resetkeys ~... -@all +hello ...``. From 7.2 on, a refused
 ``CLIENT SETINFO`` does no harm.

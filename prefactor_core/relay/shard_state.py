@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 _NEW: Final = ">"
 _BEGINNING: Final = "0"
 
+_BURIED_KEPT: Final = 7 * 86_400
+"""Seconds for which an agent can learn that its run was ended: a machine may be suspended."""
+
 _MOST_WORDS: Final = 4_000
 """Words of commands in one step: Lua has room for some 8,000 on its stack."""
 
@@ -103,8 +106,11 @@ class ShardState:
             record.written_by(agent)
         return record
 
-    def close_run(self, instance_id: str) -> None:
-        """Forget a run that has ended."""
+    def close_run(self, instance_id: str, *, buried: bool = False) -> None:
+        """Forget a run that has ended. ``buried``: whether a relay has ended it, of which the agent
+        learns if it lives."""
+        if buried:
+            self._commands.append(["SET", self._keys.buried(instance_id), 1, "EX", _BURIED_KEPT])
         self.ids.ended(instance_id)
         record = self.runs.pop(instance_id, None)
         if record is not None:

@@ -152,7 +152,9 @@ def test_open_and_close_take_the_place_of_the_block(recording: Recording) -> Non
     client = recording.open_sync()
     client.close()  # it is not open
     for _ in range(2):
+        assert not client.is_open
         assert client.open() is client
+        assert client.is_open
         with pytest.raises(ClientAlreadyInitializedError):
             client.open()
         with client.agent_instance(**AGENT) as instance:
@@ -573,7 +575,7 @@ api = FaultyApi(app)
 draining = {when == "while draining"}
 
 async def hang(scope, receive, send):
-    while draining and client.core.is_open:
+    while draining and client.is_open:
         await anyio.sleep(0.01)  # before, the main thread may still be in the block
     say("ready")
     try:
@@ -634,7 +636,7 @@ def test_ctrl_c_at_any_line_of_opening_leaves_nothing_open(recording: Recording)
         for thread in threads:
             thread.join(20)
             assert not thread.is_alive()
-        assert not client.core.is_open
+        assert not client.is_open
         if not interrupted:
             break
     assert line > 5
@@ -651,7 +653,7 @@ def test_ctrl_c_at_any_line_of_closing_ends_the_thread_and_accounts_for_all(
             client.flush()
             api.hanging = True
         interrupted = interrupt(client.close, line)
-        if client.core.is_open:  # as if it had not been called
+        if client.is_open:  # as if it had not been called
             assert line <= 4  # before its first statement that changes something
             client.close()
         elif interrupted:

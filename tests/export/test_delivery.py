@@ -235,7 +235,7 @@ async def test_an_outage_costs_nothing_however_long_it_is(
     api: FaultyApi, caplog: pytest.LogCaptureFixture, max_retries: int
 ) -> None:
     caplog.set_level(logging.INFO, "prefactor_core")
-    config = make_config(queue={"max_retries": max_retries}, drain_timeout=120)
+    config = make_config(queue={"max_retries": max_retries, "report_after": 1}, drain_timeout=120)
     async with open_prefactor(config, asgi_app=api) as client:
         async with client.agent_instance(**AGENT) as instance:
             api.away = True
@@ -275,7 +275,8 @@ async def test_an_outage_of_5xx_is_an_outage_too(
 async def test_an_operation_that_the_api_fails_at_while_it_accepts_others_is_given_up_alone(
     api: FaultyApi, caplog: pytest.LogCaptureFixture, size: int, fault: object
 ) -> None:
-    config = make_config(drain_timeout=600, queue={"max_batch_operations": size})
+    queue = {"max_batch_operations": size, "report_after": 1}
+    config = make_config(drain_timeout=600, queue=queue)
     async with open_prefactor(config, asgi_app=api) as client:
         async with client.agent_instance(**AGENT) as instance:
             api.faults["agent_spans"] = on_create_of("agent:llm", fault)

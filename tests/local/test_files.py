@@ -174,6 +174,67 @@ def test_processes_that_make_one_file_at_once_all_open_it(tmp_path: Path) -> Non
             assert len(store.all("SELECT * FROM agents")) == 40
 
 
+# --- a fork of the process that has the file open
+
+FORKED = """
+import os, sqlite3, sys, threading, time
+from contextlib import closing
+from prefactor_core.local.store import Store
+
+def write(store, id):
+    with store.transaction():
+        store.insert("agents", {"id": id, "name": "", "inserted_at": "", "updated_at": ""})
+
+def keep_writing():
+    while not stop.is_set():
+        write(store, f"parent {next(numbers)}")
+
+def fork(number):
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        with closing(Store(store.path, lock_timeout=5)) as own:
+            os.write(opened, b"1")
+            os.read(go_on, 1)  # the parent has closed its file by now
+            write(own, f"child {number}")
+        code = 0
+    finally:
+        os._exit(code)
+
+stop, numbers = threading.Event(), iter(range(10**9))
+store = Store("runs.db")
+may_close, opened = os.pipe()
+go_on, goes_on = os.pipe()
+threads = [threading.Thread(target=keep_writing) for _ in range(2)]
+for thread in threads:
+    thread.start()
+children = []
+for number in range(20):
+    children.append(fork(number))
+    assert os.read(may_close, 1) == b"1"
+write(store, "after the forks")
+stop.set()
+for thread in threads:
+    thread.join()
+store.close()
+os.write(goes_on, b"1" * 20)
+assert [os.waitpid(child, 0)[1] for child in children] == [0] * 20
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_opens_the_file_of_its_parent_and_each_has_its_own_locks(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED], cwd=tmp_path, check=True, timeout=300
+    )
+    with closing(Store(str(tmp_path / "runs.db"))) as store:
+        found = [row["id"] for row in store.all("SELECT id FROM agents")]
+    assert {f"child {number}" for number in range(20)} <= set(found)
+    assert found.count("after the forks") == 1
+
+
 # --- a lock while it is used
 
 

@@ -254,6 +254,26 @@ async def test_a_parent_is_read_again_when_its_first_child_ends() -> None:
     assert root.payload["agent"] == "Climber"
 
 
+@pytest.mark.parametrize(
+    ("name", "attributes", "span_type", "field"),
+    [
+        ("execute_tool height", TOOL, "agent:tool_call", "tool"),
+        ("invoke_agent height", {"gen_ai.agent.name": "height"}, "agent:run", "agent"),
+    ],
+)
+async def test_a_span_that_says_what_it_is_after_its_first_child_is_read_by_its_name(
+    name: str, attributes: dict[str, str], span_type: str, field: str
+) -> None:
+    async with tracing() as t:
+        with t.scoped("gcp.vertex.agent").start_as_current_span(name) as step:
+            t.tracer.start_span("inside").end()
+            step.set_attributes(attributes)
+    (root,) = t.run.roots
+    assert root.name == span_type
+    assert root.payload[field] == "height"
+    assert field not in (root.result or {})
+
+
 @pytest.mark.virtual_time
 async def test_an_open_span_is_reported_with_what_it_says_by_then() -> None:
     async with tracing(queue={"report_after": 1.0}) as t:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 import socket
 import subprocess
@@ -10,9 +11,10 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
@@ -22,7 +24,13 @@ from support.process import program, run_in
 from support.virtual_time import VirtualTimeLoop
 
 from prefactor_core import InMemoryQueue, PrefactorCoreClient, TaskExecutor, open_prefactor
+from prefactor_core.export.batch import Batcher
+from prefactor_core.export.sender import Sender
+from prefactor_core.export.worker import Worker
 from prefactor_core.queue.workers import Workers
+
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
 
 
 async def agent(client: PrefactorCoreClient, started: asyncio.Event | None = None) -> None:
@@ -438,6 +446,48 @@ def test_ctrl_c_that_trio_raises_in_a_worker_ends_the_body_and_leaves_as_itself(
             assert run.shape == ("cancelled", [("agent:run", "cancelled", [])])
 
     anyio.run(main, backend="trio")
+
+
+async def interrupted_agent(line: int) -> bool:
+    """Run an agent that Ctrl-C meets as a worker is about to execute the given one of its lines;
+    return whether it executes so many. All that was recorded has to be delivered."""
+    left = line
+
+    def trace(frame: FrameType, event: str, argument: object) -> TraceFunction | None:
+        nonlocal left
+        if frame.f_code.co_filename not in WORKER_FILES:
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                signal.raise_signal(signal.SIGINT)
+        return trace
+
+    async with open_faulty_api() as api:
+        client = open_prefactor(make_config(), asgi_app=api)
+        with suppress(KeyboardInterrupt):
+            async with client, client.agent_instance(**AGENT) as instance:
+                sys.settrace(trace)
+                with instance.span("agent:run"):
+                    await client.flush()
+                sys.settrace(None)  # in the drain, Ctrl-C would break that off
+                await anyio.lowlevel.checkpoint()
+        statistics = client.statistics()
+        assert statistics.delivered == statistics.accepted > 2
+        assert (await stored_run(api)).shape[0] == ("complete" if left > 0 else "cancelled")
+        return left <= 0
+
+
+WORKER_FILES = {
+    sys.modules[cls.__module__].__file__ for cls in (InMemoryQueue, Worker, Batcher, Sender)
+}
+
+
+def test_ctrl_c_on_trio_loses_no_operation_wherever_a_worker_is() -> None:
+    for line in itertools.count(1, 7):
+        if not anyio.run(interrupted_agent, line, backend="trio"):
+            break
+    assert line > 100
 
 
 def test_ctrl_c_that_trio_raises_as_a_worker_ends_leaves_as_itself() -> None:

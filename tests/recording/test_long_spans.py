@@ -73,8 +73,7 @@ def nothing_is_held(client: PrefactorCoreClient) -> None:
 
 @pytest.mark.virtual_time
 async def test_a_span_is_reported_a_second_after_its_entering_and_ends_with_a_finish() -> None:
-    assert QueueConfig().report_after == 1.0
-    async with recording() as r:
+    async with recording(queue={"report_after": QueueConfig().report_after}) as r:
         with r.instance.span("agent:llm", payload=PAYLOAD) as span:
             await anyio.sleep(0.95)
             assert await stored(r.api) == {}

@@ -139,6 +139,28 @@ async def test_a_command_that_is_forbidden_is_an_outage_without_a_secret_in_its_
         assert secret not in caplog.text
 
 
+async def test_a_command_that_a_relay_may_not_use_is_said_once(
+    redis: RedisServerProcess, api: ServedApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "prefactor_core.relay")
+    allow(redis, "relay", "word-of-relays", RELAY_USER.replace("+xread ", ""))
+    async with relaying(url_of(redis, "relay", "word-of-relays"), api.url):
+        # It is refused each second, and others are answered.
+        await until(lambda: denied(redis) > 2)
+        async with recording(redis.url) as client:
+            await record(client)
+        await all_is_there(api, redis, RUNS)
+    said = [record.getMessage() for record in caplog.records]
+    assert len([message for message in said if "does not serve this relay (XREAD" in message]) == 1
+    assert not [message for message in said if "serves this relay again" in message]
+
+
+def denied(redis: RedisServerProcess) -> int:
+    """How many commands the server has refused, for want of rights."""
+    entries = [dict(zip(each[::2], each[1::2], strict=True)) for each in redis.cli("ACL", "LOG")]
+    return sum(int(entry["count"]) for entry in entries)
+
+
 async def test_agents_and_relays_speak_tls_and_check_the_server(
     api: ServedApi, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

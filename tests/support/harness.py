@@ -52,12 +52,12 @@ def make_config(
     **options: Any,
 ) -> PrefactorCoreConfig:
     """A configuration whose URL nobody answers: for use with ``asgi_app=``. Runs are not polled,
-    so that only what a test does makes a request."""
+    and spans are not reported by time, so that only what a test does makes a request."""
     options.setdefault("schema_registry", make_registry())
     options.setdefault("termination_poll_interval", math.inf)
     return PrefactorCoreConfig(
         http_config={"api_url": "http://prefactor.invalid", "api_token": TOKEN, **(http or {})},
-        queue_config=queue or {},
+        queue_config={"report_after": math.inf, **(queue or {})},
         **options,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from sqlite3 import Connection
 from typing import NamedTuple
@@ -55,7 +56,7 @@ class _StoredRows(Store):
     """The reading part of a store, over a connection that only reads."""
 
     def __init__(self, db: Connection) -> None:
-        self._connection = db
+        self._opened, self._turn = db, threading.RLock()
         (self.account_id,) = db.execute("SELECT id FROM account").fetchone()
 
 
