@@ -93,9 +93,16 @@ class Account:
                 self.waits_since, self.error = self.waits_since or datetime.now(UTC), error
             raise
 
+    async def look(self) -> None:
+        """Read what another relay may have written down."""
+        self.found(
+            cast("bytes | None", await self._server.run("HGET", self._keys.config, "partition"))
+        )
+
     def found(self, partition: bytes | None) -> None:
-        """Note the field ``partition`` of ``pf:config``. A relay reads it before each shard that it
-        gains: the relay before it may have registered runs with ids of the partition."""
+        """Note the field ``partition`` of ``pf:config``. A relay that does not know it reads it
+        before each shard that it gains, as the relay before it may have registered runs with ids of
+        the partition, and after all entries that it reads."""
         if partition is not None and self.related_id is None:
             self.related_id = identifiers.generate(int(partition))
             self.facts += ["partition", partition.decode()]

@@ -239,6 +239,8 @@ class ShardWorker(Worker):
                 f"{self._name}-{state.steps}",
                 *words,
             )
+            if reads and self._delivery.account.related_id is None:
+                await self._delivery.account.look()  # agents may have learned it before they wrote
         except PrefactorApiError as error:
             # The lease may be gone by now: the next step that is answered tells.
             state.read_again()
