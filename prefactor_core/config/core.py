@@ -266,8 +266,10 @@ class PrefactorCoreConfig(Struct, kw_only=True):
     def replace(self, **changes: object) -> Self:
         """Return a copy with other fields, checked like any configuration.
 
-        Raises :class:`PrefactorValueError` for a value out of its bounds.
+        Raises :class:`PrefactorValueError` for a value out of its bounds, and for an unknown field.
         """
+        others = {name: value for name, value in changes.items() if name != "http_config"}
+        check_options(others, "http_config")
         # Not msgspec's own replace(): before 0.19 it checks nothing.
         values: dict[str, Any] = {**asdict(self), **changes}
         return type(self)(**values)

@@ -621,6 +621,7 @@ def test_a_config_with_another_field_is_a_new_one_and_checked() -> None:
 
 FIELDS = [
     *((PrefactorCoreConfig.from_env, name) for name in PrefactorOptions.__annotations__),
+    *((core().replace, name) for name in PrefactorOptions.__annotations__),
     *((open_prefactor, name) for name in (*PrefactorOptions.__annotations__, "api_token")),
     *((lambda **field: core(queue_config=field), f.name) for f in structs.fields(QueueConfig)),
     *(
