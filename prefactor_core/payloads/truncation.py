@@ -18,7 +18,7 @@ SHORT: Final = 64
 BUFFERS: Final = (2_048, 65_536, 1_000_000, 16_000_000)
 # The encoder reserves room for the longest number before it writes a short one.
 _RESERVE: Final = 64
-_MARKER: Final = len('{"$truncated":{"bytes":1000000000}}')
+_MARKER: Final = len('{"$truncated":{"more_than_bytes":16000000}}')
 _CONTAINERS: Final[tuple[type[Any], ...]] = (dict, list)
 
 
@@ -96,15 +96,17 @@ def _without_largest(tree: Any, least: Any, limit: int) -> None:
     ``least``: the same tree with all strings as short as they may become. A part is a container
     whose own largest parts go first; if it cannot be made small enough, a marker replaces it.
     """
-    keys = list(tree) if isinstance(tree, dict) else range(len(tree))
+    keys: Iterable[Any] = cast("Any", tree) if isinstance(tree, dict) else range(len(tree))
     sizes = {key: len(_encoder.encode({str(key): least[key]})) for key in keys}
     room = limit - sum(sizes.values())
     for key in sorted(sizes, key=lambda key: (-sizes[key], key)):
         if room >= 0:
             return
-        part, size = tree[key], len(_encoder.encode(least[key]))
+        part = cast("object", tree[key])
+        size = len(_encoder.encode(least[key]))
         if size <= _MARKER:
             continue
+        marker = _marker_for(part, size)  # as it is now, with all its parts
         if size + room >= _MARKER and isinstance(part, _CONTAINERS):
             try:
                 _without_largest(part, least[key], size + room - len("{}"))
@@ -112,10 +114,20 @@ def _without_largest(tree: Any, least: Any, limit: int) -> None:
                 pass
             else:
                 return
-        tree[key] = marker = {"$truncated": {"bytes": len(_encoder.encode(part))}}
+        tree[key] = marker
         room += size - len(_encoder.encode(marker))
     if room < 0:
         raise TooLargeError
+
+
+def _marker_for(part: object, least: int) -> object:
+    """Return the marker for a part of at least ``least`` bytes, with its size if that is found."""
+    try:
+        return {"$truncated": {"bytes": len(encode_within(part, BUFFERS[-1]))}}
+    except BufferError:
+        return {"$truncated": {"more_than_bytes": BUFFERS[-1]}}
+    except UnicodeError:  # large strings still have their lone surrogates
+        return {"$truncated": {"more_than_bytes": least}}
 
 
 def _least(tree: object) -> object:
@@ -125,7 +137,7 @@ def _least(tree: object) -> object:
         return {key: _least(item) for key, item in fields.items()}
     if isinstance(tree, list):
         return [_least(item) for item in cast("list[object]", tree)]
-    return tree[:SHORT] if isinstance(tree, str) else tree
+    return utf8(tree[:SHORT]) if isinstance(tree, str) else tree
 
 
 def unshared(tree: object) -> object:

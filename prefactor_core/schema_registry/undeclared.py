@@ -55,11 +55,13 @@ def undeclared_fields(
 
 def _declared(schema: Any) -> Mapping[str, object]:
     """The fields that a schema declares; none if it says more of other fields."""
-    if not isinstance(schema, dict) or not _OTHER_PLACES.isdisjoint(schema):
-        return {}
-    keywords = cast("dict[str, object]", schema)
+    keywords = cast("dict[str, object]", schema) if isinstance(schema, dict) else {}
     properties = keywords.get("properties")
-    if keywords.get("additionalProperties", True) is not True or not isinstance(properties, dict):
+    says_more = (
+        not _OTHER_PLACES.isdisjoint(keywords)
+        or keywords.get("additionalProperties", True) is not True
+    )
+    if says_more or not isinstance(properties, dict):
         return {}
     return cast("dict[str, object]", properties)
 

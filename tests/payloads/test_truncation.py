@@ -200,6 +200,21 @@ def test_beside_many_small_values_short_ones_stay_at_every_depth(
         assert kept or inner["rows"].keys() == {"$truncated"}
 
 
+@for_each("text", ["x" * 1_200_000, "x" * 1_000_000, "\ud800" * 2_000])
+def test_a_part_is_measured_up_to_16_megabytes(text: str) -> None:
+    texts = [text] * 15
+    stored = cut({"a": {"c": texts, "d": texts, "e": 1}})["a"]
+    assert (len(stored["d"]), stored["e"]) == (15, 1)
+    whole = 15 * (len(text.encode("utf-8", "replace")) + len('"",')) + 1
+    (known, size), *others = stored["c"]["$truncated"].items()
+    assert not others
+    if text.isascii() and whole < 16_000_000:
+        assert (known, size) == ("bytes", whole)
+    else:
+        assert known == "more_than_bytes"
+        assert 900 < size <= min(whole, 16_000_000)
+
+
 @given(st.lists(st.integers(1, 3_000), min_size=2, max_size=12))
 @settings(max_examples=examples(50), deadline=None)
 def test_of_several_containers_the_largest_go_and_no_more_than_must(counts: list[int]) -> None:
