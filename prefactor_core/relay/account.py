@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import anyio
 
-from prefactor_core.exceptions import PrefactorApiError
+from prefactor_core.exceptions import PrefactorApiError, PrefactorValueError
 from prefactor_core.exceptions.log import log
 from prefactor_core.export.failures import is_of_the_api, lacks_call
 from prefactor_core.operations import identifiers
@@ -49,7 +49,7 @@ class Account:
         while self.related_id is None:
             try:
                 await self._learn()
-            except (PrefactorApiError, ValueError) as error:
+            except (PrefactorApiError, PrefactorValueError) as error:
                 attempts += 1
                 if lacks_call(error) and is_of_the_api(error):
                     if not was_lacking:
@@ -72,10 +72,12 @@ class Account:
             # Another relay may have been faster.
             partition = await self._server.call(CONFIGURE, [self._keys.config], "partition", of_api)
         self.found(cast("bytes", partition))
+        if self.related_id is None:
+            raise PrefactorValueError(f"the field partition of {self._keys.config} is none")
 
     def found(self, partition: bytes | None) -> None:
-        """Note the field ``partition`` of ``pf:config``. A relay reads it before each shard that it
-        gains: the relay before it may have registered runs with ids of the partition."""
-        if partition is not None and self.related_id is None:
+        """Note the field ``partition`` of ``pf:config``. A relay reads it with each entry: agents
+        may know it, and another relay may have registered runs with ids of it."""
+        if self.related_id is None and partition is not None and partition.isdigit():
             self.related_id = identifiers.generate(int(partition))
             self.facts += ["partition", partition.decode()]
