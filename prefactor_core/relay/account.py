@@ -13,6 +13,7 @@ from prefactor_core.export.failures import is_of_the_api, lacks_call
 from prefactor_core.operations import identifiers
 from prefactor_core.queue.retry_policy import Backoff
 from prefactor_core.relay.keys import Keys
+from prefactor_core.relay.preconditions import is_partition
 from prefactor_core.relay.scripts import CONFIGURE
 from prefactor_core.relay.server import RedisServer
 
@@ -78,6 +79,6 @@ class Account:
     def found(self, partition: bytes | None) -> None:
         """Note the field ``partition`` of ``pf:config``. A relay reads it with each entry: agents
         may know it, and another relay may have registered runs with ids of it."""
-        if self.related_id is None and partition is not None and partition.isdigit():
+        if self.related_id is None and partition is not None and is_partition(partition):
             self.related_id = identifiers.generate(int(partition))
             self.facts += ["partition", partition.decode()]
