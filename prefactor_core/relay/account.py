@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, cast
 
 import anyio
 
-from prefactor_core.exceptions import PrefactorApiError, PrefactorValueError
+from prefactor_core.exceptions import (
+    PrefactorApiError,
+    PrefactorAuthError,
+    PrefactorValueError,
+)
 from prefactor_core.exceptions.log import log
 from prefactor_core.export.failures import is_of_the_api, lacks_call
 from prefactor_core.operations import identifiers
@@ -31,8 +36,9 @@ class Account:
     it. Until then runs get their ids from the answers to their registrations.
 
     ``related_id``: a PFID of the partition; None while the partition is unknown. ``answered``: set
-    as soon as the API, or another relay, has given an answer. ``facts``: the known fields of
-    ``pf:config``, alternating names and values.
+    as soon as the API, or another relay, has given an answer. ``waits_since``: the time of the
+    first error of the API before that; None without one, and after it. ``error``: the last one.
+    ``facts``: the known fields of ``pf:config``, alternating names and values.
     """
 
     def __init__(self, server: RedisServer, keys: Keys, api: ApiClient, backoff: Backoff) -> None:
@@ -42,11 +48,13 @@ class Account:
         self._backoff = backoff
         self.related_id: str | None = None
         self.answered = anyio.Event()
+        self.waits_since: datetime | None = None
+        self.error: PrefactorApiError | None = None
         self.facts = ["api", api.api_url]
 
     async def serve(self) -> None:
         """Ask until the partition is known."""
-        attempts, was_lacking = 0, False
+        attempts, was_lacking, was_denied = 0, False, False
         while self.related_id is None:
             try:
                 await self._learn()
@@ -57,24 +65,40 @@ class Account:
                         message = "the API tells no partition, and is asked again later (%s)"
                         log(logger, logging.WARNING, message, error)
                     was_lacking = True
-                    self.answered.set()
+                    self._answered()
+                elif isinstance(error, PrefactorAuthError) and not was_denied:
+                    was_denied = True
+                    message = "the relay is refused, and delivers nothing until that ends (%s)"
+                    log(logger, logging.ERROR, message, error)
                 elif attempts == 1:
-                    message = "a relay waits for its first answer (%s)"
+                    message = "the relay delivers nothing until it has a first answer (%s)"
                     log(logger, logging.WARNING, message, error)
                 await anyio.sleep(self._backoff.delay(attempts))
         if was_lacking:
             log(logger, logging.INFO, "the partition of the account is known now")
+        self._answered()
+
+    def _answered(self) -> None:
+        self.waits_since = self.error = None
         self.answered.set()
 
     async def _learn(self) -> None:
         partition = await self._server.run("HGET", self._keys.config, "partition")
         if partition is None:
-            of_api = identifiers.partition_of(await self._api.generate_pfid())
+            of_api = identifiers.partition_of(await self._ask())
             # Another relay may have been faster.
             partition = await self._server.call(CONFIGURE, [self._keys.config], "partition", of_api)
         self.found(cast("bytes", partition))
         if self.related_id is None:
             raise PrefactorValueError(f"the field partition of {self._keys.config} is none")
+
+    async def _ask(self) -> str:
+        try:
+            return await self._api.generate_pfid()
+        except PrefactorApiError as error:
+            if not self.answered.is_set():
+                self.waits_since, self.error = self.waits_since or datetime.now(UTC), error
+            raise
 
     def found(self, partition: bytes | None) -> None:
         """Note the field ``partition`` of ``pf:config``. A relay reads it with each entry: agents

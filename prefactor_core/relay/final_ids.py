@@ -66,13 +66,18 @@ class FinalIds:
 
 def with_final_ids(operation: Operation, account_id: str | None) -> Operation:
     """The operation with ids of the partition of ``account_id``, a PFID; all relays make the same
-    ones. Unchanged if the partition is unknown (None), or if its ids are no provisional ones.
+    ones. Its ids stay as they are if the partition is unknown (None), or if they are no provisional
+    ones.
 
     A registration asks for its id then (``POST agent_instance/register`` takes one).
     """
-    if account_id is None:
-        return operation
     recorded_id = operation.instance_id
+    if account_id is None:
+        if isinstance(operation, RegisterAgentInstance) and not (
+            operation.asks_for_id or is_provisional(recorded_id)
+        ):
+            return operation.by_id()  # its agent has learned the partition before this relay
+        return operation
     if isinstance(operation, RegisterAgentInstance) and not operation.asks_for_id:
         if not is_provisional(recorded_id) and partition_of(recorded_id) != partition_of(
             account_id

@@ -17,7 +17,7 @@ from prefactor_core.export.identity import Identities, RunIdentity
 from prefactor_core.queue.event_loop import EventLoop
 from prefactor_core.relay.keys import Keys
 from prefactor_core.relay.preconditions import SAFE_POLICY, unsafe_policy
-from prefactor_core.relay.server import RedisServer, Script
+from prefactor_core.relay.server import PASSWORD, RedisServer, Script
 
 logger = logging.getLogger("prefactor_core.relay.presence")
 
@@ -118,7 +118,7 @@ class Presence:
             if self._terminations:
                 await self._ask_for_ends()
         except PrefactorAuthError as error:
-            if not self._is_denied:
+            if not self._is_denied and error.code != PASSWORD:
                 self._is_denied = True
                 message = (
                     "relays may take this agent for dead, and no termination reaches it: Redis "

@@ -27,7 +27,7 @@ from prefactor_core.relay.delivery import Delivery
 from prefactor_core.relay.keys import Keys
 from prefactor_core.relay.lease import Lease
 from prefactor_core.relay.ownership import shards_of
-from prefactor_core.relay.preconditions import check_account, check_policy
+from prefactor_core.relay.preconditions import check_account, check_persistence, check_policy
 from prefactor_core.relay.redis_outage import RedisOutage
 from prefactor_core.relay.scripts import ANNOUNCE
 from prefactor_core.relay.server import RedisServer, Word, may_pass, open_server
@@ -181,7 +181,8 @@ class Relay:
 
     def statistics(self) -> RelayStatistics:
         """What it has done so far."""
-        counts = self._delivery.counters.statistics()
+        counts, account = self._delivery.counters.statistics(), self._account
+        is_outage = self._delivery.breaker.is_outage
         return RelayStatistics(
             name=self.name,
             shards=sorted(self._workers),
@@ -192,9 +193,9 @@ class Relay:
             retries=counts.retries,
             terminated=self._delivery.terminated,
             buried=self._delivery.buried,
-            outage_since=counts.outage_since if self._delivery.breaker.is_outage else None,
+            outage_since=counts.outage_since if is_outage else account.waits_since,
             redis_outage_since=self._outage.since,
-            last_error=counts.last_error,
+            last_error=counts.last_error if account.error is None else str(account.error),
         )
 
     async def check(self) -> None:
@@ -202,6 +203,7 @@ class Relay:
         try:
             await check_policy(self._server)
             await check_account(self._server, self._keys, self._delivery.api.api_url)
+            await check_persistence(self._server)
         except PrefactorApiError as error:
             if not may_pass(error):
                 raise

@@ -30,9 +30,13 @@ if TYPE_CHECKING:
 Word: TypeAlias = str | bytes | int
 Answer: TypeAlias = "int | bytes | Sequence[Answer] | Mapping[bytes, bytes] | None"
 
+PASSWORD: Final = "password"
+"""The code of the error for a password that is missing or wrong."""
+
 _FULL: Final = "OOM"
 _NO_SCRIPT: Final = "no_script"
 _TLS: Final = "tls"
+_LACKS_PASSWORD: Final = "HELLO must be called with the client already authenticated"
 _NO_DATABASE: Final = "DB index is out of range"
 _FORBIDDEN_IN_SCRIPT: Final = ("ACL failure", "The user executing the script can't")
 """What Redis from 7.2 on, and 7.0, answer to a script whose user may not do all that is in it."""
@@ -58,7 +62,8 @@ class RedisServer:
     ====================================  ==========================================================
     ``PrefactorUnreachableError``         no connection, a broken one, or no answer in time;
                                           code ``tls`` if TLS does not accept the other side
-    ``PrefactorAuthError``                the password, or a command that the ACL forbids
+    ``PrefactorAuthError``                a command that the ACL forbids; code ``password`` if the
+                                          password is missing or wrong
     ``PrefactorRateLimitError``           the memory is full: the server is busy
     ``PrefactorServerError``              the server loads its data, or is a replica
     ``PrefactorContractError``            any other answer: a key of another type, a wrong version
@@ -205,7 +210,11 @@ class RedisServer:
         match error:
             case exceptions.NoScriptError():
                 return PrefactorContractError(f"{where}: no such script", code=_NO_SCRIPT)
-            case exceptions.AuthenticationError() | exceptions.AuthorizationError():
+            case exceptions.AuthenticationError():
+                if _LACKS_PASSWORD in text:
+                    text = "the server asks for a password: redis://USER:PASSWORD@HOST"
+                return PrefactorAuthError(f"{where}: {text}", code=PASSWORD)
+            case exceptions.AuthorizationError():
                 # The text names users and commands, no arguments.
                 return PrefactorAuthError(f"{where}: {text}")
             case _ if any(words in text for words in _FORBIDDEN_IN_SCRIPT):

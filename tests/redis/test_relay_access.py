@@ -84,6 +84,21 @@ async def test_a_wrong_password_is_said_when_a_client_or_a_relay_opens(
     assert "word-of-somebody" not in f"{refused.value!r} {caplog.text}"
 
 
+async def test_a_server_that_asks_for_a_password_is_given_one_or_says_where_it_goes(
+    redis: RedisServerProcess, api: ServedApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    redis.cli("ACL", "SETUSER", "default", "resetpass", ">sesame")
+    with pytest.raises(PrefactorAuthError, match="asks for a password: redis://USER:PASSWORD@HOST"):
+        async with a_relay(redis.url, api.url):
+            pytest.fail("it opened")
+    async with recording(redis.url, drain_timeout=0) as client:
+        await record(client, runs=1)
+        await until(lambda: client.statistics().outage_since is not None)
+    (error,) = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
+    assert "asks for a password" in error
+    assert "heartbeat" not in caplog.text  # one reason, one line
+
+
 async def test_a_relay_that_has_waited_for_its_server_ends_if_that_may_not_be_used(
     redis: RedisServerProcess, api: ServedApi, caplog: pytest.LogCaptureFixture
 ) -> None:

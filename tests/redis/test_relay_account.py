@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
-from support.redis_server import RedisServerProcess
+from support.redis_server import RedisServerProcess, redis_server
 from support.relay_entries import beginning, span_of, write
 from support.relay_runs import RUNS, WHOLE, record, recording, stored
-from support.relayed import ServedApi, lag, leftovers
-from support.relays import relaying, until
+from support.relayed import ServedApi, lag, leftovers, served_api
+from support.relays import a_relay, relaying, until
 
+from prefactor_core import PrefactorValueError
 from prefactor_core.operations import identifiers
 from prefactor_core.operations.identifiers import partition_of
 from prefactor_core.relay.keys import SHARDS, Keys, shard_of
@@ -38,6 +40,56 @@ async def test_a_partition_that_the_api_did_not_tell_is_found_out_later_and_agen
     assert partition_of(after) == partition_of(runs[0].id) != 0
     assert after in {run.id for run in runs}
     assert leftovers(redis) == []
+
+
+@pytest.mark.parametrize(("fault", "level"), [(401, logging.ERROR), (503, logging.WARNING)])
+async def test_a_relay_without_a_first_answer_shows_an_outage_with_its_reason(
+    redis: RedisServerProcess,
+    api: ServedApi,
+    caplog: pytest.LogCaptureFixture,
+    fault: int,
+    level: int,
+) -> None:
+    api.faulty.faults = {"generate": fault}
+    async with relaying(redis.url, api.url) as relay:
+        await until(lambda: len(api.faulty.calls) > 2)
+        waiting = relay.statistics()
+        assert waiting.outage_since is not None
+        assert str(fault) in str(waiting.last_error)
+        api.faulty.faults = {}
+        await until(lambda: len(relay.statistics().shards) == SHARDS)
+        well = relay.statistics()
+        assert (well.outage_since, well.last_error) == (None, None)
+    said = [each for each in caplog.records if "delivers nothing until" in each.getMessage()]
+    assert [each.levelno for each in said] == [level]
+
+
+async def test_keys_that_a_relay_for_another_api_took_are_free_when_they_are_deleted(
+    redis: RedisServerProcess, api: ServedApi, tmp_path: Path
+) -> None:
+    with served_api(tmp_path / "other.db") as other:
+        async with relaying(redis.url, other.url):
+            await until(lambda: redis.cli("HGET", KEYS.config, "partition"))
+    with pytest.raises(PrefactorValueError, match=f"delete the key {KEYS.config}$"):
+        async with a_relay(redis.url, api.url):
+            pytest.fail("it opened")
+    redis.cli("DEL", KEYS.config)
+    async with relaying(redis.url, api.url):
+        await until(lambda: redis.cli("HGET", KEYS.config, "partition"))
+        async with recording(redis.url) as client:
+            recorded = await record(client)
+        await until(lambda: not lag(redis))
+    assert {run.id for run in await stored(api)} == set(recorded)
+
+
+async def test_a_server_that_keeps_nothing_on_its_disk_is_one_warning(
+    api: ServedApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    with redis_server("--appendonly", "no") as redis:
+        async with a_relay(redis.url, api.url):
+            pass
+    (warning,) = [each.getMessage() for each in caplog.records if each.name.endswith("relay")]
+    assert warning.startswith(f"{redis.url} has appendonly no: ")
 
 
 async def test_a_run_that_began_before_goes_on_under_the_id_that_the_api_gave_it(

@@ -171,6 +171,10 @@ def test_refused_operations_are_listed_without_payloads(
     assert "Hi" not in shown
 
 
+DROPPED = '{"dropped":130}\n'
+RETRIED = '{"retried":0,"unreadable":0}\n'
+
+
 def test_operations_are_dropped_all_or_those_of_a_run(
     redis: RedisServerProcess, tmp_path: Path
 ) -> None:
@@ -182,7 +186,9 @@ def test_operations_are_dropped_all_or_those_of_a_run(
     ended = relay(redis, "refused", "--drop", "--run", final, cwd=tmp_path)
     assert ended == (0, f"130 operations of run {final} deleted\n", "")
     assert len(listed(redis, cwd=tmp_path)) == 130
-    assert relay(redis, "refused", "--drop", cwd=tmp_path) == (0, "130 operations deleted\n", "")
+    assert relay(redis, "refused", "--drop", "--json", cwd=tmp_path) == (0, DROPPED, "")
+    assert relay(redis, "refused", "--drop", cwd=tmp_path) == (0, "0 operations deleted\n", "")
+    assert relay(redis, "refused", "--retry", "--json", cwd=tmp_path) == (0, RETRIED, "")
     said = "no refused operation is kept\n"
     assert relay(redis, "refused", cwd=tmp_path) == (0, said, "")
     assert relay(redis, "refused", "--json", cwd=tmp_path) == (0, "[]\n", "")
@@ -400,6 +406,8 @@ def test_a_second_signal_ends_a_relay_at_once(
         (("--redis", "redis://h", "--api-url", "redis://h"), 2, "names a Redis server"),
         (("--redis", "redis://h", "--api-url", "https://h"), 1, "Error: api_token is required"),
         (("--redis", "redis://h", "--bury-after", "0"), 2, "'--bury-after'"),
+        (("--redis", "redis://h", "--bury-after", "nan"), 2, "'--bury-after': nan is not a number"),
+        (("--redis", "redis://h", "--poll", "nan"), 2, "'--poll': nan is not a number"),
         (("--redis", "redis://h", "--listen", "9464"), 2, "it must be HOST:PORT"),
         (("--redis", "redis://h", "--listen", "[::1]:99999"), 2, "it must be HOST:PORT"),
         (
