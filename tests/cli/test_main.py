@@ -146,7 +146,7 @@ async def test_a_run_is_terminated_while_another_process_records_it(tmp_path: Pa
     result = run("-m", "prefactor_core", "show", "a1", cwd=tmp_path)
     (head, span) = result.stdout.splitlines()
     assert head.startswith(f"agent instance {instance_id}  terminated  ")
-    assert head.rstrip().endswith(' ms  "over budget"')
+    assert head.rstrip().endswith('s  "over budget"')
     assert span.rstrip() == "└── agent:llm  active"
 
 

@@ -43,10 +43,10 @@ def test_a_run_is_shown_as_a_tree_of_its_spans() -> None:
         span("report", status="active"),
     )
     assert shown == [
-        "agent instance i1  complete  1500.0 ms",
-        '├── research  complete  1500.0 ms → {"found":2}',
-        '│   ├── plan  complete  1500.0 ms  {"goal":"x"}',
-        "│   └── search  failed  1500.0 ms",
+        "agent instance i1  complete  1.50 s",
+        '├── research  complete  1.50 s → {"found":2}',
+        '│   ├── plan  complete  1.50 s  {"goal":"x"}',
+        "│   └── search  failed  1.50 s",
         "│       └── fetch  cancelled",
         "└── report  active",
     ]
@@ -86,7 +86,7 @@ def test_a_terminated_run_shows_why_on_its_line() -> None:
     reason = 'over\nthe "budget" [red]\x1b'
     shown = lines(run(status="terminated", termination_reason=reason, **times), span("llm"))
     assert shown == [
-        r'agent instance i1  terminated  1500.0 ms  "over\nthe \"budget\" [red]\u001b"',
+        r'agent instance i1  terminated  1.50 s  "over\nthe \"budget\" [red]\u001b"',
         "└── llm  active",
     ]
 
@@ -94,7 +94,9 @@ def test_a_terminated_run_shows_why_on_its_line() -> None:
 DURATIONS = [
     (NOON, "2026-01-01T12:00:00.000300Z", "  0.3 ms"),
     (NOON, NOON, "  0.0 ms"),
-    ("2026-01-01T12:00:00Z", "2026-01-01T14:00:01+02:00", "  1000.0 ms"),
+    ("2026-01-01T12:00:00Z", "2026-01-01T14:00:01+02:00", "  1.00 s"),
+    (NOON, "2026-01-02T11:59:59.900000Z", "  1 d 0 h"),
+    (NOON, "2026-01-01T11:59:58.500000Z", "  -1.50 s"),
     (NOON, None, ""),
     (None, NOON, ""),
 ]
