@@ -27,12 +27,12 @@ _MOST_STEPS: Final = 100_000
 
 # The bounds of a template. Looking for the ends of unclosed tags takes quadratic time.
 _LONGEST_TEMPLATE: Final = 10_000
-_MOST_TAGS: Final = 100
+_MOST_TAGS: Final = 200
 
 
 class Template:
     """A Liquid template. It renders nothing if it does not parse, or has more than 10,000
-    characters or 100 tags."""
+    characters or 200 tags."""
 
     def __init__(self, text: object) -> None:
         self._template: BoundTemplate | None = None
