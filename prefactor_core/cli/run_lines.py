@@ -142,24 +142,37 @@ def _reason(reason: str, most: int | None) -> str:
 def span_parts(span: AgentSpanAnswer, most: int | None = MOST_CHARACTERS) -> list[Part]:
     """The line of a span: name, status, duration, and the summary, or else payload → result.
 
-    A failed span has its error, or else its result, before its payload, and no summary.
+    A failed span has its error, or else its result, before its summary or payload.
     """
     parts = [(one_line(span.schema_name, most), "bold")]
     parts += status_parts(span.status, span.started_at, span.finished_at)
-    shown = [("  ", span.payload), (" → ", span.result_payload)]
+    summary = one_line(span.summary or "", most)
+    results = _payload_parts(" → ", span.result_payload, most)
     if span.status == "failed":
-        error = error_text(span.result_payload, most)
-        if error is not None:
-            parts.append((f"  {error}", "red"))
-            shown.pop()
-        shown.reverse()
-    elif span.summary and span.summary.strip():
-        return [*parts, (f"  {one_line(span.summary, most)}", "dim")]
-    for mark, payload in shown:
-        text = payload_text(payload, most)
-        if text not in ("null", "{}"):
-            parts.append((mark + text, "dim"))
-    return parts
+        error = error_text(span.result_payload, None)
+        if error is None:
+            parts += results
+        else:
+            parts.append((f"  {printable(error, most)}", "red"))
+            summary = _without_error(summary, error)
+        results = []
+    if summary:
+        return [*parts, (f"  {summary}", "dim")]
+    return [*parts, *_payload_parts("  ", span.payload, most), *results]
+
+
+def _payload_parts(mark: str, payload: msgspec.Raw, most: int | None) -> list[Part]:
+    text = payload_text(payload, most)
+    return [] if text in ("null", "{}") else [(mark + text, "dim")]
+
+
+def _without_error(summary: str, error: str) -> str:
+    """``summary`` without the error at its end, where the templates of the standard types show
+    it."""
+    before, _, shown = f" {summary}".partition(" ✕ ")
+    # The template cuts a long message, and ``summary`` may have been cut once more.
+    is_error = shown and error.startswith(shown.removesuffix("…").removesuffix("..."))
+    return before.strip() if is_error else summary
 
 
 def status_parts(status: str, started_at: str | None, finished_at: str | None) -> list[Part]:

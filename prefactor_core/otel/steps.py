@@ -80,7 +80,10 @@ def add_span_types(registry: SchemaRegistry) -> None:
             params=OtherSpan,
             result=OtherResult,
             title="Step",
-            template="{{name}}{% if error.message %} ✕ {{error.message}}{% endif %}",
+            template=(
+                "{{name | truncate: 500}}{% if error %} ✕ {{error.type}}"
+                "{% if error.message %}: {{error.message | truncate: 500}}{% endif %}{% endif %}"
+            ),
         )
 
 

@@ -233,12 +233,38 @@ FAILURES = [
 ]
 
 
-def test_a_failed_span_shows_its_error_before_its_payload_and_no_summary() -> None:
+def test_a_failed_span_shows_its_error_before_its_payload() -> None:
     for result, shown in FAILURES:
         with case(result, shown):
-            failed = {"status": "failed", "result_payload": result, "summary": "asked a model"}
+            failed = {"status": "failed", "result_payload": result}
             line = lines(run(), span("llm", payload={"a": 1}, **failed))[1]
             assert line == f'└── llm  failed{shown}  {{"a":1}}'
+
+
+def test_a_failed_span_shows_its_error_before_its_summary_and_no_payload() -> None:
+    for result, shown in FAILURES:
+        with case(result, shown):
+            failed = {"status": "failed", "result_payload": result, "summary": "asked ✕ a model"}
+            line = lines(run(), span("llm", payload={"a": 1}, **failed))[1]
+            assert line == f"└── llm  failed{shown}  asked ✕ a model"
+
+
+def test_a_failed_span_shows_once_an_error_that_ends_its_summary() -> None:
+    message = "a\n   b ✕ c " + "x" * 5_000
+    failed = {"status": "failed", "result_payload": {"error": {"type": "E", "message": message}}}
+    for shown in (message, f"{message[:497]}...", f"{message[:4]}...", ""):
+        with case(shown):
+            llm = span("llm", summary=f"t(a: 1) ✕ E{': ' if shown else ''}{shown}", **failed)
+            (_, line) = tree_lines(run(), [llm])
+            assert line.parts[-1] == ("  t(a: 1)", "dim")
+            assert line.plain.count("E: a b ✕ c xx") == 1
+    long = span("llm", summary=f"{'y' * 994} ✕ E: a b", **failed)
+    (_, line) = tree_lines(run(), [long])
+    assert line.parts[-1] == (f"  {'y' * 994}", "dim")
+    assert lines(run(), span("llm", summary=f" ✕ E: {message}", payload={"a": 1}, **failed)) == [
+        "agent instance i1  active",
+        f"└── llm  failed  E: a b ✕ c {'x' * 200}"[:119] + "…",
+    ]
 
 
 def test_what_does_not_fit_is_shown_below_its_span_and_above_its_children() -> None:
