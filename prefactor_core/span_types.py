@@ -194,9 +194,9 @@ class Document(Struct, kw_only=True, omit_defaults=True):
 
 
 class RetrievalResult(Struct, kw_only=True, omit_defaults=True):
-    """The found documents."""
+    """The found documents; an empty list says that none were found."""
 
-    documents: Sequence[Document] = ()
+    documents: Sequence[Document] | None = None
     error: StepError | None = None
 
 

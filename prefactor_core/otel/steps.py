@@ -196,7 +196,7 @@ def _retrieval(name: str, facts: Facts) -> Step:
         top_k=_count(facts.take("top_k")),
     )
     found = facts.take("documents")
-    documents = [] if found is None else [_document(item) for item in items(found)]
+    documents = None if found is None else [_document(item) for item in items(found)]
     if documents:
         facts.take("output")  # the same documents as one text
     return params, RetrievalResult(documents=documents)
