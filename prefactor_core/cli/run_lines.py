@@ -80,30 +80,43 @@ def tree_lines(
 
     ``most``: characters shown of each text and payload; None: all.
     """
-    children: dict[str | None, list[AgentSpanAnswer]] = defaultdict(list)
-    # By time: ids made within one millisecond have no order.
-    ordered = sorted(spans, key=lambda span: time_of(span.started_at or span.finished_at))
+    ordered = in_order(spans)
     known = {span.id for span in ordered}
-    for span in ordered:
-        parent = span.parent_span_id
-        children[parent if parent in known else None].append(span)
+    roots = [span for span in ordered if span.parent_span_id not in known]
     tree = _Node(instance_parts(instance, most))
     tree.add_flags(instance.flags, most)
-    cause = next(filter(None, (cause_in(span.payload) for span in children[None])), None)
+    cause = next(filter(None, (cause_in(span.payload) for span in roots)), None)
     if cause is not None:
         tree.add([("caused by", "bold"), (f"  {_step(cause)}", "dim")])
     for name, payload in instance.quality_payloads.items():
         quality = _quality(instance, name, payload, most)
         branch = tree.add([(f"quality {one_line(name, most)}", "bold"), (f"  {quality}", "dim")])
         branch.add_flags(instance.quality_flags.get(name, ()), most)
-    # A stack, not recursion: a run may be nested deeper than Python's recursion limit.
-    waiting = [(tree, span) for span in reversed(children[None])]
-    while waiting:
-        branch, span = waiting.pop()
-        node = branch.add(span_parts(span, most))
+    nodes: dict[str | None, _Node] = {}
+    for span in ordered:
+        node = nodes.get(span.parent_span_id, tree).add(span_parts(span, most))
         node.add_flags(span.flags, most)
-        waiting.extend((node, child) for child in reversed(children[span.id]))
+        nodes[span.id] = node
     return _drawn(tree)
+
+
+def in_order(spans: Iterable[AgentSpanAnswer]) -> list[AgentSpanAnswer]:
+    """The spans of a run as its tree shows them: a parent before its children, siblings by their
+    start. Ids made within one millisecond have no order."""
+    by_start = sorted(spans, key=lambda span: time_of(span.started_at or span.finished_at))
+    known = {span.id for span in by_start}
+    children: dict[str | None, list[AgentSpanAnswer]] = defaultdict(list)
+    for span in by_start:
+        parent = span.parent_span_id
+        children[parent if parent in known else None].append(span)
+    ordered: list[AgentSpanAnswer] = []
+    # A stack, not recursion: a run may be nested deeper than Python's recursion limit.
+    waiting = children.pop(None, [])[::-1]
+    while waiting:
+        ordered.append(span := waiting.pop())
+        waiting += children.pop(span.id, [])[::-1]
+    # Circles of parents, which a file from elsewhere may have, are not reached.
+    return ordered + [span for circle in children.values() for span in circle]
 
 
 def _drawn(tree: _Node) -> Iterator[Line]:

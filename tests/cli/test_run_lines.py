@@ -309,6 +309,11 @@ def test_a_child_that_is_listed_before_its_parent_is_shown_below_it() -> None:
     ]
 
 
+def test_spans_that_are_each_others_parents_are_shown_all_the_same() -> None:
+    spans = span("a", "b"), span("b", "a"), span("c", "c"), span("d", "b")
+    assert {line.split()[-2] for line in lines(run(), *spans)[1:]} == set("abcd")
+
+
 def test_a_span_whose_parent_is_not_there_is_shown_all_the_same() -> None:
     shown = lines(run(), span("llm"), span("orphan", "gone"), span("child", "orphan"))
     assert {line.split()[-2] for line in shown[1:]} == {"llm", "orphan", "child"}
