@@ -85,8 +85,7 @@ def test_the_demo_prints_the_tree_that_was_stored(tmp_path: Path, backend: str) 
     for line in (
         "recorded at local:prefactor.db",
         "agent:run  complete  ",
-        "  ValueError: could not convert string to float: 'twenty-two'  "
-        "convert_units(value: twenty-two)\n",
+        "could not convert string to float: 'twenty-two'  convert_units(value: twenty-two)\n",
         "agent:retrieval  cancelled  a second opinion\n",
         "height of Olympus Mons → 2 documents\n",
         "small-1: Write the answer → Olympus Mons, by 13 km\n",
