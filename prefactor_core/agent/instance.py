@@ -167,8 +167,8 @@ class AgentInstanceHandle(RunAliases, Uncopyable):
     @property
     def recorded(self) -> bool:
         """Whether the run is recorded: False if the client is disabled, if the API has refused the
-        run, or if the buffer was full at its registration. The operations of such a run count as
-        dropped."""
+        run, if the buffer was full at its registration, or if a relay has ended the run. The
+        operations of such a run count as dropped."""
         return self.recorder.records and self._identity.lost is None
 
     @property

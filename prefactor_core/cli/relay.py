@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import urlencode
 
 import anyio
@@ -33,7 +35,16 @@ from prefactor_core.relay.server import RedisServer, open_server
 from prefactor_core.relay.status import read_status
 
 _INTERVAL = 1.0
-_ANY_SECONDS = click.FloatRange(min=0, min_open=True)
+
+
+class _Seconds(click.FloatRange):
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value} is not a number of seconds.", param, ctx)
+        return seconds
 
 
 def _listen(_context: click.Context, _option: click.Parameter, text: str | None) -> Listen | None:
@@ -84,17 +95,18 @@ _run = click.option("--run", "run_id", metavar="ID", help="Only the operations o
 )
 @click.option(
     "--bury-after",
-    type=click.FloatRange(min=15),
+    type=_Seconds(min=15),
     metavar="SECONDS",
     default=300.0,
     show_default=True,
     help="End a run as failed when its agent has given no sign of life for so long; at least 15, "
-    "as agents give one each 5; inf: never.",
+    "as agents give one each 5; inf: never. An agent that comes back goes on, says so in its log, "
+    "and drops what it records in that run.",
 )
 @click.option(
     "--poll",
     "poll_interval",
-    type=_ANY_SECONDS,
+    type=_Seconds(min=0, min_open=True),
     metavar="SECONDS",
     default=5.0,
     show_default=True,
@@ -122,6 +134,10 @@ def relay(
 
     Agents write there with PREFACTOR_API_URL=redis://... Any number of relays share the work: when
     one goes, the others take over after a few seconds.
+
+    A Redis server or an API that does not answer yet is waited for, with one line in the log. A
+    password, certificate, database or maxmemory-policy with which no wait helps, and keys of
+    another API, end the relay with exit code 1.
 
     SIGTERM and Ctrl-C let the relay finish its requests and leave, with exit code 0; a second one
     ends it at once. Nothing is lost either way.
@@ -177,15 +193,15 @@ def show_refused(
 ) -> None:
     """List the operations that the API refused, with its reasons.
 
-    They are kept until --retry or --drop. Payloads are not shown.
+    They are kept until --retry or --drop, which say how many it were. Payloads are not shown.
     """
     if retries and drops:
         raise click.UsageError("--retry and --drop exclude each other: give one")
     address = _address(redis_url, prefix)
     if retries:
-        run(_retry, *address, run_id)
+        run(_retry, *address, run_id, as_json)
     elif drops:
-        run(_drop, *address, run_id)
+        run(_drop, *address, run_id, as_json)
     else:
         run(_refused, *address, run_id, as_json)
 
@@ -216,10 +232,13 @@ async def _refused(address: RedisAddress, password: str, run_id: str | None, as_
         say(f"no refused operation is kept{_of(run_id)}")
 
 
-async def _retry(address: RedisAddress, password: str, run_id: str | None) -> None:
+async def _retry(address: RedisAddress, password: str, run_id: str | None, as_json: bool) -> None:
     async with _opened(address, password) as (server, keys):
         retried = await retry(server, keys, run_id)
-    say(f"{_count(retried.given)}{_of(run_id)} given to the relays once more")
+    if as_json:
+        print_json({"retried": retried.given, "unreadable": retried.unreadable})
+    else:
+        say(f"{_count(retried.given)}{_of(run_id)} given to the relays once more")
     if retried.unreadable:
         raise click.ClickException(
             f"{_count(retried.unreadable)} not given to the relays, because this command "
@@ -227,9 +246,13 @@ async def _retry(address: RedisAddress, password: str, run_id: str | None) -> No
         )
 
 
-async def _drop(address: RedisAddress, password: str, run_id: str | None) -> None:
+async def _drop(address: RedisAddress, password: str, run_id: str | None, as_json: bool) -> None:
     async with _opened(address, password) as (server, keys):
-        say(f"{_count(await drop(server, keys, run_id))}{_of(run_id)} deleted")
+        dropped = await drop(server, keys, run_id)
+    if as_json:
+        print_json({"dropped": dropped})
+    else:
+        say(f"{_count(dropped)}{_of(run_id)} deleted")
 
 
 @asynccontextmanager

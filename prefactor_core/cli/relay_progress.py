@@ -22,14 +22,15 @@ _LOG_INTERVAL: Final = 30.0
 
 
 class Progress:
-    """Shows moments of a relay in the log: the first, changes, and one in 30 seconds."""
+    """Shows moments of a relay in the log: the first, changes, and one in 30 seconds while it has
+    something to do."""
 
     def __init__(self) -> None:
         self._last: Moment | None = None
 
     def show(self, moment: Moment) -> None:
         last = self._last
-        if last is None or moment.at - last.at >= _LOG_INTERVAL or _has_changed(last, moment):
+        if last is None or _has_changed(last, moment) or _is_due(last, moment):
             log(logger, logging.INFO, "%s", progress_text(moment, last))
             self._last = moment
 
@@ -95,6 +96,11 @@ def progress_text(moment: Moment, last: Moment | None) -> str:
         why = f": {now.last_error}" if now.last_error else ""
         parts.append(f"no answer from the API for {age_text(moment.outage)}{why}")
     return one_line(", ".join(parts))
+
+
+def _is_due(last: Moment, moment: Moment) -> bool:
+    is_idle = moment.lag == 0 and moment.statistics.delivered == last.statistics.delivered
+    return moment.at - last.at >= _LOG_INTERVAL and not is_idle
 
 
 def _has_changed(last: Moment, moment: Moment) -> bool:

@@ -188,6 +188,23 @@ class Batcher:
             for item in run.deferred:
                 item.attempts = 0
 
+    def failing(self) -> set[str]:
+        """The runs that have a deferred item."""
+        return {instance_id for instance_id, run in self._runs.items() if run.deferred}
+
+    def take_back(self, instance_id: str) -> list[BatchItem]:
+        """Remove the items of a run that cannot be sent before its deferred ones; return them."""
+        run = self._runs[instance_id]
+        waiting = [item for item in run.items if not item.completed]
+        kept = {id(item) for item in (*run.deferred, *independent_of(run.deferred, waiting))}
+        taken = [item for item in waiting if id(item) not in kept]
+        run.items = deque(item for item in waiting if id(item) in kept)
+        for item in taken:
+            self.operations -= item.count
+            if isinstance(item.operation, CreateSpan):
+                self._unsent_starts.pop(item.operation.span_id, None)
+        return taken
+
     def retry_now(self) -> None:
         """End the waits of all runs and items."""
         for run in self._runs.values():

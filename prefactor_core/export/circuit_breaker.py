@@ -22,6 +22,10 @@ _OUTAGE_FAILURES = 4
 _OUTAGE_SECONDS = 5.0
 """Seconds without a success after which a failure is an outage."""
 
+_QUIET_SECONDS = 5.0
+"""Seconds without a failure after which a busy API is reported as being well again: one that is
+nearly full accepts some, and refuses the next ones."""
+
 _MAX_WAIT = 5.0
 """Seconds that any wait may take."""
 
@@ -58,6 +62,11 @@ class CircuitBreaker:
         self.is_outage = False
         self.failures = self.accepted = self.recoveries = self.answers = 0
         self._began = 0.0
+        # The begin of the outage that the log knows of; when a request succeeded after its last
+        # failure; and whether the API asked to wait in it.
+        self._reported: float | None = None
+        self._well_since: float | None = None
+        self._was_busy = False
         self._until = self._asked_until = -math.inf
         # Requests that are on their way together fail together: only the first one of a round
         # counts.
@@ -105,12 +114,13 @@ class CircuitBreaker:
         *,
         took: float = 0.0,
         denied: bool = False,
+        busy: bool = False,
     ) -> bool:
         """Note that a request of ``round`` failed after ``took`` seconds; return whether an outage
         has to be reported.
 
         ``retry_after``: the wait in seconds that the API asked for. ``denied``: the API refuses
-        the token, so that retries soon are no use.
+        the token, so that retries soon are no use. ``busy``: it is up, and takes no more for now.
         """
         if retry_after is not None:
             asked = self._in_time(now, now + min(retry_after, LONGEST_RETRY_AFTER))
@@ -119,6 +129,8 @@ class CircuitBreaker:
             return False
         self._round += 1
         self.failures += 1
+        self._well_since = None
+        self._was_busy |= busy
         if self.since is None:
             self.since, self._began = datetime.now(UTC), now - took
         if self.failures > 1:
@@ -128,9 +140,11 @@ class CircuitBreaker:
                 wait = min(wait, max(_MAX_WAIT, (now - self._began) * _MAX_WAIT_PART))
             self._until = self._in_time(now, now + wait)
         lasts = self.failures >= _OUTAGE_FAILURES or now - self._began >= _OUTAGE_SECONDS
-        is_news = lasts and not self.is_outage
-        self.is_outage = self.is_outage or is_news
-        return is_news
+        self.is_outage |= lasts
+        if not lasts or self._reported is not None:
+            return False
+        self._reported = self._began
+        return True
 
     def unanswered(self, now: float, waited: float) -> bool:
         """Note that a caller has waited ``waited`` seconds without an answer to any request; return
@@ -141,15 +155,29 @@ class CircuitBreaker:
         return not self.is_outage and self.failed(self._round, now, took=waited)
 
     def succeeded(self, now: float) -> float | None:
-        """Note that a request succeeded; return the seconds that a reported outage took, if one
-        has ended. A wait that the API asked for goes on."""
-        took = now - self._began if self.is_outage else None
+        """Note that a request succeeded; return the seconds that a reported outage took, if its end
+        has to be reported. A wait that the API asked for goes on."""
         self.answers += 1
         self.recoveries += self.failures > 1
         self.since = None
         self.is_outage = False
         self.failures = 0
         self._until = -math.inf
+        if self._well_since is None:
+            self._well_since = now
+        if self._was_busy and now - self._well_since < _QUIET_SECONDS:
+            return None
+        return self.report_end()
+
+    def report_end(self) -> float | None:
+        """The seconds that a reported outage took, if it is over and its end was not reported."""
+        if self._well_since is None:
+            return None
+        self._was_busy = False
+        if self._reported is None:
+            return None
+        took = self._well_since - self._reported
+        self._reported = None
         return took
 
     def drain(self, now: float, until: float) -> None:

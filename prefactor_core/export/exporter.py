@@ -115,6 +115,7 @@ class Exporter:
         try:
             await self._workers.__aexit__(exc_type, error, traceback)  # noqa: ASYNC102
         finally:
+            self.sender.close()
             # What the journal has stays pending, for the next process.
             self.counters.drop_rest("drain_timeout", self._journal.pending)
             self.buffer.close()

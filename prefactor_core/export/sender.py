@@ -266,9 +266,9 @@ class Sender:
 
     def _failed(self, error: Exception, round: int, took: float) -> None:
         retry_after = error.retry_after if isinstance(error, PrefactorApiError) else None
-        denied = classify_request(error) is FailureKind.DENIED
-        now = anyio.current_time()
-        if self._breaker.failed(round, now, retry_after, took=took, denied=denied):
+        kind, now = classify_request(error), anyio.current_time()
+        denied, busy = kind is FailureKind.DENIED, kind is FailureKind.BUSY
+        if self._breaker.failed(round, now, retry_after, took=took, denied=denied, busy=busy):
             self._report_outage(error)
 
     def _report_outage(self, error: Exception) -> None:
@@ -282,7 +282,13 @@ class Sender:
         )
 
     def _succeeded(self) -> None:
-        outage = self._breaker.succeeded(anyio.current_time())
+        self._report_end(self._breaker.succeeded(anyio.current_time()))
+
+    def close(self) -> None:
+        """Report the end of an outage that may still have come back."""
+        self._report_end(self._breaker.report_end())
+
+    def _report_end(self, outage: float | None) -> None:
         if outage is not None:
             message = "%s accepts operations again after %.1f s"
             log(logger, logging.INFO, message, self._carrier.receiver, outage)

@@ -5,11 +5,16 @@ operations, in the order in which they were recorded; all operations of a run ar
 streams, the shards. An operation is settled when it is delivered, or set aside for a person to see
 (``relay refused``); an entry is settled when all its operations are.
 
+A run at which the API fails holds no other run up. When the operations of such runs fill what a
+relay reads ahead, it leaves their later operations in Redis for now, and reads on. The failing
+operation is given up alone, after it has failed some times while the API accepted operations of
+others. In an outage nothing is given up.
+
     agent                              relay (any number)
     RedisCarrier   Exporter's batch    Relay         announces itself, gains and releases shards
       |            as one entry          |           Ownership: which relay reads which shard
-    Presence       heartbeat, and      ShardWorker   reads a shard in order, sends, acknowledges
-      |            terminations          |           ShardState: which entries are settled, and
+    Presence       heartbeat, and the  ShardWorker   reads a shard in order, sends, acknowledges
+      |            ends of runs          |           ShardState: which entries are settled, and
       |                                  |           which runs and spans are open
     RedisServer    commands, errors    RedisServer, ApiClient
 
@@ -24,9 +29,14 @@ the address of an agent and ``--prefix`` of a relay let accounts share a server.
 ``python -m prefactor_core relay`` is a relay, with PREFACTOR_API_TOKEN for the API and
 PREFACTOR_REDIS_URL for the server. ``--poll`` (5 seconds): how often it asks the API for
 terminations; the agent sees one a second later. ``--bury-after`` (300 seconds): the runs of an
-agent that is silent for so long end as failed. ``--listen``: where it serves metrics. ``relay
-status`` shows what waits and who is alive (``--watch``, ``--json``), ``relay refused`` what the API
-has refused, which is kept until ``--retry`` or ``--drop``.
+agent that is silent for so long end as failed. An agent that comes back goes on: its log has one
+line, and what it records in these runs is dropped, and counted as ``run_ended``. ``--listen``:
+where it serves metrics. ``relay status`` shows what waits and who is alive (``--watch``,
+``--json``), ``relay refused`` what the API has refused, which is kept until ``--retry`` or
+``--drop``.
+
+A relay waits for a server or an API that does not answer yet. It ends with an error if no wait
+helps: for a wrong password, certificate, database or policy, or if the keys are another API's.
 
 The least rights of ACL users, for the prefix ``pf``: their keys, and their commands, each with a
 ``+`` in ``ACL SETUSER agent on >PASSWORD resetkeys ~... -@all +hello ...``. From 7.2 on, a refused

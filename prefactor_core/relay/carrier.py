@@ -80,11 +80,12 @@ class RedisCarrier:
         registers = any(isinstance(operation, RegisterAgentInstance) for operation in operations)
         asks = registers and self._related_id is None
         if asks:
-            commands.append(["HGET", self._keys.config, "partition"])
+            # First: a relay that reads the operations can know it by then.
+            commands.insert(0, ["HGET", self._keys.config, "partition"])
         answers = await self._server.run_each(commands)
         if asks:
-            self._note_partition(answers[-1])
-        written = answers[: len(groups)]
+            self._note_partition(answers[0])
+        written = answers[-len(groups) :]
         errors = [answer for answer in written if isinstance(answer, PrefactorApiError)]
         if len(errors) == len(written):
             raise errors[0]

@@ -12,6 +12,7 @@ from prefactor_core.export.loss_report import LossReport
 from prefactor_core.export.worker_queue import WorkerQueue
 from prefactor_core.queue.event_loop import EventLoop
 from prefactor_core.queue.retry_policy import Backoff
+from prefactor_core.relay.account import Account
 from prefactor_core.relay.terminations import Terminations
 
 if TYPE_CHECKING:
@@ -21,15 +22,20 @@ if TYPE_CHECKING:
 class Delivery:
     """The API client, circuit breaker, limits and counters of all shards.
 
-    ``account_id``: a PFID of the account's partition; None while that is unknown.
     ``terminated``, ``buried``: numbers of runs. ``worker_queues``: those of the shards that are
     read now.
     """
 
     def __init__(
-        self, api: ApiClient, config: QueueConfig, backoff: Backoff, terminations: Terminations
+        self,
+        api: ApiClient,
+        account: Account,
+        config: QueueConfig,
+        backoff: Backoff,
+        terminations: Terminations,
     ) -> None:
         self.api = api
+        self.account = account
         self.config = config
         self.event_loop = EventLoop.here()
         self.breaker = CircuitBreaker(backoff)
@@ -37,7 +43,6 @@ class Delivery:
         self.losses = LossReport(self.counters, self.event_loop, "kept aside for `relay refused`")
         self.limits = ApiLimits(self.counters, config.max_batch_bytes)
         self.terminations = terminations
-        self.account_id: str | None = None
         self.terminated = self.buried = 0
         self.worker_queues: set[WorkerQueue] = set()
 

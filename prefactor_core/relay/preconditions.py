@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from typing import Final, cast
 
 from prefactor_core.exceptions import PrefactorValueError
+from prefactor_core.exceptions.log import log
 from prefactor_core.operations import identifiers
 from prefactor_core.relay.keys import Keys
 from prefactor_core.relay.scripts import CONFIGURE
@@ -12,15 +15,21 @@ from prefactor_core.relay.server import RedisServer
 
 SAFE_POLICY: Final = "noeviction"
 
-UNKNOWN: Final = "unknown"
-"""The partition of an API that tells none."""
+logger = logging.getLogger("prefactor_core.relay")
 
 
 async def unsafe_policy(server: RedisServer) -> str | None:
     """The ``maxmemory-policy`` of a server that could throw away what agents recorded; None if it
     could not: its memory has no bound, or it refuses what is new when that is full."""
-    text = cast("bytes", await server.run("INFO", "memory")).decode()
-    facts = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return _unsafe_policy(await _facts(server, "memory"))
+
+
+async def _facts(server: RedisServer, section: str) -> dict[str, str]:
+    text = cast("bytes", await server.run("INFO", section)).decode()
+    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+
+
+def _unsafe_policy(facts: Mapping[str, str]) -> str | None:
     policy = facts.get("maxmemory_policy", SAFE_POLICY)
     is_bounded = facts.get("maxmemory", "0") != "0"
     return policy if is_bounded and policy != SAFE_POLICY else None
@@ -36,6 +45,17 @@ async def check_policy(server: RedisServer) -> None:
         )
 
 
+async def check_persistence(server: RedisServer) -> None:
+    """Log a warning if the server loses what agents have recorded when it stops."""
+    facts = await _facts(server, "persistence")
+    if facts.get("aof_enabled", "1") == "0":
+        message = (
+            "%s has appendonly no: what agents have recorded since its last snapshot is lost when "
+            "it crashes. Set it to yes"
+        )
+        log(logger, logging.WARNING, message, server.address)
+
+
 async def check_account(server: RedisServer, keys: Keys, api_url: str) -> None:
     """Take the keys for the API at ``api_url``, if they are no other's yet.
 
@@ -46,8 +66,8 @@ async def check_account(server: RedisServer, keys: Keys, api_url: str) -> None:
         raise PrefactorValueError(
             f"the relays with the prefix {keys.prefix!r} at {server.address} deliver to "
             f"{known.decode(errors='replace')}, and this one is for {api_url}: give it a prefix of "
-            f"its own; or, if that API has moved here, end all relays, and delete the field api of "
-            f"{keys.config}"
+            f"its own; or, if that API has moved here, or that was a mistake, end all relays, and "
+            f"delete the key {keys.config}"
         )
     partition = await server.run("HGET", keys.config, "partition")
     if not _is_partition(cast("bytes | None", partition)):
@@ -58,6 +78,4 @@ async def check_account(server: RedisServer, keys: Keys, api_url: str) -> None:
 
 
 def _is_partition(text: bytes | None) -> bool:
-    if text is None or text == UNKNOWN.encode():
-        return True
-    return text.isdigit() and int(text) <= identifiers.MAX_PARTITION
+    return text is None or (text.isdigit() and int(text) <= identifiers.MAX_PARTITION)

@@ -1,4 +1,4 @@
-"""Presence: shows relays that an agent lives, and brings the agent their terminations."""
+"""Presence: shows relays that an agent lives, and tells the agent which of its runs have ended."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import anyio
 
 from prefactor_core.exceptions import PrefactorApiError, PrefactorAuthError
 from prefactor_core.exceptions.log import log
-from prefactor_core.export.identity import Identities
+from prefactor_core.export.identity import Identities, RunIdentity
 from prefactor_core.queue.event_loop import EventLoop
 from prefactor_core.relay.keys import Keys
 from prefactor_core.relay.preconditions import SAFE_POLICY, unsafe_policy
-from prefactor_core.relay.server import RedisServer, Script
+from prefactor_core.relay.server import PASSWORD, RedisServer, Script
 
 logger = logging.getLogger("prefactor_core.relay.presence")
 
 _INTERVAL: Final = 0.5
-"""Seconds between two looks for terminations."""
+"""Seconds between two looks for the ends of runs."""
 
 _HEARTBEAT: Final = 5.0
 """Seconds between two heartbeats, and until the next command after one that failed."""
 
-_MOST_KEYS: Final = 1_000
+_MOST_RUNS: Final = 1_000
 
 _LEAVE_TIMEOUT: Final = 1.0
 
@@ -39,15 +39,21 @@ _BEAT: Final = Script(
 
 class Presence:
     """Writes the heartbeat of ``agent`` each five seconds, and asks each half second whether the
-    API has terminated one of its open runs. A :class:`~prefactor_core.export.exporter.Job` of the
-    exporter.
+    API has terminated one of its open runs, or a relay has ended one. A
+    :class:`~prefactor_core.export.exporter.Job` of the exporter.
 
-    The log has a line when no relay is alive, when one is again, and if the server may throw
+    A relay ends the runs of an agent that was silent for long, such as that of a machine that was
+    suspended. The agent goes on: nothing is cancelled, and the log has one line. The API accepts no
+    more of such a run. What it records from then on is dropped, and counted as ``run_ended``. What
+    Redis got of it in the meantime counts as delivered; relays set that aside (``relay refused``).
+
+    The log also has a line when no relay is alive, when one is again, and if the server may throw
     operations away when its memory is full. The workers report other problems.
 
     ``drained``: returns when everything is delivered. After :meth:`close` the heartbeat goes on
     until then, and is removed. If the drain is broken off, the heartbeat stays on the server:
-    relays end the open runs after a while. ``terminations``: whether to ask for them.
+    relays end the open runs after a while. ``terminations``: whether to ask for these
+    and for the ends by relays.
     """
 
     def __init__(
@@ -110,9 +116,9 @@ class Presence:
                 await self._beat()
                 self._beat_at = now + _HEARTBEAT
             if self._terminations:
-                await self._ask_for_terminations()
+                await self._ask_for_ends()
         except PrefactorAuthError as error:
-            if not self._is_denied:
+            if not self._is_denied and error.code != PASSWORD:
                 self._is_denied = True
                 message = (
                     "relays may take this agent for dead, and no termination reaches it: Redis "
@@ -154,12 +160,27 @@ class Presence:
             )
             log(logger, logging.ERROR, message, self._server.address, policy, SAFE_POLICY)
 
-    async def _ask_for_terminations(self) -> None:
-        open_runs = self._identities.open_runs()
-        for first in range(0, len(open_runs), _MOST_KEYS):
-            runs = open_runs[first : first + _MOST_KEYS]
-            keys = [self._keys.stop(run.id) for run in runs]
-            reasons = cast("Sequence[bytes | None]", await self._server.run("MGET", *keys))
-            for run, reason in zip(runs, reasons, strict=True):
+    async def _ask_for_ends(self) -> None:
+        open_runs = [run for run in self._identities.open_runs() if run.lost is None]
+        buried: list[RunIdentity] = []
+        for first in range(0, len(open_runs), _MOST_RUNS):
+            runs = open_runs[first : first + _MOST_RUNS]
+            keys = [key(run.id) for key in (self._keys.stop, self._keys.buried) for run in runs]
+            answers = cast("Sequence[bytes | None]", await self._server.run("MGET", *keys))
+            for run, reason in zip(runs, answers, strict=False):
                 if reason is not None:
                     run.terminate(reason.decode(errors="replace") or None)
+            ended = answers[len(runs) :]
+            buried += [run for run, end in zip(runs, ended, strict=True) if end is not None]
+        if buried:
+            self._report_burial(buried)
+
+    def _report_burial(self, runs: Sequence[RunIdentity]) -> None:
+        for run in runs:
+            run.lost = "run_ended"
+        message = (
+            "relays heard nothing of this agent for long, and have ended agent instance %s%s as "
+            "failed: what is recorded there from now on is dropped, and counted as run_ended"
+        )
+        others = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+        log(logger, logging.WARNING, message, runs[0].id, others)

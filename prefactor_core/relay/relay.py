@@ -20,18 +20,17 @@ from prefactor_core.config import QueueConfig
 from prefactor_core.config.redis import RedisAddress
 from prefactor_core.exceptions import PrefactorApiError, PrefactorValueError
 from prefactor_core.exceptions.log import log
-from prefactor_core.export.failures import is_of_the_api, lacks_call
-from prefactor_core.operations import identifiers
 from prefactor_core.queue.retry_policy import Backoff
+from prefactor_core.relay.account import Account
 from prefactor_core.relay.burial import Heartbeats
 from prefactor_core.relay.delivery import Delivery
 from prefactor_core.relay.keys import Keys
 from prefactor_core.relay.lease import Lease
 from prefactor_core.relay.ownership import shards_of
-from prefactor_core.relay.preconditions import UNKNOWN, check_account, check_policy
+from prefactor_core.relay.preconditions import check_account, check_persistence, check_policy
 from prefactor_core.relay.redis_outage import RedisOutage
-from prefactor_core.relay.scripts import ANNOUNCE, CONFIGURE
-from prefactor_core.relay.server import RedisServer, Word, open_server
+from prefactor_core.relay.scripts import ANNOUNCE
+from prefactor_core.relay.server import RedisServer, Word, may_pass, open_server
 from prefactor_core.relay.shard_worker import ShardWorker
 from prefactor_core.relay.terminations import Terminations
 
@@ -43,6 +42,9 @@ logger = logging.getLogger("prefactor_core.relay")
 _LEAST_LEASE: Final = 0.2
 _TURNS_A_LEASE: Final = 4
 """How often a relay announces itself and renews its leases within the time of one."""
+
+_CHECK_AGAIN_AFTER: Final = 1.0
+"""Seconds until a server is tried again that did not answer at the start."""
 
 _HEARTBEATS_EVERY: Final = 5.0
 _BLOCK_SECONDS: Final = 0.1
@@ -128,44 +130,43 @@ class RelayStatistics(Struct, kw_only=True, frozen=True):
 async def open_relay(api: ApiClient, config: RelayConfig) -> AsyncGenerator[Relay]:
     """Open a relay from ``config.redis`` to ``api``, which is open.
 
-    Raises a :class:`~prefactor_core.PrefactorApiError` if Redis does not answer, and
-    :class:`PrefactorValueError` if its keys are those of another API, or if it could throw away
-    what it has accepted.
+    A server that does not answer yet is waited for in :meth:`Relay.run`, which then raises what
+    this function raises of one that answers: a :class:`~prefactor_core.PrefactorApiError` for a
+    password, rights or certificates that it does not accept, and :class:`PrefactorValueError` if
+    its keys are those of another API, or if it could throw away what it has accepted.
     """
     server = RedisServer(config.redis, config.redis_password, timeout=_REDIS_SECONDS)
     async with open_server(server):
-        keys = Keys(config.redis.prefix)
-        await check_policy(server)
-        await check_account(server, keys, api.api_url)
-        yield Relay(api, server, keys, config)
+        relay = Relay(api, server, config)
+        await relay.check()
+        yield relay
 
 
 class Relay:
     """One of any number of relays; :meth:`run` does its work."""
 
-    def __init__(
-        self, api: ApiClient, server: RedisServer, keys: Keys, config: RelayConfig
-    ) -> None:
+    def __init__(self, api: ApiClient, server: RedisServer, config: RelayConfig) -> None:
         self._server = server
-        self._keys = keys
+        self._keys = keys = Keys(config.redis.prefix)
         self._config = config
         # The addition is unique: another process may have the same name.
         self._holder = f"{config.name}/{token_hex(4)}"
-        self._backoff = Backoff(
+        backoff = Backoff(
             base=config.queue_config.retry_delay_base,
             multiplier=config.retry_multiplier,
             cap=config.max_retry_delay,
         )
         self._outage = RedisOutage()
         terminations = Terminations(server, keys, self._outage)
-        self._delivery = Delivery(api, config.queue_config, self._backoff, terminations)
-        # The fields of the account, to write them again on a server that has lost its data.
-        self._facts = ["api", api.api_url]
+        self._account = Account(server, keys, api, backoff)
+        self._delivery = Delivery(api, self._account, config.queue_config, backoff, terminations)
+        self._is_checked = False
         self._heartbeats = Heartbeats(2 * _HEARTBEATS_EVERY)
         self._workers: dict[int, ShardWorker] = {}
         self._leases: dict[int, Lease] = {}
         self._paused_until: dict[int, float] = {}
-        self._until_stop = anyio.CancelScope()
+        # The wait for the server, and the delivery.
+        self._until_checked, self._until_stop = anyio.CancelScope(), anyio.CancelScope()
         self._changed = anyio.Event()
 
     @property
@@ -175,11 +176,13 @@ class Relay:
 
     def stop(self) -> None:
         """End :meth:`run` after the requests that are on their way."""
+        self._until_checked.cancel()
         self._until_stop.cancel()
 
     def statistics(self) -> RelayStatistics:
         """What it has done so far."""
-        counts = self._delivery.counters.statistics()
+        counts, account = self._delivery.counters.statistics(), self._account
+        is_outage = self._delivery.breaker.is_outage
         return RelayStatistics(
             name=self.name,
             shards=sorted(self._workers),
@@ -190,19 +193,45 @@ class Relay:
             retries=counts.retries,
             terminated=self._delivery.terminated,
             buried=self._delivery.buried,
-            outage_since=counts.outage_since if self._delivery.breaker.is_outage else None,
+            outage_since=counts.outage_since if is_outage else account.waits_since,
             redis_outage_since=self._outage.since,
-            last_error=counts.last_error,
+            last_error=counts.last_error if account.error is None else str(account.error),
         )
 
+    async def check(self) -> None:
+        """Check that the server may be used, if it answers. Raises as :func:`open_relay`."""
+        try:
+            await check_policy(self._server)
+            await check_account(self._server, self._keys, self._delivery.api.api_url)
+            await check_persistence(self._server)
+        except PrefactorApiError as error:
+            if not may_pass(error):
+                raise
+            self._outage.failed(error)
+        else:
+            self._outage.answered()
+            self._is_checked = True
+
     async def run(self) -> None:
-        """Deliver until :meth:`stop`; then give all shards to the other relays."""
+        """Deliver until :meth:`stop`; then give all shards to the other relays.
+
+        Raises as :func:`open_relay` if the server did not answer before.
+        """
+        with self._until_checked:
+            while not self._is_checked:
+                await anyio.sleep(_CHECK_AGAIN_AFTER)
+                await self.check()
+        if self._is_checked:
+            await self._deliver()
+
+    async def _deliver(self) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(self._delivery.losses.serve, name="loss-report")
             try:
                 # A server that answers nothing must not hold up the end.
                 with self._until_stop:
-                    await self._learn_account()
+                    group.start_soon(self._account.serve, name="account")
+                    await self._account.answered.wait()
                     group.start_soon(self._delivery.terminations.serve, name="terminations")
                     group.start_soon(self._read_heartbeats, name="heartbeats")
                     group.start_soon(self._wake_idle_shards, name="arrivals")
@@ -215,37 +244,6 @@ class Relay:
                     await self._leave()
                 self._delivery.losses.close()
                 group.cancel_scope.cancel()
-
-    async def _learn_account(self) -> None:
-        """Find out the partition of the account's ids, from Redis or from the API."""
-        failures = 0
-        while True:
-            try:
-                partition = await self._server.run("HGET", self._keys.config, "partition")
-                if partition is None:
-                    partition = await self._server.call(
-                        CONFIGURE, [self._keys.config], "partition", await self._ask_partition()
-                    )
-                text = cast("bytes", partition).decode()
-                self._facts += ["partition", text]
-                if text != UNKNOWN:
-                    self._delivery.account_id = identifiers.generate(int(text))
-                return
-            except PrefactorApiError as error:
-                failures += 1
-                if failures == 1:
-                    message = "a relay waits for its first answer (%s)"
-                    log(logger, logging.WARNING, message, error)
-                await anyio.sleep(self._backoff.delay(failures))
-
-    async def _ask_partition(self) -> str:
-        try:
-            return str(identifiers.partition_of(await self._delivery.api.generate_pfid()))
-        except PrefactorApiError as error:
-            if lacks_call(error) and is_of_the_api(error):
-                # Runs get their ids from the answers to their registrations, then.
-                return UNKNOWN
-            raise
 
     async def _turn(self, group: anyio.abc.TaskGroup) -> None:
         """Renew leases, and gain or give up shards."""
@@ -270,7 +268,9 @@ class Relay:
     async def _announce(self) -> set[str]:
         milliseconds = round(1000 * self._config.lease)
         keys = [self._keys.relays, self._keys.config]
-        relays = await self._server.call(ANNOUNCE, keys, self._holder, milliseconds, *self._facts)
+        # The fields of the account again: the server may have lost its data.
+        facts = self._account.facts
+        relays = await self._server.call(ANNOUNCE, keys, self._holder, milliseconds, *facts)
         return {relay.decode() for relay in cast("Sequence[bytes]", relays)}
 
     async def _gain(self, group: anyio.abc.TaskGroup, shard: int) -> None:

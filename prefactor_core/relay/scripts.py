@@ -57,18 +57,22 @@ RENEW: Final = Script(
 
 STEP: Final = Script(
     """
-    -- KEYS: lease, stream. ARGV: the relay, milliseconds, group, from where to read, how many
-    -- entries, 1 if the relay has then settled all that it has read; then commands, each as the
-    -- number of its words and the words. '>' reads on, '0' reads from the beginning of the stream,
-    -- also what was read before and not acknowledged, '' reads nothing.
+    -- KEYS: lease, stream, step. ARGV: the relay, milliseconds, group, from where to read, how many
+    -- entries, 1 if the relay has then settled all that it has read; the name of the commands that
+    -- follow, each as the number of its words and the words. '>' reads on, '0' reads from the
+    -- beginning of the stream, also what was read before and not acknowledged, '' reads nothing.
+    -- A relay that got no answer sends the same commands again: they are carried out once.
     -- Returns 0, or 1 and the entries if the relay has the lease.
     if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {0} end
     redis.call('PEXPIRE', KEYS[1], ARGV[2])
-    local place = 7
-    while ARGV[place] do
-        local last = place + ARGV[place]
-        redis.call(unpack(ARGV, place + 1, last))
-        place = last + 1
+    if ARGV[8] and redis.call('GET', KEYS[3]) ~= ARGV[7] then
+        local place = 8
+        while ARGV[place] do
+            local last = place + ARGV[place]
+            redis.call(unpack(ARGV, place + 1, last))
+            place = last + 1
+        end
+        redis.call('SET', KEYS[3], ARGV[7])
     end
     if ARGV[4] == '' then return {1, {}} end
     local function begin()

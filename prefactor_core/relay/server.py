@@ -30,8 +30,14 @@ if TYPE_CHECKING:
 Word: TypeAlias = str | bytes | int
 Answer: TypeAlias = "int | bytes | Sequence[Answer] | Mapping[bytes, bytes] | None"
 
+PASSWORD: Final = "password"
+"""The code of the error for a password that is missing or wrong."""
+
 _FULL: Final = "OOM"
 _NO_SCRIPT: Final = "no_script"
+_TLS: Final = "tls"
+_LACKS_PASSWORD: Final = "HELLO must be called with the client already authenticated"
+_NO_DATABASE: Final = "DB index is out of range"
 _FORBIDDEN_IN_SCRIPT: Final = ("ACL failure", "The user executing the script can't")
 """What Redis from 7.2 on, and 7.0, answer to a script whose user may not do all that is in it."""
 
@@ -54,8 +60,10 @@ class RedisServer:
     ====================================  ==========================================================
     Error                                 Reason
     ====================================  ==========================================================
-    ``PrefactorUnreachableError``         no connection, a broken one, or no answer in time
-    ``PrefactorAuthError``                the password, or a command that the ACL forbids
+    ``PrefactorUnreachableError``         no connection, a broken one, or no answer in time;
+                                          code ``tls`` if TLS does not accept the other side
+    ``PrefactorAuthError``                a command that the ACL forbids; code ``password`` if the
+                                          password is missing or wrong
     ``PrefactorRateLimitError``           the memory is full: the server is busy
     ``PrefactorServerError``              the server loads its data, or is a replica
     ``PrefactorContractError``            any other answer: a key of another type, a wrong version
@@ -202,7 +210,11 @@ class RedisServer:
         match error:
             case exceptions.NoScriptError():
                 return PrefactorContractError(f"{where}: no such script", code=_NO_SCRIPT)
-            case exceptions.AuthenticationError() | exceptions.AuthorizationError():
+            case exceptions.AuthenticationError():
+                if _LACKS_PASSWORD in text:
+                    text = "the server asks for a password: redis://USER:PASSWORD@HOST"
+                return PrefactorAuthError(f"{where}: {text}", code=PASSWORD)
+            case exceptions.AuthorizationError():
                 # The text names users and commands, no arguments.
                 return PrefactorAuthError(f"{where}: {text}")
             case _ if any(words in text for words in _FORBIDDEN_IN_SCRIPT):
@@ -212,13 +224,36 @@ class RedisServer:
             case exceptions.ConnectionError() | OSError() | RuntimeError():
                 # The reason, as of a certificate that is not valid, is in the cause.
                 cause = "" if error.__cause__ is None else f" ({_first_line(str(error.__cause__))})"
-                return PrefactorUnreachableError(f"{where}: {_first_line(text)}{cause}")
+                code = _TLS if self._is_of_tls(error.__cause__) else "unknown"
+                return PrefactorUnreachableError(f"{where}: {_first_line(text)}{cause}", code=code)
             case _ if text.startswith(_FULL):
                 return PrefactorRateLimitError(
                     f"{where}: the memory of the server is full (maxmemory)", code="full"
                 )
+            case _ if _NO_DATABASE in text:
+                message = f"{where}: there is no database {self.address.database}"
+                return PrefactorContractError(message)
             case _:
                 return PrefactorContractError(f"{where}: {type(error).__name__}")
+
+    def _is_of_tls(self, cause: BaseException | None) -> bool:
+        if not self.address.tls:
+            return False
+        import ssl  # here: it takes milliseconds to import
+
+        # The end of a connection in its handshake may come from a server that stops.
+        return isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError)
+
+
+def may_pass(error: PrefactorApiError) -> bool:
+    """Whether ``error`` may end without a change of the address, the password or the rights: the
+    server is away, starts, is a replica for now, or is full."""
+    return (
+        isinstance(
+            error, PrefactorUnreachableError | PrefactorServerError | PrefactorRateLimitError
+        )
+        and error.code != _TLS
+    )
 
 
 @asynccontextmanager

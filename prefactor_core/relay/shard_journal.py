@@ -101,7 +101,8 @@ class ShardJournal(NoJournal):
         operation, state = item.operation, self._state
         record = state.runs.get(operation.instance_id)
         if isinstance(operation, FinishAgentInstance):
-            state.close_run(operation.instance_id)
+            buried = not (origin.entry_id or origin.is_aside)
+            state.close_run(operation.instance_id, buried=buried)
             return
         if isinstance(operation, RegisterAgentInstance) and not origin.is_aside:
             record = state.open_run(operation.instance_id, origin.agent, operation.agent_id)

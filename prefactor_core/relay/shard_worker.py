@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
+from secrets import token_hex
 from typing import Final, cast
 
 import anyio
@@ -22,15 +21,14 @@ from prefactor_core.export.status_poll import StatusPoll
 from prefactor_core.export.worker import Worker
 from prefactor_core.operations import CreateSpan, Operation, RegisterAgentInstance
 from prefactor_core.queue.memory import InMemoryQueue
-from prefactor_core.relay.burial import Heartbeats, burial_of
+from prefactor_core.relay.burial import Heartbeats
 from prefactor_core.relay.delivery import Delivery
 from prefactor_core.relay.entry import EntryUnreadableError, decode, milliseconds_of_entry
-from prefactor_core.relay.final_ids import with_final_ids
 from prefactor_core.relay.keys import GROUP
 from prefactor_core.relay.lease import Lease
-from prefactor_core.relay.run_record import RunRecord
 from prefactor_core.relay.scripts import STEP
 from prefactor_core.relay.shard_journal import Origin, ShardJournal, has_own_form
+from prefactor_core.relay.shard_runs import ShardRuns
 from prefactor_core.relay.shard_state import ShardState
 
 logger = logging.getLogger("prefactor_core.relay")
@@ -78,9 +76,12 @@ class ShardWorker(Worker):
         self._lease = lease
         self._delivery = delivery
         self._heartbeats = heartbeats
-        self._bury_after = bury_after
         self._identities = Identities()
         self._state = ShardState(lease.keys, lease.shard)
+        self._name = token_hex(8)  # of its steps: this relay may gain the shard again
+        self._runs = ShardRuns(
+            lease, delivery, heartbeats, self._state, self._identities, bury_after
+        )
         journal = ShardJournal(self._state, self._identities)
         completion = _Completion(
             counters,
@@ -105,11 +106,10 @@ class ShardWorker(Worker):
             delivery.event_loop,
             poll_interval,
         )
+        # The runs whose operations stay on the server until one that fails is settled.
+        self._passed_over: set[str] = set()
         self._is_leaving = False
         self._is_idle = False
-        # The runs whose ends are in the batcher; and with which heartbeats all others were judged.
-        self._burying: set[str] = set()
-        self._judged = 0
 
     @property
     def is_idle(self) -> bool:
@@ -119,9 +119,8 @@ class ShardWorker(Worker):
     @property
     def _has_room(self) -> bool:
         """Whether it has so little to send that it may read on."""
-        return (
-            self._batcher.operations < self._most_waiting and self._state.bytes < self._most_bytes
-        )
+        operations, bytes = self._batcher.operations, self._state.bytes
+        return operations < self._most_waiting and bytes < self._most_bytes
 
     @property
     def last_id(self) -> str:
@@ -144,7 +143,7 @@ class ShardWorker(Worker):
         """
         self._delivery.worker_queues.add(self._worker_queue)
         try:
-            await self._load_runs()
+            await self._runs.load()
             async with anyio.create_task_group() as group:
                 group.start_soon(self._poll.serve, name=f"status-poll-{self._lease.shard}")
                 await self.serve()
@@ -162,19 +161,54 @@ class ShardWorker(Worker):
         state = self._state
         while True:
             await anyio.lowlevel.checkpoint()
-            reads = not self._is_leaving and self._has_room
+            self._pass_over_failing_runs()
+            reads, added = not self._is_leaving and self._has_room, self._batcher.added
             if (reads or state.has_changes) and not await self._step(reads=reads):
                 return False
             if self._is_leaving:
                 if state.has_changes:
                     continue
                 return False
-            if reads and self._judged != self._heartbeats.readings:
+            if reads:
                 self._bury()
+            took_none = reads and self._batcher.added == added
+            if took_none and self._passed_over and not state.is_at_end:
+                continue  # all was passed over: other runs come after it, and wait for no probe
+            if self._breaker.is_open and self._drop_lost():
+                continue
             if self._batcher:
                 return True
             if not state.has_changes:
                 await self._wait_for_entries()
+
+    def _pass_over_failing_runs(self) -> None:
+        """Leave to the server what waits for an operation at which the API fails, if there is no
+        room for more: other runs need the room, and only an operation of theirs that the API
+        accepts shows that it is not in an outage."""
+        batcher, passed_over = self._batcher, self._passed_over
+        if not (passed_over or not self._has_room):
+            return
+        failing = batcher.failing()
+        if not passed_over <= failing:
+            passed_over &= failing
+            self._state.read_again()
+        if self._has_room:
+            return
+        # The end of a run whose agent is gone is in no entry.
+        for instance_id in failing - self._runs.burying:
+            for item in batcher.take_back(instance_id):
+                assert isinstance(item.noted, Origin)
+                self._state.put_back(item.noted.entry_id, item.noted.place)
+                self._counters.hand_back(item.count, item.size)
+                passed_over.add(instance_id)
+
+    def _drop_lost(self) -> bool:
+        """Set aside all that is lost with its run or span; return whether there was any. While the
+        API fails, a batch has one operation, and other runs would wait for thousands."""
+        drop = self._sender.completion.drop_if_lost
+        lost = [item for item in self._batcher.items() if drop(item)]
+        self._remove_completed(lost)
+        return bool(lost)
 
     async def _send_batch(self, batch: list[BatchItem]) -> None:
         # Worker has noted the forms of the items. They must be on the server before the request.
@@ -199,14 +233,17 @@ class ShardWorker(Worker):
         try:
             answered = await lease.server.call(
                 STEP,
-                [lease.key, lease.keys.operations(lease.shard)],
+                [lease.key, lease.keys.operations(lease.shard), lease.keys.step(lease.shard)],
                 *(lease.holder, lease.milliseconds, GROUP, read_from, _ENTRIES),
                 int(state.will_have_none),
+                f"{self._name}-{state.steps}",
                 *words,
             )
+            if reads and self._delivery.account.related_id is None:
+                await self._delivery.account.look()  # agents may have learned it before they wrote
         except PrefactorApiError as error:
             # The lease may be gone by now: the next step that is answered tells.
-            state.unanswered()
+            state.read_again()
             lease.outage.failed(error)
             await self._worker_queue.pause(_TRY_AGAIN_AFTER)
             return not self._is_leaving
@@ -227,8 +264,8 @@ class ShardWorker(Worker):
         fields = dict(zip(words[::2], words[1::2], strict=False))
         try:
             entry = decode(entry_id, fields)
-            account_id = self._delivery.account_id
-            operations = [with_final_ids(recorded, account_id) for recorded in entry.operations]
+            related_id = self._delivery.account.related_id
+            operations = [self._state.ids.final(each, related_id) for each in entry.operations]
         except Exception as error:
             # Of whatever kind, such as an id that is none: else its shard would stand still.
             message = f"entry {entry_id} cannot be read: {type(error).__name__}"
@@ -247,7 +284,12 @@ class ShardWorker(Worker):
             return
         self._heartbeats.wrote(entry.agent, milliseconds_of_entry(entry_id))
         size = sum(operation.size for operation in operations)
-        for place in self._state.took(entry_id, len(operations), size):
+        passed_over = [
+            place
+            for place, operation in enumerate(operations if self._passed_over else ())
+            if operation.instance_id in self._passed_over
+        ]
+        for place in self._state.took(entry_id, len(operations), size, passed_over):
             origin = Origin(entry_id, entry.agent, entry.operations[place], place)
             self._add_recorded(operations[place], origin)
 
@@ -256,7 +298,7 @@ class ShardWorker(Worker):
         record = self._state.runs.get(operation.instance_id)
         original = None
         if isinstance(operation, RegisterAgentInstance):
-            run = self._run(operation.instance_id)
+            run = self._runs.add(operation.instance_id)
             # What was refused may be sent once more.
             run.lost, run.agent_id = None, operation.agent_id
             if record is None:
@@ -264,9 +306,7 @@ class ShardWorker(Worker):
             else:
                 record.set(lost=None)
         else:
-            run = self._identities.of(operation.instance_id)
-            if not self._identities.knows(operation.instance_id):
-                self._watch(self._identities.keep(run))
+            run = self._runs.of(operation.instance_id)
         if isinstance(operation, CreateSpan):
             run.found_span(operation.span_id)
             if record is not None:
@@ -279,96 +319,13 @@ class ShardWorker(Worker):
         self._counters.queued += 1
         self._counters.queued_bytes += item.size
 
-    def _run(self, instance_id: str) -> RunIdentity:
-        if not self._identities.knows(instance_id):
-            self._watch(self._identities.add(instance_id))
-        return self._identities.of(instance_id)
-
-    def _watch(self, run: RunIdentity) -> None:
-        termination = run.termination
-        if termination.reason is None and not termination.is_watched:
-            run.termination.watch(partial(self._terminated, run.recorded_id))
-
-    def _terminated(self, instance_id: str, reason: str) -> None:
-        self._delivery.terminated += 1
-        self._delivery.terminations.add(instance_id, reason)
-
-    async def _load_runs(self) -> None:
-        """Read the open runs, as an earlier relay has left them."""
-        lease = self._lease
-        members, done = await lease.server.run_all(
-            [
-                ["SMEMBERS", lease.keys.runs(lease.shard)],
-                ["HGETALL", lease.keys.done(lease.shard)],
-            ]
-        )
-        self._state.load_done(cast("dict[bytes, bytes]", done))
-        names = [name.decode() for name in cast("Sequence[bytes]", members)]
-        for begin in range(0, len(names), _RUNS):
-            some = names[begin : begin + _RUNS]
-            found = await lease.server.run_all([["HGETALL", name] for name in some])
-            for name, fields in zip(some, found, strict=True):
-                if fields:
-                    self._restore(name, cast("dict[bytes, bytes]", fields))
-                else:
-                    self._state.forget(name)
-
-    def _restore(self, name: str, fields: Mapping[bytes, bytes]) -> None:
-        try:
-            record = RunRecord(name, [], fields)
-            record.check()
-        except ValueError as error:
-            # A server that was replaced by an older copy may lack a part of it.
-            message = "what was kept of a run at %s cannot be read, and is forgotten (%s)"
-            log(logger, logging.ERROR, message, name, type(error).__name__)
-            self._state.delete(name)
-            return
-        record = self._state.load(name, fields)
-        run = self._run(record.instance_id)
-        run.agent_id, run.lost = record.agent_id, record.lost
-        if record.api_id != record.instance_id:
-            self._identities.registered(record.instance_id, record.api_id)
-        for span_id, api_id in record.span_ids():
-            run.span_made(span_id, api_id)
-        for span_id, lost in record.lost_spans():
-            run.restore_lost_span(span_id, lost.reason, lost.parent_span_id)
-
     def _bury(self) -> None:
         """End the runs whose agents are gone, of which nothing is left to read or to send."""
-        heartbeats = self._heartbeats
-        self._burying &= self._state.runs.keys()
-        waiting: set[str] | None = None
-        for record in list(self._state.runs.values()):
-            # Runs whose agents are unknown have one that was never heard.
-            instance_id, agents = record.instance_id, record.agents or [""]
-            silent = [agent for agent in agents if heartbeats.silence(agent) >= self._bury_after]
-            if instance_id in self._burying or len(silent) < len(agents):
-                for agent in silent:
-                    record.left_by(agent)
-                continue
-            last_time = max(map(heartbeats.last_time, agents))
-            if not (self._state.is_at_end or self._state.last_time > last_time + _LONGEST_REST):
-                continue  # an entry of it may be among those that are not read yet
-            if waiting is None:
-                waiting = {item.operation.instance_id for item in self._batcher.items()}
-            if instance_id in waiting:
-                continue
-            if not self._has_room:
-                return  # the next round goes on
-            if record.lost is not None:
-                self._identities.forget(instance_id)
-                self._state.close_run(instance_id)
-                continue
-            message = "agent %s is gone: its run %s ends as failed"
-            log(logger, logging.WARNING, message, agents[-1], instance_id)
-            self._burying.add(instance_id)
-            self._delivery.buried += 1
-            lasts = [last for agent in agents if (last := heartbeats.last(agent)) is not None]
-            now = time.time_ns()
-            at = max(lasts, default=min(record.last_time or now, now))
-            for operation in burial_of(record, at):
+        for operations in self._runs.burials(self._batcher):
+            for operation in operations:
                 self._add_recorded(operation, Origin("", "", operation))
-        self._judged = heartbeats.readings
+            if not self._has_room:
+                break  # the next round goes on
 
 
 class _Buffer(Buffer):

@@ -53,11 +53,10 @@ class RelayPresence(Struct, frozen=True, kw_only=True):
 class RelaysStatus(Struct, frozen=True, kw_only=True):
     """All shards, relays and agents of one account, at one moment.
 
-    ``api``, ``partition``: of the account, None before the first relay; ``unknown`` is the
-    partition of an API that tells none. ``heartbeat_age``: of the
-    oldest heartbeat of any agent, by the agent's own clock. ``refused``: how many operations are
-    kept because the API refused them; ``refused_age``: of the oldest. Ages are in seconds, None if
-    there is nothing to have one.
+    ``api``, ``partition``: of the account, None as long as no relay has found them out.
+    ``heartbeat_age``: of the oldest heartbeat of any agent, by the agent's own clock. ``refused``:
+    how many operations are kept because the API refused them; ``refused_age``: of the oldest. Ages
+    are in seconds, None if there is nothing to have one.
     """
 
     redis: str

@@ -1239,3 +1239,27 @@ def test_any_recording_arrives_once_in_order_and_whole() -> None:
     run_state_machine_as_test(
         Deliveries, settings=settings(max_examples=examples(100), stateful_step_count=40)
     )
+
+
+def test_what_waits_for_a_failed_item_can_be_taken_back_and_added_again() -> None:
+    batcher = batcher_of(register(), start(), create("a"), register("other"), start("other"))
+    (failed, *_) = send(batcher, 1)
+    batcher.defer(failed, due=5.0)
+    assert batcher.failing() == {"run"}
+    back = batcher.take_back("run")
+    assert [item.operation for item in back] == [start(), create("a")]
+    assert batcher.operations == 3
+    assert failed in batcher.items()
+    # Not into the create, which is not here any more.
+    assert not batcher.add(end("a"))
+    failed.completed = True
+    batcher.remove_completed([failed])
+    assert batcher.failing() == set()
+
+
+def test_what_does_not_wait_for_a_failed_item_stays() -> None:
+    batcher = batcher_of(create("a"), create("b", parent="a"), create("c"), end("c"), finish())
+    (failed, *_) = send(batcher, 1)
+    batcher.defer(failed, due=5.0)
+    back = batcher.take_back("run")
+    assert [item.operation for item in back] == [create("b", parent="a"), finish()]

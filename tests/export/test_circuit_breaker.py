@@ -25,10 +25,12 @@ def make(base: float = 1.0) -> CircuitBreaker:
     return CircuitBreaker(Backoff(base=base, multiplier=2.0, cap=CAP))
 
 
-def fail_again(breaker: CircuitBreaker, now: float = NOW, asked: float | None = None) -> bool:
+def fail_again(
+    breaker: CircuitBreaker, now: float = NOW, asked: float | None = None, *, busy: bool = False
+) -> bool:
     """A request that is sent at ``now`` fails at once; whether that is news."""
     round = breaker.begin()
-    news = breaker.failed(round, now, asked)
+    news = breaker.failed(round, now, asked, busy=busy)
     breaker.end(round)
     return news
 
@@ -317,6 +319,35 @@ def test_the_end_of_a_reported_outage_gives_its_length_once() -> None:
     fail_again(breaker, NOW + 5)
     assert breaker.succeeded(NOW + 7.5) == pytest.approx(7.5)
     assert breaker.succeeded(NOW + 8) is None
+
+
+def test_an_api_that_is_busy_again_and_again_is_one_outage() -> None:
+    breaker = make()
+    news = [fail_again(breaker, NOW, busy=True) for _ in range(4)]
+    for second in range(1, 60, 2):
+        assert breaker.succeeded(NOW + second) is None
+        assert not breaker.is_outage
+        assert breaker.succeeded(NOW + second + 0.1) is None
+        news += [fail_again(breaker, NOW + second + 1, busy=True) for _ in range(4)]
+        assert breaker.is_outage
+        news.append(breaker.unanswered(NOW + second + 1, 10.0))
+    assert sum(news) == 1
+    # It is over when nothing failed between two successes that are some seconds apart.
+    assert breaker.succeeded(NOW + 70) is None
+    assert breaker.succeeded(NOW + 74.9) is None
+    assert breaker.succeeded(NOW + 75) == pytest.approx(70)
+    assert breaker.succeeded(NOW + 80) is None
+    assert [fail_again(breaker, NOW + 90) for _ in range(4)] == [False, False, False, True]
+    assert breaker.succeeded(NOW + 91) == pytest.approx(1)
+
+
+def test_the_end_of_a_busy_outage_can_be_reported_at_once() -> None:
+    breaker = make()
+    assert sum(fail_again(breaker, NOW, busy=True) for _ in range(4)) == 1
+    assert breaker.report_end() is None
+    assert breaker.succeeded(NOW + 3) is None
+    assert breaker.report_end() == pytest.approx(3)
+    assert breaker.report_end() is None
 
 
 def test_since_is_when_the_first_failure_was_and_ends_with_a_success() -> None:

@@ -210,6 +210,37 @@ async def test_a_full_server_is_busy_and_loses_nothing(
     assert "hidden" not in caplog.text
 
 
+async def test_a_server_that_is_full_again_and_again_is_one_outage(
+    redis: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, AGENT_LOGGERS)
+    async with contents_of(redis.url) as contents:
+        with anyio.fail_after(60):
+            async with open_prefactor(
+                api_url=redis.url,
+                registration_timeout=0.2,
+                queue_config={"retry_delay_base": 0.02},
+                drain_timeout=30,
+            ) as client:
+                for _ in range(4):
+                    await contents.do("CONFIG", "SET", "maxmemory", 1)
+                    retries = client.statistics().retries
+                    async with client.agent_instance(**AGENT) as run:
+                        with run.span("agent:tool"):
+                            pass
+
+                    async def has_failed(retries: int = retries) -> bool:
+                        return client.statistics().retries > retries + 6
+
+                    await until(has_failed)
+                    await contents.do("CONFIG", "SET", "maxmemory", 0)
+                    await client.flush()
+    assert client.statistics().lost == 0
+    assert len(messages_with(caplog, "does not take operations")) == 1
+    ((_, ended),) = messages_with(caplog, "accepts operations again")
+    assert ended == caplog.records[-1].getMessage()
+
+
 async def test_a_wrong_password_keeps_the_operations_and_says_so_once(
     redis: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -291,6 +322,44 @@ async def test_a_termination_reaches_the_run(redis: Any) -> None:
                             await contents.do("SET", contents.keys.stop(run.id), "too expensive")
                             await anyio.sleep_forever()
                     assert not other.terminated
+
+
+async def test_an_agent_learns_that_relays_have_ended_its_runs_and_goes_on(
+    redis: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, AGENT_LOGGERS)
+    with anyio.fail_after(30):
+        async with contents_of(redis.url) as contents:
+            async with open_prefactor(api_url=redis.url) as client:
+                async with (
+                    client.agent_instance(**AGENT) as other,
+                    client.agent_instance(**AGENT) as one,
+                    client.agent_instance(**AGENT) as two,
+                ):
+                    await client.flush()
+                    first, second = (contents.keys.buried(run.id) for run in (one, two))
+                    await contents.do("MSET", first, 1, second, 1)
+
+                    async def is_known() -> bool:
+                        return bool(messages_with(caplog, "have ended agent instance"))
+
+                    await until(is_known)
+                    for run in (other, one, two):
+                        with run.span("agent:tool"):
+                            pass
+                    await anyio.sleep(0.6)  # it asks again
+                    assert one.terminated is None
+                    assert (other.recorded, one.recorded, two.recorded) == (True, False, False)
+            shards = (await contents.by_shard()).values()
+    of_one = [op for operations in shards for op in operations if op.instance_id == one.id]
+    assert shape_of(of_one) == ["REGISTER_AGENT_INSTANCE", "START_AGENT_INSTANCE"]
+    ((level, message),) = messages_with(caplog, "have ended agent instance")
+    assert level == logging.WARNING
+    assert f"have ended agent instance {one.id} and 1 more as failed" in message
+    statistics = client.statistics()
+    # A span and the finish of each.
+    assert dict(statistics.dropped) == {"run_ended": 4}
+    assert statistics.accepted == statistics.delivered + 4
 
 
 async def test_no_termination_is_asked_for_without_an_interval(redis: Any) -> None:

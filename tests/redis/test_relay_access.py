@@ -13,9 +13,14 @@ from support.harness import AGENT, make_config
 from support.redis_server import RedisServerProcess, redis_server
 from support.relay_runs import RUNS, all_is_there, record, recording
 from support.relayed import ServedApi
-from support.relays import relaying, until
+from support.relays import WAIT, a_relay, relaying, until
 
-from prefactor_core import PrefactorAuthError, open_prefactor
+from prefactor_core import (
+    PrefactorAuthError,
+    PrefactorContractError,
+    PrefactorUnreachableError,
+    open_prefactor,
+)
 from prefactor_core.config.redis import RedisAddress, without_password
 from prefactor_core.relay.server import RedisServer, Script, open_server
 
@@ -79,6 +84,44 @@ async def test_a_wrong_password_is_said_when_a_client_or_a_relay_opens(
     assert "word-of-somebody" not in f"{refused.value!r} {caplog.text}"
 
 
+async def test_a_server_that_asks_for_a_password_is_given_one_or_says_where_it_goes(
+    redis: RedisServerProcess, api: ServedApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    redis.cli("ACL", "SETUSER", "default", "resetpass", ">sesame")
+    with pytest.raises(PrefactorAuthError, match="asks for a password: redis://USER:PASSWORD@HOST"):
+        async with a_relay(redis.url, api.url):
+            pytest.fail("it opened")
+    async with recording(redis.url, drain_timeout=0) as client:
+        await record(client, runs=1)
+        await until(lambda: client.statistics().outage_since is not None)
+    (error,) = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
+    assert "asks for a password" in error
+    assert "heartbeat" not in caplog.text  # one reason, one line
+
+
+async def test_a_relay_that_has_waited_for_its_server_ends_if_that_may_not_be_used(
+    redis: RedisServerProcess, api: ServedApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = redis.url.replace("unix://", "unix://:sesame@")
+    redis.kill()
+    async with a_relay(url, api.url) as relay:
+        redis.start()
+        redis.cli("ACL", "SETUSER", "default", ">another")
+        with pytest.raises(PrefactorAuthError) as refused, anyio.fail_after(WAIT):
+            await relay.run()
+    assert "sesame" not in f"{refused.value!r} {caplog.text}"
+    said = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+    assert len([message for message in said if "does not serve" in message]) == 1
+
+
+async def test_a_database_that_is_none_is_said_when_a_relay_opens(
+    redis: RedisServerProcess, api: ServedApi
+) -> None:
+    with pytest.raises(PrefactorContractError, match="there is no database 99$"):
+        async with a_relay(f"{redis.url}?db=99", api.url):
+            pytest.fail("it opened")
+
+
 async def test_a_command_that_is_forbidden_is_an_outage_without_a_secret_in_its_log(
     redis: RedisServerProcess, api: ServedApi, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -94,6 +137,28 @@ async def test_a_command_that_is_forbidden_is_an_outage_without_a_secret_in_its_
         await all_is_there(api, redis, RUNS)
     for secret in ("word-of-agents", "sesame"):
         assert secret not in caplog.text
+
+
+async def test_a_command_that_a_relay_may_not_use_is_said_once(
+    redis: RedisServerProcess, api: ServedApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "prefactor_core.relay")
+    allow(redis, "relay", "word-of-relays", RELAY_USER.replace("+xread ", ""))
+    async with relaying(url_of(redis, "relay", "word-of-relays"), api.url):
+        # It is refused each second, and others are answered.
+        await until(lambda: denied(redis) > 2)
+        async with recording(redis.url) as client:
+            await record(client)
+        await all_is_there(api, redis, RUNS)
+    said = [record.getMessage() for record in caplog.records]
+    assert len([message for message in said if "does not serve this relay (XREAD" in message]) == 1
+    assert not [message for message in said if "serves this relay again" in message]
+
+
+def denied(redis: RedisServerProcess) -> int:
+    """How many commands the server has refused, for want of rights."""
+    entries = [dict(zip(each[::2], each[1::2], strict=True)) for each in redis.cli("ACL", "LOG")]
+    return sum(int(entry["count"]) for entry in entries)
 
 
 async def test_agents_and_relays_speak_tls_and_check_the_server(
@@ -127,6 +192,10 @@ async def test_agents_and_relays_speak_tls_and_check_the_server(
                 pass
         assert client.statistics().delivered == 0
         assert "certificate" in (client.statistics().last_error or "")
+        # For a relay no wait would change that.
+        with pytest.raises(PrefactorUnreachableError, match="certificate"):
+            async with a_relay(url, api.url):
+                pytest.fail("it opened")
     # The one line about it is ours: coredis would log a traceback for each attempt.
     assert not [record for record in caplog.records if record.name.startswith("coredis")]
 

@@ -171,6 +171,10 @@ def test_refused_operations_are_listed_without_payloads(
     assert "Hi" not in shown
 
 
+DROPPED = '{"dropped":130}\n'
+RETRIED = '{"retried":0,"unreadable":0}\n'
+
+
 def test_operations_are_dropped_all_or_those_of_a_run(
     redis: RedisServerProcess, tmp_path: Path
 ) -> None:
@@ -182,7 +186,9 @@ def test_operations_are_dropped_all_or_those_of_a_run(
     ended = relay(redis, "refused", "--drop", "--run", final, cwd=tmp_path)
     assert ended == (0, f"130 operations of run {final} deleted\n", "")
     assert len(listed(redis, cwd=tmp_path)) == 130
-    assert relay(redis, "refused", "--drop", cwd=tmp_path) == (0, "130 operations deleted\n", "")
+    assert relay(redis, "refused", "--drop", "--json", cwd=tmp_path) == (0, DROPPED, "")
+    assert relay(redis, "refused", "--drop", cwd=tmp_path) == (0, "0 operations deleted\n", "")
+    assert relay(redis, "refused", "--retry", "--json", cwd=tmp_path) == (0, RETRIED, "")
     said = "no refused operation is kept\n"
     assert relay(redis, "refused", cwd=tmp_path) == (0, said, "")
     assert relay(redis, "refused", "--json", cwd=tmp_path) == (0, "[]\n", "")
@@ -338,6 +344,37 @@ def test_a_relay_delivers_serves_its_metrics_and_ends_by_a_signal(
     assert redis.cli("EXISTS", KEYS.relays) == 0
 
 
+def test_a_relay_started_before_its_server_says_so_once_and_delivers_when_that_is_there(
+    redis: RedisServerProcess, api: ServedApi, tmp_path: Path
+) -> None:
+    write(redis, register(generate(0)))
+    redis.kill()
+    url = redis.url.replace("unix://", "unix://:sesame@")
+    redis_user = {"PREFACTOR_REDIS_URL": url, "PREFACTOR_API_URL": api.url}
+    with serving(*RELAY, "--listen", "127.0.0.1:0", cwd=tmp_path, **redis_user) as process:
+        pages = process.line("/metrics are at").split()[-1]
+        assert " WARNING Redis does not serve this relay (INFO at unix://" in process.line("WARN")
+        process.line("no answer from the Redis server")
+        with httpx.Client(base_url=pages, timeout=30) as http:
+            health = http.get("/healthz")
+            # A restart would not bring it.
+            assert (health.status_code, health.json()["status"]) == (200, "outage")
+        redis.start()
+        process.line("Redis serves this relay again")
+        wait_until(lambda: not lag(redis))
+        assert process.stop(signal.SIGTERM) == 0
+        rest = "".join(process.rest())
+        assert "does not serve" not in rest
+        assert "sesame" not in rest
+
+
+def test_a_signal_ends_a_relay_that_waits_for_its_server(tmp_path: Path) -> None:
+    address = ("--redis", "redis://127.0.0.1:9", "--api-url", "http://127.0.0.1:9")
+    with serving(*RELAY, *address, cwd=tmp_path) as process:
+        process.line("Unable to establish a connection")
+        assert process.stop(signal.SIGTERM) == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_a_relay_at_once(
     redis: RedisServerProcess, api: ServedApi, tmp_path: Path, number: signal.Signals
@@ -369,15 +406,12 @@ def test_a_second_signal_ends_a_relay_at_once(
         (("--redis", "redis://h", "--api-url", "redis://h"), 2, "names a Redis server"),
         (("--redis", "redis://h", "--api-url", "https://h"), 1, "Error: api_token is required"),
         (("--redis", "redis://h", "--bury-after", "0"), 2, "'--bury-after'"),
+        (("--redis", "redis://h", "--bury-after", "nan"), 2, "'--bury-after': nan is not a number"),
+        (("--redis", "redis://h", "--poll", "nan"), 2, "'--poll': nan is not a number"),
         (("--redis", "redis://h", "--listen", "9464"), 2, "it must be HOST:PORT"),
         (("--redis", "redis://h", "--listen", "[::1]:99999"), 2, "it must be HOST:PORT"),
         (
             ("status", "--redis", "redis://:sesame@127.0.0.1:9"),
-            1,
-            "at redis://127.0.0.1:9: Unable to establish a connection",
-        ),
-        (
-            ("--redis", "redis://:sesame@127.0.0.1:9", "--api-url", "http://127.0.0.1:9"),
             1,
             "at redis://127.0.0.1:9: Unable to establish a connection",
         ),

@@ -9,12 +9,15 @@ import anyio
 import msgspec
 import pytest
 from support.harness import AGENT, make_config, make_registry
+from support.redis_proxy import redis_proxy
 from support.redis_server import RedisServerProcess, redis_server
+from support.relay_entries import beginning, span_of, write
 from support.relay_runs import RUNS, WHOLE, all_is_there, record, recording, stored
 from support.relayed import ServedApi, lag, leftovers, problems, served_api, written
 from support.relays import relay_on, relay_processes, relaying, until
 
 from prefactor_core import open_prefactor
+from prefactor_core.operations import identifiers
 from prefactor_core.operations.identifiers import without_partition
 from prefactor_core.relay.keys import GROUP, SHARDS, Keys, shard_of
 
@@ -294,6 +297,22 @@ async def test_an_operation_that_the_api_refuses_goes_aside_and_the_rest_goes_on
     assert '"agent:refused"' in aside["op"]
     assert aside["shard"] == str(shard_of(run.id))
     assert "sesame" not in aside["error"]
+
+
+async def test_an_operation_is_set_aside_once_if_the_answer_of_redis_is_lost(
+    redis: RedisServerProcess, api: ServedApi
+) -> None:
+    run = identifiers.generate(0)
+    api.faulty.faults = {"agent_spans": 422}
+    async with redis_proxy(redis) as proxy:
+        async with relaying(proxy.url, api.url) as relay:
+            await until(lambda: len(relay.statistics().shards) == SHARDS)
+            proxy.marker, proxy.left = KEYS.refused.encode(), 3
+            write(redis, "a", *beginning(run), *(span_of(run) for _ in range(3)))
+            await until(lambda: not lag(redis))
+            assert relay.statistics().refused == 3
+        assert proxy.left < 3
+    assert redis.cli("XLEN", KEYS.refused) == 3
 
 
 async def test_an_api_that_refuses_given_ids_of_runs_registers_them_under_its_own(

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 from support.agent_process import agent_process
 from support.harness import AGENT, StoredRun, stored_runs, terminate
 from support.redis_server import RedisServerProcess
-from support.relay_agent import RUNS, STEPS, agent_id
+from support.relay_agent import OPERATIONS, RUNS, STEPS, agent_id
 from support.relay_runs import recording, stored
-from support.relayed import ServedApi, lag, leftovers
+from support.relayed import ServedApi, lag, leftovers, written
 from support.relays import relaying, until
 
 from prefactor_core import PrefactorTerminatedError
@@ -70,6 +71,30 @@ async def test_the_runs_of_a_killed_agent_are_ended_as_failed_children_first(
             assert span.result["error"]["type"] == "agent_gone"
             assert places[id] < places[run.id]
             assert span.parent_id not in opened or places[id] < places[span.parent_id]
+
+
+async def test_an_agent_that_resumes_after_relays_have_ended_its_runs_is_told_and_loses_no_more(
+    redis: RedisServerProcess, api: ServedApi, anyio_backend: Any, tmp_path: Path
+) -> None:
+    log = tmp_path / "agent.log"
+    async with relaying(redis.url, api.url, bury_after=7.0) as relay:
+        with agent_process(redis.url, anyio_backend[0], log) as agent:
+            agent.go_on(STEPS // 2)
+            await until(lambda: relay.statistics().delivered > 20 * RUNS and not lag(redis))
+            agent.pause()
+            await until(lambda: relay.statistics().buried == RUNS and not lag(redis))
+            before = len(written(redis).run_of)
+            agent.resume()
+            await until(lambda: "relays heard nothing of this agent for long" in log.read_text())
+            agent.go_on(STEPS)
+            statistics = await anyio.to_thread.run_sync(agent.end)
+        await until(lambda: not lag(redis))
+        # Redis may have got something before the agent was told; a relay has kept that aside.
+        late = len(written(redis).run_of) - before
+        assert relay.statistics().refused <= late
+    assert statistics["dropped"] == {"run_ended": OPERATIONS - statistics["delivered"]}
+    assert log.read_text().count("relays heard nothing of this agent") <= 2
+    assert {run.status for run in await all_stored(api)} == {"failed"}
 
 
 async def all_stored(api: ServedApi) -> list[StoredRun]:

@@ -61,6 +61,7 @@ def test_an_id_that_the_caller_chose_keeps_its_key(partition: int) -> None:
     assert final.idempotency_key == recorded.idempotency_key
     assert isinstance(final, RegisterAgentInstance)
     assert not final.is_by_id
+    assert with_final_ids(recorded, None) == recorded
 
 
 def test_a_run_of_the_accounts_partition_is_registered_by_its_id() -> None:
@@ -69,5 +70,7 @@ def test_a_run_of_the_accounts_partition_is_registered_by_its_id() -> None:
     final = with_final_ids(recorded, ACCOUNT)
     assert isinstance(final, RegisterAgentInstance)
     assert (final.instance_id, final.is_by_id) == (related, True)
+    # By a relay, too, that does not know the partition yet: the agent has learned it before.
+    assert with_final_ids(recorded, None) == final
     foreign = msgspec.structs.replace(recorded, instance_id=identifiers.generate(PARTITION + 1))
     assert with_final_ids(foreign, ACCOUNT) == foreign

@@ -80,6 +80,14 @@ def test_a_log_has_the_first_moment_changes_and_one_line_in_30_seconds() -> None
     ]
 
 
+def test_a_relay_that_has_nothing_to_do_says_so_once() -> None:
+    idle = replace(MOMENT, shards=[replace(shard, age=None) for shard in SHARDS])
+    with redirect_stderr(io.StringIO()) as said, progress() as shown:
+        for second in range(200):
+            shown.show(replace(idle, at=10.0 + second))
+    assert len(said.getvalue().splitlines()) == 1
+
+
 def test_a_terminal_has_one_line_which_other_lines_do_not_meet(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

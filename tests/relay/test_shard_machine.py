@@ -27,7 +27,7 @@ class Server:
     """The streams, leases and hashes of a Redis server, as far as a shard uses them.
 
     ``entries``: the operations of each entry, by its number; ``read``: what the group has given to
-    its consumer. ``holder``: of the lease.
+    its consumer. ``holder``: of the lease. ``refused``: what was set aside.
     """
 
     entries: dict[int, list[tuple[str, int]]] = field(default_factory=dict)
@@ -37,13 +37,19 @@ class Server:
     holder: int | None = None
     runs: set[str] = field(default_factory=set)
     hashes: dict[str, dict[str, bytes]] = field(default_factory=lambda: defaultdict(dict))
+    refused: list[str] = field(default_factory=list)
+    last_step: str = ""
 
     def step(
-        self, holder: int, read_from: str, count: int, words: list[object]
+        self, holder: int, read_from: str, count: int, name: str, words: list[object]
     ) -> list[int] | None:
         """The script STEP."""
         if self.holder != holder:
             return None
+        if words and name == self.last_step:
+            words = []
+        elif words:
+            self.last_step = name
         while words:
             length = int(str(words[0]))
             self._run(
@@ -84,6 +90,8 @@ class Server:
                 self.hashes.pop(str(key), None)
             case ["SADD", _, key]:
                 self.runs.add(str(key))
+            case ["XADD", _, _, "op", operation, *_]:
+                self.refused.append(str(operation))
             case ["SREM", _, key]:
                 self.runs.discard(str(key))
             case _:
@@ -98,8 +106,10 @@ def number(id: str | bytes) -> int:
 class Relay:
     """A relay that has had the lease: what it has read, in order, and not settled."""
 
+    name: str
     state: ShardState
     waiting: list[tuple[str, str, int, int]] = field(default_factory=list)
+    passed_over: set[str] = field(default_factory=set)
 
 
 class ShardMachine(RuleBasedStateMachine):
@@ -112,6 +122,7 @@ class ShardMachine(RuleBasedStateMachine):
         super().__init__()
         self.server = Server()
         self.relays: dict[int, Relay] = {}
+        self.gains = 0
         self.written: dict[str, int] = defaultdict(int)
         # What the API has seen of each run, in the order of its first arrival.
         self.arrived: dict[str, list[int]] = defaultdict(list)
@@ -150,7 +161,8 @@ class ShardMachine(RuleBasedStateMachine):
     def gain_the_lease(self, relay: int) -> None:
         self.server.holder = relay
         state = ShardState(Keys("pf"), 0, most_words=12)
-        self.relays[relay] = Relay(state)
+        self.gains += 1
+        self.relays[relay] = Relay(f"relay-{self.gains}", state)
         done = self.server.hashes[Keys("pf").done(0)]
         state.load_done({name.encode(): value for name, value in done.items()})
         for key in self.server.runs:
@@ -161,13 +173,15 @@ class ShardMachine(RuleBasedStateMachine):
     def take_a_step(self, relay: int, count: int, reads: bool, answered: bool) -> None:
         state = self.relays[relay].state
         read_from = state.read_from if reads else ""
-        answer = self.server.step(relay, read_from, count, list(state.words()))
+        words = list(state.words())
+        name = f"{self.relays[relay].name}-{state.steps}"
+        answer = self.server.step(relay, read_from, count, name, words)
         if answer is None:
             # Another relay has the lease: this one forgets what it has.
             del self.relays[relay]
             return
         if not answered:
-            state.unanswered()  # done, and the relay does not know
+            state.read_again()  # done, and the relay does not know
             return
         state.written()
         if not reads:
@@ -175,9 +189,14 @@ class ShardMachine(RuleBasedStateMachine):
         ids = [f"{number}-0" for number in answer]
         for id in state.has_read(ids, count):
             operations = self.server.entries.get(number(id), [])
+            passed_over = [
+                position
+                for position, (run, _) in enumerate(operations)
+                if run in self.relays[relay].passed_over
+            ]
             self.relays[relay].waiting += [
                 (id, *operations[position], position)
-                for position in state.took(id, len(operations))
+                for position in state.took(id, len(operations), 1, passed_over)
             ]
 
     def deliver_the_next_of_a_run(self, relay: Relay, run: str) -> None:
@@ -185,15 +204,32 @@ class ShardMachine(RuleBasedStateMachine):
         if item is None:
             return
         relay.waiting.remove(item)
+        if item[1] in relay.passed_over:
+            relay.passed_over.remove(item[1])
+            relay.state.read_again()
         entry_id, run, place, position = item
         if place not in self.arrived[run]:
             self.arrived[run].append(place)
+        if place % 2 == 0:
+            relay.state.set_aside(["op", f"{relay.name}: {place} of {run}"])
         if place % 3 == 0:
             relay.state.close_run(run)
         else:
             record = relay.state.open_run(run, "agent", None)
             record.span_opened(OpenSpan(f"span-{place}", None, True))
         relay.state.settled(entry_id, position)
+
+    @rule(relay=places, run=st.sampled_from(RUNS))
+    def pass_a_run_over(self, relay: int, run: str) -> None:
+        """The API fails at its oldest operation; the later ones are left to the server."""
+        if relay in self.relays:
+            held = self.relays[relay]
+            _, *later = [item for item in held.waiting if item[1] == run] or [None]
+            for item in later:
+                assert item is not None
+                held.waiting.remove(item)
+                held.state.put_back(item[0], item[3])
+                held.passed_over.add(run)
 
     @rule(relay=places, what=st.sampled_from(["the lease ends", "a relay dies", "no group"]))
     def disturb(self, relay: int, what: str) -> None:
@@ -208,6 +244,10 @@ class ShardMachine(RuleBasedStateMachine):
     def the_operations_of_a_run_arrive_in_order(self) -> None:
         for arrived in self.arrived.values():
             assert arrived == list(range(1, len(arrived) + 1))
+
+    @invariant()
+    def a_relay_sets_nothing_aside_twice(self) -> None:
+        assert len(set(self.server.refused)) == len(self.server.refused)
 
     @invariant()
     def what_is_deleted_has_arrived(self) -> None:
@@ -228,7 +268,7 @@ class ShardMachine(RuleBasedStateMachine):
                 self.deliver_the_next_of_a_run(relay, run)
         assert relay.state.is_at_end
         assert not relay.state.has_changes
-        assert relay.state.unsettled == 0
+        assert (relay.state.unsettled, relay.state.bytes) == (0, 0)
         assert self.server.entries == {}
         assert self.server.read == set()
         assert not self.server.hashes[Keys("pf").done(0)]

@@ -24,8 +24,7 @@ async def recording(url: str, **options: Any) -> AsyncGenerator[PrefactorCoreCli
     config = make_config(
         http={"api_url": url, "api_token": "", "max_retry_delay": 0.2},
         queue={"retry_delay_base": 0.02, "batch_window": 0.005},
-        drain_timeout=60.0,
-        **{"registration_timeout": 1.0, **options},
+        **{"registration_timeout": 1.0, "drain_timeout": 60.0, **options},
     )
     async with open_prefactor(config) as client:
         yield client

@@ -39,9 +39,8 @@ async def a_relay(redis: str, api_url: str, **options: Any) -> AsyncGenerator[Re
     config = RelayConfig(
         redis=RedisAddress.parse(url),
         redis_password=password,
-        queue_config=QueueConfig(retry_delay_base=0.02),
         max_retry_delay=0.2,
-        **options,
+        **{"queue_config": QueueConfig(retry_delay_base=0.02), **options},
     )
     async with open_api(HttpClientConfig(api_url)) as api, open_relay(api, config) as relay:
         yield relay
@@ -124,7 +123,6 @@ class RelayProcesses:
 
     def disturb(self, chance: random.Random) -> None:
         """Kill, pause or resume one of them. Another takes the place of one that is killed."""
-        self.replace_failed()
         place = chance.randrange(len(self.alive))
         relay = self.alive[place]
         if chance.random() < 0.4:
@@ -135,16 +133,7 @@ class RelayProcesses:
         else:
             relay.pause()
 
-    def replace_failed(self) -> None:
-        """Start others in the place of those that found no Redis when they started."""
-        for place, relay in enumerate(self.alive):
-            if not relay.runs:
-                assert "PrefactorUnreachableError" in relay.said, relay.said
-                self.all.remove(relay)
-                self.alive[place] = self._start()
-
     def resume(self) -> None:
-        self.replace_failed()
         for relay in self.alive:
             relay.resume()
 
