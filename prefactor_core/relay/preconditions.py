@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Final, cast
 
 from prefactor_core.exceptions import PrefactorValueError
@@ -21,18 +20,15 @@ logger = logging.getLogger("prefactor_core.relay")
 async def unsafe_policy(server: RedisServer) -> str | None:
     """The ``maxmemory-policy`` of a server that could throw away what agents recorded; None if it
     could not: its memory has no bound, or it refuses what is new when that is full."""
-    return _unsafe_policy(await _facts(server, "memory"))
+    facts = await _facts(server, "memory")
+    policy = facts.get("maxmemory_policy", SAFE_POLICY)
+    is_bounded = facts.get("maxmemory", "0") != "0"
+    return policy if is_bounded and policy != SAFE_POLICY else None
 
 
 async def _facts(server: RedisServer, section: str) -> dict[str, str]:
     text = cast("bytes", await server.run("INFO", section)).decode()
     return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-
-
-def _unsafe_policy(facts: Mapping[str, str]) -> str | None:
-    policy = facts.get("maxmemory_policy", SAFE_POLICY)
-    is_bounded = facts.get("maxmemory", "0") != "0"
-    return policy if is_bounded and policy != SAFE_POLICY else None
 
 
 async def check_policy(server: RedisServer) -> None:
