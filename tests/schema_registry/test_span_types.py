@@ -198,8 +198,8 @@ SUMMARIES: list[tuple[Any, Any, str]] = [
         "t(a: …, b: c: …, e: …)",
     ),
     (
-        ToolCall(tool="t", arguments={"a": "x" * 90_000, "b": 1}),
-        ToolResult(output=[{"c": "y" * 90_000}]),
+        ToolCall(tool="t", arguments={"a": "x" * 120_000, "b": 1}),
+        ToolResult(output=[{"c": "y" * 120_000}]),
         f"t(a: {'x' * 497}..., b: 1) → c: {'y' * 497}..., …",
     ),
     (
