@@ -232,33 +232,29 @@ def _plain(field: str, into: str) -> str:
     """Assign to ``into`` the text of a plain value, cut, or "" for a list or an object; and to
     ``count`` its size."""
     return (
-        f'{{% assign {into} = "" %}}{{% assign count = {field} | size %}}'
-        # A loop takes a text as one item, and gives the fields of an object as pairs.
-        f"{{% if count > {_LONGEST} %}}{{% for part in {field} limit: 1 %}}"
-        f"{{% if part and part[0] == nil and {field}[0] == nil %}}"
-        f"{{% assign {into} = {field} | truncate: {_LONGEST} %}}{{% endif %}}{{% endfor %}}"
+        f"{{% assign count = {field} | size %}}"
+        # A list has an item 0, a text has none. (Nor has an object, but few have so many fields.)
+        f"{{% if count > {_LONGEST} and {field}[0] == nil %}}"
+        f"{{% assign {into} = {field} | truncate: {_LONGEST} %}}"
         f"{{% else %}}{{% capture {into} %}}{{{{{field}}}}}{{% endcapture %}}{{% endif %}}"
     )
 
 
 def _any(field: str) -> str:
     """Assign to ``text`` what a field has: a plain value; or the first items of a list, the first
-    fields of an object, and how many there are. ``…`` stands for what is nested deeper."""
-    first_field = (
-        "{% for pair in value limit: 1 %}{% if pair[0] and pair[1] %}"
-        "{% assign deep = pair[1] %}"
-        + _plain("deep", "plain")
-        + '{{pair[0]}}: {{plain}}{% unless plain == "" %}, {% endunless %}…'
-        "{% endif %}{% endfor %}"
-    )
+    fields of an object, and how many there are. ``…`` stands for what is nested deeper, ``none``
+    for nothing."""
     one = (
         "{% assign value = item %}"
         "{% if item[0] %}{{item[0]}}: {% assign value = item[1] %}{% endif %}"
         + _plain("value", "plain")
-        + '{% if plain == "" %}{% capture plain %}'
-        '{% if value == nil %}null{% elsif value == "" %}""{% elsif value == empty %}empty'
-        f"{{% else %}}{first_field}{{% endif %}}{{% endcapture %}}{{% endif %}}"
-        '{{plain | default: "…"}}'
+        + '{% if plain == "" %}{% for pair in value limit: 1 %}{% if pair[0] and pair[1] %}'
+        "{% assign deep = pair[1] %}"
+        + _plain("deep", "plain")
+        + '{% capture plain %}{{pair[0]}}: {{plain}}{% unless plain == "" %}, {% endunless %}…'
+        "{% endcapture %}{% endif %}{% endfor %}{% endif %}"
+        '{% if plain == "" and value and value != empty %}…{% else %}{{plain | default: "none"}}'
+        "{% endif %}"
     )
     items = (
         f"{{% for item in {field} limit: {_MOST_SHOWN} %}}"
