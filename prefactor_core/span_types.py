@@ -194,9 +194,9 @@ class Document(Struct, kw_only=True, omit_defaults=True):
 
 
 class RetrievalResult(Struct, kw_only=True, omit_defaults=True):
-    """The found documents."""
+    """The found documents; an empty list says that none were found."""
 
-    documents: Sequence[Document] = ()
+    documents: Sequence[Document] | None = None
     error: StepError | None = None
 
 
@@ -228,28 +228,41 @@ _LONGEST: Final = 500
 """The characters of a text that a summary shows."""
 
 
+def _plain(field: str, into: str) -> str:
+    """Assign to ``into`` the text of a plain value, cut, or "" for a list or an object; and to
+    ``count`` its size."""
+    return (
+        f"{{% assign count = {field} | size %}}"
+        # A list has an item 0, a text has none. (Nor has an object, but few have so many fields.)
+        f"{{% if count > {_LONGEST} and {field}[0] == nil %}}"
+        f"{{% assign {into} = {field} | truncate: {_LONGEST} %}}"
+        f"{{% else %}}{{% capture {into} %}}{{{{{field}}}}}{{% endcapture %}}{{% endif %}}"
+    )
+
+
 def _any(field: str) -> str:
     """Assign to ``text`` what a field has: a plain value; or the first items of a list, the first
-    fields of an object, and how many there are. ``…`` stands for what is nested deeper."""
+    fields of an object, and how many there are. ``…`` stands for what is nested deeper, ``none``
+    for nothing."""
     one = (
         "{% assign value = item %}"
         "{% if item[0] %}{{item[0]}}: {% assign value = item[1] %}{% endif %}"
-        "{% capture plain %}{{value}}{% endcapture %}"
-        '{% if plain == "" %}{% for pair in value limit: 1 %}{% if pair[0] and pair[1] %}'
-        "{% capture plain %}{{pair[0]}}: {{pair[1]}}, …{% endcapture %}{% endif %}{% endfor %}"
-        '{% endif %}{{plain | default: "…"}}'
+        + _plain("value", "plain")
+        + '{% if plain == "" %}{% for pair in value limit: 1 %}{% if pair[0] and pair[1] %}'
+        "{% assign deep = pair[1] %}"
+        + _plain("deep", "plain")
+        + '{% capture plain %}{{pair[0]}}: {{plain}}{% unless plain == "" %}, {% endunless %}…'
+        "{% endcapture %}{% endif %}{% endfor %}{% endif %}"
+        '{% if plain == "" and value and value != empty %}…{% else %}{{plain | default: "none"}}'
+        "{% endif %}"
     )
     items = (
         f"{{% for item in {field} limit: {_MOST_SHOWN} %}}"
         f"{{% unless forloop.first %}}, {{% endunless %}}{one}{{% endfor %}}"
+        f"{{% assign count = {field} | size %}}"
         f"{{% if count > {_MOST_SHOWN} %}}, … ({{{{count}}}}){{% endif %}}"
     )
-    return (
-        f"{{% assign count = {field} | size %}}"
-        # A list has an item 0, a text has none.
-        f"{{% if count > {_LONGEST} and {field}[0] == nil %}}"
-        f"{{% assign text = {field} | truncate: {_LONGEST} %}}"
-        f"{{% else %}}{{% capture text %}}{{{{{field}}}}}{{% endcapture %}}{{% endif %}}"
+    return _plain(field, "text") + (
         f'{{% if text == "" and count > 0 %}}{{% capture text %}}{items}{{% endcapture %}}'
         "{% endif %}"
     )
@@ -300,9 +313,9 @@ def standard_types() -> SchemaRegistry:
         result=AgentRunResult,
         title="Run",
         template=(
-            "{% if agent %}{{agent}}: {% endif %}"
+            "{{agent}}"
             + _any("input")
-            + "{{text}}"
+            + '{% if agent and text != "" %}: {% endif %}{{text}}'
             + _result("output")
             + _FAILED
         ),
@@ -339,7 +352,8 @@ def standard_types() -> SchemaRegistry:
         result=RetrievalResult,
         title="Retrieval",
         template=(
-            "{{query}}{% if documents %} → {{documents | size}} document"
+            f"{{{{query | truncate: {_LONGEST}}}}}"
+            "{% if documents %} → {{documents | size}} document"
             "{% unless documents.size == 1 %}s{% endunless %}{% endif %}" + _FAILED
         ),
     )
@@ -347,6 +361,8 @@ def standard_types() -> SchemaRegistry:
         "agent:feedback",
         params=Feedback,
         title="Feedback",
-        template="{{rating}}{% if comment %}: {{comment}}{% endif %}",
+        template=(
+            f"{{{{rating}}}}{{% if comment %}}: {{{{comment | truncate: {_LONGEST}}}}}{{% endif %}}"
+        ),
     )
     return registry

@@ -9,6 +9,7 @@ from html import escape
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from prefactor_core.models.duration import duration_text
 from prefactor_core.models.lifecycle import OPEN
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _line(line: SpanLine) -> str:
     status = f'<span style="color: {_COLORS.get(line.status, "inherit")}">{line.status}</span>'
     parts = [f"<b>{_shown(line.name)}</b>", status]
     if line.started_at is not None and line.finished_at is not None:
-        parts.append(f"{(line.finished_at - line.started_at).total_seconds() * 1000:.1f} ms")
+        parts.append(duration_text((line.finished_at - line.started_at).total_seconds()))
     if line.text:
         parts.append(f"<code>{_shown(line.text)}</code>")
     return " ".join(parts)

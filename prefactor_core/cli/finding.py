@@ -60,12 +60,12 @@ async def find_run(api: ApiClient, word: str, progress: Progress = silently) -> 
     if agent is not None:
         newest = await _newest_run(api, agent.id)
         if newest is None:
-            raise _without_run(api, word)
+            raise PrefactorValueError(f"agent {one_line(word)!r} has no run at {api.api_url}")
         return newest
     if unknown is not None:
         raise unknown
     if not is_beginning(word):
-        raise _without_run(api, word)
+        raise _no_agent(api, word)
     found = await _beginning_with(agents, api.agent_instance_page, word, progress)
     return _only(api, word, "run", found, lambda run: f"{run.id} ({run.status})")
 
@@ -77,7 +77,7 @@ async def find_agent(api: ApiClient, word: str) -> AgentAnswer:
     """
     agent = _named([agent async for agent in api.list_agents()], word)
     if agent is None:
-        raise PrefactorValueError(f"there is no agent {one_line(word)!r} at {api.api_url}")
+        raise _no_agent(api, word)
     return agent
 
 
@@ -159,8 +159,8 @@ def _is(stored: _Stored, beginning: str) -> bool:
     return stored.id.startswith(beginning)
 
 
-def _without_run(api: ApiClient, word: str) -> PrefactorValueError:
-    return PrefactorValueError(f"agent {one_line(word)!r} has no run at {api.api_url}")
+def _no_agent(api: ApiClient, word: str) -> PrefactorValueError:
+    return PrefactorValueError(f"there is no agent {one_line(word)!r} at {api.api_url}")
 
 
 def _only(

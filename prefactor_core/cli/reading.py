@@ -14,6 +14,7 @@ import anyio
 from prefactor_core.api.answers import AgentAnswer, AgentInstanceAnswer, AgentSpanAnswer
 from prefactor_core.api.client import ApiClient
 from prefactor_core.cli.finding import Progress, find_agent, silently
+from prefactor_core.cli.run_lines import in_order
 from prefactor_core.cli.texts import one_line
 from prefactor_core.client.connection import open_api
 from prefactor_core.config import PrefactorCoreConfig
@@ -61,13 +62,13 @@ def _check_exists(api_url: str) -> None:
 async def spans_of(
     api: ApiClient, instance: AgentInstanceAnswer, progress: Progress = silently
 ) -> list[AgentSpanAnswer]:
-    """All spans of a run."""
+    """All spans of a run, in the order of its tree."""
     total = (instance.span_counts or {}).get("total", 0)
     spans: list[AgentSpanAnswer] = []
     async for span in api.list_agent_spans(instance.id):
         spans.append(span)
         progress(len(spans), max(total, len(spans)))
-    return spans
+    return in_order(spans)
 
 
 async def patiently(ask: Callable[[], Awaitable[T]]) -> T:

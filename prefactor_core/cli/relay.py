@@ -135,9 +135,9 @@ def relay(
     Agents write there with PREFACTOR_API_URL=redis://... Any number of relays share the work: when
     one goes, the others take over after a few seconds.
 
-    A Redis server or an API that does not answer yet is waited for, with one line in the log. A
-    password, certificate, database or maxmemory-policy with which no wait helps, and keys of
-    another API, end the relay with exit code 1.
+    The relay waits for a Redis server or an API that does not answer yet, with one line in the log.
+    A wrong password, certificate, database or maxmemory-policy, and keys of another API, end it
+    with exit code 1: no wait would help.
 
     SIGTERM and Ctrl-C let the relay finish its requests and leave, with exit code 0; a second one
     ends it at once. Nothing is lost either way.

@@ -80,30 +80,43 @@ def tree_lines(
 
     ``most``: characters shown of each text and payload; None: all.
     """
-    children: dict[str | None, list[AgentSpanAnswer]] = defaultdict(list)
-    # By time: ids made within one millisecond have no order.
-    ordered = sorted(spans, key=lambda span: time_of(span.started_at or span.finished_at))
+    ordered = in_order(spans)
     known = {span.id for span in ordered}
-    for span in ordered:
-        parent = span.parent_span_id
-        children[parent if parent in known else None].append(span)
+    roots = [span for span in ordered if span.parent_span_id not in known]
     tree = _Node(instance_parts(instance, most))
     tree.add_flags(instance.flags, most)
-    cause = next(filter(None, (cause_in(span.payload) for span in children[None])), None)
+    cause = next(filter(None, (cause_in(span.payload) for span in roots)), None)
     if cause is not None:
         tree.add([("caused by", "bold"), (f"  {_step(cause)}", "dim")])
     for name, payload in instance.quality_payloads.items():
         quality = _quality(instance, name, payload, most)
         branch = tree.add([(f"quality {one_line(name, most)}", "bold"), (f"  {quality}", "dim")])
         branch.add_flags(instance.quality_flags.get(name, ()), most)
-    # A stack, not recursion: a run may be nested deeper than Python's recursion limit.
-    waiting = [(tree, span) for span in reversed(children[None])]
-    while waiting:
-        branch, span = waiting.pop()
-        node = branch.add(span_parts(span, most))
+    nodes: dict[str | None, _Node] = {}
+    for span in ordered:
+        node = nodes.get(span.parent_span_id, tree).add(span_parts(span, most))
         node.add_flags(span.flags, most)
-        waiting.extend((node, child) for child in reversed(children[span.id]))
+        nodes[span.id] = node
     return _drawn(tree)
+
+
+def in_order(spans: Iterable[AgentSpanAnswer]) -> list[AgentSpanAnswer]:
+    """The spans of a run as its tree shows them: a parent before its children, siblings by their
+    start. Ids made within one millisecond have no order."""
+    by_start = sorted(spans, key=lambda span: time_of(span.started_at or span.finished_at))
+    known = {span.id for span in by_start}
+    children: dict[str | None, list[AgentSpanAnswer]] = defaultdict(list)
+    for span in by_start:
+        parent = span.parent_span_id
+        children[parent if parent in known else None].append(span)
+    ordered: list[AgentSpanAnswer] = []
+    # A stack, not recursion: a run may be nested deeper than Python's recursion limit.
+    waiting = children.pop(None, [])[::-1]
+    while waiting:
+        ordered.append(span := waiting.pop())
+        waiting += children.pop(span.id, [])[::-1]
+    # Circles of parents, which a file from elsewhere may have, are not reached.
+    return ordered + [span for circle in children.values() for span in circle]
 
 
 def _drawn(tree: _Node) -> Iterator[Line]:
@@ -142,24 +155,37 @@ def _reason(reason: str, most: int | None) -> str:
 def span_parts(span: AgentSpanAnswer, most: int | None = MOST_CHARACTERS) -> list[Part]:
     """The line of a span: name, status, duration, and the summary, or else payload → result.
 
-    A failed span has its error, or else its result, before its payload, and no summary.
+    A failed span has its error, or else its result, before its summary or payload.
     """
     parts = [(one_line(span.schema_name, most), "bold")]
     parts += status_parts(span.status, span.started_at, span.finished_at)
-    shown = [("  ", span.payload), (" → ", span.result_payload)]
+    summary = one_line(span.summary or "", most)
+    results = _payload_parts(" → ", span.result_payload, most)
     if span.status == "failed":
-        error = error_text(span.result_payload, most)
-        if error is not None:
-            parts.append((f"  {error}", "red"))
-            shown.pop()
-        shown.reverse()
-    elif span.summary and span.summary.strip():
-        return [*parts, (f"  {one_line(span.summary, most)}", "dim")]
-    for mark, payload in shown:
-        text = payload_text(payload, most)
-        if text not in ("null", "{}"):
-            parts.append((mark + text, "dim"))
-    return parts
+        error = error_text(span.result_payload, None)
+        if error is None:
+            parts += results
+        else:
+            parts.append((f"  {printable(error, most)}", "red"))
+            summary = _without_error(summary, error)
+        results = []
+    if summary:
+        return [*parts, (f"  {summary}", "dim")]
+    return [*parts, *_payload_parts("  ", span.payload, most), *results]
+
+
+def _payload_parts(mark: str, payload: msgspec.Raw, most: int | None) -> list[Part]:
+    text = payload_text(payload, most)
+    return [] if text in ("null", "{}") else [(mark + text, "dim")]
+
+
+def _without_error(summary: str, error: str) -> str:
+    """``summary`` without the error at its end, where the templates of the standard types show
+    it."""
+    before, _, shown = f" {summary}".partition(" ✕ ")
+    # The template cuts a long message, and ``summary`` may have been cut once more.
+    is_error = shown and error.startswith(shown.removesuffix("…").removesuffix("..."))
+    return before.strip() if is_error else summary
 
 
 def status_parts(status: str, started_at: str | None, finished_at: str | None) -> list[Part]:

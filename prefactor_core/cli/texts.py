@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw, Struct
 
+from prefactor_core.models.duration import duration_text
 from prefactor_core.schema_registry.sensitive import hidden
 
 MOST_CHARACTERS: Final = 1_000
@@ -114,7 +115,7 @@ def time_of(text: str | None) -> float:
 
 
 def duration(started_at: str | None, finished_at: str | None) -> str:
-    """The time between, in milliseconds; empty unless both are known."""
+    """The time between; empty unless both are known."""
     if not started_at or not finished_at:
         return ""
-    return f"{(time_of(finished_at) - time_of(started_at)) * 1000:.1f} ms"
+    return duration_text(time_of(finished_at) - time_of(started_at))

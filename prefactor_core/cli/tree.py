@@ -33,9 +33,9 @@ def tree(word: str, api_url: str, *, follow: bool, as_json: bool) -> None:
     A failed step shows its error before its input. With --follow, a terminal shows the tree as it
     grows, and a pipe gets a line for each new or changed span, until the run ends.
 
-    --json prints {"agent_instance": RUN, "agent_spans": [SPAN, ...]}, with the fields of the API;
-    with --follow, a line {"agent_instance": RUN} or {"agent_span": SPAN} for each that is new or
-    changed.
+    --json prints {"agent_instance": RUN, "agent_spans": [SPAN, ...]}, with the fields of the API,
+    the spans in the order of the tree; with --follow, a line {"agent_instance": RUN} or
+    {"agent_span": SPAN} for each that is new or changed.
     """
     run(_tree, word, api_url, follow, as_json)
 

@@ -22,17 +22,21 @@ _MOST_BYTES: Final = 10_000
 _MOST_CHARACTERS: Final = 2_000_000
 """The longest text that a filter may make."""
 
+_MOST_BITS: Final = 20_000
+"""The bits of the largest number that a filter takes: to square one again and again takes ever
+longer."""
+
 _MOST_STEPS: Final = 100_000
 """Looking up a variable or calling a filter is a step, or more for a long text or list."""
 
 # The bounds of a template. Looking for the ends of unclosed tags takes quadratic time.
 _LONGEST_TEMPLATE: Final = 10_000
-_MOST_TAGS: Final = 100
+_MOST_TAGS: Final = 200
 
 
 class Template:
     """A Liquid template. It renders nothing if it does not parse, or has more than 10,000
-    characters or 100 tags."""
+    characters or 200 tags."""
 
     def __init__(self, text: object) -> None:
         self._template: BoundTemplate | None = None
@@ -109,7 +113,8 @@ class _Environment(Environment):
     template_class = _BoundTemplate
     # Bounds, so that no template can hang the server.
     loop_iteration_limit = _MOST_ROUNDS
-    local_namespace_limit = 10 * _MOST_BYTES
+    # A template may assign a part of a payload; a character may take four bytes.
+    local_namespace_limit = 4 * _MOST_CHARACTERS
     output_stream_limit = _MOST_BYTES
 
 
@@ -149,6 +154,7 @@ def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             (size > _MOST_ROUNDS and (isinstance(value, range) or name == "uniq"))
             or (name in ("join", "replace") and size * max(texts, default=0) > _MOST_CHARACTERS)
             or size > _MOST_CHARACTERS
+            or (isinstance(value, int) and value.bit_length() > _MOST_BITS)
         ):
             raise LiquidError(f"the result of {name} would be too large", token=None)
         return function(value, *args, **options)

@@ -136,7 +136,7 @@ class SchemaVersion:
         known = self._qualities.get(name)
         if known is None:
             hint = nearest_name(name, self._qualities)
-            raise invalid("name", f"{name!r} is not one of the quality_schemas; {hint}")
+            raise invalid("name", f"{name!r} is not one of the quality_schemas{hint}")
         return known
 
 

@@ -1,7 +1,7 @@
 """The models of runs and spans, as a client knows them while they are open.
 
-Data: structs, the states and their transitions, statistics, the clock of a run. Read
-``lifecycle`` first.
+Data: structs, the states and their transitions, statistics, the clock of a run, durations as
+text. Read ``lifecycle`` first.
 """
 
 from __future__ import annotations

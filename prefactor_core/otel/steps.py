@@ -80,7 +80,10 @@ def add_span_types(registry: SchemaRegistry) -> None:
             params=OtherSpan,
             result=OtherResult,
             title="Step",
-            template="{{name}}{% if error.message %} ✕ {{error.message}}{% endif %}",
+            template=(
+                "{{name | truncate: 500}}{% if error %} ✕ {{error.type}}"
+                "{% if error.message %}: {{error.message | truncate: 500}}{% endif %}{% endif %}"
+            ),
         )
 
 
@@ -193,7 +196,7 @@ def _retrieval(name: str, facts: Facts) -> Step:
         top_k=_count(facts.take("top_k")),
     )
     found = facts.take("documents")
-    documents = [] if found is None else [_document(item) for item in items(found)]
+    documents = None if found is None else [_document(item) for item in items(found)]
     if documents:
         facts.take("output")  # the same documents as one text
     return params, RetrievalResult(documents=documents)

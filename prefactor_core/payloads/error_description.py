@@ -266,7 +266,7 @@ class _Stacktrace:
         while following is not None:
             frames.append(following)
             following = following.tb_next
-        shown, missing = _ends(frames, _FRAMES)
+        shown, missing = _ends(_from_the_agent_on(frames), _FRAMES)
         for number, frame in enumerate(shown):
             if missing and number == _FRAMES[0]:
                 yield f"  … {missing} frames left out …\n"
@@ -304,6 +304,16 @@ class _Stacktrace:
             for text in self.of(member, None, groups):
                 for line in text.splitlines(keepends=True):
                     yield line if line == "\n" else f"    {line}"
+
+
+def _from_the_agent_on(frames: list[TracebackType]) -> list[TracebackType]:
+    """Return the frames without the first ones that are of this library, such as the wrapper of a
+    traced function; all of them if the error is of this library."""
+    for number, frame in enumerate(frames):
+        module: object = frame.tb_frame.f_globals.get("__name__")
+        if type(module) is not str or not module.startswith("prefactor_core."):
+            return frames[number:]
+    return frames
 
 
 def _chain(error: BaseException) -> list[tuple[BaseException, str]]:

@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, cast
 
 import anyio
 
-from prefactor_core.exceptions import PrefactorApiError, PrefactorAuthError
+from prefactor_core.exceptions import (
+    PrefactorApiError,
+    PrefactorAuthError,
+    PrefactorValueError,
+)
 from prefactor_core.exceptions.log import log
 from prefactor_core.export.failures import is_of_the_api, lacks_call
 from prefactor_core.operations import identifiers
 from prefactor_core.queue.retry_policy import Backoff
 from prefactor_core.relay.keys import Keys
+from prefactor_core.relay.preconditions import is_partition
 from prefactor_core.relay.scripts import CONFIGURE
 from prefactor_core.relay.server import RedisServer
 
@@ -53,7 +58,7 @@ class Account:
         while self.related_id is None:
             try:
                 await self._learn()
-            except (PrefactorApiError, ValueError) as error:
+            except (PrefactorApiError, PrefactorValueError) as error:
                 attempts += 1
                 if lacks_call(error) and is_of_the_api(error):
                     if not was_lacking:
@@ -84,6 +89,8 @@ class Account:
             # Another relay may have been faster.
             partition = await self._server.call(CONFIGURE, [self._keys.config], "partition", of_api)
         self.found(cast("bytes", partition))
+        if self.related_id is None:
+            raise PrefactorValueError(f"the field partition of {self._keys.config} is none")
 
     async def _ask(self) -> str:
         try:
@@ -93,16 +100,9 @@ class Account:
                 self.waits_since, self.error = self.waits_since or datetime.now(UTC), error
             raise
 
-    async def look(self) -> None:
-        """Read what another relay may have written down."""
-        self.found(
-            cast("bytes | None", await self._server.run("HGET", self._keys.config, "partition"))
-        )
-
     def found(self, partition: bytes | None) -> None:
-        """Note the field ``partition`` of ``pf:config``. A relay that does not know it reads it
-        before each shard that it gains, as the relay before it may have registered runs with ids of
-        the partition, and after all entries that it reads."""
-        if partition is not None and self.related_id is None:
+        """Note the field ``partition`` of ``pf:config``. A relay reads it with each entry: agents
+        may know it, and another relay may have registered runs with ids of it."""
+        if self.related_id is None and partition is not None and is_partition(partition):
             self.related_id = identifiers.generate(int(partition))
             self.facts += ["partition", partition.decode()]

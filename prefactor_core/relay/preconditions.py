@@ -66,12 +66,13 @@ async def check_account(server: RedisServer, keys: Keys, api_url: str) -> None:
             f"delete the key {keys.config}"
         )
     partition = await server.run("HGET", keys.config, "partition")
-    if not _is_partition(cast("bytes | None", partition)):
+    if not is_partition(cast("bytes | None", partition)):
         raise PrefactorValueError(
             f"the field partition of {keys.config} at {server.address} is no partition: delete "
             "it, and a relay finds it out"
         )
 
 
-def _is_partition(text: bytes | None) -> bool:
+def is_partition(text: bytes | None) -> bool:
+    """Whether the field ``partition`` of the config may have this value."""
     return text is None or (text.isdigit() and int(text) <= identifiers.MAX_PARTITION)

@@ -57,12 +57,12 @@ RENEW: Final = Script(
 
 STEP: Final = Script(
     """
-    -- KEYS: lease, stream, step. ARGV: the relay, milliseconds, group, from where to read, how many
-    -- entries, 1 if the relay has then settled all that it has read; the name of the commands that
-    -- follow, each as the number of its words and the words. '>' reads on, '0' reads from the
-    -- beginning of the stream, also what was read before and not acknowledged, '' reads nothing.
-    -- A relay that got no answer sends the same commands again: they are carried out once.
-    -- Returns 0, or 1 and the entries if the relay has the lease.
+    -- KEYS: lease, stream, step, config. ARGV: the relay, milliseconds, group, from where to read,
+    -- how many entries, 1 if the relay has then settled all that it has read; the name of the
+    -- commands that follow, each as the number of its words and the words. '>' reads on, '0' reads
+    -- from the beginning of the stream, also what was read before and not acknowledged, '' reads
+    -- nothing. A relay that got no answer sends the same commands again: they are carried out once.
+    -- Returns 0, or 1, the entries and the account's partition if the relay has the lease.
     if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {0} end
     redis.call('PEXPIRE', KEYS[1], ARGV[2])
     if ARGV[8] and redis.call('GET', KEYS[3]) ~= ARGV[7] then
@@ -94,6 +94,6 @@ STEP: Final = Script(
         begin()
         answer = redis.call(unpack(read))
     end
-    return {1, answer and answer[1][2] or {}}
+    return {1, answer and answer[1][2] or {}, redis.call('HGET', KEYS[4], 'partition')}
     """
 )

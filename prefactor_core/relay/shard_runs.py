@@ -78,14 +78,12 @@ class ShardRuns:
     async def load(self) -> None:
         """Read the open runs, as an earlier relay has left them."""
         lease = self._lease
-        members, done, partition = await lease.server.run_all(
+        members, done = await lease.server.run_all(
             [
                 ["SMEMBERS", lease.keys.runs(lease.shard)],
                 ["HGETALL", lease.keys.done(lease.shard)],
-                ["HGET", lease.keys.config, "partition"],
             ]
         )
-        self._delivery.account.found(cast("bytes | None", partition))
         self._state.load_done(cast("dict[bytes, bytes]", done))
         names = [name.decode() for name in cast("Sequence[bytes]", members)]
         for begin in range(0, len(names), _RUNS):

@@ -227,20 +227,18 @@ class ShardWorker(Worker):
 
     async def _step(self, *, reads: bool) -> bool:
         """Carry out changes, and read; return False if another relay has the shard."""
-        state, lease = self._state, self._lease
+        state, lease, keys = self._state, self._lease, self._lease.keys
         read_from = state.read_from if reads else ""
         words = state.words()
         try:
             answered = await lease.server.call(
                 STEP,
-                [lease.key, lease.keys.operations(lease.shard), lease.keys.step(lease.shard)],
+                [lease.key, keys.operations(lease.shard), keys.step(lease.shard), keys.config],
                 *(lease.holder, lease.milliseconds, GROUP, read_from, _ENTRIES),
                 int(state.will_have_none),
                 f"{self._name}-{state.steps}",
                 *words,
             )
-            if reads and self._delivery.account.related_id is None:
-                await self._delivery.account.look()  # agents may have learned it before they wrote
         except PrefactorApiError as error:
             # The lease may be gone by now: the next step that is answered tells.
             state.read_again()
@@ -254,6 +252,7 @@ class ShardWorker(Worker):
             return False
         state.written()
         if reads:
+            self._delivery.account.found(cast("bytes | None", answer[2]))
             read = cast("Sequence[tuple[bytes, Sequence[bytes]]]", answer[1])
             entries = {id.decode(): fields for id, fields in read}
             for entry_id in state.has_read(list(entries), _ENTRIES):

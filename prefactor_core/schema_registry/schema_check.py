@@ -26,6 +26,7 @@ _LONG_TEXT: Final = 300
 _KNOWN_NAMES: Final = 100
 _MOST_SLOW: Final = 4
 _COMPARED_NAMES: Final = 100
+_NEAR: Final = 0.5  # as difflib measures it: 1 for equal names
 
 # The markers of payloads that could not be kept as they were, see capture and truncation.
 _MARKERS: Final = frozenset({"$truncated", "$withheld", "$unreadable"})
@@ -111,7 +112,7 @@ class SchemaCheck:
             known = [f"{kind} {_short(repr(name))} is not registered"]
             # If every span has a name of its own, no more are compared.
             if len(self._unknown) < _KNOWN_NAMES:
-                known = [f"{known[0]}; {nearest_name(name, registered)}"]
+                known = [known[0] + nearest_name(name, registered)]
                 self._unknown[kind, name] = known
         return known
 
@@ -177,11 +178,22 @@ def _is_marked(value: object) -> bool:
 
 
 def nearest_name(name: str, registered: Iterable[str]) -> str:
-    """Return the end of a message about a ``name`` that is not ``registered``."""
+    """Return the end of a message about a ``name`` that is not ``registered``: the nearest one
+    that is, if any is near."""
     # Comparing names takes the square of their length.
     known = [each[:_LONG_VALUE] for each in islice(registered, _COMPARED_NAMES)]
-    nearest = get_close_matches(name[:_LONG_VALUE], known, n=1, cutoff=0.0)
-    return f"the nearest that is: {nearest[0]!r}" if nearest else "nothing is"
+    if not known:
+        return "; nothing is"
+    name = name[:_LONG_VALUE]
+    # Two names of one family, such as agent:plan and agent:run, need not be near.
+    near = get_close_matches(_short_name(name), map(_short_name, known), cutoff=_NEAR)
+    nearest = get_close_matches(name, [k for k in known if _short_name(k) in near], 1, cutoff=0.0)
+    return f"; the nearest that is: {nearest[0]!r}" if nearest else ""
+
+
+def _short_name(name: str) -> str:
+    """The name without its family: ``run`` of ``agent:run``."""
+    return name.rpartition(":")[2]
 
 
 def _compiled(part: str, name: str, schema: object) -> JsonSchema | str:

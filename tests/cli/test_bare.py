@@ -128,7 +128,7 @@ def test_it_writes_an_export(tmp_path: Path, service: dict[str, str]) -> None:
 def test_what_is_wrong_is_one_clear_line(tmp_path: Path, service: dict[str, str]) -> None:
     wrong = {**service, "PREFACTOR_API_TOKEN": "wr0ng"}
     for command, environment, said in (
-        (("tree", "nobody"), service, "Error: agent 'nobody' has no run at http://"),
+        (("tree", "nobody"), service, "Error: there is no agent 'nobody' at http://"),
         (("runs",), wrong, "401 bad_authtoken"),
         (("runs", "--api-url", "local:served.db"), service, "needs the extra 'local'"),
     ):

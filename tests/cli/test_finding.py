@@ -86,12 +86,14 @@ async def test_what_names_nothing_is_refused() -> None:
         for word, message in (
             ("Idle", "agent 'Idle' has no run at "),
             (idle, "has no run at "),
-            ("no\x1bbody", "agent 'no\N{REPLACEMENT CHARACTER}body' has no run at "),
+            ("no\x1bbody", "there is no agent 'no\N{REPLACEMENT CHARACTER}body' at "),
             (unknown[:8], f"whose id begins with '{unknown[:8]}'"),
-            ("", "agent '' has no run at "),
+            ("", "there is no agent '' at "),
+            ("nobody", "there is no agent 'nobody' at "),
         ):
             assert message in await said(find_run(stored.read, word))
-        assert "there is no agent 'nobody'" in await said(find_agent(stored.read, "nobody"))
+        nobody = await said(find_run(stored.read, "nobody"))
+        assert await said(find_agent(stored.read, "nobody")) == nobody
         assert "is not the id of a span" in await said(find_span(stored.read, "012"))
         assert "there is no span" in await said(find_span(stored.read, unknown))
 

@@ -10,7 +10,7 @@ from support.deleting import delete_run
 from support.local_api import item
 from support.stored import Stored, storing
 
-from prefactor_core.cli.reading import NewestRuns, changes_of
+from prefactor_core.cli.reading import NewestRuns, changes_of, spans_of
 from prefactor_core.exceptions import PrefactorServerError
 from prefactor_core.local import Faults, LocalPrefactor
 from prefactor_core.local.store import Store
@@ -71,6 +71,25 @@ async def test_a_list_says_which_runs_it_did_not_look_through() -> None:
         newest = NewestRuns(stored.read, "busy", ["pending"], 20)
         assert len(await newest.read()) == 20
         assert newest.note is None
+
+
+async def test_spans_are_read_in_the_order_of_their_tree_and_not_of_their_ids() -> None:
+    async with storing() as stored:
+        run = await stored.run()
+        instance = await stored.read.get_agent_instance(run)
+        one, two, three, four = (generate_related(run, (1 << 46) + n) for n in (4, 3, 2, 1))
+        for id, parent, second in (
+            (two, None, 2),
+            (one, None, 1),
+            (four, two, 4),
+            (three, one, 3),
+        ):
+            more = {} if parent is None else {"parent_span_id": parent}
+            await stored.write.created(
+                run, id=id, started_at=f"2026-01-01T12:00:0{second}Z", **more
+            )
+        read = [span.id for span in await spans_of(stored.read, instance)]
+        assert read == [one, three, two, four]
 
 
 async def test_a_run_is_followed_until_it_ends() -> None:

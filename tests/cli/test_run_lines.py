@@ -43,10 +43,10 @@ def test_a_run_is_shown_as_a_tree_of_its_spans() -> None:
         span("report", status="active"),
     )
     assert shown == [
-        "agent instance i1  complete  1500.0 ms",
-        '├── research  complete  1500.0 ms → {"found":2}',
-        '│   ├── plan  complete  1500.0 ms  {"goal":"x"}',
-        "│   └── search  failed  1500.0 ms",
+        "agent instance i1  complete  1.50 s",
+        '├── research  complete  1.50 s → {"found":2}',
+        '│   ├── plan  complete  1.50 s  {"goal":"x"}',
+        "│   └── search  failed  1.50 s",
         "│       └── fetch  cancelled",
         "└── report  active",
     ]
@@ -86,7 +86,7 @@ def test_a_terminated_run_shows_why_on_its_line() -> None:
     reason = 'over\nthe "budget" [red]\x1b'
     shown = lines(run(status="terminated", termination_reason=reason, **times), span("llm"))
     assert shown == [
-        r'agent instance i1  terminated  1500.0 ms  "over\nthe \"budget\" [red]\u001b"',
+        r'agent instance i1  terminated  1.50 s  "over\nthe \"budget\" [red]\u001b"',
         "└── llm  active",
     ]
 
@@ -94,7 +94,9 @@ def test_a_terminated_run_shows_why_on_its_line() -> None:
 DURATIONS = [
     (NOON, "2026-01-01T12:00:00.000300Z", "  0.3 ms"),
     (NOON, NOON, "  0.0 ms"),
-    ("2026-01-01T12:00:00Z", "2026-01-01T14:00:01+02:00", "  1000.0 ms"),
+    ("2026-01-01T12:00:00Z", "2026-01-01T14:00:01+02:00", "  1.00 s"),
+    (NOON, "2026-01-02T11:59:59.900000Z", "  1 d 0 h"),
+    (NOON, "2026-01-01T11:59:58.500000Z", "  -1.50 s"),
     (NOON, None, ""),
     (None, NOON, ""),
 ]
@@ -231,12 +233,38 @@ FAILURES = [
 ]
 
 
-def test_a_failed_span_shows_its_error_before_its_payload_and_no_summary() -> None:
+def test_a_failed_span_shows_its_error_before_its_payload() -> None:
     for result, shown in FAILURES:
         with case(result, shown):
-            failed = {"status": "failed", "result_payload": result, "summary": "asked a model"}
+            failed = {"status": "failed", "result_payload": result}
             line = lines(run(), span("llm", payload={"a": 1}, **failed))[1]
             assert line == f'└── llm  failed{shown}  {{"a":1}}'
+
+
+def test_a_failed_span_shows_its_error_before_its_summary_and_no_payload() -> None:
+    for result, shown in FAILURES:
+        with case(result, shown):
+            failed = {"status": "failed", "result_payload": result, "summary": "asked ✕ a model"}
+            line = lines(run(), span("llm", payload={"a": 1}, **failed))[1]
+            assert line == f"└── llm  failed{shown}  asked ✕ a model"
+
+
+def test_a_failed_span_shows_once_an_error_that_ends_its_summary() -> None:
+    message = "a\n   b ✕ c " + "x" * 5_000
+    failed = {"status": "failed", "result_payload": {"error": {"type": "E", "message": message}}}
+    for shown in (message, f"{message[:497]}...", f"{message[:4]}...", ""):
+        with case(shown):
+            llm = span("llm", summary=f"t(a: 1) ✕ E{': ' if shown else ''}{shown}", **failed)
+            (_, line) = tree_lines(run(), [llm])
+            assert line.parts[-1] == ("  t(a: 1)", "dim")
+            assert line.plain.count("E: a b ✕ c xx") == 1
+    long = span("llm", summary=f"{'y' * 994} ✕ E: a b", **failed)
+    (_, line) = tree_lines(run(), [long])
+    assert line.parts[-1] == (f"  {'y' * 994}", "dim")
+    assert lines(run(), span("llm", summary=f" ✕ E: {message}", payload={"a": 1}, **failed)) == [
+        "agent instance i1  active",
+        f"└── llm  failed  E: a b ✕ c {'x' * 200}"[:119] + "…",
+    ]
 
 
 def test_what_does_not_fit_is_shown_below_its_span_and_above_its_children() -> None:
@@ -279,6 +307,11 @@ def test_a_child_that_is_listed_before_its_parent_is_shown_below_it() -> None:
         "└── parent  active",
         "    └── child  active",
     ]
+
+
+def test_spans_that_are_each_others_parents_are_shown_all_the_same() -> None:
+    spans = span("a", "b"), span("b", "a"), span("c", "c"), span("d", "b")
+    assert {line.split()[-2] for line in lines(run(), *spans)[1:]} == set("abcd")
 
 
 def test_a_span_whose_parent_is_not_there_is_shown_all_the_same() -> None:

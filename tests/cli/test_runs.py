@@ -65,7 +65,7 @@ def test_all_runs_are_listed_newest_first(tmp_path: Path) -> None:
     assert words[0] == [third, "active", NOON, "0", "a1"]
     assert words[1][:3] == [second, "terminated", NOON]
     assert words[1][-3:] == ["a2", '"over', 'budget"']
-    assert words[2] == [first, "complete", NOON, "1500.0", "ms", "1", "1", "a1"]
+    assert words[2] == [first, "complete", NOON, "1.50", "s", "1", "1", "a1"]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_span_is_shown_whole_its_error_first(tmp_path: Path) -> None:
     code, shown, errors = run_here("span", id, cwd=tmp_path)
     assert (code, errors) == (0, "")
     lines = shown.splitlines()
-    assert lines[0] == "agent:llm  failed  1500.0 ms"
+    assert lines[0] == "agent:llm  failed  1.50 s"
     assert lines[1] == f"span     {id}"
     begin = lines.index("error")
     assert lines[begin:] == [
@@ -336,8 +336,8 @@ def test_a_tree_that_is_followed_to_its_end_stays_on_the_terminal(tmp_path: Path
     code, shown, errors = run_in_terminal("tree", first, "--follow", cwd=tmp_path)
     assert (code, errors) == (0, "")
     assert shown.splitlines()[-2:] == [
-        f"agent instance {first}  complete  1500.0 ms",
-        '└── agent:llm  failed  1500.0 ms  Lost: gone  {"n":1}',
+        f"agent instance {first}  complete  1.50 s",
+        '└── agent:llm  failed  1.50 s  Lost: gone  {"n":1}',
     ]
 
 

@@ -57,7 +57,7 @@ def test_a_run_is_named_by_the_beginning_of_its_id_or_by_its_agent(
             assert server.url().split("/", 3)[3] == page
     code, shown, errors = run_here("view", "runs.db", "nobody", cwd=tmp_path)
     assert (code, shown) == (1, "")
-    assert errors.startswith("Error: agent 'nobody' has no run at local:runs.db")
+    assert errors.startswith("Error: there is no agent 'nobody' at local:runs.db")
 
 
 def test_a_file_that_cannot_be_shown_is_one_clear_line(tmp_path: Path, run_id: str) -> None:

@@ -128,7 +128,7 @@ TOO_MUCH = [
     "{% assign x = 9 %}{% for i in (1..99) %}{% assign x = x | times: x %}{% endfor %}{{x}}",
     "{% assign x = 'ab' %}{% for i in (1..99) %}{% assign x = x | append: x %}{% endfor %}",
     "{{" * 10_000,
-    "{{a}}" * 101,
+    "{{a}}" * 201,
     "{% raw %}" * 10_000,
     "{{ " + " " * 100_000 + "'",
     "{{ text" + " | replace: 'a', 'aaaaaaaaaa'" * 20 + " }}",

@@ -13,8 +13,10 @@ from opentelemetry.trace import Status, StatusCode
 from support.cases import for_each
 from support.tracing import Tracing, tracing
 
+from prefactor_core.local.summaries import Template
 from prefactor_core.otel.reading import _DIALECTS, read
-from prefactor_core.otel.steps import fields_of, to_step
+from prefactor_core.otel.steps import add_span_types, fields_of, to_step
+from prefactor_core.schema_registry import SchemaRegistry
 
 RECORDED = Path(__file__).parent / "recorded"
 NAMES = sorted(path.stem for path in RECORDED.glob("*.json"))
@@ -283,6 +285,29 @@ CASES: list[tuple[str, str, dict[str, Any], list[Event], dict[str, Any], dict[st
         {"documents": [{"id": "d1", "text": "K2", "score": 0.9}]},
     ),
     (
+        "retrieval notes",
+        "some.instrumentation",
+        {
+            "gen_ai.operation.name": "retrieval",
+            "gen_ai.retrieval.query.text": "high mountains",
+            "gen_ai.retrieval.documents": "[]",
+        },
+        [],
+        {"query": "high mountains"},
+        {"documents": []},
+    ),
+    (
+        "retrieval notes",  # without the capture of documents
+        "some.instrumentation",
+        {
+            "gen_ai.operation.name": "retrieval",
+            "gen_ai.retrieval.query.text": "high mountains",
+        },
+        [],
+        {"query": "high mountains"},
+        {"documents": None},
+    ),
+    (
         "call_llm",
         "gcp.vertex.agent",
         {
@@ -451,3 +476,16 @@ def test_what_no_table_has_stays_among_the_attributes() -> None:
     facts = read("tool", "any", attributes)
     to_step("tool", facts)
     assert facts.rest() == {"gen_ai.usage.input_tokens": 3, "my": 1}
+
+
+def test_a_step_of_no_standard_type_is_summed_up_by_its_name_and_its_error() -> None:
+    registry = SchemaRegistry()
+    add_span_types(registry)
+    types = registry.to_agent_schema_version("v1")["span_type_schemas"]
+    (template,) = [Template(each["template"]) for each in types if each["name"] == "otel:span"]
+    step = {"name": "GET /", "input": {"a": 1}}
+    assert template.render(step, {"output": 1}) == "GET /"
+    error = {"type": "ValueError", "message": "bad 1"}
+    assert template.render(step, {"error": error}) == "GET / ✕ ValueError: bad 1"
+    assert template.render(step, {"error": {"type": "HTTP 500"}}) == "GET / ✕ HTTP 500"
+    assert len(template.render({"name": "x" * 90_000}, {}) or "") == 500

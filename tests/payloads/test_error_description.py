@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
@@ -27,8 +28,10 @@ from support.harness import recording
 from support.virtual_time import virtual_time
 
 from prefactor_core import AgentInstanceHandle
+from prefactor_core.exceptions import PrefactorValueError
 from prefactor_core.payloads.capture import Capture
 from prefactor_core.payloads.error_description import describe_error
+from prefactor_core.schema_registry import SchemaRegistry
 
 
 class ToolError(Exception):
@@ -408,6 +411,64 @@ async def test_twice_as_many_spans_cost_an_error_twice_as_much(way: str) -> None
 
 
 @pytest.mark.virtual_time
+@pytest.mark.parametrize("form", ["function", "async function", "generator", "async generator"])
+async def test_the_stack_of_a_traced_function_begins_with_the_function(form: str) -> None:
+    def fails() -> NoReturn:
+        try:
+            raise KeyError("cause")
+        except KeyError as cause:
+            raise ToolError("traced") from cause
+
+    async def fails_later() -> NoReturn:
+        fails()
+
+    def yields() -> Generator[int]:
+        yield 1
+        fails()
+
+    async def yields_later() -> AsyncGenerator[int]:
+        yield 1
+        fails()
+
+    with anyio.fail_after(10):
+        async with recording() as r:
+            traced = r.instance.traced("agent:tool")
+            with pytest.raises(ToolError):
+                match form:
+                    case "function":
+                        traced(fails)()
+                    case "async function":
+                        await traced(fails_later)()
+                    case "generator":
+                        list(traced(yields)())
+                    case _:
+                        async for _ in traced(yields_later)():
+                            pass
+    (stacktrace,) = [s.result["error"]["stacktrace"] for s in r.run.spans.values()]
+    frames = re.findall(r'^  File ".*", line \d+, in (.*)$', stacktrace, re.MULTILINE)
+    outer = {
+        "function": [],
+        "async function": ["fails_later"],
+        "generator": ["yields"],
+        "async generator": ["yields_later"],
+    }
+    assert frames == ["fails", *outer[form], "fails"]
+
+
+def test_an_error_of_this_library_keeps_the_frames_of_the_library() -> None:
+    registry = SchemaRegistry()
+    registry.register_type("agent:tool", {})
+    try:
+        registry.register_type("agent:tool", {})
+    except PrefactorValueError as error:
+        whole = str(describe_error(error)["stacktrace"])
+        error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
+        inner = str(describe_error(error)["stacktrace"])
+    assert "in test_an_error_of_this_library" in whole
+    assert "in register_type" in whole
+    assert "in register_type" in inner
+
+
 async def test_an_endless_recursion_of_traced_functions_is_described_once() -> None:
     async with recording() as r:
 

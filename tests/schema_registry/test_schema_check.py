@@ -17,7 +17,7 @@ from jsonschema import (
     Draft201909Validator,
     Draft202012Validator,
 )
-from support.cases import for_each
+from support.cases import case, for_each
 from support.examples import examples
 
 from prefactor_core.schema_registry.schema_check import SchemaCheck
@@ -97,6 +97,29 @@ def test_an_unregistered_type_is_reported_with_the_nearest_name() -> None:
     assert check.payload("lm", {}) == check.payload("lm", {}) == messages
     assert check.result("lm", {}) == []
     assert SchemaCheck({"external_identifier": "s1"}).payload("lm", {}) == []
+
+
+NEAREST = [
+    ("a:x", None),
+    ("agent:x", None),
+    ("agent:plan", None),
+    ("", None),
+    ("agent:llm", "agent:llm_call"),
+    ("llm_call", "agent:llm_call"),
+    ("my:llm-call", "agent:llm_call"),
+    ("agent:runs", "agent:run"),
+    ("other:serch", "other:search"),
+    ("agent:serch", "agent:search"),
+]
+
+
+def test_a_registered_type_is_named_only_if_it_is_near() -> None:
+    names = ["agent:run", "agent:llm_call", "agent:tool_call", "agent:search", "other:search"]
+    check = SchemaCheck({"span_type_schemas": [{"name": name} for name in names]})
+    for name, nearest in NEAREST:
+        with case(name):
+            end = f"; the nearest that is: {nearest!r}" if nearest else ""
+            assert check.payload(name, {}) == [f"span type {name!r} is not registered{end}"]
 
 
 def test_results_and_quality_payloads_have_schemas_of_their_own() -> None:

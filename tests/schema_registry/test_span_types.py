@@ -159,6 +159,8 @@ SUMMARIES: list[tuple[Any, Any, str]] = [
         "question: q, n: 3 → 1, 2",
     ),
     (AgentRun(input=["a", "b", "c", "d"]), AgentRunResult(output={}), "a, b, c, … (4)"),
+    (AgentRun(input=None, agent="a"), AgentRunResult(output="Ho"), "a → Ho"),
+    (AgentRun(input={}, agent="a"), AgentRunResult(), "a"),
     (LLMCall(model="m", prompt="Hi"), LLMResult(response="Ho"), "m: Hi → Ho"),
     (LLMCall(model="m", prompt="p" * 9_000), LLMResult(), f"m: {'p' * 497}..."),
     (LLMCall(model="m"), LLMResult(response="Ho"), "m → Ho"),
@@ -179,14 +181,37 @@ SUMMARIES: list[tuple[Any, Any, str]] = [
         "t(q: x, of: a: 1, …)",
     ),
     (ToolCall(tool="t", arguments={}), ToolResult(output=[]), "t"),
-    (ToolCall(tool="t"), ToolResult(output=[{"title": "T", "n": 1}, {}]), "t → title: T, …, …"),
+    (ToolCall(tool="t"), ToolResult(output=[{"title": "T"}, {}]), "t → title: T, …, none"),
+    (
+        ToolCall(tool="t", arguments={"a": 1, "args": [], "k": {}}),
+        ToolResult(),
+        "t(a: 1, args: none, k: none)",
+    ),
+    (
+        ToolCall(tool="t", arguments={"a": "", "b": None, "c": False, "d": 0}),
+        ToolResult(),
+        "t(a: none, b: none, c: false, … (4))",
+    ),
+    (
+        ToolCall(tool="t", arguments={"a": [1, 2], "b": {"c": {"d": 1}}, "e": {"f": None}}),
+        ToolResult(),
+        "t(a: …, b: c: …, e: …)",
+    ),
+    (
+        ToolCall(tool="t", arguments={"a": "x" * 120_000, "b": 1}),
+        ToolResult(output=[{"c": "y" * 120_000}]),
+        f"t(a: {'x' * 497}..., b: 1) → c: {'y' * 497}..., …",
+    ),
     (ToolCall(tool="t"), ToolResult(output=list(range(5_000))), "t → 0, 1, 2, … (5000)"),
     (Retrieval(query="q"), RetrievalResult(documents=[Document(id="d")]), "q → 1 document"),
+    (Retrieval(query="q" * 90_000), RetrievalResult(documents=[]), f"{'q' * 497}... → 0 documents"),
+    (Retrieval(query="q"), RetrievalResult(), "q"),
     (ToolCall(tool="t"), ToolResult(error=StepError(type="E", message="m")), "t ✕ E: m"),
     (Retrieval(query="q"), RetrievalResult(error=StepError(type="E")), "q ✕ E"),
     (LLMCall(model="m", prompt="p"), LLMResult(error=StepError(type="E")), "m: p ✕ E"),
     (AgentRun(input="i"), AgentRunResult(error=StepError(type="E")), "i ✕ E"),
     (Feedback(rating="up", comment="Nice"), None, "up: Nice"),
+    (Feedback(rating="up", comment="n" * 90_000), None, f"up: {'n' * 497}..."),
 ]
 
 
