@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -24,6 +25,7 @@ from prefactor_core.api.client import ApiClient
 from prefactor_core.api.proxies import Proxy, proxy_for
 from prefactor_core.config import HttpClientConfig
 from prefactor_core.exceptions import PrefactorUnreachableError
+from prefactor_core.operations import identifiers
 
 TOKEN = "pf/secret+token-0123456789=="
 WAIT = 60
@@ -222,6 +224,26 @@ async def test_a_cancelled_tls_handshake_leaves_no_connection_open() -> None:
 
 SELF_SIGNED = Path(__file__).parents[1] / "support" / "self_signed.pem"
 """A certificate and its key, made for the test below."""
+
+
+async def test_a_request_cancelled_while_it_is_written_leaves_nothing_to_the_collector() -> None:
+    async def serve(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            await stream.receive()
+            request.cancel()  # the rest waits to be written
+            await anyio.sleep_forever()
+
+    request = anyio.CancelScope()
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    async with listener, anyio.create_task_group() as group:
+        group.start_soon(listener.serve, serve)
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        async with make_api(f"http://127.0.0.1:{port}") as api:
+            with anyio.fail_after(WAIT), request:
+                await api.terminate_agent_instance(identifiers.generate(0), 30_000_000 * "x")
+        assert request.cancelled_caught
+        group.cancel_scope.cancel()
+    gc.collect()  # a warning is an error
 
 
 @pytest.mark.parametrize(
