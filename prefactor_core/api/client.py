@@ -34,6 +34,7 @@ from prefactor_core.api.answers import (
     decode,
 )
 from prefactor_core.api.errors import error_from_answer
+from prefactor_core.api.http_request import make_request
 from prefactor_core.api.log_mask import masks_in_logs
 from prefactor_core.api.quoting import quoted
 from prefactor_core.api.reading import UnreadableAnswerError, read_body
@@ -301,13 +302,9 @@ class ApiClient:
         limit = most_bytes + 2 * len(content or b"")
         try:
             with unrecorded(), anyio.fail_after(self._config.request_timeout):
-                request = httpx.Request(
-                    method,
-                    self._base + path,
-                    params=query,
-                    headers=headers,
-                    content=content,
-                    extensions={"timeout": self._timeouts},
+                url, timeouts = self._base + path, {"timeout": self._timeouts}
+                request = make_request(
+                    method, url, params=query, headers=headers, content=content, extensions=timeouts
                 )
                 answer = await self._transport.handle_async_request(request)
                 try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any, Final, Self, cast
+from typing import Any, Final, cast
 
 import httpcore
 import httpx
@@ -81,7 +81,7 @@ class Transport(httpx.AsyncBaseTransport):
             request.method,
             target,
             headers=request.headers.raw,
-            content=_Content(request.content),
+            content=request.stream,
             extensions=request.extensions,
         )
         try:
@@ -102,24 +102,6 @@ class Transport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close all connections."""
         await self._pool.aclose()
-
-
-class _Content:
-    """The body of a request, in one part. Not the generator of httpx: trio warns of one that a
-    cancellation has left unfinished."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-        self._is_sent = False
-
-    def __aiter__(self) -> Self:
-        return type(self)(self._content)
-
-    async def __anext__(self) -> bytes:
-        if self._is_sent:
-            raise StopAsyncIteration
-        self._is_sent = True
-        return self._content
 
 
 class _Body(httpx.AsyncByteStream):
