@@ -462,7 +462,7 @@ async def stopped(
             return await asyncio.to_thread(looping.invoke, *args)
 
     try:
-        await ask(QUESTION, {"recursion_limit": 1000})
+        await ask(QUESTION, {"recursion_limit": 10_000})
     except PrefactorTerminatedError as error:
         return {name: run.id, f"{name}, error": str(error.reason)}
     return {name: run.id, f"{name}, error": "none"}
@@ -835,7 +835,7 @@ class Looping:
         """How it ended: a reason if the run was terminated."""
         built = graph((START, "a"), a=self.step)
         built.add_conditional_edges("a", self.next, ["a", END])
-        options = with_handler(PrefactorCallbackHandler(run), recursion_limit=1000)
+        options = with_handler(PrefactorCallbackHandler(run), recursion_limit=10_000)
         try:
             await built.compile().ainvoke(NOTHING, options)
         except PrefactorTerminatedError as error:
@@ -868,7 +868,7 @@ def looping_without_await(run: AgentInstanceHandle) -> str:
 
     built = graph((START, "a"), a=step)
     built.add_conditional_edges("a", lambda state: END if len(steps) > 400 else "a", ["a", END])
-    options = with_handler(PrefactorCallbackHandler(run), recursion_limit=1000)
+    options = with_handler(PrefactorCallbackHandler(run), recursion_limit=10_000)
     built.compile().invoke(NOTHING, options)
     return "went on to its end"
 

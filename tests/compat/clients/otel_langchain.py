@@ -24,7 +24,7 @@ def instrument(provider: TracerProvider, model_url: str) -> Callable[[str], Awai
 
     async def ask(question: str) -> Any:
         asked = {"messages": [{"role": "user", "content": question}]}
-        done = await agent.ainvoke(asked, config={"recursion_limit": 400})
+        done = await agent.ainvoke(asked, config={"recursion_limit": 10_000})
         return done["messages"][-1].content
 
     return ask

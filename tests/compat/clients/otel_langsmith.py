@@ -28,7 +28,7 @@ def instrument(provider: TracerProvider, model_url: str) -> Callable[[str], Awai
         # The thread finds the run by the span around.
         with tracer.start_as_current_span("asked"):
             try:
-                done = await agent.ainvoke(asked, config={"recursion_limit": 400})
+                done = await agent.ainvoke(asked, config={"recursion_limit": 10_000})
             finally:
                 get_cached_client().flush()
         return done["messages"][-1].content

@@ -110,7 +110,7 @@ async def stopped_by_an_operator() -> dict[str, str]:
     error = "none"
     try:
         looping = create_agent(model, tools=[height], middleware=[middleware])
-        await looping.ainvoke(QUESTION, config={"recursion_limit": 400})
+        await looping.ainvoke(QUESTION, config={"recursion_limit": 10_000})
     except Exception as raised:
         error = f"{type(raised).__name__}: {raised}"
     await middleware.close()
