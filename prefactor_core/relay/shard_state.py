@@ -36,8 +36,8 @@ class ShardState:
 
     ``read_from``: where to read next. A relay that has just gained the shard begins with the oldest
     entry, whether another relay has read it or not. ``last_id``: the newest entry that was read.
-    ``is_at_end``: whether the last read found everything that there was. ``bytes``: of the entries
-    of which an operation is held in memory. ``steps``: how many :meth:`words` there were.
+    ``is_at_end``: whether the last read found everything that there was. ``bytes``: of the
+    operations that are held in memory. ``steps``: how many :meth:`words` there were.
     ``most_words``: of commands in one step.
     """
 
@@ -64,7 +64,8 @@ class ShardState:
         self._words: list[Word] = []
         self._written: list[str] = []
         self.steps = 0
-        self._bytes: dict[str, int] = {}
+        # The bytes of each operation of an entry.
+        self._sizes: dict[str, Sequence[int]] = {}
         self.bytes = 0
 
     @property
@@ -165,18 +166,17 @@ class ShardState:
         self._known.update(self._done)
 
     def took(
-        self, entry_id: str, operations: int, size: int = 0, passed_over: Collection[int] = ()
+        self, entry_id: str, sizes: Sequence[int], passed_over: Collection[int] = ()
     ) -> list[int]:
-        """Note that an entry of ``size`` bytes has so many operations; return the places of those
-        that are to be settled now, without those that are held already, or at the places
+        """Note that an entry has operations of so many bytes each; return the places of those that
+        are to be settled now, without those that are held already, or at the places
         ``passed_over``."""
         done, held = self._done.get(entry_id, 0), self._held.get(entry_id, 0)
-        left = [place for place in range(operations) if not done >> place & 1]
+        left = [place for place in range(len(sizes)) if not done >> place & 1]
         new = [place for place in left if not held >> place & 1 and place not in passed_over]
         self._unsettled[entry_id] = len(left)
-        self._bytes[entry_id] = size
-        if new and not held:
-            self.bytes += size
+        self._sizes[entry_id] = sizes
+        self.bytes += sum(sizes[place] for place in new)
         self._held[entry_id] = held | sum(1 << place for place in new)
         self._forget_unheld(entry_id)
         return new
@@ -195,13 +195,12 @@ class ShardState:
 
     def _release(self, entry_id: str, place: int) -> None:
         self._held[entry_id] &= ~(1 << place)
-        if not self._held[entry_id]:
-            self.bytes -= self._bytes[entry_id]
+        self.bytes -= self._sizes[entry_id][place]
 
     def _forget_unheld(self, entry_id: str) -> None:
         """Forget an entry of which nothing is held or settled: any number may be passed over."""
         if self._unsettled[entry_id] and not (self._held[entry_id] or self._done.get(entry_id)):
-            del self._unsettled[entry_id], self._held[entry_id], self._bytes[entry_id]
+            del self._unsettled[entry_id], self._held[entry_id], self._sizes[entry_id]
 
     def words(self) -> list[Word]:
         """The commands to carry out next, each as the number of its words and the words; the same
@@ -242,7 +241,7 @@ class ShardState:
     def written(self) -> None:
         """Note that the last :meth:`words` are carried out."""
         for entry_id in self._written:
-            del self._unsettled[entry_id], self._held[entry_id], self._bytes[entry_id]
+            del self._unsettled[entry_id], self._held[entry_id], self._sizes[entry_id]
             self._done.pop(entry_id, None)
             self._known.discard(entry_id)
         self._words, self._written = [], []

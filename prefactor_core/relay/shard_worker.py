@@ -271,7 +271,7 @@ class ShardWorker(Worker):
             if isinstance(error, EntryUnreadableError):
                 message = str(error)
             log(logger, logging.ERROR, "an entry is set aside whole: %s", message)
-            self._state.took(entry_id, 0)
+            self._state.took(entry_id, ())
             ops, agent, version = (fields.get(name, b"") for name in (b"ops", b"agent", b"version"))
             # With its version: a later relay may be able to read it.
             self._state.set_aside(
@@ -282,13 +282,13 @@ class ShardWorker(Worker):
             )
             return
         self._heartbeats.wrote(entry.agent, milliseconds_of_entry(entry_id))
-        size = sum(operation.size for operation in operations)
+        sizes = [operation.size for operation in operations]
         passed_over = [
             place
             for place, operation in enumerate(operations if self._passed_over else ())
             if operation.instance_id in self._passed_over
         ]
-        for place in self._state.took(entry_id, len(operations), size, passed_over):
+        for place in self._state.took(entry_id, sizes, passed_over):
             origin = Origin(entry_id, entry.agent, entry.operations[place], place)
             self._add_recorded(operations[place], origin)
 

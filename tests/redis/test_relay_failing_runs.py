@@ -16,25 +16,30 @@ from prefactor_core.relay.keys import SHARDS, Keys
 
 KEYS = Keys("pf")
 QUEUE = QueueConfig(retry_delay_base=0.02, max_batch_operations=50)
+SMALL_BATCHES = QueueConfig(retry_delay_base=0.02, max_batch_operations=50, max_batch_bytes=10_000)
 AHEAD = 4 * QUEUE.max_batch_operations
 """Operations that a relay reads ahead in a shard."""
 ENTRY = 20
 """Operations in an entry; four of these are read together."""
 
 
-def flood(redis: RedisServerProcess, run: str, operations: int) -> None:
+def flood(redis: RedisServerProcess, run: str, operations: int, size: int = 0) -> None:
     """Write more operations of a run."""
     for _ in range(operations // ENTRY):
-        write(redis, "a", *(span_of(run) for _ in range(ENTRY)))
+        write(redis, "a", *(span_of(run, size) for _ in range(ENTRY)))
 
 
 def spans_in(api: ServedApi) -> int:
     return api.faulty.names().count("agent_spans")
 
 
-@pytest.mark.parametrize("bad_runs", [1, 3])
+@pytest.mark.parametrize(
+    ("bad_runs", "size", "queue"),
+    [(1, 0, QUEUE), (3, 0, QUEUE), (3, 1_000, SMALL_BATCHES)],
+    ids=["one", "three", "three-with-large-entries"],
+)
 async def test_runs_that_fill_the_shard_and_cannot_be_registered_hold_no_other_run_up(
-    redis: RedisServerProcess, api: ServedApi, bad_runs: int
+    redis: RedisServerProcess, api: ServedApi, bad_runs: int, size: int, queue: QueueConfig
 ) -> None:
     *bad, good = runs_of_one_shard(bad_runs + 1)
 
@@ -43,11 +48,12 @@ async def test_runs_that_fill_the_shard_and_cannot_be_registered_hold_no_other_r
         return 500 if id in map(without_partition, bad) else None
 
     api.faulty.faults = {"register": fails}
-    async with relaying(redis.url, api.url, queue_config=QUEUE) as relay:
+    async with relaying(redis.url, api.url, queue_config=queue) as relay:
         await until(lambda: len(relay.statistics().shards) == SHARDS)
         for run in bad:
-            write(redis, "a", *beginning(run))
-            flood(redis, run, 2 * AHEAD)
+            # The registrations are in entries with other operations.
+            write(redis, "a", *beginning(run), *(span_of(run, size) for _ in range(ENTRY)))
+            flood(redis, run, 2 * AHEAD - ENTRY, size)
         # Nothing else is there: it could be an outage, in which nothing is given up.
         await until(lambda: relay.statistics().outage_since is not None)
         calls = len(api.faulty.calls)

@@ -102,6 +102,11 @@ def number(id: str | bytes) -> int:
     return int(str(id).partition("-")[0])
 
 
+def size(place: int) -> int:
+    """Bytes of the operation at this place in its run."""
+    return 1 + place % 5
+
+
 @dataclass
 class Relay:
     """A relay that has had the lease: what it has read, in order, and not settled."""
@@ -196,7 +201,9 @@ class ShardMachine(RuleBasedStateMachine):
             ]
             self.relays[relay].waiting += [
                 (id, *operations[position], position)
-                for position in state.took(id, len(operations), 1, passed_over)
+                for position in state.took(
+                    id, [size(place) for _, place in operations], passed_over
+                )
             ]
 
     def deliver_the_next_of_a_run(self, relay: Relay, run: str) -> None:
@@ -248,6 +255,11 @@ class ShardMachine(RuleBasedStateMachine):
     @invariant()
     def a_relay_sets_nothing_aside_twice(self) -> None:
         assert len(set(self.server.refused)) == len(self.server.refused)
+
+    @invariant()
+    def a_relay_counts_the_bytes_of_the_operations_that_it_holds(self) -> None:
+        for relay in self.relays.values():
+            assert relay.state.bytes == sum(size(place) for _, _, place, _ in relay.waiting)
 
     @invariant()
     def what_is_deleted_has_arrived(self) -> None:
