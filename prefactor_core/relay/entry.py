@@ -12,7 +12,8 @@ from prefactor_core.exceptions import PrefactorCoreError
 from prefactor_core.operations import Operation
 
 _VERSION: Final = b"1"
-_decoder: Final = msgspec.json.Decoder(list[Operation])
+_entry_decoder: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_decoder: Final = msgspec.json.Decoder[Operation](Operation)
 _encoder: Final = msgspec.json.Encoder()
 
 
@@ -47,7 +48,10 @@ def decode(id: str, fields: Mapping[bytes, bytes]) -> Entry:
         )
     try:
         agent = fields[b"agent"].decode()
-        return Entry(id, agent, _decoder.decode(fields[b"ops"]))
+        # The payloads of an operation are views of the bytes that it is read from. Each has its own
+        # copy, so that an operation that waits does not hold its whole entry in memory.
+        raws = _entry_decoder.decode(fields[b"ops"])
+        return Entry(id, agent, [_decoder.decode(raw.copy()) for raw in raws])
     except (KeyError, UnicodeDecodeError, RecursionError, msgspec.DecodeError) as error:
         raise EntryUnreadableError(f"entry {id} cannot be read: {type(error).__name__}") from None
 

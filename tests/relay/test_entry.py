@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,6 +69,21 @@ def test_an_entry_is_read_as_it_was_written(operations: list[Operation], agent: 
     words = encode(agent, operations)
     entry = decode("1-0", dict(zip(words[::2], words[1::2], strict=True)))
     assert (entry.id, entry.agent, entry.operations) == ("1-0", agent, operations)
+
+
+def test_an_operation_that_is_kept_does_not_keep_its_entry() -> None:
+    words = encode("a", [operation(3, b'"%s"' % (b"x" * 1_000)) for _ in range(1_000)])
+    entry = dict(zip(words[::2], words[1::2], strict=True))
+    del words
+    tracemalloc.start()
+    try:
+        entry[b"ops"] = bytes(bytearray(entry[b"ops"]))  # traced
+        first = decode("1-0", entry).operations[0]
+        entry.clear()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert first.size < held < 10 * first.size
 
 
 @pytest.mark.parametrize(
