@@ -310,7 +310,8 @@ def _from_the_agent_on(frames: list[TracebackType]) -> list[TracebackType]:
     """Return the frames without the first ones that are of this library, such as the wrapper of a
     traced function; all of them if the error is of this library."""
     for number, frame in enumerate(frames):
-        module: object = frame.tb_frame.f_globals.get("__name__")
+        # The globals of code that ``exec`` runs may be of a class with methods of its own.
+        module: object = dict.get(frame.tb_frame.f_globals, "__name__")
         if type(module) is not str or not module.startswith("prefactor_core."):
             return frames[number:]
     return frames
