@@ -46,7 +46,8 @@ def holder_of(frame: FrameType | None) -> FrameType | None:
 
 
 def _package(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__")).partition(".")[0]
+    # Not the method of the globals, which code that ``exec`` runs may override.
+    return str(dict.get(frame.f_globals, "__name__")).partition(".")[0]
 
 
 def is_at_yield(frame: FrameType) -> bool:
