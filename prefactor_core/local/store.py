@@ -74,7 +74,8 @@ class Store:
         tables of an earlier version, raises :class:`ValueError`.
         """
         self.path = path
-        self._file = Path(path).absolute()
+        # The working directory may be another one when it is opened again.
+        self._file = None if path == MEMORY else Path(path).absolute()
         self._read_only = read_only
         self._turn = threading.RLock()
         self._revision: int | None = None
@@ -83,15 +84,17 @@ class Store:
         self._is_opening = False
         self._checks_references = True
         self._opened: sqlite3.Connection | None = None
-        if path != MEMORY and not read_only:
-            _create_private(path)
+        self._rests = 0
+        self._is_closed = False
+        if self._file is not None:
+            if not read_only:
+                _create_private(path)
+            at_fork.opened(self)
         with self._turn:
             self._opened = self._connect()
-            if path != MEMORY:
-                at_fork.opened(self)
             try:
                 if read_only:
-                    check_version(self._connection)
+                    check_version(self._opened)
                 # A file that is up to date is opened without a lock.
                 self.account_id = self.until_free(self._find_account) or self.until_free(
                     self._migrate
@@ -103,13 +106,12 @@ class Store:
 
     def _connect(self) -> sqlite3.Connection:
         if self._read_only:
-            connection = connect(str(self._file))
+            connection = connect(str(self._file or MEMORY))
         else:
-            in_memory = self.path == MEMORY
             # isolation_level=None: only transaction() opens transactions.
             connection = sqlite3.connect(
-                MEMORY if in_memory else f"{self._file.as_uri()}?mode=rw",
-                uri=not in_memory,
+                MEMORY if self._file is None else f"{self._file.as_uri()}?mode=rw",
+                uri=self._file is not None,
                 isolation_level=None,
                 check_same_thread=False,
             )
@@ -125,10 +127,20 @@ class Store:
     def _connection(self) -> sqlite3.Connection:
         """The connection, which is opened again after a fork."""
         if self._opened is None:
+            if self._is_closed:
+                raise sqlite3.ProgrammingError("the database is closed")
             connection = self._connect()
-            self._configure(connection)
+            try:
+                self._configure(connection)
+            except BaseException:
+                connection.close()
+                raise
             self._opened = connection
         return self._opened
+
+    @property
+    def _in_transaction(self) -> bool:
+        return self._opened is not None and self._opened.in_transaction
 
     def rest(self, seconds: float) -> bool:
         """Close the connection to the file, and let no thread use it until :meth:`wake`.
@@ -138,16 +150,21 @@ class Store:
         """
         if not self._turn.acquire(timeout=seconds):
             return False
+        self._rests += 1
         # The thread itself may be in a transaction.
-        if self._opened is not None and not self._opened.in_transaction:
-            with suppress(sqlite3.Error):
-                self._opened.close()
-            self._opened = None
+        if not self._in_transaction:
+            connection, self._opened = self._opened, None
+            if connection is not None:
+                with suppress(sqlite3.Error):
+                    connection.close()
         return True
 
     def wake(self) -> None:
-        """Undo :meth:`rest`, in the same thread: the next use opens the file again."""
-        self._turn.release()
+        """Undo :meth:`rest`, if it has done anything, in the same thread: the next use opens the
+        file again."""
+        if self._rests:
+            self._rests -= 1
+            self._turn.release()
 
     def _find_account(self) -> str | None:
         """The id of the account, or None for a file that needs :meth:`_migrate`."""
@@ -198,10 +215,12 @@ class Store:
 
     def close(self) -> None:
         """Close the file."""
+        at_fork.closed(self)
         with self._turn:
-            at_fork.closed(self)
-            if self._opened is not None:
-                self._opened.close()
+            self._is_closed = True
+            connection, self._opened = self._opened, None
+            if connection is not None:
+                connection.close()
 
     @contextmanager
     def transaction(self, *, waits: bool = True, part: bool = True) -> Generator[None]:
@@ -211,7 +230,7 @@ class Store:
         ``waits``: for the lock of another process, up to ``lock_timeout``.
         """
         with self._turn:
-            if not self._connection.in_transaction:
+            if not self._in_transaction:
                 with self._whole(waits):
                     yield
             elif part:
@@ -265,16 +284,27 @@ class Store:
                 if now >= give_up_at:
                     raise
                 # SQLite waits for most locks itself, but not for the one of the change to WAL.
-                time.sleep(random.uniform(0, 0.002))
+                self._pause(random.uniform(0, 0.002))
+
+    def _pause(self, seconds: float) -> None:
+        if self._in_transaction:
+            time.sleep(seconds)
+            return
+        # A fork need not wait until another process gives up its lock.
+        self._turn.release()
+        try:
+            time.sleep(seconds)
+        finally:
+            self._turn.acquire()
 
     @contextmanager
     def snapshot(self) -> Generator[None]:
         """Read one state of the file in the block, whatever other processes write meanwhile."""
         with self._turn:
-            if self._connection.in_transaction:
+            if self._in_transaction:
                 yield
                 return
-            self._connection.execute("BEGIN")
+            self._execute("BEGIN")
             try:
                 yield
             finally:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
@@ -233,6 +234,52 @@ def test_a_child_opens_the_file_of_its_parent_and_each_has_its_own_locks(tmp_pat
         found = [row["id"] for row in store.all("SELECT id FROM agents")]
     assert {f"child {number}" for number in range(20)} <= set(found)
     assert found.count("after the forks") == 1
+
+
+def write_agent(store: Store) -> None:
+    with store.transaction():
+        store.insert("agents", {"id": "a", "name": "", "inserted_at": "", "updated_at": ""})
+
+
+def test_a_file_that_rested_is_opened_again_also_if_it_is_locked_just_then(path: str) -> None:
+    with closing(Store(path)) as store, ThreadPoolExecutor() as threads:
+        assert store.rest(0)
+        store.wake()
+        # For itself alone: not even the settings of a connection can be made.
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("PRAGMA locking_mode = EXCLUSIVE")
+            other.execute("BEGIN EXCLUSIVE")
+            writing = threads.submit(write_agent, store)
+            with pytest.raises(TimeoutError):
+                writing.result(0.2)
+            other.execute("COMMIT")
+        writing.result(60)
+        assert store.rest(0)
+        store.wake()
+        assert len(store.all("SELECT * FROM agents")) == 1
+    assert store.rest(0)
+    store.wake()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        store.one("SELECT * FROM agents")
+
+
+def test_a_file_in_a_transaction_does_not_rest_and_another_thread_does_not_wait_for_ever(
+    path: str,
+) -> None:
+    with closing(Store(path)) as store, ThreadPoolExecutor() as threads:
+        with store.transaction():
+            assert not threads.submit(store.rest, 0.01).result(20)
+            threads.submit(store.wake).result(20)
+            write_agent(store)
+        assert len(store.all("SELECT * FROM agents")) == 1
+
+
+def test_a_database_in_memory_needs_no_working_directory(tmp_path: Path) -> None:
+    code = (
+        "import os\nfrom prefactor_core.local.store import Store\n"
+        "os.makedirs('gone')\nos.chdir('gone')\nos.rmdir('../gone')\nStore(':memory:').close()"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, check=True)
 
 
 # --- a lock while it is used

@@ -56,7 +56,7 @@ class _StoredRows(Store):
     """The reading part of a store, over a connection that only reads."""
 
     def __init__(self, db: Connection) -> None:
-        self._opened, self._turn = db, threading.RLock()
+        self._opened, self._turn, self._is_closed = db, threading.RLock(), False
         (self.account_id,) = db.execute("SELECT id FROM account").fetchone()
 
 
