@@ -27,6 +27,9 @@ that it enters before its one yield is meant for the code that runs during that 
 _RESUME: Final = opmap.get("RESUME")
 _AFTER_YIELD: Final = 1
 
+# The globals of code that ``exec`` runs may have a ``get`` of their own.
+_GET: Final = dict[str, object].get
+
 
 def holder_of(frame: FrameType | None) -> FrameType | None:
     """The frame of the generator that holds a span, entered in ``frame``, across its yields; None
@@ -46,7 +49,7 @@ def holder_of(frame: FrameType | None) -> FrameType | None:
 
 
 def _package(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__")).partition(".")[0]
+    return str(_GET(frame.f_globals, "__name__")).partition(".")[0]
 
 
 def is_at_yield(frame: FrameType) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC
 from typing import TYPE_CHECKING, cast
 
@@ -109,20 +110,21 @@ def json_problem(value: object, error: Exception) -> str:
     ``error``: that of writing it.
     """
     place = ""
-    for _ in range(_MOST_LEVELS):
-        parts: Iterable[tuple[object, object]] = ()
-        if isinstance(value, Mapping):
-            parts = cast("Mapping[object, object]", value).items()
-        elif isinstance(value, list | tuple):
-            parts = enumerate(cast("list[object]", value))
-        for key, part in parts:
-            try:
-                msgspec.json.encode(part)
-            except Exception as problem:
-                place, value, error = f"{place}[{in_message(key)}]", part, problem
+    with suppress(Exception):  # a mapping of the caller may raise anything
+        for _ in range(_MOST_LEVELS):
+            parts: Iterable[tuple[object, object]] = ()
+            if isinstance(value, Mapping):
+                parts = cast("Mapping[object, object]", value).items()
+            elif isinstance(value, list | tuple):
+                parts = enumerate(cast("list[object]", value))
+            for key, part in parts:
+                try:
+                    msgspec.json.encode(part)
+                except Exception as problem:
+                    place, value, error = f"{place}[{in_message(key)}]", part, problem
+                    break
+            else:
                 break
-        else:
-            break
     reason = "a lone surrogate in a text" if isinstance(error, UnicodeEncodeError) else str(error)
     return f"at {place}: {reason}" if place else reason
 

@@ -23,8 +23,8 @@ _OUTAGE_SECONDS = 5.0
 """Seconds without a success after which a failure is an outage."""
 
 _QUIET_SECONDS = 5.0
-"""Seconds without a failure after which a busy API is reported as being well again: one that is
-nearly full accepts some, and refuses the next ones."""
+"""Seconds without a failure after which the outage of a busy API is over: one that is nearly full
+accepts some, and refuses the next ones."""
 
 _MAX_WAIT = 5.0
 """Seconds that any wait may take."""
@@ -62,8 +62,9 @@ class CircuitBreaker:
         self.is_outage = False
         self.failures = self.accepted = self.recoveries = self.answers = 0
         self._began = 0.0
-        # The begin of the outage that the log knows of; when a request succeeded after its last
-        # failure; and whether the API asked to wait in it.
+        # The begin of the outage that the log knows of; when a request succeeded after the last
+        # failure; and whether the API was busy in that outage, or in the failures that may become
+        # one.
         self._reported: float | None = None
         self._well_since: float | None = None
         self._was_busy = False
@@ -117,7 +118,7 @@ class CircuitBreaker:
         busy: bool = False,
     ) -> bool:
         """Note that a request of ``round`` failed after ``took`` seconds; return whether an outage
-        has to be reported.
+        has to be reported. Call :meth:`report_end` first: an earlier outage may be over.
 
         ``retry_after``: the wait in seconds that the API asked for. ``denied``: the API refuses
         the token, so that retries soon are no use. ``busy``: it is up, and takes no more for now.
@@ -165,20 +166,18 @@ class CircuitBreaker:
         self._until = -math.inf
         if self._well_since is None:
             self._well_since = now
-        if self._was_busy and now - self._well_since < _QUIET_SECONDS:
-            return None
-        return self.report_end()
+        return self.report_end(now)
 
-    def report_end(self) -> float | None:
-        """The seconds that a reported outage took, if it is over and its end was not reported."""
-        if self._well_since is None:
+    def report_end(self, now: float = math.inf) -> float | None:
+        """Return the seconds that a reported outage took, if it is over by ``now`` and its end was
+        not reported. Without ``now``, a success is its end, also of a busy API."""
+        began, well_since = self._reported, self._well_since
+        if well_since is None:
             return None
-        self._was_busy = False
-        if self._reported is None:
+        if began is not None and self._was_busy and now - well_since < _QUIET_SECONDS:
             return None
-        took = self._well_since - self._reported
-        self._reported = None
-        return took
+        self._reported, self._was_busy = None, False
+        return None if began is None else well_since - began
 
     def drain(self, now: float, until: float) -> None:
         """Begin the waits anew, and let none outlast ``until``, when the drain ends."""

@@ -101,7 +101,9 @@ class Sender:
             f"{self._carrier.receiver} took no registration of a run within {seconds:g} s"
         )
         self._counters.fail(error)
-        if self._breaker.unanswered(anyio.current_time(), seconds):
+        now = anyio.current_time()
+        self._report_end(self._breaker.report_end(now))
+        if self._breaker.unanswered(now, seconds):
             self._report_outage(error)
 
     def confirm_in_bulk(self, item: BatchItem, refusal: Exception) -> None:
@@ -268,6 +270,8 @@ class Sender:
         retry_after = error.retry_after if isinstance(error, PrefactorApiError) else None
         kind, now = classify_request(error), anyio.current_time()
         denied, busy = kind is FailureKind.DENIED, kind is FailureKind.BUSY
+        # Nothing may have been sent since the last outage: its end comes before a new beginning.
+        self._report_end(self._breaker.report_end(now))
         if self._breaker.failed(round, now, retry_after, took=took, denied=denied, busy=busy):
             self._report_outage(error)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 def duration_text(seconds: float) -> str:
     """A duration in the units that suit it: ``0.6 ms``, ``850.2 ms``, ``1.50 s``, ``12.3 s``,
-    ``2 min 05 s``, ``1 h 02 min``, ``3 d 4 h``. From a second on, the viewer's pages show the
-    same text."""
+    ``2 min 05 s``, ``1 h 02 min``, ``3 d 4 h``. From a second on, the viewer's pages show
+    them in the same form, and may round a half the other way."""
     if seconds < 0:
         return f"-{duration_text(-seconds)}"
     # Each bound is where the text would be rounded to one of the next unit.

@@ -45,6 +45,8 @@ _MAX_NESTED_GROUPS: Final = 5
 _STACK_NEEDED: Final = 60
 _PLAIN: Final = frozenset({int, float, bool, NoneType})
 _REMEMBERED: Final = 64
+# The globals of code that ``exec`` runs may have a ``get`` of their own.
+_GET: Final = dict[str, object].get
 
 _CAUSE: Final = "\nThe above exception was the direct cause of the following exception:\n\n"
 _CONTEXT: Final = "\nDuring handling of the above exception, another exception occurred:\n\n"
@@ -310,7 +312,7 @@ def _from_the_agent_on(frames: list[TracebackType]) -> list[TracebackType]:
     """Return the frames without the first ones that are of this library, such as the wrapper of a
     traced function; all of them if the error is of this library."""
     for number, frame in enumerate(frames):
-        module: object = frame.tb_frame.f_globals.get("__name__")
+        module = _GET(frame.tb_frame.f_globals, "__name__")
         if type(module) is not str or not module.startswith("prefactor_core."):
             return frames[number:]
     return frames

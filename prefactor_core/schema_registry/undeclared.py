@@ -24,6 +24,7 @@ _OTHER_PLACES: Final = frozenset(
 _SHORTEST: Final = 4
 _LONGEST: Final = 60
 _LONG_ENOUGH: Final = 6
+_SHORT_PART: Final = 2
 _MOST_FIELDS: Final = 40
 
 
@@ -63,19 +64,40 @@ def _declared(schema: Any) -> Mapping[str, object]:
     )
     if says_more or not isinstance(properties, dict):
         return {}
-    return cast("dict[str, object]", properties)
+    given = cast("dict[object, object]", properties)
+    return {field: rule for field, rule in given.items() if isinstance(field, str)}
 
 
 def _is_near(field: str, name: str) -> bool:
     """Whether ``field`` is a misspelling of ``name``: in another case, with a letter more, less or
     wrong, or with letters exchanged. Not with a wrong letter in a short name: ``top_k`` is no
-    misspelling of ``top_p``."""
+    misspelling of ``top_p``; nor if one schema could well declare both."""
     if not _SHORTEST <= len(name) <= _LONGEST:
         return False
     texts = (text.replace("_", "").lower() for text in (field, name))
     short, long = sorted(texts, key=len)
     if len(long) == len(short) + 1:
-        return any(long[:at] + long[at + 1 :] == short for at in range(len(long)))
-    wrong = sum(map(str.__ne__, short, long))
-    is_one = wrong <= 1 and len(long) >= _LONG_ENOUGH
-    return len(long) == len(short) and (is_one or sorted(short) == sorted(long))
+        is_near = any(long[:at] + long[at + 1 :] == short for at in range(len(long)))
+    else:
+        wrong = sum(map(str.__ne__, short, long))
+        is_one = wrong <= 1 and len(long) >= _LONG_ENOUGH
+        is_near = len(long) == len(short) and (is_one or sorted(short) == sorted(long))
+    return is_near and not _is_pair(field.lower(), name.lower())
+
+
+def _is_pair(field: str, name: str) -> bool:
+    """Whether two names that are near differ in a digit, in a letter of a short part, or are
+    singular and plural: ``page_1`` and ``page_2``, ``latency_ms`` and ``latency_us``, ``source``
+    and ``sources``."""
+    if [*filter(str.isdigit, field)] != [*filter(str.isdigit, name)]:
+        return True
+    parts, others = field.split("_"), name.split("_")
+    if len(parts) != len(others):
+        return False
+    differing = [pair for pair in zip(parts, others, strict=True) if pair[0] != pair[1]]
+    if len(differing) != 1:
+        return False
+    short, long = sorted(differing[0], key=len)
+    # Of two "s" at the end, one is too much.
+    is_plural = long == f"{short}s" and not short.endswith("s")
+    return is_plural or (len(long) <= _SHORT_PART and sorted(short) != sorted(long))

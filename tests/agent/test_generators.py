@@ -9,6 +9,7 @@ import warnings
 from collections.abc import AsyncGenerator
 from functools import partial
 from itertools import permutations
+from typing import Any, NoReturn
 
 import anyio
 import anyio.from_thread
@@ -249,3 +250,15 @@ def test_a_span_in_a_generator_that_is_left_at_the_end_of_the_loop_has_ended_wit
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == "complete\nagent:llm cancelled\nagent:llm cancelled\n"
+
+
+async def test_a_span_in_a_generator_whose_globals_raise_is_recorded() -> None:
+    class Raising(dict[str, Any]):
+        def get(self, *_: object) -> NoReturn:
+            raise RuntimeError("no names")
+
+    async with recording() as r:
+        names = Raising(span=partial(r.instance.span, "agent:tool"))
+        exec("def yields():\n  with span():\n    yield 1", names)
+        assert list(names["yields"]()) == [1]
+    assert [span.status for span in r.run.spans.values()] == ["complete"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -73,6 +74,34 @@ def test_the_error_of_a_version_says_where_the_problem_is(version: Any, problem:
             with pytest.raises(PrefactorValueError) as info:
                 client.create_agent_instance(**{**RIGHT, name: version})
             assert str(info.value) == f"{name} cannot be written as JSON: {problem}"
+
+
+class _RaisingMapping(Mapping[str, Any]):
+    def __getitem__(self, key: str) -> Any:
+        raise RuntimeError("no value")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["a"])
+
+    def __len__(self) -> int:
+        return 1
+
+
+@for_each(
+    ("name", "version", "place"),
+    [
+        ("agent_version", _RaisingMapping(), ""),
+        ("agent_version", {"a": [0, _RaisingMapping()]}, "at ['a'][1]: "),
+        ("agent_schema_version", {"a": [0, _RaisingMapping()]}, "at ['a'][1]: "),
+    ],
+)
+def test_an_error_of_a_mapping_of_the_caller_ends_the_search_for_the_place(
+    name: str, version: Any, place: str
+) -> None:
+    with open_recording() as recording, recording.open_sync() as client:
+        with pytest.raises(PrefactorValueError) as info:
+            client.create_agent_instance(**{**RIGHT, name: version})
+        assert str(info.value).startswith(f"{name} cannot be written as JSON: {place}Encoding")
 
 
 def test_an_unknown_option_is_an_error_with_the_nearest_and_what_the_call_takes() -> None:

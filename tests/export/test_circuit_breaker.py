@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from itertools import pairwise, product
 
@@ -348,6 +349,70 @@ def test_the_end_of_a_busy_outage_can_be_reported_at_once() -> None:
     assert breaker.succeeded(NOW + 3) is None
     assert breaker.report_end() == pytest.approx(3)
     assert breaker.report_end() is None
+
+
+def lines(breaker: CircuitBreaker, *requests: tuple[float, str]) -> list[float | str]:
+    """The lines of the log after requests that are ``"well"``, ``"busy"`` or ``"away"``: the
+    seconds that an outage took, or ``"outage"`` for its beginning."""
+    logged: list[float | str] = []
+    for now, outcome in requests:
+        took = breaker.report_end(now) if outcome != "well" else breaker.succeeded(now)
+        if took is not None:
+            logged.append(round(took, 3))
+        if outcome != "well" and fail_again(breaker, now, busy=outcome == "busy"):
+            logged.append("outage")
+    return logged
+
+
+def each(times: Iterable[float], outcome: str) -> list[tuple[float, str]]:
+    return [(now, outcome) for now in times]
+
+
+def test_an_outage_long_after_the_only_success_of_a_busy_one_is_another() -> None:
+    busy, away = each(range(4), "busy"), each(range(3_600, 3_610), "away")
+    logged = lines(make(), *busy, (4, "well"), *away, (3_700, "well"))
+    assert logged == ["outage", 4, "outage", 100]
+
+
+def test_a_failure_soon_after_a_success_of_a_busy_api_is_the_same_outage() -> None:
+    busy, away = each(range(4), "busy"), each(range(6, 20), "away")
+    last = [(20, "well"), (24.9, "well"), (25, "well")]
+    assert lines(make(), *busy, (4, "well"), *away, *last) == ["outage", 20]
+
+
+def test_one_failure_long_after_a_busy_outage_is_its_end_and_no_outage() -> None:
+    first = each(range(4), "busy")
+    logged = lines(make(), *first, (4, "well"), (9, "busy"), (10, "well"), (60, "well"))
+    assert logged == ["outage", 4]
+
+
+def test_a_busy_failure_before_an_outage_does_not_delay_its_end() -> None:
+    breaker = make()
+    assert lines(breaker, (0, "busy"), (0.1, "well")) == []
+    assert lines(breaker, *each(range(3, 13), "away"), (13, "well")) == ["outage", 10]
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 20), st.sampled_from(["well", "busy", "away"]))))
+def test_no_line_is_missing_or_merges_outages_with_well_seconds_between(
+    steps: list[tuple[float, str]],
+) -> None:
+    breaker, now, logged, well_since = make(), 0.0, list[float | str](), None
+    for seconds, outcome in steps:
+        now += seconds
+        was_over = well_since is not None and now - well_since >= 5
+        reported = logged.count("outage") > len(logged) / 2
+        new = lines(breaker, (now, outcome))
+        if was_over and reported:
+            assert isinstance(new[0], float)
+        logged += new
+        if outcome == "well":
+            well_since = now if well_since is None else well_since
+            assert not breaker.is_outage
+        else:
+            well_since = None
+            # An outage is reported while it lasts.
+            assert breaker.is_outage <= (logged.count("outage") > len(logged) / 2)
+    assert all((line == "outage") == (at % 2 == 0) for at, line in enumerate(logged))
 
 
 def test_since_is_when_the_first_failure_was_and_ends_with_a_success() -> None:

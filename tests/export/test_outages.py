@@ -383,6 +383,29 @@ async def test_what_a_gateway_says_is_no_refusal(answer: tuple[int, bytes]) -> N
     assert client.statistics().lost == 0
 
 
+async def test_two_outages_an_idle_hour_apart_are_reported_each_with_its_own_length(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with open_local_prefactor(":memory:") as app:
+        api = Switch(app)
+        async with open_prefactor(make_config(drain_timeout=600), asgi_app=api) as client:
+            async with client.agent_instance(**AGENT) as instance:
+                await client.flush()
+                for gateway, away in ((429, b"{}"), False), (None, True):
+                    api.gateway, api.away = gateway, away
+                    await work(instance, 0, 10)
+                    await anyio.sleep(20)
+                    api.gateway, api.away = None, False
+                    await client.flush()
+                    await anyio.sleep(3600)
+    assert client.statistics().lost == 0
+    logged = messages(caplog)
+    assert ["again after" in line for line in logged] == [False, True, False, True]
+    lengths = [float(line.split()[-2]) for line in logged[1::2]]
+    assert all(15 < length < 30 for length in lengths)
+
+
 @pytest.mark.parametrize("asked", ["999999999", "Wed, 21 Oct 2099 07:28:00 GMT", "1e308"])
 async def test_one_mistaken_retry_after_does_not_end_the_delivery(asked: str) -> None:
     async with open_local_prefactor(":memory:") as app:

@@ -455,6 +455,19 @@ async def test_the_stack_of_a_traced_function_begins_with_the_function(form: str
     assert frames == ["fails", *outer[form], "fails"]
 
 
+def test_globals_that_raise_leave_the_traceback() -> None:
+    class Raising(dict[str, Any]):
+        def get(self, *_: object) -> NoReturn:
+            raise RuntimeError("no names")
+
+    try:
+        exec("raise ValueError('here')", Raising())
+    except ValueError as error:
+        error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
+        stacktrace = str(describe_error(error)["stacktrace"])
+    assert 'File "<string>", line 1, in <module>' in stacktrace
+
+
 def test_an_error_of_this_library_keeps_the_frames_of_the_library() -> None:
     registry = SchemaRegistry()
     registry.register_type("agent:tool", {})

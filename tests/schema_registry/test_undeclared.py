@@ -37,11 +37,16 @@ OTHERS = {
 
 def misspelled(name: str) -> Iterator[str]:
     for at in range(len(name)):
-        yield name[:at] + name[at + 1 :]
-        yield name[:at] + name[at] + name[at:]
+        # A letter more, less or wrong may make a pair of names, as in PAIRS.
+        part = len(name[:at].rpartition("_")[2]) + len(name[at:].partition("_")[0])
+        if name[at] == "_" or part > 2:
+            if name[at:] != "s":
+                yield name[:at] + name[at + 1 :]
+            if len(name) > 5:
+                yield f"{name[:at]}x{name[at + 1 :]}"
+        if name[at] == "_" or part > 1:
+            yield name[:at] + name[at] + name[at:]
         yield name[:at] + name[at : at + 2][::-1] + name[at + 2 :]
-        if len(name) > 5:
-            yield f"{name[:at]}x{name[at + 1 :]}"
     yield name.upper()
     yield name.replace("_", "")
 
@@ -69,6 +74,39 @@ def test_declared_fields_and_those_that_others_add_are_no_problem() -> None:
                 for beside in {}, {"error": 1}, {next(iter(schema["properties"])): 1}:
                     with case(part, name, field, beside):
                         assert undeclared_fields(part, schemas, name, {field: 1, **beside}) == []
+
+
+PAIRS = [
+    *(("page_1", "page_2"), ("items1", "items2"), ("page", "page2"), ("page_12", "page_21")),
+    *(("input_a", "input_b"), ("input_en", "input_es"), ("x_coord", "y_coord")),
+    *(("latency_ms", "latency_us"), ("latency_s", "latency_ms"), ("position_x", "position_xy")),
+    *(("user_id", "user_ids"), ("source", "sources"), ("item_count", "items_count")),
+]
+
+
+@for_each(("one", "other"), [*PAIRS, *((other, one) for one, other in PAIRS)])
+def test_a_field_that_may_stand_beside_a_declared_one_is_no_misspelling(
+    one: str, other: str
+) -> None:
+    schemas = {"ask": {"properties": {one: {}}}}
+    assert undeclared_fields("payload", schemas, "ask", {other: 1}) == []
+
+
+def test_a_misspelling_beside_a_digit_a_short_part_or_a_plural_is_found() -> None:
+    for field, name in [
+        *(("pgae_1", "page_1"), ("latncy_ms", "latency_ms"), ("latency_sm", "latency_ms")),
+        *(("sourcess", "sources"), ("userids", "user_ids"), ("x_cord", "x_coord")),
+    ]:
+        with case(field):
+            schemas = {"ask": {"properties": {name: {}}}}
+            assert len(undeclared_fields("payload", schemas, "ask", {field: 1})) == 1
+
+
+def test_a_name_of_a_declared_field_that_is_no_text_is_left_out() -> None:
+    properties: dict[Any, Any] = {1: {}, None: {}, "prompt": {}}
+    for value, found in ({"promt": 1}, 1), ({"prompt": 1}, 0), ({"other": 1}, 0):
+        schemas = {"ask": {"properties": properties}, "other": {"properties": {2: {}}}}
+        assert len(undeclared_fields("result", schemas, "ask", value)) == found
 
 
 PROPERTIES = {"properties": {"prompt": {}}}
