@@ -193,7 +193,7 @@ def show_refused(
 ) -> None:
     """List the operations that the API refused, with its reasons.
 
-    They are kept until --retry or --drop, which say how many it were. Payloads are not shown.
+    They are kept until --retry or --drop, which say how many there were. Payloads are not shown.
     """
     if retries and drops:
         raise click.UsageError("--retry and --drop exclude each other: give one")

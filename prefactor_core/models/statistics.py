@@ -19,9 +19,8 @@ class Statistics(Struct, frozen=True, kw_only=True):
     ``dropped``: not delivered, by reason: ``refused`` (by the API),
     ``retries_exhausted`` (the API failed repeatedly while it accepted others),
     ``full`` (a new run or span, or a quality payload, exceeded the bounds of
-    :class:`~prefactor_core.QueueConfig`), ``run_ended`` (a span
-    that began after its run's end, or any operation of a run that a relay has ended because it
-    heard nothing of the agent for long),
+    :class:`~prefactor_core.QueueConfig`), ``run_ended`` (a span that began after its run's end, or
+    any operation of a run that a relay has ended because it heard nothing of the agent for long),
     ``drain_timeout`` (the scope ended first), ``queue`` (the client's queue refused it).
     With a journal, the first two are kept aside in it.
     ``requests``: requests sent. ``retries``: failed requests whose operations are sent again.

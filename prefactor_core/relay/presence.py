@@ -52,8 +52,8 @@ class Presence:
 
     ``drained``: returns when everything is delivered. After :meth:`close` the heartbeat goes on
     until then, and is removed. If the drain is broken off, the heartbeat stays on the server:
-    relays end the open runs after a while. ``terminations``: whether to ask for these
-    and for the ends by relays.
+    relays end the open runs after a while. ``terminations``: whether to ask for terminations, and
+    for runs that relays have ended.
     """
 
     def __init__(
